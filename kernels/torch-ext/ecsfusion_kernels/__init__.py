@@ -1,5 +1,6 @@
 """GPU kernels of the probe, with plain PyTorch references."""
 
+from .random import uniform
 from .reference import (
     BrojaSolution,
     Clustering,
@@ -10,7 +11,6 @@ from .reference import (
     project,
     scale_rows,
     seed,
-    uniform,
 )
 
 __all__ = [

@@ -2,8 +2,9 @@
 
 from .broja import BrojaSolution, broja
 from .histogram import histogram
-from .kmeans import Clustering, lloyd, nearest, seed, uniform
+from .kmeans import Clustering, lloyd, nearest, seed
 from .project import project, scale_rows
+from .random import uniform
 
 __all__ = [
     "BrojaSolution",

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .random import uniform
+
 
 class Clustering(NamedTuple):
     """What `lloyd` returns for B problems."""
@@ -18,16 +20,6 @@ class Clustering(NamedTuple):
     labels: Tensor  # (B, N) int64: the nearest centre of each point, the first among equals
     inertia: Tensor  # (B,) float32: sum of squared distances to the nearest centre
     sizes: Tensor  # (B, K) int64: points per cluster; 0 marks a centre that was kept where it was
-
-
-def uniform(counter: Tensor, seed: int) -> Tensor:
-    """Numbers in (0, 1) that depend on (seed, counter) alone; float32, the shape of `counter` (int64, >= 0).
-
-    Two rounds of the 32-bit finalizer "lowbias32" (C. Wellons, 2018), 24 bits of it.
-    """
-    mixed = _mix((counter & 0xFFFFFFFF) ^ _constant(seed))
-    mixed = _mix(mixed ^ (counter >> 32) ^ _constant(~seed))
-    return ((mixed >> 8).to(torch.float32) + 0.5) / 2**24
 
 
 def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
@@ -91,14 +83,3 @@ def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     scores = torch.baddbmm(centres.square().sum(-1).unsqueeze(1), points, centres.mT, alpha=-2.0)
     least, labels = scores.min(-1)
     return labels, (least + points.square().sum(-1)).clamp_min(0.0)
-
-
-def _mix(x: Tensor) -> Tensor:
-    # int64 products wrap; only their lower 32 bits are used.
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return x ^ (x >> 16)
-
-
-def _constant(seed: int) -> int:
-    return (seed * 0x9E3779B9 + 0x85EBCA6B) & 0xFFFFFFFF

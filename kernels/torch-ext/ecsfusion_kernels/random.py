@@ -1,0 +1,65 @@
+"""Random numbers without a state: a hash of (seed, counter), the same on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from . import reference
+from .language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl
+from .reference.random import keys
+
+BLOCK = 1024
+
+
+@jit
+def mix(x):
+    """The 32-bit finalizer "lowbias32" (C. Wellons, 2018) of uint32 numbers."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@jit
+def uniform_at(counter, key1, key2):
+    """Numbers in (0, 1), float32, of counters (int64) under the two int32 keys of a seed."""
+    low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+    mixed = mix(low ^ key1.to(tl.uint32, bitcast=True))
+    mixed = mix(mixed ^ high ^ key2.to(tl.uint32, bitcast=True))
+    return ((mixed >> 8).to(tl.float32) + 0.5) * (1.0 / 16777216.0)
+
+
+@jit
+def _uniform(counter_ptr, out_ptr, number: tl.int64, key1: tl.int32, key2: tl.int32, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < number
+    counter = tl.load(counter_ptr + index, inside, other=0)
+    tl.store(out_ptr + index, uniform_at(counter, key1, key2), inside)
+
+
+def _launch_uniform(counter: Tensor, seed: int) -> Tensor:
+    counter = counter.contiguous()
+    out = torch.empty(counter.shape, dtype=torch.float32, device=counter.device)
+    if counter.numel():
+        key1, key2 = (signed(key) for key in keys(seed))
+        grid = (-(-counter.numel() // BLOCK),)
+        _uniform[grid](counter, out, counter.numel(), key1, key2, BLOCK=BLOCK, **options(4))
+    return out
+
+
+def variants() -> list[Variant]:
+    """Every compilation that the launcher can ask for."""
+    types = {"counter_ptr": "*i64", "out_ptr": "*fp32", "number": "i64", "key1": "i32", "key2": "i32"}
+    return [Variant(_uniform, types, {"BLOCK": BLOCK}, num_warps=4)]
+
+
+@custom_op(f"{NAMESPACE}::uniform", mutates_args=())
+def uniform(counter: Tensor, seed: int) -> Tensor:
+    """Numbers in (0, 1) that depend on (seed, counter) alone; float32, the shape of `counter` (int64, >= 0)."""
+    return _launch_uniform(counter, seed) if runs_kernels(counter) else reference.uniform(counter, seed)
+
+
+@uniform.register_fake
+def _(counter: Tensor, seed: int) -> Tensor:
+    return torch.empty_like(counter, dtype=torch.float32)

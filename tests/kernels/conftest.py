@@ -1,0 +1,34 @@
+"""Every kernel against its plain PyTorch reference, on a GPU or, without one, in Triton's interpreter.
+
+The interpreter must be chosen before the kernels are imported, so it has a process of its own: tests/test_kernels.py
+starts it. On a machine with CUDA these are the tests of `pytest -m gpu`.
+"""
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+if not INTERPRETED and not torch.cuda.is_available():
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items):
+    if not INTERPRETED:
+        for item in items:
+            if "tests/kernels" in item.path.as_posix():
+                item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def device():
+    """Where the kernels run."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(scope="session")
+def large():
+    """Whether sizes that only a GPU works through in time may be used."""
+    return not INTERPRETED
