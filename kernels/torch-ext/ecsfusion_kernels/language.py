@@ -22,7 +22,15 @@ try:
 except ImportError:  # macOS, Windows, CPU-only installations
     triton = tl = None
 
-NAMESPACE = "ecsfusion_kernels"
+try:  # written by kernel-builder: every published build has a namespace of its own, so that two can be loaded
+    from ._ops import add_op_namespace_prefix
+except ImportError:
+
+    def add_op_namespace_prefix(name: str) -> str:
+        return f"ecsfusion_kernels::{name}"
+
+
+NAMESPACE = add_op_namespace_prefix("").removesuffix("::")
 INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
 LEAST_CAPABILITY = (8, 0)
 
