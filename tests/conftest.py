@@ -40,6 +40,13 @@ def shared_data():
     return SHARED_DATA
 
 
+def pytest_ignore_collect(collection_path, config):
+    """`pytest -m gpu` imports the tests of the kernels only: they need torch and Triton, nothing else."""
+    if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
+        return True if collection_path.parent.name != "kernels" else None
+    return None
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return
