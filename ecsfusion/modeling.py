@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ecsfusion.pooling import embedding_dim, pool
+from ecsfusion.configuration import FusionConfig, check_modality_name
+from ecsfusion.encoders import (
+    OWN_MODULE,
+    build_encoder,
+    describe_adapters,
+    describe_encoder,
+    embed,
+    load_encoder,
+    main_input,
+)
+from ecsfusion.fusion_heads import build_fusion_head
+from ecsfusion.pooling import embedding_dim
+from ecsfusion.problem_types import REGRESSION, check_labels, mean_loss, problem_type_of
 from ecsfusion.readout import FUSED, Readout
 
 STAGES = ("unimodal", "joint")
-
-
-class FusionConfig(PreTrainedConfig):
-    """Configuration of [`FusionForClassification`].
-
-    Args:
-        encoders: configuration of each modality's encoder by name, as a plain dictionary with its `model_type`.
-        modalities: names of the modalities, in the order of the fusion head's inputs; by default that of
-            `encoders`.
-        auxiliary_weight: weight of each unimodal cross-entropy in the joint stage (arXiv 2509.20840 uses 0.6).
-        stage: "unimodal" (stage 1) or "joint" (stage 2): the stage these weights come from.
-        step: optimizer step at which these weights were saved, or None.
-        readout: calibrated combination of the heads (see `ecsfusion.readout`), or None before it is fitted.
-    """
-
-    model_type = "ecsfusion"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["unimodal_logits", "embeddings", "probabilities"]
-
-    def __init__(
-        self,
-        encoders: dict[str, dict[str, Any]] | None = None,
-        modalities: list[str] | None = None,
-        auxiliary_weight: float = 0.6,
-        stage: str = "joint",
-        step: int | None = None,
-        readout: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        # A list of its own, because a saved config has its keys sorted, and the fusion head is not.
-        self.modalities = list(modalities or encoders or ())
-        self.encoders = {name: (encoders or {})[name] for name in self.modalities}
-        self.auxiliary_weight = auxiliary_weight
-        self.stage = stage
-        self.step = step
-        self.readout = readout
-        super().__init__(**kwargs)
 
 
 @dataclass
@@ -61,53 +37,42 @@ class FusionOutput(ModelOutput):
     Attributes:
         loss: scalar, when labels are given.
         logits: (B, C), of the fused head.
-        unimodal_logits: (B, C) per modality that was run.
-        embeddings: (B, D_m) per modality that was run.
+        unimodal_logits: (B, C) per modality that was run; NaN in rows without it.
+        embeddings: (B, D_m) per modality that was run; NaN in rows without it.
+        present: (B,) bool per modality that was run, which rows have it.
         probabilities: (B, C), calibrated combination of all heads; only when the model carries a readout.
+        predictions: (B, C), the same in regression.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     unimodal_logits: dict[str, Tensor] | None = None
     embeddings: dict[str, Tensor] | None = None
+    present: dict[str, Tensor] | None = None
     probabilities: Tensor | None = None
-
-
-class ConcatenationHead(nn.Module):
-    """Linear head over the concatenated embeddings; an absent modality counts as a zero embedding."""
-
-    def __init__(self, embedding_dims: Mapping[str, int], num_labels: int) -> None:
-        super().__init__()
-        self.embedding_dims = dict(embedding_dims)
-        self.linear = nn.Linear(sum(self.embedding_dims.values()), num_labels)
-
-    def forward(self, embeddings: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, C) from the embeddings (B, D_m) of the modalities that are present."""
-        some = next(iter(embeddings.values()))
-        parts = [
-            embeddings[name] if name in embeddings else some.new_zeros(some.shape[0], dim)
-            for name, dim in self.embedding_dims.items()
-        ]
-        return self.linear(torch.cat(parts, dim=1))
-
-    @torch.no_grad()
-    def start_from(self, heads: Mapping[str, nn.Linear]) -> None:
-        """Become the sum of the unimodal heads, so that joint training starts at their ensemble.
-
-        The sum of the logits is the (unnormalized) log of the product of the heads' posteriors: the Bayes
-        combination when the modalities are independent given the label and the classes equally likely.
-        """
-        self.linear.weight.copy_(torch.cat([heads[name].weight for name in self.embedding_dims], dim=1))
-        self.linear.bias.copy_(torch.stack([heads[name].bias for name in self.embedding_dims]).sum(dim=0))
+    predictions: Tensor | None = None
 
 
 class FusionForClassification(PreTrainedModel):
     """Several encoders, a linear head on each, and a fusion head over all embeddings.
 
-    In stage "unimodal" the loss is the sum of the cross-entropies of the active modalities; a modality that is
-    not active is not run at all while training. In stage "joint" it is CE(fused) + auxiliary_weight times the
-    sum of the unimodal cross-entropies (arXiv 2509.20840, section 1 of the method). In evaluation every
-    modality that is given is run.
+    In stage "unimodal" the loss is the sum of the losses of the active modalities; a modality that is not active is
+    not run at all while training. In stage "joint" it is that of the fused head + auxiliary_weight times the sum of the
+    unimodal ones (arXiv 2509.20840, section 1 of the method). In evaluation every modality that is given is run.
+
+    A modality may be missing, in all rows of a batch or in some:
+
+    - Its encoder does not see rows that lack it, so such rows leave no trace in its gradient or its batch statistics.
+    - A row's loss is summed over the heads of the modalities that it has, and the fused head's; the loss of a batch is
+      the mean over all its rows. So it does not matter which rows share a batch.
+    - What the fused head makes of such rows: see `ecsfusion.fusion_heads`.
+    - The readout combines, row by row, the heads of the modalities present, and the fused one if none is missing.
+    - A probe takes the rows that have every modality.
+
+    Args:
+        config: its configuration.
+        own_encoders: modules of one's own by modality, where the configuration cannot build them.
+        own_fusion: the same for the fused head.
     """
 
     config_class = FusionConfig
@@ -115,21 +80,36 @@ class FusionForClassification(PreTrainedModel):
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(
+        self,
+        config: FusionConfig,
+        own_encoders: Mapping[str, nn.Module] | None = None,
+        own_fusion: nn.Module | None = None,
+    ) -> None:
         super().__init__(config)
+        own_encoders = own_encoders or {}
         if len(config.encoders) < 2:
             raise ValueError(
                 f"config.encoders names {len(config.encoders)} modalities {list(config.encoders)}; "
                 "fusion needs at least two."
             )
         for name in config.encoders:
-            _check_modality_name(name)
+            check_modality_name(name)
+        unknown = [name for name in own_encoders if name not in config.encoders]
+        if unknown:
+            raise ValueError(f"encoders names {unknown}, but the modalities are {config.modalities}.")
         self.encoders = nn.ModuleDict(
-            {name: _encoder_from_config(name, values) for name, values in config.encoders.items()}
+            {
+                name: build_encoder(name, values, config.adapters.get(name), own_encoders.get(name))
+                for name, values in config.encoders.items()
+            }
         )
         dims = {name: embedding_dim(encoder) for name, encoder in self.encoders.items()}
+        self.embedding_dims = dims
         self.heads = nn.ModuleDict({name: nn.Linear(dim, config.num_labels) for name, dim in dims.items()})
-        self.fusion = ConcatenationHead(dims, config.num_labels)
+        self.fusion = build_fusion_head(
+            config.fusion, config.fusion_options, dims, config.num_labels, own_fusion
+        )
         self.label_smoothing = 0.0
         self.stage = config.stage
         self.active: tuple[str, ...] = tuple(config.modalities)
@@ -147,25 +127,29 @@ class FusionForClassification(PreTrainedModel):
     @classmethod
     def from_modality_pretrained(
         cls,
-        encoders: Mapping[str, str | PreTrainedModel],
+        encoders: Mapping[str, str | nn.Module],
         *,
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
+        fusion: str | nn.Module = "concatenation",
         trust_remote_code: bool = False,
         **config_kwargs: Any,
     ) -> FusionForClassification:
         """Build a fusion model around pretrained encoders.
 
         Args:
-            encoders: for each modality's name a Hub name, a local folder, or a `PreTrainedModel`.
+            encoders: for each modality's name a Hub name, a local folder, a `PreTrainedModel` (with PEFT adapters or
+                without), or any `nn.Module` that returns embeddings (see `ecsfusion.encoders`).
             num_labels: number of classes C; taken from `id2label` when that is given.
             id2label: names of the classes.
+            fusion: name of the fused head, "concatenation", "gated-sum", "cross-attention" or "late-average", or a
+                module of one's own (see `ecsfusion.fusion_heads`).
             trust_remote_code: run code that comes with a model on the Hub; off by default.
-            **config_kwargs: further fields of [`FusionConfig`].
+            **config_kwargs: further fields of [`FusionConfig`], such as `problem_type` and `fusion_options`.
 
         Raises:
             ValueError: fewer than two modalities, an unusable modality name, an encoder without a hidden size.
-            TypeError: an encoder that is neither a name nor a `PreTrainedModel`.
+            TypeError: an encoder that is neither a name nor a module, or one with a head.
         """
         if not isinstance(encoders, Mapping):
             raise TypeError(
@@ -182,35 +166,59 @@ class FusionForClassification(PreTrainedModel):
                     f"num_labels is {num_labels} but id2label names {len(names)} classes; give one of them."
                 )
             labels = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
-        modules: dict[str, PreTrainedModel] = {}
-        sources: dict[str, str | None] = {}
-        for name, encoder in encoders.items():
-            _check_modality_name(name)
-            if isinstance(encoder, str):
-                encoder = AutoModel.from_pretrained(encoder, trust_remote_code=trust_remote_code)
-            if not isinstance(encoder, PreTrainedModel):
-                raise TypeError(
-                    f"encoder of modality {name!r} is a {type(encoder).__name__}; give a Hub name, a folder, or "
-                    "a transformers PreTrainedModel."
-                )
-            modules[name] = encoder
-            sources[name] = encoder.config._name_or_path or None
+        for name in encoders:
+            check_modality_name(name)
+        modules = {name: load_encoder(name, encoder, trust_remote_code) for name, encoder in encoders.items()}
+        adapters = {name: describe_adapters(module) for name, module in modules.items()}
+        own_fusion = fusion if isinstance(fusion, nn.Module) else None
         config = FusionConfig(
-            encoders={name: _plain_config(module.config) for name, module in modules.items()},
+            encoders={name: describe_encoder(module) for name, module in modules.items()},
+            fusion=fusion if isinstance(fusion, str) else type(fusion).__name__,
+            adapters={name: found for name, found in adapters.items() if found},
             **labels,
             **config_kwargs,
         )
-        model = cls(config)
+        own = {name: modules[name] for name in _own_modalities(config)}
+        model = cls(config, own, own_fusion)
         for name, module in modules.items():
-            base = type(model.encoders[name])
-            if type(module) is not base:
-                raise TypeError(
-                    f"encoder of modality {name!r} is a {type(module).__name__}; give the {base.__name__} inside "
-                    "of it, without a head, which is what from_pretrained builds again."
-                )
             model.encoders[name] = module
-        model.sources = sources
+            model.sources[name] = getattr(getattr(module, "config", None), "_name_or_path", None) or None
         return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        encoders: Mapping[str, nn.Module] | None = None,
+        fusion: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `PreTrainedModel.from_pretrained`.
+
+        Args:
+            pretrained_model_name_or_path: a folder or the name of a repository on the Hub.
+            encoders: the modules of one's own among the encoders, by modality. Their weights are loaded into them.
+            fusion: the fused head, where it is a module of one's own.
+            *model_args, **kwargs: as there.
+        """
+        own = [*(encoders or {}).values(), *([] if fusion is None else [fusion])]
+        buffers = [
+            (module, name, value.clone()) for module in own for name, value in _unsaved_buffers(module)
+        ]
+        loaded = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, own_encoders=encoders, own_fusion=fusion, **kwargs
+        )
+        # transformers empties the buffers that are not saved, and lets its own models compute them again.
+        for module, name, value in buffers:
+            module.get_buffer(name).copy_(value)
+        return loaded
+
+    def own_modules(self) -> dict[str, Any]:
+        """Copies of the modules of one's own, as the arguments of `from_pretrained` that build this model again."""
+        encoders = {name: copy.deepcopy(self.encoders[name]) for name in _own_modalities(self.config)}
+        own_fusion = self.config.fusion == type(self.fusion).__name__  # others have a name of their own
+        return {"encoders": encoders, "fusion": copy.deepcopy(self.fusion) if own_fusion else None}
 
     def save_pretrained(
         self, save_directory: Any, *, save_original_format: bool = False, **kwargs: Any
@@ -226,6 +234,11 @@ class FusionForClassification(PreTrainedModel):
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in order."""
         return tuple(self.config.modalities)
+
+    @property
+    def problem_type(self) -> str:
+        """What the labels are; see `ecsfusion.problem_types`."""
+        return problem_type_of(self.config)
 
     def set_stage(self, stage: str) -> None:
         """Switch the loss between stage 1 ("unimodal") and stage 2 ("joint")."""
@@ -268,130 +281,211 @@ class FusionForClassification(PreTrainedModel):
 
     @torch.no_grad()
     def start_fusion_from_heads(self) -> None:
-        """Set the fusion head to the sum of the unimodal heads (see `ConcatenationHead.start_from`)."""
-        self.fusion.start_from(cast("Mapping[str, nn.Linear]", self.heads))
+        """Set the fused head to an ensemble of the unimodal heads, if it has a method `start_from`.
+
+        The built-in heads become their sum in classification, and their mean in regression.
+        """
+        start_from = getattr(self.fusion, "start_from", None)
+        if start_from is None:
+            return
+        heads = dict(self.heads.items())
+        if self.problem_type == REGRESSION:
+            heads = copy.deepcopy(heads)
+            for parameter in (p for head in heads.values() for p in head.parameters()):
+                parameter.div_(len(heads))
+        start_from(heads)
 
     def embed(self, name: str, inputs: Mapping[str, Tensor] | Tensor) -> Tensor:
-        """Embeddings (B, D_m) of one modality's processed inputs."""
+        """Embeddings (B, D_m) of one modality's processed inputs, all of whose rows have it."""
         encoder = self.encoders[name]
-        expected = str(encoder.main_input_name)
+        expected = main_input(encoder)
         if isinstance(inputs, Tensor):
-            inputs = {expected: inputs}
-        if expected not in inputs:
+            inputs = {expected or "values": inputs}
+        if expected is not None and expected not in inputs:
             raise ValueError(
                 f"modality {name!r} was given {sorted(inputs)}, but its encoder {type(encoder).__name__} takes "
                 f"{expected!r}. Is this the right processor?"
             )
-        # Processors give float32, whatever the precision that the model was loaded in.
-        dtype = next(encoder.parameters()).dtype
-        inputs = {
-            key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()
-        }
-        return pool(encoder, encoder(**inputs), inputs.get("attention_mask"))
+        embeddings = embed(encoder, inputs)
+        width = self.embedding_dims[name]
+        if embeddings.shape[1] != width:
+            raise ValueError(
+                f"the encoder {type(encoder).__name__} of modality {name!r} returned embeddings of shape "
+                f"{tuple(embeddings.shape)}; it says that their width is {width}."
+            )
+        return embeddings
 
-    def forward(self, labels: Tensor | None = None, **inputs: Any) -> FusionOutput:
+    def head_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of one head, a scalar: the mean over its rows.
+
+        Every loss in training is made of this one. To use another, set the attribute: `model.head_loss = my_loss`.
+
+        Args:
+            logits: (N, C), of the rows that have this head's modality.
+            labels: theirs.
+        """
+        return mean_loss(logits, labels, self.problem_type, self.label_smoothing)
+
+    def forward(
+        self, labels: Tensor | None = None, present: Mapping[str, Tensor] | None = None, **inputs: Any
+    ) -> FusionOutput:
         """Run the modalities that are given.
 
         Args:
-            labels: (B,) class indices, or None.
+            labels: class indices (B,), or what the problem type asks for, or None.
+            present: for each modality that some rows lack, which rows have it, (B,) bool. The other rows of its inputs
+                are filled with anything, or the inputs are left out if no row has it.
             **inputs: for each modality its processed inputs, e.g. `image={"pixel_values": (B, 3, H, W)}`,
-                or one tensor; a modality that is absent or None is missing.
+                or one tensor; a modality that is absent or None is missing in all rows.
 
         Returns:
             [`FusionOutput`].
 
         Raises:
-            ValueError: an input that is no modality of this model, or no modality at all; labels that are no
-                class indices.
+            ValueError: an input that is no modality of this model, no modality at all in a row, a mask of another
+                shape; labels that do not fit the problem type.
         """
         inputs.pop("return_dict", None)
-        unknown = [name for name in inputs if name not in self.modalities]
+        unknown = [name for name in (*inputs, *(present or ())) if name not in self.modalities]
         if unknown:
             raise ValueError(
                 f"inputs {unknown} are not modalities of this model; it has {list(self.modalities)}."
             )
-        present = [name for name in self.modalities if inputs.get(name) is not None]
-        unimodal_training = self.training and self.stage == "unimodal"
-        if unimodal_training:
-            present = [name for name in present if name in self.active]
-        if not present:
+        given = {name: inputs[name] for name in self.modalities if inputs.get(name) is not None}
+        if not given:
             raise ValueError(f"no modality to run: give at least one of {list(self.modalities)}.")
         if labels is not None:
-            self._check_labels(labels)
-        embeddings = {name: self.embed(name, inputs[name]) for name in present}
-        unimodal_logits = {name: self.heads[name](embeddings[name]) for name in present}
+            check_labels(labels, self.config.num_labels, self.problem_type)
+        size, device = _size_and_device(next(iter(given.values())))
+        rows = _rows_present(given, present or {}, size, device)
+        unimodal_training = self.training and self.stage == "unimodal"
+        running = [
+            name
+            for name in self.modalities
+            if name in rows and not (unimodal_training and name not in self.active)
+        ]
+        everyone = torch.ones(size, dtype=torch.bool, device=device)
+        masks, embeddings, unimodal_logits, losses = {}, {}, {}, []
+        for name in running:
+            mask = rows[name]
+            index = None if mask is None else mask.nonzero()[:, 0]
+            h, z = self._run(name, given.get(name), index)
+            if labels is not None and len(z):
+                loss = self.head_loss(z, labels if index is None else labels[index])
+                losses.append(loss if index is None else loss * (len(index) / size))
+            embeddings[name], unimodal_logits[name] = _spread(h, index, size), _spread(z, index, size)
+            masks[name] = everyone if mask is None else mask
         # Stage 1 trains no fusion: running it there would only put an unused head into the graph.
-        logits = None if unimodal_training else self.fusion(embeddings)
-        loss = None if labels is None else self._loss(logits, unimodal_logits, labels)
+        logits = None if unimodal_training else self._fuse(embeddings, unimodal_logits, masks)
+        answer = self._read_out(logits, unimodal_logits, masks)
+        regression = self.problem_type == REGRESSION
         return FusionOutput(
-            loss=loss,
+            loss=None if labels is None else self._sum_of_losses(losses, logits, labels),
             logits=logits,
             unimodal_logits=unimodal_logits,
             embeddings=embeddings,
-            probabilities=self._probabilities(logits, unimodal_logits),
+            present=masks,
+            probabilities=None if regression else answer,
+            predictions=answer if regression else None,
         )
 
-    def _check_labels(self, labels: Tensor) -> None:
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; give one class index per row."
-            )
-        # On a GPU the check would wait for the device at every step; there cross_entropy itself stops.
-        if labels.device.type == "cpu" and len(labels):
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= self.config.num_labels:
-                raise ValueError(
-                    f"labels hold the class {low if low < 0 else high}, but the model has {self.config.num_labels} "
-                    "classes, from 0: correct the labels or num_labels."
-                )
+    def _run(self, name: str, inputs: Any, index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, D_m) and logits (N, C) of the N rows of `index`, or of all."""
+        head = cast("nn.Linear", self.heads[name])
+        if index is not None and not len(index):  # nobody has it: the encoder is not run on nothing
+            return head.weight.new_zeros(0, head.in_features), head.weight.new_zeros(0, head.out_features)
+        if index is not None:
+            one = isinstance(inputs, Tensor)
+            inputs = inputs[index] if one else {key: value[index] for key, value in inputs.items()}
+        embeddings = self.embed(name, inputs)
+        return embeddings, head(embeddings)
 
-    def _loss(self, logits: Tensor | None, unimodal_logits: dict[str, Tensor], labels: Tensor) -> Tensor:
-        unimodal = [
-            F.cross_entropy(z.float(), labels, label_smoothing=self.label_smoothing)
-            for z in unimodal_logits.values()
-        ]
-        total = torch.stack(unimodal).sum()
+    def _fuse(
+        self, embeddings: dict[str, Tensor], unimodal_logits: dict[str, Tensor], present: dict[str, Tensor]
+    ) -> Tensor:
+        """Logits (B, C) of the fused head, which gets zeros where a modality is missing."""
+        some = next(iter(embeddings.values()))
+        size = len(some)
+        h, z, there = {}, {}, {}
+        for name in self.modalities:
+            if name in present:
+                mask = present[name].unsqueeze(1)
+                h[name], z[name] = embeddings[name].where(mask, 0.0), unimodal_logits[name].where(mask, 0.0)
+                there[name] = present[name]
+            else:
+                h[name] = some.new_zeros(size, self.embedding_dims[name])
+                z[name] = some.new_zeros(size, self.config.num_labels)
+                there[name] = torch.zeros(size, dtype=torch.bool, device=some.device)
+        logits = self.fusion(h, z, there)
+        if not isinstance(logits, Tensor) or logits.shape != (size, self.config.num_labels):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"the fused head {type(self.fusion).__name__} returned {found}; it must return logits of shape "
+                f"{(size, self.config.num_labels)}."
+            )
+        return logits
+
+    def _sum_of_losses(self, losses: list[Tensor], logits: Tensor | None, labels: Tensor) -> Tensor:
+        if losses:
+            total = torch.stack(losses).sum()
+        else:  # no row has a modality that trains: a loss of zero that has a gradient, also zero
+            heads = [cast("nn.Linear", self.heads[name]) for name in self.active]
+            total = torch.stack([head.bias.sum() for head in heads]).sum() * 0.0
         if self.stage == "unimodal" or logits is None:
             return total
-        fused = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        return fused + self.config.auxiliary_weight * total
+        return self.head_loss(logits, labels) + self.config.auxiliary_weight * total
 
-    def _probabilities(self, logits: Tensor | None, unimodal_logits: dict[str, Tensor]) -> Tensor | None:
+    def _read_out(
+        self, logits: Tensor | None, unimodal_logits: dict[str, Tensor], present: dict[str, Tensor]
+    ) -> Tensor | None:
         if self.config.readout is None or self.training or logits is None:
             return None
-        readout = Readout.from_dict(self.config.readout)
-        heads = {name: z.float() for name, z in unimodal_logits.items()}
-        if len(heads) == len(self.modalities):
-            heads[FUSED] = logits.float()
-        return readout(heads).exp()
+        heads = {name: z.float() for name, z in {FUSED: logits, **unimodal_logits}.items()}
+        answer = Readout.from_dict(self.config.readout)(heads, present)
+        return answer if self.problem_type == REGRESSION else answer.exp()
 
 
-# Words that metrics, the readout, parameter groups or the folders of a run use for something else.
-RESERVED_NAMES = frozenset(
-    {"labels", "label", FUSED, "fusion", "calibrated", "redundancy", "synergy", "unimodal", "initial"}
-)
+def _size_and_device(inputs: Any) -> tuple[int, torch.device]:
+    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    return len(first), first.device
 
 
-def _check_modality_name(name: str) -> None:
-    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_NAMES:
-        raise ValueError(
-            f"{name!r} cannot name a modality: use a Python identifier other than {sorted(RESERVED_NAMES)}."
-        )
+def _rows_present(
+    given: Mapping[str, Any], present: Mapping[str, Tensor], size: int, device: torch.device
+) -> dict[str, Tensor | None]:
+    """For each modality that is given or has a mask: which rows have it, or None for all."""
+    rows: dict[str, Tensor | None] = dict.fromkeys(given)
+    for name, mask in present.items():
+        if mask.shape != (size,) or mask.dtype != torch.bool:
+            raise ValueError(
+                f"present[{name!r}] has shape {tuple(mask.shape)} and dtype {mask.dtype}; give one bool for each of "
+                f"the {size} rows."
+            )
+        if name not in given and bool(mask.any()):
+            raise ValueError(f"present[{name!r}] says that rows have it, but its inputs are missing.")
+        rows[name] = mask.to(device)
+    if all(mask is not None for mask in rows.values()):
+        nothing = ~torch.stack(list(rows.values())).any(dim=0)  # type: ignore[arg-type]
+        if bool(nothing.any()):
+            raise ValueError(f"row {int(nothing.nonzero()[0])} has no modality at all; leave it out.")
+    return rows
 
 
-def _plain_config(config: PreTrainedConfig) -> dict[str, Any]:
-    """The configuration as JSON without the place that the weights came from."""
-    values = config.to_dict()
-    for key in ("_name_or_path", "name_or_path", "_commit_hash", "transformers_version"):
-        values.pop(key, None)
-    return values
+def _spread(values: Tensor, index: Tensor | None, size: int) -> Tensor:
+    """Values (N, ...) of the rows `index` as (size, ...), NaN elsewhere."""
+    if index is None:
+        return values
+    return values.new_full((size, *values.shape[1:]), torch.nan).index_copy(0, index, values)
 
 
-def _encoder_from_config(name: str, values: dict[str, Any]) -> PreTrainedModel:
-    if "model_type" not in values:
-        raise ValueError(f"config.encoders[{name!r}] has no `model_type`; it says which encoder to build.")
-    rest = {key: value for key, value in values.items() if key != "model_type"}
-    return AutoModel.from_config(AutoConfig.for_model(values["model_type"], **rest))
+def _own_modalities(config: FusionConfig) -> list[str]:
+    return [name for name in config.modalities if config.encoders[name].get("model_type") == OWN_MODULE]
+
+
+def _unsaved_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    saved = module.state_dict()
+    return [(name, value) for name, value in module.named_buffers() if name not in saved]
 
 
 AutoConfig.register("ecsfusion", FusionConfig)
+AutoModel.register(FusionConfig, FusionForClassification)

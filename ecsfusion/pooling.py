@@ -5,15 +5,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Encoders that learn a classification token: its state is the embedding, as in their own classifiers.
-CLASS_TOKEN_FAMILIES = frozenset({"vit", "deit", "beit", "vit_msn", "data2vec-vision"})
+# Encoders that learn a classification token: its state is the embedding, as in their own classifiers. In that of
+# DINOv2 it is the part that is trained to be compared.
+CLASS_TOKEN_FAMILIES = frozenset(
+    {
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "dinov3_vit",
+        "timesformer",
+        "vit",
+        "vit_msn",
+        "vivit",
+    }
+)
+
+# Encoders whose `pooler_output` is trained with them: the mean of two tokens after the last norm (AST), attention
+# pooling (SigLIP), a normed classification token (CLIP), the state of the end-of-text token (CLIP's text), a normed
+# mean (ConvNeXt). That of other families is often a layer with random weights.
+TRAINED_POOLER_FAMILIES = frozenset(
+    {
+        "audio-spectrogram-transformer",
+        "clip_text_model",
+        "clip_vision_model",
+        "convnext",
+        "convnextv2",
+        "siglip2_vision_model",
+        "siglip_text_model",
+        "siglip_vision_model",
+    }
+)
 
 
 def embedding_dim(encoder: nn.Module) -> int:
     """Width D of the embedding that `pool` makes of this encoder's output.
 
+    A Hugging Face encoder says it in its configuration; any other module in an attribute `embedding_dim`, or
+    `out_features` as `nn.Linear`; an `nn.Sequential` may say it in its last part.
+
     Raises:
-        ValueError: if the encoder's configuration names no hidden size.
+        ValueError: the encoder says it nowhere.
     """
     config = getattr(encoder, "config", None)
     sizes = getattr(config, "hidden_sizes", None)
@@ -23,17 +54,30 @@ def embedding_dim(encoder: nn.Module) -> int:
         size = getattr(config, name, None)
         if isinstance(size, int):
             return size
+    if config is not None:
+        raise ValueError(
+            f"encoder {type(encoder).__name__} has no hidden size: its config needs one of `hidden_sizes`, "
+            "`hidden_size`, `d_model`, `hidden_dim` or `embed_dim`."
+        )
+    last = encoder
+    while isinstance(last, nn.Sequential) and len(last):
+        last = last[-1]
+    for module in (encoder, last):
+        for name in ("embedding_dim", "out_features"):
+            size = getattr(module, name, None)
+            if isinstance(size, int):
+                return size
     raise ValueError(
-        f"encoder {type(encoder).__name__} has no hidden size: its config needs one of `hidden_sizes`, "
-        "`hidden_size`, `d_model`, `hidden_dim` or `embed_dim`."
+        f"encoder {type(encoder).__name__} does not say how wide its embeddings (B, D) are: "
+        "set its attribute `embedding_dim` to D."
     )
 
 
 def pool(encoder: nn.Module, outputs: object, attention_mask: Tensor | None = None) -> Tensor:
     """Pool an encoder's output to one embedding per sample.
 
-    Convolutional maps are averaged over space; classification tokens are taken where the family trains one;
-    all other sequences are averaged over the positions that are not padding.
+    Convolutional maps are averaged over space; classification tokens and poolers are taken where the family trains
+    one; all other sequences are averaged over the positions that are not padding.
 
     Args:
         encoder: the module that produced `outputs`; its `config.model_type` names the family.
@@ -42,18 +86,26 @@ def pool(encoder: nn.Module, outputs: object, attention_mask: Tensor | None = No
 
     Returns:
         Tensor of shape (B, D), in the encoder's dtype.
+
+    Raises:
+        ValueError: outputs of another kind, or a mask that cannot be brought to the hidden states' resolution.
     """
     if isinstance(outputs, Tensor):
-        return outputs.flatten(1)
+        if outputs.ndim != 2:
+            raise ValueError(
+                f"encoder {type(encoder).__name__} returned a tensor of shape {tuple(outputs.shape)}; "
+                "an embedding has the shape (B, D)."
+            )
+        return outputs
     pooled = getattr(outputs, "pooler_output", None)
     hidden = getattr(outputs, "last_hidden_state", None)
     family = getattr(getattr(encoder, "config", None), "model_type", "")
-    if family == "audio-spectrogram-transformer" and pooled is not None:
-        return pooled  # mean of its two trained tokens after the last norm: nothing random in it
+    if family in TRAINED_POOLER_FAMILIES and pooled is not None:
+        return pooled
     if not isinstance(hidden, Tensor):
         raise ValueError(
             f"encoder {type(encoder).__name__} returned {type(outputs).__name__} without `last_hidden_state`; "
-            "an encoder must return hidden states or a tensor of shape (batch, dimension)."
+            "an encoder must return hidden states or a tensor of shape (B, D)."
         )
     if hidden.dim() == 4:
         return hidden.mean(dim=(2, 3))
@@ -65,16 +117,21 @@ def pool(encoder: nn.Module, outputs: object, attention_mask: Tensor | None = No
 
 
 def _mask_over_positions(encoder: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """The mask at the resolution of the hidden states: strided audio encoders shorten it themselves."""
-    if attention_mask.shape[1] == hidden.shape[1]:
+    """The mask at the resolution of the hidden states: strided audio encoders say how they shorten it."""
+    positions = hidden.shape[1]
+    if attention_mask.shape[1] == positions:
         return attention_mask
-    shorten = getattr(encoder, "_get_feature_vector_attention_mask", None)
-    if shorten is None:
-        raise ValueError(
-            f"encoder {type(encoder).__name__} maps {attention_mask.shape[1]} input positions to "
-            f"{hidden.shape[1]} hidden states and does not say which of them are padding; pad to a fixed length."
-        )
-    return shorten(hidden.shape[1], attention_mask)
+    shorten = getattr(encoder, "_get_feature_vector_attention_mask", None)  # wav2vec 2.0, HuBERT, WavLM
+    if shorten is not None:
+        return shorten(positions, attention_mask)
+    shorter_lengths = getattr(encoder, "_get_feat_extract_output_lengths", None)  # Whisper
+    if shorter_lengths is not None:
+        lengths = shorter_lengths(attention_mask.sum(dim=1))
+        return torch.arange(positions, device=hidden.device) < lengths[:, None]
+    raise ValueError(
+        f"encoder {type(encoder).__name__} maps {attention_mask.shape[1]} input positions to {positions} hidden "
+        "states and does not say which of them are padding; pad to a fixed length."
+    )
 
 
 def _masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:

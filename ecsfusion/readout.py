@@ -5,21 +5,25 @@ Genest and Zidek 1986; with one head it is temperature scaling, Guo et al. 2017,
 
     p(y) proportional to prod_h softmax(z_h)[y] ** w_h,    w_h >= 0
 
-A weight is at once the trust in a head and its inverse temperature. Cross-entropy is convex in the weights,
-so the fit on a validation set is the global optimum.
+A weight is at once the trust in a head and its inverse temperature. With several labels a row, every label is such a
+question of its own with the answers yes and no, and all share the weights. In regression the answer is
+b + sum_h w_h z_h. The weights are fitted on a validation set (see `ecsfusion.combination`).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ecsfusion.combination import pool_opinions, weigh_predictions
+from ecsfusion.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 FUSED = "fused"
 """The reserved name of the fused head."""
@@ -28,15 +32,6 @@ LOWEST_LOG_PROBABILITY = -36.0
 """Of a class under one head: exp(-36) is the resolution of a float64 probability; infinite logits end here."""
 
 MAX_MODALITIES_FOR_ALL_SUBSETS = 4
-
-RIDGE = 1.0
-"""Strength of the pull towards the plain geometric mean: the fit minimizes, in nats over the whole
-validation set,
-cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it; without it a validation set
-without errors would ask for infinite confidence."""
-
-WORTH_KEEPING = 0.5
-"""Nats over the whole validation set that a head must be worth to keep a weight: one standard error of it."""
 
 
 @dataclass(frozen=True)
@@ -49,43 +44,65 @@ class Readout:
 
     Attributes:
         modalities: names of the unimodal heads.
-        num_classes: C.
+        num_classes: C, the number of classes, labels or targets.
         fitted: weight per head, for each fitted set of heads.
+        problem_type: see `ecsfusion.problem_types`.
+        offsets: in regression, what is added to each target (C numbers), for each fitted set of heads.
     """
 
     modalities: tuple[str, ...]
     num_classes: int
     fitted: dict[frozenset[str], dict[str, float]]
+    problem_type: str = SINGLE_LABEL
+    offsets: dict[frozenset[str], list[float]] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, logits: Mapping[str, Tensor | np.ndarray], labels: Tensor | np.ndarray) -> Readout:
+    def fit(
+        cls,
+        logits: Mapping[str, Tensor | np.ndarray],
+        labels: Tensor | np.ndarray,
+        present: Mapping[str, Tensor | np.ndarray] | None = None,
+        problem_type: str = SINGLE_LABEL,
+    ) -> Readout:
         """Fit the weights on validation samples that trained nothing.
 
-        On these samples the combination's cross-entropy is never above that of the best single calibrated
-        head. Where its accuracy is below that of the most accurate head, by a few samples as a rule, the
-        weights are moved towards this head, as far as needed and as the bound on cross-entropy allows.
+        On these samples the combination's loss (cross-entropy; in regression the squared error) is never above that of
+        the best single calibrated head. Where its accuracy is below that of the most accurate head, by a few samples
+        as a rule, the weights are moved towards this head, as far as needed and as the bound on cross-entropy allows.
         Heads that are not worth half a nat over all samples get the weight zero.
 
-        With up to 4 modalities every subset of them is fitted; with more, all together and each alone.
+        With up to 4 modalities every subset of them is fitted; with more, all together and each alone. A set of
+        heads is fitted on the rows that have all of its modalities; one that no row has is left out.
 
         Args:
             logits: (N, C) per head; names of modalities, and "fused" for the fused head.
-            labels: (N,) class indices. Classes may be absent.
+            labels: (N,) class indices, of which some may be absent; or what the problem type asks for.
+            present: (N,) bool per modality, which rows have it; by default all. Logits elsewhere do not matter.
+            problem_type: see `ecsfusion.problem_types`.
 
         Raises:
             ValueError, TypeError: see the message; it names the argument.
         """
-        log_p, targets = _check_fit(logits, labels)
-        modalities = tuple(name for name in log_p if name != FUSED)
-        alone = {name: _fit_weights(log_p[name][None], targets) for name in log_p}
-        fitted = {}
-        for names in _head_sets(modalities, with_fused=FUSED in log_p):
-            stacked = np.stack([log_p[name] for name in names])
-            weights = _combine(stacked, targets, np.concatenate([alone[name] for name in names]))
-            fitted[frozenset(names)] = {
-                name: float(weight) for name, weight in zip(names, weights, strict=True)
-            }
-        return cls(modalities, next(iter(log_p.values())).shape[1], fitted)
+        rows = _check_present(present, logits, len(labels))
+        heads = _check_logits(logits, rows, problem_type)
+        N, C = next(iter(heads.values())).shape[:2]
+        targets = _check_targets(labels, N, C, problem_type)
+        modalities = tuple(name for name in heads if name != FUSED)
+        fitted, offsets = {}, {}
+        for names in _head_sets(modalities, with_fused=FUSED in heads):
+            needed = modalities if FUSED in names else names
+            chosen = np.logical_and.reduce([rows[name] for name in needed]) if needed else np.ones(N, bool)
+            if not chosen.any():
+                continue
+            stacked = np.stack([heads[name][chosen] for name in names])
+            if problem_type == REGRESSION:
+                weights, offset = weigh_predictions(stacked, targets[chosen])
+                offsets[frozenset(names)] = offset.tolist()
+            else:  # with several labels, every label of every row is a question of its own
+                flat = stacked.reshape(len(names), -1, stacked.shape[-1])
+                weights = pool_opinions(flat, targets[chosen].reshape(-1))
+            fitted[frozenset(names)] = dict(zip(names, weights.tolist(), strict=True))
+        return cls(modalities, C, fitted, problem_type, offsets)
 
     def weights(self, heads: Collection[str] | None = None) -> dict[str, float]:
         """The weight of each head when these are combined; by default all of them."""
@@ -98,24 +115,57 @@ class Readout:
             raise ValueError(
                 f"heads {sorted(names)} were not fitted together; the modalities are {self.modalities}."
             )
-        # a subset of many modalities: the geometric mean of their calibrated answers
+        # not fitted together: the (geometric) mean of their calibrated answers
+        known = [name for name in self.modalities if name in names and frozenset([name]) in self.fitted]
+        if not known:  # no row of the validation set had any of them: their answers as they are
+            return dict.fromkeys(names, 1 / len(names))
         return {
-            name: self.fitted[frozenset([name])][name] / len(names)
+            name: self.fitted[frozenset([name])][name] / len(known) if name in known else 0.0
             for name in self.modalities
             if name in names
         }
 
-    def __call__(self, logits: Mapping[str, Tensor], present: Collection[str] | None = None) -> Tensor:
+    def offset(self, heads: Collection[str]) -> list[float]:
+        """What is added to each target when these heads are combined in regression."""
+        names = frozenset(heads)
+        if names in self.offsets:
+            return self.offsets[names]
+        known = [self.offsets[key] for key in map(frozenset, zip(names)) if key in self.offsets]
+        return np.mean(known, axis=0).tolist() if known else [0.0] * self.num_classes
+
+    def __call__(
+        self,
+        logits: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | Collection[str] | None = None,
+    ) -> Tensor:
         """Combine the heads.
 
         Args:
-            logits: (B, C) per head. The fused head is used when all modalities are present, or when it is
+            logits: (B, C) per head. The fused head is used where all modalities are present, or when it is
                 the only head.
-            present: the modalities to use; by default those with logits.
+            present: the modalities to use, for all rows; or for each modality which rows have it, (B,) bool. By default
+                those with logits.
 
         Returns:
-            log-probabilities (B, C), in float32 or the logits' wider type.
+            (B, C), in float32 or the logits' wider type: log-probabilities of the classes; with several labels that
+            each of them is 1; in regression the predictions.
         """
+        if not isinstance(present, Mapping):
+            return self._combine(logits, present)
+        names = [name for name in present if name in logits]
+        patterns, of_row = torch.stack([present[name] for name in names], dim=1).unique(
+            dim=0, return_inverse=True
+        )
+        parts, order = [], []
+        for k, pattern in enumerate(patterns.tolist()):
+            rows = (of_row == k).nonzero()[:, 0]
+            there = [name for name, here in zip(names, pattern, strict=True) if here]
+            parts.append(self._combine({name: z[rows] for name, z in logits.items()}, there))
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _combine(self, logits: Mapping[str, Tensor], present: Collection[str] | None) -> Tensor:
+        """The answer (B, C) for rows that have the same modalities."""
         names = {*logits} - {FUSED} if present is None else {*present}
         unknown = sorted(name for name in {*logits, *names} if name not in {*self.modalities, FUSED})
         if unknown or not names <= {*logits}:
@@ -129,28 +179,41 @@ class Readout:
             names.add(FUSED)
         if not names:
             raise ValueError("present and logits leave no head; at least one modality must be there.")
-        log_p = {name: _log_probabilities(logits[name], name, self.num_classes) for name in names}
-        pooled = torch.zeros_like(next(iter(log_p.values())))
+        heads = {name: _answers(logits[name], name, self.problem_type, self.num_classes) for name in names}
+        pooled = torch.zeros_like(next(iter(heads.values())))
         for name, weight in self.weights(names).items():
-            pooled = pooled + weight * log_p[name]
-        return pooled.log_softmax(dim=-1)
+            pooled = pooled + weight * heads[name]
+        if self.problem_type == REGRESSION:
+            return pooled + pooled.new_tensor(self.offset(names))
+        log_p = pooled.log_softmax(dim=-1)
+        return log_p[..., 1] if self.problem_type == MULTI_LABEL else log_p
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_dict` reads them."""
         sets = sorted(self.fitted.values(), key=lambda weights: (-len(weights), list(weights)))
-        return {
+        values = {
             "modalities": list(self.modalities),
             "num_classes": self.num_classes,
+            "problem_type": self.problem_type,
             "weights": [dict(weights) for weights in sets],
         }
+        if self.offsets:
+            values["offsets"] = [self.offsets[frozenset(weights)] for weights in sets]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Readout:
         for key in ("modalities", "num_classes", "weights"):
             if key not in values:
                 raise ValueError(f"values lacks {key!r}: it is not the dictionary of a Readout.")
-        fitted = {frozenset(weights): dict(weights) for weights in values["weights"]}
-        return cls(tuple(values["modalities"]), values["num_classes"], fitted)
+        sets = [frozenset(weights) for weights in values["weights"]]
+        return cls(
+            tuple(values["modalities"]),
+            values["num_classes"],
+            {names: dict(weights) for names, weights in zip(sets, values["weights"], strict=True)},
+            values.get("problem_type", SINGLE_LABEL),
+            dict(zip(sets, values["offsets"], strict=True)) if "offsets" in values else {},
+        )
 
 
 def expected_calibration_error(
@@ -175,7 +238,7 @@ def expected_calibration_error(
         or not torch.allclose(p.sum(dim=1), torch.ones(len(p), dtype=p.dtype), atol=1e-2)
     ):
         raise ValueError(f"probabilities must be (N, C) with rows that sum to 1, got shape {tuple(p.shape)}.")
-    targets = _check_labels(labels, *p.shape)
+    targets = _check_targets(labels, len(p), p.shape[1], SINGLE_LABEL)
     confidence, predicted = p.max(dim=1)
     correct = (predicted == torch.from_numpy(targets)).double()
     bins = (confidence * num_bins).ceil().clamp(1, num_bins).long() - 1
@@ -183,22 +246,46 @@ def expected_calibration_error(
     return float(gap.abs().sum() / len(p))
 
 
-def _log_probabilities(logits: Tensor, name: str, num_classes: int | None = None) -> Tensor:
-    """log softmax (N, C), bounded from below; an infinite logit is a very large one."""
+def _answers(logits: Tensor, name: str, problem_type: str, num_classes: int | None = None) -> Tensor:
+    """What is weighed: log softmax (N, C); with several labels log-probabilities of no and yes (N, C, 2); in regression
+    the predictions. Log-probabilities are bounded from below; an infinite logit is a very large one."""
     if logits.ndim != 2 or (num_classes is not None and logits.shape[1] != num_classes):
         wanted = "C" if num_classes is None else num_classes
         raise ValueError(f"logits[{name!r}] must have shape (N, {wanted}), got {tuple(logits.shape)}.")
     wide = logits if logits.dtype == torch.float64 else logits.float()
+    if problem_type == REGRESSION:
+        return wide
     finite = wide.nan_to_num(nan=torch.nan, posinf=1e30, neginf=-1e30)
-    return finite.log_softmax(dim=-1).clamp_min(LOWEST_LOG_PROBABILITY)
+    if problem_type == MULTI_LABEL:
+        log_p = torch.stack([F.logsigmoid(-finite), F.logsigmoid(finite)], dim=-1)
+    else:
+        log_p = finite.log_softmax(dim=-1)
+    return log_p.clamp_min(LOWEST_LOG_PROBABILITY)
 
 
-def _check_fit(
-    logits: Mapping[str, Tensor | np.ndarray], labels: Tensor | np.ndarray
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _check_present(
+    present: Mapping[str, Tensor | np.ndarray] | None, logits: Any, num_rows: int
+) -> dict[str, np.ndarray]:
+    """Which rows (N,) have each modality."""
     if not isinstance(logits, Mapping) or not logits:
         raise TypeError("logits must be a mapping with at least one head, name to (N, C).")
-    log_p: dict[str, np.ndarray] = {}
+    rows = {name: np.ones(num_rows, dtype=bool) for name in logits if name != FUSED}
+    for name, mask in (present or {}).items():
+        values = torch.as_tensor(mask).cpu().numpy()
+        if name not in rows or values.shape != (num_rows,) or values.dtype != bool:
+            raise ValueError(
+                f"present[{name!r}] is {values.dtype} of shape {values.shape}; give one bool for each "
+                f"of the {num_rows} rows and modalities with logits, {list(rows)}."
+            )
+        rows[name] = values
+    return rows
+
+
+def _check_logits(
+    logits: Mapping[str, Tensor | np.ndarray], present: Mapping[str, np.ndarray], problem_type: str
+) -> dict[str, np.ndarray]:
+    """What is weighed, (N, C) or (N, C, 2) float64 per head; of rows without the modality, anything."""
+    heads: dict[str, np.ndarray] = {}
     shape = tuple(torch.as_tensor(next(iter(logits.values()))).shape)
     for name, values in logits.items():
         head = torch.as_tensor(values).detach().to("cpu", torch.float64)
@@ -206,25 +293,39 @@ def _check_fit(
             raise ValueError(
                 f"logits[{name!r}] has shape {tuple(head.shape)}; all heads need the same (N, C)."
             )
+        if name in present and len(head) == len(present[name]):
+            head = torch.where(torch.from_numpy(present[name])[:, None], head, 0.0)
         bad = head.isnan().nonzero()
         if len(bad):
             raise ValueError(f"logits[{name!r}] holds NaN, first in row {int(bad[0, 0])}.")
-        log_p[name] = _log_probabilities(head, name).numpy()
-    return log_p, _check_labels(labels, shape[0], shape[1])
+        heads[name] = _answers(head, name, problem_type).numpy()
+    return heads
 
 
-def _check_labels(labels: Tensor | np.ndarray, num_samples: int, num_classes: int) -> np.ndarray:
+def _check_targets(
+    labels: Tensor | np.ndarray, num_samples: int, num_classes: int, problem_type: str
+) -> np.ndarray:
+    """Class indices (N,), zeros and ones (N, C), or real targets (N, C)."""
     targets = torch.as_tensor(labels).detach().cpu()
-    if targets.shape != (num_samples,) or targets.is_floating_point() or targets.is_complex():
+    if problem_type == SINGLE_LABEL:
+        if targets.shape != (num_samples,) or targets.is_floating_point() or targets.is_complex():
+            raise ValueError(
+                f"labels must be {num_samples} class indices, one per row of the logits, got shape "
+                f"{tuple(targets.shape)} of {targets.dtype}."
+            )
+        wrong = ((targets < 0) | (targets >= num_classes)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(f"labels[{row}] is {int(targets[row])}, outside of 0..{num_classes - 1}.")
+        return targets.long().numpy()
+    if targets.numel() != num_samples * num_classes or len(targets) != num_samples:
         raise ValueError(
-            f"labels must be {num_samples} class indices, one per row of the logits, got shape "
-            f"{tuple(targets.shape)} of {targets.dtype}."
+            f"labels must have the shape {(num_samples, num_classes)} of the logits, got {tuple(targets.shape)}."
         )
-    wrong = ((targets < 0) | (targets >= num_classes)).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(f"labels[{row}] is {int(targets[row])}, outside of 0..{num_classes - 1}.")
-    return targets.long().numpy()
+    values = targets.double().reshape(num_samples, num_classes)
+    if not bool(values.isfinite().all()):
+        raise ValueError("labels hold NaN or infinite values; remove these rows.")
+    return values.numpy() if problem_type == REGRESSION else (values > 0.5).long().numpy()
 
 
 def _head_sets(modalities: tuple[str, ...], with_fused: bool) -> list[tuple[str, ...]]:
@@ -237,66 +338,3 @@ def _head_sets(modalities: tuple[str, ...], with_fused: bool) -> list[tuple[str,
         if modalities:
             sets.append((*modalities, FUSED))
     return sets
-
-
-def _combine(log_p: np.ndarray, targets: np.ndarray, alone: np.ndarray) -> np.ndarray:
-    """Weights (H,) of heads (H, N, C), never behind the best of the heads with its weight alone (H,)."""
-    H, N, _ = log_p.shape
-    if H == 1:
-        return alone
-    kept = np.ones(H, dtype=bool)
-    weights = _fit_weights(log_p, targets)
-    while kept.sum() > 1:
-        loss = _cross_entropy(weights, log_p, targets)[0]
-        cost = np.full(H, np.inf)
-        for h in np.flatnonzero(kept):
-            cost[h] = N * (
-                _cross_entropy(np.where(np.arange(H) == h, 0.0, weights), log_p, targets)[0] - loss
-            )
-        if cost.min() >= WORTH_KEEPING:
-            break
-        kept[cost.argmin()] = False
-        weights = np.zeros(H)
-        weights[kept] = _fit_weights(log_p[kept], targets)
-
-    singles = np.diag(alone)
-    bound = min(_cross_entropy(single, log_p, targets)[0] for single in singles)
-    if _cross_entropy(weights, log_p, targets)[0] > bound:  # the pull or a dropped head cost a little
-        weights = min(singles, key=lambda single: _cross_entropy(single, log_p, targets)[0])
-    best = max(singles, key=lambda single: _accuracy(single, log_p, targets))
-    # from the combination towards the most accurate head; the first stop that is not less accurate
-    path = [(1 - t) * weights + t * best for t in np.linspace(0, 1, 21)]
-    allowed = [w for w in path if _cross_entropy(w, log_p, targets)[0] <= bound]
-    return max(allowed, key=lambda w: min(_accuracy(w, log_p, targets), _accuracy(best, log_p, targets)))
-
-
-def _fit_weights(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Weights (H,) >= 0 with the lowest cross-entropy plus ridge, for heads (H, N, C): L-BFGS-B in float64."""
-    H, N, _ = log_p.shape
-    mean = np.full(H, 1 / H)
-
-    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, gradient = _cross_entropy(weights, log_p, targets)
-        pull = RIDGE / N * (weights - mean)
-        return loss + float(pull @ (weights - mean)) / 2, gradient + pull
-
-    options = {"ftol": 1e-14, "gtol": 1e-8, "maxiter": 1000}
-    result = minimize(objective, mean, jac=True, method="L-BFGS-B", bounds=[(0, None)] * H, options=options)
-    return result.x
-
-
-def _cross_entropy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean cross-entropy in nats and its gradient (H,), for heads (H, N, C)."""
-    pooled = np.tensordot(weights, log_p, axes=1)
-    pooled -= pooled.max(axis=1, keepdims=True)
-    p = np.exp(pooled)
-    mass = p.sum(axis=1, keepdims=True)
-    p /= mass
-    rows = np.arange(len(targets))
-    loss = np.log(mass).mean() - pooled[rows, targets].mean()
-    expected = log_p.reshape(len(log_p), -1) @ p.ravel() / len(targets)
-    return float(loss), expected - log_p[:, rows, targets].mean(axis=1)
-
-
-def _accuracy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> float:
-    return float((np.tensordot(weights, log_p, axes=1).argmax(axis=1) == targets).mean())

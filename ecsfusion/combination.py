@@ -1,0 +1,135 @@
+"""The weights of several heads in one answer: of probabilities by cross-entropy, of predictions by least squares.
+
+Both fits are convex, so what is found is the optimum; both are pulled towards the plain mean as by one observation,
+drop heads that are not worth their place, and are never behind the best single head on the rows of the fit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import minimize, nnls
+
+RIDGE = 1.0
+"""Strength of the pull towards the plain (geometric) mean: the fit minimizes, in nats over the whole
+validation set,
+cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it; without it a validation set
+without errors would ask for infinite confidence."""
+
+WORTH_KEEPING = 0.5
+"""Nats over the whole validation set that a head must be worth to keep a weight: one standard error of it."""
+
+
+def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Weights (H,) of heads that give probabilities, never behind the best of them with its weight alone.
+
+    Args:
+        log_p: (H, N, C), log-probabilities.
+        targets: (N,), class indices.
+    """
+    H, N, _ = log_p.shape
+    alone = np.concatenate([_fit_weights(head[None], targets) for head in log_p])
+    if H == 1:
+        return alone
+    kept = np.ones(H, dtype=bool)
+    weights = _fit_weights(log_p, targets)
+    while kept.sum() > 1:
+        loss = _cross_entropy(weights, log_p, targets)[0]
+        cost = np.full(H, np.inf)
+        for h in np.flatnonzero(kept):
+            cost[h] = N * (
+                _cross_entropy(np.where(np.arange(H) == h, 0.0, weights), log_p, targets)[0] - loss
+            )
+        if cost.min() >= WORTH_KEEPING:
+            break
+        kept[cost.argmin()] = False
+        weights = np.zeros(H)
+        weights[kept] = _fit_weights(log_p[kept], targets)
+
+    singles = np.diag(alone)
+    bound = min(_cross_entropy(single, log_p, targets)[0] for single in singles)
+    if _cross_entropy(weights, log_p, targets)[0] > bound:  # the pull or a dropped head cost a little
+        weights = min(singles, key=lambda single: _cross_entropy(single, log_p, targets)[0])
+    best = max(singles, key=lambda single: _accuracy(single, log_p, targets))
+    # from the combination towards the most accurate head; the first stop that is not less accurate
+    path = [(1 - t) * weights + t * best for t in np.linspace(0, 1, 21)]
+    allowed = [w for w in path if _cross_entropy(w, log_p, targets)[0] <= bound]
+    return max(allowed, key=lambda w: min(_accuracy(w, log_p, targets), _accuracy(best, log_p, targets)))
+
+
+def _fit_weights(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Weights (H,) >= 0 with the lowest cross-entropy plus ridge, for heads (H, N, C): L-BFGS-B in float64."""
+    H, N, _ = log_p.shape
+    mean = np.full(H, 1 / H)
+
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, gradient = _cross_entropy(weights, log_p, targets)
+        pull = RIDGE / N * (weights - mean)
+        return loss + float(pull @ (weights - mean)) / 2, gradient + pull
+
+    options = {"ftol": 1e-14, "gtol": 1e-8, "maxiter": 1000}
+    result = minimize(objective, mean, jac=True, method="L-BFGS-B", bounds=[(0, None)] * H, options=options)
+    return result.x
+
+
+def _cross_entropy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean cross-entropy in nats and its gradient (H,), for heads (H, N, C)."""
+    pooled = np.tensordot(weights, log_p, axes=1)
+    pooled -= pooled.max(axis=1, keepdims=True)
+    p = np.exp(pooled)
+    mass = p.sum(axis=1, keepdims=True)
+    p /= mass
+    rows = np.arange(len(targets))
+    loss = np.log(mass).mean() - pooled[rows, targets].mean()
+    expected = log_p.reshape(len(log_p), -1) @ p.ravel() / len(targets)
+    return float(loss), expected - log_p[:, rows, targets].mean(axis=1)
+
+
+def _accuracy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> float:
+    return float((np.tensordot(weights, log_p, axes=1).argmax(axis=1) == targets).mean())
+
+
+def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (H,) and offsets (L,) of heads that predict real targets: non-negative least squares.
+
+    The answer is `offset_l + sum_h w_h prediction_hl` (stacked regressions: Breiman 1996). Targets count alike,
+    whatever their units. On these rows its mean squared error is never above that of the best single head, as it is or
+    with a weight and an offset of its own.
+
+    Args:
+        predictions: (H, N, L).
+        targets: (N, L).
+    """
+    H, N, L = predictions.shape
+    scale = targets.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    z = ((predictions - predictions.mean(axis=1, keepdims=True)) / scale).reshape(H, N * L)
+    y = ((targets - targets.mean(axis=0)) / scale).reshape(N * L)
+
+    def error(weights: np.ndarray) -> float:
+        return float(((y - weights @ z) ** 2).mean())
+
+    singles = np.diag([_least_squares(head[None], y)[0] for head in z])
+    kept = np.ones(H, dtype=bool)
+    weights = _least_squares(z, y)
+    while kept.sum() > 1:
+        cost = np.full(H, np.inf)
+        for h in np.flatnonzero(kept):
+            ratio = (error(np.where(np.arange(H) == h, 0.0, weights)) + 1e-12) / (error(weights) + 1e-12)
+            cost[h] = N * L / 2 * np.log(ratio)  # of a normal likelihood with the variance that is left
+        if cost.min() >= WORTH_KEEPING:
+            break
+        kept[cost.argmin()] = False
+        weights = np.zeros(H)
+        weights[kept] = _least_squares(z[kept], y)
+    best = min(singles, key=error)
+    if error(weights) > error(best):
+        weights = best
+    offsets = targets.mean(axis=0) - weights @ predictions.mean(axis=1)
+    return weights, offsets
+
+
+def _least_squares(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weights (H,) >= 0 with the least |y - w z|^2 + RIDGE |w - 1/H|^2, for heads (H, N)."""
+    H = len(z)
+    pull = np.sqrt(RIDGE) * np.eye(H)
+    return nnls(np.concatenate([z.T, pull]), np.concatenate([y, pull.sum(axis=1) / H]))[0]

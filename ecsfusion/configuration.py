@@ -1,0 +1,89 @@
+"""The configuration of a fusion model: everything that is needed to build it again, as plain JSON."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ecsfusion.readout import FUSED
+
+# Words that the model's inputs, metrics, the readout, parameter groups or the folders of a run use already.
+RESERVED_NAMES = frozenset(
+    {
+        "calibrated",
+        "fusion",
+        FUSED,
+        "initial",
+        "label",
+        "labels",
+        "present",
+        "redundancy",
+        "synergy",
+        "unimodal",
+    }
+)
+
+
+class FusionConfig(PreTrainedConfig):
+    """Configuration of [`FusionForClassification`].
+
+    Args:
+        encoders: configuration of each modality's encoder by name, as a plain dictionary with its `model_type`.
+        modalities: names of the modalities, in the order of the fusion head's inputs; by default that of
+            `encoders`.
+        fusion: name of the fusion head: one of `ecsfusion.fusion_heads.FUSION_HEADS`, or that of one's own class.
+        fusion_options: keyword arguments of the fusion head, such as `{"width": 256}` for cross-attention.
+        adapters: PEFT configurations (LoRA and others) inside the encoders: by modality, then by adapter.
+        auxiliary_weight: weight of each unimodal loss in the joint stage (arXiv 2509.20840 uses 0.6).
+        stage: "unimodal" (stage 1) or "joint" (stage 2): the stage these weights come from.
+        step: optimizer step at which these weights were saved, or None.
+        readout: calibrated combination of the heads (see `ecsfusion.readout`), or None before it is fitted.
+        **kwargs: as in every configuration; `num_labels`, `id2label`, and `problem_type` (see
+            `ecsfusion.problem_types`) among them.
+    """
+
+    model_type = "ecsfusion"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "unimodal_logits",
+        "embeddings",
+        "present",
+        "probabilities",
+        "predictions",
+    ]
+
+    def __init__(
+        self,
+        encoders: dict[str, dict[str, Any]] | None = None,
+        modalities: list[str] | None = None,
+        fusion: str = "concatenation",
+        fusion_options: dict[str, Any] | None = None,
+        adapters: dict[str, dict[str, Any]] | None = None,
+        auxiliary_weight: float = 0.6,
+        stage: str = "joint",
+        step: int | None = None,
+        readout: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # A list of its own, because a saved config has its keys sorted, and the fusion head is not.
+        self.modalities = list(modalities or encoders or ())
+        self.encoders = {name: (encoders or {})[name] for name in self.modalities}
+        self.fusion = fusion
+        self.fusion_options = dict(fusion_options or {})
+        self.adapters = dict(adapters or {})
+        self.auxiliary_weight = auxiliary_weight
+        self.stage = stage
+        self.step = step
+        self.readout = readout
+        super().__init__(**kwargs)
+
+
+def check_modality_name(name: str) -> None:
+    """Raises ValueError for a name that is no Python identifier, or that means something else already."""
+    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_NAMES:
+        raise ValueError(
+            f"{name!r} cannot name a modality: use a Python identifier other than {sorted(RESERVED_NAMES)}."
+        )
+    if hasattr(nn.ModuleDict, name):  # such as "type": the name of a part is an attribute of the whole
+        raise ValueError(f"{name!r} cannot name a modality: torch.nn modules have an attribute of this name.")

@@ -1,0 +1,237 @@
+"""What may encode a modality, how it is described in a configuration, built again from it, and run.
+
+- An encoder of `transformers`: a name on the Hub, a folder, or the loaded model. Of a model with an encoder and a
+  decoder (Whisper, T5) the encoder is taken.
+- The same with adapters inside (LoRA and other layers that PEFT injects), as `get_peft_model` or `add_adapter` made it.
+- Any `nn.Module` of one's own that returns embeddings (B, D). It says D in an attribute `embedding_dim` (or ends in an
+  `nn.Linear`). Its weights are saved with the model; its code is not, so it is given again when the model is loaded:
+  `FusionForClassification.from_pretrained(folder, encoders={"sensor": Sensor()})`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_peft_available
+
+from ecsfusion.pooling import embedding_dim, pool
+
+OWN_MODULE = "own_module"
+"""The `model_type` in a configuration of a module whose code the library does not know."""
+
+
+def load_encoder(name: str, encoder: str | nn.Module, trust_remote_code: bool = False) -> nn.Module:
+    """The module that encodes modality `name`, without decoder, head or wrapper.
+
+    Raises:
+        TypeError: neither a name nor a module; a model with a head; adapters that are not inside the layers.
+        ValueError: a model of several towers, or one without a hidden size.
+    """
+    module: Any = encoder
+    if isinstance(encoder, str):
+        module = AutoModel.from_pretrained(encoder, trust_remote_code=trust_remote_code)
+    module = _inside_of_peft(name, module)
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"encoder of modality {name!r} is a {type(module).__name__}; give a Hub name, a folder, a "
+            "transformers PreTrainedModel, or an nn.Module that returns embeddings (B, D)."
+        )
+    if isinstance(module, PreTrainedModel):
+        module = _without_decoder(module)
+        _check_one_tower(name, module)
+    embedding_dim(module)
+    return module
+
+
+def describe_encoder(module: nn.Module) -> dict[str, Any]:
+    """The encoder's configuration as JSON, without the place that its weights came from."""
+    if not isinstance(module, PreTrainedModel):
+        return {
+            "model_type": OWN_MODULE,
+            "class_name": type(module).__name__,
+            "embedding_dim": embedding_dim(module),
+        }
+    values = module.config.to_dict()
+    for key in ("_name_or_path", "name_or_path", "_commit_hash", "transformers_version"):
+        values.pop(key, None)
+    return values
+
+
+def describe_adapters(module: nn.Module) -> dict[str, Any]:
+    """The PEFT configurations of the adapters in an encoder, by name, as JSON; empty without adapters."""
+    found = getattr(module, "peft_config", None) or {}
+    return {adapter: _plain(config.to_dict()) for adapter, config in found.items()}
+
+
+def build_encoder(
+    name: str, values: Mapping[str, Any], adapters: Mapping[str, Any] | None, own: nn.Module | None = None
+) -> nn.Module:
+    """The encoder that `describe_encoder` and `describe_adapters` described, with random weights.
+
+    Args:
+        name: its modality.
+        values: its entry in `config.encoders`.
+        adapters: its entry in `config.adapters`, if it has one.
+        own: the module itself, where the configuration cannot build it.
+
+    Raises:
+        ValueError: an incomplete description, or a module of one's own that is missing or has another width.
+        ImportError: there are adapters, and PEFT is not installed.
+    """
+    if "model_type" not in values:
+        raise ValueError(f"config.encoders[{name!r}] has no `model_type`; it says which encoder to build.")
+    if values["model_type"] == OWN_MODULE:
+        return _check_own(name, values, own)
+    if own is not None:
+        raise ValueError(
+            f"encoders names {name!r}, but that is a {values['model_type']}, which is built from its "
+            "configuration; leave it out."
+        )
+    rest = {key: value for key, value in values.items() if key != "model_type"}
+    encoder = _without_decoder(AutoModel.from_config(AutoConfig.for_model(values["model_type"], **rest)))
+    if adapters:
+        _add_adapters(name, encoder, adapters)
+    return encoder
+
+
+def main_input(encoder: nn.Module) -> str | None:
+    """Name of the encoder's first input; None for a module that does not say it and takes any."""
+    return getattr(encoder, "main_input_name", None)
+
+
+def embed(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Embeddings (B, D) of processed inputs, each (B, ...).
+
+    A Hugging Face encoder is called with its inputs by name; a module of one's own with the first one by position
+    and the others by name, `module(values, attention_mask=...)`.
+    """
+    # Processors give float32, whatever the precision that the model was loaded in.
+    dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
+    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+    mask = inputs.get("attention_mask")
+    if not isinstance(encoder, PreTrainedModel):
+        main, *others = inputs
+        return pool(encoder, encoder(inputs[main], **{key: inputs[key] for key in others}), mask)
+    if mask is not None and getattr(encoder.config, "feat_extract_norm", None) == "group":
+        return _embed_by_length(encoder, inputs, mask.bool())
+    return pool(encoder, encoder(**inputs), mask)
+
+
+def _embed_by_length(encoder: nn.Module, inputs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    """Embeddings of rows of different lengths, those of each length by themselves and without padding.
+
+    The first layer of wav2vec 2.0 base, HuBERT base and their like norms every channel over time, padding included,
+    and no mask can undo that. They were trained without padding and without a mask, so they get neither.
+    """
+    name = main_input(encoder)
+    values = inputs[str(name)]
+    lengths = mask.sum(dim=1)
+    parts, order = [], []
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero()[:, 0]
+        unpadded = values[rows][mask[rows]].reshape(len(rows), length)
+        parts.append(pool(encoder, encoder(**{str(name): unpadded})))
+        order.append(rows)
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    encoder, decoder = getattr(model, "encoder", None), getattr(model, "decoder", None)
+    return encoder if isinstance(encoder, PreTrainedModel) and decoder is not None else model
+
+
+def _check_one_tower(name: str, model: PreTrainedModel) -> None:
+    towers = [
+        MODEL_MAPPING[kind].__name__
+        for kind in getattr(type(model.config), "sub_configs", {}).values()
+        if kind in MODEL_MAPPING
+    ]
+    if len(towers) > 1:
+        examples = " or ".join(f"{tower}.from_pretrained(...)" for tower in towers)
+        raise ValueError(
+            f"encoder of modality {name!r} is a {type(model).__name__}, a model of several towers; give the one "
+            f"for this modality: {examples}."
+        )
+    rebuilt = _class_of(model.config)
+    if rebuilt is not None and type(model) is not rebuilt and not _is_encoder_of(model, rebuilt):
+        raise TypeError(
+            f"encoder of modality {name!r} is a {type(model).__name__}; give the {rebuilt.__name__} inside of it, "
+            "without a head, which is what from_pretrained builds again."
+        )
+
+
+def _class_of(config: PreTrainedConfig) -> type | None:
+    found = MODEL_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, list | tuple) else found
+
+
+def _is_encoder_of(model: PreTrainedModel, whole: type) -> bool:
+    """Whether `model` is what is left of a `whole` model without its decoder."""
+    with torch.device("meta"):
+        return type(_without_decoder(whole(model.config))) is type(model)
+
+
+def _check_own(name: str, values: Mapping[str, Any], own: nn.Module | None) -> nn.Module:
+    class_name, width = values.get("class_name", "module"), values.get("embedding_dim")
+    if own is None:
+        raise ValueError(
+            f"the encoder of modality {name!r} is a module of one's own, {class_name}, whose code is not saved: give "
+            f"it again, from_pretrained(..., encoders={{{name!r}: {class_name}(...)}})."
+        )
+    if embedding_dim(own) != width:
+        raise ValueError(
+            f"encoders[{name!r}] returns embeddings of width {embedding_dim(own)}, but the saved one of {width}; "
+            f"make the {class_name} with the arguments that it had."
+        )
+    # The weights are the user's, or will be loaded: transformers must not draw new ones.
+    for part in own.modules():
+        part._is_hf_initialized = True  # type: ignore[assignment]
+    return own
+
+
+def _inside_of_peft(name: str, module: Any) -> Any:
+    """The encoder with its adapters in it, without the wrapper of `get_peft_model`."""
+    if not is_peft_available():
+        return module
+    from peft import PeftModel
+
+    if not isinstance(module, PeftModel):
+        return module
+    if any(config.is_prompt_learning for config in module.peft_config.values()):
+        raise TypeError(
+            f"encoder of modality {name!r} learns a prompt, which lies outside of its layers; use adapters inside "
+            "of them, like LoRA."
+        )
+    base = module.get_base_model()
+    base.peft_config = module.peft_config
+    return base
+
+
+def _add_adapters(name: str, encoder: PreTrainedModel, adapters: Mapping[str, Any]) -> None:
+    if not is_peft_available():
+        raise ImportError(
+            f"the encoder of modality {name!r} has adapters {list(adapters)}: pip install peft to load it."
+        )
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, inject_adapter_in_model
+
+    configs: dict[str, Any] = {}
+    for adapter, values in adapters.items():
+        configs[adapter] = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]](**values)
+        inject_adapter_in_model(configs[adapter], encoder, adapter)
+    encoder.peft_config = configs  # type: ignore[assignment]
+
+
+def _plain(values: Any) -> Any:
+    """A PEFT configuration as JSON, without the place that the base model came from."""
+    if isinstance(values, Mapping):
+        dropped = ("base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version")
+        return {str(key): _plain(value) for key, value in values.items() if key not in dropped}
+    if isinstance(values, list | tuple | set | frozenset):
+        return [
+            _plain(value) for value in (sorted(values) if isinstance(values, set | frozenset) else values)
+        ]
+    return getattr(values, "value", values)  # of an enumeration

@@ -1,0 +1,83 @@
+"""What a label is, as `config.problem_type` says in transformers, and the loss that goes with it.
+
+| `problem_type` | labels | logits mean | loss |
+| --- | --- | --- | --- |
+| `single_label_classification` | (B,) class indices | (B, C), softmax | cross-entropy |
+| `multi_label_classification` | (B, C) of 0 and 1 | (B, C), a sigmoid each | binary cross-entropy |
+| `regression` | (B,) or (B, C) real | (B, C), the prediction | mean squared error |
+
+Left out, it is regression for `num_labels=1` and single-label classification otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+
+
+def problem_type_of(config: Any) -> str:
+    """The problem type of a model's configuration, also where it leaves it out."""
+    return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+
+
+def mean_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0) -> Tensor:
+    """The loss of one head, a scalar: the mean over rows (and over labels or targets, where there are several).
+
+    Args:
+        logits: (N, C).
+        labels: see the head of this file.
+        problem_type: one of the three.
+        label_smoothing: share of the label's weight that is spread over all classes (for several labels: over yes
+            and no).
+
+    Raises:
+        ValueError: label smoothing in regression.
+    """
+    logits = logits.float()
+    if problem_type == SINGLE_LABEL:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    if problem_type == MULTI_LABEL:
+        smooth = labels.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smooth)
+    if label_smoothing:
+        raise ValueError(
+            f"label smoothing is {label_smoothing}, but a real target has no classes; set it to 0."
+        )
+    return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
+
+
+def check_labels(labels: Tensor, num_labels: int, problem_type: str) -> None:
+    """Raises ValueError unless labels are what the problem type says; values are checked on the CPU only."""
+    shape = tuple(labels.shape)
+    # On a GPU a look at the values would wait for the device at every step.
+    on_cpu = labels.device.type == "cpu" and labels.numel() > 0
+    if problem_type == SINGLE_LABEL:
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"labels have shape {shape} and dtype {labels.dtype}; give one class index per row, or build the "
+                f'model with problem_type="{MULTI_LABEL}" or "{REGRESSION}".'
+            )
+        if on_cpu and (int(labels.min()) < 0 or int(labels.max()) >= num_labels):
+            wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+            raise ValueError(
+                f"labels hold the class {wrong}, but the model has {num_labels} classes, from 0: correct the labels "
+                "or num_labels."
+            )
+    elif problem_type == MULTI_LABEL:
+        if labels.ndim != 2 or labels.shape[1] != num_labels:
+            raise ValueError(f"labels have shape {shape}; give 0 or 1 for each of the {num_labels} labels.")
+        if on_cpu and not (float(labels.min()) >= 0 and float(labels.max()) <= 1):
+            raise ValueError("labels are not all between 0 and 1; give 0 or 1 for each of the labels.")
+    else:
+        if shape[1:] != (num_labels,) and not (labels.ndim == 1 and num_labels == 1):
+            wanted = "(B,) or (B, 1)" if num_labels == 1 else f"(B, {num_labels})"
+            raise ValueError(f"labels have shape {shape}; give the targets as {wanted}.")
+        if on_cpu and not bool(torch.isfinite(labels).all()):
+            raise ValueError("labels hold NaN or infinite values; remove these rows.")
