@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
-from ecsfusion.pooling import embedding_dim, pool
+from ecsfusion.pooling import TRAINED_POOLER_FAMILIES, embedding_dim, pool
 
 OWN_MODULE = "own_module"
 """The `model_type` in a configuration of a module whose code the library does not know."""
@@ -43,6 +44,7 @@ def load_encoder(name: str, encoder: str | nn.Module, trust_remote_code: bool = 
     if isinstance(module, PreTrainedModel):
         module = _without_decoder(module)
         _check_one_tower(name, module)
+        _drop_unused_pooler(module)
     embedding_dim(module)
     return module
 
@@ -93,6 +95,7 @@ def build_encoder(
         )
     rest = {key: value for key, value in values.items() if key != "model_type"}
     encoder = _without_decoder(AutoModel.from_config(AutoConfig.for_model(values["model_type"], **rest)))
+    _drop_unused_pooler(encoder)
     if adapters:
         _add_adapters(name, encoder, adapters)
     return encoder
@@ -142,6 +145,13 @@ def _embed_by_length(encoder: nn.Module, inputs: Mapping[str, Tensor], mask: Ten
 def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
     encoder, decoder = getattr(model, "encoder", None), getattr(model, "decoder", None)
     return encoder if isinstance(encoder, PreTrainedModel) and decoder is not None else model
+
+
+def _drop_unused_pooler(encoder: Any) -> None:
+    """Remove a pooler that makes no embedding here: random weights, or weights that nothing would train."""
+    optional = "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters
+    if optional and encoder.config.model_type not in TRAINED_POOLER_FAMILIES:
+        encoder.pooler = None
 
 
 def _check_one_tower(name: str, model: PreTrainedModel) -> None:
@@ -206,7 +216,7 @@ def _inside_of_peft(name: str, module: Any) -> Any:
             f"encoder of modality {name!r} learns a prompt, which lies outside of its layers; use adapters inside "
             "of them, like LoRA."
         )
-    base = module.get_base_model()
+    base: Any = module.get_base_model()
     base.peft_config = module.peft_config
     return base
 
@@ -222,7 +232,7 @@ def _add_adapters(name: str, encoder: PreTrainedModel, adapters: Mapping[str, An
     for adapter, values in adapters.items():
         configs[adapter] = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]](**values)
         inject_adapter_in_model(configs[adapter], encoder, adapter)
-    encoder.peft_config = configs  # type: ignore[assignment]
+    encoder.peft_config = configs
 
 
 def _plain(values: Any) -> Any:

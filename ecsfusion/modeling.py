@@ -116,6 +116,7 @@ class FusionForClassification(PreTrainedModel):
         self.sources: dict[str, str | None] = {}
         """Where the weights of each encoder came from, when that is known."""
         self._paused_parameters: set[str] = set()
+        self._built_frozen = [key for key, p in self.named_parameters() if not p.requires_grad]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -194,7 +195,7 @@ class FusionForClassification(PreTrainedModel):
         fusion: nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `PreTrainedModel.from_pretrained`.
+        """As `PreTrainedModel.from_pretrained`. Parameters that were frozen by hand are not frozen again.
 
         Args:
             pretrained_model_name_or_path: a folder or the name of a repository on the Hub.
@@ -212,6 +213,10 @@ class FusionForClassification(PreTrainedModel):
         # transformers empties the buffers that are not saved, and lets its own models compute them again.
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
+        # It also makes every weight that it loads trainable: those below adapters, Whisper's positions, one's own.
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for key in model._built_frozen:
+            model.get_parameter(key).requires_grad_(False)
         return loaded
 
     def own_modules(self) -> dict[str, Any]:

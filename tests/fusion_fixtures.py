@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import torch
 from transformers import (
+    ASTConfig,
+    ASTModel,
     BertConfig,
     BertModel,
+    Dinov2Config,
+    Dinov2Model,
+    HubertConfig,
+    HubertModel,
+    ModernBertConfig,
+    ModernBertModel,
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
+    RobertaConfig,
+    RobertaModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    VideoMAEConfig,
+    VideoMAEModel,
     ViTConfig,
     ViTModel,
     Wav2Vec2Config,
     Wav2Vec2Model,
+    WhisperConfig,
+    WhisperModel,
 )
 
 from ecsfusion import FusionForClassification
@@ -52,23 +68,105 @@ def tiny_bert() -> PreTrainedModel:
     )
 
 
-def tiny_wav2vec2() -> PreTrainedModel:
-    return Wav2Vec2Model(
-        Wav2Vec2Config(
-            hidden_size=12,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=24,
-            conv_dim=(8, 8),
-            conv_stride=(4, 2),
-            conv_kernel=(8, 4),
-            num_feat_extract_layers=2,
-            num_conv_pos_embeddings=4,
-            num_conv_pos_embedding_groups=2,
-            feat_extract_norm="layer",
-            mask_time_prob=0.0,
+WIDTH = 12
+TRANSFORMER = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+IMAGES = {"image_size": 4, "patch_size": 2, "num_channels": 1}
+WAVES = {
+    **TRANSFORMER,
+    "conv_dim": (8, 8),
+    "conv_stride": (4, 2),
+    "conv_kernel": (8, 4),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+}
+
+
+def tiny_wav2vec2(norm: str = "layer") -> PreTrainedModel:
+    """With `norm` "group" as wav2vec 2.0 base, whose first layer norms over time, padding included."""
+    return Wav2Vec2Model(Wav2Vec2Config(**WAVES, feat_extract_norm=norm))
+
+
+def tiny_hubert(norm: str = "layer") -> PreTrainedModel:
+    return HubertModel(HubertConfig(**WAVES, feat_extract_norm=norm))
+
+
+def tiny_dinov2() -> PreTrainedModel:
+    return Dinov2Model(Dinov2Config(**TRANSFORMER, **IMAGES))
+
+
+def tiny_siglip() -> PreTrainedModel:
+    return SiglipVisionModel(SiglipVisionConfig(**TRANSFORMER, **IMAGES))
+
+
+def tiny_ast() -> PreTrainedModel:
+    return ASTModel(
+        ASTConfig(
+            **TRANSFORMER, patch_size=4, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8
         )
     )
+
+
+def tiny_whisper() -> WhisperModel:
+    """The whole of it, with its decoder: 40 frames of 8 Mel bands become 20 positions."""
+    return WhisperModel(
+        WhisperConfig(
+            vocab_size=20,
+            num_mel_bins=8,
+            d_model=WIDTH,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            max_source_positions=20,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+    )
+
+
+def tiny_modernbert() -> PreTrainedModel:
+    return ModernBertModel(
+        ModernBertConfig(
+            **TRANSFORMER, vocab_size=20, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1
+        )
+    )
+
+
+def tiny_roberta() -> PreTrainedModel:
+    return RobertaModel(RobertaConfig(**TRANSFORMER, vocab_size=20, pad_token_id=0), add_pooling_layer=False)
+
+
+def tiny_videomae() -> PreTrainedModel:
+    return VideoMAEModel(VideoMAEConfig(**TRANSFORMER, **IMAGES, num_frames=4, tubelet_size=2))
+
+
+class Sensor(torch.nn.Module):
+    """An encoder of one's own: series (B, T, 3) of which some steps may be padding, to embeddings (B, 6)."""
+
+    embedding_dim = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 6)
+        self.register_buffer("scale", torch.tensor(0.5), persistent=False)
+
+    def forward(self, values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        steps = torch.tanh(self.linear(values)) * self.scale
+        if attention_mask is None:
+            return steps.mean(dim=1)
+        weight = attention_mask.to(steps.dtype).unsqueeze(-1)
+        return (steps * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 def two_views(width: int = 16, seed: int = 0, **config: object) -> FusionForClassification:
