@@ -1,11 +1,14 @@
 """GPU kernels of the probe, with plain PyTorch references."""
 
+from .histogram import histogram
+from .loglinear import loglinear
+from .poisson import poisson
+from .principal import principal_directions
 from .random import uniform
 from .reference import (
     BrojaSolution,
     Clustering,
     broja,
-    histogram,
     lloyd,
     nearest,
     project,
@@ -19,7 +22,10 @@ __all__ = [
     "broja",
     "histogram",
     "lloyd",
+    "loglinear",
     "nearest",
+    "poisson",
+    "principal_directions",
     "project",
     "scale_rows",
     "seed",

@@ -3,6 +3,9 @@
 from .broja import BrojaSolution, broja
 from .histogram import histogram
 from .kmeans import Clustering, lloyd, nearest, seed
+from .loglinear import loglinear
+from .poisson import poisson
+from .principal import principal_directions
 from .project import project, scale_rows
 from .random import uniform
 
@@ -12,7 +15,10 @@ __all__ = [
     "broja",
     "histogram",
     "lloyd",
+    "loglinear",
     "nearest",
+    "poisson",
+    "principal_directions",
     "project",
     "scale_rows",
     "seed",

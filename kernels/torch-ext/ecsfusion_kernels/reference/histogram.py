@@ -9,17 +9,22 @@ def histogram(
 ) -> Tensor:
     """Count how often (first, second, label) occur together, for a batch of problems at once.
 
+    A sample with an index outside of its range is not counted: a sum below N tells that there was one.
+
     Args:
-        first, second, labels: (B, N) or (N,) integers, broadcast against each other; first in [0,
-            num_first) and so on. The range is not checked.
+        first, second, labels: (..., N) integers, broadcast against each other; first in [0, num_first) and so on.
 
     Returns:
-        (B, num_first, num_second, num_classes) int32, without B when all three are (N,).
+        (..., num_first, num_second, num_classes) int32.
     """
-    first, second, labels = torch.broadcast_tensors(first, second, labels)
-    batch = first.shape[:-1]
-    size = num_first * num_second * num_classes
-    cell = (first.to(torch.int64) * num_second + second) * num_classes + labels
-    counts = torch.zeros(*batch, size, dtype=torch.int32, device=cell.device)
-    counts.scatter_add_(-1, cell, torch.ones_like(cell, dtype=torch.int32))
-    return counts.reshape(*batch, num_first, num_second, num_classes)
+    parts = ((first, num_first), (second, num_second), (labels, num_classes))
+    counted = torch.ones((), dtype=torch.bool, device=first.device)
+    cell = torch.zeros((), dtype=torch.int64, device=first.device)
+    for index, size in parts:
+        counted = counted & (index >= 0) & (index < size)
+        cell = cell * size + index.to(torch.int64)
+    cells = num_first * num_second * num_classes
+    cell = torch.where(counted, cell, cells)  # one cell more takes what is not counted
+    counts = torch.zeros(*cell.shape[:-1], cells + 1, dtype=torch.int32, device=cell.device)
+    counts.scatter_add_(-1, cell, torch.ones((), dtype=torch.int32, device=cell.device).expand_as(cell))
+    return counts[..., :-1].reshape(*cell.shape[:-1], num_first, num_second, num_classes)
