@@ -20,6 +20,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from ecsfusion_kernels import loglinear
 from torch import Tensor
 
 from ecsfusion.joint import draw_labels, shuffle_labels
@@ -114,13 +115,7 @@ def without_interaction(counts: Tensor, bias: Tensor, sweeps: int = 30) -> Tenso
     p12 = p12 / p12.sum((1, 2), keepdim=True)
     first = _shrunk(counts.sum(2), bias[0])
     second = _shrunk(counts.sum(1), bias[1])
-    A, B = first, second / second.sum(1, keepdim=True).clamp_min(TINY)
-    for _ in range(sweeps):
-        R = p12 / (A @ B.mT).clamp_min(TINY)
-        A = first / (R @ B).clamp_min(TINY)
-        B = second / (R.mT @ A).clamp_min(TINY)
-    R = p12 / (A @ B.mT).clamp_min(TINY)
-    return R.unsqueeze(3) * A.unsqueeze(2) * B.unsqueeze(1)
+    return loglinear(p12, first, second, sweeps)
 
 
 def posterior_information(counts: Tensor, prior: Tensor) -> Posterior:

@@ -1,0 +1,87 @@
+"""A table A(x1, y) R(x1, x2) B(x2, y) in its factors: the matrix products that both solvers are made of.
+
+One program works on one table. What it stores it reads back itself, so the state is global memory that the caches
+hold, with a barrier between a store and loads by other threads. All sides are padded with zeros to whole tiles:
+rows, columns and classes without mass, which need no masks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .language import jit, padded, tl
+
+
+@jit
+def at(table_ptr, row, column, stride_row, stride_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Pointers to the tile of a matrix that begins at (row, column)."""
+    rows = (row + tl.arange(0, ROWS)).to(tl.int64)
+    columns = (column + tl.arange(0, COLUMNS)).to(tl.int64)
+    return table_ptr + rows[:, None] * stride_row + columns[None, :] * stride_column
+
+
+@jit
+def dot(x, y, total):
+    """total + x @ y as three products of TF32 numbers: the rounding of float32, on tensor cores, in few registers.
+
+    Nothing is negative, so no sum loses digits.
+    """
+    return tl.dot(x, y, total, input_precision="tf32x3")
+
+
+@jit
+def coupled(
+    r_ptr,
+    x_ptr,
+    row,
+    label,
+    size,
+    stride_row,
+    stride_column,
+    stride_x,
+    TILE: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
+    """A tile of R X, (TILE, CLASSES); with R's strides exchanged, of R^T X. `size` columns are summed over."""
+    total = tl.zeros((TILE, CLASSES), tl.float32)
+    for column in range(0, size, TILE):
+        r = tl.load(at(r_ptr, row, column, stride_row, stride_column, TILE, TILE))
+        total = dot(r, tl.load(at(x_ptr, column, label, stride_x, 1, TILE, CLASSES)), total)
+    return total
+
+
+@jit
+def factored(a_ptr, b_ptr, row, column, classes, stride_a, TILE: tl.constexpr, CLASSES: tl.constexpr):
+    """A tile of W = A B^T, (TILE, TILE)."""
+    total = tl.zeros((TILE, TILE), tl.float32)
+    for label in range(0, classes, CLASSES):
+        a = tl.load(at(a_ptr, row, label, stride_a, 1, TILE, CLASSES))
+        b = tl.load(at(b_ptr, column, label, stride_a, 1, TILE, CLASSES))
+        total = dot(a, tl.trans(b), total)
+    return total
+
+
+def configuration(num1: int, num2: int, num_classes: int) -> tuple[dict[str, int], int]:
+    """The constants of a solver's kernel for K1 x K2 x C, and its warps.
+
+    64 x 64 is the largest tile whose two operands (TF32 number and remainder) stay in the registers of 256 threads.
+    Up to 32 x 32, 4 warps make the barriers cheap and let several tables share a multiprocessor. 16 is the least
+    that a matrix product takes; with more classes, 32 halve the number of blocks that wait for each other.
+    """
+    constants = {"TILE": min(padded(max(num1, num2)), 64), "CLASSES": 16 if num_classes <= 16 else 32}
+    return constants, 4 if constants["TILE"] <= 32 else 8
+
+
+def configurations() -> list[tuple[dict[str, int], int]]:
+    """All that `configuration` can answer."""
+    return [configuration(tile, tile, classes) for tile in (16, 32, 64) for classes in (16, 32)]
+
+
+def padded_to(table: Tensor, rows: int, columns: int) -> Tensor:
+    """Matrices (B, M, N) as contiguous float32, with zeros up to whole multiples of `rows` and `columns`."""
+    count, height, width = table.shape
+    shape = (count, -(-height // rows) * rows, -(-width // columns) * columns)
+    wide = torch.zeros(shape, dtype=torch.float32, device=table.device)
+    wide[:, :height, :width] = table
+    return wide

@@ -1,0 +1,20 @@
+"""Iterative proportional fitting of the model without three-way interaction, in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+
+def loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int = 30) -> Tensor:
+    """Tables R(x1, x2) A(x1, y) B(x2, y) with the pair tables p12 (B, K1, K2), first (B, K1, C), second (B, K2, C).
+
+    (B, K1, K2, C), in the dtype of the pair tables; p12 is met as far as rounding goes, the others as far as the
+    sweeps came: R = p12 / (A B^T), A = first / (R B), B = second / (R^T A).
+    """
+    tiny = torch.finfo(p12.dtype).tiny * 1e7
+    a, b = first, second / second.sum(1, keepdim=True).clamp_min(tiny)
+    for _ in range(sweeps):
+        r = p12 / (a @ b.mT).clamp_min(tiny)
+        a = first / (r @ b).clamp_min(tiny)
+        b = second / (r.mT @ a).clamp_min(tiny)
+    r = p12 / (a @ b.mT).clamp_min(tiny)
+    return r.unsqueeze(3) * a.unsqueeze(2) * b.unsqueeze(1)
