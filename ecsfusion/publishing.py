@@ -1,0 +1,136 @@
+"""What a run leaves behind: folders of weights, the model card, and both stages on the Hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from ecsfusion.card import render_card
+from ecsfusion.hub import publish
+from ecsfusion.modeling import FusionForClassification
+from ecsfusion.summary import run_facts
+
+UNIMODAL_FOLDER = "unimodal"  # stage 1's peak, in the output folder and as a branch on the Hub
+INITIAL_FOLDER = "initial"  # the weights before training, kept when the rule may go back to them
+TRAJECTORY_FILE = "trajectory.png"
+
+
+class PublishingTrainer(Trainer):
+    """The part of [`FusionTrainer`] that writes folders, the card, and the Hub; it trains as any `Trainer`."""
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        comparison: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write the model card to `README.md` in the output folder, and stage 1's into its folder.
+
+        Args:
+            license: identifier of the license of the weights.
+            model_name: title of the card; by default the name of the repository or of the output folder.
+            dataset: plain name of the data.
+            dataset_tags: name of the data on the Hub, when it is there.
+            comparison: accuracy of other schedules on the last split, by name.
+            language, tags, finetuned_from, tasks, dataset_args: not used; the card finds these facts itself.
+
+        Raises:
+            ValueError: nothing has been evaluated, or the card would name a local path or a token.
+        """
+        if not self.is_world_process_zero():
+            return
+        output = Path(self.args.output_dir)
+        peak = (output / UNIMODAL_FOLDER).is_dir() and self.args.stages == "two-stage"
+        facts = run_facts(
+            self,
+            title=model_name or (self.args.hub_model_id or output.absolute().name).split("/")[-1],
+            dataset=dataset if isinstance(dataset, str) else "the training data",
+            dataset_hub_name=dataset_tags if isinstance(dataset_tags, str) else None,
+            repo_id=self.hub_model_id,
+            license=license,
+            peak_folder=UNIMODAL_FOLDER if peak else None,
+            trajectory=TRAJECTORY_FILE if (output / TRAJECTORY_FILE).exists() else None,
+            comparison=comparison,
+        )
+        (output / "README.md").write_text(render_card(facts, self._private_paths()), encoding="utf-8")
+        if peak:  # the branch of stage 1 shows the same card
+            for name in filter(None, ("README.md", facts.trajectory)):
+                shutil.copyfile(output / name, output / UNIMODAL_FOLDER / name)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Publish the final model on `main` (or `revision`) and stage 1's peak on the branch `unimodal`.
+
+        Uploaded are weights (safetensors), configurations, processors, card and picture, and nothing else; the
+        upload always blocks. Keyword arguments go to `create_model_card`.
+
+        Raises:
+            ValueError: something to be published names a local path or a token; nothing is uploaded.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token if token is not None else self.args.hub_token
+        if self.hub_model_id is None:
+            if private is not None:  # only transformers 5.23 and later takes it as an argument
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        output = Path(self.args.output_dir)
+        peak = output / UNIMODAL_FOLDER
+        return publish(
+            self.hub_model_id,
+            output,
+            peak if peak.is_dir() and self.args.stages == "two-stage" else None,
+            modalities=self.model.modalities,
+            commit_message=commit_message or "End of training",
+            revision=revision or self.args.hub_revision,
+            token=token,
+            forbidden=self._private_paths(),
+        )
+
+    def _private_paths(self) -> tuple[str, ...]:
+        return (self.args.output_dir, str(Path.cwd()))
+
+    def _save_folder(self, name: str) -> None:
+        """Write model and processor to a folder of the output directory, whole or not at all."""
+        folder = os.path.join(self.args.output_dir, name)
+        self.save_model(f"{folder}.writing", _internal_call=True)
+        if self.args.should_save:
+            if os.path.isdir(folder):
+                shutil.rmtree(f"{folder}.old", ignore_errors=True)
+                os.rename(folder, f"{folder}.old")
+            os.rename(f"{folder}.writing", folder)
+            shutil.rmtree(f"{folder}.old", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _load_folder(self, name: str) -> FusionForClassification:
+        folder = os.path.join(self.args.output_dir, name)
+        return FusionForClassification.from_pretrained(folder).to(self.args.device)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # The Trainer pickles its arguments beside the weights, paths and tokens included; nothing reads them.
+        arguments = os.path.join(output_dir or self.args.output_dir, "training_args.bin")
+        if self.args.should_save and os.path.exists(arguments):
+            os.remove(arguments)
