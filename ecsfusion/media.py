@@ -56,6 +56,26 @@ def read_image(value: Any, num_channels: int | None = None) -> Image.Image:
     return image.convert("L" if num_channels == 1 else "RGB")
 
 
+def read_video(value: Any, num_channels: int | None = None) -> list[Image.Image]:
+    """The frames of one video, in order; decoding a file is left to others (PyAV, torchcodec).
+
+    Args:
+        value: a list of frames, each as `read_image` takes it, or an array or tensor (T, H, W, C) or (T, C, H, W).
+        num_channels: as there.
+
+    Raises:
+        ValueError: no frame, or one that cannot be read.
+        TypeError: `value` is none of the above.
+    """
+    if not isinstance(value, (list, tuple, np.ndarray, torch.Tensor)):
+        raise TypeError(
+            f"a video cannot be a {type(value).__name__}; give a list of its frames, or an array of them"
+        )
+    if len(value) == 0:
+        raise ValueError("the video has no frames; leave this row out")
+    return [read_image(frame, num_channels) for frame in value]
+
+
 def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:
     """Decode one raw sound, average its channels, and bring it to one sampling rate.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
@@ -24,7 +25,8 @@ from transformers import (
 )
 from transformers.utils import PushToHubMixin, cached_file
 
-from ecsfusion.media import read_audio, read_image
+from ecsfusion.arrays import ArrayProcessor, read_array
+from ecsfusion.media import read_audio, read_image, read_video
 
 CONFIG_NAME = "fusion_processor_config.json"
 
@@ -34,6 +36,7 @@ KINDS: dict[str, tuple[type, Any]] = {
     "image_processor": (BaseImageProcessor, AutoImageProcessor),
     "feature_extractor": (FeatureExtractionMixin, AutoFeatureExtractor),
     "tokenizer": (PreTrainedTokenizerBase, AutoTokenizer),
+    "array_processor": (ArrayProcessor, ArrayProcessor),
 }
 RAW_KEYS = frozenset({"bytes", "path", "array", "sampling_rate"})
 LOCAL_KEYS = frozenset({"name_or_path", "cache_dir", "is_local", "local_files_only", "token"})
@@ -61,14 +64,15 @@ class FusionBatch(dict):
 
 
 class FusionProcessor(PushToHubMixin):
-    """Image processors, audio feature extractors and tokenizers behind one call.
+    """Image processors, audio feature extractors, tokenizers and array processors behind one call.
 
     Args:
-        processors: modality name to image processor, feature extractor or tokenizer; the model's names.
+        processors: modality name to image processor (of videos as well), feature extractor, tokenizer, or
+            `ArrayProcessor` for tabular rows and time series; the model's names.
 
     Raises:
         ValueError: no processor is given, a name is no Python identifier, or a tokenizer cannot pad.
-        TypeError: a value is none of the three kinds.
+        TypeError: a value is none of the four kinds.
 
     Example:
         >>> processor = FusionProcessor({"image": image_processor, "audio": feature_extractor})
@@ -80,13 +84,13 @@ class FusionProcessor(PushToHubMixin):
         if not processors:
             raise ValueError("processors is empty; give at least one, as in {'image': image_processor}")
         for name, processor in processors.items():
-            if not name.isidentifier() or name in ("label", "labels"):
+            if not name.isidentifier() or name in ("label", "labels", "present"):
                 raise ValueError(f"modality {name!r} cannot be an argument's name; choose one like 'image'")
             if _kind(processor) is None:
                 raise TypeError(
                     f"the processor of {name!r} is a {type(processor).__name__}; give an image processor, a "
-                    "feature extractor or a tokenizer (of a combined processor its .image_processor, "
-                    ".feature_extractor or .tokenizer)"
+                    "feature extractor, a tokenizer or an ArrayProcessor (of a combined processor its "
+                    ".image_processor, .feature_extractor or .tokenizer)"
                 )
             if isinstance(processor, PreTrainedTokenizerBase) and processor.pad_token is None:
                 raise ValueError(
@@ -109,43 +113,50 @@ class FusionProcessor(PushToHubMixin):
 
         Args:
             modalities: per modality name a list of B raw values, or one raw value (a batch of one), or None
-                (the modality is absent). Images and sounds as `ecsfusion.media.read_image` and
-                `read_audio` take them, text as str.
+                (the modality is absent). In a list, None is a row that lacks the modality. Images, sounds and videos
+                as `ecsfusion.media` reads them, text as str, rows of numbers as arrays or lists of floats.
 
         Returns:
             Modality name to the inputs of its encoder, tensors (B, ...): "pixel_values" (B, C, H, W)
-            float32; "input_values" or "input_features" (B, T) or (B, T, F) float32; "input_ids" (B, L)
-            int64; "attention_mask" (B, L) where the processor gives one. Audio and text are padded to the
-            longest of the batch.
+            float32, of videos (B, T, C, H, W); "input_values" or "input_features" (B, T) or (B, T, F) float32;
+            "input_ids" (B, L) int64; "values" (B, D) or (B, T, D); "attention_mask" (B, L) where lengths may differ.
+            Audio, text and series are padded to the longest of the batch. Where rows lack a modality, "present" has
+            for it which rows have it, (B,) bool, and their inputs are zeros.
 
         Raises:
-            ValueError: an unknown modality, different numbers of rows, a row that cannot be read, or a
-                modality given for a part of the rows only.
+            ValueError: an unknown modality, different numbers of rows, or a row that cannot be read.
             TypeError: a raw value of the wrong type.
         """
         self._check_names(modalities)
-        present = {name: _present(_as_batch(modalities.get(name)), name) for name in self.processors}
-        sizes = {name: len(values) for name, values in present.items() if values}
-        if not sizes:
+        batches = {
+            name: _as_batch(values, _takes_videos(self.processors[name]))
+            for name in self.processors
+            if (values := modalities.get(name)) is not None
+        }
+        sizes = {name: len(values) for name, values in batches.items()}
+        if not any(value is not None for values in batches.values() for value in values):
             raise ValueError(f"nothing to process; give at least one modality of {list(self.modalities)}")
         if len(set(sizes.values())) > 1:
             counts = ", ".join(f"{size} of {name!r}" for name, size in sizes.items())
             raise ValueError(f"the numbers of rows differ: {counts}; give one value per row and modality")
-        return FusionBatch({name: self.process(name, present[name]) for name in sizes})
+        return _with_missing_rows(batches, self.process)
 
-    def process(self, name: str, values: Sequence[Any], first_row: int = 0) -> dict[str, torch.Tensor]:
+    def process(
+        self, name: str, values: Sequence[Any], first_row: int | Sequence[int] = 0
+    ) -> dict[str, torch.Tensor]:
         """One modality's raw values (B of them, none missing) as inputs of its encoder, tensors (B, ...).
 
-        `first_row` is the number of the first value in errors, for callers that process a data set in parts.
-        Raises as `__call__`.
+        `first_row` is the number of the first value in errors, for callers that process a data set in parts, or the
+        numbers of all. Raises as `__call__`.
         """
         self._check_names([name])
         processor = self.processors[name]
-        rows = [self._read(name, value, first_row + offset) for offset, value in enumerate(values)]
+        numbers = range(first_row, first_row + len(values)) if isinstance(first_row, int) else first_row
+        rows = [self._read(name, value, number) for number, value in zip(numbers, values, strict=True)]
         try:
             features = processor(rows, return_tensors="pt", **_call_options(processor))
         except Exception as error:  # processors raise all kinds; modality and rows must be in the sentence
-            last_row = first_row + len(rows) - 1
+            first_row, last_row = min(numbers), max(numbers)
             raise ValueError(
                 f"{name}, rows {first_row} to {last_row}: {type(processor).__name__} failed ({error}); check "
                 "the processor's options against the shape and length of these rows"
@@ -169,7 +180,8 @@ class FusionProcessor(PushToHubMixin):
                 "give the processor a fixed size"
             )
         arrays = {key: [tensor.numpy() for tensor in column] for key, column in tensors.items()}
-        padded = processor.pad(arrays, padding=True, return_tensors="pt")
+        options = {"return_attention_mask": True} if isinstance(processor, FeatureExtractionMixin) else {}
+        padded = processor.pad(arrays, padding=True, return_tensors="pt", **options)
         return {key: value for key, value in padded.items() if isinstance(value, torch.Tensor)}
 
     def save_pretrained(
@@ -249,7 +261,10 @@ class FusionProcessor(PushToHubMixin):
         processor = self.processors[name]
         try:
             if isinstance(processor, BaseImageProcessor):
-                return read_image(value, _num_channels(processor))
+                read = read_video if _takes_videos(processor) else read_image
+                return read(value, _num_channels(processor))
+            if isinstance(processor, ArrayProcessor):
+                return read_array(value)
             if isinstance(processor, PreTrainedTokenizerBase):
                 if not isinstance(value, str):
                     raise TypeError(f"text cannot be a {type(value).__name__}; give a str")
@@ -264,7 +279,8 @@ class FusionCollator:
 
     A row is raw (`{"image": PIL image, "audio": {"bytes": ...}, "label": 3}`) or already processed
     (`{"image": {"pixel_values": tensor}, ..., "labels": 3}`, no batch dimension). Keys that are neither a
-    modality nor "label" or "labels" are ignored.
+    modality nor "label" or "labels" are ignored. A modality that is absent or None is missing in this row; the batch
+    then has "present" (see `FusionForClassification.forward`).
 
     Args:
         processor: a `FusionProcessor`; its modality names are the keys of the rows.
@@ -280,53 +296,118 @@ class FusionCollator:
         lists (multi-label).
 
         Raises:
-            ValueError: no modality is found in the rows, a modality or the label is missing in some of
-                them, or a row cannot be read.
+            ValueError: no modality is found in the rows or in one of them, the label is missing in some, or a row
+                cannot be read.
             TypeError: a raw value of the wrong type.
         """
-        batch = FusionBatch()
-        for name in self.processor.modalities:
-            values = _present([row.get(name) for row in rows], name)
-            if values and all(_is_processed(value) for value in values):
-                batch[name] = self.processor.pad(name, values)
-            elif values:
-                batch[name] = self.processor.process(name, values)
-        if not batch:
+        names = self.processor.modalities
+        batch = _with_missing_rows({name: [row.get(name) for row in rows] for name in names}, self._inputs)
+        if not any(name in batch for name in names):
             raise ValueError(
                 f"the rows have the keys {sorted(rows[0])} but none of the modalities "
                 f"{list(self.processor.modalities)}; rename the columns to the modality names"
             )
-        labels = _present([row.get("labels", row.get("label")) for row in rows], "label")
-        if labels:
-            tensor = torch.as_tensor(np.asarray(labels))
-            is_class = tensor.ndim == 1 and not tensor.is_floating_point()
-            batch["labels"] = tensor.to(torch.int64 if is_class else torch.float32)
-        return batch
+        return _with_labels(batch, rows)
+
+    def _inputs(self, name: str, values: Sequence[Any], numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        if all(_is_processed(value) for value in values):
+            return self.processor.pad(name, values)
+        return self.processor.process(name, values, numbers)
+
+
+class TensorCollator:
+    """Rows of tensors that need no processor to a batch: the `data_collator` where there is none.
+
+    Rows are as a `FusionCollator` takes them processed, all of equal shapes, or with one tensor per modality.
+
+    Args:
+        modalities: the model's names; by default all keys of the rows but "label" and "labels".
+    """
+
+    def __init__(self, modalities: Sequence[str] | None = None) -> None:
+        self.modalities = modalities
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
+        """As `FusionCollator.__call__`."""
+        given = self.modalities or [key for key in rows[0] if key not in ("label", "labels")]
+        batch = _with_missing_rows(
+            {name: [row.get(name) for row in rows] for name in given},
+            lambda name, values, numbers: default_collate(list(values)),
+        )
+        return _with_labels(batch, rows)
+
+
+def _with_missing_rows(columns: Mapping[str, list[Any]], make_inputs: Any) -> FusionBatch:
+    """A batch of columns in which None is a row that lacks the modality: its inputs are zeros.
+
+    `make_inputs(name, values, numbers)` makes those of the other rows, whose numbers it gets for errors.
+    """
+    batch, masks = FusionBatch(), {}
+    for name, values in columns.items():
+        rows = [row for row, value in enumerate(values) if value is not None]
+        if rows:
+            inputs = make_inputs(name, [values[row] for row in rows], rows)
+            batch[name] = inputs if len(rows) == len(values) else _fill(inputs, rows, len(values))
+        if len(rows) < len(values):
+            masks[name] = torch.tensor([value is not None for value in values])
+    if masks:
+        batch["present"] = masks
+    size = len(next(iter(columns.values())))
+    empty = [row for row in range(size) if all(values[row] is None for values in columns.values())]
+    if empty and len(empty) < size:
+        raise ValueError(f"row {empty[0]} has none of the modalities {list(columns)}; leave this row out")
+    return batch
+
+
+def _fill(inputs: Any, rows: list[int], size: int) -> Any:
+    """Tensors of some rows as those of `size` rows, with zeros in the others."""
+    if isinstance(inputs, Mapping):
+        return {key: _fill(value, rows, size) for key, value in inputs.items()}
+    filled = inputs.new_zeros(size, *inputs.shape[1:])
+    filled[rows] = inputs
+    return filled
+
+
+def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
+    labels = [row.get("labels", row.get("label")) for row in rows]
+    missing = [row for row, label in enumerate(labels) if label is None]
+    if missing and len(missing) < len(rows):
+        raise ValueError(f"label, row {missing[0]}: missing, but present in other rows; leave these rows out")
+    if not missing:
+        tensor = torch.as_tensor(np.asarray(labels))
+        is_class = tensor.ndim == 1 and not tensor.is_floating_point()
+        batch["labels"] = tensor.to(torch.int64 if is_class else torch.float32)
+    return batch
 
 
 def _kind(processor: Any) -> str | None:
     return next((kind for kind, (base, _) in KINDS.items() if isinstance(processor, base)), None)
 
 
-def _as_batch(values: Any) -> list[Any]:
-    if values is None:
-        return []
+def _as_batch(values: Any, videos: bool = False) -> list[Any]:
+    """The raw values of all rows; a value that is not a list of them is a batch of one."""
+    array = isinstance(values, (np.ndarray, torch.Tensor))
+    if videos:  # one is itself a list of frames, or an array of four dimensions
+        listed = isinstance(values, (list, tuple))
+        many = values.ndim == 5 if array else listed and any(_is_video(value) for value in values)
+        return list(values) if many else [values]
     if isinstance(values, (list, tuple)):
         return [values] if values and isinstance(values[0], numbers.Number) else list(values)
-    if isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim == 4:
+    if array and values.ndim == 4:
         return list(values)
     return [values]
 
 
-def _present(values: list[Any], name: str) -> list[Any]:
-    """All values, or none of them where every one is None."""
-    missing = [row for row, value in enumerate(values) if value is None]
-    if missing and len(missing) < len(values):
-        raise ValueError(
-            f"{name}, row {missing[0]}: missing, but present in other rows; give it in all rows of a batch "
-            "or in none"
-        )
-    return [] if missing else values
+def _is_video(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 4
+
+
+def _takes_videos(processor: Any) -> bool:
+    """Whether an image processor is one of videos, like VideoMAE's."""
+    return (
+        isinstance(processor, BaseImageProcessor)
+        and "videos" in inspect.signature(processor.preprocess).parameters
+    )
 
 
 def _is_processed(value: Any) -> bool:
@@ -344,13 +425,19 @@ def _num_channels(processor: Any) -> int | None:
 def _call_options(processor: Any) -> dict[str, Any]:
     if isinstance(processor, PreTrainedTokenizerBase):
         # without a limit the tokenizer warns at every call that it cannot truncate
-        return {"padding": True, "truncation": processor.model_max_length < 1_000_000}
-    if isinstance(processor, BaseImageProcessor):
+        limited = processor.model_max_length < 1_000_000
+        # where no mask is made (SigLIP), the encoder was trained on texts of one length
+        fixed = limited and "attention_mask" not in processor.model_input_names
+        return {"padding": "max_length" if fixed else True, "truncation": limited}
+    if isinstance(processor, (BaseImageProcessor, ArrayProcessor)):
         return {}
     options: dict[str, Any] = {}
     if hasattr(processor, "sampling_rate"):
         options["sampling_rate"] = processor.sampling_rate
-    padding = inspect.signature(processor.__call__).parameters.get("padding")
+    parameters = inspect.signature(processor.__call__).parameters
+    if "return_attention_mask" in parameters:  # without it, silence that was added would count as sound
+        options["return_attention_mask"] = True
+    padding = parameters.get("padding")
     if padding is not None and padding.default is False:
         options["padding"] = (
             True  # the others pad by default, some to the one length that their encoder takes

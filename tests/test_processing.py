@@ -17,10 +17,12 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
     Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
 )
 
+from ecsfusion.arrays import ArrayProcessor
 from ecsfusion.media import read_audio, read_image
-from ecsfusion.processing import FusionCollator, FusionProcessor
+from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 
 RATE = 16_000
 
@@ -210,7 +212,8 @@ def test_collator_gives_the_same_batch_for_raw_and_processed_rows(processor, ima
     ]
     collate = FusionCollator(processor)
     one, other = collate(raw), collate(processed)
-    assert set(one) == set(other) == {"image", "speech", "text", "labels"}
+    assert set(one) == set(other) == {"image", "speech", "text", "labels", "present"}
+    assert set(one["present"]) == {"audio"}
     assert one["labels"].tolist() == other["labels"].tolist() == [0, 1, 2]
     for name in ("image", "speech", "text"):
         assert set(one[name]) == set(other[name])
@@ -228,9 +231,151 @@ def test_label_types(processor, labels, dtype):
     assert batch["labels"].tolist() == labels
 
 
-def test_modalities_and_labels_absent_in_all_rows_are_left_out(processor, image):
-    assert set(processor(image=[image, image], audio=None, text=[None, None])) == {"image"}
-    assert set(FusionCollator(processor)([{"image": image, "audio": None}])) == {"image"}
+def test_modalities_and_labels_absent_in_all_rows(processor, image):
+    assert set(processor(image=[image, image], audio=None)) == {"image"}
+    batch = processor(image=[image, image], text=[None, None])
+    assert set(batch) == {"image", "present"}
+    assert batch["present"]["text"].tolist() == [False, False]
+    # every batch of a data set says it alike, whatever rows it drew
+    for row in ({"image": image, "audio": None}, {"image": image}):
+        batch = FusionCollator(processor)([row])
+        assert set(batch) == {"image", "present"}
+        assert {name: mask.tolist() for name, mask in batch["present"].items()} == {
+            "audio": [False],
+            "speech": [False],
+            "text": [False],
+        }
+
+
+@pytest.mark.parametrize("processed", [False, True])
+def test_rows_that_lack_a_modality_are_zeros_under_a_mask(processor, image, wave, processed):
+    sounds, texts = [wave, None, wave[:700]], [None, "two three", "one"]
+    rows = [
+        {"image": image, "speech": sound, "text": text, "label": 1}
+        for sound, text in zip(sounds, texts, strict=True)
+    ]
+    if processed:
+        for row in rows:
+            for name in ("image", "speech", "text"):
+                if row[name] is not None:
+                    features = processor.process(name, [row[name]])
+                    row[name] = {key: value[0] for key, value in features.items()}
+    processor = FusionProcessor({name: processor.processors[name] for name in ("image", "speech", "text")})
+    batch = FusionCollator(processor)(rows)
+    assert {name: mask.tolist() for name, mask in batch["present"].items()} == {
+        "speech": [True, False, True],
+        "text": [False, True, True],
+    }
+    assert batch["speech"]["input_values"].shape == (3, len(wave))
+    assert batch["speech"]["attention_mask"].sum(dim=1).tolist() == [len(wave), 0, 700]
+    assert batch["text"]["input_ids"].tolist() == [[0, 0], [3, 4], [2, 0]]
+    alone = processor.process("speech", [wave, wave[:700]])["input_values"]
+    assert torch.equal(batch["speech"]["input_values"][[0, 2]], alone)
+    assert batch.to(torch.float16)["present"]["text"].dtype == torch.bool
+
+
+def test_a_sound_gets_a_mask_even_if_its_processor_would_not_make_one(wave):
+    base = Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=False)  # as wav2vec 2.0 base
+    processor = FusionProcessor({"speech": base})
+    raw = processor(speech=[wave, wave[:500]])
+    assert raw["speech"]["attention_mask"].sum(dim=1).tolist() == [len(wave), 500]
+    rows = [
+        {"speech": {k: v[0] for k, v in processor.process("speech", [w]).items()}} for w in (wave, wave[:500])
+    ]
+    batch = FusionCollator(processor)(rows)
+    assert torch.equal(batch["speech"]["attention_mask"], raw["speech"]["attention_mask"])
+
+
+def test_whisper_is_told_where_the_sound_ends(wave):
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=2, sampling_rate=RATE)
+    batch = FusionProcessor({"speech": extractor})(speech=[wave, np.tile(wave, 8)])
+    assert batch["speech"]["input_features"].shape == (2, 8, 200)
+    assert batch["speech"]["attention_mask"].sum(dim=1).tolist() == [13, 100]
+
+
+# --- videos, tables and series
+
+
+def test_videos_are_lists_of_frames(image, tmp_path):
+    options = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    folder = tmp_path / "video"
+    folder.mkdir()
+    config = {"image_processor_type": "VideoMAEImageProcessor", **options}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    processor = FusionProcessor({"video": AutoImageProcessor.from_pretrained(folder)})
+    frames = [image, 255 - image, image]
+    expected = processor(video=[frames, frames])["video"]["pixel_values"]
+    assert expected.shape == (2, 3, 3, 8, 8)
+    array = np.repeat(np.stack(frames)[..., None], 3, axis=-1)
+    pictures = [Image.fromarray(frame) for frame in frames]
+    for one in (frames, array, torch.from_numpy(array), pictures):
+        assert torch.equal(processor(video=one)["video"]["pixel_values"], expected[:1])
+    batch = FusionCollator(processor)([{"video": frames, "label": 0}, {"video": array, "label": 1}])
+    assert torch.equal(batch["video"]["pixel_values"], expected)
+    with pytest.raises(TypeError, match=r"video, row 0: a video cannot be a str; give a list of its frames"):
+        processor(video="film.mp4")
+    processor.save_pretrained(tmp_path / "saved")
+    again = FusionProcessor.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again(video=frames)["video"]["pixel_values"], expected[:1])
+
+
+def test_rows_of_numbers_are_normalized_and_series_padded(tmp_path):
+    table = np.array([[1.0, 10.0, 5.0], [3.0, 30.0, 5.0]])
+    columns = ArrayProcessor.fit(table)
+    series = [np.arange(6.0).reshape(3, 2), np.ones((5, 2))]
+    processor = FusionProcessor({"columns": columns, "sensor": ArrayProcessor()})
+    processor.save_pretrained(tmp_path)
+    for each in (processor, FusionProcessor.from_pretrained(tmp_path)):
+        batch = each(columns=list(table), sensor=series)
+        assert batch["columns"]["values"].tolist() == [[-1, -1, 0], [1, 1, 0]]
+        assert set(batch["columns"]) == {"values"}
+        assert batch["sensor"]["values"].shape == (2, 5, 2)
+        assert batch["sensor"]["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+        assert not batch["sensor"]["values"][0, 3:].any()
+    one = processor(columns=[2.0, 20.0, 5.0], sensor=series[0])
+    assert one["columns"]["values"].tolist() == [[0, 0, 0]]
+    assert set(one["sensor"]) == {"values"}
+    rows = [
+        {name: {key: value[0] for key, value in processor.process(name, [raw]).items()} for name, raw in each}
+        for each in (
+            [("columns", table[0]), ("sensor", series[0])],
+            [("columns", table[1]), ("sensor", series[1])],
+        )
+    ]
+    again = FusionCollator(processor)(rows)
+    assert torch.equal(again["sensor"]["values"], batch["sensor"]["values"])
+    assert torch.equal(again["sensor"]["attention_mask"], batch["sensor"]["attention_mask"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([[1.0, 2.0], [1.0, 2.0, 3.0]], ValueError, "a row has 2 features, but the processor was made for 3"),
+        ([[1.0, np.nan, 0.0]], ValueError, "columns, row 0: the row has values that are NaN"),
+        (["red"], TypeError, "columns, row 0: a row of numbers cannot be a str"),
+        ([np.zeros((2, 2, 3))], ValueError, r"columns, row 0: the row has shape \(2, 2, 3\)"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_named(rows, error, message):
+    processor = FusionProcessor({"columns": ArrayProcessor([0.0, 0.0, 0.0])})
+    with pytest.raises(error, match=message):
+        processor(columns=rows)
+    with pytest.raises(ValueError, match="positive ones as std"):
+        ArrayProcessor(0.0, 0.0)
+
+
+def test_rows_of_tensors_need_no_processor():
+    rows = [
+        {"left": {"pixel_values": torch.ones(1, 2, 2)}, "right": torch.ones(3), "labels": 1},
+        {"left": None, "right": 2 * torch.ones(3), "labels": 0},
+    ]
+    for collate in (TensorCollator(), TensorCollator(("left", "right"))):
+        batch = collate(rows)
+        assert batch["left"]["pixel_values"][:, 0, 0, 0].tolist() == [1, 0]
+        assert batch["right"].tolist() == [[1, 1, 1], [2, 2, 2]]
+        assert {name: mask.tolist() for name, mask in batch["present"].items()} == {"left": [True, False]}
+        assert batch["labels"].tolist() == [1, 0]
+    assert set(TensorCollator()(rows[:1])) == {"left", "right", "labels"}
 
 
 # --- saving and loading
@@ -341,7 +486,9 @@ def test_a_folder_without_a_fusion_processor_is_refused(tmp_path):
         ({"audio": {"array": np.zeros(800), "sampling_rate": "8k"}}, ValueError, "the sampling rate is '8k'"),
         ({"audio": 7}, TypeError, "audio, row 0: a sound cannot be a int"),
         ({"text": ["one", 2]}, TypeError, "text, row 1: text cannot be a int; give a str"),
-        ({"text": ["one", None]}, ValueError, "text, row 1: missing, but present in other rows"),
+        ({"text": [None, None]}, ValueError, "nothing to process"),
+        ({"text": ["one", None]}, ValueError, "row 1 has none of the modalities"),
+        ({"text": ["one", None, 2]}, TypeError, "text, row 2: text cannot be a int"),
         ({"text": ["one", "two"], "image": np.zeros((8, 8))}, ValueError, "1 of 'image', 2 of 'text'"),
         ({"image": [np.zeros((8, 8)), np.zeros((9, 8))]}, ValueError, "image, rows 0 to 1: .* failed"),
     ],
@@ -355,7 +502,7 @@ def test_collator_errors_name_row_and_keys(processor, image):
     collate = FusionCollator(processor)
     with pytest.raises(ValueError, match=r"keys \['label', 'picture'\] but none of the modalities"):
         collate([{"picture": image, "label": 1}])
-    with pytest.raises(ValueError, match="image, row 1: missing"):
+    with pytest.raises(ValueError, match="row 1 has none of the modalities"):
         collate([{"image": image}, {"image": None}])
     with pytest.raises(ValueError, match="label, row 0: missing"):
         collate([{"image": image}, {"image": image, "label": 1}])

@@ -1,0 +1,127 @@
+"""Rows of numbers that need no media processor: tabular features and time series."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.utils import cached_file
+
+FILE_NAME = "array_processor.json"
+
+
+class ArrayProcessor:
+    """Tabular rows (D,) or time series (T,) or (T, D) to one tensor, for encoders of one's own.
+
+    Rows are normalized, `(x - mean) / std`, and series of different lengths are padded with zeros.
+
+    Args:
+        mean, std: one number, or one per feature (D of them); by default 0 and 1. `ArrayProcessor.fit(rows)` finds
+            them.
+
+    Raises:
+        ValueError: different numbers of both, or a std that is not positive.
+    """
+
+    def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
+        self.mean, self.std = (np.atleast_1d(np.asarray(values, dtype=np.float32)) for values in (mean, std))
+        sizes = {self.mean.size, self.std.size} - {1}
+        if self.mean.ndim > 1 or self.std.ndim > 1 or len(sizes) > 1 or not (self.std > 0).all():
+            raise ValueError(
+                f"mean has shape {self.mean.shape} and std {self.std.shape}; give as many numbers, one per feature, "
+                "and positive ones as std."
+            )
+
+    @classmethod
+    def fit(cls, rows: Sequence[Any]) -> ArrayProcessor:
+        """A processor with the mean and the standard deviation of each feature over training rows (and steps).
+
+        A feature that never changes gets the standard deviation 1.
+        """
+        arrays = [read_array(row) for row in rows]
+        steps = np.concatenate([np.atleast_2d(array) for array in arrays])
+        std = steps.std(axis=0)
+        return cls(steps.mean(axis=0).tolist(), np.where(std > 0, std, 1.0).tolist())
+
+    def __call__(self, rows: Sequence[Any], return_tensors: str = "pt") -> BatchFeature:
+        """Rows to `values` (B, D), (B, T) or (B, T, D), float32; where lengths T differ, also `attention_mask` (B, T).
+
+        Raises:
+            ValueError: rows of different numbers of features, or not of those of `mean`.
+        """
+        return self.pad({"values": [self._normalize(read_array(row)) for row in rows]})
+
+    def pad(self, features: Mapping[str, Sequence[Any]], **_: Any) -> BatchFeature:
+        """Normalized rows as one batch; the same result as calling the processor on the raw rows."""
+        rows = [np.asarray(row, dtype=np.float32) for row in features["values"]]
+        shapes = {row.shape for row in rows}
+        if len(shapes) == 1:
+            return BatchFeature({"values": torch.from_numpy(np.stack(rows))})
+        if len({shape[1:] for shape in shapes}) > 1 or (self.mean.size > 1 and rows[0].ndim == 1):
+            raise ValueError(
+                f"the rows have the shapes {sorted(shapes)}; only the length of series may differ."
+            )
+        length = max(len(row) for row in rows)
+        values = torch.zeros(len(rows), length, *rows[0].shape[1:])
+        mask = torch.zeros(len(rows), length, dtype=torch.long)
+        for i, row in enumerate(rows):
+            values[i, : len(row)], mask[i, : len(row)] = torch.from_numpy(row), 1
+        return BatchFeature({"values": values, "attention_mask": mask})
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **_: Any) -> list[str]:
+        """Write `array_processor.json`; returns its path."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        (folder / FILE_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        return [str(folder / FILE_NAME)]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> ArrayProcessor:
+        """Load what `save_pretrained` wrote, from a folder or (with `subfolder`, `revision`, ...) from the Hub."""
+        file = cached_file(os.fspath(pretrained_model_name_or_path), FILE_NAME, **kwargs)
+        return cls(**json.loads(Path(str(file)).read_text(encoding="utf-8")))
+
+    def _normalize(self, row: np.ndarray) -> np.ndarray:
+        features = row.shape[-1] if self.mean.size > 1 or self.std.size > 1 else 1
+        for values in (self.mean, self.std):
+            if values.size not in (1, features):
+                raise ValueError(
+                    f"a row has {features} features, but the processor was made for {values.size}."
+                )
+        return (row - self.mean) / self.std
+
+
+def read_array(value: Any) -> np.ndarray:
+    """One row of numbers, (D,), (T,) or (T, D), as float32.
+
+    Raises:
+        ValueError: another shape, or a number that is NaN or infinite.
+        TypeError: not numbers.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"a row of numbers cannot be a {type(value).__name__} of {array.dtype}; give an array"
+        )
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise ValueError(
+            f"the row has shape {array.shape}; give features (D,) or a series (T, D) of at least one"
+        )
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError("the row has values that are NaN or infinite; fill them in or leave this row out")
+    return array
