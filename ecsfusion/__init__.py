@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecsfusion.competition import competitive_strength
     from ecsfusion.controller import Decision, Reading, Rule, make_rule
     from ecsfusion.estimate import fast_pid, fast_pids
     from ecsfusion.gradient import cluster_centres, differentiable_pid, soft_assignments, soft_joint
@@ -36,6 +37,7 @@ _MODULES = {
     "fast_pid": "estimate",
     "fast_pids": "estimate",
     "cluster_centres": "gradient",
+    "competitive_strength": "competition",
     "differentiable_pid": "gradient",
     "make_rule": "controller",
     "soft_assignments": "gradient",
@@ -56,6 +58,7 @@ __all__ = [
     "Readout",
     "Rule",
     "cluster_centres",
+    "competitive_strength",
     "decompose",
     "differentiable_pid",
     "fast_pid",

@@ -1,0 +1,50 @@
+"""Effective competitive strength: who wins a class when modalities are trained together, on a model that is known.
+
+The model of Huang et al. 2022 (arXiv 2203.12221), on which arXiv 2509.20840 builds its argument: modality r shows class
+j along one direction of its input; every class has a few neurons per modality,
+
+    f_j(x) = sum_r sum_l sigma(<w_{j,l,r}, x^r>),
+
+trained by gradient descent on the cross-entropy of f from a small start. While the logits are small each class and
+modality grows by itself, dG/dt ~ d G^(q-1), and blows up at a time ~ 1 / (d G(0)^(q-2)). Whichever is first fits the
+class, and the other has no gradient left.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def smoothed_relu(x: Tensor, order: int = 3, threshold: float = 0.5) -> Tensor:
+    """0 for x <= 0, x^q / (q b^(q-1)) up to b, x - (1 - 1/q) b beyond; q = `order`, b = `threshold`."""
+    bent = x.clamp(0.0, threshold) ** order / (order * threshold ** (order - 1))
+    return bent + (x - threshold).clamp_min(0.0)
+
+
+def competitive_strength(
+    alignment: Tensor, signal: Tensor, num_samples: int, order: int = 3, threshold: float = 0.5
+) -> Tensor:
+    """ECS_{j,r} = G_{j,r} d_{j,r}^(1/(q-2)) of every class j and modality r; the larger one wins the class.
+
+    Args:
+        alignment: (..., C, M, L), <w_{j,l,r}, M_j^r>: how far each of the L neurons points along its class.
+        signal: (..., C, M), the sum over the samples of class j in which modality r is sufficient of (z_j^r)^q.
+        num_samples: of all classes together.
+        order: q of the activation, at least 3.
+        threshold: b of the activation, where it becomes linear.
+
+    Returns:
+        (..., C, M): G = the largest positive alignment times the (q-2)-th root of d = signal / (n b^(q-1)).
+
+    Raises:
+        ValueError: an order under 3, for which nothing blows up; shapes that do not match.
+    """
+    if order < 3:
+        raise ValueError(f"order is {order}; competition by blow-up needs an activation of order 3 or more")
+    if alignment.shape[:-1] != signal.shape:
+        raise ValueError(
+            "alignment must be (..., C, M, L) and signal (..., C, M), "
+            f"got {tuple(alignment.shape)} and {tuple(signal.shape)}"
+        )
+    growth = signal / (num_samples * threshold ** (order - 1))
+    return alignment.amax(-1).clamp_min(0.0) * growth ** (1.0 / (order - 2))
