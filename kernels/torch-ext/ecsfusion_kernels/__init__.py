@@ -1,20 +1,13 @@
 """GPU kernels of the probe, with plain PyTorch references."""
 
 from .histogram import histogram
+from .kmeans import lloyd, nearest, seed
 from .loglinear import loglinear
 from .poisson import poisson
 from .principal import principal_directions
+from .project import project
 from .random import uniform
-from .reference import (
-    BrojaSolution,
-    Clustering,
-    broja,
-    lloyd,
-    nearest,
-    project,
-    scale_rows,
-    seed,
-)
+from .reference import BrojaSolution, Clustering, broja, scale_rows
 
 __all__ = [
     "BrojaSolution",

@@ -1,0 +1,677 @@
+"""k-means of many problems at once: seeding, assignment, iterations.
+
+A problem is one set of points with one set of centres; restarts are problems on the same points, which an expanded
+tensor does not copy. The host starts a number of launches that depends on shapes alone and reads nothing: a problem
+that has settled is marked on the device, and its blocks return at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from . import reference
+from .language import NAMESPACE, Variant, jit, options, padded, runs_kernels, signed, tl
+from .random import uniform_at
+from .reference import Clustering
+from .reference.random import keys
+
+MOST_SHARES = (
+    1024  # blocks of one problem that draw its next centre; the next launch reads one candidate of each
+)
+MOST_GROUPS = (
+    256  # blocks of one problem that sum up its clusters; the last of them reads one partial sum of each
+)
+ASSIGNERS = 1056  # blocks that share the points: 8 for each of the 132 multiprocessors of an H100 or H200
+ALONE = (
+    8192  # points that one block draws all centres from; for more, every centre is a launch of many blocks
+)
+
+
+@jit
+def _seed(
+    points_ptr,
+    centres_ptr,
+    weight_ptr,
+    wait_ptr,
+    where_ptr,
+    number: tl.int64,
+    dimension: tl.int32,
+    clusters: tl.int32,
+    first: tl.int32,
+    last: tl.int32,
+    share: tl.int64,
+    shares: tl.int32,
+    problems: tl.int32,
+    key1: tl.int32,
+    key2: tl.int32,
+    step_problem: tl.int64,
+    step_point: tl.int64,
+    step_entry: tl.int64,
+    SHARES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Step k: take centre k - 1, the point with the least E / D^2; D^2 = min(D^2, |x - c|^2); draw for centre k.
+
+    Each block leaves the best of its share of the points, and in the next step every block compares all of these.
+    Steps from `first` to `last`: one a launch, or all in one launch where a problem has one block only.
+    """
+    problem, part = tl.program_id(0) // shares, tl.program_id(0) % shares
+    points_ptr += problem.to(tl.int64) * step_problem
+    weight_ptr += problem.to(tl.int64) * number
+    slot = tl.arange(0, SHARES)
+    for k in range(first, last):
+        chosen = tl.full((), 0, tl.int64)
+        if k > 0:
+            candidates = (((k - 1) % 2) * problems + problem).to(tl.int64) * shares + slot
+            wait = tl.load(wait_ptr + candidates, slot < shares, other=float("inf"), cache_modifier=".cg")
+            where = tl.load(where_ptr + candidates, slot < shares, other=number, cache_modifier=".cg")
+            chosen = tl.min(tl.where(wait == tl.min(wait, 0), where, number), 0)
+            if part == 0:
+                for start in range(0, dimension, BLOCK_D):
+                    entry = start + tl.arange(0, BLOCK_D)
+                    centre = tl.load(
+                        points_ptr + chosen * step_point + entry * step_entry, entry < dimension, other=0.0
+                    )
+                    to = (problem.to(tl.int64) * clusters + k - 1) * dimension + entry
+                    tl.store(centres_ptr + to, centre, entry < dimension)
+        if k < clusters:
+            begin = part * share
+            end = tl.minimum(begin + share, number)
+            least = tl.full((BLOCK_N,), float("inf"), tl.float32)
+            least_at = begin + tl.arange(0, BLOCK_N)
+            for tile in range(begin, end, BLOCK_N):
+                point = tile + tl.arange(0, BLOCK_N)
+                inside = point < end
+                length = tl.zeros((BLOCK_N,), tl.float32)
+                distance = tl.zeros((BLOCK_N,), tl.float32)
+                for start in range(0, dimension, BLOCK_D):
+                    entry = start + tl.arange(0, BLOCK_D)
+                    used = entry < dimension
+                    at = points_ptr + point[:, None] * step_point + entry[None, :] * step_entry
+                    x = tl.load(at, inside[:, None] & used[None, :], other=0.0)
+                    centre = tl.load(points_ptr + chosen * step_point + entry * step_entry, used, other=0.0)
+                    away = tl.where(used[None, :], x - centre[None, :], 0.0)
+                    length += tl.sum(x * x, 1)
+                    distance += tl.sum(away * away, 1)
+                weight = distance
+                if k == 0:
+                    weight = tl.full((BLOCK_N,), 1.0, tl.float32)
+                if k > 1:
+                    weight = tl.minimum(distance, tl.load(weight_ptr + point, inside, other=0.0))
+                if k > 0:
+                    tl.store(weight_ptr + point, weight, inside)
+                counter = point + number * (k + clusters * problem.to(tl.int64))
+                wait = -tl.log(uniform_at(counter, key1, key2)) / weight
+                # Whoever is a centre waits as long as a number can tell, but not as long as a point left out.
+                largest = 3.4028234663852886e38  # of float32
+                wait = tl.where((weight > 0) & (wait < largest), wait, largest)
+                wait = tl.where(inside & (length < float("inf")), wait, float("inf"))
+                least_at = tl.where(wait < least, point, least_at)
+                least = tl.minimum(least, wait)
+            wait = tl.min(least, 0)
+            where = tl.min(tl.where(least == wait, least_at, number), 0)
+            mine = ((k % 2) * problems + problem).to(tl.int64) * shares + part
+            tl.store(wait_ptr + mine, wait)
+            tl.store(where_ptr + mine, where)
+            tl.debug_barrier()  # one block alone goes on to read what it has just stored
+
+
+@jit
+def _load_tile(ptr, row, rows, column, columns, step_row, step_column):
+    """A tile (BLOCK_ROWS, BLOCK_COLUMNS) of a matrix, zero outside of it."""
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    return tl.load(ptr + row[:, None] * step_row + column[None, :] * step_column, mask, other=0.0)
+
+
+@jit
+def _first_minimum(scores, index, END: tl.constexpr):
+    """The least score of each row and its index, the first among equals."""
+    least = tl.min(scores, 1)
+    return least, tl.min(tl.where(scores == least[:, None], index[None, :], END), 1)
+
+
+@jit
+def _store_nearest(labels_ptr, distance_ptr, point, number, least, label, length):
+    known = length < float("inf")
+    distance = tl.where(known, tl.maximum(least + length, 0.0), float("nan"))
+    tl.store(labels_ptr + point, tl.where(known, label, -1).to(tl.int64), point < number)
+    tl.store(distance_ptr + point, distance, point < number)
+
+
+@jit
+def _assign(
+    points_ptr,
+    centres_ptr,
+    active_ptr,
+    labels_ptr,
+    distance_ptr,
+    number: tl.int64,
+    dimension: tl.int32,
+    clusters: tl.int32,
+    programs: tl.int32,
+    asks: tl.int32,
+    step_problem: tl.int64,
+    step_point: tl.int64,
+    step_entry: tl.int64,
+    VECTOR: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """label = argmin_k |c_k|^2 - 2 <x, c_k>, distance = max(min_k (...) + |x|^2, 0); tile after tile of the points.
+
+    With WHOLE one tile holds all centres: they stay in registers, and while one tile of points is compared the next
+    ones are on their way. Else blocks of centres pass by, in pieces of BLOCK_D dimensions. If `asks`, a problem that
+    is not active is left as it is.
+    """
+    problem, program = (tl.program_id(0) // programs).to(tl.int64), tl.program_id(0) % programs
+    if asks != 0:  # noqa: SIM102 (no short circuit in a kernel)
+        if tl.load(active_ptr + problem) == 0:
+            return
+    if VECTOR > 1:  # rows without gaps of 16-byte pieces; the same numbers, as the compiler can see
+        dimension = dimension // VECTOR * VECTOR
+        step_problem = step_problem // VECTOR * VECTOR
+        step_point = step_point // VECTOR * VECTOR
+        step_entry = 1
+    points_ptr += problem * step_problem
+    centres_ptr += problem * clusters * dimension
+    labels_ptr += problem * number
+    distance_ptr += problem * number
+    tiles = tl.cdiv(number, BLOCK_N)
+    index, entry = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
+    infinity = float("inf")
+    if WHOLE:
+        centres = _load_tile(centres_ptr, index, clusters, entry, dimension, dimension, 1)
+        bias = tl.sum(centres * centres, 1)
+        finite = (bias < infinity) & (index < clusters)  # no point goes to a centre that is not
+        bias = tl.where(finite, bias, infinity)
+        turned = tl.trans(tl.where(finite[:, None], -2.0 * centres, 0.0))
+        for tile in range(program, tiles, programs):
+            point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            x = _load_tile(points_ptr, point, number, entry, dimension, step_point, step_entry)
+            scores = tl.dot(x, turned, input_precision="tf32x3") + bias[None, :]
+            least, label = _first_minimum(scores, index, BLOCK_K)
+            _store_nearest(labels_ptr, distance_ptr, point, number, least, label, tl.sum(x * x, 1))
+    else:
+        for tile in range(program, tiles, programs):
+            point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            best = tl.full((BLOCK_N,), infinity, tl.float32)
+            label = tl.zeros((BLOCK_N,), tl.int32)
+            length = tl.zeros((BLOCK_N,), tl.float32)
+            for first in range(0, clusters, BLOCK_K):
+                scores = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+                bias = tl.zeros((BLOCK_K,), tl.float32)
+                length = tl.zeros((BLOCK_N,), tl.float32)
+                for start in range(0, dimension, BLOCK_D):
+                    x = _load_tile(
+                        points_ptr, point, number, start + entry, dimension, step_point, step_entry
+                    )
+                    centres = _load_tile(
+                        centres_ptr, first + index, clusters, start + entry, dimension, dimension, 1
+                    )
+                    scores = tl.dot(x, tl.trans(centres), scores, input_precision="tf32x3")
+                    bias += tl.sum(centres * centres, 1)
+                    length += tl.sum(x * x, 1)
+                finite = (bias < infinity) & (first + index < clusters)
+                scores = tl.where(finite[None, :], bias[None, :] - 2.0 * scores, infinity)
+                least, here = _first_minimum(scores, index, BLOCK_K)
+                label = tl.where(least < best, first + here, label)
+                best = tl.minimum(best, least)
+            _store_nearest(labels_ptr, distance_ptr, point, number, best, label, length)
+
+
+@jit
+def _update(
+    points_ptr,
+    labels_ptr,
+    distance_ptr,
+    centres_ptr,
+    sizes_ptr,
+    inertia_ptr,
+    active_ptr,
+    next_ptr,
+    sums_ptr,
+    counts_ptr,
+    errors_ptr,
+    arrived_ptr,
+    number: tl.int64,
+    dimension: tl.int32,
+    clusters: tl.int32,
+    share: tl.int64,
+    groups: tl.int32,
+    parts: tl.int32,
+    tolerance: tl.float32,
+    moves: tl.int32,
+    step_problem: tl.int64,
+    step_point: tl.int64,
+    step_entry: tl.int64,
+    VECTOR: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
+    """c_k = mean of the points of label k; sizes, inertia, and whether the problem goes on; without `moves` c_k stays.
+
+    A group of points and a part (BLOCK_K centres times BLOCK_D dimensions) make a block. It leaves its sums, the
+    product of the one-hot labels with the points, and the last of a part's groups to arrive adds up those of all, in an
+    order that does not depend on who is last. What it decides is for the next iteration, in a place of its own: blocks
+    of other parts may not have looked yet whether they are active in this one.
+    """
+    problem = (tl.program_id(0) // groups).to(tl.int64)
+    group, part = tl.program_id(0) % groups, tl.program_id(1)
+    if moves != 0:  # noqa: SIM102
+        if tl.load(active_ptr + problem) == 0:
+            return
+    if VECTOR > 1:  # rows without gaps of 16-byte pieces; the same numbers, as the compiler can see
+        dimension = dimension // VECTOR * VECTOR
+        step_problem = step_problem // VECTOR * VECTOR
+        step_point = step_point // VECTOR * VECTOR
+        step_entry = 1
+    columns = tl.cdiv(dimension, BLOCK_D)
+    index = (part // columns) * BLOCK_K + tl.arange(0, BLOCK_K)
+    entry = (part % columns) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inner, outer = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
+    points_ptr += problem * step_problem
+    labels_ptr += problem * number
+    distance_ptr += problem * number
+
+    sums = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    counts = tl.zeros((BLOCK_K, BLOCK_N), tl.int32)
+    errors = tl.zeros((BLOCK_N,), tl.float32)
+    begin = group * share
+    end = tl.minimum(begin + share, number)
+    for tile in range(begin, end, BLOCK_N):
+        point = tile + tl.arange(0, BLOCK_N)
+        label = tl.load(labels_ptr + point, point < end, other=-1).to(tl.int32)
+        distance = tl.load(distance_ptr + point, point < end, other=0.0)
+        x = _load_tile(points_ptr, point, end, entry, dimension, step_point, step_entry)
+        here = label[None, :] == index[:, None]
+        # A NaN times zero is NaN: points left out must not reach the product.
+        x = tl.where((label >= 0)[:, None], x, 0.0)
+        sums = tl.dot(here.to(tl.float32), x, sums, input_precision="tf32x3")
+        counts += here.to(tl.int32)
+        errors += tl.where(label >= 0, distance, 0.0)
+
+    place = (problem * parts + part) * groups
+    at = outer[:, None] * BLOCK_D + inner[None, :]
+    tl.store(sums_ptr + (place + group) * (BLOCK_K * BLOCK_D) + at, sums)
+    tl.store(counts_ptr + (place + group) * BLOCK_K + outer, tl.sum(counts, 1))
+    tl.store(errors_ptr + place + group, tl.sum(errors, 0))
+    # All threads have stored, then one of them tells: release. Who hears of all reads what they stored: acquire; .cg
+    # goes to the L2 cache, where all blocks meet.
+    tl.debug_barrier()
+    arrived_ptr += problem * parts + part
+    if tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu") == groups - 1:
+        tl.store(arrived_ptr, 0)  # ready for the next launch
+        total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+        size = tl.zeros((BLOCK_K,), tl.int64)
+        error = tl.zeros((BLOCK_G,), tl.float32)
+        for first in range(0, groups, BLOCK_G):
+            other = first + tl.arange(0, BLOCK_G)
+            real = other < groups
+            source = (place + other)[:, None, None] * (BLOCK_K * BLOCK_D) + at[None, :, :]
+            total += tl.sum(
+                tl.load(sums_ptr + source, real[:, None, None], other=0.0, cache_modifier=".cg"), 0
+            )
+            source = (place + other)[:, None] * BLOCK_K + outer[None, :]
+            count = tl.load(counts_ptr + source, real[:, None], other=0, cache_modifier=".cg")
+            size += tl.sum(count.to(tl.int64), 0)
+            error += tl.load(errors_ptr + place + other, real, other=0.0, cache_modifier=".cg")
+        target = (problem * clusters + index)[:, None] * dimension + entry[None, :]
+        # An empty cluster keeps its centre.
+        real = ((index < clusters) & (size > 0))[:, None] & (entry < dimension)[None, :]
+        if moves != 0:
+            tl.store(centres_ptr + target, total / size.to(tl.float32)[:, None], real)
+        if part % columns == 0:
+            tl.store(sizes_ptr + problem * clusters + index, size, index < clusters)
+        if part == 0:  # every part has seen all distances: the first one's sum is the inertia
+            before, inertia = tl.load(inertia_ptr + problem), tl.sum(error, 0)
+            tl.store(inertia_ptr + problem, inertia)
+            if moves != 0:
+                tl.store(next_ptr + problem, (before - inertia > tolerance * inertia).to(tl.int32))
+
+
+def _vector(points: Tensor) -> int:
+    """Numbers that are loaded at once: 4 where every point is a whole number of 16-byte pieces, else 1."""
+    step_problem, step_point, step_entry = points.stride()
+    steps = (points.shape[-1], step_problem, step_point)
+    aligned = points.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in steps)
+    return 4 if aligned and step_entry == 1 else 1
+
+
+def seed_configuration(dimension: int) -> tuple[dict[str, int], int]:
+    """Constants of `_seed` and warps: 8192 numbers a tile are 16 of the 128 registers of each of 512 threads.
+
+    Several pieces of a point need more registers a thread, so fewer threads.
+    """
+    block_d = min(padded(dimension, 8), 32)
+    return {"SHARES": MOST_SHARES, "BLOCK_N": 8192 // block_d, "BLOCK_D": block_d}, 16 if block_d < 32 else 8
+
+
+def _launch_seed(points: Tensor, num_clusters: int, seed: int) -> Tensor:
+    (problems, number, dimension), device = points.shape, points.device
+    centres = torch.empty(problems, num_clusters, dimension, dtype=torch.float32, device=device)
+    if centres.numel() == 0:
+        return centres
+    constants, num_warps = seed_configuration(dimension)
+    # One block keeps a problem for itself as long as that takes less time than a launch for each centre.
+    share = number if number <= ALONE else max(-(-number // MOST_SHARES), constants["BLOCK_N"])
+    shares = -(-number // share)
+    weight = torch.empty(problems, number, dtype=torch.float32, device=device)
+    wait = torch.empty(2, problems, shares, dtype=torch.float32, device=device)
+    where = torch.empty(2, problems, shares, dtype=torch.int64, device=device)
+    key1, key2 = (signed(key) for key in keys(seed))
+    steps = num_clusters + 1
+    for first in range(0, steps, steps if shares == 1 else 1):
+        last = steps if shares == 1 else first + 1
+        # The last step only takes the last centre, which needs one block of each problem; the others do nothing.
+        _seed[(problems * shares,)](
+            points,
+            centres,
+            weight,
+            wait,
+            where,
+            number,
+            dimension,
+            num_clusters,
+            first,
+            last,
+            share,
+            shares,
+            problems,
+            key1,
+            key2,
+            *points.stride(),
+            **constants,
+            **options(num_warps),
+        )
+    return centres
+
+
+def assign_configuration(clusters: int, dimension: int, vector: int) -> tuple[dict[str, int], int, int]:
+    """Constants of `_assign`, warps and pipeline stages.
+
+    Up to 32 centres of 16 dimensions stay in registers; 128 points are one tile for the 4 warps of a tensor core
+    product. Beyond, up to 128 centres are compared at once (64 registers of each of 256 threads), so that the points
+    come from the caches at most twice for 256 centres.
+    """
+    whole = clusters <= 32 and dimension <= 16
+    block_k = min(
+        padded(clusters, 32), 128 if vector > 1 else 64
+    )  # an address for each number takes registers
+    block_d = 16 if whole else 32
+    blocks = {"BLOCK_N": 128 if whole else 64, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    return {"VECTOR": vector, "WHOLE": whole, **blocks}, 4 if whole else 8, 4 if whole else 3
+
+
+def _launch_assign(
+    points: Tensor, centres: Tensor, labels: Tensor, distance: Tensor, active: Tensor | None
+) -> None:
+    (problems, number, dimension), clusters = points.shape, centres.shape[1]
+    if labels.numel() == 0:
+        return
+    constants, num_warps, num_stages = assign_configuration(clusters, dimension, _vector(points))
+    programs = min(-(-number // constants["BLOCK_N"]), max(1, ASSIGNERS // problems))
+    _assign[(problems * programs,)](
+        points,
+        centres,
+        labels if active is None else active,
+        labels,
+        distance,
+        number,
+        dimension,
+        clusters,
+        programs,
+        int(active is not None),
+        *points.stride(),
+        **constants,
+        **options(num_warps, num_stages),
+    )
+
+
+def update_configuration(clusters: int, dimension: int, vector: int) -> tuple[dict[str, int], int, int]:
+    """Constants of `_update`, warps and pipeline stages: at most 64 x 64 sums, 16 registers of each of 256 threads."""
+    block_k, block_d = min(padded(clusters, 32), 64), min(padded(dimension), 64)
+    blocks = {"BLOCK_N": 32 if block_k == block_d == 64 else 64, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    return {"VECTOR": vector, **blocks, "BLOCK_G": 4096 // (block_k * block_d)}, 8, 3
+
+
+def _launch_lloyd(
+    points: Tensor, centres: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (problems, number, dimension), clusters, device = points.shape, centres.shape[1], points.device
+    centres = centres.clone(memory_format=torch.contiguous_format)
+    labels = torch.empty(problems, number, dtype=torch.int64, device=device)
+    distance = torch.empty(problems, number, dtype=torch.float32, device=device)
+    inertia = torch.full((problems,), torch.inf, dtype=torch.float32, device=device)
+    sizes = torch.empty(problems, clusters, dtype=torch.int64, device=device)
+    if problems == 0:
+        return centres, labels, inertia, sizes
+    constants, num_warps, num_stages = update_configuration(clusters, dimension, _vector(points))
+    block_n, block_k, block_d = (constants[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_D"))
+    # Of N alone: which points are added up first must not depend on the batch.
+    tiles = max(1, -(-number // block_n))
+    share = block_n * max(2, -(-tiles // MOST_GROUPS))
+    groups = max(1, -(-number // share))
+    parts = -(-clusters // block_k) * -(-dimension // block_d)
+    sums = torch.empty(problems, parts, groups, block_k, block_d, dtype=torch.float32, device=device)
+    counts = torch.empty(problems, parts, groups, block_k, dtype=torch.int32, device=device)
+    errors = torch.empty(problems, parts, groups, dtype=torch.float32, device=device)
+    arrived = torch.zeros(problems, parts, dtype=torch.int32, device=device)
+    # Whether a problem is active in an iteration; who is not in one is in none after it.
+    active = torch.zeros(max_iterations + 1, problems, dtype=torch.int32, device=device)
+    active[0].fill_(1)
+
+    def update(iteration: int, moves: bool) -> None:
+        _update[(problems * groups, parts)](
+            points,
+            labels,
+            distance,
+            centres,
+            sizes,
+            inertia,
+            active[iteration],
+            active[iteration + moves],
+            sums,
+            counts,
+            errors,
+            arrived,
+            number,
+            dimension,
+            clusters,
+            share,
+            groups,
+            parts,
+            tolerance,
+            int(moves),
+            *points.stride(),
+            **constants,
+            **options(num_warps, num_stages),
+        )
+
+    for iteration in range(max_iterations):
+        _launch_assign(points, centres, labels, distance, active[iteration])
+        update(iteration, moves=True)
+    _launch_assign(points, centres, labels, distance, None)
+    update(max_iterations, moves=False)
+    return centres, labels, inertia, sizes
+
+
+def variants() -> list[Variant]:
+    """Every compilation that the launchers can ask for."""
+    steps = dict.fromkeys(("step_problem", "step_point", "step_entry"), "i64")
+    sizes = {"number": "i64", "dimension": "i32", "clusters": "i32"}
+    seed_types = dict.fromkeys(("points_ptr", "centres_ptr", "weight_ptr", "wait_ptr"), "*fp32")
+    seed_types |= {
+        "where_ptr": "*i64",
+        **sizes,
+        "first": "i32",
+        "last": "i32",
+        "share": "i64",
+        "shares": "i32",
+    }
+    seed_types |= {"problems": "i32", "key1": "i32", "key2": "i32", **steps}
+    assign_types = {"points_ptr": "*fp32", "centres_ptr": "*fp32", "active_ptr": "*i32", "labels_ptr": "*i64"}
+    assign_types |= {"distance_ptr": "*fp32", **sizes, "programs": "i32", "asks": "i32", **steps}
+    update_types = {
+        "points_ptr": "*fp32",
+        "labels_ptr": "*i64",
+        "distance_ptr": "*fp32",
+        "centres_ptr": "*fp32",
+    }
+    update_types |= {"sizes_ptr": "*i64", "inertia_ptr": "*fp32", "active_ptr": "*i32", "next_ptr": "*i32"}
+    update_types |= {"sums_ptr": "*fp32", "counts_ptr": "*i32", "errors_ptr": "*fp32", "arrived_ptr": "*i32"}
+    update_types |= {
+        **sizes,
+        "share": "i64",
+        "groups": "i32",
+        "parts": "i32",
+        "tolerance": "fp32",
+        "moves": "i32",
+    }
+    update_types |= steps
+    found = [Variant(_seed, seed_types, *seed_configuration(dimension)) for dimension in (8, 16, 32)]
+    for vector in (4, 1):
+        tiles = ((32, 16), (32, 32), (64, 32), (128, 32))
+        for clusters, dimension in tiles if vector > 1 else tiles[:3]:
+            found.append(Variant(_assign, assign_types, *assign_configuration(clusters, dimension, vector)))
+        for clusters in (32, 64):
+            for dimension in (16, 32, 64):
+                found.append(
+                    Variant(_update, update_types, *update_configuration(clusters, dimension, vector))
+                )
+    return found
+
+
+@custom_op(f"{NAMESPACE}::seed", mutates_args=())
+def _seed_op(points: Tensor, num_clusters: int, seed: int) -> Tensor:
+    launch = _launch_seed if runs_kernels(points) else reference.seed
+    return launch(points, num_clusters, seed)
+
+
+@_seed_op.register_fake
+def _(points: Tensor, num_clusters: int, seed: int) -> Tensor:
+    return points.new_empty(points.shape[0], num_clusters, points.shape[2])
+
+
+@custom_op(f"{NAMESPACE}::nearest", mutates_args=())
+def _nearest_op(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    if not runs_kernels(points):
+        return reference.nearest(points, centres)
+    labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
+    distance = torch.empty(points.shape[:2], dtype=torch.float32, device=points.device)
+    _launch_assign(points, centres.contiguous(), labels, distance, None)
+    return labels, distance
+
+
+@_nearest_op.register_fake
+def _(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    return points.new_empty(points.shape[:2], dtype=torch.int64), points.new_empty(points.shape[:2])
+
+
+@custom_op(f"{NAMESPACE}::lloyd", mutates_args=())
+def _lloyd_op(
+    points: Tensor, centres: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if runs_kernels(points):
+        return _launch_lloyd(points, centres, max_iterations, tolerance)
+    found = reference.lloyd(points, centres, max_iterations, tolerance)
+    # An op must not return what it was given.
+    return found.centres.clone(), found.labels, found.inertia, found.sizes
+
+
+@_lloyd_op.register_fake
+def _(
+    points: Tensor, centres: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (problems, number, dimension), clusters = points.shape, centres.shape[1]
+    centres = points.new_empty(problems, clusters, dimension)
+    labels = points.new_empty(problems, number, dtype=torch.int64)
+    return (
+        centres,
+        labels,
+        points.new_empty(problems),
+        points.new_empty(problems, clusters, dtype=torch.int64),
+    )
+
+
+def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
+    """k-means++ seeding (Arthur and Vassilvitskii 2007): each centre is a point, drawn with probability D^2.
+
+    The draw is the Gumbel-max trick in its exponential form: the point with the least E / D^2 is taken, where E is
+    -log of a hash of (seed, problem, centre, point) and D^2 the squared distance to the nearest centre so far. When
+    all points coincide with a centre already, the first point is repeated. Points with a NaN or an infinity are left
+    out.
+
+    Args:
+        points: (B, N, d) float32, any strides, N at least 1; problems may share their points (`expand`).
+        num_clusters: K.
+        seed: any whole number; the result is the same for the same one, on every device up to rounding.
+
+    Returns:
+        (B, num_clusters, d) float32.
+
+    Raises:
+        TypeError, ValueError: for `points` of another dtype or shape.
+    """
+    _check(points, None)
+    if points.shape[1] == 0:
+        raise ValueError("points has no rows to draw centres from")
+    return _seed_op(points, num_clusters, seed)
+
+
+def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each point, argmin_k |x - c_k|^2, and its squared distance.
+
+    Args:
+        points: (B, N, d) float32, any strides.
+        centres: (B, K, d) float32, K at least 1.
+
+    Returns:
+        labels (B, N) int64, the first centre among equals, and squared distances (B, N) float32. A point whose squared
+        length is not finite in float32 (a NaN, an infinity, entries beyond 1e19) has label -1 and distance NaN.
+
+    Raises:
+        TypeError, ValueError: for arguments of another dtype or shape.
+    """
+    _check(points, centres)
+    return _nearest_op(points, centres)
+
+
+def lloyd(points: Tensor, centres: Tensor, max_iterations: int = 30, tolerance: float = 1e-3) -> Clustering:
+    """Lloyd's iterations until the inertia settles: assign each point to its nearest centre, move centres to means.
+
+    An empty cluster keeps its centre. Points with label -1 (see `nearest`) take no part. Every problem stops by
+    itself, so its result does not depend on what else is in the batch; equal inputs give equal bits.
+
+    Args:
+        points: (B, N, d) float32, any strides; problems may share their points (`expand`).
+        centres: (B, K, d) float32, where to begin.
+        max_iterations: of assignment and update.
+        tolerance: a problem's iterations end when its inertia fell by no more than this share.
+
+    Raises:
+        TypeError, ValueError: for arguments of another dtype or shape.
+    """
+    _check(points, centres)
+    return Clustering(*_lloyd_op(points, centres, max_iterations, tolerance))
+
+
+def _check(points: Tensor, centres: Tensor | None) -> None:
+    for name, tensor in (("points", points), ("centres", centres)):
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"{name} must be float32, got {tensor.dtype}; convert with .float()")
+        if tensor.ndim != 3 or tensor.shape[2] == 0:
+            raise ValueError(f"{name} must be (B, rows, d) with d at least 1, got {tuple(tensor.shape)}")
+    if centres is not None and (centres.shape[::2] != points.shape[::2] or not centres.shape[1]):
+        raise ValueError(
+            "centres must be (B, K, d) with the B and d of points and K at least 1, "
+            f"got {tuple(centres.shape)} for points {tuple(points.shape)}"
+        )

@@ -1,0 +1,349 @@
+"""Embeddings -> a few principal coordinates: norm, cast, product and offset in one read of the rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from . import reference
+from .language import INTERPRETED, NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
+
+TERMS = {torch.bfloat16: 3, torch.float16: 2, torch.float32: 1}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@jit
+def power_of_two(exponent):
+    """2^(exponent - 127) of int32 numbers from 1 to 254, exactly."""
+    return (exponent << 23).to(tl.float32, bitcast=True)
+
+
+@jit
+def exponent_of(x):
+    """The biased exponent of float32 numbers that are not negative: 0 for the smallest, 255 for infinity and NaN."""
+    return x.to(tl.int32, bitcast=True) >> 23
+
+
+@jit
+def _split(
+    basis_ptr,
+    packed_ptr,
+    unscale_ptr,
+    size: tl.int32,
+    columns: tl.int32,
+    step_row: tl.int64,
+    step_column: tl.int64,
+    TERMS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """packed = [first terms | second terms | ... | 0]: b * 2^e = b1 + b2 + ..., each b_i exact in the rows' dtype.
+
+    Three bfloat16 terms hold the 24 bits of a float32 number, two float16 terms 22. 2^e brings the largest entry of a
+    column between 2^13 and 2^14: nothing overflows float16, and the last term is far above its smallest number.
+    One program a packed column; program axis 1 counts blocks of WIDTH // TERMS columns of the basis.
+    """
+    slot, block = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    term, within = slot // (WIDTH // TERMS), slot % (WIDTH // TERMS)
+    column = block * (WIDTH // TERMS) + within
+    filled = tl.where((term < TERMS) & (column < columns), size, 0)
+
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, size, BLOCK):
+        row = first + tl.arange(0, BLOCK)
+        entry = tl.load(basis_ptr + row * step_row + column * step_column, row < filled, other=0.0)
+        largest = tl.maximum(largest, tl.abs(entry.to(tl.float32)))
+    exponent = tl.minimum(tl.maximum(127 + 13 + 127 - exponent_of(tl.max(largest, 0)), 1), 253)
+
+    for first in range(0, size, BLOCK):
+        row = first + tl.arange(0, BLOCK)
+        entry = tl.load(basis_ptr + row * step_row + column * step_column, row < filled, other=0.0)
+        rest = entry.to(tl.float32) * power_of_two(exponent)
+        kept = tl.zeros((BLOCK,), tl.float32)
+        for i in tl.static_range(TERMS):
+            piece = rest.to(packed_ptr.dtype.element_ty).to(tl.float32)
+            kept = tl.where(term == i, piece, kept)
+            rest -= piece
+        tl.store(packed_ptr + (block * size + row) * WIDTH + slot, kept, row < size)
+    tl.store(unscale_ptr + column, power_of_two(254 - exponent), (term == 0) & (column < columns))
+
+
+@jit
+def _largest(
+    rows_ptr, row, inside, size, step_row, step_column, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """The largest |entry| of each row, (BLOCK_N,)."""
+    largest = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for first in range(0, size, BLOCK_D):
+        column = first + tl.arange(0, BLOCK_D)
+        mask = inside[:, None] & (column < size)[None, :]
+        x = tl.load(rows_ptr + row[:, None] * step_row + column[None, :] * step_column, mask, other=0.0)
+        largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
+    return tl.max(largest, 1)
+
+
+@jit
+def _products(
+    rows_ptr,
+    packed_ptr,
+    row,
+    inside,
+    size,
+    step_row,
+    step_column,
+    factor,
+    SCALED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """x @ packed, (BLOCK_N, WIDTH), and |x|^2, (BLOCK_N,), of the rows x, times their factor if SCALED."""
+    products = tl.zeros((BLOCK_N, WIDTH), tl.float32)
+    squares = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)  # summed along the row once, at the end
+    slot = tl.arange(0, WIDTH)
+    for first in range(0, size, BLOCK_D):
+        column = first + tl.arange(0, BLOCK_D)
+        mask = inside[:, None] & (column < size)[None, :]
+        x = tl.load(rows_ptr + row[:, None] * step_row + column[None, :] * step_column, mask, other=0.0)
+        packed = tl.load(
+            packed_ptr + column[:, None] * WIDTH + slot[None, :], (column < size)[:, None], other=0.0
+        )
+        wide = x.to(tl.float32)
+        if SCALED:
+            wide *= factor[:, None]
+            x = wide.to(x.dtype)
+        squares += wide * wide
+        if EMULATED:  # the interpreter cannot multiply bfloat16
+            products = tl.dot(x.to(tl.float32), packed.to(tl.float32), products, input_precision="ieee")
+        else:
+            products = tl.dot(x, packed, products, input_precision="tf32x3")
+    return products, tl.sum(squares, 1)
+
+
+@jit
+def _project(
+    rows_ptr,
+    packed_ptr,
+    unscale_ptr,
+    offset_ptr,
+    radius_ptr,
+    out_ptr,
+    number: tl.int64,
+    size: tl.int32,
+    columns: tl.int32,
+    step_row: tl.int64,
+    step_column: tl.int64,
+    VECTOR: tl.constexpr,
+    TERMS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """out = x / sqrt(|x|^2 + radius^2) @ basis - offset, for BLOCK_N rows and WIDTH // TERMS columns."""
+    if VECTOR > 1:  # 16 bytes at once: rows without gaps between entries, each beginning at such a border
+        size = size // VECTOR * VECTOR  # the same, as the compiler can see
+        step_row = step_row // VECTOR * VECTOR
+        step_column = 1
+    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = row < number
+    block = tl.program_id(1).to(tl.int64)
+    packed_ptr += block * size * WIDTH
+    radius = tl.load(radius_ptr)
+
+    ones = tl.full((BLOCK_N,), 1.0, tl.float32)
+    products, squares = _products(
+        rows_ptr,
+        packed_ptr,
+        row,
+        inside,
+        size,
+        step_row,
+        step_column,
+        ones,
+        False,
+        WIDTH,
+        BLOCK_N,
+        BLOCK_D,
+        EMULATED,
+    )
+    length = squares + radius * radius
+    # Squares that leave float32, or come near, are rare: then these rows are read again, times a power of two that
+    # brings the largest entry (or the radius) near 1. NaN fails both comparisons.
+    usual = (length >= 2.0**-60) & (length <= 2.0**100)
+    if tl.max((inside & (usual == 0)).to(tl.int32), 0) > 0:
+        largest = _largest(rows_ptr, row, inside, size, step_row, step_column, BLOCK_N, BLOCK_D)
+        exponent = exponent_of(tl.maximum(largest, tl.abs(radius)))
+        factor = power_of_two(tl.minimum(tl.maximum(254 - exponent, 1), 254))
+        products, squares = _products(
+            rows_ptr,
+            packed_ptr,
+            row,
+            inside,
+            size,
+            step_row,
+            step_column,
+            factor,
+            True,
+            WIDTH,
+            BLOCK_N,
+            BLOCK_D,
+            EMULATED,
+        )
+        length = squares + (radius * factor) * (radius * factor)
+    # A NaN or an infinity anywhere in a row makes its sum of squares one.
+    length = tl.where(squares < float("inf"), tl.maximum(tl.sqrt(length), 1e-30), float("nan"))
+
+    within = tl.arange(0, OUT)
+    column = block * (WIDTH // TERMS) + within
+    used = (within < WIDTH // TERMS) & (column < columns)
+    out = tl.zeros((BLOCK_N, OUT), tl.float32)
+    for i in tl.static_range(TERMS):  # the smallest terms first
+        slot = tl.minimum(within + (TERMS - 1 - i) * (WIDTH // TERMS), WIDTH - 1)
+        out += tl.gather(products, tl.broadcast_to(slot[None, :], (BLOCK_N, OUT)), 1)
+    unscale = tl.load(unscale_ptr + column, used, other=0.0)
+    offset = tl.load(offset_ptr + column, used, other=0.0)
+    out = out / length[:, None] * unscale[None, :] - offset[None, :]
+    tl.store(out_ptr + row[:, None] * columns + column[None, :], out, inside[:, None] & used[None, :])
+
+
+def configuration(dtype: torch.dtype, columns: int, vector: bool) -> tuple[dict[str, int], int, int]:
+    """The constants of `_project`, its warps and its pipeline stages.
+
+    All terms of a column stand side by side in one product, so a tile of rows is read from shared memory once for the
+    tensor cores and once for the norms. A tile is 16 KB: 128 rows of 128 bytes (a whole cache line each). Four stages
+    and two to three blocks keep 100 KB in flight on a multiprocessor, where 4 TB/s need 30; and against 128 rows the
+    basis, read by every block from the L2 cache, is a quarter of the traffic.
+    """
+    terms = TERMS[dtype]
+    narrow = 16 * (1 if terms == 1 else 2)
+    width = narrow if columns * terms <= narrow else 128
+    constants = {
+        "VECTOR": 16 // dtype.itemsize if vector else 1,
+        "TERMS": terms,
+        "WIDTH": width,
+        "OUT": padded(width // terms),
+        "BLOCK_N": (128 if vector else 64) if width < 128 else (64 if vector else 32),
+        "BLOCK_D": 128 // dtype.itemsize,
+        "EMULATED": INTERPRETED,
+    }
+    return constants, 8, 4 if width < 128 else 3
+
+
+def _launch_project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
+    (number, size), columns = embeddings.shape, basis.shape[1]
+    device = embeddings.device
+    out = torch.empty(number, columns, dtype=torch.float32, device=device)
+    if out.numel() == 0:
+        return out
+    (step_row, step_column), border = embeddings.stride(), 16 // embeddings.dtype.itemsize
+    aligned = embeddings.data_ptr() % 16 == 0 and step_row % border == 0 and size % border == 0
+    constants, num_warps, num_stages = configuration(
+        embeddings.dtype, columns, vector=step_column == 1 and aligned
+    )
+    terms, width = constants["TERMS"], constants["WIDTH"]
+    blocks = -(-columns // (width // terms))
+    packed = torch.empty(blocks, size, width, dtype=embeddings.dtype, device=device)
+    unscale = torch.empty(columns, dtype=torch.float32, device=device)
+    _split[(width, blocks)](
+        basis,
+        packed,
+        unscale,
+        size,
+        columns,
+        *basis.stride(),
+        TERMS=terms,
+        WIDTH=width,
+        BLOCK=1024,
+        **options(4),
+    )
+    _project[(-(-number // constants["BLOCK_N"]), blocks)](
+        embeddings,
+        packed,
+        unscale,
+        offset.to(torch.float32).contiguous(),
+        radius.to(device, torch.float32),
+        out,
+        number,
+        size,
+        columns,
+        step_row,
+        step_column,
+        **constants,
+        **options(num_warps, num_stages),
+    )
+    return out
+
+
+def variants() -> list[Variant]:
+    """Every compilation that the launcher can ask for."""
+    found: dict[str, Variant] = {}
+    for dtype, name in TYPES.items():
+        for columns in (8, 128):
+            for vector in (True, False):
+                constants, num_warps, num_stages = configuration(dtype, columns, vector)
+                constants["EMULATED"] = False
+                pointers = dict.fromkeys(("unscale_ptr", "offset_ptr", "radius_ptr", "out_ptr"), "*fp32")
+                steps = {"step_row": "i64", "step_column": "i64"}
+                types = {"rows_ptr": f"*{name}", "packed_ptr": f"*{name}", **pointers, "number": "i64"}
+                types |= {"size": "i32", "columns": "i32", **steps}
+                variant = Variant(_project, types, constants, num_warps, num_stages)
+                found[f"project {name} {columns} {vector}"] = variant
+                types = {"basis_ptr": "*fp32", "packed_ptr": f"*{name}", "unscale_ptr": "*fp32"}
+                types |= {"size": "i32", "columns": "i32", **steps}
+                kept = {key: constants[key] for key in ("TERMS", "WIDTH")}
+                found[f"split {name} {columns}"] = Variant(_split, types, {**kept, "BLOCK": 1024}, 4)
+    return list(found.values())
+
+
+@custom_op(f"{NAMESPACE}::project", mutates_args=())
+def _project_op(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
+    if runs_kernels(embeddings) and embeddings.dtype in TERMS:
+        return _launch_project(embeddings, basis, offset, radius)
+    return reference.project(embeddings, basis, offset, radius)
+
+
+@_project_op.register_fake
+def _(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
+    return embeddings.new_empty(embeddings.shape[0], basis.shape[1], dtype=torch.float32)
+
+
+def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | float = 0.0) -> Tensor:
+    """Scale each row into the unit ball, express it in `basis`: x / sqrt(|x|^2 + radius^2) @ basis - offset.
+
+    A radius of 0 is L2 normalization, and a row of zeros then stays zero. Finite rows of any size are safe, the
+    largest and the smallest numbers of their dtype included. A row with a NaN or an infinity becomes a row of NaN.
+
+    Args:
+        embeddings: (N, D) floating point, any strides. float64 is computed in float64 and without a kernel, all else
+            in float32.
+        basis: (D, d) float32, one direction per column.
+        offset: (d,) float32, subtracted at the end: the projection of the mean.
+        radius: a number, or a tensor of no dimensions on the device of the embeddings (never read by the host).
+
+    Returns:
+        (N, d) float32.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit together.
+    """
+    if not embeddings.is_floating_point():
+        raise TypeError(f"embeddings must be floating point, got {embeddings.dtype}")
+    if embeddings.ndim != 2 or basis.ndim != 2 or embeddings.shape[1] != basis.shape[0] or not len(basis):
+        raise ValueError(
+            "embeddings must be (N, D) and basis (D, d) with the same D, at least 1, "
+            f"got {tuple(embeddings.shape)} and {tuple(basis.shape)}"
+        )
+    if offset.shape != basis.shape[1:]:
+        raise ValueError(
+            f"offset must be ({basis.shape[1]},), one per column of basis, got {tuple(offset.shape)}"
+        )
+    if not isinstance(radius, Tensor):
+        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+        radius = torch.full((), radius, dtype=dtype, device=embeddings.device)
+    elif radius.numel() != 1:
+        raise ValueError(f"radius must be one number, got a tensor of shape {tuple(radius.shape)}")
+    return _project_op(embeddings, basis, offset, radius.reshape(()))

@@ -1,0 +1,256 @@
+"""Seeding, assignment and Lloyd's iterations against the reference and against definitions."""
+
+import pytest
+import torch
+from ecsfusion_kernels import lloyd, nearest, reference, seed
+
+
+def make(*shape, random_seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(random_seed))
+
+
+def layouts(points):
+    """The same points in other memory."""
+    batch, number, dimension = points.shape
+    wide = torch.full((batch, number, dimension + 3), torch.nan)
+    wide[..., 1 : dimension + 1] = points
+    return {
+        "contiguous": points,
+        "transposed": points.mT.contiguous().mT,
+        "columns of wider rows": wide[..., 1 : dimension + 1],
+        "every second row": points.repeat_interleave(2, 1)[:, ::2],
+    }
+
+
+def assert_nearest(labels, distance, points, centres):
+    """Labels and distances against float64, where labels may differ only among centres that are equally near."""
+    exact = torch.cdist(points.double(), centres.double()).square()
+    tolerance = 1e-5 * (
+        points.double().square().sum(-1) + centres.double().square().sum(-1).amax(-1, keepdim=True)
+    )
+    assert labels.dtype == torch.int64
+    assert bool(((labels >= 0) & (labels < centres.shape[1])).all())
+    chosen = exact.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    assert bool((chosen - exact.amin(-1) <= tolerance).all())
+    assert bool(((distance.double() - chosen).abs() <= tolerance).all())
+
+
+@pytest.mark.parametrize(
+    ("number", "clusters", "dimension"),
+    [
+        (1, 1, 1),
+        (17, 2, 3),
+        (129, 20, 8),
+        (127, 32, 16),
+        (257, 31, 9),
+        (65, 33, 16),
+        (130, 70, 40),
+        (63, 256, 128),
+    ],
+)
+def test_nearest_against_float64(device, number, clusters, dimension):
+    points, centres = make(2, number, dimension), make(2, clusters, dimension, random_seed=1)
+    labels, distance = nearest(points.to(device), centres.to(device))
+    assert_nearest(labels.cpu(), distance.cpu(), points, centres)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "columns of wider rows", "every second row"])
+def test_strides_change_nothing(device, layout):
+    points, centres = make(2, 70, 8), make(2, 5, 8, random_seed=1)
+    other = layouts(points)[layout]
+    for_all = [
+        (
+            nearest(p.to(device), centres.to(device)),
+            seed(p.to(device), 4, 1),
+            lloyd(p.to(device), centres.to(device)),
+        )
+        for p in (
+            points,
+            torch.empty_strided(other.shape, other.stride()).copy_(other) if device.type == "cuda" else other,
+        )
+    ]
+    for a, b in zip(*for_all, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert torch.equal(x, y)
+
+
+def test_the_first_of_equal_centres_wins(device):
+    points = torch.randint(-9, 9, (1, 40, 4)).float()  # whole numbers: no product is rounded
+    for clusters in (8, 140):
+        centres = points[:, :1].expand(1, clusters, 4)
+        assert not nearest(points.to(device), centres.to(device))[0].any()
+
+
+def test_points_and_centres_that_are_not_finite(device):
+    points, centres = make(1, 130, 5), make(1, 40, 5, random_seed=1)
+    points[0, 3, 2], points[0, 77, 4], points[0, 129, 0] = torch.nan, torch.inf, 1e25
+    centres[0, 7, 1], centres[0, 0, 0] = torch.nan, -torch.inf
+    for kept in (slice(None, 20), slice(None)):
+        labels, distance = nearest(points.to(device), centres[:, kept].to(device))
+        expected, _ = reference.nearest(points, centres[:, kept])
+        assert torch.equal(labels.cpu(), expected)
+        assert torch.nonzero(labels[0] < 0).flatten().tolist() == [3, 77, 129]
+        assert torch.equal(distance.isnan(), labels < 0)
+        assert not ((labels == 7) | (labels == 0)).any()
+
+
+@pytest.mark.parametrize(
+    ("number", "clusters", "dimension"), [(1, 3, 2), (1025, 4, 17), (600, 20, 8), (70, 3, 40), (9000, 3, 9)]
+)
+def test_seed_draws_the_points_of_the_reference(device, number, clusters, dimension):
+    """9000 points are too many for one block: every centre is a launch."""
+    points = make(1, number, dimension).expand(2, -1, -1)
+    for key in (0, -5):
+        found = seed(points.to(device), clusters, key).cpu()
+        assert torch.equal(found, reference.seed(points, clusters, key))
+
+
+def test_seed_repeats_the_first_point_and_leaves_out_what_is_not_finite(device):
+    points = torch.tensor([[2.0, 3.0]]).repeat(50, 1).unsqueeze(0)
+    assert torch.equal(seed(points.to(device), 3).cpu(), points[:, :3])
+    points = make(1, 60, 3)
+    points[0, ::2, 1] = torch.nan
+    points[0, 1::4, 0] = torch.inf
+    found = seed(points.to(device), 15).cpu()
+    assert torch.isfinite(found).all()
+    assert len(found[0].unique(dim=0)) == 15
+    assert torch.equal(found, reference.seed(points, 15))
+
+
+def assert_clustering(found, points):
+    """What every clustering must be, whichever way it was found."""
+    labels, sizes = found.labels.cpu(), found.sizes.cpu()
+    for b in range(len(points)):
+        assert torch.equal(torch.bincount(labels[b][labels[b] >= 0], minlength=sizes.shape[1]), sizes[b])
+    exact = (
+        points - found.centres.cpu().gather(1, labels.clamp_min(0).unsqueeze(-1).expand_as(points))
+    ).double()
+    exact = exact.square().sum(-1).masked_fill(labels < 0, 0.0).sum(-1)
+    torch.testing.assert_close(found.inertia.cpu().double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("number", "clusters", "dimension"), [(1, 2, 1), (200, 3, 8), (129, 5, 17), (150, 66, 5), (140, 4, 70)]
+)
+def test_lloyd_equals_its_reference(device, number, clusters, dimension):
+    """Well separated blobs, so that rounding decides no label."""
+    blob = torch.arange(number) % clusters
+    points = 20 * make(2, clusters, dimension, random_seed=2)[:, blob] + make(
+        2, number, dimension, random_seed=3
+    )
+    start = points[:, :clusters] if number >= clusters else make(2, clusters, dimension)
+    found = lloyd(points.to(device), start.to(device), 4)
+    expected = reference.lloyd(points, start, 4)
+    assert_clustering(found, points)
+    torch.testing.assert_close(found.centres.cpu(), expected.centres, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found.labels.cpu(), expected.labels)
+    assert torch.equal(found.sizes.cpu(), expected.sizes)
+    torch.testing.assert_close(found.inertia.cpu(), expected.inertia, rtol=1e-3, atol=1e-3)
+
+
+def test_points_left_out_and_empty_clusters(device):
+    points = make(1, 200, 6)
+    points[0, 10, 3], points[0, 199, 0] = torch.nan, torch.inf
+    start = torch.cat([points[:, :3], torch.full((1, 1, 6), 90.0)], 1)
+    found, kept = lloyd(points.to(device), start.to(device)), points[:, torch.isfinite(points[0]).all(-1)]
+    assert int(found.sizes.sum()) == 198
+    assert int(found.sizes[0, 3]) == 0
+    assert torch.equal(found.centres[0, 3].cpu(), start[0, 3])
+    expected = reference.lloyd(kept, start)
+    torch.testing.assert_close(found.inertia.cpu(), expected.inertia, rtol=1e-2, atol=1e-3)
+    assert torch.isfinite(found.centres).all()
+
+
+def test_a_problem_does_not_depend_on_its_batch(device):
+    """One problem settles at once, the others go on: each as if it were alone, bit by bit."""
+    points = make(3, 300, 7)
+    points[1] = points[1, :1]
+    start = points[:, :6].contiguous()
+    together = lloyd(points.to(device), start.to(device), 12, 0.0)
+    for b in range(3):
+        alone = lloyd(points[b : b + 1].to(device), start[b : b + 1].to(device), 12, 0.0)
+        for x, y in zip(together, alone, strict=True):
+            assert torch.equal(x[b : b + 1], y)
+
+
+def test_runs_are_equal_bit_by_bit(device, large):
+    points = make(2, 300_000 if large else 700, 9).to(device)
+    first, second = (lloyd(points, seed(points, 20, 3), 5) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    assert_clustering(first, points.cpu())
+
+
+def test_no_iterations_and_no_points(device):
+    points, start = make(1, 20, 3).to(device), make(1, 4, 3, random_seed=1).to(device)
+    found = lloyd(points, start, 0)
+    assert torch.equal(found.centres, start)
+    assert torch.equal(found.labels, nearest(points, start)[0])
+    empty = lloyd(points[:, :0], start)
+    assert torch.equal(empty.centres, start)
+    assert empty.labels.shape == (1, 0)
+    assert not empty.sizes.any()
+    assert nearest(points[:0], start[:0])[0].shape == (0, 20)
+    assert seed(points[:0], 4).shape == (0, 4, 3)
+
+
+def test_what_is_wrong_is_said(device):
+    points, centres = torch.zeros(1, 5, 3, device=device), torch.zeros(1, 2, 3, device=device)
+    with pytest.raises(TypeError, match=r"points must be float32, got torch.float64"):
+        nearest(points.double(), centres)
+    with pytest.raises(ValueError, match="centres must be"):
+        lloyd(points, centres[..., :2])
+    with pytest.raises(ValueError, match="no rows"):
+        seed(points[:, :0], 2)
+
+
+def test_ops_are_well_formed(device):
+    ops = torch.ops.ecsfusion_kernels
+    points = make(2, 20, 3).to(device)
+    start = seed(points, 4)
+    torch.library.opcheck(ops.seed, (points, 4, 0))
+    torch.library.opcheck(ops.nearest, (points, start))
+    torch.library.opcheck(ops.lloyd, (points, start, 2, 1e-3))
+
+    def whole(points):
+        return lloyd(points, seed(points, 4), 2)
+
+    compiled = torch.compile(whole, fullgraph=True, backend="eager")(points)
+    assert all(torch.equal(x, y) for x, y in zip(compiled, whole(points), strict=True))
+
+
+def test_nothing_waits_and_a_graph_replays(device):
+    if device.type != "cuda":
+        pytest.skip("needs a GPU")
+    points = make(1, 20_000, 8).to(device).expand(3, -1, -1)
+
+    def whole():
+        return lloyd(points, seed(points, 20, 1), 10)
+
+    expected = whole()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = whole()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(x, y) for x, y in zip(again, expected, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = whole()
+    for _ in range(2):
+        graph.replay()
+        assert all(torch.equal(x, y) for x, y in zip(captured, expected, strict=True))
+
+
+def test_more_numbers_than_32_bits_count(device, large):
+    if not large:
+        pytest.skip("needs a GPU")
+    number = (1 << 31) // 16 + 5000
+    points = torch.randn(1, number, 16, device=device)
+    start = points[:, -20:].contiguous()
+    labels, distance = nearest(points, start)
+    for part in (slice(0, 1000), slice(number - 1000, number)):
+        assert_nearest(labels[:, part].cpu(), distance[:, part].cpu(), points[:, part].cpu(), start.cpu())
+    found = lloyd(points, start, 1)
+    assert int(found.sizes.sum()) == number
+    assert torch.isfinite(seed(points, 2)).all()
