@@ -16,18 +16,19 @@ average where there is nothing to find:
    says alone, and one modality shuffled within the classes how the two go together.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from ecsfusion_kernels import loglinear
 from torch import Tensor
 
-from ecsfusion.joint import draw_labels, shuffle_labels
-from ecsfusion.pid import LN2, entropy, mutual_information
+from ecsfusion.joint import draw_labels, shuffle_pairs
+from ecsfusion.pid import LN2, entropy
 
 TINY = 1e-300
-CONCENTRATIONS = tuple(10 ** (k / 2) for k in range(-4, 9))
+CONCENTRATIONS = (-2, 4, 13)  # powers of ten, first and last, and how many
+CPU_ELEMENTS = 1 << 18  # over concentrations, tables and cells at a time: what stays in a cache
+GPU_ELEMENTS = 1 << 22  # the fewest launches, in 32 MB an array
 
 
 class Information(NamedTuple):
@@ -55,50 +56,48 @@ class Posterior(NamedTuple):
 
 
 def correct(
-    counts: Tensor, single: Tensor, redundancy: Tensor, replicates: int, random_seed: int
+    counts: Tensor, number: int, single: Tensor, redundancy: Tensor, replicates: int, random_seed: int
 ) -> Information:
-    """Correct the plug-in values of one table.
+    """Correct the plug-in values of one table; the host reads nothing.
 
     Args:
         counts: (K1, K2, C), float64.
+        number: of samples in it.
         single: (2,): plug-in I(X_m; Y).
         redundancy: (): plug-in.
         replicates: tables drawn under each null.
     """
-    shuffled = shuffle_labels(counts, replicates, random_seed)
-    noise = torch.stack([information(table) for table in shuffled])
-    pair_tables = (counts.sum(1), counts.sum(0))
-    bias = torch.stack([information_bias(p, s) for p, s in zip(pair_tables, shuffled, strict=True)])
+    pairs = shuffle_pairs(counts, number, replicates, random_seed)
+    observed, noise = information(pairs).split((1, replicates), -1)
+    pair_bias = noise.mean(-1) * _freedom_left(pairs)
+    bias = pair_bias[:2]
     kept = (1 - bias / single.clamp_min(1e-12)).clamp(0.0, 1.0)
     shared = redundancy * (1 - kept.amin())
 
-    pairs = counts.sum(-1)
-    uncoupled, _ = shuffle_labels(pairs.unsqueeze(1), replicates, random_seed)
-    coupling = (information(pairs) - information_bias(pairs, uncoupled)).clamp_min(0.0)
-
-    without = without_interaction(counts.unsqueeze(0), bias)[0]
-    drawn = draw_labels(counts, without, replicates, random_seed + 1)
+    without = without_interaction(counts.unsqueeze(0), bias)
+    drawn = draw_labels(counts, without[0], number, replicates, random_seed + 1)
     tables = torch.cat([counts.unsqueeze(0), drawn])
     posterior = posterior_information(tables, without_interaction(tables, bias))
-    known = joint_information(without)
+    known, chance = joint_information(torch.cat([without, drawn])).split((1, replicates))
+    known, mean, share = known[0], posterior.mean[0], posterior.share[0]
     # Where the samples of the cells outweigh the prior, what happens without interaction is beside the point.
-    joint = posterior.mean[0] - posterior.share[0] * (posterior.mean[1:].mean() - known)
+    joint = mean - share * (posterior.mean[1:].mean() - known)
     # Interaction that the prior rather than the samples of a cell accounts for may have another shape.
-    guessed = (joint - known).clamp_min(0.0) * posterior.share[0]
-    joint_bias = joint_information(drawn).mean() - known
+    guessed = (joint - known).clamp_min(0.0) * share
+    joint_bias = chance.mean() - known
     # Many weak interactions look like none: the prior's part of the correction is trusted to a tenth upward.
-    hidden = 0.1 * joint_bias * posterior.share[0]
-    down, up = posterior.mean[0] - posterior.low[0], posterior.high[0] - posterior.mean[0]
+    hidden = 0.1 * joint_bias * share
+    down, up = mean - posterior.low[0], posterior.high[0] - mean
     return Information(
         single=(single - bias).clamp_min(0.0),
         redundancy=redundancy - shared,
         joint=joint,
-        coupling=coupling,
-        single_noise=noise.std(-1),
+        coupling=(observed[2, 0] - pair_bias[2]).clamp_min(0.0),
+        single_noise=noise[:2].std(-1),
         joint_noise=posterior.mean[1:].std(),
         single_doubt=bias * kept,
         joint_doubt=guessed + torch.stack([down, up + hidden]),
-        single_bias=noise.mean(-1),
+        single_bias=noise[:2].mean(-1),
         joint_bias=joint_bias,
     )
 
@@ -111,11 +110,13 @@ def without_interaction(counts: Tensor, bias: Tensor, sweeps: int = 30) -> Tenso
     much information is gone as `bias` (2,) says is noise. Iterative proportional fitting on the factors of
     R(x1, x2) A(x1, y) B(x2, y).
     """
-    p12 = counts.sum(3)
-    p12 = p12 / p12.sum((1, 2), keepdim=True)
-    first = _shrunk(counts.sum(2), bias[0])
-    second = _shrunk(counts.sum(1), bias[1])
-    return loglinear(p12, first, second, sweeps)
+    rows, columns = counts.shape[1:3]
+    total = counts.sum((1, 2, 3)).clamp_min(TINY)[:, None, None]
+    pairs = counts.new_zeros(2, len(counts), max(rows, columns), counts.shape[3])
+    pairs[0, :, :rows] = counts.sum(2)
+    pairs[1, :, :columns] = counts.sum(1)
+    first, second = _shrunk(pairs / total, bias.unsqueeze(-1))
+    return loglinear(counts.sum(3) / total, first[:, :rows], second[:, :columns], sweeps)
 
 
 def posterior_information(counts: Tensor, prior: Tensor) -> Posterior:
@@ -128,38 +129,40 @@ def posterior_information(counts: Tensor, prior: Tensor) -> Posterior:
     base = base / base.sum(-1, keepdim=True).clamp_min(TINY)
     per_cell = n.sum(-1)
     total = per_cell.sum(-1)
+    grid = torch.logspace(*CONCENTRATIONS, dtype=n.dtype, device=n.device)
     evidence, conditional, share = [], [], []
-    for a in CONCENTRATIONS:
-        weight = a * base
-        seen = torch.where(n > 0, torch.lgamma(n + weight) - torch.lgamma(weight.clamp_min(TINY)), 0.0)
-        evidence.append((math.lgamma(a) - torch.lgamma(per_cell + a)).sum(-1) + seen.sum((-2, -1)))
+    at_once = CPU_ELEMENTS if n.device.type == "cpu" else GPU_ELEMENTS
+    for part in grid.split(max(1, at_once // max(n.numel(), 1))):
+        a = part[:, None, None]
+        cell = per_cell + a
+        weight = a.unsqueeze(-1) * base
         posterior = n + weight
-        expected = (posterior * torch.digamma(posterior + 1)).sum(-1) / (per_cell + a)
-        entropies = torch.digamma(per_cell + a + 1) - expected
-        conditional.append((per_cell * entropies).sum(-1) / total / LN2)
-        share.append((per_cell * a / (per_cell + a)).sum(-1) / total)
-    log_likelihood = torch.stack(evidence)
+        seen = torch.where(n > 0, torch.lgamma(posterior) - torch.lgamma(weight.clamp_min(TINY)), 0.0)
+        evidence.append((torch.lgamma(a) - torch.lgamma(cell)).sum(-1) + seen.sum((-2, -1)))
+        expected = (posterior * torch.digamma(posterior + 1)).sum(-1) / cell
+        entropies = torch.digamma(cell + 1) - expected
+        conditional.append((per_cell * entropies).sum(-1))
+        share.append((per_cell / cell).sum(-1) * part.unsqueeze(-1))
+    log_likelihood = torch.cat(evidence)
     belief = torch.softmax(log_likelihood, 0)
     labels = counts.sum((1, 2))
-    gained = entropy(labels / labels.sum(-1, keepdim=True), 1) - torch.stack(conditional)
+    gained = entropy(labels / labels.sum(-1, keepdim=True), 1) - torch.cat(conditional) / (total * LN2)
     plausible = log_likelihood >= log_likelihood.amax(0) - 2.0
     return Posterior(
         mean=(belief * gained).sum(0),
         low=gained.where(plausible, torch.inf).amin(0),
         high=gained.where(plausible, -torch.inf).amax(0),
-        share=(belief * torch.stack(share)).sum(0),
+        share=(belief * torch.cat(share)).sum(0) / total,
     )
 
 
-def information_bias(pairs: Tensor, shuffled: Tensor) -> Tensor:
-    """Bias of the plug-in information of counts (K, C), in bits, from shuffled ones (B, K, C)."""
-    share = (_freedom(pairs) / _freedom(shuffled).mean().clamp_min(1e-9)).clamp(0.0, 1.0)
-    return information(shuffled).mean() * share
-
-
 def information(counts: Tensor) -> Tensor:
-    """Plug-in I(X; Y) in bits of counts (..., K, C); (...)."""
-    return mutual_information(counts / counts.sum((-2, -1), keepdim=True))
+    """Plug-in I(X; Y) in bits of counts or probabilities (..., K, C); (...) float64."""
+    rows, columns = counts.sum(-1), counts.sum(-2)
+    total = rows.sum(-1)
+    shared = torch.xlogy(counts, counts).sum((-2, -1)) + torch.xlogy(total, total)
+    shared = shared - torch.xlogy(rows, rows).sum(-1) - torch.xlogy(columns, columns).sum(-1)
+    return (shared / (total * LN2).clamp_min(TINY)).clamp_min(0.0)
 
 
 def joint_information(table: Tensor) -> Tensor:
@@ -168,16 +171,18 @@ def joint_information(table: Tensor) -> Tensor:
 
 
 def _shrunk(pairs: Tensor, bias: Tensor) -> Tensor:
-    """Pair tables (B, K, C) of counts, mixed with independence; probabilities."""
-    pairs = pairs / pairs.sum((1, 2), keepdim=True)
-    independent = pairs.sum(1, keepdim=True) * pairs.sum(2, keepdim=True)
+    """Pair tables (..., K, C) of probabilities, mixed with independence until `bias` (...) less is left."""
+    independent = pairs.sum(-2, keepdim=True) * pairs.sum(-1, keepdim=True)
     # Near independence the information of a mixture grows with the square of its share.
-    share = (1 - bias / mutual_information(pairs).clamp_min(1e-9)).clamp(0.0, 1.0).sqrt()
-    return independent + share[:, None, None] * (pairs - independent)
+    share = (1 - bias / information(pairs).clamp_min(1e-9)).clamp(0.0, 1.0).sqrt()
+    return independent + share[..., None, None] * (pairs - independent)
 
 
-def _freedom(pairs: Tensor) -> Tensor:
-    """Degrees of freedom that the occupied cells of pair tables (..., K, C) leave; (...) float64."""
+def _freedom_left(pairs: Tensor) -> Tensor:
+    """Degrees of freedom of the first of tables (3, 1 + B, K, C) as a share of the mean of the others, (3,).
+
+    As many as the occupied cells leave to it: cells - rows - columns + 1.
+    """
     occupied = pairs > 0
-    rows, columns = occupied.any(-1).sum(-1), occupied.any(-2).sum(-1)
-    return (occupied.sum((-2, -1)) - rows - columns + 1).double()
+    freedom = occupied.sum((-2, -1)) - occupied.any(-1).sum(-1) - occupied.any(-2).sum(-1) + 1
+    return (freedom[:, 0] / freedom[:, 1:].double().mean(-1).clamp_min(1e-9)).clamp(0.0, 1.0)

@@ -1,26 +1,29 @@
 """Embeddings -> cluster indices: scale the rows, project on principal directions, k-means.
 
 `Discretizer.fit` learns from some rows, `Discretizer.assign` labels any rows: held-out ones, or the chunks
-of a stream.
+of a stream. Modalities are fitted together: their restarts are one batch of k-means problems. On a GPU the host
+reads nothing.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from ecsfusion_kernels import lloyd, nearest, project, scale_rows, seed, uniform
+from ecsfusion_kernels import principal_directions as leading_directions
 from torch import Tensor
 
 MOST_ROWS = 8192
 """k-means is fitted on at most so many rows; all rows are assigned."""
 PRINCIPAL_ROWS = 4096
-EXACT_DIMENSION = 256
 RESTARTS = 4
+CPU_ROWS = 1 << 16  # assigned at a time on the CPU; kernels keep nothing of the width of the embeddings
+HASHED_ROWS = 1 << 22  # keys at a time
+KEY_BITS = 24  # of the hash
 
 
-@dataclass(frozen=True)
-class Discretizer:
+class Discretizer(NamedTuple):
     """A fitted map from the embeddings of one modality to K cluster indices.
 
     A row x becomes x / sqrt(|x|^2 + radius^2): near L2 normalization for rows of the usual norm or longer,
@@ -29,9 +32,9 @@ class Discretizer:
     """
 
     radius: Tensor
-    """(): the median norm of the rows that it was fitted on."""
+    """() float64: the median norm of the rows that it was fitted on."""
     basis: Tensor
-    """(D, d) float32: principal directions as columns; the largest entry of each is positive."""
+    """(D, d) float32: principal directions as columns, zeros where there are less than d."""
     offset: Tensor
     """(d,) float32: the projected mean."""
     centres: Tensor
@@ -50,31 +53,14 @@ class Discretizer:
         empty, which changes no information. The result depends on the arguments and the seed alone, never
         on the state of a random generator.
         """
-        rows = embeddings
-        if len(rows) > MOST_ROWS:
-            rows = rows[sample_rows(len(rows), MOST_ROWS, random_seed).to(rows.device)]
-        radius = median_norm(rows)
-        scaled = scale_rows(rows, radius)
-        mean = scaled.mean(0)
-        basis = principal_directions(scaled[:PRINCIPAL_ROWS] - mean, min(num_components, rows.shape[1]))
-        offset = (mean @ basis).to(torch.float32)
-        basis = basis.to(torch.float32)
-        points = project(rows, basis, offset, radius).expand(RESTARTS, -1, -1)
-        clustering = lloyd(points, seed(points, num_clusters, random_seed))
-        best = int(clustering.inertia.argmin())
-        return cls(radius, basis, offset, clustering.centres[best], clustering.sizes[best])
+        return fit_together([embeddings], num_clusters, num_components, random_seed)[0]
 
     def assign(self, embeddings: Tensor) -> Tensor:
-        """Cluster indices (N,) int64 of embeddings (N, D); deterministic, row by row."""
-        parts = []
-        for rows in embeddings.split(1 << 16):
-            points = project(rows, self.basis, self.offset, self.radius)
-            parts.append(nearest(points.unsqueeze(0), self.centres.unsqueeze(0))[0][0])
-        return torch.cat(parts)
+        """Cluster indices (N,) int64 of embeddings (N, D); -1 for a row with NaN or infinite values."""
+        return assign_together([self], [embeddings])[0]
 
 
-@dataclass(frozen=True)
-class Questions:
+class Questions(NamedTuple):
     """Which pairs of cluster indices are to be counted: two modalities, or each pair and each against the rest.
 
     With three or more modalities "the rest" of one is all others: each scaled to the unit ball, concatenated and
@@ -92,11 +78,13 @@ class Questions:
     ) -> "Questions":
         """Fit to embeddings (N, D_m) by modality name; see `Discretizer.fit`."""
         options = (num_clusters, num_components, random_seed)
-        modalities = {name: Discretizer.fit(rows, *options) for name, rows in embeddings.items()}
+        names = list(embeddings)
+        modalities = dict(zip(names, fit_together(list(embeddings.values()), *options), strict=True))
         partial = cls(modalities, {})
-        left_out = list(embeddings) if len(embeddings) > 2 else []
-        rests = {name: Discretizer.fit(partial.rest(embeddings, name), *options) for name in left_out}
-        return cls(modalities, rests)
+        if len(names) == 2:
+            return partial
+        rests = fit_together([partial.rest(embeddings, name) for name in names], *options)
+        return cls(modalities, dict(zip(names, rests, strict=True)))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -105,10 +93,14 @@ class Questions:
 
     def assign(self, embeddings: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Cluster indices of both sides of every question, (questions, N) int64 each."""
-        single = {name: fitted.assign(embeddings[name]) for name, fitted in self.modalities.items()}
-        rest = {name: fitted.assign(self.rest(embeddings, name)) for name, fitted in self.rests.items()}
-        first = [single[a] for a, _ in self.pairs]
-        second = [rest[a] if b == "rest" and self.rests else single[b] for a, b in self.pairs]
+        names = list(self.modalities)
+        single = assign_together(list(self.modalities.values()), [embeddings[name] for name in names])
+        if not self.rests:
+            return single[:1], single[1:]
+        rest = assign_together(list(self.rests.values()), [self.rest(embeddings, name) for name in names])
+        pairs = list(combinations(range(len(names)), 2))
+        first = [*(single[a] for a, _ in pairs), *single]
+        second = [*(single[b] for _, b in pairs), *rest]
         return torch.stack(first), torch.stack(second)
 
     def rest(self, embeddings: Mapping[str, Tensor], name: str) -> Tensor:
@@ -118,48 +110,101 @@ class Questions:
         return torch.cat(scaled, -1)
 
 
-def median_norm(rows: Tensor) -> Tensor:
-    """The median norm of the rows (N, D) that are not zero, () float64; 1 when all are."""
-    norms = torch.linalg.vector_norm(rows.to(torch.float64), dim=-1)
-    longer = norms[norms > 0]
-    return longer.median() if len(longer) else norms.new_tensor(1.0)
+def fit_together(
+    embeddings: Sequence[Tensor], num_clusters: int, num_components: int, random_seed: int
+) -> list[Discretizer]:
+    """`Discretizer.fit` of several matrices (N, D_m) with the same N, in one batch of k-means problems."""
+    number = len(embeddings[0])
+    if number > MOST_ROWS:
+        chosen = sample_rows(number, MOST_ROWS, random_seed, embeddings[0].device)
+        embeddings = [rows[chosen] for rows in embeddings]
+    norms = torch.stack([torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) for rows in embeddings])
+    radii = median_norm(norms)
+    bases, offsets = _bases(embeddings, norms, radii, num_components)
+    each = zip(embeddings, bases, offsets, radii.unbind(), strict=True)
+    points = torch.stack([project(*one) for one in each])  # (M, n, d)
+
+    problems = points.unsqueeze(1).expand(-1, RESTARTS, -1, -1).flatten(0, 1)
+    clustering = lloyd(problems, seed(problems, num_clusters, random_seed))
+    best = clustering.inertia.reshape(-1, RESTARTS).argmin(-1)
+    best = best + RESTARTS * torch.arange(len(best), device=best.device)
+    fitted = (radii, bases, offsets, clustering.centres[best], clustering.sizes[best])
+    return [Discretizer(*(values[m] for values in fitted)) for m in range(len(embeddings))]
+
+
+def assign_together(fitted: Sequence[Discretizer], embeddings: Sequence[Tensor]) -> Tensor:
+    """`Discretizer.assign` of each matrix (N, D_m) by its own map; (M, N) int64."""
+    centres = torch.stack([one.centres for one in fitted])
+    at_once = CPU_ROWS if centres.device.type == "cpu" else max(len(embeddings[0]), 1)
+    parts = []
+    for chunk in zip(*(rows.split(at_once) for rows in embeddings), strict=True):
+        points = [
+            project(rows, one.basis, one.offset, one.radius) for rows, one in zip(chunk, fitted, strict=True)
+        ]
+        parts.append(nearest(torch.stack(points), centres)[0])
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _bases(
+    embeddings: Sequence[Tensor], norms: Tensor, radii: Tensor, number: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Principal directions (D_m, d) and the projected mean (d,) of each matrix, float32."""
+    norms = norms[:, :PRINCIPAL_ROWS]
+    factors = torch.hypot(norms, radii.unsqueeze(-1)).reciprocal().unsqueeze(-1)
+    # The product in float64 is finite for every finite row. Others say nothing: their rows are zero here.
+    scaled = [
+        (rows[:PRINCIPAL_ROWS] * factor).float().nan_to_num(0.0, 0.0, 0.0)
+        for rows, factor in zip(embeddings, factors, strict=True)
+    ]
+    bases, offsets = [norms] * len(scaled), [norms] * len(scaled)
+    for dimension in dict.fromkeys(rows.shape[1] for rows in scaled):
+        members = [m for m, rows in enumerate(scaled) if rows.shape[1] == dimension]
+        rows = torch.stack([scaled[m] for m in members])
+        mean = rows.mean(1, keepdim=True)
+        basis = principal_directions(rows - mean, number)
+        offset = torch.bmm(mean, basis).squeeze(1)
+        for i, m in enumerate(members):
+            bases[m], offsets[m] = basis[i], offset[i]
+    return bases, offsets
+
+
+def median_norm(norms: Tensor) -> Tensor:
+    """The (lower) median of those of `norms` (..., n) that are positive numbers, (...); 1 where none is."""
+    counted = norms > 0  # false for NaN
+    ordered = torch.where(counted, norms, torch.inf).sort(-1).values
+    middle = (counted.sum(-1, keepdim=True) - 1) // 2
+    median = ordered.gather(-1, middle.clamp_min(0)).squeeze(-1)
+    return torch.where(middle.squeeze(-1) < 0, 1.0, median)
 
 
 def principal_directions(rows: Tensor, number: int) -> Tensor:
-    """The leading `number` principal directions of centred rows (N, D), as columns (D, number).
+    """The leading `number` principal directions of centred rows (B, n, D), as columns (B, D, number) float32.
 
-    Exact (eigenvectors of the D x D Gram matrix) up to 256 dimensions; beyond that block subspace iteration
-    with 8 directions to spare from a fixed start, which never forms the D x D matrix.
+    The largest entry of each is positive. Where there are no more than `number` dimensions nothing is to be left
+    out: they come as they are, with columns of zeros.
     """
-    dimension = rows.shape[1]
-    if dimension <= EXACT_DIMENSION:
-        vectors = torch.linalg.eigh(rows.mT @ rows).eigenvectors.flip(-1)[:, :number]
-    else:
-        width = min(number + 8, dimension)
-        start = uniform(torch.arange(dimension * width, device=rows.device), 0).reshape(dimension, width)
-        vectors = torch.linalg.qr((start - 0.5).to(rows.dtype)).Q
-        for _ in range(10):
-            vectors = torch.linalg.qr(rows.mT @ (rows @ vectors)).Q
-        vectors = vectors @ torch.linalg.svd(rows @ vectors, full_matrices=False).Vh.mT[:, :number]
-    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    batch, _, dimension = rows.shape
+    if dimension <= number:
+        return torch.eye(dimension, number, device=rows.device).expand(batch, -1, -1)
+    vectors = leading_directions(rows, number)
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)
 
 
-def sample_rows(num_rows: int, most: int, random_seed: int = 0) -> Tensor:
+def sample_rows(
+    num_rows: int, most: int, random_seed: int = 0, device: torch.device | str | None = None
+) -> Tensor:
     """Indices of at most `most` of `num_rows` rows, int64, ascending; a function of its arguments alone.
 
     The rows with the smallest hashed index, so shards of one data set agree on the sample without talking.
     """
     if num_rows <= most:
-        return torch.arange(num_rows)
-    keys = torch.cat(
-        [
-            uniform(torch.arange(start, min(start + (1 << 22), num_rows)), random_seed)
-            for start in range(0, num_rows, 1 << 22)
-        ]
-    )
-    # More than 2^24 rows share keys; the smallest index wins among equals.
-    threshold = torch.kthvalue(keys, most).values
-    below = torch.nonzero(keys < threshold).squeeze(-1)
-    equal = torch.nonzero(keys == threshold).squeeze(-1)[: most - len(below)]
-    return torch.cat([below, equal]).sort().values
+        return torch.arange(num_rows, device=device)
+    smallest = []
+    for start in range(0, num_rows, HASHED_ROWS):
+        index = torch.arange(start, min(start + HASHED_ROWS, num_rows), device=device)
+        # Rows share hashes; the smaller index wins among equals.
+        key = (uniform(index, random_seed) * 2**KEY_BITS).to(torch.int64) << (63 - KEY_BITS) | index
+        smallest.append(key.topk(min(most, len(key)), largest=False, sorted=False).values)
+    keys = smallest[0] if len(smallest) == 1 else torch.cat(smallest).topk(most, largest=False).values
+    return (keys & ((1 << (63 - KEY_BITS)) - 1)).sort().values

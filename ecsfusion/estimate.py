@@ -1,11 +1,16 @@
-"""Embeddings and labels -> a corrected partial information decomposition with intervals and noise floors."""
+"""Embeddings and labels -> a corrected partial information decomposition with intervals and noise floors.
+
+`fast_pid` checks what it is given, `probe_tensors` does the work and waits for nothing, and `fast_pid` reads what was
+found.
+"""
 
 import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import torch
 from ecsfusion_kernels import histogram
@@ -13,9 +18,17 @@ from torch import Tensor
 
 from ecsfusion.correction import Information, correct
 from ecsfusion.discretize import Questions
-from ecsfusion.inputs import Array, class_labels, named_modalities, positive
+from ecsfusion.inputs import Array, check_classes, check_finite, class_labels, named_modalities, positive
 from ecsfusion.joint import bootstrap as resample
-from ecsfusion.pid import LN2, PID, decompose, entropy
+from ecsfusion.pid import (
+    LN2,
+    PID,
+    Decomposition,
+    checked_options,
+    decompose_tensors,
+    entropy,
+    normalized_table,
+)
 
 MOST_ITERATIONS = 1000
 MOST_COMPONENTS = 16
@@ -48,7 +61,7 @@ def fast_pid(
         num_clusters: per modality. None for `choose_clusters`. Fewer distinct rows than clusters leave
             clusters empty, which is harmless.
         num_components: principal directions kept before clustering; None for max(5, C - 1), at most 16.
-        num_classes: C; None for the largest label + 1.
+        num_classes: C; None for the largest label + 1, which the host then reads first.
         bins: cut a real target at its quantiles into so many classes.
         correction: False for plug-in values, as published (arXiv 2509.20840). Corrected atoms are never negative:
             noise comes out as zero or a little above.
@@ -69,6 +82,9 @@ def fast_pid(
         TypeError, ValueError: for anything that is not two finite matrices and N class indices.
 
     Clusters can lose information, never add any: what the embeddings know beyond their K clusters is not counted.
+
+    On CUDA with Triton, with `num_classes` and `num_clusters` given, everything is launched without waiting
+    (`probe_tensors`), and the host reads two numbers per table at the end: bad rows and labels are found then.
     """
     named = named_modalities(embeddings)
     if len(named) != 2:
@@ -97,36 +113,120 @@ def fast_pids(
     num_components: int | None = None,
     num_classes: int | None = None,
     bins: int | None = None,
+    correction: bool = True,
+    permutations: int = 16,
+    bootstrap: int = 50,
+    tolerance: float = 1e-3,
     seed: int = 0,
-    **options: Any,
 ) -> dict[str, PID]:
     """`fast_pid` for two or more modalities: every pair, and each against all others; one batched solve.
 
-    What "the rest" is and why uniqueness against it is an upper estimate: `ecsfusion.discretize.Questions`.
-
-    Args:
-        embeddings, labels, num_clusters, num_components, num_classes, bins, seed: as in `fast_pid`.
-        **options: `correction`, `permutations`, `bootstrap`, `tolerance` of `fast_pid`.
+    What "the rest" is and why uniqueness against it is an upper estimate: `ecsfusion.discretize.Questions`. The
+    arguments are those of `fast_pid`.
 
     Returns:
         PIDs by name: "image, audio" for pairs, and with three or more modalities "image, rest" and so on.
     """
     start = time.perf_counter()
+    _check_replicates(permutations, bootstrap)
+    checked_options(tolerance, MOST_ITERATIONS, None)
     named = named_modalities(embeddings)
     first = next(iter(named.values()))
-    targets = class_labels(labels, len(first), num_classes, first.device, bins)
-    if num_classes is None:
-        num_classes = int(targets.max()) + 1
-    frequency = torch.bincount(targets.reshape(len(first), -1)[:, 0], minlength=num_classes)
-    num_clusters, num_components = cluster_sizes(num_clusters, num_components, frequency)
+    targets = class_labels(labels, len(first), first.device, bins)
+    if num_classes is not None:
+        positive(num_classes, "num_classes")
+    on_host = first.device.type == "cpu"
+    if on_host or num_classes is None:
+        num_classes = check_classes(targets, num_classes)
+    if on_host:
+        check_finite(named)
+    if num_clusters is None:
+        frequency = torch.bincount(targets.reshape(len(first), -1)[:, 0], minlength=num_classes)
+        num_clusters = choose_clusters(frequency)
+    num_clusters, num_components = cluster_sizes(num_clusters, num_components, num_classes)
 
-    questions = Questions.fit(named, num_clusters, num_components, seed)
-    tables = [
-        histogram(a, b, targets.movedim(0, -1), num_clusters, num_clusters, num_classes)
-        for a, b in zip(*questions.assign(named), strict=True)
-    ]
-    together = estimate(torch.stack(tables), seed=seed, **options)
-    return by_question(together, questions.pairs, time.perf_counter() - start)
+    found = probe_tensors(
+        named,
+        targets,
+        num_classes=num_classes,
+        num_clusters=num_clusters,
+        num_components=num_components,
+        correction=correction,
+        permutations=permutations,
+        bootstrap=bootstrap,
+        tolerance=tolerance,
+        seed=seed,
+    )
+    counted, enough = torch.stack([found.counted, found.enough]).tolist()
+    if min(counted) < len(first):
+        check_classes(targets, num_classes)
+        check_finite(named)
+        raise ValueError(
+            f"embeddings have {len(first) - min(counted):.0f} rows that are too large to be clustered"
+        )
+    _warn_of_few_samples(counted, enough, num_clusters, num_clusters, num_classes)
+    questions = question_names(list(named))
+    batch = (len(questions), *targets.shape[1:])
+    together = _as_pid(found, batch, (num_clusters, num_clusters), num_classes, len(first), correction)
+    return by_question(together, questions, time.perf_counter() - start)
+
+
+class ProbeTensors(NamedTuple):
+    """What `probe_tensors` and `estimate_tensors` return for T tables; float64 on the device of the input."""
+
+    corrected: Decomposition
+    """(T,) and (T, 2): freed of bias, with floors and, where replicates were drawn, intervals."""
+    plugin: Decomposition
+    """The values before correction, with the level that noise reaches there."""
+    counted: Tensor
+    """(T,): samples in the table. Fewer than N: there were NaN or infinite rows, or labels outside 0 .. C - 1, which
+    are in no cell, and the table is not to be trusted."""
+    enough: Tensor
+    """(T,): the samples that `enough_samples` asks for."""
+
+
+def probe_tensors(
+    embeddings: Mapping[str, Tensor],
+    labels: Tensor,
+    *,
+    num_classes: int,
+    num_clusters: int = 20,
+    num_components: int = 9,
+    correction: bool = True,
+    permutations: int = 16,
+    bootstrap: int = 50,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> ProbeTensors:
+    """`fast_pids` from tensors to tensors, without checks and, on CUDA with Triton, without a host read.
+
+    So it can be captured in a CUDA graph, compiled with `torch.compile(fullgraph=True)`, and launched ahead of other
+    work. Rows and labels that cannot be counted show in `counted`.
+
+    Args:
+        embeddings: two or more modalities by name, each (N, D_m), floating point, on one device.
+        labels: (N,) or (N, L) int64 on the same device.
+        num_classes: C. All other numbers are Python's too: `num_clusters` K up to 256, `num_components` d up to 24
+            (more directions are found with host reads), the rest as in `fast_pid`.
+        correction: False draws no bootstrap replicates.
+
+    Returns:
+        ProbeTensors with T = questions x L, in the order of `question_names`, then of the labels.
+    """
+    questions = Questions.fit(embeddings, num_clusters, num_components, seed)
+    first, second = questions.assign(embeddings)
+    sizes = (num_clusters, num_clusters, num_classes)
+    by_label = labels.reshape(len(labels), -1).mT  # (L, N)
+    counts = histogram(first.unsqueeze(1), second.unsqueeze(1), by_label, *sizes)
+    return estimate_tensors(
+        counts.flatten(0, 1),
+        [len(labels)] * (len(counts) * len(by_label)),
+        correction=correction,
+        permutations=permutations,
+        bootstrap=bootstrap,
+        tolerance=tolerance,
+        seed=seed,
+    )
 
 
 def estimate(
@@ -140,52 +240,71 @@ def estimate(
     seed: int = 0,
 ) -> PID:
     """`fast_pid` from the joint tables on: counts (..., K1, K2, C) of samples per cell."""
-    if permutations < 2:
-        raise ValueError(f"permutations must be at least 2, got {permutations}")
-    if bootstrap == 1 or bootstrap < 0:
-        raise ValueError(f"bootstrap must be 0 or at least 2 replicates, got {bootstrap}")
     start = time.perf_counter()
-    counts = counts.double()
-    plugin = _solve(counts, tolerance, names)
-    plugin = replace(plugin, num_samples=int(counts[(0,) * (counts.ndim - 3)].sum()))
+    _check_replicates(permutations, bootstrap)
+    names = checked_options(tolerance, MOST_ITERATIONS, names)
+    normalized_table(counts)  # raises for what is no table
     tables = counts.flatten(0, -4) if counts.ndim > 3 else counts.unsqueeze(0)
-    _warn_of_few_samples(tables)
-    single, redundancy = plugin.mutual_information.reshape(-1, 2), plugin.redundancy.reshape(-1)
-    each = [correct(*table, permutations, seed) for table in zip(tables, single, redundancy, strict=True)]
-    batch = counts.shape[:-3]
-    columns = (torch.stack(values).reshape(batch + values[0].shape) for values in zip(*each, strict=True))
-    found = Information(*columns)
+    numbers = [int(number) for number in tables.sum((1, 2, 3)).tolist()]
+    found = estimate_tensors(
+        tables,
+        numbers,
+        correction=correction,
+        permutations=permutations,
+        bootstrap=bootstrap,
+        tolerance=tolerance,
+        seed=seed,
+    )
+    counted, enough = torch.stack([found.counted, found.enough]).tolist()
+    rows, columns, classes = counts.shape[-3:]
+    _warn_of_few_samples(counted, enough, rows, columns, classes)
+    pid = _as_pid(found, counts.shape[:-3], (rows, columns), classes, numbers[0], correction)
+    plugin = None if pid.plugin is None else replace(pid.plugin, names=names)
+    return replace(pid, names=names, plugin=plugin, seconds=time.perf_counter() - start)
+
+
+def estimate_tensors(
+    counts: Tensor,
+    numbers: Sequence[int],
+    *,
+    correction: bool,
+    permutations: int,
+    bootstrap: int,
+    tolerance: float,
+    seed: int,
+) -> ProbeTensors:
+    """The arithmetic of `estimate`: counts (T, K1, K2, C), of so many samples each, -> tensors, unchecked."""
+    counts = counts.double()
+    plugin = _solve(counts, tolerance)
+    each = zip(counts, numbers, plugin.mutual_information, plugin.redundancy, strict=True)
+    corrected = [correct(*table, permutations, seed) for table in each]
+    found = Information(*(torch.stack(values) for values in zip(*corrected, strict=True)))
 
     union = found.single.sum(-1) - found.redundancy
     synergy = (found.joint - union).clamp_min(0.0)
     dependence = union + synergy - found.single.sum(-1) + found.coupling
     noise = 2 * found.single_noise
-    plugin = replace(
-        plugin,
+    plugin = plugin._replace(
         redundancy_floor=(found.single_bias + noise).amin(-1),
         unique_floor=found.single_bias + noise,
         synergy_floor=found.joint_bias + 2 * found.joint_noise,
     )
-    if not correction:
-        return replace(plugin, plugin=plugin, seconds=time.perf_counter() - start)
-    pid = replace(
-        plugin,
+    pid = Decomposition(
         redundancy=found.redundancy,
         unique=found.single - found.redundancy.unsqueeze(-1),
         synergy=synergy,
         mutual_information=found.single,
         joint_mutual_information=union + synergy,
         conditional_dependence=dependence.clamp_min(0.0),
+        gap=plugin.gap,
         redundancy_floor=noise.amin(-1),
         unique_floor=noise,
         synergy_floor=2 * found.joint_noise,
-        plugin=plugin,
     )
-    if bootstrap:
-        replicates = torch.stack([resample(table, bootstrap, seed + 2) for table in tables], 1)
-        spread = _solve(replicates, tolerance, names)
-        pid = _with_intervals(pid, found, spread)
-    return replace(pid, seconds=time.perf_counter() - start)
+    if bootstrap and correction:
+        drawn = [resample(table, n, bootstrap, seed + 2) for table, n in zip(counts, numbers, strict=True)]
+        pid = _with_intervals(pid, found, _solve(torch.stack(drawn, 1), tolerance))
+    return ProbeTensors(pid, plugin, counts.sum((1, 2, 3)), _enough_samples(counts))
 
 
 def by_question(together: PID, pairs: Sequence[tuple[str, str]], seconds: float) -> dict[str, PID]:
@@ -216,18 +335,30 @@ def enough_samples(counts: Tensor) -> int:
     K1 K2 (C - 1) / (H ln 2) for the occupied clusters and classes of a table (K1, K2, C): the first-order
     bias of I(X1, X2; Y) is the degrees of freedom over 2 N ln 2.
     """
-    rows, columns = int(counts.sum((1, 2)).count_nonzero()), int(counts.sum((0, 2)).count_nonzero())
-    frequency = counts.double().sum((0, 1))
-    bits = float(entropy(frequency / frequency.sum(), 1))
-    classes = int(frequency.count_nonzero())
-    return 0 if classes < 2 else math.ceil(rows * columns * (classes - 1) / (bits * LN2))
+    return int(_enough_samples(counts.double()))
 
 
-def _with_intervals(pid: PID, found: Information, spread: PID) -> PID:
+def _enough_samples(counts: Tensor) -> Tensor:
+    """`enough_samples` of float64 counts (..., K1, K2, C): (...) float64."""
+    rows, columns = counts.sum((-2, -1)), counts.sum((-3, -1))
+    frequency = counts.sum((-3, -2))
+    bits = entropy(frequency / frequency.sum(-1, keepdim=True).clamp_min(1.0), 1)
+    rows, columns, classes = (part.count_nonzero(-1) for part in (rows, columns, frequency))
+    enough = torch.ceil(rows * columns * (classes - 1) / (bits * LN2))
+    return torch.where(classes < 2, 0.0, enough)
+
+
+def question_names(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The two sides of each question: every pair and, of three or more modalities, each against the rest."""
+    rests = [(name, "rest") for name in names] if len(names) > 2 else []
+    return [*combinations(names, 2), *rests]
+
+
+def _with_intervals(pid: Decomposition, found: Information, spread: Decomposition) -> Decomposition:
     """Intervals of 2 standard deviations of sampling and noise, plus the doubt of the correction and the gap."""
 
     def deviation(values: Tensor, noise: Tensor) -> Tensor:
-        return 2 * torch.hypot(values.std(0).reshape(noise.shape), noise)
+        return 2 * torch.hypot(values.std(0), noise)
 
     shared_doubt = found.single_doubt.amin(-1)
     redundancy = deviation(spread.redundancy, found.single_noise.amin(-1))
@@ -239,42 +370,75 @@ def _with_intervals(pid: PID, found: Information, spread: PID) -> PID:
     synergy = deviation(spread.synergy, synergy_noise) + shared_doubt
     down, up = found.joint_doubt.unbind(-1)
     gap = pid.gap
-    ends = {
-        "redundancy_interval": (pid.redundancy - redundancy, pid.redundancy + redundancy + gap),
-        "unique_interval": (pid.unique - unique - gap.unsqueeze(-1), pid.unique + unique),
-        "synergy_interval": (pid.synergy - synergy - down, pid.synergy + synergy + up + gap),
-    }
-    intervals: dict[str, Any] = {name: torch.stack(pair, -1).clamp_min(0.0) for name, pair in ends.items()}
-    return replace(pid, **intervals)
+
+    def interval(low: Tensor, high: Tensor) -> Tensor:
+        return torch.stack([low, high], -1).clamp_min(0.0)
+
+    return pid._replace(
+        redundancy_interval=interval(pid.redundancy - redundancy, pid.redundancy + redundancy + gap),
+        unique_interval=interval(pid.unique - unique - gap.unsqueeze(-1), pid.unique + unique),
+        synergy_interval=interval(pid.synergy - synergy - down, pid.synergy + synergy + up + gap),
+    )
 
 
-def _solve(counts: Tensor, tolerance: float, names: Sequence[str] | None) -> PID:
+def _solve(counts: Tensor, tolerance: float) -> Decomposition:
     # A table that stops at the limit keeps a wider certified gap, which the intervals include.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return decompose(counts, tolerance=tolerance, max_iterations=MOST_ITERATIONS, names=names)
+    table = counts / counts.sum((-3, -2, -1), keepdim=True).clamp_min(1.0)
+    return decompose_tensors(table, tolerance, MOST_ITERATIONS)
 
 
-def cluster_sizes(num_clusters: int | None, num_components: int | None, frequency: Tensor) -> tuple[int, int]:
-    """Checked number of clusters and components, chosen where None; frequency: (C,) samples per class."""
-    if num_clusters is None:
-        num_clusters = choose_clusters(frequency)
+def _as_pid(
+    found: ProbeTensors,
+    batch: tuple[int, ...],
+    num_clusters: tuple[int, int],
+    num_classes: int,
+    num_samples: int,
+    correction: bool,
+) -> PID:
+    """The tensors, whose leading dimension becomes `batch`, as a PID of "x1" and "x2"."""
+
+    def pid(part: Decomposition) -> PID:
+        tensors: dict[str, Any] = {
+            name: None if value is None else value.reshape((*batch, *value.shape[1:]))
+            for name, value in part._asdict().items()
+        }
+        return PID(
+            **tensors,
+            names=("x1", "x2"),
+            num_samples=num_samples,
+            num_clusters=num_clusters,
+            num_classes=num_classes,
+        )
+
+    plugin = pid(found.plugin)
+    return replace(pid(found.corrected) if correction else plugin, plugin=plugin)
+
+
+def cluster_sizes(num_clusters: int, num_components: int | None, num_classes: int) -> tuple[int, int]:
+    """Checked number of clusters and components, the latter chosen where None."""
     if num_components is None:
-        num_components = min(max(5, len(frequency) - 1), MOST_COMPONENTS)
+        num_components = min(max(5, num_classes - 1), MOST_COMPONENTS)
     positive(num_clusters, "num_clusters")
     positive(num_components, "num_components")
     return num_clusters, num_components
 
 
-def _warn_of_few_samples(tables: Tensor) -> None:
-    for table in tables:
-        number, enough = int(table.sum()), enough_samples(table)
-        if number < enough:
-            rows, columns, classes = table.shape
+def _check_replicates(permutations: int, bootstrap: int) -> None:
+    if permutations < 2:
+        raise ValueError(f"permutations must be at least 2, got {permutations}")
+    if bootstrap == 1 or bootstrap < 0:
+        raise ValueError(f"bootstrap must be 0 or at least 2 replicates, got {bootstrap}")
+
+
+def _warn_of_few_samples(
+    counted: Sequence[float], enough: Sequence[float], rows: int, columns: int, classes: int
+) -> None:
+    for number, wanted in zip(counted, enough, strict=True):
+        if number < wanted:
             warnings.warn(
-                f"{number} samples are few for {rows} x {columns} clusters and {classes} classes: {enough} would keep"
-                " noise under half of the label's entropy before correction; trust the intervals, take more samples"
-                " or fewer clusters",
+                f"{number:.0f} samples are few for {rows} x {columns} clusters and {classes} classes: {wanted:.0f}"
+                " would keep noise under half of the label's entropy before correction; trust the intervals, take"
+                " more samples or fewer clusters",
                 stacklevel=3,
             )
             return

@@ -15,7 +15,7 @@ Array = Tensor | NDArray[Any]
 
 
 def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[str, Tensor]:
-    """Checked tensors (N, D_m) by name, all with N > 0 rows and on one device."""
+    """Checked tensors (N, D_m) by name, all with N > 0 rows and on one device; see `check_finite`."""
     if isinstance(embeddings, (Tensor, np.ndarray)) or not isinstance(embeddings, (Mapping, Sequence)):
         raise TypeError(
             "embeddings must be a mapping of modality name to (N, D) matrix, or a sequence of matrices, got"
@@ -44,13 +44,9 @@ def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[
 
 
 def class_labels(
-    labels: Array | Sequence[Any],
-    number: int,
-    num_classes: int | None,
-    device: torch.device,
-    bins: int | None,
+    labels: Array | Sequence[Any], number: int, device: torch.device, bins: int | None
 ) -> Tensor:
-    """Checked class indices (N,) or (N, L) int64 on `device`; with `bins`, those of a binned real target."""
+    """Class indices (N,) or (N, L) int64 on `device`, see `check_classes`; with `bins`, of a binned real target."""
     if isinstance(labels, Tensor):
         given = labels.detach()
     else:
@@ -74,14 +70,31 @@ def class_labels(
         raise TypeError(
             f"labels must be integers from 0, got dtype {given.dtype}; for a real target pass bins=8, say"
         )
-    given = given.to(torch.int64)
-    if int(given.min()) < 0:
-        raise ValueError(f"labels must not be negative, found {int(given.min())}; remove unlabelled rows")
-    if num_classes is not None:
-        positive(num_classes, "num_classes")
-        if int(given.max()) >= num_classes:
-            raise ValueError(f"labels must be below num_classes={num_classes}, found {int(given.max())}")
-    return given
+    return given.to(torch.int64)
+
+
+def check_classes(labels: Tensor, num_classes: int | None) -> int:
+    """The number of classes, which is the largest label + 1 where None; raises for a label outside of them.
+
+    The host reads the smallest and the largest.
+    """
+    least, most = torch.stack([labels.min(), labels.max()]).tolist()
+    if least < 0:
+        raise ValueError(f"labels must not be negative, found {least}; remove unlabelled rows")
+    if num_classes is not None and most >= num_classes:
+        raise ValueError(f"labels must be below num_classes={num_classes}, found {most}")
+    return most + 1 if num_classes is None else num_classes
+
+
+def check_finite(embeddings: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for the first modality with NaN or infinite values; the host reads."""
+    for name, rows in embeddings.items():
+        finite = torch.isfinite(rows).all(-1)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"embeddings[{name!r}] has NaN or infinite values in {int((~finite).sum())} of {len(finite)} rows,"
+                f" first in row {int((~finite).nonzero()[0])}; remove these rows from all modalities and labels"
+            )
 
 
 def quantile_bins(target: Tensor, bins: int) -> Tensor:
@@ -123,14 +136,7 @@ def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
         raise ValueError(
             f"{name} has no columns, got the shape {tuple(value.shape)}; give at least one feature"
         )
-    value = value.detach() if value.is_floating_point() else value.detach().to(torch.float32)
-    finite = torch.isfinite(value).all(-1)
-    if not bool(finite.all()):
-        raise ValueError(
-            f"{name} has NaN or infinite values in {int((~finite).sum())} of {len(finite)} rows, first in row"
-            f" {int((~finite).nonzero()[0])}; remove these rows from all modalities and labels"
-        )
-    return value
+    return value.detach() if value.is_floating_point() else value.detach().to(torch.float32)
 
 
 def positive(value: int, name: str) -> None:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -159,6 +159,24 @@ class PID:
         return plot_pid(self, path)
 
 
+class Decomposition(NamedTuple):
+    """The tensors of a `PID`, under the same names."""
+
+    redundancy: Tensor
+    unique: Tensor
+    synergy: Tensor
+    mutual_information: Tensor
+    joint_mutual_information: Tensor
+    conditional_dependence: Tensor
+    gap: Tensor
+    redundancy_floor: Tensor | None = None
+    unique_floor: Tensor | None = None
+    synergy_floor: Tensor | None = None
+    redundancy_interval: Tensor | None = None
+    unique_interval: Tensor | None = None
+    synergy_interval: Tensor | None = None
+
+
 def decompose(
     joint: Tensor | NDArray[Any],
     *,
@@ -183,6 +201,26 @@ def decompose(
     """
     start = time.perf_counter()
     table = normalized_table(joint)
+    names = checked_options(tolerance, max_iterations, names)
+    found = decompose_tensors(table, tolerance, max_iterations)
+    if found.gap.numel() and float(found.gap.max()) > tolerance:
+        warnings.warn(
+            f"{int((found.gap > tolerance).sum())} of {found.gap.numel()} tables did not reach the tolerance of"
+            f" {tolerance:g} bits in {max_iterations} iterations; the largest certified gap is"
+            f" {float(found.gap.max()):.2g} bits",
+            stacklevel=2,
+        )
+    return PID(
+        **found._asdict(),
+        names=names,
+        num_clusters=tuple(table.shape[-3:-1]),
+        num_classes=table.shape[-1],
+        seconds=time.perf_counter() - start,
+    )
+
+
+def checked_options(tolerance: float, max_iterations: int, names: Sequence[str] | None) -> tuple[str, str]:
+    """The names of the two modalities; raises ValueError for bad options of `decompose`."""
     if not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number of bits, got {tolerance}")
     if max_iterations < 1:
@@ -190,40 +228,35 @@ def decompose(
     names = ("x1", "x2") if names is None else tuple(names)
     if len(names) != 2 or len(set(names)) != 2:
         raise ValueError(f"names must be two different modality names, got {names}")
+    return names[0], names[1]
 
+
+def decompose_tensors(table: Tensor, tolerance: float, max_iterations: int) -> Decomposition:
+    """The arithmetic of `decompose`: float64 tables (..., K1, K2, C) of sum 1 -> tensors, unchecked.
+
+    Where the solver runs as a kernel the host reads nothing.
+    """
     p1y, p2y = table.sum(-2), table.sum(-3)
-    label_entropy, whole = entropy(p1y.sum(-2), 1), entropy(table, 3)
-    with_label = torch.stack([entropy(p1y, 2), entropy(p2y, 2)], -1)
-    alone = torch.stack([entropy(p1y.sum(-1), 1), entropy(p2y.sum(-1), 1)], -1)
-    single = (label_entropy.unsqueeze(-1) + alone - with_label).clamp_min(0.0)
-    both = label_entropy + entropy(table.sum(-1), 2) - whole
-    pairs_given_label = with_label.sum(-1) - whole - label_entropy
+    marginals = (p1y.sum(-2), p1y.sum(-1), p2y.sum(-1), p1y, p2y, table.sum(-1), table)
+    batch = table.ndim - 3
+    label, x1, x2, x1y, x2y, x1x2, whole = torch.stack([_nats(p.flatten(batch)) for p in marginals]) / -LN2
+    single = torch.stack([label + x1 - x1y, label + x2 - x2y], -1).clamp_min(0.0)
     solution = broja(p1y, p2y, tolerance=tolerance, max_iterations=max_iterations)
 
     # I_Q lies in [union - gap, union]; R, S >= 0 and U1, U2 >= 0 bound it as well, so no atom is below zero.
-    both = torch.maximum(both, single.amax(-1))
-    union = torch.minimum(label_entropy - solution.conditional_entropy, torch.minimum(single.sum(-1), both))
-    least = torch.maximum(label_entropy - solution.conditional_entropy - solution.gap, single.amax(-1))
-    union = torch.maximum(union, single.amax(-1))
-    gap = (union - least).clamp_min(0.0)
-    if gap.numel() and float(gap.max()) > tolerance:
-        warnings.warn(
-            f"{int((gap > tolerance).sum())} of {gap.numel()} tables did not reach the tolerance of {tolerance:g}"
-            f" bits in {max_iterations} iterations; the largest certified gap is {float(gap.max()):.2g} bits",
-            stacklevel=2,
-        )
-    return PID(
-        names=names,
-        redundancy=single.sum(-1) - union,
+    larger, both = single.amax(-1), single.sum(-1)
+    joint = torch.maximum(label + x1x2 - whole, larger)
+    union = torch.minimum(label - solution.conditional_entropy, torch.minimum(both, joint))
+    least = torch.maximum(label - solution.conditional_entropy - solution.gap, larger)
+    union = torch.maximum(union, larger)
+    return Decomposition(
+        redundancy=both - union,
         unique=union.unsqueeze(-1) - single.flip(-1),
-        synergy=both - union,
+        synergy=joint - union,
         mutual_information=single,
-        joint_mutual_information=both,
-        conditional_dependence=pairs_given_label.clamp_min(0.0),
-        gap=gap,
-        num_clusters=tuple(table.shape[-3:-1]),
-        num_classes=table.shape[-1],
-        seconds=time.perf_counter() - start,
+        joint_mutual_information=joint,
+        conditional_dependence=(x1y + x2y - whole - label).clamp_min(0.0),
+        gap=(union - least).clamp_min(0.0),
     )
 
 
@@ -255,14 +288,11 @@ def normalized_table(joint: Tensor | NDArray[Any]) -> Tensor:
 
 def entropy(table: Tensor, dims: int) -> Tensor:
     """Entropy in bits of distributions over the last `dims` dimensions of `table`; (...) float64."""
-    flat = table.flatten(-dims)
-    return -torch.xlogy(flat, flat).sum(-1) / LN2
+    return _nats(table.flatten(-dims)) / -LN2
 
 
-def mutual_information(table: Tensor) -> Tensor:
-    """I(X; Y) in bits of distributions P(x, y), (..., K, C); (...)."""
-    shared = entropy(table.sum(-1), 1) + entropy(table.sum(-2), 1) - entropy(table, 2)
-    return shared.clamp_min(0.0)
+def _nats(p: Tensor) -> Tensor:
+    return torch.xlogy(p, p).sum(-1)
 
 
 def _part(values: Tensor | None, index: int) -> Tensor | None:

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ecsfusion.discretize import MOST_ROWS, Questions, sample_rows
-from ecsfusion.estimate import by_question, cluster_sizes, estimate
-from ecsfusion.inputs import named_modalities, positive
+from ecsfusion.estimate import by_question, choose_clusters, cluster_sizes, estimate
+from ecsfusion.inputs import check_finite, named_modalities, positive
 from ecsfusion.pid import PID
 from ecsfusion.tables import Table, as_rows
 
@@ -84,20 +84,28 @@ def stream_pid(
     else:
         classes = _cuts(sample[label], label, bins)
         frequency = torch.full((bins,), total // bins + 1)
-    num_clusters, num_components = cluster_sizes(num_clusters, num_components, frequency)
+    if num_clusters is None:
+        num_clusters = choose_clusters(frequency)
+    num_clusters, num_components = cluster_sizes(num_clusters, num_components, len(frequency))
     rows_by_name = {name: as_rows(sample[column], column).to(device) for name, column in modalities.items()}
-    questions = Questions.fit(named_modalities(rows_by_name), num_clusters, num_components, seed)
+    questions = Questions.fit(_checked(rows_by_name), num_clusters, num_components, seed)
 
     shape = (len(questions.pairs), num_clusters, num_clusters, len(frequency))
     counts = torch.zeros(shape, dtype=torch.int64)
     for chunk in _chunks(table, [label, *modalities.values()], rows, progress, "count"):
         part = {name: as_rows(chunk[column], column).to(device) for name, column in modalities.items()}
         labels = _class_indices(chunk[label], classes, bins).to(device)
-        counts += histogram(*questions.assign(named_modalities(part)), labels, *shape[1:]).cpu()
+        counts += histogram(*questions.assign(_checked(part)), labels, *shape[1:]).cpu()
     if _distributed():
         dist.all_reduce(counts)
     together = estimate(counts.to(device), seed=seed, **options)
     return by_question(together, questions.pairs, time.perf_counter() - start)
+
+
+def _checked(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = named_modalities(rows)
+    check_finite(named)
+    return named
 
 
 def _count_classes(table: Table, label: str, rows: range, progress: bool) -> Counter[Any]:

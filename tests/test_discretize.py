@@ -93,7 +93,7 @@ def test_principal_directions_hold_the_variance_that_scikit_learn_finds(dimensio
     rows = torch.randn(300, dimension, generator=torch.Generator().manual_seed(3))
     rows = rows * torch.linspace(3, 0.1, dimension).square()
     rows -= rows.mean(0)
-    ours = principal_directions(rows, 3)
+    ours = principal_directions(rows.unsqueeze(0), 3)[0]
     best = PCA(3, svd_solver="full").fit(rows.numpy()).explained_variance_.sum()
     assert float((rows @ ours).var(0).sum()) == pytest.approx(best, rel=0.01)
     torch.testing.assert_close(ours.mT @ ours, torch.eye(3), atol=1e-4, rtol=0)

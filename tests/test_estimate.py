@@ -170,7 +170,7 @@ def test_several_labels_are_decomposed_one_by_one():
     together = fast_pid(embeddings, labels)
     assert together.unique.shape == (2, 2)
     alone = fast_pid(embeddings, labels[:, 1])
-    np.testing.assert_allclose(atoms(together[1]), atoms(alone), atol=1e-9)
+    np.testing.assert_allclose(atoms(together[1]), atoms(alone), atol=1e-4)  # a batch is solved in float32
     assert "2 tables" in str(together)
 
 

@@ -31,7 +31,7 @@ def drawn_by(request, monkeypatch):
 
 
 def test_samples_are_the_table(table):
-    first, second, label = joint.samples(table)
+    first, second, label = joint.samples(table, 700)
     counted = torch.zeros_like(table)
     counted.index_put_((first, second, label), torch.ones_like(first), accumulate=True)
     assert torch.equal(counted, table)
@@ -39,9 +39,11 @@ def test_samples_are_the_table(table):
 
 
 def test_shuffled_labels_keep_pairs_and_classes_and_carry_no_information(table, drawn_by):
-    first, second = joint.shuffle_labels(table, 40)
-    assert first.shape == (40, 5, 3)
-    assert second.shape == (40, 6, 3)
+    pairs = joint.shuffle_pairs(table, 700, 40)
+    assert pairs.shape == (3, 41, 6, 6)
+    assert torch.equal(pairs[:, 0], joint.pair_tables(table))
+    first, second = pairs[0, 1:, :5, :3], pairs[1, 1:, :6, :3]
+    assert first.sum() + second.sum() == pairs[:2, 1:].sum()
     if drawn_by == "samples":
         assert torch.equal(first.sum(-1), table.sum((1, 2)).double().expand(40, -1))
         assert torch.equal(second.sum(1), table.sum((0, 1)).double().expand(40, -1))
@@ -56,8 +58,8 @@ def test_replicates_average_to_what_they_are_drawn_from(table, drawn_by):
     pairs = table.sum(-1, keepdim=True).double()
     model = without_interaction(table.double().unsqueeze(0), torch.zeros(2))[0]
     means = {
-        "bootstrap": (joint.bootstrap(table, number), table.double()),
-        "labels": (joint.draw_labels(table, model, number), pairs * model / model.sum(-1, keepdim=True)),
+        "bootstrap": (joint.bootstrap(table, 700, number), table.double()),
+        "labels": (joint.draw_labels(table, model, 700, number), pairs * model / model.sum(-1, keepdim=True)),
     }
     for name, (drawn, expected) in means.items():
         error = (drawn.mean(0) - expected) / (expected.clamp_min(0.5) / number).sqrt()
@@ -65,8 +67,8 @@ def test_replicates_average_to_what_they_are_drawn_from(table, drawn_by):
 
 
 def test_replicates_depend_on_the_seed_alone(table):
-    assert torch.equal(joint.bootstrap(table, 3, 1), joint.bootstrap(table, 3, 1))
-    assert not torch.equal(joint.bootstrap(table, 3, 1), joint.bootstrap(table, 3, 2))
+    assert torch.equal(joint.bootstrap(table, 700, 3, 1), joint.bootstrap(table, 700, 3, 1))
+    assert not torch.equal(joint.bootstrap(table, 700, 3, 1), joint.bootstrap(table, 700, 3, 2))
 
 
 def test_the_model_without_interaction_fits_all_three_pair_tables(table):
@@ -108,7 +110,7 @@ def test_shuffled_tables_come_out_as_zero_on_average():
         cells = np.einsum("i,j,c->ijc", *(generator.dirichlet(np.full(n, 3.0)) for n in (12, 12, 8)))
         counts = torch.tensor(generator.multinomial(600, cells.ravel()).reshape(cells.shape)).double()
         plugin = decompose(counts, tolerance=1e-2)
-        found = correct(counts, plugin.mutual_information, plugin.redundancy, 16, 0)
+        found = correct(counts, 600, plugin.mutual_information, plugin.redundancy, 16, 0)
         joint_values.append(float(found.joint))
         plugin_values.append(float(plugin.joint_mutual_information))
     assert abs(np.mean(joint_values)) < 0.02
