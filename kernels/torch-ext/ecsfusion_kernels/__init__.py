@@ -1,5 +1,6 @@
 """GPU kernels of the probe, with plain PyTorch references."""
 
+from .broja import broja
 from .histogram import histogram
 from .kmeans import lloyd, nearest, seed
 from .loglinear import loglinear

@@ -15,10 +15,9 @@ from .language import jit, padded, tl
 
 @jit
 def at(table_ptr, row, column, stride_row, stride_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Pointers to the tile of a matrix that begins at (row, column)."""
-    rows = (row + tl.arange(0, ROWS)).to(tl.int64)
-    columns = (column + tl.arange(0, COLUMNS)).to(tl.int64)
-    return table_ptr + rows[:, None] * stride_row + columns[None, :] * stride_column
+    """Pointers to the tile of a matrix that begins at (row, column); a matrix has fewer than 2^31 entries."""
+    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
+    return table_ptr + (rows[:, None] * stride_row + columns[None, :] * stride_column)
 
 
 @jit
@@ -65,17 +64,21 @@ def factored(a_ptr, b_ptr, row, column, classes, stride_a, TILE: tl.constexpr, C
 def configuration(num1: int, num2: int, num_classes: int) -> tuple[dict[str, int], int]:
     """The constants of a solver's kernel for K1 x K2 x C, and its warps.
 
-    64 x 64 is the largest tile whose two operands (TF32 number and remainder) stay in the registers of 256 threads.
-    Up to 32 x 32, 4 warps make the barriers cheap and let several tables share a multiprocessor. 16 is the least
-    that a matrix product takes; with more classes, 32 halve the number of blocks that wait for each other.
+    64 x 64 is the largest tile of R whose operands (TF32 number and remainder) stay in the registers of 4 warps;
+    more warps leave each thread fewer of them. 4 make the barriers cheap and let several tables share a
+    multiprocessor. 16 is the least that a matrix product takes; with more classes, 32 halve the number of blocks
+    that wait for each other, and suit large tiles better.
     """
-    constants = {"TILE": min(padded(max(num1, num2)), 64), "CLASSES": 16 if num_classes <= 16 else 32}
-    return constants, 4 if constants["TILE"] <= 32 else 8
+    tile = min(padded(max(num1, num2)), 64)
+    return {"TILE": tile, "CLASSES": 16 if num_classes <= 16 and tile <= 32 else 32}, 4
 
 
 def configurations() -> list[tuple[dict[str, int], int]]:
     """All that `configuration` can answer."""
-    return [configuration(tile, tile, classes) for tile in (16, 32, 64) for classes in (16, 32)]
+    return [
+        configuration(*sizes)
+        for sizes in ((16, 16, 16), (16, 16, 32), (32, 32, 16), (32, 32, 32), (64, 64, 32))
+    ]
 
 
 def padded_to(table: Tensor, rows: int, columns: int) -> Tensor:

@@ -23,8 +23,8 @@ def _loglinear(
     num2: tl.int32,
     classes: tl.int32,
     sweeps: tl.int32,
-    stride_r: tl.int64,
-    stride_a: tl.int64,
+    stride_r: tl.int32,
+    stride_a: tl.int32,
     TILE: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
@@ -77,8 +77,8 @@ def _launch_loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int) -
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     pointers = dict.fromkeys(("p12_ptr", "q1_ptr", "q2_ptr", "a_ptr", "b_ptr", "r_ptr"), "*fp32")
-    sizes = dict.fromkeys(("num1", "num2", "classes", "sweeps"), "i32")
-    types = {**pointers, **sizes, "stride_r": "i64", "stride_a": "i64"}
+    sizes = dict.fromkeys(("num1", "num2", "classes", "sweeps", "stride_r", "stride_a"), "i32")
+    types = {**pointers, **sizes}
     return [Variant(_loglinear, types, constants, warps) for constants, warps in configurations()]
 
 

@@ -128,7 +128,7 @@ def _solve(
     b = p2 / (p2.sum(-2)[:, None, :] + 1e-300)
     log_r = xp.log(p1 @ b.swapaxes(-1, -2) + 1e-300)
     none = 0 * p1[:, 0, 0]
-    bounds = _marginal_bounds(xp, p1, p2)
+    bounds = marginal_bounds(xp, p1, p2)
     t = _Tables(
         todo, p1, p2, *bounds, p1, p2, 0 * p1, b, log_r, log_r, 0 * log_r, 0 * log_r, none, none, none + 1
     )
@@ -158,7 +158,7 @@ def _retire(xp: Any, t: _Tables, solution: Any, tolerance: float, iteration: int
     near = xp.where((excess < NEAR * tolerance) | everyone)[0]
     if len(near) == 0:
         return
-    lower, upper = _certify(xp, t.r[near], t.a[near], t.b[near], t.p1[near], t.p2[near])
+    lower, upper = certified_bounds(xp, t.r[near], t.a[near], t.b[near], t.p1[near], t.p2[near])
     t.lower[near] = lower = xp.maximum(t.lower[near], lower)
     t.upper[near] = upper = xp.minimum(t.upper[near], upper)
     gap = xp.maximum(upper - lower, 0 * lower)
@@ -218,7 +218,7 @@ def _solve_single(p1: Array, p2: Array, solution: Any, tolerance: float, max_ite
         np.ones(a.size),
         np.ones(r.size),
     )  # a product with ones is the fastest sum
-    lower, upper = (float(bound[0]) for bound in _marginal_bounds(np, p1[None], p2[None]))
+    lower, upper = (float(bound[0]) for bound in marginal_bounds(np, p1[None], p2[None]))
     age, restarts, change = 0, 0, 1.0
     for iteration in range(1, max_iterations + 1):
         np.exp(log_r, r)
@@ -239,7 +239,7 @@ def _solve_single(p1: Array, p2: Array, solution: Any, tolerance: float, max_ite
         np.log(log_w, log_w)
         edge = iteration in (1, max_iterations)
         if edge or (iteration % CHECK_EVERY == 0 and weight.dot(log_w.max(1)) < NEAR * tolerance):
-            bounds = _certify(np, r[None], a[None], b[None], p1[None], p2[None])
+            bounds = certified_bounds(np, r[None], a[None], b[None], p1[None], p2[None])
             lower, upper = max(lower, float(bounds[0][0])), min(upper, float(bounds[1][0]))
             if upper - lower <= tolerance or iteration == max_iterations:
                 break
@@ -296,7 +296,7 @@ def _fit(
     return a, b
 
 
-def _certify(xp: Any, r: Array, a: Array, b: Array, p1: Array, p2: Array) -> tuple[Array, Array]:
+def certified_bounds(xp: Any, r: Array, a: Array, b: Array, p1: Array, p2: Array) -> tuple[Array, Array]:
     """Bounds of max H_Q(Y | X1, X2) in bits, (n,) float64, that hold for any R, A, B >= 0."""
     tiny = p1[0, 0, 0] * 0 + 1e-300
     r, r_t = r + 0 * p1[:, :1, :1], (r + 0 * p1[:, :1, :1]).swapaxes(-1, -2)
@@ -334,7 +334,7 @@ def dual_shift(xp: Any, a: Array, b: Array, p1: Array, p2: Array) -> tuple[Array
     return xp.where(rows_first, row1, column1), xp.where(rows_first, row2, column2)
 
 
-def _marginal_bounds(xp: Any, p1: Array, p2: Array) -> tuple[Array, Array]:
+def marginal_bounds(xp: Any, p1: Array, p2: Array) -> tuple[Array, Array]:
     """What the marginals alone say: H(Y|X1) + H(Y|X2) - H(Y) <= max H_Q(Y|X1,X2) <= min(H(Y|X1), H(Y|X2))."""
     given1 = _entropy(xp, _flat(p1)) - _entropy(xp, p1.sum(-1))
     given2 = _entropy(xp, _flat(p2)) - _entropy(xp, p2.sum(-1))
