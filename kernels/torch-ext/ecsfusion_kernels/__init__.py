@@ -8,7 +8,7 @@ from .poisson import poisson
 from .principal import principal_directions
 from .project import project
 from .random import uniform
-from .reference import BrojaSolution, Clustering, broja, scale_rows
+from .reference import BrojaSolution, Clustering, scale_rows
 
 __all__ = [
     "BrojaSolution",
