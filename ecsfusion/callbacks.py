@@ -117,7 +117,7 @@ class ControllerCallback(TrainerCallback, ExportableState):
             if decision.peak or (decision.stage_over and decision.restore is None):
                 record.peak_step = state.global_step
         record.history.append(
-            probe_entry(reading, decision, metrics.get(f"{prefix}_accuracy_calibrated"), record)
+            probe_entry(reading, decision, metrics.get(f"{prefix}_{_score_name(metrics, prefix)}_calibrated"), record)
         )
         if state.is_world_process_zero:
             tqdm.write(probe_line(record.history[-1], self.modalities))
@@ -152,6 +152,8 @@ def reading_from_metrics(
     def by_modality(name: str) -> dict[str, float]:
         return {m: metrics[f"{prefix}_{name}_{m}"] for m in modalities}
 
+    score = _score_name(metrics, prefix)
+
     return Reading(
         step=state.global_step,
         epoch=float(state.epoch or 0.0),
@@ -167,13 +169,18 @@ def reading_from_metrics(
             "redundancy": metrics[f"{prefix}_redundancy_floor"],
             "synergy": metrics[f"{prefix}_synergy_floor"],
         },
-        accuracy={**by_modality("accuracy"), "fused": metrics[f"{prefix}_accuracy"]},
+        accuracy={**by_modality(score), "fused": metrics[f"{prefix}_{score}"]},
         raw={
             "redundancy": metrics[f"{prefix}_plugin_redundancy"],
             "unique": by_modality("plugin_unique"),
             "synergy": metrics[f"{prefix}_plugin_synergy"],
         },
     )
+
+
+def _score_name(metrics: dict[str, float], prefix: str) -> str:
+    """What the heads are judged by: the accuracy, or in regression the share of explained variance."""
+    return "r2" if f"{prefix}_r2" in metrics else "accuracy"
 
 
 def probe_entry(

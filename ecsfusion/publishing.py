@@ -126,7 +126,7 @@ class PublishingTrainer(Trainer):
 
     def _load_folder(self, name: str) -> FusionForClassification:
         folder = os.path.join(self.args.output_dir, name)
-        return FusionForClassification.from_pretrained(folder).to(self.args.device)
+        return FusionForClassification.from_pretrained(folder, **self.model.own_modules()).to(self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -40,12 +40,17 @@ HYPERPARAMETERS = (
 
 
 def accuracies(metrics: Mapping[str, float], prefix: str, modalities: Sequence[str]) -> dict[str, float]:
-    """Accuracy of every head and of their calibrated combination, from the metrics of one evaluation."""
-    return {
-        **{name: metrics[f"{prefix}_accuracy_{name}"] for name in modalities},
-        FUSED: metrics[f"{prefix}_accuracy"],
-        CALIBRATED: metrics[f"{prefix}_accuracy_calibrated"],
+    """Accuracy of every head and of their calibrated combination, from the metrics of one evaluation.
+
+    In regression it is the share of the variance that they explain, 0 where they are worse than the mean.
+    """
+    score = "r2" if f"{prefix}_r2" in metrics else "accuracy"
+    scores = {
+        **{name: metrics[f"{prefix}_{score}_{name}"] for name in modalities},
+        FUSED: metrics[f"{prefix}_{score}"],
+        CALIBRATED: metrics[f"{prefix}_{score}_calibrated"],
     }
+    return {head: max(value, 0.0) for head, value in scores.items()}
 
 
 def results_table(trainer: FusionTrainer, comparison: Mapping[str, float] | None = None) -> str:

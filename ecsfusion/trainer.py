@@ -13,7 +13,6 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_model
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import default_collate
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
@@ -24,8 +23,8 @@ from ecsfusion.controller import Rule, make_rule
 from ecsfusion.modeling import FusionConfig, FusionForClassification
 from ecsfusion.parameter_groups import parameter_groups
 from ecsfusion.pid import PID
-from ecsfusion.probe import metric_names, probe_metrics
-from ecsfusion.processing import FusionCollator, FusionProcessor
+from ecsfusion.probe import head_answers, metric_names, probe_metrics, score, score_name
+from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER, PublishingTrainer
 from ecsfusion.readout import FUSED, Readout
 from ecsfusion.training_args import FusionTrainingArguments
@@ -95,7 +94,7 @@ class FusionTrainer(PublishingTrainer):
             model=model,
             args=args,
             processing_class=processing_class,
-            data_collator=data_collator or _collator(processing_class),
+            data_collator=data_collator or _collator(processing_class, model),
             compute_metrics=self._compute_metrics,
             **kwargs,
         )
@@ -138,7 +137,7 @@ class FusionTrainer(PublishingTrainer):
         name = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
         if self._user_metrics is not None or isinstance(self.eval_dataset, Mapping):
             return
-        known = ("loss", *metric_names(self.model.modalities))
+        known = ("loss", *metric_names(self.model.modalities, self.model.problem_type))
         if name not in known:
             raise ValueError(
                 f"metric_for_best_model is {name!r}, which no evaluation reports; give one of {', '.join(known)}."
@@ -309,8 +308,10 @@ class FusionTrainer(PublishingTrainer):
             logits = outputs[0] if isinstance(outputs, tuple) else outputs
             extra = self._user_metrics(EvalPrediction(predictions=logits, label_ids=labels))
         if not isinstance(outputs, tuple):  # predict() keeps the fused logits only
-            return {"accuracy": float((outputs.argmax(-1) == labels).mean()), **extra}
-        logits, unimodal_logits, embeddings = outputs[:3]
+            kind = self.model.problem_type
+            answers = head_answers(torch.from_numpy(outputs), kind)
+            return {score_name(kind): score(answers, torch.from_numpy(labels), kind), **extra}
+        logits, unimodal_logits, embeddings, present = outputs[:4]
         missing = [name for name in self.model.modalities if name not in unimodal_logits]
         if missing:
             raise ValueError(
@@ -319,16 +320,18 @@ class FusionTrainer(PublishingTrainer):
         # The first process probes for all, so that decisions agree whatever the other machines compute.
         probed: list[Any] = [None]
         if self.is_world_process_zero():
-            probed = [self._probe(logits, unimodal_logits, embeddings, labels)]
+            probed = [self._probe(logits, unimodal_logits, embeddings, labels, present)]
         metrics, self.pid = broadcast_object_list(probed)[0]
         heads = {
             FUSED: torch.from_numpy(logits),
             **{m: torch.from_numpy(z) for m, z in unimodal_logits.items()},
         }
-        self._evaluated = {"heads": heads, "labels": torch.from_numpy(labels)}
+        self._evaluated = {"heads": heads, "labels": torch.from_numpy(labels), "present": present}
         return {**metrics, **extra}
 
-    def _probe(self, logits: Any, unimodal_logits: Any, embeddings: Any, labels: Any) -> tuple[dict, PID]:
+    def _probe(
+        self, logits: Any, unimodal_logits: Any, embeddings: Any, labels: Any, present: Any
+    ) -> tuple[dict, PID]:
         fitted = self.model.config.readout
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -338,6 +341,8 @@ class FusionTrainer(PublishingTrainer):
                 embeddings,
                 labels,
                 readout=None if fitted is None else Readout.from_dict(fitted),
+                present=present,
+                problem_type=self.model.problem_type,
                 num_classes=self.model.config.num_labels,
                 num_clusters=self.args.probe_clusters,
                 num_components=self.args.probe_components,
@@ -347,6 +352,9 @@ class FusionTrainer(PublishingTrainer):
             )
         for warning in caught:  # once a run, not at every probe
             logger.warning_once(f"Probe: {warning.message}")
+        complete = int(probed[0]["complete_rows"])
+        if complete < len(labels):
+            logger.warning_once(f"Probe: {complete} of {len(labels)} rows have every modality; it takes these.")
         return probed
 
     # ---- readout ----
@@ -365,8 +373,14 @@ class FusionTrainer(PublishingTrainer):
     def _fit_last_validation(self) -> Readout | None:
         if self._validation is None:
             return None
-        return Readout.fit(self._validation["heads"], self._validation["labels"])
+        return Readout.fit(**_fit_arguments(self._validation), problem_type=self.model.problem_type)
 
 
-def _collator(processor: FusionProcessor | None) -> Callable:
-    return default_collate if processor is None else FusionCollator(processor)
+def _fit_arguments(evaluated: Mapping[str, Any]) -> dict[str, Any]:
+    return {"logits": evaluated["heads"], "labels": evaluated["labels"], "present": evaluated["present"]}
+
+
+def _collator(processor: FusionProcessor | None, model: FusionForClassification | None) -> Callable:
+    if processor is not None:
+        return FusionCollator(processor)
+    return TensorCollator(None if model is None else model.modalities)
