@@ -120,8 +120,9 @@ def run_facts(
         stages=trainer.args.stages,
         num_parameters=model.num_parameters(),
         calibration_error={
-            "before": metrics[f"{prefix}_calibration_error"],
-            "after": metrics[f"{prefix}_calibration_error_calibrated"],
+            when: metrics[f"{prefix}_{name}"]
+            for when, name in (("before", "calibration_error"), ("after", "calibration_error_calibrated"))
+            if f"{prefix}_{name}" in metrics  # not in regression
         },
         comparison=comparison or {},
         pid=_pid_facts(trainer),
