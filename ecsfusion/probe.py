@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,11 @@ import torch
 
 from ecsfusion.estimate import fast_pid, fast_pids
 from ecsfusion.pid import PID
+from ecsfusion.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.readout import FUSED, Readout, expected_calibration_error
+
+REGRESSION_BINS = 8
+"""Classes that a real target is cut into at its quantiles, for the decomposition."""
 
 
 def probe_metrics(
@@ -21,48 +25,133 @@ def probe_metrics(
     labels: np.ndarray,
     *,
     readout: Readout | None,
+    present: Mapping[str, np.ndarray] | None = None,
+    problem_type: str = SINGLE_LABEL,
     **pid_options: Any,
 ) -> tuple[dict[str, float], PID]:
-    """Accuracies of all heads and the decomposition of the label's information, from one pass.
+    """Scores of all heads and the decomposition of the label's information, from one pass.
+
+    The score of a head is its accuracy (with several labels: the share of right decisions), in regression the share of
+    variance that it explains, R^2. That of a modality's head is over the rows that have it; the decomposition is of the
+    rows that have every modality.
 
     Args:
         logits: (N, C), fused head.
         unimodal_logits: (N, C) per modality.
         embeddings: (N, D_m) per modality.
-        labels: (N,) class indices.
-        readout: the model's fitted readout, or None to estimate the calibrated accuracy by two-fold
+        labels: (N,) class indices, or what the problem type asks for.
+        readout: the model's fitted readout, or None to estimate the calibrated score by two-fold
             cross-fitting on these very rows.
+        present: (N,) bool per modality, which rows have it; by default all.
+        problem_type: see `ecsfusion.problem_types`.
         **pid_options: passed to `decompose_embeddings`.
 
     Returns:
-        A flat dictionary of floats (fractions for accuracies, bits for information) with keys that are the same
+        A flat dictionary of floats (fractions for scores, bits for information) with keys that are the same
         at every call, and the decomposition itself.
+
+    Raises:
+        ValueError: no row has every modality.
     """
+    rows = {m: np.ones(len(labels), dtype=bool) for m in unimodal_logits} | dict(present or {})
+    complete = np.logical_and.reduce(list(rows.values()))
+    if not complete.any():
+        counts = ", ".join(f"{int(mask.sum())} have {name}" for name, mask in rows.items())
+        raise ValueError(
+            f"no row of the evaluation set has every modality (of {len(labels)}, {counts}); a probe needs such rows."
+        )
     heads = {FUSED: torch.from_numpy(logits), **{m: torch.from_numpy(z) for m, z in unimodal_logits.items()}}
     targets = torch.from_numpy(labels)
-    pid = decompose_embeddings(embeddings, labels, **pid_options)
-    calibrated = calibrated_probabilities(heads, targets, readout)
-    metrics = {
-        "accuracy": _accuracy(heads[FUSED], targets),
-        **{f"accuracy_{m}": _accuracy(heads[m], targets) for m in unimodal_logits},
-        "accuracy_calibrated": _accuracy(calibrated, targets),
-        "calibration_error": expected_calibration_error(heads[FUSED].softmax(-1), targets),
-        "calibration_error_calibrated": expected_calibration_error(calibrated, targets),
-        **_information(pid, tuple(unimodal_logits)),
-    }
-    return metrics, pid
+    pid = decompose_embeddings(
+        {m: h[complete] for m, h in embeddings.items()},
+        labels[complete],
+        problem_type=problem_type,
+        **pid_options,
+    )
+    calibrated = calibrated_answers(heads, targets, readout, rows, problem_type)
+    fused = head_answers(heads[FUSED], problem_type)
+    name = score_name(problem_type)
+    metrics = {name: score(fused, targets, problem_type)}
+    for m, mask in rows.items():
+        there = torch.from_numpy(mask)
+        answers = head_answers(heads[m][there], problem_type)
+        metrics[f"{name}_{m}"] = score(answers, targets[there], problem_type)
+    metrics[f"{name}_calibrated"] = score(calibrated, targets, problem_type)
+    if problem_type != REGRESSION:
+        metrics["calibration_error"] = _calibration_error(fused, targets, problem_type)
+        metrics["calibration_error_calibrated"] = _calibration_error(calibrated, targets, problem_type)
+    metrics["complete_rows"] = float(complete.sum())
+    return metrics | _information(pid, tuple(unimodal_logits)), pid
 
 
-def decompose_embeddings(embeddings: Mapping[str, np.ndarray], labels: np.ndarray, **options: Any) -> PID:
+def score_name(problem_type: str) -> str:
+    """The name of the score in metrics: "accuracy", or "r2" in regression."""
+    return "r2" if problem_type == REGRESSION else "accuracy"
+
+
+def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
+    """How good answers (N, C) are, 1 at best: of probabilities the share of right decisions, of predictions R^2.
+
+    R^2 is 1 - (squared error) / (variance), the mean over targets; NaN without rows.
+    """
+    if problem_type == SINGLE_LABEL:
+        return float((answers.argmax(dim=-1) == labels).double().mean())
+    if problem_type == MULTI_LABEL:
+        return float(((answers > 0.5) == (labels > 0.5)).double().mean())
+    targets = labels.double().reshape(answers.shape)
+    error = (answers.double() - targets).square().sum(dim=0)
+    spread = (targets - targets.mean(dim=0)).square().sum(dim=0)
+    return float((1 - error / spread.clamp_min(torch.finfo(torch.float64).tiny)).mean())
+
+
+def head_answers(logits: torch.Tensor, problem_type: str) -> torch.Tensor:
+    """Probabilities (N, C) of one head, or its predictions in regression."""
+    if problem_type == SINGLE_LABEL:
+        return logits.softmax(dim=-1)
+    return logits.sigmoid() if problem_type == MULTI_LABEL else logits
+
+
+def _calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
+    if problem_type == MULTI_LABEL:  # every label of every row is a question of its own
+        yes = probabilities.double().reshape(-1)
+        probabilities = torch.stack([1 - yes, yes], dim=1)
+        labels = (labels > 0.5).long().reshape(-1)
+    return expected_calibration_error(probabilities, labels)
+
+
+def decompose_embeddings(
+    embeddings: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    problem_type: str = SINGLE_LABEL,
+    **options: Any,
+) -> PID:
     """`fast_pid` of two modalities; with more, each modality against all the others together.
 
     With more than two the uniqueness and the information of a modality are those against the rest; redundancy and
-    synergy are the largest that any modality has with the rest (all other values of the result likewise).
+    synergy are the largest that any modality has with the rest (all other values of the result likewise). With several
+    labels all values are means over the labels; a real target is cut into `REGRESSION_BINS` classes.
     """
+    if problem_type == MULTI_LABEL:
+        labels, options["num_classes"] = (labels > 0.5).astype(np.int64), 2
+    elif problem_type == REGRESSION:
+        options |= {"num_classes": None, "bins": REGRESSION_BINS}
+        labels = labels.reshape(len(labels)) if labels.size == len(labels) else labels
     if len(embeddings) == 2:
-        return fast_pid(embeddings, labels, **options)
+        return _mean_over_labels(fast_pid(embeddings, labels, **options))
     found = fast_pids(embeddings, labels, **options)
-    return _one_of_many([found[f"{name}, rest"] for name in embeddings], tuple(embeddings))
+    against_rest = [_mean_over_labels(found[f"{name}, rest"]) for name in embeddings]
+    return _one_of_many(against_rest, tuple(embeddings))
+
+
+def _mean_over_labels(pid: PID) -> PID:
+    if pid.redundancy.ndim == 0:
+        return pid
+    means: dict[str, Any] = {
+        part.name: value.mean(dim=0)
+        for part in fields(pid)
+        if isinstance(value := getattr(pid, part.name), torch.Tensor)
+    }
+    return replace(pid, plugin=None if pid.plugin is None else _mean_over_labels(pid.plugin), **means)
 
 
 def _one_of_many(against_rest: Sequence[PID], names: tuple[str, ...]) -> PID:
@@ -97,42 +186,56 @@ def _one_of_many(against_rest: Sequence[PID], names: tuple[str, ...]) -> PID:
     )
 
 
-def metric_names(modalities: Sequence[str]) -> tuple[str, ...]:
+def metric_names(modalities: Sequence[str], problem_type: str = SINGLE_LABEL) -> tuple[str, ...]:
     """The keys of `probe_metrics`."""
-    by_modality = ("accuracy", "unique", "information", "unique_floor", "plugin_unique")
+    name = score_name(problem_type)
+    calibration = ("calibration_error", "calibration_error_calibrated")
+    by_modality = (name, "unique", "information", "unique_floor", "plugin_unique")
     return (
-        "accuracy",
-        "accuracy_calibrated",
-        "calibration_error",
-        "calibration_error_calibrated",
+        name,
+        f"{name}_calibrated",
+        *(() if problem_type == REGRESSION else calibration),
+        "complete_rows",
         *(f"{kind}{atom}" for kind in ("", "plugin_") for atom in ("redundancy", "synergy")),
         "redundancy_floor",
         "synergy_floor",
-        *(f"{kind}_{name}" for kind in by_modality for name in modalities),
+        *(f"{kind}_{m}" for kind in by_modality for m in modalities),
     )
 
 
-def calibrated_probabilities(
-    heads: Mapping[str, torch.Tensor], labels: torch.Tensor, readout: Readout | None
+def calibrated_answers(
+    heads: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    readout: Readout | None,
+    present: Mapping[str, np.ndarray],
+    problem_type: str,
 ) -> torch.Tensor:
-    """Probabilities (N, C) of the calibrated combination: by the given readout, or by one fitted on other rows.
+    """Probabilities or predictions (N, C) of the calibrated combination, by the given readout or one of other rows.
 
     Without a readout, even rows are combined by a fit on the odd rows and the other way round, so that no row
     judges itself; a single row is left to the fused head.
     """
+    rows = {m: torch.from_numpy(mask) for m, mask in present.items()}
+
+    def combine(fitted: Readout, part: slice) -> torch.Tensor:
+        answers = fitted({h: z[part] for h, z in heads.items()}, {m: mask[part] for m, mask in rows.items()})
+        return answers if problem_type == REGRESSION else answers.exp()
+
     if readout is not None:
-        return readout(heads).exp()
+        return combine(readout, slice(None))
     if len(labels) < 2:
-        return heads[FUSED].softmax(-1)
-    probabilities = torch.empty(heads[FUSED].shape, dtype=torch.float64)
+        return head_answers(heads[FUSED], problem_type)
+    answers = torch.empty(heads[FUSED].shape, dtype=torch.float64)
     for fold in (0, 1):
-        fitted = Readout.fit({head: z[1 - fold :: 2] for head, z in heads.items()}, labels[1 - fold :: 2])
-        probabilities[fold::2] = fitted({head: z[fold::2] for head, z in heads.items()}).exp().double()
-    return probabilities
-
-
-def _accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    return float((scores.argmax(dim=-1) == labels).double().mean())
+        others = slice(1 - fold, None, 2)
+        fitted = Readout.fit(
+            {h: z[others] for h, z in heads.items()},
+            labels[others],
+            {m: mask[others] for m, mask in rows.items()},
+            problem_type,
+        )
+        answers[fold::2] = combine(fitted, slice(fold, None, 2)).double()
+    return answers
 
 
 def _information(pid: PID, modalities: Sequence[str]) -> dict[str, float]:
