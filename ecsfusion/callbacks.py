@@ -25,6 +25,7 @@ class StageRecord:
         stage_start: optimizer step at which this stage began.
         peak_step: step of the weights kept as stage 1's peak, or None.
         pending: a decision that the next training step carries out, or None.
+        processes: how many processes train; 0 before the first step.
         rule: the state of the rule.
         history: one dictionary per probe (see `ecsfusion.trajectory`).
     """
@@ -34,6 +35,7 @@ class StageRecord:
     stage_start: int = 0
     peak_step: int | None = None
     pending: dict[str, Any] | None = None
+    processes: int = 0
     rule: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -116,17 +118,50 @@ class ControllerCallback(TrainerCallback, ExportableState):
             record.pending = asdict(decision)
             if decision.peak or (decision.stage_over and decision.restore is None):
                 record.peak_step = state.global_step
+        elif changed:
+            record.pending = asdict(decision)
         record.history.append(
-            probe_entry(reading, decision, metrics.get(f"{prefix}_{_score_name(metrics, prefix)}_calibrated"), record)
+            probe_entry(
+                reading, decision, metrics.get(f"{prefix}_{_score_name(metrics, prefix)}_calibrated"), record
+            )
         )
         if state.is_world_process_zero:
             tqdm.write(probe_line(record.history[-1], self.modalities))
-            if changed and record.stage == "unimodal":
+            if changed:
                 tqdm.write(f"    -> {decision.reason}")
 
 
 class FusionProgressCallback(ProgressCallback):
-    """The Trainer's progress bar; losses go to the bar, probes are printed by the controller as one line."""
+    """The Trainer's progress bars, which say the stage, who is paused, and when a probe is taken.
+
+    Losses go to the bar; probes are printed by the controller as one line.
+    """
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self.training_bar.set_description_str(stage_name(model), refresh=False)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
+        bar = self.prediction_bar
+        if bar is not None:  # the last batch is followed by the decomposition, which has no steps to count
+            is_last = bar.n >= (bar.total or 0)
+            bar.set_description_str("probe: decomposing" if is_last else "probe: embedding")
 
     def on_log(
         self,
@@ -138,6 +173,13 @@ class FusionProgressCallback(ProgressCallback):
     ) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+
+
+def stage_name(model: Any) -> str:
+    """What trains now, for a progress bar: "stage 1, audio paused"."""
+    paused = [name for name in model.modalities if name not in model.active]
+    stage = 1 if model.stage == "unimodal" else 2
+    return f"stage {stage}, {' and '.join(paused)} paused" if paused else f"stage {stage}"
 
 
 def reading_from_metrics(

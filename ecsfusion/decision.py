@@ -10,7 +10,7 @@ import copy
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 STAGES = ("unimodal", "joint")
@@ -73,7 +73,7 @@ class Decision:
 
 
 class Rule:
-    """A rule for stage 1. For one of your own, subclass and write :meth:`decide_unimodal`::
+    """A rule for who trains. For one of your own, subclass and write :meth:`decide_unimodal`::
 
         class AudioFirst(Rule):
             initial_training = ("audio",)
@@ -85,8 +85,9 @@ class Rule:
 
     and pass the class, or an instance, where a rule's name is expected. Whatever the rule must remember
     belongs in ``self.state``, a dictionary of JSON values (lists, not tuples; string keys) that is saved
-    with every checkpoint. For every rule this class checks the reading, lets all modalities train in stage
-    "joint", and ends stage 1 at the first reading where ``max_unimodal_share`` of the budget is used.
+    with every checkpoint. For every rule this class checks the reading and ends stage 1 at the first reading
+    where ``max_unimodal_share`` of the budget is used. In stage "joint" all modalities train; a rule that can
+    pause there too also writes :meth:`decide_joint`, which is asked when ``joint_pausing`` is on.
 
     Args:
         modalities: at least two different names.
@@ -96,6 +97,12 @@ class Rule:
     name: ClassVar[str] = ""
     resets: ClassVar[bool] = False
     """whether the rule may put modalities back to their initial weights, which are then kept for it"""
+    joint_pausing: bool = False
+    """whether the rule may pause modalities in stage "joint" as well"""
+    ends_early: bool = True
+    """whether the rule may end stage 1 before ``max_unimodal_share``; without, that is its length"""
+    joint_follows: bool = True
+    """whether there is a stage 2; without, training is over when stage 1 is"""
 
     def __init__(self, modalities: Sequence[str], *, max_unimodal_share: float = 0.5) -> None:
         names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
@@ -125,12 +132,42 @@ class Rule:
         """
         check_reading(reading, self.modalities)
         if reading.stage == "joint":
-            return Decision(self.modalities, "all modalities train jointly")
+            if not self.joint_pausing:
+                return Decision(self.modalities, "all modalities train jointly")
+            return self._only_training(self.decide_joint(reading))
         decision = self.decide_unimodal(reading)
-        if not decision.stage_over and reading.progress >= self.max_unimodal_share - 1e-9:
+        is_used = reading.progress >= self.max_unimodal_share - 1e-9
+        if is_used and not decision.stage_over:
             bound = self.max_unimodal_share
             used = f"{reading.progress:.0%} of the budget is used and stage 1 may use {bound:.0%}"
             return self.hand_over(reading, used)
+        if decision.stage_over and not is_used and not self.ends_early:
+            why = decision.reason.removeprefix("stage 1 ends: ").rsplit("; ", 1)[0]
+            return replace(
+                decision,
+                training=reading.training,
+                reason=f"stage 1 goes on, for its length is given: otherwise it would end, {why}",
+                stage_over=False,
+                restore=None,
+                peak=self.peak_step == reading.step,
+            )
+        return decision
+
+    def decide_joint(self, reading: Reading) -> Decision:
+        """Decide in stage "joint", where only ``training`` and ``reason`` count. By default nobody is paused."""
+        return Decision(self.modalities, "all modalities train jointly")
+
+    @property
+    def can_pause_jointly(self) -> bool:
+        """Whether this rule has a :meth:`decide_joint` of its own."""
+        return type(self).decide_joint is not Rule.decide_joint
+
+    def _only_training(self, decision: Decision) -> Decision:
+        if decision.stage_over or decision.reset:
+            raise ValueError(
+                f"{type(self).__name__}.decide_joint ends a stage or resets a modality; stage 2 knows neither: "
+                "choose who trains."
+            )
         return decision
 
     def decide_unimodal(self, reading: Reading) -> Decision:
@@ -158,7 +195,8 @@ class Rule:
         """Stage 1 ends; stage 2 starts from the marked peak, else from the present weights."""
         restore = None if self.peak_step == reading.step else self.peak_step
         start = "the present weights" if restore is None else f"the weights of step {restore}"
-        reason = f"stage 1 ends: {why}; stage 2 starts from {start}"
+        then = f"stage 2 starts from {start}" if self.joint_follows else f"the model keeps {start}"
+        reason = f"stage 1 ends: {why}; {then}"
         return Decision(self.modalities, reason, stage_over=True, restore=restore, peak=restore is None)
 
     def ordered(self, names: Iterable[str]) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, cast
 
+from torch import nn
+
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.training_args import FusionTrainingArguments
 
@@ -21,12 +23,12 @@ def parameter_groups(
         args: its learning rates and weight decays, by name where they differ.
         decayed: full names of the parameters that weight decay applies to.
 
+    A learning rate that is not given by name is left to the optimizer's own default.
+
     Raises:
         ValueError: a learning rate or weight decay for a name that is neither a modality nor "fusion".
     """
-    members = {name: model.modality_parameters(name) for name in model.modalities}
-    taken = {key for group in members.values() for key in group}
-    members["fusion"] = {key: p for key, p in model.named_parameters() if key not in taken}
+    members = parameters_by_part(model)
     # The arguments have turned JSON text from a command line into dictionaries by now.
     rates = cast("dict[str, float]", args.modality_learning_rates or {})
     decays = cast("dict[str, float]", args.modality_weight_decays or {})
@@ -44,8 +46,16 @@ def parameter_groups(
                     {
                         "params": chosen,
                         "name": name + suffix,
-                        "lr": rates.get(name, args.learning_rate),
+                        **({"lr": rates[name]} if name in rates else {}),
                         "weight_decay": decays.get(name, args.weight_decay) if with_decay else 0.0,
                     }
                 )
     return groups
+
+
+def parameters_by_part(model: FusionForClassification) -> dict[str, dict[str, nn.Parameter]]:
+    """All parameters, by full name, of each modality and of the rest, which is called "fusion"."""
+    members = {name: model.modality_parameters(name) for name in model.modalities}
+    taken = {key for group in members.values() for key in group}
+    members["fusion"] = {key: p for key, p in model.named_parameters() if key not in taken}
+    return members

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ecsfusion.estimate import fast_pid, fast_pids
+from ecsfusion.evaluation import Evaluation
 from ecsfusion.pid import PID
 from ecsfusion.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.readout import FUSED, Readout, expected_calibration_error
@@ -19,30 +20,24 @@ REGRESSION_BINS = 8
 
 
 def probe_metrics(
-    logits: np.ndarray,
-    unimodal_logits: Mapping[str, np.ndarray],
-    embeddings: Mapping[str, np.ndarray],
-    labels: np.ndarray,
+    evaluation: Evaluation,
+    probed: np.ndarray | None,
     *,
     readout: Readout | None,
-    present: Mapping[str, np.ndarray] | None = None,
     problem_type: str = SINGLE_LABEL,
     **pid_options: Any,
-) -> tuple[dict[str, float], PID]:
+) -> tuple[dict[str, float], PID | None]:
     """Scores of all heads and the decomposition of the label's information, from one pass.
 
     The score of a head is its accuracy (with several labels: the share of right decisions), in regression the share of
     variance that it explains, R^2. That of a modality's head is over the rows that have it; the decomposition is of the
-    rows that have every modality.
+    rows that have every modality, or of some of them.
 
     Args:
-        logits: (N, C), fused head.
-        unimodal_logits: (N, C) per modality.
-        embeddings: (N, D_m) per modality.
-        labels: (N,) class indices, or what the problem type asks for.
+        evaluation: the pass.
+        probed: (n,) indices of the rows to decompose, which have every modality; None to decompose none.
         readout: the model's fitted readout, or None to estimate the calibrated score by two-fold
             cross-fitting on these very rows.
-        present: (N,) bool per modality, which rows have it; by default all.
         problem_type: see `ecsfusion.problem_types`.
         **pid_options: passed to `decompose_embeddings`.
 
@@ -53,21 +48,14 @@ def probe_metrics(
     Raises:
         ValueError: no row has every modality.
     """
-    rows = {m: np.ones(len(labels), dtype=bool) for m in unimodal_logits} | dict(present or {})
+    heads, targets = evaluation.heads, evaluation.labels
+    rows = {m: mask.numpy() for m, mask in evaluation.present.items()}
     complete = np.logical_and.reduce(list(rows.values()))
     if not complete.any():
         counts = ", ".join(f"{int(mask.sum())} have {name}" for name, mask in rows.items())
         raise ValueError(
-            f"no row of the evaluation set has every modality (of {len(labels)}, {counts}); a probe needs such rows."
+            f"no row of the evaluation set has every modality (of {len(targets)}, {counts}); a probe needs such rows."
         )
-    heads = {FUSED: torch.from_numpy(logits), **{m: torch.from_numpy(z) for m, z in unimodal_logits.items()}}
-    targets = torch.from_numpy(labels)
-    pid = decompose_embeddings(
-        {m: h[complete] for m, h in embeddings.items()},
-        labels[complete],
-        problem_type=problem_type,
-        **pid_options,
-    )
     calibrated = calibrated_answers(heads, targets, readout, rows, problem_type)
     fused = head_answers(heads[FUSED], problem_type)
     name = score_name(problem_type)
@@ -81,7 +69,15 @@ def probe_metrics(
         metrics["calibration_error"] = _calibration_error(fused, targets, problem_type)
         metrics["calibration_error_calibrated"] = _calibration_error(calibrated, targets, problem_type)
     metrics["complete_rows"] = float(complete.sum())
-    return metrics | _information(pid, tuple(unimodal_logits)), pid
+    if probed is None:
+        return metrics, None
+    pid = decompose_embeddings(
+        {m: h[probed] for m, h in evaluation.embeddings.items()},
+        targets.numpy()[probed],
+        problem_type=problem_type,
+        **pid_options,
+    )
+    return metrics | _information(pid, tuple(rows)), pid
 
 
 def score_name(problem_type: str) -> str:

@@ -186,6 +186,7 @@ class PeakSynergy(Rule):
             "waited": 0,
             "waiting_accuracy": 0.0,
             "not_again": [],
+            "joint": False,
         }
 
     def decide_unimodal(self, reading: Reading) -> Decision:
@@ -197,6 +198,13 @@ class PeakSynergy(Rule):
             return self.hand_over(reading, over)
         reason = self._resume(reading) or self._pause(reading) or self._unchanged(reading)
         return self.train(reading, self._training(), reason)
+
+    def decide_joint(self, reading: Reading) -> Decision:
+        """Pause and resume as in stage 1, without a memory of who was paused there."""
+        if not self.state["joint"]:
+            self.state |= {"joint": True, "paused": {}, "leader": None, "leader_readings": 0, "waited": 0}
+        reason = self._resume(reading) or self._pause(reading) or self._unchanged(reading)
+        return Decision(self.ordered(self._training()), reason)
 
     def _training(self) -> list[str]:
         return [name for name in self.modalities if name not in self.state["paused"]]

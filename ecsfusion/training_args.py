@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy, IntervalStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SchedulerType
 
 STAGE_CHOICES = ("two-stage", "joint", "unimodal")
 
@@ -26,11 +26,21 @@ class FusionTrainingArguments(TrainingArguments):
         rule_options: options of the rule by name.
         max_unimodal_share: stage 1 ends at the latest when this share of the budget is used; None for the rule's
             own (half, and two thirds for "published").
+        unimodal_epochs: exact length of stage 1 in epochs, out of `num_train_epochs`; the rule then only decides who
+            trains. Not with `max_steps`: use `max_unimodal_share`.
+        unimodal_lr_scheduler_type: schedule of stage 1 where it is not `lr_scheduler_type`. Each stage starts its
+            schedule, warm-up included, anew: stage 1 over `unimodal_epochs` or else over the whole budget, for nobody
+            knows when the rule will end it; stage 2 over the steps that are left. `lr_scheduler_kwargs` belong to
+            `lr_scheduler_type`.
+        joint_pausing: let the rule pause modalities in stage 2 as well ("peak-synergy", or a rule of one's own with
+            `decide_joint`).
         auxiliary_weight: weight of each unimodal cross-entropy in stage 2.
         modality_learning_rates: learning rate by modality (or "fusion"); the others use `learning_rate`.
         modality_weight_decays: weight decay by modality (or "fusion"); the others use `weight_decay`.
         probe_clusters: clusters per modality in the probe, or None to choose from samples and classes.
         probe_components: principal directions kept per modality in the probe, or None likewise.
+        probe_rows: at most so many rows of the evaluation set, drawn once, are decomposed; accuracies are always
+            those of all rows. None for all.
 
     Raises:
         ValueError: a value outside of what is listed here, or options that contradict each other.
@@ -42,6 +52,11 @@ class FusionTrainingArguments(TrainingArguments):
     max_unimodal_share: float | None = field(
         default=None, metadata={"help": "stage 1's largest share of the budget"}
     )
+    unimodal_epochs: float | None = field(default=None, metadata={"help": "exact length of stage 1"})
+    unimodal_lr_scheduler_type: SchedulerType | str | None = field(
+        default=None, metadata={"help": "schedule of stage 1, if it is another one"}
+    )
+    joint_pausing: bool = field(default=False, metadata={"help": "the rule may pause in stage 2 too"})
     auxiliary_weight: float = field(default=0.6, metadata={"help": "weight of unimodal losses in stage 2"})
     modality_learning_rates: dict[str, float] | str | None = field(
         default=None, metadata={"help": "learning rate by modality"}
@@ -51,6 +66,7 @@ class FusionTrainingArguments(TrainingArguments):
     )
     probe_clusters: int | None = field(default=None, metadata={"help": "clusters per modality in the probe"})
     probe_components: int | None = field(default=None, metadata={"help": "principal directions in the probe"})
+    probe_rows: int | None = field(default=None, metadata={"help": "rows that a probe decomposes at most"})
 
     # The defaults of TrainingArguments that a two-stage run cannot live with.
     eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "when to probe"})
@@ -105,7 +121,10 @@ class FusionTrainingArguments(TrainingArguments):
                     f"{name} is {not needed}, but a probe reads the embeddings of the whole evaluation set at "
                     f"once; leave it {needed}."
                 )
-        for name in ("probe_clusters", "probe_components"):
+        self._check_unimodal_epochs()
+        if self.unimodal_lr_scheduler_type is not None:
+            self.unimodal_lr_scheduler_type = SchedulerType(self.unimodal_lr_scheduler_type)
+        for name in ("probe_clusters", "probe_components", "probe_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give a positive number, or None to have it chosen.")
@@ -124,6 +143,35 @@ class FusionTrainingArguments(TrainingArguments):
                 f"hub_strategy is {HubStrategy(self.hub_strategy).value!r}; both stages are published together at the "
                 "end: use 'end'."
             )
+
+    def _check_unimodal_epochs(self) -> None:
+        if self.unimodal_epochs is None:
+            return
+        if self.stages != "two-stage":
+            raise ValueError(
+                f"unimodal_epochs is {self.unimodal_epochs} but stages is {self.stages!r}; leave it out, "
+                "num_train_epochs is the length of the only stage."
+            )
+        if self.max_steps > 0 or self.max_unimodal_share is not None:
+            other = "max_steps" if self.max_steps > 0 else "max_unimodal_share"
+            raise ValueError(
+                f"unimodal_epochs and {other} are both given; with max_steps, use max_unimodal_share for the "
+                "longest stage 1, else only one of them."
+            )
+        if not 0.0 < self.unimodal_epochs < self.num_train_epochs:
+            raise ValueError(
+                f"unimodal_epochs is {self.unimodal_epochs}; it is a part of num_train_epochs, "
+                f"{self.num_train_epochs}, and must leave some for stage 2."
+            )
+
+    @property
+    def unimodal_share(self) -> float | None:
+        """The share of the budget that stage 1 may use, as far as the arguments say."""
+        if self.stages == "unimodal":
+            return 1.0
+        if self.unimodal_epochs is not None:
+            return self.unimodal_epochs / self.num_train_epochs
+        return self.max_unimodal_share
 
 
 def _parse_mapping(name: str, text: str) -> dict[str, Any]:

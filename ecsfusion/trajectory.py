@@ -212,11 +212,12 @@ def _name_restored(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     found = _restored(history)
     if found:
         step, earlier = found
-        text = (
-            f"peak restored: stage 2\nstarts from step {step}"
-            if earlier
-            else "stage 2 starts\nfrom these weights"
-        )
+        if all(entry["stage"] == "unimodal" for entry in history):
+            text = f"the model keeps\nthe weights of step {step}"
+        elif earlier:
+            text = f"peak restored: stage 2\nstarts from step {step}"
+        else:
+            text = "stage 2 starts\nfrom these weights"
         room_left = step > 0.25 * max(entry["step"] for entry in history)
         place: dict[str, Any] = {
             "xycoords": axes.get_xaxis_transform(),

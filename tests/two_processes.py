@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from fusion_fixtures import TwoViews, two_views
 
 from ecsfusion import FusionTrainer, FusionTrainingArguments
@@ -38,7 +37,6 @@ def main(folder: Path) -> None:
         "wrapped": type(trainer.model_wrapped).__name__,
         "history": trainer.record.history,
         "rows": trainer.reports["test"]["rows"],
-        "labels": int(torch.as_tensor(trainer._validation["labels"]).sum()),
         "weights": {name: float(p.detach().double().sum()) for name, p in trainer.model.named_parameters()},
         "readout": trainer.model.config.readout,
     }

@@ -1,0 +1,43 @@
+"""Whether the rows of a data set have what the model takes, asked before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LABEL_COLUMNS = ("labels", "label")
+
+
+def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> None:
+    """Raises ValueError if columns are not called as the modalities are.
+
+    Columns are those that a data set names (`datasets.Dataset`), or the keys of its first row. A single row may lack a
+    modality; so rows without column names are only refused if they hold something of another name instead.
+
+    Args:
+        dataset: train or evaluation set; one that can neither be indexed nor names its columns is not looked at.
+        modalities: what the model takes.
+        argument: how the user passed it.
+    """
+    named = getattr(dataset, "column_names", None)
+    columns = list(named) if named else _keys_of_first_row(dataset)
+    if columns is None:
+        return
+    missing = [name for name in modalities if name not in columns]
+    others = [name for name in columns if name not in modalities and name not in LABEL_COLUMNS]
+    if missing and (named or others):
+        raise ValueError(
+            f"{argument} has the columns {columns} but no {' and no '.join(map(repr, missing))}, which the model "
+            f"takes; rename its columns to the modalities {list(modalities)}, or build the model with these names."
+        )
+    if named and not any(name in columns for name in LABEL_COLUMNS):
+        raise ValueError(
+            f"{argument} has the columns {columns} but neither 'labels' nor 'label'; rename the column."
+        )
+
+
+def _keys_of_first_row(dataset: Any) -> list[str] | None:
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
+        return None
+    row = dataset[0]
+    return [str(key) for key in row] if isinstance(row, Mapping) else None

@@ -1,0 +1,54 @@
+"""What a person wants to read when training is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ecsfusion.trainer import FusionTrainer
+
+
+def ending(trainer: FusionTrainer, metrics: Mapping[str, float]) -> str:
+    """A few lines: how long the stages were, who was paused, which weights the model has, what it knows.
+
+    Args:
+        trainer: has trained.
+        metrics: what `Trainer.train` returns; with `train_runtime`, `probe_seconds` and `probe_share`.
+    """
+    record, state = trainer.record, trainer.state
+    modalities = trainer.model.modalities
+    lines = ["", f"Training is over: {state.global_step} steps in {metrics['train_runtime']:.0f} s."]
+    unimodal = [entry for entry in record.history if entry["stage"] == "unimodal"]
+    if unimodal:
+        end = record.stage_start if record.stage == "joint" else state.global_step
+        lines.append(f"  stage 1, steps 1 to {end}{_paused(unimodal, modalities)}: {unimodal[-1]['reason']}")
+    joint = [entry for entry in record.history if entry["stage"] == "joint"]
+    if joint:
+        lines.append(
+            f"  stage 2, steps {record.stage_start + 1} to {state.global_step}{_paused(joint, modalities)}"
+        )
+    if trainer.args.load_best_model_at_end and state.best_global_step is not None:
+        lines.append(f"  the model has its best weights, of step {state.best_global_step}")
+    report = trainer.reports.get("validation")
+    if report is not None:
+        lines.append(f"  on {report['rows']} validation rows: {_scores(report, modalities)}")
+    lines.append(f"  probes took {metrics['probe_seconds']:.1f} s, {metrics['probe_share']:.1%} of training")
+    return "\n".join(lines)
+
+
+def _paused(history: list[dict[str, Any]], modalities: tuple[str, ...]) -> str:
+    counts = {name: sum(name not in entry["training"] for entry in history) for name in modalities}
+    texts = [f"{name} paused in {count} of {len(history)} probes" for name, count in counts.items() if count]
+    return f" ({'; '.join(texts)})" if texts else ""
+
+
+def _scores(report: Mapping[str, Any], modalities: tuple[str, ...]) -> str:
+    metrics, prefix = report["metrics"], report["prefix"]
+    score, unit = ("r2", 1) if f"{prefix}_r2" in metrics else ("accuracy", 100)
+    names = {name: f"{score}_{name}" for name in modalities}
+    names |= {"fused": score, "calibrated": f"{score}_calibrated"}
+    return f"{score} " + ", ".join(
+        f"{name} {unit * metrics[f'{prefix}_{key}']:.{3 if unit == 1 else 1}f}{' %' if unit == 100 else ''}"
+        for name, key in names.items()
+    )
