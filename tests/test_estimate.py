@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecsfusion.estimate import choose_clusters, enough_samples, estimate, fast_pid, fast_pids
+from ecsfusion.estimate import choose_clusters, enough_samples, estimate, fast_pid, fast_pids, probe_tensors
 from ecsfusion.pid import decompose
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
@@ -293,6 +293,30 @@ LABELS = np.arange(20) % 2
 def test_bad_input_is_refused_with_its_name(embeddings, labels, options, error, message):
     with pytest.raises(error, match=message):
         fast_pid(embeddings, labels, **options)
+
+
+@pytest.mark.parametrize("number", [300, 17_000])
+def test_the_probe_compiles_as_one_graph(number):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (number,), generator=generator)
+    rows = {name: torch.randn(number, 6, generator=generator) for name in "ab"}
+    options = {"num_classes": 3, "num_clusters": 4, "num_components": 3, "permutations": 3, "bootstrap": 3}
+    compiled = torch.compile(lambda x, y: probe_tensors(x, y, **options), fullgraph=True, backend="eager")
+    found, expected = compiled(rows, labels), probe_tensors(rows, labels, **options)
+    torch.testing.assert_close(found.corrected.synergy_interval, expected.corrected.synergy_interval)
+    torch.testing.assert_close(found.plugin.unique, expected.plugin.unique)
+    assert found.counted.tolist() == [float(number)]
+
+
+def test_rows_and_labels_that_cannot_be_counted_are_left_out_and_reported():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (400,), generator=generator)
+    rows = {name: torch.randn(400, 6, generator=generator) for name in "ab"}
+    rows["a"][3], rows["b"][7, 3] = torch.nan, torch.inf
+    labels[10], labels[11] = -1, 3
+    found = probe_tensors(rows, labels, num_classes=3, num_clusters=5, bootstrap=0)
+    assert found.counted.tolist() == [396.0]
+    assert bool(torch.isfinite(found.corrected.synergy).all())
 
 
 @pytest.mark.gpu

@@ -1,0 +1,242 @@
+"""The whole probe, from embeddings on the device to the decomposition, against the published way in the same run.
+
+    python benchmarks/bench_probe.py
+
+writes benchmarks/results/probe.jsonl, one JSON line per measurement (a median in milliseconds with its spread, the
+baseline and the speedup over it), and draws benchmarks/results/probe.png: the cost against N, D, K and C.
+
+The way "call" is `fast_pid` as a user calls it, with its checks and the read of the result; "graph replay" is
+`probe_tensors` captured in a CUDA graph. Both find the clusters, count, solve, and correct with 32 permutation
+replicates, without bootstrap. The published way (`published.py`) moves the embeddings to the host for scikit-learn's
+PCA and k-means and solves on the device; as published it takes 1280 of the rows, here also all. "probe part" lines
+are the steps of a call, one by one.
+
+`--smoke` runs the same code at tiny sizes, for a machine without a GPU (with TRITON_INTERPRET=1 the kernels, else
+their references); its figures say nothing.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ecsfusion_kernels import histogram
+from environment import environment
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from published import MOST_SAMPLES, published_histogram, published_solver
+from timing import Timing, timed
+from torch import Tensor
+
+from ecsfusion.correction import correct
+from ecsfusion.discretize import Questions
+from ecsfusion.estimate import MOST_ITERATIONS, fast_pid, probe_tensors
+from ecsfusion.pid import decompose_tensors
+
+RESULTS = Path(__file__).parent / "results"
+PERMUTATIONS, TOLERANCE = 32, 1e-3
+
+Line = dict[str, Any]
+Size = dict[str, int]
+
+
+def sizes(smoke: bool, rows: int) -> tuple[Size, list[Size]]:
+    """The size of the figure, and those of the picture: one number at a time changed."""
+    if smoke:
+        base = {"N": 120, "D": 24, "d": 3, "K": 4, "C": 3}
+        changes = {"N": [60], "D": [16], "K": [6], "C": [5]}
+    else:
+        base = {"N": rows, "D": 768, "d": 8, "K": 20, "C": 10}
+        changes = {
+            "N": [2_000, 8_000, 100_000, 1_000_000],
+            "D": [128, 384, 1536, 4096],
+            "K": [8, 32, 64],
+            "C": [2, 28, 101],
+        }
+    return base, [base | {name: value} for name, values in changes.items() for value in values]
+
+
+def modalities(size: Size, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """Two matrices (N, D) bfloat16 around the centres of C classes, and the classes (N,)."""
+    generator = torch.Generator(device).manual_seed(0)
+    labels = torch.randint(size["C"], (size["N"],), generator=generator, device=device)
+    named = {}
+    for name in ("image", "audio"):
+        centres = torch.randn(size["C"], size["D"], generator=generator, device=device)
+        noise = torch.randn(size["N"], size["D"], generator=generator, device=device)
+        named[name] = (0.2 * centres[labels] + noise).to(torch.bfloat16)
+    return named, labels
+
+
+def options(size: Size) -> dict[str, Any]:
+    return {
+        "num_clusters": size["K"],
+        "num_components": size["d"],
+        "num_classes": size["C"],
+        "permutations": PERMUTATIONS,
+        "bootstrap": 0,
+        "tolerance": TOLERANCE,
+    }
+
+
+def measure_ways(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
+    """The probe as a call and, on a GPU, as the replay of a graph."""
+    named, labels = modalities(size, device)
+    yield "call", timed(lambda: fast_pid(named, labels, **options(size)), device, seconds)
+    if device.type != "cuda":
+        return
+    stream = torch.cuda.Stream(device)  # a warm-up on a stream of its own: PyTorch's rule for capturing
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            probe_tensors(named, labels, **options(size))
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = probe_tensors(named, labels, **options(size))
+    graph.replay()
+    if int(found.counted.min()) != size["N"]:
+        raise RuntimeError(f"the replay counted {int(found.counted.min())} of {size['N']} rows")
+    yield "graph replay", timed(graph.replay, device, seconds)
+
+
+def measure_parts(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
+    """The steps of `probe_tensors`, one by one, each launched eagerly."""
+    named, labels = modalities(size, device)
+    clusters, number = size["K"], size["N"]
+    questions = Questions.fit(named, clusters, size["d"], 0)
+    first, second = questions.assign(named)
+    counts = histogram(first, second, labels, clusters, clusters, size["C"]).double()
+    table = counts / number
+    plugin = decompose_tensors(table, TOLERANCE, MOST_ITERATIONS)
+    single, redundancy = plugin.mutual_information[0], plugin.redundancy[0]
+    steps: dict[str, Callable[[], Any]] = {
+        "fit": lambda: Questions.fit(named, clusters, size["d"], 0),
+        "assign": lambda: questions.assign(named),
+        "histogram": lambda: histogram(first, second, labels, clusters, clusters, size["C"]),
+        "decompose": lambda: decompose_tensors(table, TOLERANCE, MOST_ITERATIONS),
+        "correct": lambda: correct(counts[0], number, single, redundancy, PERMUTATIONS, 0),
+    }
+    for name, step in steps.items():
+        yield name, timed(step, device, seconds)
+
+
+def measure_published(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
+    """The published way on the 1280 rows that it takes, and on all."""
+    named, labels = modalities(size, device)
+    for rows in sorted({min(MOST_SAMPLES, size["N"]), size["N"]}):
+
+        def work(rows: int = rows) -> None:
+            chosen = [x[:rows].float().cpu().numpy() for x in named.values()]
+            table = published_histogram(*chosen, labels[:rows].cpu().numpy())
+            published_solver(table.to(device))
+
+        yield f"published, {rows} rows", timed(work, device, seconds)
+
+
+def draw(lines: list[Line], base: Size, path: Path) -> None:
+    """Cost of the probe against N, D, K and C."""
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    whole = {(line["way"], *line["shape"].values()): line for line in lines if line["benchmark"] == "probe"}
+    for axes, variable in zip(figure.subplots(2, 2, sharey=True).flat, ("N", "D", "K", "C"), strict=True):
+        for way, marker in (("call", "o-"), ("graph replay", "s--")):
+            rest = base.keys() - {variable}
+            found = [line for line in whole.values() if line["way"] == way]
+            found = [line for line in found if all(line["shape"][name] == base[name] for name in rest)]
+            found.sort(key=lambda line: line["shape"][variable])
+            if found:
+                x = [line["shape"][variable] for line in found]
+                axes.plot(x, [line["milliseconds"] for line in found], marker, label=way)
+        axes.set(xscale="log", yscale="log", xlabel=variable, ylabel="milliseconds")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8)
+    told = ", ".join(f"{name} = {value:,}" for name, value in base.items())
+    figure.suptitle(f"{lines[0]['device']}: the whole probe of two modalities around {told}")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", help="cuda where there is one")
+    parser.add_argument("--rows", type=int, default=20_000, help="N of the figure")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--output", type=Path, help="folder; benchmarks/results, or /tmp for --smoke")
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available() and not chosen.smoke and chosen.device != "cpu":
+        parser.error(
+            "there is no CUDA device; --smoke runs the same code at tiny sizes, --device cpu measures here"
+        )
+    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = chosen.output or (Path("/tmp/ecsfusion-smoke") if chosen.smoke else RESULTS)  # noqa: S108
+    folder.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore", message=".*samples are few")
+    base, others = sizes(chosen.smoke, chosen.rows)
+    seconds = 0.0 if chosen.smoke else 1.0
+    machine = environment("triton", "scikit-learn")
+    if device.type == "cpu":
+        machine["device"] = machine["processor"]
+    lines: list[Line] = []
+    failures = 0
+    started = time.perf_counter()
+
+    with (folder / "probe.jsonl").open("w") as file:
+
+        def write(benchmark: str, size: Size, way: str, timing: Timing, baselines: dict[str, Timing]) -> None:
+            line = machine | {"benchmark": benchmark, "way": way, "dtype": "bfloat16", "shape": size}
+            line |= {"permutations": PERMUTATIONS, "restarts": 4, **timing._asdict()}
+            for name, baseline in (baselines or {None: None}).items():
+                milliseconds = None if baseline is None else baseline.milliseconds
+                lines.append(
+                    line
+                    | {
+                        "baseline": name,
+                        "baseline_milliseconds": milliseconds,
+                        "speedup": None if milliseconds is None else milliseconds / timing.milliseconds,
+                    }
+                )
+                print(json.dumps(lines[-1]), file=file, flush=True)
+                against = "" if name is None else f"{lines[-1]['speedup']:10.1f} x over {name}"
+                shape = ", ".join(f"{key} {value}" for key, value in size.items())
+                print(f"{benchmark:11}{way:14}{shape:42}{timing.milliseconds:10.3f} ms{against}", flush=True)
+
+        def attempt(work: Callable[[], None]) -> None:
+            nonlocal failures
+            try:
+                work()
+            except Exception:  # what the others measured is not lost; the exit status tells
+                failures += 1
+                traceback.print_exc()
+
+        def figure() -> None:
+            baselines: dict[str, Timing] = {}
+            attempt(lambda: baselines.update(measure_published(base, device, seconds)))
+            for way, timing in measure_ways(base, device, seconds):
+                write("probe", base, way, timing, baselines)
+
+        def parts() -> None:
+            for name, timing in measure_parts(base, device, seconds):
+                write("probe part", base, name, timing, {})
+
+        def picture(size: Size) -> None:
+            for way, timing in measure_ways(size, device, seconds):
+                write("probe", size, way, timing, {})
+
+        attempt(figure)
+        attempt(parts)
+        for size in others:
+            attempt(lambda size=size: picture(size))
+    if lines:
+        draw(lines, base, folder / "probe.png")
+    print(f"{time.perf_counter() - started:.0f} s; {folder / 'probe.jsonl'}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
