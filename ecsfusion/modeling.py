@@ -323,13 +323,20 @@ class FusionForClassification(PreTrainedModel):
     def head_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of one head, a scalar: the mean over its rows.
 
-        Every loss in training is made of this one. To use another, set the attribute: `model.head_loss = my_loss`.
+        Every loss in training is made of this one. To use another, a function or a module, set the attribute:
+        `model.head_loss = torch.nn.CrossEntropyLoss(weight=...)`. It is not saved, nor moved to another device.
 
         Args:
             logits: (N, C), of the rows that have this head's modality.
             labels: theirs.
         """
         return mean_loss(logits, labels, self.problem_type, self.label_smoothing)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "head_loss":  # torch would file a module where the method above hides it
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(
         self, labels: Tensor | None = None, present: Mapping[str, Tensor] | None = None, **inputs: Any

@@ -1,0 +1,182 @@
+"""Fused heads: what they start from, what a missing modality does to them, how they are saved; heads of one's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fusion_fixtures import NUM_CLASSES, Sensor, tiny_bert, tiny_resnet, tiny_vit
+from torch import nn
+
+from ecsfusion import FusionForClassification
+from ecsfusion.fusion_heads import FUSION_HEADS, GatedSumHead
+
+MAKERS = {"image": tiny_vit, "text": tiny_bert, "map": tiny_resnet, "sensor": Sensor}
+
+
+def model_of(
+    count: int, fusion: str | nn.Module = "concatenation", **options: object
+) -> FusionForClassification:
+    torch.manual_seed(0)
+    encoders = {name: make() for name, make in list(MAKERS.items())[:count]}
+    return FusionForClassification.from_modality_pretrained(
+        encoders, num_labels=NUM_CLASSES, fusion=fusion, **options
+    ).eval()
+
+
+def inputs_of(count: int, size: int = 6) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(1)
+    every = {
+        "image": {"pixel_values": torch.randn(size, 1, 4, 4, generator=generator)},
+        "text": {"input_ids": torch.randint(1, 20, (size, 5), generator=generator)},
+        "map": {"pixel_values": torch.randn(size, 1, 8, 8, generator=generator)},
+        "sensor": torch.randn(size, 5, 3, generator=generator),
+    }
+    return dict(list(every.items())[:count])
+
+
+def loaded(model: FusionForClassification, folder, **own: object) -> FusionForClassification:
+    model.save_pretrained(folder)
+    modules = model.own_modules() | own
+    return FusionForClassification.from_pretrained(folder, **modules).eval()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("fusion", FUSION_HEADS)
+def test_heads_of_two_three_and_four_modalities_learn_and_come_back(fusion, count, tmp_path):
+    model = model_of(count, fusion).train()
+    inputs, labels = inputs_of(count), torch.tensor([0, 1, 2, 0, 1, 2])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(12):
+        out = model(**inputs, labels=labels)
+        losses.append(float(nn.functional.cross_entropy(out.logits, labels)))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(p.grad is not None for p in model.fusion.parameters())
+    model.eval()
+    again = loaded(model, tmp_path)
+    assert again.config.fusion == fusion
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("fusion", FUSION_HEADS)
+def test_every_head_can_start_as_an_ensemble(fusion, count):
+    model = model_of(count, fusion)
+    model.start_fusion_from_heads()
+    with torch.no_grad():
+        out = model(**inputs_of(count))
+    ensemble = torch.stack(list(out.unimodal_logits.values())).sum(dim=0)
+    if fusion == "late-average":
+        ensemble = ensemble / count
+    torch.testing.assert_close(out.logits, ensemble, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fusion", FUSION_HEADS)
+def test_in_regression_the_ensemble_is_the_mean(fusion):
+    model = model_of(3, fusion, problem_type="regression")
+    before = {name: head.weight.clone() for name, head in model.heads.items()}
+    model.start_fusion_from_heads()
+    with torch.no_grad():
+        out = model(**inputs_of(3))
+    mean = torch.stack(list(out.unimodal_logits.values())).mean(dim=0)
+    torch.testing.assert_close(out.logits, mean, atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(head.weight, before[name]) for name, head in model.heads.items())
+
+
+@pytest.mark.parametrize("fusion", FUSION_HEADS)
+def test_what_fills_a_missing_row_makes_no_difference(fusion):
+    model, inputs = model_of(3, fusion), inputs_of(3)
+    mask = torch.tensor([True, False, True, True, False, True])
+    other = {**inputs, "map": {"pixel_values": inputs["map"]["pixel_values"].clone()}}
+    other["map"]["pixel_values"][~mask] = 1e9
+    with torch.no_grad():
+        one = model(**inputs, present={"map": mask}).logits
+        assert torch.equal(one, model(**other, present={"map": mask}).logits)
+        absent = model(image=inputs["image"], text=inputs["text"]).logits
+    torch.testing.assert_close(one[~mask], absent[~mask])
+    assert not torch.allclose(one[mask], absent[mask])
+
+
+def test_gates_are_shared_among_those_present():
+    model, inputs = model_of(3, "gated-sum"), inputs_of(3)
+    mask = torch.tensor([True, False, True, True, False, True])
+    with torch.no_grad():
+        model.fusion.gate.weight.mul_(100)
+        out = model(**inputs)
+        everyone = {name: torch.ones(6, dtype=torch.bool) for name in model.modalities}
+        gates = model.fusion.gates(out.embeddings, everyone | {"text": mask})
+    assert isinstance(model.fusion, GatedSumHead)
+    assert (gates[~mask, 1] == 0).all()
+    torch.testing.assert_close(gates.sum(dim=1), 2.0 + mask)
+    assert gates.std(dim=0).max() > 0  # they look at the row
+
+
+def test_late_average_is_that_of_those_present():
+    model, inputs = model_of(3, "late-average"), inputs_of(3)
+    mask = torch.tensor([True, False] * 3)
+    with torch.no_grad():
+        out = model(**inputs, present={"text": mask})
+    z = out.unimodal_logits
+    expected = torch.where(
+        mask[:, None], (z["image"] + z["text"].nan_to_num() + z["map"]) / 3, (z["image"] + z["map"]) / 2
+    )
+    torch.testing.assert_close(out.logits, expected)
+    assert list(model.fusion.parameters()) == []
+
+
+def test_options_reach_the_head_and_are_saved(tmp_path):
+    model = model_of(2, "cross-attention", fusion_options={"width": 8, "num_attention_heads": 2})
+    assert model.fusion.query.shape[-1] == 8
+    assert loaded(model, tmp_path).fusion.attention.num_heads == 2
+
+
+class Bilinear(nn.Module):
+    """A head of one's own, without `start_from`: it looks at products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Bilinear(16, 12, NUM_CLASSES)
+
+    def forward(self, embeddings, unimodal_logits, present):
+        both = (present["image"] & present["text"]).unsqueeze(1)
+        return unimodal_logits["image"] + both * self.product(embeddings["image"], embeddings["text"])
+
+
+def test_a_head_of_ones_own_is_trained_saved_and_given_again(tmp_path):
+    head = Bilinear()
+    weight = head.product.weight.clone()
+    model = model_of(2, head)
+    assert torch.equal(model.fusion.product.weight, weight)  # transformers drew no new ones
+    model.start_fusion_from_heads()  # it has no ensemble to start from
+    assert torch.equal(model.fusion.product.weight, weight)
+    inputs, labels = inputs_of(2), torch.tensor([0, 1, 2, 0, 1, 2])
+    model(**inputs, labels=labels).loss.backward()
+    assert model.fusion.product.weight.grad.any()
+    assert model.own_modules()["fusion"] is not model.fusion
+    again = loaded(model, tmp_path, fusion=Bilinear())
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+    with pytest.raises(ValueError, match=r"fusion is 'Bilinear'.*from_pretrained\(..., fusion=Bilinear"):
+        FusionForClassification.from_pretrained(tmp_path)
+
+
+class Wrong(nn.Module):
+    def forward(self, embeddings, unimodal_logits, present):
+        return embeddings["image"]
+
+
+def test_what_is_wrong_with_a_head_is_said():
+    with pytest.raises(ValueError, match="fusion is 'bilinear'; choose one of concatenation, gated-sum"):
+        model_of(2, "bilinear")
+    with pytest.raises(
+        ValueError, match=r"fusion_options is \{'depth': 2\}, which 'gated-sum' does not take"
+    ):
+        model_of(2, "gated-sum", fusion_options={"depth": 2})
+    with pytest.raises(ValueError, match="width is 10, which is no multiple"):
+        model_of(2, "cross-attention", fusion_options={"width": 10})
+    with pytest.raises(ValueError, match=r"head Wrong returned \(6, 16\); it must return .* \(6, 3\)"):
+        model_of(2, Wrong())(**inputs_of(2))
