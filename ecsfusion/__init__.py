@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecsfusion.arrays import ArrayProcessor
     from ecsfusion.competition import competitive_strength
     from ecsfusion.controller import Decision, Reading, Rule, make_rule
     from ecsfusion.estimate import fast_pid, fast_pids
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "PID": "pid",
+    "ArrayProcessor": "arrays",
     "Decision": "controller",
     "FusionCollator": "processing",
     "FusionConfig": "modeling",
@@ -46,6 +48,7 @@ _MODULES = {
 
 __all__ = [
     "PID",
+    "ArrayProcessor",
     "Decision",
     "FusionCollator",
     "FusionConfig",
