@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
-
 from ecsfusion.card import render_card
 from ecsfusion.hub import publish
 from ecsfusion.modeling import FusionForClassification
+from ecsfusion.resuming import ResumableTrainer
 from ecsfusion.summary import run_facts
 
 UNIMODAL_FOLDER = "unimodal"  # stage 1's peak, in the output folder and as a branch on the Hub
@@ -20,7 +19,7 @@ INITIAL_FOLDER = "initial"  # the weights before training, kept when the rule ma
 TRAJECTORY_FILE = "trajectory.png"
 
 
-class PublishingTrainer(Trainer):
+class PublishingTrainer(ResumableTrainer):
     """The part of [`FusionTrainer`] that writes folders, the card, and the Hub; it trains as any `Trainer`."""
 
     def create_model_card(
@@ -112,25 +111,6 @@ class PublishingTrainer(Trainer):
     def _private_paths(self) -> tuple[str, ...]:
         return (self.args.output_dir, str(Path.cwd()))
 
-    def _save_folder(self, name: str) -> None:
-        """Write model and processor to a folder of the output directory, whole or not at all."""
-        folder = os.path.join(self.args.output_dir, name)
-        self.save_model(f"{folder}.writing", _internal_call=True)
-        if self.args.should_save:
-            if os.path.isdir(folder):
-                shutil.rmtree(f"{folder}.old", ignore_errors=True)
-                os.rename(folder, f"{folder}.old")
-            os.rename(f"{folder}.writing", folder)
-            shutil.rmtree(f"{folder}.old", ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-
     def _load_folder(self, name: str) -> FusionForClassification:
         folder = os.path.join(self.args.output_dir, name)
         return FusionForClassification.from_pretrained(folder, **self.model.own_modules()).to(self.args.device)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # The Trainer pickles its arguments beside the weights, paths and tokens included; nothing reads them.
-        arguments = os.path.join(output_dir or self.args.output_dir, "training_args.bin")
-        if self.args.should_save and os.path.exists(arguments):
-            os.remove(arguments)

@@ -193,6 +193,14 @@ class FusionTrainer(PublishingTrainer):
             return f"eval_{next(iter(self.eval_dataset))}"
         return "eval"
 
+    folder_names = (UNIMODAL_FOLDER, INITIAL_FOLDER)
+
+    def folders_in_use(self) -> list[str]:
+        """What a checkpoint of this moment refers to: stage 1's peak, and what a modality may be reset to."""
+        resets = self.record.stage == "unimodal" and self._make_rule().resets
+        kept = {UNIMODAL_FOLDER: self.record.peak_step is not None, INITIAL_FOLDER: resets}
+        return [name for name, needed in kept.items() if needed]
+
     # ---- training ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
@@ -244,7 +252,7 @@ class FusionTrainer(PublishingTrainer):
         self.controller.bind(rule, self.model.modalities, self._probe_prefix())
         self.model.set_stage(record.stage)
         if record.stage == "unimodal" and rule.resets and self.state.global_step == 0:
-            self._save_folder(INITIAL_FOLDER)
+            self.save_folder(INITIAL_FOLDER)
         return optimizer
 
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -414,7 +422,7 @@ class FusionTrainer(PublishingTrainer):
                 f"stage 1's peak is at step {step}, but {folder} holds step {kept}: another run wrote there. "
                 "Train again in an empty output_dir."
             )
-        load_model(self.model, os.path.join(folder, SAFE_WEIGHTS_NAME), device=str(self.args.device))
+        load_model(self.model, os.path.join(folder, SAFE_WEIGHTS_NAME))  # read on the CPU: no device is called "cpu:0"
 
     def _begin_joint_stage(self) -> None:
         record, model = self.record, self.model
@@ -488,7 +496,7 @@ class FusionTrainer(PublishingTrainer):
             self._kept_step = step
             config, evaluation = self.model.config, self._kept[self._probe_prefix(), step]
             config.step, config.readout = step, evaluation.fit_readout(self.model.problem_type).to_dict()
-            self._save_folder(UNIMODAL_FOLDER)
+            self.save_folder(UNIMODAL_FOLDER)
             config.step = config.readout = None
         pending = record.pending
         if self.args.stages == "unimodal" and pending is not None and pending["stage_over"]:

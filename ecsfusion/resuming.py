@@ -1,0 +1,179 @@
+"""A `Trainer` that can be killed at any moment and goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.utils import logging
+
+from ecsfusion.checkpoints import (
+    UNFINISHED,
+    clear_up,
+    link_folder,
+    replace_folder,
+    same_weights,
+    seal,
+    whole_checkpoint,
+)
+
+logger = logging.get_logger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """The part of [`FusionTrainer`] that saves and resumes; it trains as any `Trainer`.
+
+    - A checkpoint appears under its name when all processes have written it to its end, and older ones are removed
+      only then. What is replaced stays until the new is in place.
+    - A checkpoint holds the folders of the run that it refers to (`folders_in_use`), as hard links.
+    - A damaged checkpoint is named, and the one before it is used.
+    - A run that was over when it was killed is not trained any further.
+    """
+
+    folder_names: Sequence[str] = ()
+    """Every folder of weights that the run may keep in its output folder."""
+
+    _staging: str | None = None
+    _over_at: int | None = None
+
+    def folders_in_use(self) -> Sequence[str]:
+        """Those among `folder_names` that a checkpoint written now refers to."""
+        return ()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`, from the latest whole checkpoint where one is asked for.
+
+        Args:
+            resume_from_checkpoint: a folder checkpoint-STEP, or True for the latest. A damaged one is named in a
+                warning, and the one before it is used; with True and no whole one, training starts anew, and says so.
+            **kwargs: as there.
+
+        Raises:
+            ValueError: a folder that does not exist, or a damaged one and none before it.
+        """
+        checkpoint = self._prepare_folders(resume_from_checkpoint)
+        self._over_at = None if checkpoint is None else _steps_of_a_run_that_was_over(checkpoint)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _prepare_folders(self, wanted: str | bool | None) -> str | None:
+        """Clear up after a crash, find the checkpoint, and bring back the folders that it refers to."""
+        output_dir = self.args.output_dir
+        if self.args.should_save:
+            clear_up(output_dir, self.folder_names)
+        self.accelerator.wait_for_everyone()
+        if not wanted:
+            return None
+        # The first process looks, for all: they must agree. What it raises, all raise.
+        found: list[Any] = [None]
+        if self.is_world_process_zero():
+            try:
+                found = [whole_checkpoint(wanted, output_dir)]
+            except ValueError as error:
+                found = [error]
+        answer = broadcast_object_list(found)[0]
+        if isinstance(answer, ValueError):
+            raise answer
+        checkpoint, damaged = answer
+        if self.is_world_process_zero():
+            for sentence in damaged:
+                logger.warning(sentence)
+            if checkpoint is None:
+                logger.warning(
+                    f"resume_from_checkpoint is True, but there is no whole checkpoint in {output_dir}: training "
+                    "starts from the beginning."
+                )
+            elif damaged:
+                logger.warning(f"Training resumes from the checkpoint before: {checkpoint}.")
+        if checkpoint is not None and self.args.should_save:
+            for name in self.folder_names:
+                inside, outside = os.path.join(checkpoint, name), os.path.join(output_dir, name)
+                if os.path.isdir(inside) and not same_weights(inside, outside):
+                    link_folder(inside, f"{outside}.writing")
+                    replace_folder(f"{outside}.writing", outside)
+        self.accelerator.wait_for_everyone()
+        return checkpoint
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer would take one more step before it looks whether the run was to stop.
+        if self._over_at is not None and self._over_at == self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    # ---- saving ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_dir = self._get_output_dir(trial)
+        staging = os.path.join(run_dir, UNFINISHED)
+        name = f"checkpoint-{self.state.global_step}"
+        written, final = os.path.join(staging, name), os.path.join(run_dir, name)
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        is_best = self.state.best_model_checkpoint == written
+        if is_best:
+            self.state.best_model_checkpoint = final
+        self.accelerator.wait_for_everyone()  # every process has written its random state
+        if self.args.should_save:
+            if is_best:
+                self.state.save_to_json(os.path.join(written, TRAINER_STATE_NAME))
+            for folder in self.folders_in_use():
+                link_folder(os.path.join(self.args.output_dir, folder), os.path.join(written, folder))
+            seal(written)
+            replace_folder(written, final)
+            shutil.rmtree(staging, ignore_errors=True)
+            # The Trainer's own rotation has seen the one in `staging` only.
+            rotate_checkpoints(
+                output_dir=run_dir,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def save_folder(self, name: str) -> None:
+        """Write model and processor to a folder of the output directory, whole or not at all."""
+        folder = os.path.join(self.args.output_dir, name)
+        self.save_model(f"{folder}.writing", _internal_call=True)
+        if self.args.should_save:
+            replace_folder(f"{folder}.writing", folder)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        target = Path(output_dir or self.args.output_dir)
+        aside = target / UNFINISHED if target.is_dir() else target
+        super()._save(str(aside), state_dict)
+        if not self.args.should_save:
+            return
+        # The Trainer pickles its arguments beside the weights, paths and tokens included; nothing reads them.
+        (aside / "training_args.bin").unlink(missing_ok=True)
+        if aside != target:  # an earlier model in this folder stays until the new one is written
+            for path in sorted(aside.rglob("*"), key=lambda path: path.suffix != ".safetensors"):
+                if path.is_file():
+                    place = target / path.relative_to(aside)
+                    place.parent.mkdir(exist_ok=True)
+                    os.replace(path, place)
+            shutil.rmtree(aside)
+
+
+def _steps_of_a_run_that_was_over(checkpoint: str) -> int | None:
+    """The budget in steps of a run that had ended when this checkpoint was saved; None if it had not."""
+    state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    return state["max_steps"] if control.get("should_training_stop") else None

@@ -1,0 +1,146 @@
+"""A tiny two-stage run that can be killed at a chosen or a random moment, and what it left when it ended.
+
+As a program it is one rank of a run by two processes: `torchrun ... killed_run.py FOLDER RESUME [MOMENT COUNT]`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from fusion_fixtures import TwoViews, two_views
+from safetensors.torch import load_file
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
+
+import ecsfusion.checkpoints
+import ecsfusion.resuming
+from ecsfusion import Decision, FusionTrainer, FusionTrainingArguments, Rule
+
+STEPS = 20  # of a budget of 21, so that the last epoch is not whole
+STAGE_CHANGE = 12
+
+
+class Moves(Rule):
+    """Pauses, resets, moves the peak at steps 4 and 8, and ends stage 1 at step 12, back at the peak of step 8."""
+
+    name = "moves"
+    resets = True
+
+    def __init__(self) -> None:
+        super().__init__(("left", "right"), max_unimodal_share=1.0)
+
+    def decide_unimodal(self, reading) -> Decision:
+        step = reading.step
+        if step == 4:
+            self.mark_peak(reading)
+            return self.train(reading, ["right"], "right alone")
+        if step == 6:
+            return self.train(reading, ["left", "right"], "left starts again", reset=["left"])
+        if step == 8:
+            self.mark_peak(reading)
+        if step >= STAGE_CHANGE:
+            return self.hand_over(reading, "it is time")
+        return self.train(reading, ["left", "right"], "both")
+
+
+def train(folder: Path, resume: bool, processes: int = 1, **options: object) -> FusionTrainer:
+    """The run; it saves at every second step, and the model at the end."""
+    logging.disable_progress_bar()
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 8 // processes,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "cosine",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "logging_steps": 2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "report_to": "none",
+        "seed": 5,
+    }
+    model = two_views()
+    for encoder in model.encoders.values():  # dropout, so that the random state matters
+        for part in encoder.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.1
+    trainer = FusionTrainer(
+        model=model,
+        args=FusionTrainingArguments(**(arguments | options)),
+        train_dataset=TwoViews(56, 0),
+        eval_dataset=TwoViews(41, 1),
+        rule=Moves(),
+    )
+    trainer.pop_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        decisions = [{key: entry[key] for key in DECISION} for entry in trainer.record.history]
+        (folder / "decisions.json").write_text(json.dumps(decisions))
+    return trainer
+
+
+DECISION = ("step", "stage", "training", "reason", "peak", "restored", "unique", "synergy", "accuracy")
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """All that must be the same after a run: weights of both stages, the readout, the decisions."""
+    config = json.loads((folder / "config.json").read_text())
+    return {
+        "weights": load_file(folder / "model.safetensors"),
+        "peak": load_file(folder / "unimodal" / "model.safetensors"),
+        "readout": config["readout"],
+        "decisions": json.loads((folder / "decisions.json").read_text()),
+    }
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """Names of what is not bit for bit the same."""
+    found = [part for part in ("readout", "decisions") if one[part] != other[part]]
+    for part in ("weights", "peak"):
+        if one[part].keys() != other[part].keys():
+            found.append(f"names of {part}")
+        else:
+            found += [
+                f"{part} {key}" for key in one[part] if not torch.equal(one[part][key], other[part][key])
+            ]
+    return found
+
+
+def kill_in(moment: str, count: int) -> None:
+    """Kill this process in the `count`-th call of a function, halfway where that can be."""
+    module = ecsfusion.resuming if hasattr(ecsfusion.resuming, moment) else ecsfusion.checkpoints
+    owner = FusionTrainer if hasattr(FusionTrainer, moment) else module
+    original, calls = getattr(owner, moment), []
+
+    def killer(*args: object, **kwargs: object) -> object:
+        calls.append(moment)
+        if len(calls) == count:
+            if moment == "replace_folder":  # the worst point: the old is away, the new is not there yet
+                _new, folder = (Path(str(path)) for path in args)
+                if folder.is_dir():
+                    folder.rename(f"{folder}.old")
+            elif moment == "_save_rng_state":  # a checkpoint whose last file is cut off
+                original(*args, **kwargs)
+                for file in Path(str(args[1])).glob("optimizer.pt"):
+                    os.truncate(file, file.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, moment, killer)
+
+
+if __name__ == "__main__":
+    place, again, *kill = sys.argv[1:]
+    if kill:
+        kill_in(kill[0], int(kill[1]))
+    train(Path(place), again == "resume", processes=2).accelerator.end_training()
