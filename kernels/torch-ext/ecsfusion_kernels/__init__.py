@@ -2,13 +2,14 @@
 
 from .broja import broja
 from .histogram import histogram
-from .kmeans import lloyd, nearest, seed
+from .kmeans import lloyd, nearest
 from .loglinear import loglinear
 from .poisson import poisson
 from .principal import principal_directions
 from .project import project
 from .random import uniform
 from .reference import BrojaSolution, Clustering, scale_rows
+from .seed import seed
 
 __all__ = [
     "BrojaSolution",

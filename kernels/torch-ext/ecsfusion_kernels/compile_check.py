@@ -23,7 +23,17 @@ from typing import Any, NamedTuple
 
 from .language import options
 
-KERNEL_FILES = ("broja", "histogram", "kmeans", "loglinear", "poisson", "principal", "project", "random")
+KERNEL_FILES = (
+    "project",
+    "seed",
+    "kmeans",
+    "histogram",
+    "poisson",
+    "principal",
+    "loglinear",
+    "broja",
+    "random",
+)
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes that one block may have, by architecture
 MOST_SPILLS = 64  # bytes per thread
 

@@ -12,7 +12,8 @@ def uniform(counter: Tensor, seed: int) -> Tensor:
     key1, key2 = keys(seed)
     mixed = _mix((counter & 0xFFFFFFFF) ^ key1)
     mixed = _mix(mixed ^ (counter >> 32) ^ key2)
-    return ((mixed >> 8).to(torch.float32) + 0.5) / 2**24
+    # The sum of the largest rounds up to 1, which is no number between 0 and 1.
+    return (((mixed >> 8).to(torch.float32) + 0.5) / 2**24).clamp_max(1 - 2**-24)
 
 
 def keys(seed: int) -> tuple[int, int]:
