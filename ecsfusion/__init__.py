@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ecsfusion.arrays import ArrayProcessor
     from ecsfusion.competition import competitive_strength
     from ecsfusion.controller import Decision, Reading, Rule, make_rule
-    from ecsfusion.estimate import fast_pid, fast_pids
+    from ecsfusion.estimate import fast_pid, fast_pids, probe_tensors
     from ecsfusion.gradient import cluster_centres, differentiable_pid, soft_assignments, soft_joint
     from ecsfusion.modeling import FusionConfig, FusionForClassification, FusionOutput
     from ecsfusion.pid import PID, decompose
@@ -42,6 +42,7 @@ _MODULES = {
     "competitive_strength": "competition",
     "differentiable_pid": "gradient",
     "make_rule": "controller",
+    "probe_tensors": "estimate",
     "soft_assignments": "gradient",
     "soft_joint": "gradient",
 }
@@ -67,6 +68,7 @@ __all__ = [
     "fast_pid",
     "fast_pids",
     "make_rule",
+    "probe_tensors",
     "soft_assignments",
     "soft_joint",
 ]

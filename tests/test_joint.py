@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+from ecsfusion_kernels import poisson
 
 from ecsfusion import joint
 from ecsfusion.correction import (
@@ -64,6 +66,15 @@ def test_replicates_average_to_what_they_are_drawn_from(table, drawn_by):
     for name, (drawn, expected) in means.items():
         error = (drawn.mean(0) - expected) / (expected.clamp_min(0.5) / number).sqrt()
         assert float(error.abs().max()) < 6, name
+
+
+@pytest.mark.parametrize("mean", [0.05, 1.0, 7.5, 15.9, 16.1, 40.0, 900.0])
+def test_poisson_numbers_have_the_law_of_poisson(mean):
+    drawn = poisson(torch.full((200,), mean), 300, 3).flatten().numpy()
+    edges = np.unique(scipy.stats.poisson.ppf(np.linspace(0.02, 0.98, 25), mean))
+    expected = np.diff(scipy.stats.poisson.cdf(edges, mean), prepend=0.0, append=1.0)
+    found = np.bincount(np.searchsorted(edges, drawn), minlength=len(expected))
+    assert scipy.stats.chisquare(found, expected * len(drawn)).pvalue > 1e-4
 
 
 def test_replicates_depend_on_the_seed_alone(table):
