@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecsfusion.card import CALIBRATED, CardFacts, EncoderFacts, PIDFacts, compare_heads, hub_name
 from ecsfusion.controller import Rule
+from ecsfusion.encoders import main_input
 from ecsfusion.readout import FUSED
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _encoder_facts(trainer: FusionTrainer, name: str) -> EncoderFacts:
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         hub_name=hub_name(source),
         pretrained=source is not None,
-        kind=KINDS.get(encoder.main_input_name),
+        kind=KINDS.get(main_input(encoder) or ""),
     )
 
 
