@@ -22,7 +22,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from ecsfusion import FusionForClassification
+from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.encoders import describe_encoder, embed, load_encoder
 from ecsfusion.pooling import embedding_dim, pool
 
@@ -388,3 +388,61 @@ def test_real_sentence_embeddings_are_pooled_as_they_were_trained_and_fuse_with_
     assert alike > 0.4 > 0.15 > different, similarity
     assert out.logits.shape == (4, 3)
     assert describe_encoder(model.encoders["it"])["model_type"] == "bert"
+
+
+# ---- in the Trainer ----
+
+
+class SensorText(torch.utils.data.Dataset):
+    """Series and texts of two lengths that both tell the class."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.labels = torch.randint(3, (rows,), generator=generator)
+        self.series = 2 * nn.functional.one_hot(self.labels, 3).float()[:, None] - 1
+        self.series = self.series + torch.randn(rows, 4, 3, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        label = int(self.labels[index])
+        ids = torch.tensor([2, 5 + label, 6 + label, 3])
+        return {"sensor": self.series[index], "it": {"input_ids": ids}, "labels": label}
+
+
+@pytest.mark.parametrize("rule", ["peak-synergy", "weak-first"])
+def test_ones_own_encoder_and_lora_train_in_two_stages(rule, tmp_path):
+    torch.manual_seed(0)
+    model = FusionForClassification.from_modality_pretrained(
+        {"sensor": tiny.Sensor(), "it": with_lora("get_peft_model")}, num_labels=3, fusion="gated-sum"
+    )
+    below = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    trainer = FusionTrainer(
+        model=model,
+        args=FusionTrainingArguments(
+            output_dir=str(tmp_path),
+            num_train_epochs=4,
+            per_device_train_batch_size=16,
+            learning_rate=1e-2,
+            rule=rule,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        ),
+        train_dataset=SensorText(96, seed=0),
+        eval_dataset=SensorText(60, seed=1),
+    )
+    trainer.train()
+    assert trainer.record.stage == "joint"
+    assert trainer.evaluate()["eval_accuracy_calibrated"] > 0.6
+    assert below
+    assert all(torch.equal(p, below[name]) for name, p in model.named_parameters() if name in below)
+    trainer.save_folder("initial")
+    trainer._reset_modality("sensor")  # reads the folder back with a copy of the module
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Sensor" in card
+    assert str(tmp_path) not in card
+    peak = FusionForClassification.from_pretrained(tmp_path / "unimodal", encoders={"sensor": tiny.Sensor()})
+    assert peak.config.stage == "unimodal"

@@ -15,7 +15,7 @@ from fusion_fixtures import (
     two_views,
 )
 from torch.nn import functional as F  # noqa: N812
-from transformers import ViTForImageClassification
+from transformers import AutoModel, ViTForImageClassification
 
 from ecsfusion import FusionForClassification
 from ecsfusion.modeling import FusionConfig
@@ -184,6 +184,12 @@ def test_convolutional_maps_are_averaged_over_space():
             ),
             "cannot name a modality",
         ),
+        (
+            lambda: FusionForClassification.from_modality_pretrained(
+                {"type": tiny_vit(), "b": tiny_vit()}, num_labels=2
+            ),
+            "'type' cannot name a modality: torch.nn modules have an attribute",
+        ),
     ],
 )
 def test_bad_input_is_named(action, message):
@@ -193,9 +199,7 @@ def test_bad_input_is_named(action, message):
 
 def test_an_encoder_of_the_wrong_kind_is_named():
     with pytest.raises(TypeError, match="encoder of modality 'b' is a function"):
-        FusionForClassification.from_modality_pretrained(
-            {"a": tiny_vit(), "b": tiny_vit}, num_labels=2
-        )
+        FusionForClassification.from_modality_pretrained({"a": tiny_vit(), "b": tiny_vit}, num_labels=2)
 
 
 def test_config_is_plain_json():
@@ -245,3 +249,13 @@ def test_a_model_in_half_precision_takes_what_processors_give(tmp_path):
         logits, expected = half(**inputs).logits, model(**inputs).logits
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), expected, atol=0.02, rtol=0.02)
+
+
+def test_auto_model_loads_it(tmp_path):
+    model = two_views().eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(again, FusionForClassification)
+    inputs = batch(3)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
