@@ -8,6 +8,7 @@ from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_resnet, tiny_vit, two_vi
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments, Readout
 from ecsfusion.fusion_heads import FUSION_HEADS
+from ecsfusion.head_losses import LossOfAllHeads
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 MASKS = {
@@ -121,7 +122,7 @@ def test_a_modality_that_no_row_has_is_not_run():
     model.zero_grad()
     lost = model(left=batch()["left"], right=None, present={"right": none}, labels=LABELS)
     lost.loss.backward()  # nothing to learn from, and nothing that fails
-    assert float(lost.loss) == 0
+    assert float(lost.loss.detach()) == 0
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
@@ -209,3 +210,23 @@ def test_a_probe_without_complete_rows_says_so(tmp_path):
         ValueError, match=r"no row .* has every modality \(of 30, 15 have left, 15 have right\)"
     ):
         trainer.evaluate()
+
+
+def test_a_loss_of_ones_own_on_rows_that_lack_what_trains():
+    model = two_views().train()
+    model.set_stage("unimodal")
+    model.set_active(["right"])
+
+    def mean(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    loss_of_all = LossOfAllHeads(mean, lambda: model)
+    none = {"right": torch.zeros(6, dtype=torch.bool)}
+    loss = loss_of_all(model(left=batch()["left"], present=none), LABELS)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    model.set_active(["left", "right"])
+    for stage in ("unimodal", "joint"):  # and otherwise it is the model's own
+        model.set_stage(stage)
+        out = model(**batch(), present=MASKS, labels=LABELS)
+        torch.testing.assert_close(loss_of_all(out, LABELS), out.loss)
