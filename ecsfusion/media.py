@@ -56,12 +56,15 @@ def read_image(value: Any, num_channels: int | None = None) -> Image.Image:
     return image.convert("L" if num_channels == 1 else "RGB")
 
 
-def read_video(value: Any, num_channels: int | None = None) -> list[Image.Image]:
+def read_video(
+    value: Any, num_channels: int | None = None, num_frames: int | None = None
+) -> list[Image.Image]:
     """The frames of one video, in order; decoding a file is left to others (PyAV, torchcodec).
 
     Args:
         value: a list of frames, each as `read_image` takes it, or an array or tensor (T, H, W, C) or (T, C, H, W).
         num_channels: as there.
+        num_frames: take so many, evenly spread from the first to the last; None for all.
 
     Raises:
         ValueError: no frame, or one that cannot be read.
@@ -73,7 +76,8 @@ def read_video(value: Any, num_channels: int | None = None) -> list[Image.Image]
         )
     if len(value) == 0:
         raise ValueError("the video has no frames; leave this row out")
-    return [read_image(frame, num_channels) for frame in value]
+    chosen = range(len(value)) if num_frames is None else np.linspace(0, len(value) - 1, num_frames).round()
+    return [read_image(value[int(index)], num_channels) for index in chosen]
 
 
 def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:

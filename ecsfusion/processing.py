@@ -261,8 +261,9 @@ class FusionProcessor(PushToHubMixin):
         processor = self.processors[name]
         try:
             if isinstance(processor, BaseImageProcessor):
-                read = read_video if _takes_videos(processor) else read_image
-                return read(value, _num_channels(processor))
+                if _takes_videos(processor):
+                    return read_video(value, _num_channels(processor), getattr(processor, "num_frames", None))
+                return read_image(value, _num_channels(processor))
             if isinstance(processor, ArrayProcessor):
                 return read_array(value)
             if isinstance(processor, PreTrainedTokenizerBase):

@@ -230,3 +230,22 @@ def test_a_loss_of_ones_own_on_rows_that_lack_what_trains():
         model.set_stage(stage)
         out = model(**batch(), present=MASKS, labels=LABELS)
         torch.testing.assert_close(loss_of_all(out, LABELS), out.loss)
+
+
+@pytest.mark.parametrize("fusion", FUSION_HEADS)
+def test_gaps_in_mixed_and_in_half_precision(fusion):
+    model = two_views(fusion=fusion).train()
+    left = {"left": batch()["left"]}
+    none = {"right": torch.zeros(6, dtype=torch.bool)}
+    with torch.autocast("cpu", torch.bfloat16):
+        for out in (
+            model(**batch(), present=MASKS, labels=LABELS),
+            model(**left, present=none, labels=LABELS),
+            model(**left, labels=LABELS),
+        ):
+            model.zero_grad()
+            out.loss.backward()
+            assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    model = model.to(torch.bfloat16).eval()
+    assert model(**batch(), present=MASKS).logits.isfinite().all()
+    assert model(**left, present=none).logits.isfinite().all()

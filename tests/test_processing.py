@@ -296,6 +296,11 @@ def test_whisper_is_told_where_the_sound_ends(wave):
 # --- videos, tables and series
 
 
+def _saved_and_loaded(processor, folder):
+    processor.save_pretrained(folder)
+    return FusionProcessor.from_pretrained(folder)
+
+
 def test_videos_are_lists_of_frames(image, tmp_path):
     options = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
     folder = tmp_path / "video"
@@ -312,6 +317,12 @@ def test_videos_are_lists_of_frames(image, tmp_path):
         assert torch.equal(processor(video=one)["video"]["pixel_values"], expected[:1])
     batch = FusionCollator(processor)([{"video": frames, "label": 0}, {"video": array, "label": 1}])
     assert torch.equal(batch["video"]["pixel_values"], expected)
+    config["num_frames"] = 2  # the encoder takes so many
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    two = FusionProcessor({"video": AutoImageProcessor.from_pretrained(folder)})
+    for each in (two, _saved_and_loaded(two, tmp_path / "two")):
+        long = [frames[0], *[np.zeros_like(image)] * 6, frames[1]]
+        assert torch.equal(each(video=long)["video"]["pixel_values"], expected[:1, :2])
     with pytest.raises(TypeError, match=r"video, row 0: a video cannot be a str; give a list of its frames"):
         processor(video="film.mp4")
     processor.save_pretrained(tmp_path / "saved")
