@@ -1,14 +1,10 @@
-"""A tiny two-stage run that can be killed at a chosen or a random moment, and what it left when it ended.
-
-As a program it is one rank of a run by two processes: `torchrun ... killed_run.py FOLDER RESUME [MOMENT COUNT]`.
-"""
+"""A tiny two-stage run that can be killed at a chosen or a random moment, and what it left when it ended."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -137,10 +133,3 @@ def kill_in(moment: str, count: int) -> None:
         return original(*args, **kwargs)
 
     setattr(owner, moment, killer)
-
-
-if __name__ == "__main__":
-    place, again, *kill = sys.argv[1:]
-    if kill:
-        kill_in(kill[0], int(kill[1]))
-    train(Path(place), again == "resume", processes=2).accelerator.end_training()

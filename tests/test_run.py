@@ -1,10 +1,8 @@
-"""The recipe from command line to output folder, and training by two processes."""
+"""The recipe from command line to output folder."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +14,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no in
 
 from ecsfusion import FusionForClassification, FusionProcessor
 from hf_recipes import digits, run
-
-TESTS = Path(__file__).resolve().parent
 
 
 @pytest.fixture
@@ -93,23 +89,6 @@ def test_the_card_names_the_data_and_not_the_way_to_it(tmp_path):
     assert run.name_of_data(recipe) == "avmnist"
     assert run.name_of_data(run.RecipeArguments(dataset=str(tmp_path / "avmnist"))) == "avmnist"
     assert run.name_of_data(run.RecipeArguments(dataset="somebody/words")) == "somebody/words"
-
-
-def test_two_processes_train_as_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "two_processes.py", str(tmp_path)], cwd=TESTS, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert first["processes"] == 2
-    assert first["wrapped"] == "DistributedDataParallel"
-    assert first == second  # decisions, weights and readout
-    assert first["rows"] == 49, "rows that only fill the last batch were counted"
-    assert {entry["stage"] for entry in first["history"]} == {"unimodal", "joint"}
-    assert [entry["training"] for entry in first["history"]] == [["right"], *[["left", "right"]] * 3]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
-    assert len(lines) == len(first["history"])
 
 
 @pytest.mark.usefixtures("few_rows")

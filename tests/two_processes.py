@@ -1,32 +1,48 @@
-"""One rank of `test_two_processes_train_as_one`: trains, and writes what this rank saw to a file of its own."""
+"""One rank of a run of `test_processes`: trains, and writes what this rank saw to a file of its own.
+
+It tells the number of processes by itself, and keeps the global batch at 16 rows.
+"""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from fusion_fixtures import TwoViews, two_views
+from transformers import EvalPrediction
 
 from ecsfusion import FusionTrainer, FusionTrainingArguments
 
 ROWS = 49  # odd: the last batch of an evaluation is padded for one of the processes
+GLOBAL_BATCH = 16
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *words: str) -> None:
     args = FusionTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=4,
-        per_device_train_batch_size=8,
+        per_device_train_batch_size=GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", "1")),
         per_device_eval_batch_size=8,
         learning_rate=3e-3,
         rule="fixed",  # the first phase starts with a paused modality
         rule_options={"schedule": [[0.25, ["right"]], [0.25, ["left", "right"]]]},
         save_strategy="no",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu="--use_cpu" in words,
         report_to="none",
     )
+    labels: list[int] = []
+
+    def look(prediction: EvalPrediction) -> dict[str, float]:
+        labels[:] = prediction.label_ids.tolist()
+        return {}
+
     trainer = FusionTrainer(
-        model=two_views(), args=args, train_dataset=TwoViews(64, 0), eval_dataset=TwoViews(ROWS, 1)
+        model=two_views(),
+        args=args,
+        train_dataset=TwoViews(64, 0),
+        eval_dataset=TwoViews(ROWS, 1),
+        compute_metrics=look,
     )
     trainer.train()
     trainer.evaluate(TwoViews(ROWS, 2), metric_key_prefix="test")
@@ -37,6 +53,7 @@ def main(folder: Path) -> None:
         "wrapped": type(trainer.model_wrapped).__name__,
         "history": trainer.record.history,
         "rows": trainer.reports["test"]["rows"],
+        "labels": labels,
         "weights": {name: float(p.detach().double().sum()) for name, p in trainer.model.named_parameters()},
         "readout": trainer.model.config.readout,
     }
@@ -45,4 +62,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

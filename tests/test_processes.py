@@ -1,0 +1,62 @@
+"""Training by two processes: both decide alike, no row counts twice, and the result is that of one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_processes
+from fusion_fixtures import TwoViews
+from safetensors.torch import load_file
+
+TESTS = Path(__file__).resolve().parent
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+    # With --cpu instead of --multi_gpu, accelerate silently starts one process.
+    "accelerate": (
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The same run by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    two_processes.main(folder, "--use_cpu")
+    return folder
+
+
+@pytest.mark.parametrize("launcher", list(LAUNCHERS))
+def test_two_processes_train_as_one(alone, tmp_path, launcher):
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "two_processes.py", str(tmp_path), "--use_cpu"]
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = json.loads((alone / "rank0.json").read_text())
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert (one["processes"], first["processes"]) == (1, 2)
+    assert first["wrapped"] == "DistributedDataParallel"
+    assert first == second  # decisions, weights and readout
+    assert first["rows"] == two_processes.ROWS, "rows that only fill the last batch were counted"
+    assert first["labels"] == one["labels"] == TwoViews(two_processes.ROWS, 2).labels.tolist()
+    assert {entry["stage"] for entry in first["history"]} == {"unimodal", "joint"}
+    assert [entry["training"] for entry in first["history"]] == [["right"], *[["left", "right"]] * 3]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
+    assert len(lines) == len(first["history"])
+
+    for key in ("step", "stage", "training", "reason", "restored"):
+        assert [entry[key] for entry in first["history"]] == [entry[key] for entry in one["history"]]
+    weights, reference = (load_file(folder / "model.safetensors") for folder in (tmp_path, alone))
+    for name, value in reference.items():
+        torch.testing.assert_close(
+            weights[name], value, rtol=1e-3, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
