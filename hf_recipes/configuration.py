@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ecsfusion import FusionTrainingArguments
+from ecsfusion.fusion_heads import FUSION_HEADS
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 PREPROCESS = ("ahead", "on-the-fly")
@@ -50,6 +51,7 @@ class RecipeArguments:
         validation_share: share of the training rows that becomes an absent validation or test split.
         label_column: the column with the class: names, strings or whole numbers.
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
+        fusion: name of the fused head, see `ecsfusion.fusion_heads`.
         compare: "joint" to train the same model jointly, with the same budget, as well.
         modalities: what the model sees; from the YAML only.
     """
@@ -63,12 +65,15 @@ class RecipeArguments:
     validation_share: float = field(default=0.1, metadata={"help": "share of train where a split is absent"})
     label_column: str = field(default="label", metadata={"help": "the column with the class"})
     preprocess: str = field(default="ahead", metadata={"help": "ahead or on-the-fly"})
+    fusion: str = field(default="concatenation", metadata={"help": ", ".join(FUSION_HEADS)})
     compare: str | None = field(default=None, metadata={"help": "joint: train jointly as well"})
     modalities: dict[str, ModalityArguments] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.preprocess not in PREPROCESS:
             raise ValueError(f"preprocess is {self.preprocess!r}; give one of {', '.join(PREPROCESS)}")
+        if self.fusion not in FUSION_HEADS:
+            raise ValueError(f"fusion is {self.fusion!r}; give one of {', '.join(FUSION_HEADS)}")
         if self.compare is not None and self.compare not in COMPARE:
             raise ValueError(f"compare is {self.compare!r}; give {', '.join(COMPARE)}, or leave it out")
         if not 0 < self.validation_share < 0.5:

@@ -50,7 +50,9 @@ def prepare(argv: Sequence[str]) -> Job:
     encoders = build_encoders(recipe)
     processor = build_processor(recipe, encoders)
     splits = prepare_splits(recipe, raw, encoders, processor, show_progress=args.local_process_index == 0)
-    model = FusionForClassification.from_modality_pretrained(encoders, id2label=dict(enumerate(names)))
+    model = FusionForClassification.from_modality_pretrained(
+        encoders, id2label=dict(enumerate(names)), fusion=recipe.fusion
+    )
     return Job(recipe, args, splits, model, processor)
 
 
