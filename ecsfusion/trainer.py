@@ -208,16 +208,11 @@ class FusionTrainer(PublishingTrainer):
 
         Args and returns as in `transformers.Trainer.train`.
         """
-        self.controller.record = StageRecord(
-            stage="joint" if self.args.stages == "joint" else "unimodal", training=list(self.model.modalities)
-        )
+        self.controller.record = StageRecord(stage="joint" if self.args.stages == "joint" else "unimodal")
         self._kept_step = self._restored = None
         self._kept.clear()
         self._probe_seconds = 0.0
         self.reports.clear()
-        check_columns(self.train_dataset, self.model.modalities, "train_dataset")
-        for name, dataset in self._evaluation_sets().items():
-            check_columns(dataset, self.model.modalities, name)
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.model.set_active(self.model.modalities)
         if self.eval_dataset is not None:
@@ -237,6 +232,8 @@ class FusionTrainer(PublishingTrainer):
         self.model.config.auxiliary_weight = self.args.auxiliary_weight
         self.model.config.readout = None
         self.model.set_active(self.model.modalities)
+        for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
+            check_columns(dataset, self.model.modalities, name)
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
@@ -248,6 +245,7 @@ class FusionTrainer(PublishingTrainer):
         # A resumed run has its record back by now (the Trainer restores callbacks before the optimizer).
         record = self.record
         self._check_processes(record)
+        record.training = record.training or list(self.model.modalities)
         rule = self._make_rule()
         self.controller.bind(rule, self.model.modalities, self._probe_prefix())
         self.model.set_stage(record.stage)
@@ -430,7 +428,7 @@ class FusionTrainer(PublishingTrainer):
         record.training = list(model.modalities)
         model.set_stage("joint")
         self.optimizer.state.clear()
-        self.optimizer.state.update(copy.deepcopy(list(self._fresh_state.items())))
+        self.optimizer.state.update({p: copy.deepcopy(state) for p, state in self._fresh_state.items()})
         # The best model of this run is a joint one; stage 1's peak has its own folder.
         self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         if self._created_lr_scheduler:  # a scheduler that the user gave is the user's

@@ -1,0 +1,721 @@
+"""What `TrainingArguments` promise holds in both stages: each option is judged by what it does."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from fusion_fixtures import TwoViews, tiny_bert, tiny_vit, two_views
+from test_trainer import (
+    EPOCHS,
+    PEAK_FIRST_THEN_RESTORE,
+    ROWS,
+    STEPS_PER_EPOCH,
+    Scripted,
+    Snapshots,
+    arguments,
+    trainer,
+)
+from torch.nn import functional as F  # noqa: N812
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from ecsfusion import FusionForClassification, FusionTrainer
+from ecsfusion.lengths import SeededLengthGroupedSampler, row_lengths
+
+ALL_TRAIN = [{}] * 20
+
+
+def run_with(
+    folder: Path, *, model=None, train=None, evaluation=None, callbacks=None, **options
+) -> FusionTrainer:
+    extra = {key: options.pop(key) for key in ("compute_loss_func", "rule", "optimizers") if key in options}
+    run = FusionTrainer(
+        model=model or two_views(),
+        args=arguments(folder, **options),
+        train_dataset=train or TwoViews(ROWS, seed=0),
+        eval_dataset=evaluation or TwoViews(80, seed=1),
+        callbacks=callbacks,
+        **extra,
+    )
+    run.train()
+    return run
+
+
+def weights(run: FusionTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in run.model.named_parameters()}
+
+
+def assert_same(first: dict, second: dict, **tolerance: float) -> None:
+    for name, value in first.items():
+        torch.testing.assert_close(
+            value, second[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def logged(run: FusionTrainer, key: str) -> list:
+    return [entry[key] for entry in run.state.log_history if key in entry]
+
+
+# ---- gradients ----
+
+
+def test_gradient_accumulation_equals_the_large_batch(tmp_path):
+    options = {"optim": "sgd", "learning_rate": 0.1, "num_train_epochs": 2, "max_grad_norm": 0.5}
+    large = run_with(tmp_path / "large", per_device_train_batch_size=16, **options)
+    small = run_with(
+        tmp_path / "small", per_device_train_batch_size=4, gradient_accumulation_steps=4, **options
+    )
+    assert large.state.global_step == small.state.global_step == 2 * STEPS_PER_EPOCH
+    assert {entry["stage"] for entry in small.record.history} == {"unimodal", "joint"}
+    assert_same(weights(large), weights(small), rtol=1e-4, atol=1e-5)
+
+
+class LoudLeft(TwoViews):
+    """The left view's pixels are scaled; what is right of it stays bit for bit the same."""
+
+    def __init__(self, *args, scale: float, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.views[0] = scale * self.views[0]
+
+
+def one_step(folder: Path, scale: float, **options) -> FusionTrainer:
+    options = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 1, "stages": "unimodal", **options}
+    return run_with(
+        folder, train=LoudLeft(16, 0, scale=scale), logging_steps=1, logging_strategy="steps", **options
+    )
+
+
+def test_one_modalitys_gradient_never_scales_anothers(tmp_path):
+    before = {name: p.detach().clone() for name, p in two_views().named_parameters()}
+    quiet, loud = (one_step(tmp_path / str(k), k, max_grad_norm=0.01) for k in (1.0, 50.0))
+    for name, value in weights(quiet).items():
+        if name.startswith(("encoders.right", "heads.right")):
+            assert torch.equal(value, weights(loud)[name]), name
+    for side in ("left", "right"):
+        moved = [
+            (weights(loud)[name] - before[name]).square().sum()
+            for name in before
+            if name.startswith((f"encoders.{side}", f"heads.{side}"))
+        ]
+        assert float(torch.stack(moved).sum().sqrt()) == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.01, 0.0])
+def test_norms_are_logged_by_modality_and_in_all(tmp_path, max_grad_norm):
+    run = run_with(
+        tmp_path, max_grad_norm=max_grad_norm, logging_strategy="steps", logging_steps=1, max_steps=8
+    )
+    first, last = (
+        [entry for entry in run.state.log_history if "grad_norm" in entry][index] for index in (0, -1)
+    )
+    assert (first["stage"], last["stage"]) == (1, 2)
+    assert "grad_norm_fusion" not in first
+    assert first["training_left"] == first["training_right"] == 1
+    for entry, parts in ((first, ("left", "right")), (last, ("left", "right", "fusion"))):
+        norms = [entry[f"grad_norm_{part}"] for part in parts]
+        assert entry["grad_norm"] == pytest.approx(math.hypot(*norms), rel=1e-4)
+        assert min(norms) > 0.01
+
+
+def test_gradient_checkpointing_computes_the_same_and_runs_layers_again(tmp_path):
+    counts = []
+
+    def count(model):
+        calls = [0]
+        layer = (
+            model.encoders["left"].encoder.layer[0] if hasattr(model.encoders["left"], "encoder") else None
+        )
+        layer = layer if layer is not None else model.encoders["left"].layers[0]
+        layer.attention.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+        counts.append(calls)
+        return model
+
+    options = {"num_train_epochs": 1, "eval_strategy": "epoch"}
+    plain = run_with(tmp_path / "plain", model=count(two_views()), **options)
+    option = "activation_checkpointing"  # its name from transformers 5.2x on
+    option = option if hasattr(plain.args, option) else "gradient_checkpointing"
+    again = run_with(tmp_path / "again", model=count(two_views()), **{option: True}, **options)
+    assert_same(weights(plain), weights(again), rtol=1e-5, atol=1e-6)
+    assert counts[1][0] == counts[0][0] + STEPS_PER_EPOCH
+
+
+# ---- precision and compilation ----
+
+
+def test_bfloat16_trains_float32_weights(tmp_path):
+    full = run_with(tmp_path / "full", num_train_epochs=2)
+    half = run_with(tmp_path / "half", num_train_epochs=2, bf16=True)
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+    name = "encoders.left.layernorm.weight"
+    assert not torch.equal(weights(full)[name], weights(half)[name])
+    losses = [logged(run, "eval_loss")[-1] for run in (full, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert half.record.stage == "joint"
+
+
+def test_a_compiled_model_trains_as_the_plain_one(tmp_path):
+    script = [{"training": ("right",)}, {"stage_over": True}]
+    options = {"num_train_epochs": 3}
+    plain = run_with(tmp_path / "plain", rule=Scripted(script), **options)
+    compiled = run_with(
+        tmp_path / "compiled",
+        rule=Scripted(script),
+        torch_compile=True,
+        torch_compile_backend="eager",
+        **options,
+    )
+    assert [entry["training"] for entry in plain.record.history] == [
+        entry["training"] for entry in compiled.record.history
+    ]
+    assert_same(weights(plain), weights(compiled), rtol=1e-4, atol=1e-5)
+
+
+# ---- losses ----
+
+
+def weighted(outputs, labels, num_items_in_batch=None):
+    weight = torch.tensor([1.0, 1.0, 20.0])
+    return F.cross_entropy(outputs.logits, labels, weight=weight, reduction="sum") / num_items_in_batch
+
+
+def plain_loss(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_loss_function_is_applied_to_every_head_as_the_models_own(tmp_path, accumulation):
+    options = {
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 16 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    own = run_with(tmp_path / "own", **options)
+    given = run_with(tmp_path / "given", compute_loss_func=plain_loss, **options)
+    assert_same(weights(own), weights(given), rtol=1e-4, atol=1e-5)
+    assert logged(given, "eval_loss") == pytest.approx(logged(own, "eval_loss"), rel=1e-4)
+
+
+def test_class_weights_move_every_head_to_the_heavy_class(tmp_path):
+    class Noise(TwoViews):
+        def __init__(self, rows: int, seed: int) -> None:
+            super().__init__(rows, seed, noise=(30.0, 30.0))
+
+    run = run_with(
+        tmp_path,
+        train=Noise(ROWS, 0),
+        evaluation=Noise(80, 1),
+        compute_loss_func=weighted,
+        num_train_epochs=8,
+    )
+    rows = TwoViews(60, seed=4, noise=(30.0, 30.0))
+    with torch.no_grad():
+        out = run.model.eval()(
+            **{
+                side: {"pixel_values": torch.stack([rows[i][side]["pixel_values"] for i in range(60)])}
+                for side in ("left", "right")
+            }
+        )
+    for logits in (out.logits, *out.unimodal_logits.values()):
+        assert float((logits.argmax(-1) == 2).float().mean()) > 0.7
+
+
+# ---- lengths ----
+
+
+class Sentences(torch.utils.data.Dataset):
+    """Sentences of 1 to 20 tokens beside a picture; token and picture know the label."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.views = TwoViews(rows, seed)
+        self.lengths = torch.randint(1, 21, (rows,), generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.views[index]
+        tokens = torch.full((self.lengths[index],), row["labels"] + 1)
+        return {"image": row["left"], "text": {"input_ids": tokens}, "labels": row["labels"]}
+
+
+def collate_sentences(rows: list[dict]) -> dict:
+    ids = [row["text"]["input_ids"] for row in rows]
+    return {
+        "image": {"pixel_values": torch.stack([row["image"]["pixel_values"] for row in rows])},
+        "text": {
+            "input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
+            "attention_mask": torch.nn.utils.rnn.pad_sequence(
+                [torch.ones_like(i) for i in ids], batch_first=True
+            ),
+        },
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_rows_of_similar_length_share_a_batch(tmp_path, strategy):
+    torch.manual_seed(0)
+    model = FusionForClassification.from_modality_pretrained(
+        {"image": tiny_vit(), "text": tiny_bert()}, num_labels=3
+    )
+    padded = []
+
+    def collate(rows):
+        lengths = [len(row["text"]["input_ids"]) for row in rows]
+        padded.append(sum(max(lengths) - length for length in lengths) / sum(lengths))
+        return collate_sentences(rows)
+
+    run = FusionTrainer(
+        model=model,
+        args=arguments(
+            tmp_path, train_sampling_strategy=strategy, num_train_epochs=1, per_device_train_batch_size=8
+        ),
+        train_dataset=Sentences(128, 0),
+        eval_dataset=Sentences(40, 1),
+        data_collator=collate,
+    )
+    batches = list(run.get_train_dataloader())
+    assert sorted(int(label) for b in batches for label in b["labels"]) == sorted(
+        int(label) for label in Sentences(128, 0).views.labels
+    )
+    share = sum(padded) / len(padded)
+    assert share < 0.4 if strategy == "group_by_length" else share > 0.6, share
+    run.train()
+    assert run.record.stage == "joint"
+
+
+def test_lengths_of_several_modalities_count_alike():
+    rows = [
+        {"text": "abcd", "audio": {"array": [0.0] * 100}},
+        {"text": "ab", "audio": None},
+        {"text": "abcd", "audio": [0.0] * 50},
+    ]
+    assert row_lengths(rows, ("text", "audio"), "length") == pytest.approx([2.0, 0.5, 1.5])
+    rows = [{"text": "a", "length": 3}, {"text": "b", "length": 1}]
+    assert row_lengths(rows, ("text", "audio"), "length") == pytest.approx([1.0, 1 / 3])
+    with pytest.raises(ValueError, match=r"row 0 has its audio as a bytes.*add a column 'length'"):
+        row_lengths([{"audio": b""}], ("audio",), "length")
+
+
+def test_batches_by_length_are_new_in_every_epoch_and_the_same_in_a_resumed_one():
+    lengths = [float(n % 17) for n in range(200)]
+    sampler, resumed = (SeededLengthGroupedSampler(4, lengths, seed=1) for _ in range(2))
+    epochs = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    resumed.set_epoch(2)
+    assert list(resumed) == epochs[2]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+# ---- stopping, saving, searching ----
+
+
+class Falling:
+    """Metrics of the user by evaluation: the same "score" falls from the first one on."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, prediction) -> dict[str, float]:
+        self.seen += 1
+        return {"score": -float(self.seen)}
+
+
+def test_early_stopping_counts_in_stage_two_only(tmp_path):
+    run = FusionTrainer(
+        model=two_views(),
+        args=arguments(
+            tmp_path,
+            num_train_epochs=20,
+            save_strategy="epoch",
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="score",
+            greater_is_better=True,
+        ),
+        train_dataset=TwoViews(ROWS, seed=0),
+        eval_dataset=TwoViews(80, seed=1),
+        compute_metrics=Falling(),
+        rule=Scripted([{}, {}, {}, {"stage_over": True}]),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+    )
+    run.train()
+    stages = [entry["stage"] for entry in run.record.history]
+    assert stages == ["unimodal"] * 4 + ["joint"] * 3, "one joint best, then two that are worse"
+    assert run.state.best_global_step == 5 * STEPS_PER_EPOCH
+    kept = {folder.name for folder in tmp_path.glob("checkpoint-*")}
+    assert f"checkpoint-{5 * STEPS_PER_EPOCH}" in kept
+    assert len(kept) <= 2
+    assert (tmp_path / "unimodal" / "model.safetensors").exists()
+
+
+class CountForwards(TrainerCallback):
+    """Rows that each encoder sees, in training and in evaluation."""
+
+    def __init__(self, model: FusionForClassification) -> None:
+        self.rows = {True: {}, False: {}}
+        for name, encoder in model.encoders.items():
+            encoder.register_forward_hook(lambda module, *_, name=name: self.count(module, name))
+
+    def count(self, module, name) -> None:
+        calls = self.rows[module.training]
+        calls[name] = calls.get(name, 0) + 1
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_the_end_of_training_evaluates_nothing_twice(tmp_path, best):
+    model = two_views()
+    counter = CountForwards(model)
+    saving = {
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy_calibrated",
+    }
+    run = run_with(tmp_path, model=model, per_device_eval_batch_size=80, **(saving if best else {}))
+    assert counter.rows[False]["left"] == EPOCHS, "one pass per probe and none at the end"
+    report = run.reports["validation"]
+    evaluated = run.evaluate()
+    for key in ("eval_accuracy", "eval_synergy", "eval_unique_left"):
+        assert report["metrics"][key] == pytest.approx(evaluated[key], abs=1e-9)
+    assert report["pid"].synergy_interval is not None
+    assert run.model.config.readout is not None
+
+
+def test_a_paused_modality_is_not_run_at_all(tmp_path):
+    model = two_views()
+    counter = CountForwards(model)
+    run_with(tmp_path, model=model, rule=Scripted([{"training": ("right",)}] * 4), stages="unimodal")
+    assert counter.rows[True] == {"left": STEPS_PER_EPOCH, "right": EPOCHS * STEPS_PER_EPOCH}
+
+
+def test_a_search_maximizes_the_metric_for_the_best_model(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    run = FusionTrainer(
+        model_init=lambda trial: two_views(),
+        args=arguments(tmp_path, num_train_epochs=2, metric_for_best_model="accuracy"),
+        train_dataset=TwoViews(ROWS, seed=0),
+        eval_dataset=TwoViews(80, seed=1),
+    )
+
+    def space(trial):
+        return {"learning_rate": trial.suggest_categorical("learning_rate", [1e-9, 1e-2])}
+
+    best = run.hyperparameter_search(
+        space,
+        n_trials=2,
+        backend="optuna",
+        sampler=optuna.samplers.GridSampler({"learning_rate": [1e-9, 1e-2]}),
+    )
+    assert best.hyperparameters == {"learning_rate": 1e-2}
+    assert 0.4 < best.objective <= 1.0, "an accuracy, not a sum of metrics"
+
+
+# ---- optimizers and schedules ----
+
+
+@pytest.mark.parametrize(
+    "optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop"]
+)
+def test_every_optimizer_pauses_and_starts_stage_two_afresh(tmp_path, optim):
+    seen = Snapshots()
+    script = [{"training": ("right",)}, {"stage_over": True}]
+    run_with(
+        tmp_path, optim=optim, rule=Scripted(script), callbacks=[seen], weight_decay=0.1, num_train_epochs=3
+    )
+    start, end = STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH - 1
+    for name, value in seen.weights[start].items():
+        if name.startswith(("encoders.left", "heads.left")):
+            assert torch.equal(value, seen.weights[end][name]), name
+    fresh, joint = seen.states[0], seen.states[2 * STEPS_PER_EPOCH]
+    assert joint.keys() == fresh.keys()
+    for name, state in joint.items():
+        assert all(torch.equal(value, fresh[name][key]) for key, value in state.items())
+    assert not torch.equal(seen.weights[-1]["heads.left.weight"], seen.weights[-2]["heads.left.weight"])
+
+
+def test_an_optimizer_with_groups_of_its_own_is_refused_beside_rates_by_modality(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "transformers.Trainer.get_optimizer_cls_and_kwargs",
+        staticmethod(
+            lambda args, model=None: (torch.optim.SGD, {"params": list(model.parameters()), "lr": 0.1})
+        ),
+    )
+    with pytest.raises(ValueError, match="parameter groups of its own"):
+        run_with(tmp_path / "refused", modality_learning_rates={"left": 1e-3})
+    assert run_with(tmp_path / "fine", num_train_epochs=1).record.stage == "joint"
+
+
+def test_an_optimizer_of_ones_own_is_refused_beside_rates_by_modality(tmp_path):
+    model = two_views()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizers holds an optimizer"):
+        run_with(tmp_path, model=model, optimizers=(optimizer, None), modality_learning_rates={"left": 1e-3})
+
+
+def test_stage_one_has_its_given_length_and_schedule(tmp_path):
+    seen = Snapshots()
+    run = run_with(
+        tmp_path,
+        rule=Scripted([{"stage_over": True}, *ALL_TRAIN]),
+        num_train_epochs=5,
+        unimodal_epochs=2,
+        unimodal_lr_scheduler_type="constant",
+        lr_scheduler_type="linear",
+        callbacks=[seen],
+    )
+    change = 2 * STEPS_PER_EPOCH
+    assert run.record.stage_start == change
+    assert run.record.history[0]["reason"].startswith("stage 1 goes on, for its length is given")
+    assert seen.rates[:change] == pytest.approx([3e-3] * change)
+    steps = 3 * STEPS_PER_EPOCH
+    assert seen.rates[change:] == pytest.approx([3e-3 * (1 - step / steps) for step in range(steps)])
+
+
+def test_the_schedule_of_stage_one_ends_with_it(tmp_path):
+    seen = Snapshots()
+    run_with(tmp_path, unimodal_epochs=2, num_train_epochs=4, lr_scheduler_type="linear", callbacks=[seen])
+    length = 2 * STEPS_PER_EPOCH
+    expected = [3e-3 * (1 - step / length) for step in range(length)]
+    assert seen.rates == pytest.approx(expected * 2)
+
+
+def test_a_plateau_schedule_starts_again_too(tmp_path):
+    seen = Snapshots()
+    run_with(
+        tmp_path,
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs={"patience": 0, "factor": 0.1, "threshold": 10.0, "threshold_mode": "abs"},
+        metric_for_best_model="loss",
+        rule=Scripted([{}, {}, {"stage_over": True}]),
+        callbacks=[seen],
+    )
+    assert seen.rates[2 * STEPS_PER_EPOCH + 1] < 3e-3
+    assert seen.rates[3 * STEPS_PER_EPOCH] == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"unimodal_epochs": 9.0}, "part of num_train_epochs, 4"),
+        ({"unimodal_epochs": 1.0, "max_steps": 5}, "unimodal_epochs and max_steps"),
+        ({"unimodal_epochs": 1.0, "max_unimodal_share": 0.3}, "unimodal_epochs and max_unimodal_share"),
+        ({"unimodal_epochs": 1.0, "stages": "joint"}, "stages is 'joint'"),
+        ({"joint_pausing": True, "rule": "weak-first"}, "'weak-first' has no decide_joint"),
+        ({"probe_rows": 0}, "probe_rows is 0"),
+    ],
+)
+def test_contradictions_are_named(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **overrides)
+
+
+# ---- data and logs ----
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows without a length."""
+
+    def __iter__(self):
+        rows = TwoViews(ROWS, seed=0)
+        while True:
+            yield from (rows[index] for index in range(len(rows)))
+
+
+def test_a_stream_of_rows_trains_in_two_stages(tmp_path):
+    run = run_with(tmp_path, train=Stream(), max_steps=12, eval_strategy="steps", eval_steps=4)
+    assert run.state.global_step == 12
+    assert [entry["step"] for entry in run.record.history] == [4, 6, 8, 12]
+    assert (run.record.stage, run.record.stage_start) == ("joint", 6)
+
+
+def test_tensorboard_sees_stage_modalities_and_the_cost_of_probes(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = run_with(
+        tmp_path / "run",
+        rule=Scripted([{"training": ("right",)}, {"stage_over": True}]),
+        report_to="tensorboard",
+        num_train_epochs=3,
+        logging_strategy="epoch",
+    )
+    folder = next(Path(run.args.output_dir).rglob("events.*")).parent
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert scalars["train/stage"] == [1, 1, 2]
+    assert scalars["train/training_left"] == [1, 0, 1]
+    assert len(scalars["train/grad_norm_left"]) == 2
+    assert len(scalars["eval/unique_left"]) >= 3
+    assert "train/probe_share" in scalars
+
+
+def test_trackio_sees_the_same(tmp_path, monkeypatch):
+    trackio = pytest.importorskip("trackio")
+    sent: list[dict] = []
+    monkeypatch.setattr(trackio, "init", lambda *args, **kwargs: None)
+    monkeypatch.setattr(trackio, "log", lambda values, **kwargs: sent.append(values))
+    monkeypatch.setattr(trackio, "finish", lambda: None)
+    monkeypatch.setattr(trackio, "config", {}, raising=False)
+    run_with(tmp_path, report_to="trackio", num_train_epochs=2)
+    assert [values["train/stage"] for values in sent if "train/stage" in values] == [1, 2]
+    assert any("eval/unique_left" in values for values in sent)
+
+
+def test_the_cost_of_probes_is_reported(tmp_path, capsys):
+    run = trainer(tmp_path)
+    result = run.train()
+    metrics = result.metrics
+    assert metrics["probe_seconds"] > 0
+    assert metrics["probe_share"] == pytest.approx(
+        metrics["probe_seconds"] / metrics["train_runtime"], abs=1e-3
+    )
+    seconds = sum(
+        entry["eval_probe_seconds"] for entry in run.state.log_history[:-2] if "eval_probe_seconds" in entry
+    )
+    assert metrics["probe_seconds"] == pytest.approx(seconds, abs=0.01)
+    ending = capsys.readouterr().out.partition("Training is over")[2]
+    for phrase in ("stage 1, steps 1 to 8", "stage 2, steps 9 to 16", "left ", "calibrated ", "probes took"):
+        assert phrase in ending
+
+
+def test_only_so_many_rows_are_decomposed(tmp_path):
+    few = trainer(tmp_path, probe_rows=50)
+    metrics = few.evaluate()
+    assert few.pid.num_samples == 50
+    assert few.reports["validation"]["rows"] == 80
+    assert metrics["eval_accuracy"] == trainer(tmp_path).evaluate()["eval_accuracy"]
+    again = trainer(tmp_path, probe_rows=50).evaluate()
+    assert again["eval_synergy"] == metrics["eval_synergy"]
+
+
+# ---- stage 2 ----
+
+
+class PauseLeft(Scripted):
+    """Stage 1 ends at once; in stage 2 the left view is paused at its second reading, and then resumed."""
+
+    def __init__(self) -> None:
+        super().__init__([{"stage_over": True}])
+        self.state["joint"] = 0
+
+    def decide_joint(self, reading):
+        self.state["joint"] += 1
+        names = ("right",) if self.state["joint"] == 1 else ("left", "right")
+        return (
+            super()
+            .decide_joint(reading)
+            .__class__(names, "left paused: a script" if len(names) == 1 else "all")
+        )
+
+
+def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
+    seen = Snapshots()
+    run = run_with(tmp_path, rule=PauseLeft(), joint_pausing=True, callbacks=[seen], weight_decay=0.1)
+    both = ["left", "right"]
+    assert [entry["training"] for entry in run.record.history] == [both, both, ["right"], both]
+    start, end = 2 * STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH
+    names = [name for name in seen.weights[0] if name.startswith(("encoders.left", "heads.left"))]
+    assert all(torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in names)
+    assert any(not torch.equal(seen.weights[end][name], seen.weights[end + 1][name]) for name in names)
+    moved = [name for name in seen.weights[0] if name.startswith(("encoders.right", "fusion"))]
+    assert any(not torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in moved)
+    assert "    -> left paused: a script" in capsys.readouterr().out
+    off = run_with(tmp_path / "off", rule=PauseLeft())
+    assert all(entry["training"] == ["left", "right"] for entry in off.record.history)
+
+
+def test_without_a_second_stage_no_sentence_announces_one(tmp_path, capsys):
+    run = run_with(tmp_path, stages="unimodal", rule=Scripted(PEAK_FIRST_THEN_RESTORE))
+    assert run.record.stage == "unimodal"
+    default = run_with(tmp_path / "default", stages="unimodal")
+    assert "stage 2" not in capsys.readouterr().out
+    assert "; the model keeps the " in default.record.history[-1]["reason"]
+
+
+# ---- errors ----
+
+
+class Broken(TwoViews):
+    """The right view of row 5 holds NaN."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.views[1][5] = torch.nan
+
+
+def test_a_loss_of_nan_names_modality_and_step_and_keeps_the_last_checkpoint(tmp_path):
+    first = run_with(tmp_path, num_train_epochs=1, save_strategy="epoch")
+    saved = (tmp_path / f"checkpoint-{STEPS_PER_EPOCH}" / "model.safetensors").read_bytes()
+    message = rf"after \d steps, the loss is nan: the inputs of right hold NaN.*checkpoint-{STEPS_PER_EPOCH}"
+    with pytest.raises(FloatingPointError, match=message):
+        run_with(tmp_path, train=Broken(ROWS, 0), num_train_epochs=1, save_strategy="no")
+    assert (tmp_path / f"checkpoint-{STEPS_PER_EPOCH}" / "model.safetensors").read_bytes() == saved
+    assert first.state.global_step == STEPS_PER_EPOCH
+
+
+def test_a_gradient_of_nan_is_no_step(tmp_path):
+    model = two_views()
+    model.heads["right"].weight.register_hook(lambda gradient: gradient * torch.nan)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(FloatingPointError, match=r"the gradient of right is not finite.*no checkpoint"):
+        run_with(tmp_path, model=model)
+    assert all(torch.equal(p.detach(), before[name]) for name, p in model.named_parameters())
+
+
+def test_a_column_of_another_name_is_named(tmp_path):
+    class Other(TwoViews):
+        def __getitem__(self, index: int) -> dict:
+            row = super().__getitem__(index)
+            return {"picture": row["left"], "right": row["right"], "labels": row["labels"]}
+
+    with pytest.raises(ValueError, match=r"train_dataset has the columns \['picture'.*no 'left'.*rename"):
+        run_with(tmp_path, train=Other(ROWS, 0))
+
+
+def test_a_named_column_that_is_missing_is_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"left": [[0.0]], "labels": [1]})
+    with pytest.raises(ValueError, match=r"eval_dataset has the columns \['left', 'labels'\] but no 'right'"):
+        run_with(tmp_path, evaluation=rows)
+
+
+def test_a_class_without_rows_in_the_probe_set_is_named(tmp_path):
+    class TwoClasses(TwoViews):
+        def __getitem__(self, index: int) -> dict:
+            return super().__getitem__(index) | {"labels": int(self.labels[index]) % 2}
+
+    with pytest.raises(ValueError, match=r"no row of class 2 \(LABEL_2\)"):
+        run_with(tmp_path, evaluation=TwoClasses(80, 1))
+    assert (
+        run_with(tmp_path, evaluation=TwoClasses(80, 1), stages="joint", num_train_epochs=1).pid is not None
+    )
+
+
+def test_a_probe_set_that_is_too_small_is_named_with_the_number_needed(tmp_path):
+    with pytest.raises(ValueError, match=r"has 9 usable rows, too few.*at least 12"):
+        run_with(tmp_path, evaluation=TwoViews(9, 1))
+
+
+class AsIfByTwo(TrainerCallback):
+    """Checkpoints say that two processes wrote them."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.run.record.processes = 2
+
+
+def test_another_number_of_processes_is_named(tmp_path):
+    two = AsIfByTwo()
+    two.run = trainer(tmp_path, save_strategy="epoch", num_train_epochs=1, callbacks=[two])
+    two.run.train()
+    resumed = trainer(tmp_path, save_strategy="epoch", num_train_epochs=1)
+    with pytest.raises(ValueError, match="written by 2 processes and this run has 1"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS_PER_EPOCH}"))
