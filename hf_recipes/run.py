@@ -16,8 +16,6 @@ from pathlib import Path
 
 import torch
 from transformers import set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes itself, wherever this is started
@@ -43,7 +41,6 @@ class Job:
 def prepare(argv: Sequence[str]) -> Job:
     """Read the configuration, load and process the data, build the model."""
     recipe, args = parse_arguments(argv)
-    args.resume_from_checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
     raw = load_splits(recipe, args.seed)
     names = raw["train"].features["label"].names
@@ -56,21 +53,12 @@ def prepare(argv: Sequence[str]) -> Job:
     return Job(recipe, args, splits, model, processor)
 
 
-def checkpoint_to_resume(args: FusionTrainingArguments) -> str | None:
-    """The folder that `--resume_from_checkpoint` means: "true" is the last checkpoint of the output folder."""
+def checkpoint_to_resume(args: FusionTrainingArguments) -> str | bool:
+    """What `--resume_from_checkpoint` means: "true" is the latest whole checkpoint of the output folder."""
     wanted = args.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() == "false":
-        return None
-    found = wanted
-    if str(wanted).lower() == "true":
-        found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if found is None or not Path(found, TRAINER_STATE_NAME).is_file():
-        raise ValueError(
-            f"resume_from_checkpoint is {wanted!r}, but there is no checkpoint "
-            f"{f'in {args.output_dir!r}' if found is None else 'there'}; give a folder checkpoint-STEP of an "
-            "earlier run with the same arguments, or leave it out to start anew"
-        )
-    return found
+    if wanted is None or str(wanted).lower() in ("true", "false"):
+        return str(wanted).lower() == "true"
+    return str(wanted)
 
 
 def train(job: Job, model: FusionForClassification, args: FusionTrainingArguments) -> FusionTrainer:
@@ -82,7 +70,7 @@ def train(job: Job, model: FusionForClassification, args: FusionTrainingArgument
         eval_dataset=job.splits["validation"],
         processing_class=job.processor,
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     trainer.evaluate(job.splits["test"], metric_key_prefix="test")
     return trainer
 
