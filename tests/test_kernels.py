@@ -14,7 +14,19 @@ pytest.importorskip("triton", reason="Triton exists for Linux only")
 
 def test_every_kernel_equals_its_reference_in_the_interpreter():
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(KERNEL_TESTS)],
+        # the interpreter is slow, and nothing else runs meanwhile: all cores
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-n",
+            "auto",
+            "-p",
+            "no:cacheprovider",
+            str(KERNEL_TESTS),
+        ],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 from . import reference
+from .certificate import bounds, certify, marginals
 from .factors import at, configuration, configurations, coupled, dot, factored, padded_to
 from .language import NAMESPACE, Variant, jit, options, runs_kernels, tl
 from .reference import BrojaSolution
-from .reference.broja import certified_bounds, marginal_bounds
 
 # The sums of the two bounds, some 10 bits, and their products are exact to about 1e-7: the estimate is good to a few
 # 1e-7 bits. A table stops this far below the tolerance, and smaller tolerances are left to the reference.
@@ -107,95 +107,6 @@ def _fit(
             if sweep > 0:
                 error = off
             sweep += 1
-
-
-@jit
-def _shift(
-    log_w_ptr, mass1_ptr, mass2_ptr, given_ptr, out_ptr, num1, num2, stride_row, stride_column, GIVEN, TILE
-):
-    """out(x1) = the largest log W(x1, x2) - given(x2) of all x2 with mass. Returns sum p(x1) out(x1)."""
-    cost = 0.0
-    for row in range(0, num1, TILE):
-        rows = row + tl.arange(0, TILE)
-        largest = tl.full((TILE,), -1e4, tl.float32)
-        for column in range(0, num2, TILE):
-            columns = column + tl.arange(0, TILE)
-            excess = tl.load(at(log_w_ptr, row, column, stride_row, stride_column, TILE, TILE))
-            if GIVEN:
-                excess -= tl.load(given_ptr + columns)[None, :]
-            excess = tl.where((tl.load(mass2_ptr + columns) > 0)[None, :], excess, -1e4)
-            largest = tl.maximum(largest, tl.max(excess, 1))
-        tl.store(out_ptr + rows, largest)
-        cost += tl.sum(tl.load(mass1_ptr + rows) * largest)
-    tl.debug_barrier()
-    return cost
-
-
-@jit
-def _bounds(
-    q1_ptr,
-    q2_ptr,
-    mass1_ptr,
-    mass2_ptr,
-    a_ptr,
-    b_ptr,
-    a_low_ptr,
-    b_low_ptr,
-    r_ptr,
-    log_w_ptr,
-    shift1_ptr,
-    shift2_ptr,
-    num1,
-    num2,
-    classes,
-    stride_r,
-    stride_a,
-    TILE: tl.constexpr,
-    CLASSES: tl.constexpr,
-):
-    """What `reference.broja.certified_bounds` says, in nats and float32."""
-    lower, upper = 0.0, 0.0
-    for row in range(0, num1, TILE):
-        for label in range(0, classes, CLASSES):
-            rb = coupled(r_ptr, b_ptr, row, label, num2, stride_r, 1, stride_a, TILE, CLASSES)
-            a = tl.load(at(a_ptr, row, label, stride_a, 1, TILE, CLASSES))
-            q1 = tl.load(at(q1_ptr, row, label, stride_a, 1, TILE, CLASSES))
-            upper -= tl.sum(q1 * _log(a))
-            a *= tl.minimum(q1 / (a * rb + 1e-30), 1.0)
-            tl.store(at(a_low_ptr, row, label, stride_a, 1, TILE, CLASSES), a)
-    tl.debug_barrier()
-    for column in range(0, num2, TILE):
-        for label in range(0, classes, CLASSES):
-            ra = coupled(r_ptr, a_low_ptr, column, label, num1, 1, stride_r, stride_a, TILE, CLASSES)
-            b = tl.load(at(b_ptr, column, label, stride_a, 1, TILE, CLASSES))
-            q2 = tl.load(at(q2_ptr, column, label, stride_a, 1, TILE, CLASSES))
-            upper -= tl.sum(q2 * _log(b))
-            b *= tl.minimum(q2 / (b * ra + 1e-30), 1.0)
-            lower -= tl.sum(b * ra * _log(b))
-            tl.store(at(b_low_ptr, column, label, stride_a, 1, TILE, CLASSES), b)
-    tl.debug_barrier()
-    for row in range(0, num1, TILE):
-        for label in range(0, classes, CLASSES):
-            rb = coupled(r_ptr, b_low_ptr, row, label, num2, stride_r, 1, stride_a, TILE, CLASSES)
-            a = tl.load(at(a_low_ptr, row, label, stride_a, 1, TILE, CLASSES))
-            lower -= tl.sum(a * rb * _log(a))
-        for column in range(0, num2, TILE):
-            w = factored(a_low_ptr, b_low_ptr, row, column, classes, stride_a, TILE, CLASSES)
-            lower += tl.sum(tl.load(at(r_ptr, row, column, stride_r, 1, TILE, TILE)) * w * _log(w))
-    # Rows first, then columns first: the smaller cost counts.
-    rows = _shift(
-        log_w_ptr, mass1_ptr, mass2_ptr, shift2_ptr, shift1_ptr, num1, num2, stride_r, 1, False, TILE
-    )
-    rows += _shift(
-        log_w_ptr, mass2_ptr, mass1_ptr, shift1_ptr, shift2_ptr, num2, num1, 1, stride_r, True, TILE
-    )
-    columns = _shift(
-        log_w_ptr, mass2_ptr, mass1_ptr, shift1_ptr, shift2_ptr, num2, num1, 1, stride_r, False, TILE
-    )
-    columns += _shift(
-        log_w_ptr, mass1_ptr, mass2_ptr, shift2_ptr, shift1_ptr, num1, num2, stride_r, 1, True, TILE
-    )
-    return lower, upper + tl.minimum(rows, columns)
 
 
 @jit
@@ -297,12 +208,12 @@ def _broja(
                 plain = tl.load(at(plain_ptr, row, column, stride_r, 1, TILE, TILE))
                 uphill += tl.sum(moved * (log_r + log_w - plain))
                 change += tl.sum(tl.abs(moved))
-            excess += tl.sum(tl.load(mass1_ptr + row + tl.arange(0, TILE)) * largest)
+            excess += tl.sum(tl.load(mass1_ptr + row + tl.arange(0, TILE)).to(tl.float32) * largest)
         tl.debug_barrier()
 
         near = (iteration % 5 == 0) & (excess < 1.6 * 0.6931471805599453 * tolerance)
         if near | (iteration == 1):
-            lower, upper = _bounds(
+            lower, upper = bounds(
                 q1_ptr,
                 q2_ptr,
                 mass1_ptr,
@@ -320,6 +231,7 @@ def _broja(
                 classes,
                 stride_r,
                 stride_a,
+                1e-30,
                 TILE,
                 CLASSES,
             )
@@ -356,10 +268,10 @@ def _launch_broja(p1: Tensor, p2: Tensor, tolerance: float, max_iterations: int)
     (count, num1, num_classes), num2 = p1.shape, p2.shape[1]
     constants, num_warps = configuration(num1, num2, num_classes)
     tile, classes = constants["TILE"], constants["CLASSES"]
-    q1, q2 = padded_to(p1, tile, classes), padded_to(p2, tile, classes)
+    wide1, wide2 = padded_to(p1, tile, classes), padded_to(p2, tile, classes)
+    mass1, mass2, least, most = marginals(wide1, wide2)
+    q1, q2 = wide1.float(), wide2.float()
     size1, size2, width = q1.shape[1], q2.shape[1], q1.shape[2]
-    mass1, mass2 = q1.sum(2), q2.sum(2)
-    bounds = marginal_bounds(torch, p1, p2)
     a, b, a_low, b_low = torch.zeros_like(q1), *(torch.empty_like(q) for q in (q2, q1, q2))
     r, log_r, plain, log_w = (q1.new_empty(count, size1, size2) for _ in range(4))
     iterations = torch.empty(count, dtype=torch.int32, device=p1.device)
@@ -368,7 +280,8 @@ def _launch_broja(p1: Tensor, p2: Tensor, tolerance: float, max_iterations: int)
         q2,
         mass1,
         mass2,
-        *bounds,
+        least,
+        most,
         a,
         b,
         a_low,
@@ -377,8 +290,8 @@ def _launch_broja(p1: Tensor, p2: Tensor, tolerance: float, max_iterations: int)
         log_r,
         plain,
         log_w,
-        torch.empty_like(mass1),
-        torch.empty_like(mass2),
+        q1.new_empty(count, size1),
+        q1.new_empty(count, size2),
         iterations,
         tolerance - MARGIN,
         max_iterations,
@@ -390,18 +303,17 @@ def _launch_broja(p1: Tensor, p2: Tensor, tolerance: float, max_iterations: int)
         **constants,
         **options(num_warps),
     )
-    a, b = a[:, :num1, :num_classes].double(), b[:, :num2, :num_classes].double()
-    r = r[:, :num1, :num2].double()
-    lower, upper = certified_bounds(torch, r, a, b, p1, p2)
-    lower, upper = torch.maximum(lower, bounds[0]), torch.minimum(upper, bounds[1])
-    return BrojaSolution(lower, (upper - lower).clamp_min(0.0), a, b, r, iterations.long())
+    lower, gap = certify(wide1, wide2, mass1, mass2, a, b, r, least, most)
+    a, b, r = a[:, :num1, :num_classes], b[:, :num2, :num_classes], r[:, :num1, :num2]
+    return BrojaSolution(lower, gap, a.double(), b.double(), r.double(), iterations.long())
 
 
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
-    names = ("q1", "q2", "mass1", "mass2", "a", "b", "a_low", "b_low", "r", "log_r", "plain", "log_w")
-    types = {f"{name}_ptr": "*fp32" for name in (*names, "shift1", "shift2")}
-    types |= {"lower_ptr": "*fp64", "upper_ptr": "*fp64", "iterations_ptr": "*i32", "tolerance": "fp32"}
+    names = ("q1", "q2", "a", "b", "a_low", "b_low", "r", "log_r", "plain", "log_w", "shift1", "shift2")
+    types = {f"{name}_ptr": "*fp32" for name in names}
+    types |= {f"{name}_ptr": "*fp64" for name in ("mass1", "mass2", "lower", "upper")}
+    types |= {"iterations_ptr": "*i32", "tolerance": "fp32"}
     types |= dict.fromkeys(("max_iterations", "num1", "num2", "classes", "stride_r", "stride_a"), "i32")
     return [Variant(_broja, types, constants, num_warps) for constants, num_warps in configurations()]
 

@@ -31,6 +31,7 @@ KERNEL_FILES = (
     "poisson",
     "principal",
     "loglinear",
+    "certificate",
     "broja",
     "random",
 )

@@ -7,7 +7,6 @@ rows, columns and classes without mass, which need no masks.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .language import jit, padded, tl
@@ -22,11 +21,14 @@ def at(table_ptr, row, column, stride_row, stride_column, ROWS: tl.constexpr, CO
 
 @jit
 def dot(x, y, total):
-    """total + x @ y as three products of TF32 numbers: the rounding of float32, on tensor cores, in few registers.
+    """total + x @ y: of float32 as three products of TF32 numbers, which is float32's rounding on tensor cores.
 
     Nothing is negative, so no sum loses digits.
     """
-    return tl.dot(x, y, total, input_precision="tf32x3")
+    if total.dtype == tl.float64:
+        return total + tl.dot(x, y, out_dtype=tl.float64)
+    else:
+        return tl.dot(x, y, total, input_precision="tf32x3")
 
 
 @jit
@@ -43,9 +45,10 @@ def coupled(
     CLASSES: tl.constexpr,
 ):
     """A tile of R X, (TILE, CLASSES); with R's strides exchanged, of R^T X. `size` columns are summed over."""
-    total = tl.zeros((TILE, CLASSES), tl.float32)
+    number = x_ptr.dtype.element_ty
+    total = tl.zeros((TILE, CLASSES), number)
     for column in range(0, size, TILE):
-        r = tl.load(at(r_ptr, row, column, stride_row, stride_column, TILE, TILE))
+        r = tl.load(at(r_ptr, row, column, stride_row, stride_column, TILE, TILE)).to(number)
         total = dot(r, tl.load(at(x_ptr, column, label, stride_x, 1, TILE, CLASSES)), total)
     return total
 
@@ -53,7 +56,7 @@ def coupled(
 @jit
 def factored(a_ptr, b_ptr, row, column, classes, stride_a, TILE: tl.constexpr, CLASSES: tl.constexpr):
     """A tile of W = A B^T, (TILE, TILE)."""
-    total = tl.zeros((TILE, TILE), tl.float32)
+    total = tl.zeros((TILE, TILE), a_ptr.dtype.element_ty)
     for label in range(0, classes, CLASSES):
         a = tl.load(at(a_ptr, row, label, stride_a, 1, TILE, CLASSES))
         b = tl.load(at(b_ptr, column, label, stride_a, 1, TILE, CLASSES))
@@ -82,9 +85,9 @@ def configurations() -> list[tuple[dict[str, int], int]]:
 
 
 def padded_to(table: Tensor, rows: int, columns: int) -> Tensor:
-    """Matrices (B, M, N) as contiguous float32, with zeros up to whole multiples of `rows` and `columns`."""
+    """Matrices (B, M, N) with zeros up to whole multiples of `rows` and `columns`, contiguous."""
     count, height, width = table.shape
     shape = (count, -(-height // rows) * rows, -(-width // columns) * columns)
-    wide = torch.zeros(shape, dtype=torch.float32, device=table.device)
+    wide = table.new_zeros(shape)
     wide[:, :height, :width] = table
     return wide

@@ -60,8 +60,8 @@ def _launch_loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int) -
     (count, num1, num2), num_classes = p12.shape, first.shape[2]
     constants, num_warps = configuration(num1, num2, num_classes)
     tile, classes = constants["TILE"], constants["CLASSES"]
-    pairs = padded_to(p12, tile, tile)
-    q1, q2 = padded_to(first, tile, classes), padded_to(second, tile, classes)
+    pairs = padded_to(p12.float(), tile, tile)
+    q1, q2 = padded_to(first.float(), tile, classes), padded_to(second.float(), tile, classes)
     a, b = q1.clone(), q2 / q2.sum(1, keepdim=True).clamp_min(1e-30)
     r = torch.empty_like(pairs)
     if r.numel() and q1.numel():
