@@ -119,6 +119,7 @@ class CardFacts:
         rule: Name of the controller's rule.
         decisions: Pairs (step, reason) of the controller's decisions, in order.
         trajectory: File name of the picture beside the card; None for no picture.
+        reliability: The same of the picture of confidence and accuracy.
         hyperparameters: Values by name; entries that are None are left out.
         limitations: More sentences for the list of limitations.
         license: Identifier of the license of the weights; None leaves it out of the header.
@@ -142,6 +143,7 @@ class CardFacts:
     rule: str = ""
     decisions: Sequence[tuple[int, str]] = ()
     trajectory: str | None = None
+    reliability: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     limitations: Sequence[str] = ()
     license: str | None = None
@@ -218,11 +220,12 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         data_table=_table(["split", "rows"], [[split, f"{rows:,}"] for split, rows in facts.rows.items()]),
         accuracy_table=_accuracy_table(facts.accuracy, list(facts.encoders)),
         accuracy_sentences=compare_heads(facts.accuracy, list(facts.encoders), facts.rows),
-        calibration_sentence=_calibration_sentence(facts.calibration_error),
+        calibration_sentence=_calibration_sentence(facts.calibration_error, list(facts.accuracy)[-1]),
         comparison_table=_comparison_table(facts),
         pid_table=_pid_table(facts.pid),
         pid_sentence=_explain_pid(facts.pid),
         trajectory=facts.trajectory,
+        reliability=facts.reliability,
         rule=facts.rule,
         decision_table=_table(["step", "why"], [[f"{step:,}", why] for step, why in facts.decisions]),
         limitations=facts.limitations,
@@ -381,11 +384,14 @@ def _the(head: str) -> str:
     return f"the {_label(head)}" if head in _HEAD_LABELS else _label(head)
 
 
-def _calibration_sentence(errors: Mapping[str, float]) -> str:
+def _calibration_sentence(errors: Mapping[str, float], split: str) -> str:
     if not errors:
         return ""
     figures = _enumerate([f"{value:.3f} {name}" for name, value in errors.items()])
-    return f"Expected calibration error: {figures}."
+    return (
+        f"Expected calibration error on {split}: {figures} calibration (the fused head alone, and the calibrated "
+        "combination)."
+    )
 
 
 def _comparison_table(facts: CardFacts) -> str:

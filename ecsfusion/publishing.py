@@ -11,12 +11,14 @@ from typing import Any
 from ecsfusion.card import render_card
 from ecsfusion.hub import publish
 from ecsfusion.modeling import FusionForClassification
+from ecsfusion.reliability import plot_reliability
 from ecsfusion.resuming import ResumableTrainer
 from ecsfusion.summary import run_facts
 
 UNIMODAL_FOLDER = "unimodal"  # stage 1's peak, in the output folder and as a branch on the Hub
 INITIAL_FOLDER = "initial"  # the weights before training, kept when the rule may go back to them
 TRAJECTORY_FILE = "trajectory.png"
+RELIABILITY_FILE = "reliability.png"
 
 
 class PublishingTrainer(ResumableTrainer):
@@ -52,6 +54,7 @@ class PublishingTrainer(ResumableTrainer):
             return
         output = Path(self.args.output_dir)
         peak = (output / UNIMODAL_FOLDER).is_dir() and self.args.stages == "two-stage"
+        reliability = self._draw_reliability(output)
         facts = run_facts(
             self,
             title=model_name or (self.args.hub_model_id or output.absolute().name).split("/")[-1],
@@ -61,12 +64,24 @@ class PublishingTrainer(ResumableTrainer):
             license=license,
             peak_folder=UNIMODAL_FOLDER if peak else None,
             trajectory=TRAJECTORY_FILE if (output / TRAJECTORY_FILE).exists() else None,
+            reliability=reliability,
             comparison=comparison,
         )
         (output / "README.md").write_text(render_card(facts, self._private_paths()), encoding="utf-8")
         if peak:  # the branch of stage 1 shows the same card
-            for name in filter(None, ("README.md", facts.trajectory)):
+            for name in filter(None, ("README.md", facts.trajectory, reliability)):
                 shutil.copyfile(output / name, output / UNIMODAL_FOLDER / name)
+
+    def _draw_reliability(self, output: Path) -> str | None:
+        """The picture of the last split that was evaluated; None where it has no probabilities."""
+        if not self.reports:
+            return None
+        split, report = list(self.reports.items())[-1]
+        found = report["reliability"]
+        if not found:  # a regression
+            return None
+        plot_reliability(found, split, output / RELIABILITY_FILE)
+        return RELIABILITY_FILE
 
     def push_to_hub(
         self,
@@ -113,4 +128,6 @@ class PublishingTrainer(ResumableTrainer):
 
     def _load_folder(self, name: str) -> FusionForClassification:
         folder = os.path.join(self.args.output_dir, name)
-        return FusionForClassification.from_pretrained(folder, **self.model.own_modules()).to(self.args.device)
+        return FusionForClassification.from_pretrained(folder, **self.model.own_modules()).to(
+            self.args.device
+        )

@@ -92,6 +92,7 @@ def run_facts(
     license: str | None = None,
     peak_folder: str | None = None,
     trajectory: str | None = None,
+    reliability: str | None = None,
     comparison: Mapping[str, float] | None = None,
 ) -> CardFacts:
     """The facts of the model card, from a trainer that has trained and evaluated.
@@ -130,6 +131,7 @@ def run_facts(
         rule=_rule_name(trainer.controller.rule),
         decisions=_decisions(history),
         trajectory=trajectory,
+        reliability=reliability,
         hyperparameters={key: _plain(getattr(trainer.args, key)) for key in HYPERPARAMETERS},
         license=license,
     )

@@ -37,6 +37,7 @@ from ecsfusion.problem_types import SINGLE_LABEL
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER, PublishingTrainer
 from ecsfusion.readout import Readout
+from ecsfusion.reliability import reliability_of
 from ecsfusion.training_args import FusionTrainingArguments
 from ecsfusion.trajectory import plot_trajectory
 
@@ -479,6 +480,10 @@ class FusionTrainer(PublishingTrainer):
     def _report(self, prefix: str, evaluation: Evaluation) -> None:
         split = "validation" if prefix == self._probe_prefix() else prefix
         report = {"metrics": evaluation.metrics, "prefix": prefix, "rows": len(evaluation.labels)}
+        if self.is_world_process_zero():
+            fitted = self.model.config.readout
+            readout = None if fitted is None else Readout.from_dict(fitted)
+            report["reliability"] = reliability_of(evaluation, readout, self.model.problem_type)
         self.reports[split] = {**report, "pid": self.pid}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

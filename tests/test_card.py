@@ -41,6 +41,7 @@ def facts():
         rule="peak-synergy",
         decisions=[(60, "image leads: U 0.80 | 0.10 bits; it is paused."), (120, "Stage 1 ends.")],
         trajectory="trajectory.png",
+        reliability="reliability.png",
         hyperparameters={"learning_rate": 1e-3, "max_grad_norm": None},
         versions={"python": "3.11.7", "torch": "2.13.0"},
     )
@@ -168,8 +169,9 @@ def test_pid_sentence_ranks_what_is_clear_and_names_what_is_noise(facts):
 def test_decisions_picture_and_calibration(facts):
     card = render_card(facts)
     assert "![trajectory](trajectory.png)" in card
+    assert "](reliability.png)" in section(card, "Accuracy")
     assert "| 60 | image leads: U 0.80 \\| 0.10 bits; it is paused. |" in card
-    assert "Expected calibration error: 0.081 before and 0.024 after." in card
+    assert "Expected calibration error on test: 0.081 before and 0.024 after calibration" in card
     assert "| `learning_rate` | 0.001 |" in card
     assert "max_grad_norm" not in card
 
