@@ -112,6 +112,7 @@ class CardFacts:
         peak_folder: Folder inside the model's folder that holds the peak of stage 1; None when there is none.
         stages: ``"two-stage"``, ``"joint"`` or ``"unimodal"``: how the model was trained.
         num_parameters: Parameters of the whole model; None leaves the sentence out.
+        score: What the accuracies are: "accuracy", or "r2" in regression, where they are shares of variance explained.
         calibration_error: Expected calibration error by name, such as ``{"before": 0.08, "after": 0.02}``.
         comparison: Accuracy of the fused head on the last split by schedule, such as
             ``{"two stages": 0.91, "joint training": 0.88}``.
@@ -138,6 +139,7 @@ class CardFacts:
     stages: str = "two-stage"
     num_parameters: int | None = None
     calibration_error: Mapping[str, float] = field(default_factory=dict)
+    score: str = "accuracy"
     comparison: Mapping[str, float] = field(default_factory=dict)
     pid: Mapping[str, PIDFacts] = field(default_factory=dict)
     rule: str = ""
@@ -204,12 +206,13 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
     """
     _check(facts)
     template = resources.files("ecsfusion").joinpath("model_card.md").read_text(encoding="utf-8")
+    counted = facts.rows if facts.score == "accuracy" else {}  # a lack of R² is no number of rows
     content = ModelCard.from_template(
         _header(facts),
         template_str=template,
         title=facts.title,
         summary=_summary(facts),
-        headline=compare_heads(facts.accuracy, list(facts.encoders), facts.rows, last_only=True),
+        headline=compare_heads(facts.accuracy, list(facts.encoders), counted, last_only=True),
         source=facts.repo_id or "path/to/this/folder",
         on_hub=facts.repo_id is not None,
         peak_folder=facts.peak_folder,
@@ -218,8 +221,9 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         parameter_sentence=_parameter_sentence(facts),
         data_sentence=_data_sentence(facts),
         data_table=_table(["split", "rows"], [[split, f"{rows:,}"] for split, rows in facts.rows.items()]),
+        score_title="Accuracy" if facts.score == "accuracy" else "Explained variance (R²)",
         accuracy_table=_accuracy_table(facts.accuracy, list(facts.encoders)),
-        accuracy_sentences=compare_heads(facts.accuracy, list(facts.encoders), facts.rows),
+        accuracy_sentences=compare_heads(facts.accuracy, list(facts.encoders), counted),
         calibration_sentence=_calibration_sentence(facts.calibration_error, list(facts.accuracy)[-1]),
         comparison_table=_comparison_table(facts),
         pid_table=_pid_table(facts.pid),
@@ -274,8 +278,8 @@ def _header(facts: CardFacts) -> ModelCardData:
                 dataset_type=facts.dataset_hub_name,
                 dataset_name=facts.dataset,
                 dataset_split=split,
-                metric_type="accuracy",
-                metric_name=f"accuracy ({_HEAD_LABELS[head]})",
+                metric_type=facts.score,
+                metric_name=f"{facts.score} ({_HEAD_LABELS[head]})",
                 metric_value=heads[head],
             )
             for head in (FUSED, CALIBRATED)
@@ -287,7 +291,7 @@ def _header(facts: CardFacts) -> ModelCardData:
         tags=["multimodal", facts.stages, "partial-information-decomposition", *kinds],
         base_model=base_models or None,
         datasets=[facts.dataset_hub_name] if facts.dataset_hub_name else None,
-        metrics=["accuracy"],
+        metrics=[facts.score],
         model_name=facts.title if results else None,
         eval_results=results or None,
     )

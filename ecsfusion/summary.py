@@ -40,12 +40,17 @@ HYPERPARAMETERS = (
 )
 
 
+def score_in(metrics: Mapping[str, float], prefix: str) -> str:
+    """What the heads are judged by in the metrics of one evaluation: "accuracy", or "r2" in regression."""
+    return "r2" if f"{prefix}_r2" in metrics else "accuracy"
+
+
 def accuracies(metrics: Mapping[str, float], prefix: str, modalities: Sequence[str]) -> dict[str, float]:
     """Accuracy of every head and of their calibrated combination, from the metrics of one evaluation.
 
     In regression it is the share of the variance that they explain, 0 where they are worse than the mean.
     """
-    score = "r2" if f"{prefix}_r2" in metrics else "accuracy"
+    score = score_in(metrics, prefix)
     scores = {
         **{name: metrics[f"{prefix}_{score}_{name}"] for name in modalities},
         FUSED: metrics[f"{prefix}_{score}"],
@@ -73,12 +78,15 @@ def results_table(trainer: FusionTrainer, comparison: Mapping[str, float] | None
     }
     for schedule, accuracy in (comparison or {}).items():
         rows[f"{schedule}, fused head"] = [""] * (len(by_split) - 1) + [f"{100 * accuracy:.1f}"]
-    width = max(len(label) for label in rows)
-    lines = [f"{'accuracy in %':<{width}}  " + "  ".join(f"{split:>10}" for split in by_split)]
+    score = {score_in(report["metrics"], report["prefix"]) for report in trainer.reports.values()}
+    title = "explained variance in %" if score == {"r2"} else "accuracy in %"
+    width = max(len(label) for label in (*rows, title))
+    lines = [f"{title:<{width}}  " + "  ".join(f"{split:>10}" for split in by_split)]
     lines += [
         f"{label:<{width}}  " + "  ".join(f"{cell:>10}" for cell in cells) for label, cells in rows.items()
     ]
-    sentence = compare_heads(by_split, list(modalities), _rows(trainer), last_only=True).replace("**", "")
+    counted = {} if score == {"r2"} else _rows(trainer)
+    sentence = compare_heads(by_split, list(modalities), counted, last_only=True).replace("**", "")
     return "\n".join([*lines, "", sentence])
 
 
@@ -121,6 +129,7 @@ def run_facts(
         peak_folder=peak_folder,
         stages=trainer.args.stages,
         num_parameters=model.num_parameters(),
+        score=score_in(metrics, prefix),
         calibration_error={
             when: metrics[f"{prefix}_{name}"]
             for when, name in (("before", "calibration_error"), ("after", "calibration_error_calibrated"))
