@@ -14,6 +14,7 @@ from ecsfusion import FusionConfig, FusionForClassification, FusionTrainer, Fusi
 from ecsfusion.evaluation import Evaluation
 from ecsfusion.probe import probe_metrics, score
 from ecsfusion.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
+from ecsfusion.summary import results_table
 
 BATCH = {name: {"pixel_values": torch.randn(5, 1, 4, 4)} for name in ("left", "right")}
 
@@ -261,6 +262,10 @@ def test_a_whole_run(kind, tmp_path):
     assert metrics[f"eval_{name}_calibrated"] >= metrics[f"eval_{name}_left"] - 0.02
     assert trainer.record.history
     trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert ("## Explained variance (R²)" in card) == (kind == REGRESSION) == ("## Accuracy" not in card)
+    assert ("calibration error" in card) == (kind == MULTI_LABEL)
+    assert ("explained variance in %" in results_table(trainer)) == (kind == REGRESSION)
     trainer.save_model(str(tmp_path / "final"))
     model = FusionForClassification.from_pretrained(tmp_path / "final").eval()
     out = model(**trainer.data_collator([trainer.eval_dataset[i] for i in range(4)]))
