@@ -117,11 +117,14 @@ def _conditional(p_ptr, mass_ptr, size, classes, stride, TILE: tl.constexpr, CLA
     """H(Y | X) in nats of P(x, y); stores P(x)."""
     entropy = tl.full((), 0.0, tl.float64)
     for row in range(0, size, TILE):
-        mass = tl.zeros((TILE,), tl.float64)
+        whole = tl.zeros(
+            (TILE, CLASSES), tl.float64
+        )  # Triton 3.6 cannot sum within a loop what is used twice after it
         for label in range(0, classes, CLASSES):
             p = tl.load(at(p_ptr, row, label, stride, 1, TILE, CLASSES))
             entropy -= tl.sum(p * tl.log(p + 1e-300))
-            mass += tl.sum(p, 1)
+            whole += p
+        mass = tl.sum(whole, 1)
         tl.store(mass_ptr + row + tl.arange(0, TILE), mass)
         entropy += tl.sum(mass * tl.log(mass + 1e-300))
     return entropy
@@ -149,9 +152,10 @@ def _marginals(
     given2 = _conditional(p2_ptr, mass2_ptr + table * num2, num2, classes, stride, TILE, CLASSES)
     entropy = tl.full((), 0.0, tl.float64)
     for label in range(0, classes, CLASSES):
-        mass = tl.zeros((CLASSES,), tl.float64)
+        whole = tl.zeros((TILE, CLASSES), tl.float64)
         for row in range(0, num1, TILE):
-            mass += tl.sum(tl.load(at(p1_ptr, row, label, stride, 1, TILE, CLASSES)), 0)
+            whole += tl.load(at(p1_ptr, row, label, stride, 1, TILE, CLASSES))
+        mass = tl.sum(whole, 0)
         entropy -= tl.sum(mass * tl.log(mass + 1e-300))
     bit = tl.full((), 0.6931471805599453, tl.float64)  # a bare number would be rounded to float32
     tl.store(lower_ptr + table, tl.maximum(given1 + given2 - entropy, 0.0) / bit)

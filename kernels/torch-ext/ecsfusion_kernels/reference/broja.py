@@ -20,9 +20,13 @@ overhead: it has the same iteration once more, in two dimensions and float64.
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+try:
+    import numpy as np
+except ImportError:  # PyTorch works without NumPy, and so does the kernel package by itself
+    np = None  # type: ignore[assignment]
 
 Array = Any  # numpy.ndarray or torch.Tensor, batch first
 
@@ -76,7 +80,7 @@ def broja(p1y: Tensor, p2y: Tensor, tolerance: float = 1e-4, max_iterations: int
         iterations=torch.zeros(len(p1), dtype=torch.int64, device=p1.device),
     )
     todo = torch.arange(len(p1), device=p1.device)
-    if len(p1) and p1.is_cuda:
+    if len(p1) and (p1.is_cuda or np is None):
         _solve(torch, p1, p2, todo, solution, tolerance, max_iterations)
     elif len(p1):
         views: list[Any] = [part.numpy() for part in solution]
