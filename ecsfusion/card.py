@@ -124,6 +124,7 @@ class CardFacts:
         hyperparameters: Values by name; entries that are None are left out.
         limitations: More sentences for the list of limitations.
         license: Identifier of the license of the weights; None leaves it out of the header.
+        tags: More tags for the header.
         versions: Versions by name.
     """
 
@@ -149,6 +150,7 @@ class CardFacts:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     limitations: Sequence[str] = ()
     license: str | None = None
+    tags: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
 
@@ -288,7 +290,7 @@ def _header(facts: CardFacts) -> ModelCardData:
     return ModelCardData(
         library_name="ecsfusion",
         license=facts.license,
-        tags=["multimodal", facts.stages, "partial-information-decomposition", *kinds],
+        tags=["multimodal", facts.stages, "partial-information-decomposition", *kinds, *facts.tags],
         base_model=base_models or None,
         datasets=[facts.dataset_hub_name] if facts.dataset_hub_name else None,
         metrics=[facts.score],

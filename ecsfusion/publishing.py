@@ -45,7 +45,8 @@ class PublishingTrainer(ResumableTrainer):
             dataset: plain name of the data.
             dataset_tags: name of the data on the Hub, when it is there.
             comparison: accuracy of other schedules on the last split, by name.
-            language, tags, finetuned_from, tasks, dataset_args: not used; the card finds these facts itself.
+            tags: more tags of the model, beside those that the card finds.
+            language, finetuned_from, tasks, dataset_args: not used; the card finds these facts itself.
 
         Raises:
             ValueError: nothing has been evaluated, or the card would name a local path or a token.
@@ -62,6 +63,7 @@ class PublishingTrainer(ResumableTrainer):
             dataset_hub_name=dataset_tags if isinstance(dataset_tags, str) else None,
             repo_id=self.hub_model_id,
             license=license,
+            tags=[tags] if isinstance(tags, str) else list(tags or ()),
             peak_folder=UNIMODAL_FOLDER if peak else None,
             trajectory=TRAJECTORY_FILE if (output / TRAJECTORY_FILE).exists() else None,
             reliability=reliability,

@@ -98,6 +98,7 @@ def run_facts(
     dataset_hub_name: str | None = None,
     repo_id: str | None = None,
     license: str | None = None,
+    tags: Sequence[str] = (),
     peak_folder: str | None = None,
     trajectory: str | None = None,
     reliability: str | None = None,
@@ -143,6 +144,7 @@ def run_facts(
         reliability=reliability,
         hyperparameters={key: _plain(getattr(trainer.args, key)) for key in HYPERPARAMETERS},
         license=license,
+        tags=tags,
     )
 
 

@@ -2,60 +2,52 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
-import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import torch
+import yaml
 from fusion_fixtures import TwoViews
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
+from stand_in_hub import StandInHub
 from test_trainer import PEAK_FIRST_THEN_RESTORE, Scripted, arguments, two_views
 from transformers import ViTImageProcessor
 
-from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer
+from ecsfusion import FusionProcessor, FusionTrainer
 from ecsfusion.hub import publish
 
 TOKEN = "hf_" + "Secret0123456789abcdefghijklmnopqr"
 
 
-class StandInHub:
-    """Stores what is uploaded in one folder per repository and revision."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.calls: list[tuple[str, str | None]] = []
-
-    def create_repo(self, api, repo_id, **kwargs):
-        self.calls.append(("create_repo", repo_id))
-        return SimpleNamespace(repo_id=f"somebody/{repo_id.split('/')[-1]}")
-
-    def create_branch(self, api, repo_id, *, branch, **kwargs):
-        self.calls.append(("create_branch", branch))
-
-    def upload_folder(self, api, *, repo_id, folder_path, revision=None, allow_patterns=None, **kwargs):
-        self.calls.append(("upload_folder", revision))
-        target = self.folder(repo_id, revision or "main")
-        for name in allow_patterns:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(folder_path) / name, target / name)
-        return SimpleNamespace(commit_url="https://hub/commit")
-
-    def folder(self, repo_id: str, revision: str) -> Path:
-        return self.root / repo_id.replace("/", "--") / revision
-
-    def files(self, repo_id: str, revision: str) -> set[str]:
-        folder = self.folder(repo_id, revision)
-        return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+@pytest.fixture(scope="module")
+def server():
+    """The stand-in, as the only Hub that this process knows."""
+    with StandInHub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "ENDPOINT", hub.endpoint)
+        yield hub
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch) -> StandInHub:
-    stand_in = StandInHub(tmp_path / "hub")
-    for name in ("create_repo", "create_branch", "upload_folder"):
-        method = getattr(stand_in, name)
-        monkeypatch.setattr(HfApi, name, lambda self, *a, _m=method, **k: _m(self, *a, **k))
-    return stand_in
+def hub(server) -> StandInHub:
+    """The stand-in, empty."""
+    for kept in (server.revisions, server.received, server.requests):
+        kept.clear()
+    return server
+
+
+def files(hub: StandInHub, revision: str) -> dict[str, bytes]:
+    return hub.revisions["somebody/two-views"][revision]
+
+
+def snippets(hub: StandInHub, revision: str = "main") -> list[str]:
+    return re.findall(r"```python\n(.*?)```", files(hub, revision)["README.md"].decode(), flags=re.DOTALL)
 
 
 def processor() -> FusionProcessor:
@@ -93,6 +85,7 @@ PUBLISHED = {
     "README.md",
     "config.json",
     "model.safetensors",
+    "reliability.png",
     "trajectory.png",
     "fusion_processor_config.json",
     "left/preprocessor_config.json",
@@ -102,40 +95,101 @@ PUBLISHED = {
 
 def test_both_stages_are_published_and_nothing_else(trained, hub):
     trained.push_to_hub(dataset="two synthetic views")
-    assert hub.files("somebody/two-views", "main") == PUBLISHED
-    assert hub.files("somebody/two-views", "unimodal") == PUBLISHED
-    assert ("create_branch", "unimodal") in hub.calls
-    uploads = [revision for name, revision in hub.calls if name == "upload_folder"]
-    assert uploads == ["unimodal", None]
+    assert set(hub.revisions) == {"somebody/two-views"}
+    assert set(hub.revisions["somebody/two-views"]) == {"main", "unimodal"}
+    assert set(files(hub, "main")) == set(files(hub, "unimodal")) == PUBLISHED
+    for picture in ("reliability.png", "trajectory.png"):
+        assert files(hub, "main")[picture].startswith(b"\x89PNG")
+    steps = [json.loads(files(hub, revision)["config.json"])["step"] for revision in ("main", "unimodal")]
+    assert steps == [None, 4]
 
 
-def test_nothing_published_names_a_local_path_or_the_token(trained, hub, tmp_path):
+def test_no_byte_that_was_sent_names_a_local_path_the_token_or_the_environment(
+    trained, hub, tmp_path, monkeypatch
+):
     trained.push_to_hub(dataset="two synthetic views")
-    forbidden = [str(tmp_path), str(Path.home()), str(Path.cwd()), TOKEN]
-    for revision in ("main", "unimodal"):
-        folder = hub.folder("somebody/two-views", revision)
-        for name in hub.files("somebody/two-views", revision):
-            content = (folder / name).read_bytes().decode("utf-8", errors="ignore")
-            found = [secret for secret in forbidden if secret in content]
-            assert found == [], f"{name} on {revision} holds {found}"
+    forbidden = [str(tmp_path), str(Path.home()), str(Path.cwd()), TOKEN, socket.gethostname()]
+    forbidden += [
+        value for key, value in os.environ.items() if key in ("PATH", "VIRTUAL_ENV", "PYTEST_CURRENT_TEST")
+    ]
+    assert len(hub.received) > 2 * len(PUBLISHED)
+    for content in hub.received:
+        found = [secret for secret in forbidden if len(secret) > 4 and secret.encode() in content]
+        assert found == [], f"{found} in {content[:200]!r}"
+        assert b"\x80\x04" not in content[:2], "a pickle"
 
 
-def test_each_revision_loads_as_its_stage(trained, hub):
+def test_an_empty_environment_loads_each_stage_by_the_lines_of_the_card(trained, hub, tmp_path):
     trained.push_to_hub(dataset="two synthetic views")
-    for revision, stage in (("main", "joint"), ("unimodal", "unimodal")):
-        folder = hub.folder("somebody/two-views", revision)
-        assert FusionForClassification.from_pretrained(folder).config.stage == stage
-        assert FusionProcessor.from_pretrained(folder).modalities == ("left", "right")
+    rows = TwoViews(6, seed=9)
+    inputs = {
+        name: torch.stack([rows[i][name]["pixel_values"] for i in range(6)]) for name in ("left", "right")
+    }
+    script = """
+import json, sys
+import torch
+inputs, snippets = json.load(sys.stdin)
+space = {}
+for snippet in snippets:
+    exec(snippet, space)
+    assert space["processor"].modalities == ("left", "right")
+    with torch.no_grad():
+        out = space["model"](**{name: torch.tensor(values) for name, values in inputs.items()})
+    print(json.dumps([space["model"].config.stage, out.probabilities.tolist()]))
+"""
+    code = snippets(hub)
+    assert [len(snippet.splitlines()) for snippet in code] == [3, 1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HOME": str(empty),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps([{name: values.tolist() for name, values in inputs.items()}, code]),
+        capture_output=True,
+        text=True,
+        cwd=empty,
+        env=environment,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (stage, p), (first_stage, first_p) = map(json.loads, done.stdout.splitlines())
+    assert (stage, first_stage) == ("joint", "unimodal")
+    with torch.no_grad():
+        expected = trained.model.eval()(**inputs).probabilities
+    torch.testing.assert_close(torch.tensor(p), expected, check_dtype=False)
+    assert not torch.allclose(torch.tensor(first_p), torch.tensor(p))
 
 
 def test_the_card_says_what_a_reader_needs(trained, hub):
-    trained.push_to_hub(dataset="two synthetic views")
-    card = (hub.folder("somebody/two-views", "main") / "README.md").read_text()
+    trained.push_to_hub(dataset="two synthetic views", tags=["toy"], license="mit")
+    card = files(hub, "main")["README.md"].decode()
+    assert card == files(hub, "unimodal")["README.md"].decode()
     assert card.startswith("---\n")
-    for phrase in ("two synthetic views", "trajectory.png", 'revision="unimodal"', "somebody/two-views"):
-        assert phrase in card
-    assert re.search(r"left alone.*\d+\.\d", card)
-    assert "scripted" in card
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert {"multimodal", "two-stage", "toy"} <= set(header["tags"])
+    assert header["license"] == "mit"
+    for phrase in (
+        "two synthetic views",
+        "](trajectory.png)",
+        "](reliability.png)",
+        'revision="unimodal"',
+        "somebody/two-views",
+        "ViTModel",
+        "| uniqueness of left |",
+        "`learning_rate` | 0.003",
+        "| transformers |",
+        "scripted",
+    ):
+        assert phrase in card, phrase
+    for head in ("left alone", "right alone", "fused head", "calibrated combination"):
+        assert re.search(rf"\| {head} \| \d+\.\d % \| \d+\.\d % \|", card)
+    assert re.search(r"Expected calibration error on test: 0\.\d+ before and 0\.\d+ after", card)
+    assert re.search(r"\| redundancy \|.*\d\.\d+ to \d\.\d+, floor", card)
 
 
 def test_a_text_with_a_token_is_refused_before_anything_is_uploaded(tmp_path, hub):
@@ -144,7 +198,7 @@ def test_a_text_with_a_token_is_refused_before_anything_is_uploaded(tmp_path, hu
     (folder / "config.json").write_text('{"token": "%s"}' % TOKEN)  # noqa: UP031
     with pytest.raises(ValueError, match=r"config\.json is not fit to be published"):
         publish("somebody/x", folder, None, modalities=())
-    assert hub.calls == []
+    assert hub.requests == []
 
 
 def test_a_text_with_a_local_path_is_refused(tmp_path, hub):
@@ -153,15 +207,16 @@ def test_a_text_with_a_local_path_is_refused(tmp_path, hub):
     (folder / "config.json").write_text(f'{{"data": "{tmp_path}/data"}}')
     with pytest.raises(ValueError, match="local path"):
         publish("somebody/x", folder, None, modalities=(), forbidden=(str(tmp_path),))
-    assert hub.calls == []
+    assert hub.requests == []
 
 
 def test_a_vocabulary_may_hold_pieces_that_look_like_paths(hub, tmp_path):
     folder = tmp_path / "model"
     (folder / "text").mkdir(parents=True)
     (folder / "text" / "tokenizer.json").write_text('{"../": 1, "/usr/bin": 2}', encoding="utf-8")
-    publish("somebody/words", folder, None, modalities=("text",))
-    assert hub.files("somebody/words", "main") == {"text/tokenizer.json"}
+    HfApi(endpoint=hub.endpoint).create_repo("somebody/words", token=TOKEN)
+    publish("somebody/words", folder, None, modalities=("text",), token=TOKEN)
+    assert set(hub.revisions["somebody/words"]["main"]) == {"text/tokenizer.json"}
     (folder / "text" / "tokenizer_config.json").write_text('{"name": "../mine"}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not fit .*'\.\./'"):
         publish("somebody/words", folder, None, modalities=("text",))
