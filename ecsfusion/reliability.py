@@ -109,7 +109,7 @@ def plot_reliability(
         places = [sure + (number - (len(found) - 1) / 2) * width for sure in one.confidence]
         lower.bar(places, share, width=width, color=color)
     upper.set_ylabel(f"right answers, {split}")
-    upper.legend(frameon=False, loc="upper left", fontsize=9)
+    figure.legend(frameon=False, loc="outside upper left", fontsize=9)
     lower.set_ylabel("share of rows")
     lower.set_xlabel("confidence (the largest probability)")
     upper.set_ylim(-0.02, 1.02)

@@ -27,6 +27,7 @@ from ecsfusion.probe import metric_names
 from ecsfusion.probing import ProbingTrainer
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER
+from ecsfusion.sharding import check_sharding
 from ecsfusion.training_args import FusionTrainingArguments
 from ecsfusion.trajectory import plot_trajectory
 
@@ -92,6 +93,7 @@ class FusionTrainer(ProbingTrainer):
             **kwargs,
         )
         self._make_rule()
+        check_sharding(self)
         self._check_best_metric()
         self.pop_callback(PrinterCallback)  # it prints every evaluation as a dictionary of thirty numbers
         if self.pop_callback(ProgressCallback) is not None:

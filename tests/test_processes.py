@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import two_processes
 from fusion_fixtures import TwoViews
 from safetensors.torch import load_file
+
+from ecsfusion.sharding import check_sharding
 
 TESTS = Path(__file__).resolve().parent
 LAUNCHERS = {
@@ -60,3 +63,34 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
         torch.testing.assert_close(
             weights[name], value, rtol=1e-3, atol=2e-4, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+@pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
+@pytest.mark.parametrize(
+    ("stages", "pausing", "found"),
+    [
+        ("two-stage", False, "stages is 'two-stage'"),
+        ("unimodal", False, "stages is 'unimodal'"),
+        ("joint", True, "joint_pausing is True"),
+        ("joint", False, None),
+    ],
+)
+def test_sharded_weights_train_jointly_only(kind, stages, pausing, found):
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=kind == "DeepSpeed",
+        is_fsdp_enabled=kind == "FSDP",
+        args=SimpleNamespace(stages=stages, joint_pausing=pausing),
+    )
+    if found is None:
+        check_sharding(trainer)
+        return
+    with pytest.raises(ValueError, match=f"{found}, but training runs under {kind}.*DistributedDataParallel"):
+        check_sharding(trainer)
+
+
+def test_the_trainer_asks_before_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "ecsfusion.trainer.check_sharding", lambda trainer: (_ for _ in ()).throw(ValueError("asked"))
+    )
+    with pytest.raises(ValueError, match="asked"):
+        two_processes.main(tmp_path, "--use_cpu")

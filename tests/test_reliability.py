@@ -41,7 +41,7 @@ def test_the_picture_shows_every_bin_and_names_the_errors(tmp_path):
     upper, lower = figure.axes
     drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in upper.lines[1:]]
     assert drawn == [([pytest.approx(0.9)], [0.3]), ([pytest.approx(0.6)], [0.6])]
-    texts = [text.get_text() for text in upper.get_legend().get_texts()]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts[1:] == [
         "fused head: expected calibration error 0.600",
         "calibrated combination: expected calibration error 0.000",

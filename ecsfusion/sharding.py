@@ -1,0 +1,30 @@
+"""What of two-stage training cannot run where weights or optimizer states are sharded among processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ecsfusion.trainer import FusionTrainer
+
+
+def check_sharding(trainer: FusionTrainer) -> None:
+    """Refuse what would silently train something else.
+
+    Pausing a modality and restoring the peak of stage 1 need the weights and the optimizer's state as they are.
+    DeepSpeed (ZeRO-2 as well) trains flat copies of its own, which neither would reach: a paused modality would go on
+    with its momentum, and the next step would undo the restored peak. FSDP leaves each process a part of every weight.
+
+    Raises:
+        ValueError: DeepSpeed or FSDP with `stages` other than "joint", or with `joint_pausing`.
+    """
+    kind = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP" if trainer.is_fsdp_enabled else None
+    args = trainer.args
+    if kind is None or (args.stages == "joint" and not args.joint_pausing):
+        return
+    found = "joint_pausing is True" if args.stages == "joint" else f"stages is {args.stages!r}"
+    raise ValueError(
+        f"{found}, but training runs under {kind}, whose weights can be neither paused by modality nor put back to "
+        "stage 1's peak; use stages='joint' without joint_pausing, or DistributedDataParallel (torchrun or "
+        "accelerate launch --multi_gpu), which needs the whole model on every device."
+    )
