@@ -78,6 +78,16 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(whole, tmp_path):
     assert killed_run.differences(whole, killed_run.outcome(tmp_path)) == []
 
 
+def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
+    """Stage 1 alone ends at step 12 of 20; killed after that, it must not go on to step 13."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(whole, False, stages="unimodal") == 0
+    assert run(killed, False, "_fit_readout_once_evaluated", 1, stages="unimodal") == -signal.SIGKILL
+    assert run(killed, True, stages="unimodal") == 0
+    assert not list(killed.glob("checkpoint-13*"))
+    assert killed_run.differences(killed_run.outcome(whole), killed_run.outcome(killed)) == []
+
+
 def test_an_older_checkpoint_brings_its_own_peak(whole, tmp_path):
     """The peak of step 8 has replaced that of step 4 when the run goes back to step 6."""
     assert run(tmp_path, False, "seal", 10, save_total_limit=None) == -signal.SIGKILL
