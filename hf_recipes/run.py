@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
     logging.disable_progress_bar()  # of reading and writing weights; training has its own
     try:
         run(argv)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         message = str(error).strip() or type(error).__name__
         if (
             "Original Traceback" in message
