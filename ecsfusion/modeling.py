@@ -275,6 +275,14 @@ class FusionForClassification(PreTrainedModel):
                     parameter.requires_grad_(True)
                     self._paused_parameters.discard(key)
 
+    def train(self, mode: bool = True) -> FusionForClassification:
+        """As `nn.Module.train`; a paused encoder, which stage 2 still runs, keeps its batch statistics as they are."""
+        super().train(mode)
+        for name in self.modalities:
+            if name not in self.active:
+                self.encoders[name].eval()
+        return self
+
     def modality_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Parameters of one modality, encoder and head, by their full names in the model."""
         prefixes = (f"encoders.{name}.", f"heads.{name}.")

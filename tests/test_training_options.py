@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fusion_fixtures import TwoViews, tiny_bert, tiny_vit, two_views
+from fusion_fixtures import TwoViews, tiny_bert, tiny_resnet, tiny_vit, two_views
 from test_trainer import (
     EPOCHS,
     PEAK_FIRST_THEN_RESTORE,
@@ -631,6 +631,37 @@ def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
     assert "    -> left paused: a script" in capsys.readouterr().out
     off = run_with(tmp_path / "off", rule=PauseLeft())
     assert all(entry["training"] == ["left", "right"] for entry in off.record.history)
+
+
+def test_a_modality_paused_in_stage_two_keeps_its_batch_statistics():
+    torch.manual_seed(0)
+    model = FusionForClassification.from_modality_pretrained(
+        {"left": tiny_resnet(), "right": tiny_resnet()}, num_labels=3
+    )
+    model.set_stage("joint")
+    model.set_active(("right",))
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    pixels = {"pixel_values": torch.randn(4, 1, 32, 32)}
+    model.train()(left=pixels, right=pixels, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    changed = {
+        name.split(".")[1] for name, value in model.named_buffers() if not torch.equal(value, before[name])
+    }
+    assert changed == {"right"}
+    model.set_active(("left", "right"))
+    assert all(module.training for module in model.train().modules())
+
+
+def test_bars_say_stage_pauses_and_probes(tmp_path, capsys):
+    run_with(
+        tmp_path,
+        rule=Scripted([{"training": ("right",)}, {}, {"stage_over": True}]),
+        disable_tqdm=False,
+        logging_strategy="steps",
+        logging_steps=1,
+    )
+    bars = capsys.readouterr().err
+    for text in ("stage 1:", "stage 1, left paused:", "stage 2:", "probe: "):
+        assert text in bars
 
 
 def test_without_a_second_stage_no_sentence_announces_one(tmp_path, capsys):
