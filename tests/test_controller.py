@@ -560,6 +560,50 @@ class TestOwnRule:
             make_rule("peak", TWO)
 
 
+class TestStageTwo:
+    leads = (0.82, 0.2)
+
+    def decisions(self, rule: Rule) -> list[Decision]:
+        first = [reading(10 * n, self.leads) for n in (1, 2)]
+        return run(rule, [*first, *(reading(10 * n, self.leads, stage="joint") for n in (3, 4, 5))])
+
+    def test_nobody_is_paused_unless_it_is_allowed(self) -> None:
+        assert all(d.training == TWO for d in self.decisions(make_rule("peak-synergy", TWO))[2:])
+
+    def test_a_clear_leader_is_paused_after_the_same_patience_as_in_stage_one(self) -> None:
+        rule = make_rule("peak-synergy", TWO)
+        rule.joint_pausing = True
+        found = self.decisions(rule)
+        assert found[1].training == (TWO[1],)
+        assert [d.training for d in found[2:]] == [TWO, (TWO[1],), (TWO[1],)]
+        assert (
+            found[3].reason
+            == f"{TWO[0]} paused: its uniqueness 0.82 bits is 4.1 times {TWO[1]}'s, floor 0.05"
+        )
+        assert not any(d.stage_over for d in found)
+
+    def test_a_decision_that_stage_two_does_not_know_is_refused(self) -> None:
+        class Ends(Rule):
+            def decide_joint(self, reading: Reading) -> Decision:
+                return self.hand_over(reading, "no reason")
+
+        rule = Ends(TWO)
+        rule.joint_pausing = True
+        with pytest.raises(ValueError, match="stage 2 knows neither"):
+            rule.decide(reading(10, stage="joint"))
+
+
+def test_a_given_length_of_stage_one_outlasts_the_rule() -> None:
+    rule = make_rule("fixed", TWO, schedule=[(0.1, [TWO[0]])])
+    rule.ends_early = False
+    early, late = (rule.decide(reading(step)) for step in (200, 500))
+    assert (early.stage_over, late.stage_over) == (False, True)
+    assert early.reason == (
+        "stage 1 goes on, for its length is given: otherwise it would end, the fixed schedule is over at 20% of the "
+        "budget"
+    )
+
+
 def test_the_controller_needs_neither_torch_nor_transformers() -> None:
     # the package's own __init__ may import anything: a bare package with the same path takes its place
     code = f"""
