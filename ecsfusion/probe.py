@@ -119,9 +119,12 @@ def decompose_embeddings(
     embeddings: Mapping[str, np.ndarray],
     labels: np.ndarray,
     problem_type: str = SINGLE_LABEL,
+    device: torch.device | None = None,
     **options: Any,
 ) -> PID:
     """`fast_pid` of two modalities; with more, each modality against all the others together.
+
+    It is computed on `device` (milliseconds on a GPU) and comes back to the processor.
 
     With more than two the uniqueness and the information of a modality are those against the rest; redundancy and
     synergy are the largest that any modality has with the rest (all other values of the result likewise). With several
@@ -132,18 +135,18 @@ def decompose_embeddings(
     elif problem_type == REGRESSION:
         options |= {"num_classes": None, "bins": REGRESSION_BINS}
         labels = labels.reshape(len(labels)) if labels.size == len(labels) else labels
-    if len(embeddings) == 2:
-        return _mean_over_labels(fast_pid(embeddings, labels, **options))
-    found = fast_pids(embeddings, labels, **options)
-    against_rest = [_mean_over_labels(found[f"{name}, rest"]) for name in embeddings]
-    return _one_of_many(against_rest, tuple(embeddings))
+    rows = {name: torch.as_tensor(values, device=device) for name, values in embeddings.items()}
+    targets = torch.as_tensor(labels, device=device)
+    if len(rows) == 2:
+        return _mean_over_labels(fast_pid(rows, targets, **options))
+    found = fast_pids(rows, targets, **options)
+    against_rest = [_mean_over_labels(found[f"{name}, rest"]) for name in rows]
+    return _one_of_many(against_rest, tuple(rows))
 
 
 def _mean_over_labels(pid: PID) -> PID:
-    if pid.redundancy.ndim == 0:
-        return pid
     means: dict[str, Any] = {
-        part.name: value.mean(dim=0)
+        part.name: (value if pid.redundancy.ndim == 0 else value.mean(dim=0)).cpu()
         for part in fields(pid)
         if isinstance(value := getattr(pid, part.name), torch.Tensor)
     }

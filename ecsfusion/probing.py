@@ -158,6 +158,7 @@ class ProbingTrainer(SteppingTrainer):
                 rows,
                 problem_type=self.model.problem_type,
                 readout=None if fitted is None else Readout.from_dict(fitted),
+                device=self.args.device,
                 num_classes=self.model.config.num_labels,
                 num_clusters=self.args.probe_clusters,
                 num_components=self.args.probe_components,
