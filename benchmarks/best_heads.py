@@ -1,0 +1,118 @@
+"""Is it worth keeping each head's own best epoch for the readout? Heads of one epoch against heads of their best ones.
+
+    python benchmarks/best_heads.py --seeds 2
+    python benchmarks/best_heads.py --seeds 2 --config hf_recipes/configs/avmnist.yaml --data_dir FOLDER
+
+Trains as the recipe does and evaluates every epoch on validation and test. Then the calibrated combination is fitted on
+validation for three choices of heads, and judged on test: `one epoch` is what the library does (all heads of the epoch
+that the recipe selects), `own unimodal` takes each modality's head from the epoch where its validation accuracy is
+highest (its lowest cross-entropy among equals), `own` the fused head likewise. One JSON line per run and choice goes to
+the end of benchmarks/results/best_heads.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+import torch
+from environment import environment
+from torch.nn import functional as F  # noqa: N812
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
+
+from ecsfusion import FusionTrainer
+from ecsfusion.evaluation import Evaluation
+from ecsfusion.readout import FUSED, Readout, expected_calibration_error
+from hf_recipes.run import prepare
+
+RESULTS = Path(__file__).parent / "results" / "best_heads.jsonl"
+
+
+class Recording(FusionTrainer):
+    """Keeps what all heads answered at every evaluation in training."""
+
+    def _keep(self, prefix: str, evaluation: Evaluation) -> None:
+        super()._keep(prefix, evaluation)
+        self.__dict__.setdefault("seen", {}).setdefault(prefix, {})[self.state.global_step] = evaluation
+
+
+def own_best(seen: dict[int, Evaluation], head: str) -> int:
+    """The step of the head's highest accuracy, and of these of its lowest cross-entropy."""
+
+    def key(step: int) -> tuple[float, float]:
+        z, y = seen[step].heads[head], seen[step].labels
+        return float((z.argmax(1) == y).double().mean()), -float(F.cross_entropy(z, y))
+
+    return max(seen, key=key)
+
+
+def run(argv: list[str], seed: int) -> list[dict[str, object]]:
+    """One training, judged three ways."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--seed", str(seed), "--output_dir", folder, "--disable_tqdm", "true"]
+        job = prepare([*argv, *words, "--metric_for_best_model", "eval_validation_accuracy_calibrated"])
+        sets = {"validation": job.splits["validation"], "test": job.splits["test"]}
+        trainer = Recording(
+            job.model,
+            job.args,
+            train_dataset=job.splits["train"],
+            eval_dataset=sets,
+            processing_class=job.processor,
+        )
+        trainer.train()
+    validation, test = trainer.seen["eval_validation"], trainer.seen["eval_test"]
+    selected = trainer.state.best_global_step
+    best = {head: own_best(validation, head) for head in (*trainer.model.modalities, FUSED)}
+    choices = {
+        "one epoch": dict.fromkeys(best, selected),
+        "own unimodal": {**best, FUSED: selected},
+        "own": best,
+    }
+    lines = []
+    for choice, steps in choices.items():
+        fitted = Readout.fit(
+            {head: validation[step].heads[head] for head, step in steps.items()}, validation[selected].labels
+        )
+        log_p = fitted({head: test[step].heads[head] for head, step in steps.items()})
+        labels = test[selected].labels
+        lines.append(
+            {
+                "seed": seed,
+                "choice": choice,
+                "steps": steps,
+                "accuracy": round(float((log_p.argmax(1) == labels).double().mean()), 4),
+                "cross_entropy": round(float(F.nll_loss(log_p, labels)), 4),
+                "calibration_error": round(expected_calibration_error(log_p.exp(), labels), 4),
+            }
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=2)
+    args, argv = parser.parse_known_args()
+    torch.set_num_threads(1)
+    data = "digits" if "--config" not in argv else Path(argv[argv.index("--config") + 1]).stem
+    lines = [line for seed in range(args.seeds) for line in run(argv, seed)]
+    with RESULTS.open("a") as file:
+        for line in lines:
+            file.write(json.dumps({"benchmark": "best_heads", "data": data, **line, **environment()}) + "\n")
+    for choice in dict.fromkeys(line["choice"] for line in lines):
+        mine = [line for line in lines if line["choice"] == choice]
+        figures = {
+            key: mean(line[key] for line in mine)
+            for key in ("accuracy", "cross_entropy", "calibration_error")
+        }
+        print(f"{data}, {choice:<13}", "  ".join(f"{key} {value:.4f}" for key, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
