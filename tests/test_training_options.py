@@ -576,7 +576,7 @@ def test_the_cost_of_probes_is_reported(tmp_path, capsys):
     metrics = result.metrics
     assert metrics["probe_seconds"] > 0
     assert metrics["probe_share"] == pytest.approx(
-        metrics["probe_seconds"] / metrics["train_runtime"], abs=1e-3
+        metrics["probe_seconds"] / metrics["train_runtime"], rel=0.05
     )
     seconds = sum(
         entry["eval_probe_seconds"] for entry in run.state.log_history[:-2] if "eval_probe_seconds" in entry
