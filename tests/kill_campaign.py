@@ -1,9 +1,10 @@
 """Kill a tiny two-stage run at random moments, resume it, and compare its end with one that was never interrupted.
 
     python tests/kill_campaign.py --runs 30 --seed 0 --out benchmarks/results/kill_campaign.jsonl
+    python tests/kill_campaign.py --runs 6 --seed 1 --processes 2 --out benchmarks/results/kill_campaign.jsonl
 
-One line of JSON a run: when it was killed (seconds, step of the latest whole checkpoint, folders half written), how
-often, and what differs at the end. A run is killed one to three times. Status 1 if anything differs.
+One line of JSON a run, added to the file: when it was killed (seconds, the latest whole checkpoint, folders half
+written), how often, and what differs at the end. A run is killed one to three times. Status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -26,35 +26,24 @@ import killed_run
 from ecsfusion.checkpoints import whole_checkpoint
 
 
-def start(folder: Path, resume: bool) -> multiprocessing.Process:
-    """The run in a process of its own, forked, so that it needs no time to import anything."""
-    process = multiprocessing.get_context("fork").Process(target=_train, args=(folder, resume))
-    process.start()
-    return process
-
-
-def _train(folder: Path, resume: bool) -> None:
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    killed_run.train(folder, resume)
-
-
-def one_run(folder: Path, expected: dict, length: float, chance: random.Random) -> dict[str, object]:
+def one_run(
+    folder: Path, expected: dict, length: float, chance: random.Random, processes: int
+) -> dict[str, object]:
     """Kill, resume, and compare."""
     kills: list[dict[str, object]] = []
     for number in range(chance.randint(1, 3)):
-        process = start(folder, resume=number > 0)
+        ranks = killed_run.start(folder, number > 0, processes)
         after = chance.uniform(0.0, length)
-        process.join(after)
-        if not process.is_alive():
+        ranks[0].join(after)
+        if not ranks[0].is_alive():
+            finish(ranks)
             break
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        for process in chance.sample(ranks, processes):
+            process.kill()
+        finish(ranks)
         found = whole_checkpoint(True, folder)[0] if folder.is_dir() else None
-        half = [
-            p.name
-            for p in folder.rglob("*")
-            if p.name.endswith((".writing", ".old")) or p.name == "unfinished"
-        ]
+        names = [path.name for path in folder.rglob("*")]
+        half = [name for name in names if name.endswith((".writing", ".old")) or name == "unfinished"]
         kills.append(
             {
                 "after_seconds": round(after, 3),
@@ -62,10 +51,16 @@ def one_run(folder: Path, expected: dict, length: float, chance: random.Random) 
                 "half_written": half,
             }
         )
-    process = start(folder, resume=True)
-    process.join()
-    differing = killed_run.differences(expected, killed_run.outcome(folder)) if process.exitcode == 0 else []
-    return {"kills": kills, "exit": process.exitcode, "differs": differing}
+    codes = finish(killed_run.start(folder, True, processes))
+    differing = [] if any(codes) else killed_run.differences(expected, killed_run.outcome(folder))
+    return {"processes": processes, "kills": kills, "exit": codes, "differs": differing}
+
+
+def finish(ranks: list[multiprocessing.Process]) -> list[int | None]:
+    """Exit codes."""
+    for process in ranks:
+        process.join()
+    return [process.exitcode for process in ranks]
 
 
 def main() -> None:
@@ -74,22 +69,26 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     chance = random.Random(args.seed)  # noqa: S311
     lines = []
     with tempfile.TemporaryDirectory() as place:
         whole, began = Path(place) / "whole", time.perf_counter()
-        process = start(whole, resume=False)
-        process.join()
+        finish(killed_run.start(whole, False, args.processes))
         length, expected = time.perf_counter() - began, killed_run.outcome(whole)
         for number in range(args.runs):
-            line = {"run": number, **one_run(Path(place) / f"run{number}", expected, length, chance)}
+            line = {
+                "run": number,
+                **one_run(Path(place) / f"run{number}", expected, length, chance, args.processes),
+            }
             lines.append(json.dumps(line))
             print(lines[-1], flush=True)
     if args.out is not None:
-        args.out.write_text("\n".join(lines) + "\n")
-    bad = [line for line in map(json.loads, lines) if line["exit"] != 0 or line["differs"]]
+        with args.out.open("a") as file:
+            file.write("\n".join(lines) + "\n")
+    bad = [line for line in map(json.loads, lines) if any(line["exit"]) or line["differs"]]
     kills = sum(len(json.loads(line)["kills"]) for line in lines)
     print(
         f"{args.runs} runs, {kills} kills, {len(bad)} not the same at the end; one run takes {length:.1f} s"

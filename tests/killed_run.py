@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 from fusion_fixtures import TwoViews, two_views
 from safetensors.torch import load_file
 from transformers.trainer_callback import PrinterCallback
@@ -133,3 +136,41 @@ def kill_in(moment: str, count: int) -> None:
         return original(*args, **kwargs)
 
     setattr(owner, moment, killer)
+
+
+def start(
+    folder: Path,
+    resume: bool,
+    processes: int = 1,
+    moment: str | None = None,
+    count: int = 1,
+    **options: object,
+) -> list[multiprocessing.Process]:
+    """The run by forked processes, which need no time to import anything; killed in the `count`-th call of `moment`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def forked(rank: int) -> None:
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # what the process before the fork was is forgotten
+        if processes > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            os.environ |= {
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        if moment is not None:
+            kill_in(moment, count)
+        trainer = train(folder, resume, processes, **options)
+        if trainer.args.world_size != processes:
+            raise RuntimeError(f"{trainer.args.world_size} processes train, not {processes}")
+        trainer.accelerator.end_training()
+
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=forked, args=(rank,)) for rank in range(processes)]
+    for process in ranks:
+        process.start()
+    return ranks

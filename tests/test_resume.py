@@ -7,13 +7,11 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import killed_run
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from ecsfusion.checkpoints import clear_up, find_damage, link_folder, replace_folder, seal, whole_checkpoint
@@ -21,20 +19,18 @@ from ecsfusion.checkpoints import clear_up, find_damage, link_folder, replace_fo
 SLOW_START = 240
 
 
+def ends(ranks: list[multiprocessing.Process]) -> list[int | None]:
+    """Exit codes of processes."""
+    for process in ranks:
+        process.join(SLOW_START)
+    return [process.exitcode for process in ranks]
+
+
 def run(
     folder: Path, resume: bool, moment: str | None = None, count: int = 1, **options: object
 ) -> int | None:
-    """The run in a forked process, killed in the `count`-th call of `moment`; its exit code."""
-
-    def forked() -> None:
-        if moment is not None:
-            killed_run.kill_in(moment, count)
-        killed_run.train(folder, resume, **options)
-
-    process = multiprocessing.get_context("fork").Process(target=forked)
-    process.start()
-    process.join(SLOW_START)
-    return process.exitcode
+    """The run in a process of its own, killed in the `count`-th call of `moment`; its exit code."""
+    return ends(killed_run.start(folder, resume, 1, moment, count, **options))[0]
 
 
 @pytest.fixture(scope="module")
@@ -199,37 +195,14 @@ def test_a_linked_folder_survives_what_it_was_linked_from(tmp_path):
     assert {path.read_bytes() for path in (tmp_path / "kept").iterdir()} == {b"1"}
 
 
-def two_processes(folder: Path, resume: bool, moment: str | None = None, count: int = 1) -> list[int | None]:
-    """The run by two forked processes; their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def forked(rank: int) -> None:
-        AcceleratorState._reset_state(
-            reset_partial_state=True
-        )  # what the process before the fork was is forgotten
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        if moment is not None:
-            killed_run.kill_in(moment, count)
-        trainer = killed_run.train(folder, resume, processes=2)
-        assert trainer.args.world_size == 2
-        trainer.accelerator.end_training()
-
-    ranks = [multiprocessing.get_context("fork").Process(target=forked, args=(rank,)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(SLOW_START)
-    return [process.exitcode for process in ranks]
-
-
 def test_two_processes_killed_and_resumed_end_the_same(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert two_processes(whole, False) == [0, 0]
-    assert two_processes(killed, False, "_save_rng_state", 13) == [-signal.SIGKILL, -signal.SIGKILL]
-    assert two_processes(killed, True) == [0, 0]
+    assert ends(killed_run.start(whole, False, 2)) == [0, 0]
+    assert ends(killed_run.start(killed, False, 2, "_save_rng_state", 13)) == [
+        -signal.SIGKILL,
+        -signal.SIGKILL,
+    ]
+    assert ends(killed_run.start(killed, True, 2)) == [0, 0]
     assert (killed / "checkpoint-20" / "rng_state_1.pth").is_file()
     assert find_damage(killed / "checkpoint-20") is None
     assert killed_run.differences(killed_run.outcome(whole), killed_run.outcome(killed)) == []
