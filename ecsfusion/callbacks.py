@@ -25,6 +25,7 @@ class StageRecord:
         stage_start: optimizer step at which this stage began.
         peak_step: step of the weights kept as stage 1's peak, or None.
         pending: a decision that the next training step carries out, or None.
+        best_heads: of each modality whose best weights are kept, [step, score, minus its loss].
         processes: how many processes train; 0 before the first step.
         rule: the state of the rule.
         history: one dictionary per probe (see `ecsfusion.trajectory`).
@@ -35,6 +36,7 @@ class StageRecord:
     stage_start: int = 0
     peak_step: int | None = None
     pending: dict[str, Any] | None = None
+    best_heads: dict[str, list[float]] = field(default_factory=dict)
     processes: int = 0
     rule: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)

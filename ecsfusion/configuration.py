@@ -36,6 +36,8 @@ class FusionConfig(PreTrainedConfig):
         fusion: name of the fusion head: one of `ecsfusion.fusion_heads.FUSION_HEADS`, or that of one's own class.
         fusion_options: keyword arguments of the fusion head, such as `{"width": 256}` for cross-attention.
         adapters: PEFT configurations (LoRA and others) inside the encoders: by modality, then by adapter.
+        standalone: modalities whose own answer comes from a second copy of their encoder and head, of another step
+            (see `ecsfusion.best_heads`).
         auxiliary_weight: weight of each unimodal loss in the joint stage (arXiv 2509.20840 uses 0.6).
         stage: "unimodal" (stage 1) or "joint" (stage 2): the stage these weights come from.
         step: optimizer step at which these weights were saved, or None.
@@ -60,6 +62,7 @@ class FusionConfig(PreTrainedConfig):
         fusion: str = "concatenation",
         fusion_options: dict[str, Any] | None = None,
         adapters: dict[str, dict[str, Any]] | None = None,
+        standalone: list[str] | None = None,
         auxiliary_weight: float = 0.6,
         stage: str = "joint",
         step: int | None = None,
@@ -72,6 +75,7 @@ class FusionConfig(PreTrainedConfig):
         self.fusion = fusion
         self.fusion_options = dict(fusion_options or {})
         self.adapters = dict(adapters or {})
+        self.standalone = list(standalone or ())
         self.auxiliary_weight = auxiliary_weight
         self.stage = stage
         self.step = step

@@ -110,6 +110,11 @@ class FusionForClassification(PreTrainedModel):
         self.fusion = build_fusion_head(
             config.fusion, config.fusion_options, dims, config.num_labels, own_fusion
         )
+        self.standalone = nn.ModuleDict()
+        for name in config.standalone:
+            own = copy.deepcopy(own_encoders.get(name))
+            encoder = build_encoder(name, config.encoders[name], config.adapters.get(name), own)
+            self.standalone[name] = _standalone(encoder, nn.Linear(dims[name], config.num_labels))
         self.label_smoothing = 0.0
         self.stage = config.stage
         self.active: tuple[str, ...] = tuple(config.modalities)
@@ -213,8 +218,11 @@ class FusionForClassification(PreTrainedModel):
         # transformers empties the buffers that are not saved, and lets its own models compute them again.
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
-        # It also makes every weight that it loads trainable: those below adapters, Whisper's positions, one's own.
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for modality in set(_own_modalities(model.config)) & set(model.config.standalone):
+            for name, value in _unsaved_buffers(model.encoders[modality]):
+                model.standalone[modality]["encoder"].get_buffer(name).copy_(value)
+        # It also makes every weight that it loads trainable: those below adapters, Whisper's positions, one's own.
         for key in model._built_frozen:
             model.get_parameter(key).requires_grad_(False)
         return loaded
@@ -275,9 +283,23 @@ class FusionForClassification(PreTrainedModel):
                     parameter.requires_grad_(True)
                     self._paused_parameters.discard(key)
 
+    def set_standalone(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Answer for these modalities alone by copies of their encoders and heads with these weights.
+
+        Args:
+            weights: by modality, named as in `ModuleDict({"encoder": ..., "head": ...})`; none for no copies at all.
+        """
+        self.standalone = nn.ModuleDict()
+        for name, values in weights.items():
+            part = _standalone(copy.deepcopy(self.encoders[name]), copy.deepcopy(self.heads[name]))
+            part.load_state_dict(values)
+            self.standalone[name] = part
+        self.config.standalone = list(weights)
+
     def train(self, mode: bool = True) -> FusionForClassification:
         """As `nn.Module.train`; a paused encoder, which stage 2 still runs, keeps its batch statistics as they are."""
         super().train(mode)
+        self.standalone.eval()
         for name in self.modalities:
             if name not in self.active:
                 self.encoders[name].eval()
@@ -308,9 +330,14 @@ class FusionForClassification(PreTrainedModel):
                 parameter.div_(len(heads))
         start_from(heads)
 
-    def embed(self, name: str, inputs: Mapping[str, Tensor] | Tensor) -> Tensor:
-        """Embeddings (B, D_m) of one modality's processed inputs, all of whose rows have it."""
-        encoder = self.encoders[name]
+    def embed(
+        self, name: str, inputs: Mapping[str, Tensor] | Tensor, encoder: nn.Module | None = None
+    ) -> Tensor:
+        """Embeddings (B, D_m) of one modality's processed inputs, all of whose rows have it.
+
+        By its encoder, or by another one of the same kind.
+        """
+        encoder = self.encoders[name] if encoder is None else encoder
         expected = main_input(encoder)
         if isinstance(inputs, Tensor):
             inputs = {expected or "values": inputs}
@@ -389,7 +416,7 @@ class FusionForClassification(PreTrainedModel):
         for name in running:
             mask = rows[name]
             index = None if mask is None else mask.nonzero()[:, 0]
-            h, z = self._run(name, given.get(name), index)
+            h, z = self._run(name, given.get(name), index, self.encoders[name], self.heads[name])
             if labels is not None and len(z):
                 loss = self.head_loss(z, labels if index is None else labels[index])
                 losses.append(loss if index is None else loss * (len(index) / size))
@@ -397,6 +424,12 @@ class FusionForClassification(PreTrainedModel):
             masks[name] = everyone if mask is None else mask
         # Stage 1 trains no fusion: running it there would only put an unused head into the graph.
         logits = None if unimodal_training else self._fuse(embeddings, unimodal_logits, masks)
+        if not self.training:
+            for name in (name for name in running if name in self.standalone):
+                mask, part = rows[name], cast("nn.ModuleDict", self.standalone[name])
+                index = None if mask is None else mask.nonzero()[:, 0]
+                _, z = self._run(name, given.get(name), index, part["encoder"], part["head"])
+                unimodal_logits[name] = _spread(z, index, size)
         answer = self._read_out(logits, unimodal_logits, masks)
         regression = self.problem_type == REGRESSION
         return FusionOutput(
@@ -409,15 +442,16 @@ class FusionForClassification(PreTrainedModel):
             predictions=answer if regression else None,
         )
 
-    def _run(self, name: str, inputs: Any, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, name: str, inputs: Any, index: Tensor | None, encoder: nn.Module, head: Any
+    ) -> tuple[Tensor, Tensor]:
         """Embeddings (N, D_m) and logits (N, C) of the N rows of `index`, or of all."""
-        head = cast("nn.Linear", self.heads[name])
         if index is not None and not len(index):  # nobody has it: the encoder is not run on nothing
             return head.weight.new_zeros(0, head.in_features), head.weight.new_zeros(0, head.out_features)
         if index is not None:
             one = isinstance(inputs, Tensor)
             inputs = inputs[index] if one else {key: value[index] for key, value in inputs.items()}
-        embeddings = self.embed(name, inputs)
+        embeddings = self.embed(name, inputs, encoder)
         return embeddings, head(embeddings)
 
     def _fuse(
@@ -463,6 +497,10 @@ class FusionForClassification(PreTrainedModel):
         heads = {name: z.float() for name, z in {FUSED: logits, **unimodal_logits}.items()}
         answer = Readout.from_dict(self.config.readout)(heads, present)
         return answer if self.problem_type == REGRESSION else answer.exp()
+
+
+def _standalone(encoder: nn.Module, head: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict({"encoder": encoder, "head": head}).requires_grad_(False).eval()
 
 
 def _size_and_device(inputs: Any) -> tuple[int, torch.device]:

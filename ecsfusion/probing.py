@@ -185,12 +185,16 @@ class ProbingTrainer(SteppingTrainer):
             next((e for key, e in self._kept.items() if key[0] == self._probe_prefix()), None)
         )
 
+    def _final_step(self) -> int:
+        """The step of the weights that training ended with."""
+        best = self.state.best_global_step
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint and best is not None:
+            return best
+        return self.state.global_step if self._restored is None else self._restored
+
     def _fit_readout_once_evaluated(self) -> None:
         """The same without another pass where the final weights were evaluated in training."""
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            step = self.state.best_global_step
-        else:
-            step = self.state.global_step if self._restored is None else self._restored
+        step = self._final_step()
         prefixes = (
             [f"eval_{name}" for name in self.eval_dataset]
             if isinstance(self.eval_dataset, Mapping)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from ecsfusion.best_heads import folder_of, load_modality, quality, save_modality
 from ecsfusion.callbacks import ControllerCallback, FusionProgressCallback, StageRecord
+from ecsfusion.checkpoints import replace_folder
 from ecsfusion.columns import check_columns
 from ecsfusion.controller import Rule, make_rule
 from ecsfusion.ending import ending
@@ -93,6 +96,7 @@ class FusionTrainer(ProbingTrainer):
             **kwargs,
         )
         self._make_rule()
+        self.folder_names = [UNIMODAL_FOLDER, INITIAL_FOLDER, *map(folder_of, self.model.modalities)]
         check_sharding(self)
         self._check_best_metric()
         self.pop_callback(PrinterCallback)  # it prints every evaluation as a dictionary of thirty numbers
@@ -136,12 +140,11 @@ class FusionTrainer(ProbingTrainer):
                 f"metric_for_best_model is {name!r}, which no evaluation reports; give one of {', '.join(known)}."
             )
 
-    folder_names = (UNIMODAL_FOLDER, INITIAL_FOLDER)
-
     def folders_in_use(self) -> list[str]:
         """What a checkpoint of this moment refers to: stage 1's peak, and what a modality may be reset to."""
         resets = self.record.stage == "unimodal" and self._make_rule().resets
         kept = {UNIMODAL_FOLDER: self.record.peak_step is not None, INITIAL_FOLDER: resets}
+        kept |= {folder_of(name): name in self.record.best_heads for name in self.model.modalities}
         return [name for name, needed in kept.items() if needed]
 
     # ---- training ----
@@ -158,7 +161,9 @@ class FusionTrainer(ProbingTrainer):
         self.reports.clear()
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.model.set_active(self.model.modalities)
-        if self.eval_dataset is not None:
+        if self.eval_dataset is not None and self._take_best_heads():
+            self.fit_readout()
+        elif self.eval_dataset is not None:
             self._fit_readout_once_evaluated()
         if self.is_world_process_zero() and self.record.history:
             path = os.path.join(self.args.output_dir, TRAJECTORY_FILE)
@@ -174,6 +179,7 @@ class FusionTrainer(ProbingTrainer):
         self.model.label_smoothing = self.args.label_smoothing_factor
         self.model.config.auxiliary_weight = self.args.auxiliary_weight
         self.model.config.readout = None
+        self.model.set_standalone({})
         self.model.set_active(self.model.modalities)
         for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
             check_columns(dataset, self.model.modalities, name)
@@ -308,9 +314,39 @@ class FusionTrainer(ProbingTrainer):
         if in_stage_one:
             self.model.start_fusion_from_heads()
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if in_stage_one and metric_key_prefix == self._probe_prefix():
-            self._keep_peak()
+        if self.is_in_train and metric_key_prefix == self._probe_prefix():
+            if self.args.keep_best_heads:
+                self._keep_best_heads()
+            if in_stage_one:
+                self._keep_peak()
         return metrics
+
+    def _keep_best_heads(self) -> None:
+        step = self.state.global_step
+        evaluation = self._kept[self._probe_prefix(), step]
+        for name in self.model.modalities:
+            found = quality(evaluation, name, self.model.problem_type)
+            best = self.record.best_heads.get(name)
+            if best is not None and found <= tuple(best[1:]):
+                continue
+            self.record.best_heads[name] = [step, *found]
+            if self.args.should_save:
+                folder = os.path.join(self.args.output_dir, folder_of(name))
+                shutil.rmtree(f"{folder}.writing", ignore_errors=True)
+                save_modality(self.model, name, step, f"{folder}.writing")
+                replace_folder(f"{folder}.writing", folder)
+        self.accelerator.wait_for_everyone()
+
+    def _take_best_heads(self) -> bool:
+        """Let every modality whose best step is not the model's answer with the weights of its own."""
+        steps = {name: int(best[0]) for name, best in self.record.best_heads.items()}
+        weights = {
+            name: load_modality(os.path.join(self.args.output_dir, folder_of(name)), step)
+            for name, step in steps.items()
+            if step != self._final_step()
+        }
+        self.model.set_standalone(weights)
+        return bool(weights)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # The best model of a two-stage run is a joint one, and stage 1 ends when the rule says so: without a best

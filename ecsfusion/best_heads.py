@@ -1,0 +1,61 @@
+"""Each modality's own best epoch: which it was, its weights on disk, and the model that answers with them.
+
+A modality's head is often best at another epoch than the fused model. Then the model carries a second copy of that
+encoder and head, of the better epoch, which answers for the modality alone and in the readout; the fused head keeps the
+first. That costs the memory of the copy and one more forward of it at inference.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ecsfusion.evaluation import Evaluation
+from ecsfusion.modeling import FusionForClassification
+from ecsfusion.probe import head_answers, score
+from ecsfusion.problem_types import mean_loss
+
+WEIGHTS_FILE = "model.safetensors"
+STEP_FILE = "step.json"
+
+
+def folder_of(name: str) -> str:
+    """The folder of a run that holds a modality's best weights."""
+    return f"best_{name}"
+
+
+def quality(evaluation: Evaluation, name: str, problem_type: str) -> tuple[float, float]:
+    """How good a modality's head is on the rows that have it: its score, and among equals minus its loss."""
+    rows = evaluation.present[name]
+    logits, labels = evaluation.heads[name][rows], evaluation.labels[rows]
+    answers = head_answers(logits, problem_type)
+    return score(answers, labels, problem_type), -float(mean_loss(logits, labels, problem_type))
+
+
+def save_modality(model: FusionForClassification, name: str, step: int, folder: str) -> None:
+    """Write encoder and head of one modality to a new folder."""
+    path = Path(folder)
+    path.mkdir(parents=True)
+    weights = nn.ModuleDict({"encoder": model.encoders[name], "head": model.heads[name]}).state_dict()
+    save_file({key: value.contiguous().cpu().clone() for key, value in weights.items()}, path / WEIGHTS_FILE)
+    (path / STEP_FILE).write_text(json.dumps({"step": step}), encoding="utf-8")
+
+
+def load_modality(folder: str, step: int) -> dict[str, Tensor]:
+    """What `save_modality` wrote at this step.
+
+    Raises:
+        ValueError: the folder holds another step.
+    """
+    path = Path(folder)
+    found: dict[str, Any] = json.loads((path / STEP_FILE).read_text(encoding="utf-8"))
+    if found["step"] != step:
+        raise ValueError(
+            f"{folder} holds step {found['step']}, not {step}: another run wrote there. Train again in an empty "
+            "output_dir."
+        )
+    return load_file(path / WEIGHTS_FILE)
