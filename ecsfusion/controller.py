@@ -54,5 +54,7 @@ def make_rule(rule: str | type[Rule] | Rule, modalities: Sequence[str], **option
         key for key in allowed if parameters[key].default is inspect.Parameter.empty and key not in options
     ]
     if missing:
-        raise ValueError(f"the rule {name!r} needs the option {missing[0]!r}.")
+        raise ValueError(
+            f"the rule {name!r} needs the option {missing[0]!r}; give rule_options={{{missing[0]!r}: ...}}."
+        )
     return kind(modalities, **options)

@@ -45,6 +45,17 @@ class Evaluation:
             torch.from_numpy(labels),
         )
 
+    def check_finite(self) -> None:
+        """Raises ValueError for the first head, of a modality or the fused one, that gave a row NaN."""
+        for name in [*self.present, FUSED]:
+            bad = self.heads[name].isnan().flatten(1).any(dim=1) & self.present.get(name, torch.tensor(True))
+            if bool(bad.any()):
+                raise ValueError(
+                    f"the logits of {name} are NaN in {int(bad.sum())} of {len(bad)} rows of the evaluation set, first "
+                    f"in row {int(bad.nonzero()[0, 0])}; look at the inputs there, or, if all rows have it, at the "
+                    "weights: lower the learning rate."
+                )
+
     def probed_rows(self, most: int | None, seed: int) -> np.ndarray:
         """The rows (n,) that a probe decomposes: those with every modality, at most so many, drawn by the seed."""
         complete = torch.stack(list(self.present.values())).all(dim=0).nonzero()[:, 0].numpy()

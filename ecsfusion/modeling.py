@@ -137,6 +137,7 @@ class FusionForClassification(PreTrainedModel):
         *,
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
         fusion: str | nn.Module = "concatenation",
         trust_remote_code: bool = False,
         **config_kwargs: Any,
@@ -147,7 +148,7 @@ class FusionForClassification(PreTrainedModel):
             encoders: for each modality's name a Hub name, a local folder, a `PreTrainedModel` (with PEFT adapters or
                 without), or any `nn.Module` that returns embeddings (see `ecsfusion.encoders`).
             num_labels: number of classes C; taken from `id2label` when that is given.
-            id2label: names of the classes.
+            id2label, label2id: names of the classes, one or both.
             fusion: name of the fused head, "concatenation", "gated-sum", "cross-attention" or "late-average", or a
                 module of one's own (see `ecsfusion.fusion_heads`).
             trust_remote_code: run code that comes with a model on the Hub; off by default.
@@ -161,6 +162,13 @@ class FusionForClassification(PreTrainedModel):
             raise TypeError(
                 "encoders must map names of modalities to encoders, like "
                 f'{{"image": ..., "audio": ...}}; found {type(encoders).__name__}.'
+            )
+        inverse = None if label2id is None else {int(index): str(label) for label, index in label2id.items()}
+        if id2label is None:
+            id2label = inverse
+        elif inverse is not None and inverse != {int(index): str(label) for index, label in id2label.items()}:
+            raise ValueError(
+                f"id2label is {dict(id2label)} but label2id is {dict(label2id or {})}; give one of them."
             )
         if num_labels is None and id2label is None:
             raise ValueError("num_labels is missing: give the number of classes, or id2label.")

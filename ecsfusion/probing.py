@@ -126,6 +126,7 @@ class ProbingTrainer(SteppingTrainer):
                 f"the evaluation set has no {missing[0]!r}; a probe needs rows that have every modality."
             )
         self._evaluated = Evaluation.from_outputs(outputs, labels)
+        self._evaluated.check_finite()
         return {**self._measure(self._evaluated), **extra}
 
     def _measure(self, evaluation: Evaluation) -> dict[str, float]:

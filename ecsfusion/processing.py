@@ -333,9 +333,20 @@ class TensorCollator:
         given = self.modalities or [key for key in rows[0] if key not in ("label", "labels")]
         batch = _with_missing_rows(
             {name: [row.get(name) for row in rows] for name in given},
-            lambda name, values, numbers: default_collate(list(values)),
+            _stack,
         )
         return _with_labels(batch, rows)
+
+
+def _stack(name: str, values: Sequence[Any], numbers: Sequence[int]) -> Any:
+    """Tensors of all rows as one, which no processor has to pad."""
+    try:
+        return default_collate(list(values))
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"the rows of {name!r} cannot be stacked ({error}); give a FusionProcessor as processing_class, which "
+            "reads and pads them, or rows that hold tensors of equal shapes."
+        ) from error
 
 
 def _with_missing_rows(columns: Mapping[str, list[Any]], make_inputs: Any) -> FusionBatch:
@@ -375,7 +386,13 @@ def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> Fusio
     if missing and len(missing) < len(rows):
         raise ValueError(f"label, row {missing[0]}: missing, but present in other rows; leave these rows out")
     if not missing:
-        tensor = torch.as_tensor(np.asarray(labels))
+        array = np.asarray(labels)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(
+                f"label, row 0: {labels[0]!r} is a {type(labels[0]).__name__}; give class numbers from 0 (model.config."
+                "label2id maps names to them), or one list of numbers per row, all of one length."
+            )
+        tensor = torch.as_tensor(array)
         is_class = tensor.ndim == 1 and not tensor.is_floating_point()
         batch["labels"] = tensor.to(torch.int64 if is_class else torch.float32)
     return batch

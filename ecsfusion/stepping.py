@@ -104,6 +104,10 @@ class SteppingTrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """As `transformers.Trainer.compute_loss`."""
+        if self.model.training and not any(name in inputs for name in self.label_names):
+            raise ValueError(
+                f"a batch of train_dataset has {sorted(inputs)} but no labels; add 'labels' or 'label' to its rows."
+            )
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.model.training:
             self._heads = logits_by_head(outputs)

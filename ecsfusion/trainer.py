@@ -83,7 +83,8 @@ class FusionTrainer(ProbingTrainer):
             )
         if args.stages != "joint" and kwargs.get("eval_dataset") is None:
             raise ValueError(
-                f"stages is {args.stages!r} but eval_dataset is missing: the controller probes it."
+                f"stages is {args.stages!r} but eval_dataset is missing, which the controller probes; give one, "
+                "or train with stages='joint'."
             )
         self.user_rule = rule
         self._kept_step: int | None = None  # of the weights in the folder of stage 1's peak
@@ -154,6 +155,8 @@ class FusionTrainer(ProbingTrainer):
 
         Args and returns as in `transformers.Trainer.train`.
         """
+        for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
+            check_columns(dataset, self.model.modalities, name)
         self.controller.record = StageRecord(stage="joint" if self.args.stages == "joint" else "unimodal")
         self._kept_step = self._restored = None
         self._kept.clear()
@@ -181,8 +184,6 @@ class FusionTrainer(ProbingTrainer):
         self.model.config.readout = None
         self.model.set_standalone({})
         self.model.set_active(self.model.modalities)
-        for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
-            check_columns(dataset, self.model.modalities, name)
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
