@@ -8,8 +8,14 @@ from typing import Any
 LABEL_COLUMNS = ("labels", "label")
 
 
+def check_has_rows(dataset: Any, argument: str) -> None:
+    """Raises ValueError for a data set of length zero; `argument` is how the user passed it."""
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(f"{argument} has no rows; give at least one.")
+
+
 def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> None:
-    """Raises ValueError if there are no rows, or columns are not called as the modalities are.
+    """Raises ValueError if columns are not called as the modalities are.
 
     Columns are those that a data set names (`datasets.Dataset`), or the keys of its first row. A single row may lack a
     modality; so rows without column names are only refused if they hold something of another name instead.
@@ -19,8 +25,6 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
         modalities: what the model takes.
         argument: how the user passed it.
     """
-    if hasattr(dataset, "__len__") and len(dataset) == 0:
-        raise ValueError(f"{argument} has no rows; give at least one.")
     named = getattr(dataset, "column_names", None)
     columns = list(named) if named else _keys_of_first_row(dataset)
     if columns is None:

@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 from ecsfusion.best_heads import folder_of, load_modality, quality, save_modality
 from ecsfusion.callbacks import ControllerCallback, FusionProgressCallback, StageRecord
 from ecsfusion.checkpoints import replace_folder
-from ecsfusion.columns import check_columns
+from ecsfusion.columns import check_columns, check_has_rows
 from ecsfusion.controller import Rule, make_rule
 from ecsfusion.ending import ending
 from ecsfusion.modeling import FusionConfig, FusionForClassification
@@ -156,7 +156,7 @@ class FusionTrainer(ProbingTrainer):
         Args and returns as in `transformers.Trainer.train`.
         """
         for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
-            check_columns(dataset, self.model.modalities, name)
+            check_has_rows(dataset, name)
         self.controller.record = StageRecord(stage="joint" if self.args.stages == "joint" else "unimodal")
         self._kept_step = self._restored = None
         self._kept.clear()
@@ -184,6 +184,8 @@ class FusionTrainer(ProbingTrainer):
         self.model.config.readout = None
         self.model.set_standalone({})
         self.model.set_active(self.model.modalities)
+        for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
+            check_columns(dataset, self.model.modalities, name)
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
