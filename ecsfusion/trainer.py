@@ -403,5 +403,15 @@ class FusionTrainer(ProbingTrainer):
 
 def _collator(processor: FusionProcessor | None, model: FusionForClassification | None) -> Callable:
     if processor is not None:
+        if not isinstance(processor, FusionProcessor):
+            raise TypeError(
+                f"processing_class is a {type(processor).__name__}; give a FusionProcessor of one processor per "
+                "modality, or a data_collator of your own with it."
+            )
+        if model is not None and set(processor.modalities) != set(model.modalities):
+            raise ValueError(
+                f"processing_class has the modalities {list(processor.modalities)}, but the model has "
+                f"{list(model.modalities)}; give both the same names."
+            )
         return FusionCollator(processor)
     return TensorCollator(None if model is None else model.modalities)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from fusion_fixtures import TwoViews, tiny_vit, two_views
 
-from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
+from ecsfusion import (
+    ArrayProcessor,
+    FusionForClassification,
+    FusionProcessor,
+    FusionTrainer,
+    FusionTrainingArguments,
+)
 
 
 def changed(number: int, seed: int, change) -> list[dict]:
@@ -63,6 +69,23 @@ def test_rows_that_cannot_be_used(tmp_path, train, validation, kind, message):
     )
     with pytest.raises(kind, match=message):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("processor", "kind", "message"),
+    [
+        (ArrayProcessor(), TypeError, "processing_class is a ArrayProcessor; give a FusionProcessor"),
+        (
+            FusionProcessor({"left": ArrayProcessor(), "write": ArrayProcessor()}),
+            ValueError,
+            r"\['left', 'write'\], but the model has \['left', 'right'\]",
+        ),
+    ],
+)
+def test_a_processor_of_something_else(tmp_path, processor, kind, message):
+    args = FusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(kind, match=message):
+        FusionTrainer(model=two_views(), args=args, eval_dataset=TwoViews(40, 1), processing_class=processor)
 
 
 def test_names_of_classes_in_both_directions():
