@@ -24,7 +24,7 @@ from ecsfusion.encoders import (
 )
 from ecsfusion.fusion_heads import build_fusion_head
 from ecsfusion.pooling import embedding_dim
-from ecsfusion.problem_types import REGRESSION, check_labels, mean_loss, problem_type_of
+from ecsfusion.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.readout import FUSED, Readout
 
 STAGES = ("unimodal", "joint")
@@ -93,6 +93,7 @@ class FusionForClassification(PreTrainedModel):
                 f"config.encoders names {len(config.encoders)} modalities {list(config.encoders)}; "
                 "fusion needs at least two."
             )
+        check_problem(config)
         for name in config.encoders:
             check_modality_name(name)
         unknown = [name for name in own_encoders if name not in config.encoders]

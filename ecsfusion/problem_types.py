@@ -27,6 +27,15 @@ def problem_type_of(config: Any) -> str:
     return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
 
 
+def check_problem(config: Any) -> None:
+    """Raises ValueError for a problem type that is none of the three, or no classes."""
+    known = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+    if config.problem_type not in (None, *known):
+        raise ValueError(f"problem_type is {config.problem_type!r}; give one of {', '.join(known)}.")
+    if config.num_labels < 1:
+        raise ValueError(f"num_labels is {config.num_labels}; give the number of classes.")
+
+
 def mean_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0) -> Tensor:
     """The loss of one head, a scalar: the mean over rows (and over labels or targets, where there are several).
 

@@ -99,3 +99,15 @@ def test_names_of_classes_in_both_directions():
         assert config.label2id == label2id
     with pytest.raises(ValueError, match="but label2id is"):
         FusionForClassification.from_modality_pretrained(encoders, id2label=names, label2id={"cat": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_labels": 3, "problem_type": "multi"}, "problem_type is 'multi'; give one of"),
+        ({"num_labels": 0}, "num_labels is 0"),
+    ],
+)
+def test_a_problem_that_there_is_not(options, message):
+    with pytest.raises(ValueError, match=message):
+        FusionForClassification.from_modality_pretrained({"left": tiny_vit(), "right": tiny_vit()}, **options)
