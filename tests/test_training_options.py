@@ -648,7 +648,7 @@ def test_a_modality_paused_in_stage_two_keeps_its_batch_statistics():
     }
     assert changed == {"right"}
     model.set_active(("left", "right"))
-    assert all(module.training for module in model.train().modules())
+    assert all(module.training for module in model.train().encoders.modules())
 
 
 def test_bars_say_stage_pauses_and_probes(tmp_path, capsys):
