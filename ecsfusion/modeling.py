@@ -184,6 +184,13 @@ class FusionForClassification(PreTrainedModel):
         for name in encoders:
             check_modality_name(name)
         modules = {name: load_encoder(name, encoder, trust_remote_code) for name, encoder in encoders.items()}
+        for name, module in modules.items():
+            same = [other for other in modules if modules[other] is module and other != name]
+            if same:
+                raise ValueError(
+                    f"encoders[{name!r}] and encoders[{same[0]!r}] are the same object; each modality trains and is saved "
+                    "by itself: give one of them copy.deepcopy(encoder)."
+                )
         adapters = {name: describe_adapters(module) for name, module in modules.items()}
         own_fusion = fusion if isinstance(fusion, nn.Module) else None
         config = FusionConfig(

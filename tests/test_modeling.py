@@ -259,3 +259,9 @@ def test_auto_model_loads_it(tmp_path):
     inputs = batch(3)
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_one_encoder_for_two_modalities_is_refused():
+    encoder = tiny_vit()
+    with pytest.raises(ValueError, match=r"encoders\['left'\] and encoders\['right'\] are the same object"):
+        FusionForClassification.from_modality_pretrained({"left": encoder, "right": encoder}, num_labels=3)
