@@ -188,8 +188,8 @@ class FusionForClassification(PreTrainedModel):
             same = [other for other in modules if modules[other] is module and other != name]
             if same:
                 raise ValueError(
-                    f"encoders[{name!r}] and encoders[{same[0]!r}] are the same object; each modality trains and is saved "
-                    "by itself: give one of them copy.deepcopy(encoder)."
+                    f"encoders[{name!r}] and encoders[{same[0]!r}] are the same object; each modality trains and is "
+                    "saved by itself: give one of them copy.deepcopy(encoder)."
                 )
         adapters = {name: describe_adapters(module) for name, module in modules.items()}
         own_fusion = fusion if isinstance(fusion, nn.Module) else None
