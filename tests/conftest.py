@@ -12,7 +12,6 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models and tables are tiny: a second thread only waits
 
 import pytest
-import torch
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -45,11 +44,3 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
         return True if collection_path.parent.name != "kernels" else None
     return None
-
-
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

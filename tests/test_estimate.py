@@ -317,13 +317,3 @@ def test_rows_and_labels_that_cannot_be_counted_are_left_out_and_reported():
     found = probe_tensors(rows, labels, num_classes=3, num_clusters=5, bootstrap=0)
     assert found.counted.tolist() == [396.0]
     assert bool(torch.isfinite(found.corrected.synergy).all())
-
-
-@pytest.mark.gpu
-def test_a_gpu_gives_the_answer_of_the_processor():
-    generator = np.random.default_rng(0)
-    a, b = generator.integers(0, 4, (2, 3000))
-    rows, labels = [embed(a, 64), embed(b, 32, random_seed=1)], (a + b) % 4
-    there = fast_pid([torch.tensor(x, device="cuda") for x in rows], torch.tensor(labels, device="cuda"))
-    assert there.synergy.device.type == "cuda"
-    np.testing.assert_allclose(atoms(there), atoms(fast_pid(rows, labels)), atol=0.02)

@@ -162,12 +162,3 @@ def test_torch_and_numpy_take_the_same_way(tolerance: float) -> None:
     assert (by_torch.gap <= tolerance).all()
     difference = (numpy.conditional_entropy - by_torch.conditional_entropy).abs()
     assert (difference <= tolerance + ROUNDING).all()
-
-
-@pytest.mark.gpu
-def test_cuda_tensors_stay_on_their_device() -> None:
-    p1y, p2y = marginals(random_tables(6, (20, 20, 6), 1280, seed=7))
-    on_cpu, on_gpu = broja(p1y, p2y), broja(p1y.cuda(), p2y.cuda())
-    assert all(part.is_cuda for part in on_gpu)
-    assert (on_gpu.gap <= 1e-4).all()
-    assert ((on_cpu.conditional_entropy - on_gpu.conditional_entropy.cpu()).abs() <= 1e-4).all()

@@ -129,6 +129,16 @@ def test_broja_is_a_well_formed_op(device):
     assert not any(part.requires_grad for part in broja(p1y, p2y, 1e-3))
 
 
+def test_a_gpu_solves_as_the_processor_does(device, large):
+    if not large:
+        pytest.skip("the interpreter takes minutes for six tables to 1e-4 bits")
+    p1y, p2y = marginals(random_tables(6, (20, 20, 6), 1280, seed=7))
+    there, here = broja(*on(device, (p1y, p2y))), broja(p1y, p2y)
+    assert all(part.device.type == device.type for part in there)
+    assert (there.gap <= 1e-4).all()
+    assert ((here.conditional_entropy - there.conditional_entropy.cpu()).abs() <= 1e-4).all()
+
+
 def test_broja_needs_no_host(device, large):
     if not large:
         pytest.skip("a GPU is needed")

@@ -108,6 +108,22 @@ def test_fewer_distinct_rows_than_clusters_have_an_answer(device, large):
     assert float(pid.plugin.redundancy) == pytest.approx(1.58496, abs=2e-3)
 
 
+def test_a_gpu_gives_the_answer_of_the_processor(device, large):
+    if not large:
+        pytest.skip("the interpreter takes minutes for 3000 rows and 50 bootstrap replicates")
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randint(4, (2, 3000), generator=generator)
+    named = {}
+    for name, state, dimension in (("a", first, 64), ("b", second, 32)):
+        centres = torch.randn(4, dimension, generator=generator)
+        named[name] = centres[state] + 0.1 * torch.randn(3000, dimension, generator=generator)
+    labels = (first + second) % 4
+    there, here = fast_pid(*moved(named, labels, device)), fast_pid(named, labels)
+    assert there.synergy.device.type == device.type
+    for atom in ("redundancy", "unique", "synergy"):
+        torch.testing.assert_close(getattr(there, atom).cpu(), getattr(here, atom), atol=0.02, rtol=0)
+
+
 def test_the_probe_compiles_as_one_graph(device, large):
     if not large:
         pytest.skip(
