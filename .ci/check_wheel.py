@@ -16,7 +16,7 @@ def check_contents(wheel: str) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top_level == {"ecsfusion", "ecsfusion_kernels"}, f"the wheel installs {sorted(top_level)}"
-    for file in ("ecsfusion/py.typed", "ecsfusion/model_card.md", "ecsfusion_kernels/py.typed"):
+    for file in ("ecsfusion/py.typed", "ecsfusion/reporting/model_card.md", "ecsfusion_kernels/py.typed"):
         assert file in names, f"the wheel lacks {file}"
     assert any(name.endswith("/LICENSE") for name in names), "the wheel lacks the license"
 
@@ -26,7 +26,7 @@ def check_installed() -> None:
     import torch
 
     import ecsfusion
-    from ecsfusion.card import CardFacts, EncoderFacts, render_card
+    from ecsfusion.reporting.card import CardFacts, EncoderFacts, render_card
 
     for module in (ecsfusion, ecsfusion_kernels):
         location = Path(str(module.__file__))

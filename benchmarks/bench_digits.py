@@ -22,7 +22,7 @@ from typing import Any
 
 from environment import environment
 
-from ecsfusion.summary import accuracies
+from ecsfusion.reporting.summary import accuracies
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
 

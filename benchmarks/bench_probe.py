@@ -34,9 +34,9 @@ from published import MOST_SAMPLES, published_histogram, published_solver
 from timing import Timing, timed
 from torch import Tensor
 
-from ecsfusion.correction import correct
 from ecsfusion.discretize import Questions
 from ecsfusion.estimate import MOST_ITERATIONS, fast_pid, probe_tensors
+from ecsfusion.information.correction import correct
 from ecsfusion.pid import decompose_tensors
 
 RESULTS = Path(__file__).parent / "results"

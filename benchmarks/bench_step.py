@@ -20,8 +20,8 @@ from timing import timed
 from transformers import ViTConfig, ViTModel
 
 from ecsfusion import FusionForClassification
-from ecsfusion.clipping import clip_by_part
-from ecsfusion.parameter_groups import parameters_by_part
+from ecsfusion.training.clipping import clip_by_part
+from ecsfusion.training.parameter_groups import parameters_by_part
 
 RESULTS = Path(__file__).parent / "results" / "step.jsonl"
 NAMES = ("first", "second")

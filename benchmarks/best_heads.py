@@ -26,8 +26,8 @@ from torch.nn import functional as F  # noqa: N812
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
 
 from ecsfusion import FusionTrainer
-from ecsfusion.evaluation import Evaluation
 from ecsfusion.readout import FUSED, Readout, expected_calibration_error
+from ecsfusion.training.evaluation import Evaluation
 from hf_recipes.run import prepare
 
 RESULTS = Path(__file__).parent / "results" / "best_heads.jsonl"

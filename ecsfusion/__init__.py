@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecsfusion.arrays import ArrayProcessor
     from ecsfusion.competition import competitive_strength
     from ecsfusion.controller import Decision, Reading, Rule, make_rule
+    from ecsfusion.data.arrays import ArrayProcessor
     from ecsfusion.estimate import fast_pid, fast_pids, probe_tensors
     from ecsfusion.gradient import cluster_centres, differentiable_pid, soft_assignments, soft_joint
     from ecsfusion.modeling import FusionConfig, FusionForClassification, FusionOutput
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "PID": "pid",
-    "ArrayProcessor": "arrays",
+    "ArrayProcessor": "data.arrays",
     "Decision": "controller",
     "FusionCollator": "processing",
     "FusionConfig": "modeling",

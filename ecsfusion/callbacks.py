@@ -28,7 +28,7 @@ class StageRecord:
         best_heads: of each modality whose best weights are kept, [step, score, minus its loss].
         processes: how many processes train; 0 before the first step.
         rule: the state of the rule.
-        history: one dictionary per probe (see `ecsfusion.trajectory`).
+        history: one dictionary per probe (see `ecsfusion.reporting.trajectory`).
     """
 
     stage: str = "unimodal"

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ecsfusion.stream import stream_pid
-from ecsfusion.tables import open_table
+from ecsfusion.information.stream import stream_pid
+from ecsfusion.information.tables import open_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

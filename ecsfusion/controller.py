@@ -1,6 +1,6 @@
 """The controller of stage 1: who trains now, and when does unimodal training end?
 
-A rule reads every probe and decides. ``make_rule`` finds one by name; :class:`~ecsfusion.decision.Rule`
+A rule reads every probe and decides. ``make_rule`` finds one by name; :class:`~ecsfusion.rules.decision.Rule`
 tells how to write your own.
 """
 
@@ -10,8 +10,11 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from ecsfusion.decision import Decision, Reading, Rule
-from ecsfusion.rules import FixedSchedule, PeakSynergy, Published, WeakFirst
+from ecsfusion.rules.decision import Decision, Reading, Rule
+from ecsfusion.rules.fixed import FixedSchedule
+from ecsfusion.rules.peak_synergy import PeakSynergy
+from ecsfusion.rules.published import Published
+from ecsfusion.rules.weak_first import WeakFirst
 
 __all__ = ["RULES", "Decision", "Reading", "Rule", "make_rule"]
 

@@ -16,9 +16,16 @@ import torch
 from ecsfusion_kernels import histogram
 from torch import Tensor
 
-from ecsfusion.correction import Information, correct
 from ecsfusion.discretize import Questions
-from ecsfusion.inputs import Array, check_classes, check_finite, class_labels, named_modalities, positive
+from ecsfusion.information.correction import Information, correct
+from ecsfusion.information.inputs import (
+    Array,
+    check_classes,
+    check_finite,
+    class_labels,
+    named_modalities,
+    positive,
+)
 from ecsfusion.joint import bootstrap as resample
 from ecsfusion.pid import (
     LN2,
@@ -51,7 +58,7 @@ def fast_pid(
     """What two modalities know about the label: each alone, both, only together; in bits.
 
     Each modality is clustered (`Discretizer`), clusters and labels are counted, the table is decomposed
-    (Bertschinger et al. 2014) and freed of the bias of small samples (`ecsfusion.correction`).
+    (Bertschinger et al. 2014) and freed of the bias of small samples (`ecsfusion.information.correction`).
 
     Args:
         embeddings: two modalities by name, or a sequence of two ("x1", "x2"); each (N, D_m), tensor or

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ecsfusion.configuration import FusionConfig, check_modality_name
-from ecsfusion.encoders import (
+from ecsfusion.model.configuration import FusionConfig, check_modality_name
+from ecsfusion.model.encoders import (
     OWN_MODULE,
     build_encoder,
     describe_adapters,
@@ -22,9 +22,9 @@ from ecsfusion.encoders import (
     load_encoder,
     main_input,
 )
-from ecsfusion.fusion_heads import build_fusion_head
-from ecsfusion.pooling import embedding_dim
-from ecsfusion.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
+from ecsfusion.model.fusion_heads import build_fusion_head
+from ecsfusion.model.pooling import embedding_dim
+from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.readout import FUSED, Readout
 
 STAGES = ("unimodal", "joint")
@@ -65,7 +65,7 @@ class FusionForClassification(PreTrainedModel):
     - Its encoder does not see rows that lack it, so such rows leave no trace in its gradient or its batch statistics.
     - A row's loss is summed over the heads of the modalities that it has, and the fused head's; the loss of a batch is
       the mean over all its rows. So it does not matter which rows share a batch.
-    - What the fused head makes of such rows: see `ecsfusion.fusion_heads`.
+    - What the fused head makes of such rows: see `ecsfusion.model.fusion_heads`.
     - The readout combines, row by row, the heads of the modalities present, and the fused one if none is missing.
     - A probe takes the rows that have every modality.
 
@@ -147,11 +147,11 @@ class FusionForClassification(PreTrainedModel):
 
         Args:
             encoders: for each modality's name a Hub name, a local folder, a `PreTrainedModel` (with PEFT adapters or
-                without), or any `nn.Module` that returns embeddings (see `ecsfusion.encoders`).
+                without), or any `nn.Module` that returns embeddings (see `ecsfusion.model.encoders`).
             num_labels: number of classes C; taken from `id2label` when that is given.
             id2label, label2id: names of the classes, one or both.
             fusion: name of the fused head, "concatenation", "gated-sum", "cross-attention" or "late-average", or a
-                module of one's own (see `ecsfusion.fusion_heads`).
+                module of one's own (see `ecsfusion.model.fusion_heads`).
             trust_remote_code: run code that comes with a model on the Hub; off by default.
             **config_kwargs: further fields of [`FusionConfig`], such as `problem_type` and `fusion_options`.
 
@@ -266,7 +266,7 @@ class FusionForClassification(PreTrainedModel):
 
     @property
     def problem_type(self) -> str:
-        """What the labels are; see `ecsfusion.problem_types`."""
+        """What the labels are; see `ecsfusion.model.problem_types`."""
         return problem_type_of(self.config)
 
     def set_stage(self, stage: str) -> None:

@@ -154,7 +154,7 @@ class PID:
 
         Returns the `matplotlib.figure.Figure`. Raises ValueError for a batch of tables.
         """
-        from ecsfusion.plotting import plot_pid
+        from ecsfusion.information.plotting import plot_pid
 
         return plot_pid(self, path)
 

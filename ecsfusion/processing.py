@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.utils import PushToHubMixin, cached_file
 
-from ecsfusion.arrays import ArrayProcessor, read_array
-from ecsfusion.media import read_audio, read_image, read_video
+from ecsfusion.data.arrays import ArrayProcessor, read_array
+from ecsfusion.data.media import read_audio, read_image, read_video
 
 CONFIG_NAME = "fusion_processor_config.json"
 
@@ -114,7 +114,7 @@ class FusionProcessor(PushToHubMixin):
         Args:
             modalities: per modality name a list of B raw values, or one raw value (a batch of one), or None
                 (the modality is absent). In a list, None is a row that lacks the modality. Images, sounds and videos
-                as `ecsfusion.media` reads them, text as str, rows of numbers as arrays or lists of floats.
+                as `ecsfusion.data.media` reads them, text as str, rows of numbers as arrays or lists of floats.
 
         Returns:
             Modality name to the inputs of its encoder, tensors (B, ...): "pixel_values" (B, C, H, W)

@@ -7,7 +7,7 @@ Genest and Zidek 1986; with one head it is temperature scaling, Guo et al. 2017,
 
 A weight is at once the trust in a head and its inverse temperature. With several labels a row, every label is such a
 question of its own with the answers yes and no, and all share the weights. In regression the answer is
-b + sum_h w_h z_h. The weights are fitted on a validation set (see `ecsfusion.combination`).
+b + sum_h w_h z_h. The weights are fitted on a validation set (see `ecsfusion.model.combination`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ecsfusion.combination import pool_opinions, weigh_predictions
-from ecsfusion.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ecsfusion.model.combination import pool_opinions, weigh_predictions
+from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 FUSED = "fused"
 """The reserved name of the fused head."""
@@ -46,7 +46,7 @@ class Readout:
         modalities: names of the unimodal heads.
         num_classes: C, the number of classes, labels or targets.
         fitted: weight per head, for each fitted set of heads.
-        problem_type: see `ecsfusion.problem_types`.
+        problem_type: see `ecsfusion.model.problem_types`.
         offsets: in regression, what is added to each target (C numbers), for each fitted set of heads.
     """
 
@@ -78,7 +78,7 @@ class Readout:
             logits: (N, C) per head; names of modalities, and "fused" for the fused head.
             labels: (N,) class indices, of which some may be absent; or what the problem type asks for.
             present: (N,) bool per modality, which rows have it; by default all. Logits elsewhere do not matter.
-            problem_type: see `ecsfusion.problem_types`.
+            problem_type: see `ecsfusion.model.problem_types`.
 
         Raises:
             ValueError, TypeError: see the message; it names the argument.

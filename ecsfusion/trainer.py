@@ -18,21 +18,21 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ecsfusion.best_heads import folder_of, load_modality, quality, save_modality
 from ecsfusion.callbacks import ControllerCallback, FusionProgressCallback, StageRecord
-from ecsfusion.checkpoints import replace_folder
-from ecsfusion.columns import check_columns, check_has_rows
 from ecsfusion.controller import Rule, make_rule
-from ecsfusion.ending import ending
+from ecsfusion.data.columns import check_columns, check_has_rows
 from ecsfusion.modeling import FusionConfig, FusionForClassification
-from ecsfusion.parameter_groups import parameters_by_part
-from ecsfusion.probe import metric_names
-from ecsfusion.probing import ProbingTrainer
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
-from ecsfusion.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER
-from ecsfusion.sharding import check_sharding
+from ecsfusion.reporting.ending import ending
+from ecsfusion.reporting.trajectory import plot_trajectory
+from ecsfusion.training.best_heads import folder_of, load_modality, quality, save_modality
+from ecsfusion.training.checkpoints import replace_folder
+from ecsfusion.training.parameter_groups import parameters_by_part
+from ecsfusion.training.probe import metric_names
+from ecsfusion.training.probing import ProbingTrainer
+from ecsfusion.training.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER
+from ecsfusion.training.sharding import check_sharding
 from ecsfusion.training_args import FusionTrainingArguments
-from ecsfusion.trajectory import plot_trajectory
 
 logger = logging.get_logger(__name__)
 

@@ -33,8 +33,8 @@ class FusionTrainingArguments(TrainingArguments):
             knows when the rule will end it; stage 2 over the steps that are left. `lr_scheduler_kwargs` belong to
             `lr_scheduler_type`.
         keep_best_heads: keep each modality's own best weights on validation and let the model answer with them for that
-            modality alone, and so in the readout (see `ecsfusion.best_heads`; it gained 0.1 and 0.9 points of accuracy
-            in benchmarks/best_heads.py, for a second copy and forward of the encoders).
+            modality alone, and so in the readout (see `ecsfusion.training.best_heads`; it gained 0.1 and 0.9 points of
+            accuracy in benchmarks/best_heads.py, for a second copy and forward of the encoders).
         joint_pausing: let the rule pause modalities in stage 2 as well ("peak-synergy", or a rule of one's own with
             `decide_joint`).
         auxiliary_weight: weight of each unimodal cross-entropy in stage 2.

@@ -15,7 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ecsfusion import FusionTrainingArguments
-from ecsfusion.fusion_heads import FUSION_HEADS
+from ecsfusion.model.fusion_heads import FUSION_HEADS
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 PREPROCESS = ("ahead", "on-the-fly")
@@ -51,7 +51,7 @@ class RecipeArguments:
         validation_share: share of the training rows that becomes an absent validation or test split.
         label_column: the column with the class: names, strings or whole numbers.
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
-        fusion: name of the fused head, see `ecsfusion.fusion_heads`.
+        fusion: name of the fused head, see `ecsfusion.model.fusion_heads`.
         compare: "joint" to train the same model jointly, with the same budget, as well.
         modalities: what the model sees; from the YAML only.
     """

@@ -21,7 +21,7 @@ from transformers.utils import logging
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes itself, wherever this is started
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
-from ecsfusion.summary import results_table
+from ecsfusion.reporting.summary import results_table
 from hf_recipes.configuration import RecipeArguments, parse_arguments
 from hf_recipes.data import load_splits, prepare_splits
 from hf_recipes.encoders import build_encoders, build_processor

@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import killed_run
 
-from ecsfusion.checkpoints import whole_checkpoint
+from ecsfusion.training.checkpoints import whole_checkpoint
 
 
 def one_run(

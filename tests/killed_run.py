@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-import ecsfusion.checkpoints
-import ecsfusion.resuming
 from ecsfusion import Decision, FusionTrainer, FusionTrainingArguments, Rule
+from ecsfusion.training import checkpoints, resuming
 
 STEPS = 20  # of a budget of 21, so that the last epoch is not whole
 STAGE_CHANGE = 12
@@ -117,7 +116,7 @@ def differences(one: dict, other: dict) -> list[str]:
 
 def kill_in(moment: str, count: int) -> None:
     """Kill this process in the `count`-th call of a function, halfway where that can be."""
-    module = ecsfusion.resuming if hasattr(ecsfusion.resuming, moment) else ecsfusion.checkpoints
+    module = resuming if hasattr(resuming, moment) else checkpoints
     owner = FusionTrainer if hasattr(FusionTrainer, moment) else module
     original, calls = getattr(owner, moment), []
 

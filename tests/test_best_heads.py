@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion.best_heads import load_modality
+from ecsfusion.training.best_heads import load_modality
 
 ROWS, BATCH, EPOCHS = 64, 16, 6
 SETTINGS = {

@@ -4,7 +4,14 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from ecsfusion.card import CardFacts, EncoderFacts, PIDFacts, check_no_secrets, hub_name, render_card
+from ecsfusion.reporting.card import (
+    CardFacts,
+    EncoderFacts,
+    PIDFacts,
+    check_no_secrets,
+    hub_name,
+    render_card,
+)
 
 TOKEN = "hf_" + "aB3" * 11 + "x"
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ecsfusion import stream, tables
 from ecsfusion.cli import main
 from ecsfusion.estimate import fast_pid
+from ecsfusion.information import stream, tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
 NUMBER = 1200
@@ -113,7 +113,7 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
     script.write_text(
         "import os, sys\n"
         "import torch.distributed as dist\n"
-        "from ecsfusion import cli, stream\n"
+        "from ecsfusion import cli\nfrom ecsfusion.information import stream\n"
         "stream.MOST_ROWS = 500\n"
         "whole = stream.stream_pid\n"
         "def checked(*arguments, **options):\n"

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion.encoders import describe_encoder, embed, load_encoder
-from ecsfusion.pooling import embedding_dim, pool
+from ecsfusion.model.encoders import describe_encoder, embed, load_encoder
+from ecsfusion.model.pooling import embedding_dim, pool
 
 IMAGES = {"pixel_values": torch.randn(3, 1, 4, 4)}
 WAVES = {"input_values": torch.randn(3, 200)}

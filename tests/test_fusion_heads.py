@@ -8,7 +8,7 @@ from fusion_fixtures import NUM_CLASSES, Sensor, tiny_bert, tiny_resnet, tiny_vi
 from torch import nn
 
 from ecsfusion import FusionForClassification
-from ecsfusion.fusion_heads import FUSION_HEADS, GatedSumHead
+from ecsfusion.model.fusion_heads import FUSION_HEADS, GatedSumHead
 
 MAKERS = {"image": tiny_vit, "text": tiny_bert, "map": tiny_resnet, "sensor": Sensor}
 

@@ -20,7 +20,7 @@ from test_trainer import PEAK_FIRST_THEN_RESTORE, Scripted, arguments, two_views
 from transformers import ViTImageProcessor
 
 from ecsfusion import FusionProcessor, FusionTrainer
-from ecsfusion.hub import publish
+from ecsfusion.reporting.hub import publish
 
 TOKEN = "hf_" + "Secret0123456789abcdefghijklmnopqr"
 

@@ -7,7 +7,7 @@ import torch
 from ecsfusion_kernels import poisson
 
 from ecsfusion import joint
-from ecsfusion.correction import (
+from ecsfusion.information.correction import (
     correct,
     information,
     joint_information,

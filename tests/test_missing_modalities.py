@@ -7,8 +7,8 @@ import torch
 from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_resnet, tiny_vit, two_views
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments, Readout
-from ecsfusion.fusion_heads import FUSION_HEADS
-from ecsfusion.head_losses import LossOfAllHeads
+from ecsfusion.model.fusion_heads import FUSION_HEADS
+from ecsfusion.training.head_losses import LossOfAllHeads
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 MASKS = {

@@ -18,8 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModel, ViTForImageClassification
 
 from ecsfusion import FusionForClassification
+from ecsfusion.model.pooling import pool
 from ecsfusion.modeling import FusionConfig
-from ecsfusion.pooling import pool
 from ecsfusion.readout import Readout
 
 

@@ -44,7 +44,7 @@ def test_every_folder_with_code_is_packaged(pyproject):
 
 @pytest.mark.parametrize(
     ("package", "file"),
-    [("ecsfusion", "py.typed"), ("ecsfusion", "model_card.md"), ("ecsfusion_kernels", "py.typed")],
+    [("ecsfusion", "py.typed"), ("ecsfusion.reporting", "model_card.md"), ("ecsfusion_kernels", "py.typed")],
 )
 def test_data_files_are_packaged_and_found(pyproject, package, file):
     assert file in pyproject["tool"]["setuptools"]["package-data"][package]

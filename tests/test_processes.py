@@ -14,7 +14,7 @@ import two_processes
 from fusion_fixtures import TwoViews
 from safetensors.torch import load_file
 
-from ecsfusion.sharding import check_sharding
+from ecsfusion.training.sharding import check_sharding
 
 TESTS = Path(__file__).resolve().parent
 LAUNCHERS = {

@@ -20,8 +20,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from ecsfusion.arrays import ArrayProcessor
-from ecsfusion.media import read_audio, read_image
+from ecsfusion.data.arrays import ArrayProcessor
+from ecsfusion.data.media import read_audio, read_image
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 
 RATE = 16_000

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ecsfusion.readout import expected_calibration_error
-from ecsfusion.reliability import Reliability, plot_reliability
+from ecsfusion.reporting.reliability import Reliability, plot_reliability
 
 
 def answers(sure: float, right: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ecsfusion.checkpoints import clear_up, find_damage, link_folder, replace_folder, seal, whole_checkpoint
+from ecsfusion.training.checkpoints import (
+    clear_up,
+    find_damage,
+    link_folder,
+    replace_folder,
+    seal,
+    whole_checkpoint,
+)
 
 SLOW_START = 240
 

@@ -18,7 +18,7 @@ from ecsfusion import (
     FusionTrainingArguments,
     Rule,
 )
-from ecsfusion.probe import metric_names
+from ecsfusion.training.probe import metric_names
 
 EPOCHS, BATCH, ROWS = 4, 16, 64
 STEPS_PER_EPOCH = ROWS // BATCH

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer
-from ecsfusion.lengths import SeededLengthGroupedSampler, row_lengths
+from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
 
 ALL_TRAIN = [{}] * 20
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ecsfusion.trajectory import plot_trajectory
+from ecsfusion.reporting.trajectory import plot_trajectory
 
 TWO = ("image", "audio")
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ecsfusion.card import render_card
-from ecsfusion.hub import publish
 from ecsfusion.modeling import FusionForClassification
-from ecsfusion.reliability import plot_reliability
-from ecsfusion.resuming import ResumableTrainer
-from ecsfusion.summary import run_facts
+from ecsfusion.reporting.card import render_card
+from ecsfusion.reporting.hub import publish
+from ecsfusion.reporting.reliability import plot_reliability
+from ecsfusion.reporting.summary import run_facts
+from ecsfusion.training.resuming import ResumableTrainer
 
 UNIMODAL_FOLDER = "unimodal"  # stage 1's peak, in the output folder and as a branch on the Hub
 INITIAL_FOLDER = "initial"  # the weights before training, kept when the rule may go back to them

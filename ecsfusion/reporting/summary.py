@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from ecsfusion.card import CALIBRATED, CardFacts, EncoderFacts, PIDFacts, compare_heads, hub_name
 from ecsfusion.controller import Rule
-from ecsfusion.encoders import main_input
+from ecsfusion.model.encoders import main_input
 from ecsfusion.readout import FUSED
+from ecsfusion.reporting.card import CALIBRATED, CardFacts, EncoderFacts, PIDFacts, compare_heads, hub_name
 
 if TYPE_CHECKING:
     from ecsfusion.trainer import FusionTrainer

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from ecsfusion.discretize import MOST_ROWS, Questions, sample_rows
 from ecsfusion.estimate import by_question, choose_clusters, cluster_sizes, estimate
-from ecsfusion.inputs import check_finite, named_modalities, positive
+from ecsfusion.information.inputs import check_finite, named_modalities, positive
+from ecsfusion.information.tables import Table, as_rows
 from ecsfusion.pid import PID
-from ecsfusion.tables import Table, as_rows
 
 MOST_CLASSES = 10_000
 
@@ -47,7 +47,7 @@ def stream_pid(
     of the parts put together in the order of the ranks.
 
     Args:
-        table: see `ecsfusion.tables`.
+        table: see `ecsfusion.information.tables`.
         modalities: column by modality name, two or more.
         label: the column of the label: integers or strings, whose sorted distinct values are the classes; real
             numbers with `bins`.

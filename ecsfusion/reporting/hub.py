@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from ecsfusion.card import check_no_secrets
+from ecsfusion.reporting.card import check_no_secrets
 
 UNIMODAL_BRANCH = "unimodal"
 # All that is ever published: weights, configurations, processors, the card and its pictures.

@@ -207,7 +207,7 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
             name on the Hub is a path, or when a local path or a token would be published.
     """
     _check(facts)
-    template = resources.files("ecsfusion").joinpath("model_card.md").read_text(encoding="utf-8")
+    template = resources.files("ecsfusion.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
     counted = facts.rows if facts.score == "accuracy" else {}  # a lack of R² is no number of rows
     content = ModelCard.from_template(
         _header(facts),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
-from ecsfusion.pooling import TRAINED_POOLER_FAMILIES, embedding_dim, pool
+from ecsfusion.model.pooling import TRAINED_POOLER_FAMILIES, embedding_dim, pool
 
 OWN_MODULE = "own_module"
 """The `model_type` in a configuration of a module whose code the library does not know."""

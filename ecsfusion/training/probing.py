@@ -13,13 +13,13 @@ from transformers import EvalPrediction
 from transformers.utils import logging
 
 from ecsfusion.callbacks import ControllerCallback, StageRecord
-from ecsfusion.evaluation import Evaluation, check_probe_set
+from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.pid import PID
-from ecsfusion.probe import head_answers, probe_metrics, score, score_name
-from ecsfusion.problem_types import SINGLE_LABEL
 from ecsfusion.readout import Readout
-from ecsfusion.reliability import reliability_of
-from ecsfusion.stepping import SteppingTrainer
+from ecsfusion.reporting.reliability import reliability_of
+from ecsfusion.training.evaluation import Evaluation, check_probe_set
+from ecsfusion.training.probe import head_answers, probe_metrics, score, score_name
+from ecsfusion.training.stepping import SteppingTrainer
 
 logger = logging.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
-from ecsfusion.checkpoints import (
+from ecsfusion.training.checkpoints import (
     UNFINISHED,
     clear_up,
     link_folder,

@@ -13,12 +13,12 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
-from ecsfusion.clipping import clip_by_part, total_norm
-from ecsfusion.divergence import DivergenceError, logits_by_head, what_broke
-from ecsfusion.head_losses import LossOfAllHeads
-from ecsfusion.lengths import SeededLengthGroupedSampler, row_lengths
-from ecsfusion.parameter_groups import parameter_groups
-from ecsfusion.publishing import PublishingTrainer
+from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
+from ecsfusion.training.clipping import clip_by_part, total_norm
+from ecsfusion.training.divergence import DivergenceError, logits_by_head, what_broke
+from ecsfusion.training.head_losses import LossOfAllHeads
+from ecsfusion.training.parameter_groups import parameter_groups
+from ecsfusion.training.publishing import PublishingTrainer
 
 OWN_GROUPS = frozenset({"params", "model", "optimizer_dict"})  # of optimizers that take no parameter groups
 

@@ -14,10 +14,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ecsfusion.evaluation import Evaluation
+from ecsfusion.model.problem_types import mean_loss
 from ecsfusion.modeling import FusionForClassification
-from ecsfusion.probe import head_answers, score
-from ecsfusion.problem_types import mean_loss
+from ecsfusion.training.evaluation import Evaluation
+from ecsfusion.training.probe import head_answers, score
 
 WEIGHTS_FILE = "model.safetensors"
 STEP_FILE = "step.json"

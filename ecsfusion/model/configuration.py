@@ -33,17 +33,17 @@ class FusionConfig(PreTrainedConfig):
         encoders: configuration of each modality's encoder by name, as a plain dictionary with its `model_type`.
         modalities: names of the modalities, in the order of the fusion head's inputs; by default that of
             `encoders`.
-        fusion: name of the fusion head: one of `ecsfusion.fusion_heads.FUSION_HEADS`, or that of one's own class.
+        fusion: name of the fusion head: one of `ecsfusion.model.fusion_heads.FUSION_HEADS`, or that of one's own class.
         fusion_options: keyword arguments of the fusion head, such as `{"width": 256}` for cross-attention.
         adapters: PEFT configurations (LoRA and others) inside the encoders: by modality, then by adapter.
         standalone: modalities whose own answer comes from a second copy of their encoder and head, of another step
-            (see `ecsfusion.best_heads`).
+            (see `ecsfusion.training.best_heads`).
         auxiliary_weight: weight of each unimodal loss in the joint stage (arXiv 2509.20840 uses 0.6).
         stage: "unimodal" (stage 1) or "joint" (stage 2): the stage these weights come from.
         step: optimizer step at which these weights were saved, or None.
         readout: calibrated combination of the heads (see `ecsfusion.readout`), or None before it is fitted.
         **kwargs: as in every configuration; `num_labels`, `id2label`, and `problem_type` (see
-            `ecsfusion.problem_types`) among them.
+            `ecsfusion.model.problem_types`) among them.
     """
 
     model_type = "ecsfusion"

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from ecsfusion.evaluation import Evaluation
-from ecsfusion.probe import calibrated_answers, head_answers
-from ecsfusion.problem_types import MULTI_LABEL, REGRESSION
+from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION
 from ecsfusion.readout import FUSED, Readout
+from ecsfusion.training.evaluation import Evaluation
+from ecsfusion.training.probe import calibrated_answers, head_answers
 
 COLORS = ("#D55E00", "#0072B2", "#009E73")  # of Okabe and Ito
 MARKERS = ("o", "s", "^")

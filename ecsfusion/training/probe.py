@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from ecsfusion.estimate import fast_pid, fast_pids
-from ecsfusion.evaluation import Evaluation
+from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.pid import PID
-from ecsfusion.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.readout import FUSED, Readout, expected_calibration_error
+from ecsfusion.training.evaluation import Evaluation
 
 REGRESSION_BINS = 8
 """Classes that a real target is cut into at its quantiles, for the decomposition."""
@@ -38,7 +38,7 @@ def probe_metrics(
         probed: (n,) indices of the rows to decompose, which have every modality; None to decompose none.
         readout: the model's fitted readout, or None to estimate the calibrated score by two-fold
             cross-fitting on these very rows.
-        problem_type: see `ecsfusion.problem_types`.
+        problem_type: see `ecsfusion.model.problem_types`.
         **pid_options: passed to `decompose_embeddings`.
 
     Returns:

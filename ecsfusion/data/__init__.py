@@ -1,0 +1,1 @@
+"""Rows before they are batches: media, arrays, columns, lengths."""

@@ -1,0 +1,1 @@
+"""The parts of `FusionTrainer`, each a layer over the one before: resuming, publishing, stepping, probing."""
