@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ecsfusion.controller import Decision, Reading, Rule
+from ecsfusion.strategies import Strategy
 
 
 @dataclass
@@ -28,6 +29,7 @@ class StageRecord:
         best_heads: of each modality whose best weights are kept, [step, score, minus its loss].
         processes: how many processes train; 0 before the first step.
         rule: the state of the rule.
+        strategy: the state of the strategy.
         history: one dictionary per probe (see `ecsfusion.reporting.trajectory`).
     """
 
@@ -39,6 +41,7 @@ class StageRecord:
     best_heads: dict[str, list[float]] = field(default_factory=dict)
     processes: int = 0
     rule: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -52,6 +55,7 @@ class ControllerCallback(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.record = StageRecord()
         self.rule: Rule | None = None
+        self.strategy: Strategy | None = None
         self.modalities: tuple[str, ...] = ()
         self.metric_prefix = "eval"
         self.in_training = False
@@ -69,8 +73,9 @@ class ControllerCallback(TrainerCallback, ExportableState):
     def saved_record(self, values: dict[str, Any]) -> None:
         self.record = StageRecord(**values)
 
-    def bind(self, rule: Rule, modalities: Sequence[str], metric_prefix: str) -> None:
-        """Give the callback its rule, which takes up the state of a restored record."""
+    def bind(self, rule: Rule, strategy: Strategy, modalities: Sequence[str], metric_prefix: str) -> None:
+        """Give the callback its rule, which takes up the state of a restored record, and the strategy."""
+        self.strategy = strategy
         self.rule, self.modalities, self.metric_prefix = rule, tuple(modalities), metric_prefix
         if self.record.rule:
             rule.load_state_dict(self.record.rule)
@@ -91,6 +96,8 @@ class ControllerCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Probe where stage 1 must end, however rarely the arguments ask for an evaluation."""
+        if self.strategy is not None:
+            self.strategy.after_step(kwargs["model"])
         if self.rule is None or self.record.stage != "unimodal":
             return
         last = math.ceil(self.rule.max_unimodal_share * state.max_steps - 1e-9)

@@ -6,10 +6,10 @@ tells how to write your own.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from ecsfusion.options import check_options
 from ecsfusion.rules.decision import Decision, Reading, Rule
 from ecsfusion.rules.fixed import FixedSchedule
 from ecsfusion.rules.peak_synergy import PeakSynergy
@@ -47,17 +47,5 @@ def make_rule(rule: str | type[Rule] | Rule, modalities: Sequence[str], **option
         kind = rule
     else:
         raise TypeError(f"rule must be a name, a Rule class or a Rule, got {type(rule).__name__}.")
-    name = kind.name or kind.__name__
-    parameters = inspect.signature(kind).parameters
-    allowed = [key for key, p in parameters.items() if key != "modalities" and p.kind is not p.VAR_KEYWORD]
-    unknown = [key for key in options if key not in allowed]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise ValueError(f"unknown option {unknown[0]!r} of the rule {name!r}; allowed are {allowed}.")
-    missing = [
-        key for key in allowed if parameters[key].default is inspect.Parameter.empty and key not in options
-    ]
-    if missing:
-        raise ValueError(
-            f"the rule {name!r} needs the option {missing[0]!r}; give rule_options={{{missing[0]!r}: ...}}."
-        )
+    check_options(kind, options, f"the rule {kind.name or kind.__name__!r}", "rule_options")
     return kind(modalities, **options)

@@ -121,7 +121,9 @@ class FusionForClassification(PreTrainedModel):
         self.active: tuple[str, ...] = tuple(config.modalities)
         self.sources: dict[str, str | None] = {}
         """Where the weights of each encoder came from, when that is known."""
+        self.frozen: tuple[str, ...] = ()
         self._paused_parameters: set[str] = set()
+        self._frozen_parameters: set[str] = set()
         self._built_frozen = [key for key, p in self.named_parameters() if not p.requires_grad]
         self.post_init()
 
@@ -279,8 +281,9 @@ class FusionForClassification(PreTrainedModel):
     def set_active(self, names: Iterable[str]) -> None:
         """Choose the modalities that train; all others are paused.
 
-        A paused modality is not run in training and its parameters do not require gradients, so that its
-        weights and its optimizer state stay bit for bit what they are. Parameters that the user froze stay frozen.
+        A paused modality is not run in training (to the fused head of stage 2 it is missing) and its parameters do
+        not require gradients, so that its weights and its optimizer state stay bit for bit what they are. Parameters
+        that the user froze stay frozen.
         """
         names = tuple(names)
         unknown = [name for name in names if name not in self.modalities]
@@ -299,6 +302,23 @@ class FusionForClassification(PreTrainedModel):
                     parameter.requires_grad_(True)
                     self._paused_parameters.discard(key)
 
+    def set_frozen(self, names: Iterable[str]) -> None:
+        """Freeze the weights of these modalities, and of no others: unlike paused ones they are still run."""
+        names = tuple(names)
+        unknown = [name for name in names if name not in self.modalities]
+        if unknown:
+            raise ValueError(f"names is {list(names)}; the modalities are {list(self.modalities)}.")
+        self.frozen = names
+        for name in self.modalities:
+            for key, parameter in self.modality_parameters(name).items():
+                if name in names and parameter.requires_grad:
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+                    self._frozen_parameters.add(key)
+                elif name not in names and key in self._frozen_parameters:
+                    parameter.requires_grad_(True)
+                    self._frozen_parameters.discard(key)
+
     def set_standalone(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Answer for these modalities alone by copies of their encoders and heads with these weights.
 
@@ -313,12 +333,11 @@ class FusionForClassification(PreTrainedModel):
         self.config.standalone = list(weights)
 
     def train(self, mode: bool = True) -> FusionForClassification:
-        """As `nn.Module.train`; a paused encoder, which stage 2 still runs, keeps its batch statistics as they are."""
+        """As `nn.Module.train`; a frozen encoder keeps its batch statistics as they are."""
         super().train(mode)
         self.standalone.eval()
-        for name in self.modalities:
-            if name not in self.active:
-                self.encoders[name].eval()
+        for name in self.frozen:
+            self.encoders[name].eval()
         return self
 
     def modality_parameters(self, name: str) -> dict[str, nn.Parameter]:
@@ -422,11 +441,7 @@ class FusionForClassification(PreTrainedModel):
         size, device = _size_and_device(next(iter(given.values())))
         rows = _rows_present(given, present or {}, size, device)
         unimodal_training = self.training and self.stage == "unimodal"
-        running = [
-            name
-            for name in self.modalities
-            if name in rows and not (unimodal_training and name not in self.active)
-        ]
+        running = [name for name in self.modalities if name in rows and self._runs(name)]
         everyone = torch.ones(size, dtype=torch.bool, device=device)
         masks, embeddings, unimodal_logits, losses = {}, {}, {}, []
         for name in running:
@@ -439,7 +454,7 @@ class FusionForClassification(PreTrainedModel):
             embeddings[name], unimodal_logits[name] = _spread(h, index, size), _spread(z, index, size)
             masks[name] = everyone if mask is None else mask
         # Stage 1 trains no fusion: running it there would only put an unused head into the graph.
-        logits = None if unimodal_training else self._fuse(embeddings, unimodal_logits, masks)
+        logits = None if unimodal_training or not running else self.fuse(embeddings, unimodal_logits, masks)
         if not self.training:
             for name in (name for name in running if name in self.standalone):
                 mask, part = rows[name], cast("nn.ModuleDict", self.standalone[name])
@@ -449,7 +464,7 @@ class FusionForClassification(PreTrainedModel):
         answer = self._read_out(logits, unimodal_logits, masks)
         regression = self.problem_type == REGRESSION
         return FusionOutput(
-            loss=None if labels is None else self._sum_of_losses(losses, logits, labels),
+            loss=None if labels is None else self._sum_of_losses(losses, logits, labels, masks),
             logits=logits,
             unimodal_logits=unimodal_logits,
             embeddings=embeddings,
@@ -457,6 +472,10 @@ class FusionForClassification(PreTrainedModel):
             probabilities=None if regression else answer,
             predictions=answer if regression else None,
         )
+
+    def _runs(self, name: str) -> bool:
+        """A paused modality is not run in training, in either stage: to the fused head it is a missing one."""
+        return name in self.active or not self.training
 
     def _run(
         self, name: str, inputs: Any, index: Tensor | None, encoder: nn.Module, head: Any
@@ -470,10 +489,19 @@ class FusionForClassification(PreTrainedModel):
         embeddings = self.embed(name, inputs, encoder)
         return embeddings, head(embeddings)
 
-    def _fuse(
-        self, embeddings: dict[str, Tensor], unimodal_logits: dict[str, Tensor], present: dict[str, Tensor]
+    def fuse(
+        self,
+        embeddings: Mapping[str, Tensor],
+        unimodal_logits: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
     ) -> Tensor:
-        """Logits (B, C) of the fused head, which gets zeros where a modality is missing."""
+        """Logits (B, C) of the fused head, which gets zeros where a modality is missing.
+
+        Args:
+            embeddings: (B, D_m) by modality; one that is left out is missing in all rows.
+            unimodal_logits: (B, C) likewise.
+            present: (B,) bool likewise, which rows have it.
+        """
         some = next(iter(embeddings.values()))
         size = len(some)
         h, z, there = {}, {}, {}
@@ -495,7 +523,9 @@ class FusionForClassification(PreTrainedModel):
             )
         return logits
 
-    def _sum_of_losses(self, losses: list[Tensor], logits: Tensor | None, labels: Tensor) -> Tensor:
+    def _sum_of_losses(
+        self, losses: list[Tensor], logits: Tensor | None, labels: Tensor, present: dict[str, Tensor]
+    ) -> Tensor:
         if losses:
             total = torch.stack(losses).sum()
         else:  # no row has a modality that trains: a loss of zero that has a gradient, also zero
@@ -503,7 +533,14 @@ class FusionForClassification(PreTrainedModel):
             total = torch.stack([head.bias.sum() for head in heads]).sum() * 0.0
         if self.stage == "unimodal" or logits is None:
             return total
-        return self.head_loss(logits, labels) + self.config.auxiliary_weight * total
+        return self.fused_loss(logits, labels, present) + self.config.auxiliary_weight * total
+
+    def fused_loss(self, logits: Tensor, labels: Tensor, present: Mapping[str, Tensor]) -> Tensor:
+        """The loss of the fused head, a scalar: the sum over the rows that have a modality that runs / all rows."""
+        seen = torch.stack(list(present.values())).any(dim=0)
+        if len(self.active) == len(self.modalities) or bool(seen.all()):
+            return self.head_loss(logits, labels)
+        return self.head_loss(logits[seen], labels[seen]) * seen.float().mean()
 
     def _read_out(
         self, logits: Tensor | None, unimodal_logits: dict[str, Tensor], present: dict[str, Tensor]

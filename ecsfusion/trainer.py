@@ -25,6 +25,7 @@ from ecsfusion.modeling import FusionConfig, FusionForClassification
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.reporting.ending import ending
 from ecsfusion.reporting.trajectory import plot_trajectory
+from ecsfusion.strategies import Strategy, make_strategy
 from ecsfusion.training.best_heads import folder_of, load_modality, quality, save_modality
 from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.parameter_groups import parameters_by_part
@@ -53,6 +54,8 @@ class FusionTrainer(ProbingTrainer):
             rows hold one entry per modality and `labels`. A dictionary of evaluation sets is probed on its first.
         processing_class: a [`FusionProcessor`], saved and published with the model; it also collates the rows.
             Without one, rows must hold tensors of equal shapes.
+        strategy: one's own `ecsfusion.strategies.Strategy`, a class (made with `args.strategy_options`); by default
+            `args.strategy` names it.
         rule: one's own `ecsfusion.controller.Rule`, an instance or (made with `args.rule_options`) the class; by
             default `args.rule` names it.
 
@@ -70,6 +73,7 @@ class FusionTrainer(ProbingTrainer):
         data_collator: Callable | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         rule: Rule | type[Rule] | None = None,
+        strategy: type[Strategy] | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -81,12 +85,23 @@ class FusionTrainer(ProbingTrainer):
                 f"model is a {type(model).__name__}; give a FusionForClassification, for instance from "
                 "FusionForClassification.from_modality_pretrained({...}, num_labels=...)."
             )
+        if strategy is not None:
+            if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
+                raise TypeError(
+                    f"strategy is {strategy!r}; give a subclass of Strategy, or name one in args.strategy."
+                )
+            if args.strategy != "two-stage":
+                raise ValueError(
+                    f"strategy is {strategy.__name__}, but args.strategy is {args.strategy!r}; give one of them."
+                )
+            args.take_settings_of(strategy)
         if args.stages != "joint" and kwargs.get("eval_dataset") is None:
             raise ValueError(
                 f"stages is {args.stages!r} but eval_dataset is missing, which the controller probes; give one, "
                 "or train with stages='joint'."
             )
         self.user_rule = rule
+        self.user_strategy = strategy
         self._kept_step: int | None = None  # of the weights in the folder of stage 1's peak
         super().__init__(
             model=model,
@@ -96,6 +111,7 @@ class FusionTrainer(ProbingTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        self.strategy = self._make_strategy()
         self._make_rule()
         self.folder_names = [UNIMODAL_FOLDER, INITIAL_FOLDER, *map(folder_of, self.model.modalities)]
         check_sharding(self)
@@ -109,8 +125,33 @@ class FusionTrainer(ProbingTrainer):
 
     # ---- the controller's place ----
 
+    def _new_strategy(self) -> Strategy:
+        options = dict(self.args.strategy_options or {})
+        return make_strategy(self.user_strategy or self.args.strategy, self.model.modalities, **options)
+
+    def _make_strategy(self) -> Strategy:
+        args, strategy = self.args, self._new_strategy()
+        name = strategy.name or type(strategy).__name__
+        for problem, found, remedy in (
+            (strategy.only_one_process, args.world_size > 1, "start one process"),
+            (strategy.not_fp16, args.fp16, "use bf16"),
+        ):
+            if problem and found:
+                raise ValueError(f"the strategy {name!r} cannot be trained like this: {problem}; {remedy}.")
+        if strategy.has_own_loss and self.compute_loss_func is not None:
+            raise ValueError(
+                f"compute_loss_func is given, but the strategy {name!r} has a loss of its own; leave it out, or set "
+                "model.head_loss, of which every loss is made."
+            )
+        if self.user_rule is not None and strategy.rule() is not None:
+            raise ValueError(f"rule is given, but the strategy {name!r} has one of its own; leave it out.")
+        return strategy
+
     def _make_rule(self) -> Rule:
-        if isinstance(self.user_rule, Rule):
+        own = self.strategy.rule()
+        if own is not None:
+            rule = own
+        elif isinstance(self.user_rule, Rule):
             # A copy: every train() starts from the rule as it was given.
             rule = make_rule(copy.deepcopy(self.user_rule), self.model.modalities)
             if self.args.unimodal_epochs is not None:
@@ -141,10 +182,12 @@ class FusionTrainer(ProbingTrainer):
                 f"metric_for_best_model is {name!r}, which no evaluation reports; give one of {', '.join(known)}."
             )
 
+    def _needs_initial(self) -> bool:
+        return self.strategy.resets or (self.record.stage == "unimodal" and self._make_rule().resets)
+
     def folders_in_use(self) -> list[str]:
         """What a checkpoint of this moment refers to: stage 1's peak, and what a modality may be reset to."""
-        resets = self.record.stage == "unimodal" and self._make_rule().resets
-        kept = {UNIMODAL_FOLDER: self.record.peak_step is not None, INITIAL_FOLDER: resets}
+        kept = {UNIMODAL_FOLDER: self.record.peak_step is not None, INITIAL_FOLDER: self._needs_initial()}
         kept |= {folder_of(name): name in self.record.best_heads for name in self.model.modalities}
         return [name for name, needed in kept.items() if needed]
 
@@ -189,6 +232,7 @@ class FusionTrainer(ProbingTrainer):
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
+        self.model.set_frozen(())
         optimizer = super().create_optimizer(model)
         # What a fresh optimizer holds: nothing as a rule, but Adagrad starts with sums.
         self._fresh_state = {p: copy.deepcopy(state) for p, state in optimizer.state.items()}
@@ -199,10 +243,14 @@ class FusionTrainer(ProbingTrainer):
         self._check_processes(record)
         record.training = record.training or list(self.model.modalities)
         rule = self._make_rule()
-        self.controller.bind(rule, self.model.modalities, self._probe_prefix())
+        self.strategy = self._make_strategy()
+        if record.strategy:
+            self.strategy.load_state_dict(record.strategy)
+        self.controller.bind(rule, self.strategy, self.model.modalities, self._probe_prefix())
         self.model.set_stage(record.stage)
-        if record.stage == "unimodal" and rule.resets and self.state.global_step == 0:
+        if self._needs_initial() and self.state.global_step == 0:
             self.save_folder(INITIAL_FOLDER)
+        self.strategy.begin_stage(self)
         return optimizer
 
     def _check_processes(self, record: StageRecord) -> None:
@@ -271,7 +319,7 @@ class FusionTrainer(ProbingTrainer):
 
     def _reset_modality(self, name: str) -> None:
         """Put one modality back to its weights before training; its optimizer state goes with them."""
-        initial = self._load_folder(INITIAL_FOLDER).modality_parameters(name)
+        initial = self.load_folder(INITIAL_FOLDER).modality_parameters(name)
         with torch.no_grad():
             for key, parameter in self.model.modality_parameters(name).items():
                 parameter.copy_(initial[key])
@@ -296,6 +344,7 @@ class FusionTrainer(ProbingTrainer):
         record.stage, record.stage_start = "joint", self.state.global_step
         record.training = list(model.modalities)
         model.set_stage("joint")
+        self.strategy.begin_stage(self)
         self.optimizer.state.clear()
         self.optimizer.state.update({p: copy.deepcopy(state) for p, state in self._fresh_state.items()})
         # The best model of this run is a joint one; stage 1's peak has its own folder.
@@ -322,7 +371,18 @@ class FusionTrainer(ProbingTrainer):
                 self._keep_best_heads()
             if in_stage_one:
                 self._keep_peak()
+            self.strategy.after_evaluation(self, self._kept[self._probe_prefix(), self.state.global_step])
         return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.record.strategy = self.strategy.state_dict()
+        super()._save_checkpoint(model, trial)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        rates = self._new_strategy().learning_rates(self.args.learning_rate)
+        if rates:
+            self.args.modality_learning_rates = {**rates, **(self.args.modality_learning_rates or {})}
+        return super()._parameter_groups()
 
     def _keep_best_heads(self) -> None:
         step = self.state.global_step

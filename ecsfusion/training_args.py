@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SchedulerType
+
+from ecsfusion.strategies import Strategy, find_strategy
 
 STAGE_CHOICES = ("two-stage", "joint", "unimodal")
 
@@ -20,6 +22,9 @@ class FusionTrainingArguments(TrainingArguments):
     `num_train_epochs` (or `max_steps`) is the budget of both stages together. Every evaluation is a probe.
 
     Args:
+        strategy: how the model is trained: "two-stage" (ours, by the arguments below), "joint", or one of the methods
+            that it is compared with (`ecsfusion.strategies.STRATEGIES`). One's own is given to the trainer instead.
+        strategy_options: options of the strategy by name.
         stages: "two-stage" (stage 1 unimodal, stage 2 joint), "joint", or "unimodal" (stage 1 only).
         rule: what decides who trains in stage 1 and when it ends: "peak-synergy", "weak-first", "published" or
             "fixed" (`ecsfusion.controller`). An instance of one's own rule is given to the trainer instead.
@@ -49,6 +54,10 @@ class FusionTrainingArguments(TrainingArguments):
         ValueError: a value outside of what is listed here, or options that contradict each other.
     """
 
+    strategy: str = field(default="two-stage", metadata={"help": "how the model is trained, by name"})
+    strategy_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "options of the strategy"}
+    )
     stages: str = field(default="two-stage", metadata={"help": "two-stage, joint, or unimodal"})
     rule: str = field(default="peak-synergy", metadata={"help": "the controller's rule by name"})
     rule_options: dict[str, Any] | str | None = field(default=None, metadata={"help": "options of the rule"})
@@ -91,7 +100,7 @@ class FusionTrainingArguments(TrainingArguments):
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # it would only warn
-        for name in ("rule_options", "modality_learning_rates", "modality_weight_decays"):
+        for name in ("strategy_options", "rule_options", "modality_learning_rates", "modality_weight_decays"):
             if isinstance(getattr(self, name), str):  # from a command line
                 setattr(self, name, _parse_mapping(name, getattr(self, name)))
         for name in ("modality_learning_rates", "modality_weight_decays"):
@@ -100,6 +109,7 @@ class FusionTrainingArguments(TrainingArguments):
                     raise ValueError(
                         f"{name}[{modality!r}] is {value!r}; give a number that is not negative."
                     )
+        self.take_settings_of(find_strategy(self.strategy))
         if self.stages not in STAGE_CHOICES:
             raise ValueError(f"stages is {self.stages!r}; it must be one of {', '.join(STAGE_CHOICES)}.")
         if self.max_unimodal_share is not None and not 0.0 < self.max_unimodal_share < 1.0:
@@ -149,6 +159,26 @@ class FusionTrainingArguments(TrainingArguments):
                 f"hub_strategy is {HubStrategy(self.hub_strategy).value!r}; both stages are published together at the "
                 "end: use 'end'."
             )
+
+    def take_settings_of(self, strategy: type[Strategy]) -> None:
+        """Set the fields that the strategy sets.
+
+        Raises:
+            ValueError: one of them is set otherwise; or the strategy has a rule of its own, and one is given here.
+        """
+        defaults = {f.name: f.default for f in fields(self)}
+        settings = dict(strategy.settings)
+        if strategy.rule is not Strategy.rule:  # what steers stage 1 otherwise has nothing to steer
+            steering = ("rule", "rule_options", "max_unimodal_share", "unimodal_epochs")
+            settings |= {name: defaults[name] for name in steering}
+        for name, value in settings.items():
+            found = getattr(self, name)
+            if found not in (value, defaults[name]):
+                raise ValueError(
+                    f"{name} is {found!r}, but the strategy {strategy.name or strategy.__name__!r} sets it to "
+                    f"{value!r}; leave it out, or choose another strategy."
+                )
+            setattr(self, name, value)
 
     def _check_unimodal_epochs(self) -> None:
         if self.unimodal_epochs is None:

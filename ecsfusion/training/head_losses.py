@@ -48,7 +48,13 @@ class LossOfAllHeads:
         total = torch.stack(losses).sum() if losses else _zero(model)
         if model.stage == "unimodal" or outputs.logits is None:
             return total
-        fused = self._of_head(outputs.logits, labels, num_items_in_batch)
+        seen = torch.stack(list((outputs.present or {}).values())).any(dim=0)
+        if bool(seen.all()):
+            fused = self._of_head(outputs.logits, labels, num_items_in_batch)
+        else:  # rows whose only modality is paused
+            share = float(seen.double().mean())
+            items = None if num_items_in_batch is None else num_items_in_batch * share
+            fused = share * self._of_head(outputs.logits[seen], labels[seen], items)
         return fused + model.config.auxiliary_weight * total
 
     def _of_head(self, logits: Tensor, labels: Tensor, items: Any) -> Tensor:

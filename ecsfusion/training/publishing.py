@@ -128,7 +128,8 @@ class PublishingTrainer(ResumableTrainer):
     def _private_paths(self) -> tuple[str, ...]:
         return (self.args.output_dir, str(Path.cwd()))
 
-    def _load_folder(self, name: str) -> FusionForClassification:
+    def load_folder(self, name: str) -> FusionForClassification:
+        """The model that a folder of the output directory holds, on the device."""
         folder = os.path.join(self.args.output_dir, name)
         return FusionForClassification.from_pretrained(folder, **self.model.own_modules()).to(
             self.args.device

@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
+from ecsfusion.strategies import Strategy
 from ecsfusion.training.clipping import clip_by_part, total_norm
 from ecsfusion.training.divergence import DivergenceError, logits_by_head, what_broke
 from ecsfusion.training.head_losses import LossOfAllHeads
@@ -33,6 +34,7 @@ class SteppingTrainer(PublishingTrainer):
         self._heads: dict[str, torch.Tensor] = {}  # logits of the latest training batch
         self._parts: dict[str, list[nn.Parameter]] = {}
         self._grad_norms: dict[str, torch.Tensor] = {}
+        self.strategy: Strategy
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None:
             self.compute_loss_func = LossOfAllHeads(self.compute_loss_func, lambda: self.model)
@@ -108,9 +110,15 @@ class SteppingTrainer(PublishingTrainer):
             raise ValueError(
                 f"a batch of train_dataset has {sorted(inputs)} but no labels; add 'labels' or 'label' to its rows."
             )
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.model.training:
-            self._heads = logits_by_head(outputs)
+        if not self.model.training:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            return (loss, outputs) if return_outputs else loss
+        inputs = self.strategy.prepare_inputs(self.model, inputs)
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+        own = self.strategy.loss(self.model, outputs, labels) if self.model.stage == "joint" else None
+        loss = loss if own is None else own
+        self._heads = logits_by_head(outputs)
         return (loss, outputs) if return_outputs else loss
 
     def _diverged(self, what: str, why: str) -> None:
@@ -140,6 +148,7 @@ class SteppingTrainer(PublishingTrainer):
 
     def _clip(self, max_norm: float) -> torch.Tensor:
         self.accelerator.unscale_gradients()
+        self.strategy.adjust_gradients(self.model)
         self._grad_norms = clip_by_part(self._parts, max_norm)
         norm = total_norm(self._grad_norms)
         if self.accelerator.scaler is None and not bool(norm.isfinite()):  # a scaler skips such a step

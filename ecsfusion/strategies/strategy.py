@@ -1,0 +1,128 @@
+"""What a training strategy may do: settings of a run, and hooks in the order in which a training step meets them.
+
+A strategy is a way to train the fusion model: our own two stages, or one of the methods that they are compared with.
+`FusionTrainer` owns the loop and calls the hooks; a strategy holds its rule, its numbers and its state, and nothing
+else of it is known to the trainer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ecsfusion.modeling import FusionForClassification, FusionOutput
+    from ecsfusion.rules.decision import Rule
+    from ecsfusion.trainer import FusionTrainer
+    from ecsfusion.training.evaluation import Evaluation
+
+
+class Strategy:
+    """A way to train. For one of your own, subclass and write the hooks that it needs::
+
+        class LouderAudio(Strategy):
+            name = "louder-audio"
+            settings = {"stages": "joint"}
+
+            def adjust_gradients(self, model):
+                for parameter in model.modality_parameters("audio").values():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(2.0)
+
+    and pass the class as `FusionTrainer(..., strategy=LouderAudio)`.
+
+    Whatever a strategy must remember belongs into `self.state`, a dictionary of JSON values that is saved with every
+    checkpoint (or override `state_dict` and `load_state_dict`, where tensors are faster to work with). Random numbers
+    come from torch's global generator, which is restored as well.
+
+    Args:
+        modalities: names of the modalities of the model.
+
+    Raises:
+        ValueError: more or fewer modalities than the strategy is defined for.
+    """
+
+    name: ClassVar[str] = ""
+    settings: ClassVar[dict[str, Any]] = {}
+    """Fields of `FusionTrainingArguments` that this strategy sets; the user cannot set them otherwise."""
+    only_two: ClassVar[str] = ""
+    """Why the strategy is for two modalities only, in a few words; empty if it is not."""
+    only_one_process: ClassVar[str] = ""
+    """Why it cannot be trained by several processes, in a few words; empty if it can."""
+    not_fp16: ClassVar[str] = ""
+    """Why it cannot be trained in float16 with a loss scale (bfloat16 needs none), in a few words."""
+    resets: ClassVar[bool] = False
+    """Whether it goes back to the weights before training, which `trainer.load_folder("initial")` then gives."""
+    has_own_loss: ClassVar[bool] = False
+    """Whether `loss` is written: then there is no place for a loss function of the user's."""
+
+    def __init__(self, modalities: Sequence[str]) -> None:
+        self.modalities = tuple(modalities)
+        if self.only_two and len(self.modalities) != 2:
+            raise ValueError(
+                f"the strategy {self.name!r} is for two modalities ({self.only_two}), and the model has "
+                f"{list(self.modalities)}; choose another strategy."
+            )
+        self.state: dict[str, Any] = {}
+
+    def learning_rates(self, learning_rate: float) -> dict[str, float]:
+        """Learning rates by modality (or "fusion") that this strategy sets, given the common one."""
+        return {}
+
+    def rule(self) -> Rule | None:
+        """A fresh rule that decides who trains in stage 1; None to leave that to `args.rule`."""
+        return None
+
+    def begin_stage(self, trainer: FusionTrainer) -> None:
+        """Called when training starts (or goes on after a restart) and at the change to stage 2, before its first step.
+
+        `trainer.model` has the weights that the stage starts from, and `trainer.model.stage` says which it is.
+        """
+
+    def prepare_inputs(self, model: FusionForClassification, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch that is trained on, in place of this one; on the device already."""
+        return inputs
+
+    def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> Tensor | None:
+        """The loss of a batch, a scalar, in place of the model's own; None to keep that.
+
+        Use `model.head_loss(logits, labels)` for the loss of a head. Rows that lack a modality have NaN in its logits
+        and embeddings, see `outputs.present`.
+        """
+        return None
+
+    def adjust_gradients(self, model: FusionForClassification) -> None:
+        """Change the gradients, once for each optimizer step: unscaled, averaged over processes, not clipped yet."""
+
+    def after_step(self, model: FusionForClassification) -> None:
+        """Called after each optimizer step."""
+
+    def after_evaluation(self, trainer: FusionTrainer, evaluation: Evaluation) -> None:
+        """Called after each evaluation of the probe set in training, on every process with the same evaluation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the strategy remembers, as JSON values."""
+        return copy.deepcopy(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.state = copy.deepcopy(state)
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of this tensor over all processes, so that they all go on with the same number."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = values.detach().clone()
+        torch.distributed.all_reduce(values)
+        return values / torch.distributed.get_world_size()
+    return values.detach()
+
+
+def rows_of(outputs: FusionOutput, name: str) -> Tensor:
+    """Indices (n,) of the rows that have this modality."""
+    present = outputs.present or {}
+    return present[name].nonzero()[:, 0]
