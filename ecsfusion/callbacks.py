@@ -239,6 +239,9 @@ def probe_entry(
 ) -> dict[str, Any]:
     """One probe as a plain dictionary, for the trajectory picture, the card and the state."""
     over = decision.stage_over and reading.stage == "unimodal"
+    start = reading.step if decision.restore is None else decision.restore
+    if set(decision.reset) == set(decision.training):
+        start = 0
     return {
         "step": reading.step,
         "epoch": reading.epoch,
@@ -252,7 +255,7 @@ def probe_entry(
         "calibrated": calibrated,
         "reason": decision.reason,
         "peak": decision.peak,
-        "restored": (reading.step if decision.restore is None else decision.restore) if over else None,
+        "restored": start if over else None,
     }
 
 

@@ -152,8 +152,8 @@ class FusionForClassification(PreTrainedModel):
                 without), or any `nn.Module` that returns embeddings (see `ecsfusion.model.encoders`).
             num_labels: number of classes C; taken from `id2label` when that is given.
             id2label, label2id: names of the classes, one or both.
-            fusion: name of the fused head, "concatenation", "gated-sum", "cross-attention" or "late-average", or a
-                module of one's own (see `ecsfusion.model.fusion_heads`).
+            fusion: name of the fused head, "concatenation", "mlp", "gated-sum", "cross-attention", "transformer",
+                "late-average" or "entropy-average", or a module of one's own (see `ecsfusion.model.fusion_heads`).
             trust_remote_code: run code that comes with a model on the Hub; off by default.
             **config_kwargs: further fields of [`FusionConfig`], such as `problem_type` and `fusion_options`.
 
@@ -292,15 +292,7 @@ class FusionForClassification(PreTrainedModel):
                 f"names is {list(names)}; it must name at least one of the modalities {list(self.modalities)}."
             )
         self.active = tuple(name for name in self.modalities if name in names)
-        for name in self.modalities:
-            for key, parameter in self.modality_parameters(name).items():
-                if name not in self.active and parameter.requires_grad:
-                    parameter.requires_grad_(False)
-                    parameter.grad = None
-                    self._paused_parameters.add(key)
-                elif name in self.active and key in self._paused_parameters:
-                    parameter.requires_grad_(True)
-                    self._paused_parameters.discard(key)
+        self._switch_gradients()
 
     def set_frozen(self, names: Iterable[str]) -> None:
         """Freeze the weights of these modalities, and of no others: unlike paused ones they are still run."""
@@ -309,15 +301,23 @@ class FusionForClassification(PreTrainedModel):
         if unknown:
             raise ValueError(f"names is {list(names)}; the modalities are {list(self.modalities)}.")
         self.frozen = names
+        self._switch_gradients()
+
+    def _switch_gradients(self) -> None:
+        """Let the parameters of modalities that are active and not frozen require gradients, and no others."""
         for name in self.modalities:
             for key, parameter in self.modality_parameters(name).items():
-                if name in names and parameter.requires_grad:
-                    parameter.requires_grad_(False)
+                if not (parameter.requires_grad or key in self._paused_parameters | self._frozen_parameters):
+                    continue  # the user froze it
+                for reason, keys in (
+                    (name not in self.active, self._paused_parameters),
+                    (name in self.frozen, self._frozen_parameters),
+                ):
+                    (keys.add if reason else keys.discard)(key)
+                trains = name in self.active and name not in self.frozen
+                parameter.requires_grad_(trains)
+                if not trains:
                     parameter.grad = None
-                    self._frozen_parameters.add(key)
-                elif name not in names and key in self._frozen_parameters:
-                    parameter.requires_grad_(True)
-                    self._frozen_parameters.discard(key)
 
     def set_standalone(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Answer for these modalities alone by copies of their encoders and heads with these weights.
@@ -381,7 +381,16 @@ class FusionForClassification(PreTrainedModel):
                 f"modality {name!r} was given {sorted(inputs)}, but its encoder {type(encoder).__name__} takes "
                 f"{expected!r}. Is this the right processor?"
             )
-        embeddings = embed(encoder, inputs)
+        try:
+            embeddings = embed(encoder, inputs)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if type(error) not in (ValueError, RuntimeError, IndexError):  # such as memory that is used up
+                raise
+            shapes = {key: tuple(value.shape) for key, value in inputs.items()}
+            raise type(error)(
+                f"the encoder {type(encoder).__name__} of modality {name!r} cannot take {shapes}: {error} Is this the "
+                "processor that belongs to it?"
+            ) from error
         width = self.embedding_dims[name]
         if embeddings.shape[1] != width:
             raise ValueError(
@@ -540,6 +549,8 @@ class FusionForClassification(PreTrainedModel):
         seen = torch.stack(list(present.values())).any(dim=0)
         if len(self.active) == len(self.modalities) or bool(seen.all()):
             return self.head_loss(logits, labels)
+        if not bool(seen.any()):  # the mean over no row is NaN
+            return logits.sum() * 0.0
         return self.head_loss(logits[seen], labels[seen]) * seen.float().mean()
 
     def _read_out(

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import PushToHubMixin, cached_file
 
 from ecsfusion.data.arrays import ArrayProcessor, read_array
+from ecsfusion.data.columns import check_row
 from ecsfusion.data.media import read_audio, read_image, read_video
 
 CONFIG_NAME = "fusion_processor_config.json"
@@ -299,9 +300,10 @@ class FusionCollator:
         Raises:
             ValueError: no modality is found in the rows or in one of them, the label is missing in some, or a row
                 cannot be read.
-            TypeError: a raw value of the wrong type.
+            TypeError: a raw value of the wrong type, or rows that are no dictionaries.
         """
         names = self.processor.modalities
+        check_row(rows[0], names)
         batch = _with_missing_rows({name: [row.get(name) for row in rows] for name in names}, self._inputs)
         if not any(name in batch for name in names):
             raise ValueError(
@@ -330,6 +332,7 @@ class TensorCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
         """As `FusionCollator.__call__`."""
+        check_row(rows[0], self.modalities or ())
         given = self.modalities or [key for key in rows[0] if key not in ("label", "labels")]
         batch = _with_missing_rows(
             {name: [row.get(name) for row in rows] for name in given},

@@ -63,13 +63,14 @@ class Readout:
         labels: Tensor | np.ndarray,
         present: Mapping[str, Tensor | np.ndarray] | None = None,
         problem_type: str = SINGLE_LABEL,
+        subsets: bool = True,
     ) -> Readout:
         """Fit the weights on validation samples that trained nothing.
 
         On these samples the combination's loss (cross-entropy; in regression the squared error) is never above that of
         the best single calibrated head. Where its accuracy is below that of the most accurate head, by a few samples
         as a rule, the weights are moved towards this head, as far as needed and as the bound on cross-entropy allows.
-        Heads that are not worth half a nat over all samples get the weight zero.
+        Heads that are not worth (log N) / 2 nats over all N samples get the weight zero.
 
         With up to 4 modalities every subset of them is fitted; with more, all together and each alone. A set of
         heads is fitted on the rows that have all of its modalities; one that no row has is left out.
@@ -79,6 +80,7 @@ class Readout:
             labels: (N,) class indices, of which some may be absent; or what the problem type asks for.
             present: (N,) bool per modality, which rows have it; by default all. Logits elsewhere do not matter.
             problem_type: see `ecsfusion.model.problem_types`.
+            subsets: False to fit only the combination of all heads, for rows that have every modality.
 
         Raises:
             ValueError, TypeError: see the message; it names the argument.
@@ -89,7 +91,8 @@ class Readout:
         targets = _check_targets(labels, N, C, problem_type)
         modalities = tuple(name for name in heads if name != FUSED)
         fitted, offsets = {}, {}
-        for names in _head_sets(modalities, with_fused=FUSED in heads):
+        sets = _head_sets(modalities, with_fused=FUSED in heads) if subsets else [tuple(heads)]
+        for names in sets:
             needed = modalities if FUSED in names else names
             chosen = np.logical_and.reduce([rows[name] for name in needed]) if needed else np.ones(N, bool)
             if not chosen.any():
@@ -175,7 +178,7 @@ class Readout:
                 f"{list(logits)}."
             )
         complete = len(names) == len(self.modalities) or (not names and present is None)
-        if FUSED in logits and complete and frozenset([FUSED]) in self.fitted:
+        if FUSED in logits and complete and any(FUSED in fitted for fitted in self.fitted):
             names.add(FUSED)
         if not names:
             raise ValueError("present and logits leave no head; at least one modality must be there.")

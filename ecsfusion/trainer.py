@@ -15,12 +15,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import EvalPrediction
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import BestRun, TrainOutput
+from transformers.trainer_utils import BestRun, IntervalStrategy, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ecsfusion.callbacks import ControllerCallback, FusionProgressCallback, StageRecord
 from ecsfusion.controller import Rule, make_rule
 from ecsfusion.data.columns import check_columns, check_has_rows
+from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.modeling import FusionConfig, FusionForClassification
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.reporting.ending import ending
@@ -31,6 +32,7 @@ from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.parameter_groups import parameters_by_part
 from ecsfusion.training.probe import metric_names
 from ecsfusion.training.probing import ProbingTrainer
+from ecsfusion.training.processes import end_processes
 from ecsfusion.training.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER
 from ecsfusion.training.sharding import check_sharding
 from ecsfusion.training_args import FusionTrainingArguments
@@ -95,6 +97,7 @@ class FusionTrainer(ProbingTrainer):
                     f"strategy is {strategy.__name__}, but args.strategy is {args.strategy!r}; give one of them."
                 )
             args.take_settings_of(strategy)
+            args._check_unimodal_epochs()  # which may be out of place in the strategy's stages
         if args.stages != "joint" and kwargs.get("eval_dataset") is None:
             raise ValueError(
                 f"stages is {args.stages!r} but eval_dataset is missing, which the controller probes; give one, "
@@ -102,6 +105,7 @@ class FusionTrainer(ProbingTrainer):
             )
         self.user_rule = rule
         self.user_strategy = strategy
+        self._strategy_rates: dict[str, float] = {}  # among args.modality_learning_rates
         self._kept_step: int | None = None  # of the weights in the folder of stage 1's peak
         super().__init__(
             model=model,
@@ -135,15 +139,31 @@ class FusionTrainer(ProbingTrainer):
         for problem, found, remedy in (
             (strategy.only_one_process, args.world_size > 1, "start one process"),
             (strategy.not_fp16, args.fp16, "use bf16"),
+            (strategy.only_two, args.joint_pausing, "leave joint_pausing out"),
+            (
+                strategy.only_single_label,
+                self.model.problem_type != SINGLE_LABEL,
+                "choose another strategy",
+            ),
+            (
+                strategy.needs_evaluations,
+                self.eval_dataset is None or args.eval_strategy == IntervalStrategy.NO,
+                "give an eval_dataset and an eval_strategy",
+            ),
         ):
             if problem and found:
                 raise ValueError(f"the strategy {name!r} cannot be trained like this: {problem}; {remedy}.")
+        if strategy.only_fusion and strategy.only_fusion != self.model.config.fusion:
+            raise ValueError(
+                f"the strategy {name!r} needs the fused head {strategy.only_fusion!r}, and the model has "
+                f"{self.model.config.fusion!r}; build it with fusion={strategy.only_fusion!r}."
+            )
         if strategy.has_own_loss and self.compute_loss_func is not None:
             raise ValueError(
                 f"compute_loss_func is given, but the strategy {name!r} has a loss of its own; leave it out, or set "
                 "model.head_loss, of which every loss is made."
             )
-        if self.user_rule is not None and strategy.rule() is not None:
+        if self.user_rule is not None and ("rule" in strategy.settings or strategy.rule() is not None):
             raise ValueError(f"rule is given, but the strategy {name!r} has one of its own; leave it out.")
         return strategy
 
@@ -207,6 +227,7 @@ class FusionTrainer(ProbingTrainer):
         self.reports.clear()
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.model.set_active(self.model.modalities)
+        self.model.set_frozen(())
         if self.eval_dataset is not None and self._take_best_heads():
             self.fit_readout()
         elif self.eval_dataset is not None:
@@ -227,12 +248,12 @@ class FusionTrainer(ProbingTrainer):
         self.model.config.readout = None
         self.model.set_standalone({})
         self.model.set_active(self.model.modalities)
+        self.model.set_frozen(())
         for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
             check_columns(dataset, self.model.modalities, name)
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
-        self.model.set_frozen(())
         optimizer = super().create_optimizer(model)
         # What a fresh optimizer holds: nothing as a rule, but Adagrad starts with sums.
         self._fresh_state = {p: copy.deepcopy(state) for p, state in optimizer.state.items()}
@@ -307,8 +328,11 @@ class FusionTrainer(ProbingTrainer):
 
     def _carry_out(self, decision: dict[str, Any]) -> None:
         record = self.record
-        for name in decision["reset"]:
-            self._reset_modality(name)
+        if set(decision["reset"]) == set(self.model.modalities):
+            self._reset("")  # the fused head as well
+        else:
+            for name in decision["reset"]:
+                self._reset_modality(name)
         if decision["stage_over"]:
             if decision["restore"] is not None:
                 self._restore_peak(decision["restore"])
@@ -318,14 +342,20 @@ class FusionTrainer(ProbingTrainer):
         record.pending = None
 
     def _reset_modality(self, name: str) -> None:
-        """Put one modality back to its weights before training; its optimizer state goes with them."""
-        initial = self.load_folder(INITIAL_FOLDER).modality_parameters(name)
+        """Put one modality back to what it was before training."""
+        self._reset(f"encoders.{name}.", f"heads.{name}.")
+
+    def _reset(self, *prefixes: str) -> None:
+        """Put weights and batch statistics of these names back; the optimizer's state goes with them."""
+        initial = self.load_folder(INITIAL_FOLDER).state_dict()
         with torch.no_grad():
-            for key, parameter in self.model.modality_parameters(name).items():
-                parameter.copy_(initial[key])
-                self.optimizer.state.pop(parameter, None)
-                if parameter in self._fresh_state:
-                    self.optimizer.state[parameter] = copy.deepcopy(self._fresh_state[parameter])
+            for key, value in self.model.state_dict(keep_vars=True).items():
+                if not key.startswith(prefixes):
+                    continue
+                value.copy_(initial[key])
+                self.optimizer.state.pop(value, None)
+                if value in self._fresh_state:
+                    self.optimizer.state[value] = copy.deepcopy(self._fresh_state[value])
 
     def _restore_peak(self, step: int) -> None:
         folder = os.path.join(self.args.output_dir, UNIMODAL_FOLDER)
@@ -379,9 +409,12 @@ class FusionTrainer(ProbingTrainer):
         super()._save_checkpoint(model, trial)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
+        # Anew for every optimizer: a search changes the common rate. What the user gave stays.
+        given = self.args.modality_learning_rates or {}
+        given = {name: rate for name, rate in given.items() if self._strategy_rates.get(name) != rate}
         rates = self._new_strategy().learning_rates(self.args.learning_rate)
-        if rates:
-            self.args.modality_learning_rates = {**rates, **(self.args.modality_learning_rates or {})}
+        self._strategy_rates = {name: rate for name, rate in rates.items() if name not in given}
+        self.args.modality_learning_rates = {**self._strategy_rates, **given} or None
         return super()._parameter_groups()
 
     def _keep_best_heads(self) -> None:
@@ -433,6 +466,16 @@ class FusionTrainer(ProbingTrainer):
                 self._restored = pending["restore"]
             record.pending = None
             self.control.should_training_stop = True
+
+    # ---- the end ----
+
+    def end_training(self) -> None:
+        """Finish the trackers and let go of the other processes; the last line of a script for several.
+
+        It is `accelerator.end_training()`, after which every process ends with status 0: each waits here until all
+        have come (`args.ddp_timeout` seconds at most). The model stays; training or evaluating again needs a new run.
+        """
+        end_processes(self)
 
     # ---- search ----
 

@@ -6,6 +6,7 @@ All of them but `modalities` can also be given on the command line under the sam
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -50,6 +51,10 @@ class RecipeArguments:
         train_split, validation_split, test_split: the names of the splits.
         validation_share: share of the training rows that becomes an absent validation or test split.
         label_column: the column with the class: names, strings or whole numbers.
+        group_column: the column that says what two splits must not share: an actor, a video. An absent split is made
+            of whole groups, and splits that are there must not share any. Default: rows stand alone.
+        group_pattern: regular expression that finds the group in that column, such as `^(\\d+)_` in a file's name; the
+            group is what its first brackets hold, or all that it finds. Default: the whole value.
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
         fusion: name of the fused head, see `ecsfusion.model.fusion_heads`.
         compare: "joint" to train the same model jointly, with the same budget, as well.
@@ -64,6 +69,8 @@ class RecipeArguments:
     test_split: str = field(default="test", metadata={"help": "name of the test split"})
     validation_share: float = field(default=0.1, metadata={"help": "share of train where a split is absent"})
     label_column: str = field(default="label", metadata={"help": "the column with the class"})
+    group_column: str | None = field(default=None, metadata={"help": "what no two splits may share"})
+    group_pattern: str | None = field(default=None, metadata={"help": "regular expression for the group"})
     preprocess: str = field(default="ahead", metadata={"help": "ahead or on-the-fly"})
     fusion: str = field(default="concatenation", metadata={"help": ", ".join(FUSION_HEADS)})
     compare: str | None = field(default=None, metadata={"help": "joint: train jointly as well"})
@@ -78,6 +85,15 @@ class RecipeArguments:
             raise ValueError(f"compare is {self.compare!r}; give {', '.join(COMPARE)}, or leave it out")
         if not 0 < self.validation_share < 0.5:
             raise ValueError(f"validation_share is {self.validation_share}; give a share between 0 and 0.5")
+        if self.group_pattern is not None:
+            if self.group_column is None:
+                raise ValueError("group_pattern is given without group_column; name the column it searches")
+            try:
+                re.compile(self.group_pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"group_pattern {self.group_pattern!r} is no regular expression ({error}); correct it"
+                ) from error
         if self.dataset is None and self.data_dir is None:
             raise ValueError("neither dataset nor data_dir is given; add --data_dir FOLDER or --dataset NAME")
 

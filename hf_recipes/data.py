@@ -1,11 +1,14 @@
 """From a data set anywhere to the processed splits that a trainer takes."""
 
 import logging
+import re
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -19,16 +22,19 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 LABEL = "label"
+GROUP = "group"
 
 
 def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
     """Train, validation and test with one column per modality, under the modality's name, and "label".
 
     Labels are 0..C-1, and their names are `splits["train"].features["label"].names`. An absent validation or
-    test split is split off the training rows, by `seed`, and that is logged.
+    test split is split off the training rows, by `seed`, and that is logged. Where the recipe has a `group_column`,
+    there is a column "group" as well, and no two splits share a group.
 
     Raises:
-        ValueError: the data set cannot be loaded; a split or column is missing; a label is out of range.
+        ValueError: the data set cannot be loaded; a split or column is missing; a label is out of range; two
+            splits share a group.
     """
     where = _describe(recipe)
     loaded = _load(recipe)
@@ -42,8 +48,13 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
             "train_split"
         )
     columns = {name: modality.column for name, modality in recipe.modalities.items()}
+    if recipe.group_column is not None and GROUP in columns:
+        raise ValueError(f"modalities.{GROUP}: group_column makes a column of this name; choose another one")
+    others = (
+        [recipe.label_column] if recipe.group_column is None else [recipe.label_column, recipe.group_column]
+    )
     for name, split in splits.items():
-        for column in [*columns.values(), recipe.label_column]:
+        for column in [*columns.values(), *others]:
             if column not in split.column_names:
                 raise ValueError(
                     f"{where}, split {name!r}: there is no column {column!r} among {split.column_names}; "
@@ -52,10 +63,13 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
     labels = {name: split[recipe.label_column] for name, split in splits.items()}
     names, classes = _class_labels(splits["train"].features[recipe.label_column], labels, where)
     label_feature = datasets.ClassLabel(names=names)
+    groups = {name: _groups(split, recipe, f"{where}, split {name!r}") for name, split in splits.items()}
     for name, split in splits.items():
         parts = [_raw_column(split, column, modality) for modality, column in columns.items()]
         renamed = datasets.concatenate_datasets(parts, axis=1)
         splits[name] = renamed.add_column(LABEL, classes[name], feature=label_feature)
+        if recipe.group_column is not None:
+            splits[name] = splits[name].add_column(GROUP, groups[name])
     return datasets.DatasetDict(_complete(splits, recipe.validation_share, seed, where))
 
 
@@ -190,25 +204,86 @@ def _class_labels(
     return names, classes
 
 
+def _groups(split: datasets.Dataset, recipe: RecipeArguments, where: str) -> list[str]:
+    """The group of every row; none where the recipe has no `group_column`."""
+    if recipe.group_column is None:
+        return []
+    pattern = re.compile(recipe.group_pattern or r"(?s).+")
+    groups = []
+    for row, value in enumerate(split[recipe.group_column]):
+        found = pattern.search(str(value)) if isinstance(value, (int, str)) else None
+        group = found and (found[1] if pattern.groups else found[0])
+        if not group:
+            raise ValueError(
+                f"{where}, row {row}: {value!r} in {recipe.group_column!r} names no group; correct group_column "
+                "or group_pattern, or leave this row out"
+            )
+        groups.append(group)
+    return groups
+
+
 def _complete(
     splits: dict[str, datasets.Dataset], share: float, seed: int, where: str
 ) -> dict[str, datasets.Dataset]:
-    """Split off what is absent from the training rows, stratified by class where every class allows it."""
+    """Split off what is absent from the training rows: whole groups where there are any, else single rows."""
+    grouped = GROUP in splits["train"].features
+    if grouped:
+        _check_groups(splits, where)
     num_train = len(splits["train"])
     for name in ("test", "validation"):
         if name in splits:
             continue
         size = round(share * num_train)
-        try:
-            parts = splits["train"].train_test_split(size, seed=seed, stratify_by_column=LABEL)
-        except ValueError:  # a class with a single row, or more classes than rows
-            parts = splits["train"].train_test_split(size, seed=seed)
-        splits["train"], splits[name] = parts["train"], parts["test"]
+        take = _take_groups if grouped else _take_rows
+        splits["train"], splits[name] = take(splits["train"], size, seed)
+        if not len(splits[name]):
+            raise ValueError(
+                f"{where}: no group is small enough to be a split {name!r} of {size} rows; raise "
+                "validation_share, or give more groups"
+            )
         logger.warning(
-            f"{where} has no split {name!r}: {size} of its {num_train} training rows, drawn with seed "
-            f"{seed}, take its place"
+            f"{where} has no split {name!r}: {len(splits[name])} of its {num_train} training rows, drawn with "
+            f"seed {seed}, take its place"
         )
     return {name: splits[name] for name in SPLITS}
+
+
+def _check_groups(splits: Mapping[str, datasets.Dataset], where: str) -> None:
+    for one, other in combinations(splits, 2):
+        shared = sorted(set(splits[one][GROUP]) & set(splits[other][GROUP]))
+        if shared:
+            raise ValueError(
+                f"{where}: the splits {one!r} and {other!r} share {len(shared)} groups, such as {shared[0]!r}; put "
+                "their rows into one file and have the splits made from it, or leave out group_column"
+            )
+
+
+def _take_rows(rows: datasets.Dataset, size: int, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The rest and `size` rows, stratified by class where every class allows it."""
+    try:
+        parts = rows.train_test_split(size, seed=seed, stratify_by_column=LABEL)
+    except ValueError:  # a class with a single row, or more classes than rows
+        parts = rows.train_test_split(size, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _take_groups(rows: datasets.Dataset, size: int, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The rest and about `size` rows in whole groups, drawn so that the classes come near their shares.
+
+    In a random order, a group is taken if the number of rows of each class is closer to the wanted one with it.
+    """
+    names, group = np.unique(rows[GROUP], return_inverse=True)
+    labels = np.asarray(rows[LABEL])
+    counts = np.zeros((len(names), labels.max() + 1))
+    np.add.at(counts, (group, labels), 1)
+    wanted = counts.sum(axis=0) * size / len(rows)
+    taken = np.zeros(len(names), bool)
+    for each in np.random.default_rng(seed).permutation(len(names)):
+        if np.abs(wanted - counts[each]).sum() < np.abs(wanted).sum():
+            taken[each] = True
+            wanted -= counts[each]
+    in_part = taken[group]
+    return rows.select(np.flatnonzero(~in_part)), rows.select(np.flatnonzero(in_part))
 
 
 def _check_kind(name: str, encoder: PreTrainedModel, feature: Any) -> None:

@@ -117,6 +117,9 @@ def _build_processor(name: str, modality: ModalityArguments, encoder: PreTrained
             remedy = nearest(str(key), sorted(allowed))
             kind = type(processor).__name__
             raise ValueError(f"modalities.{name}.processor: unknown key {key!r} for {kind}; {remedy}")
+    frames = getattr(encoder.config, "num_frames", None)
+    if frames is not None and getattr(processor, "num_frames", None) is None:
+        processor.num_frames = frames  # of a longer video, as many as the encoder of videos takes
     return processor
 
 

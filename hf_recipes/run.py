@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> None:
         trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         print(f"\n{results_table(trainer, comparison)}\n\nWritten to {job.args.output_dir}", flush=True)
-    trainer.accelerator.end_training()
+    trainer.end_training()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -166,7 +166,7 @@ def start(
         trainer = train(folder, resume, processes, **options)
         if trainer.args.world_size != processes:
             raise RuntimeError(f"{trainer.args.world_size} processes train, not {processes}")
-        trainer.accelerator.end_training()
+        trainer.end_training()
 
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=forked, args=(rank,)) for rank in range(processes)]

@@ -42,6 +42,19 @@ def noise(kind, number, random_seed):
     return x
 
 
+@pytest.mark.parametrize("number", [40, 80])
+def test_few_samples_of_a_perfect_modality_beside_noise_give_numbers(number):
+    """Every cluster of the one has one label, and the clusters of the other have nothing to do with it."""
+    generator = torch.Generator().manual_seed(number)
+    for _ in range(5):
+        noise, known = torch.randint(12, (2, number), generator=generator)
+        counts = torch.zeros(12, 12, 3, dtype=torch.int64)
+        counts.index_put_((noise, known, known % 3), torch.ones_like(known), accumulate=True)
+        found = atoms(estimate(counts, bootstrap=0))
+        assert np.isfinite(found).all()
+        assert found[2] == max(found) > 0.9
+
+
 @pytest.mark.parametrize(
     "kind", ["gaussian", "heavy tails", "anisotropic", "discrete", "clustered", "same twice"]
 )

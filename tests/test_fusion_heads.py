@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from fusion_fixtures import NUM_CLASSES, Sensor, tiny_bert, tiny_resnet, tiny_vit
 from torch import nn
 
 from ecsfusion import FusionForClassification
-from ecsfusion.model.fusion_heads import FUSION_HEADS, GatedSumHead
+from ecsfusion.model.fusion_heads import FUSION_HEADS, EntropyAverageHead, GatedSumHead
 
+ENSEMBLES = [
+    name for name, head in FUSION_HEADS.items() if name == "late-average" or hasattr(head, "start_from")
+]
 MAKERS = {"image": tiny_vit, "text": tiny_bert, "map": tiny_resnet, "sensor": Sensor}
 
 
@@ -63,8 +68,8 @@ def test_heads_of_two_three_and_four_modalities_learn_and_come_back(fusion, coun
 
 
 @pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("fusion", FUSION_HEADS)
-def test_every_head_can_start_as_an_ensemble(fusion, count):
+@pytest.mark.parametrize("fusion", ENSEMBLES)
+def test_every_head_but_two_can_start_as_an_ensemble(fusion, count):
     model = model_of(count, fusion)
     model.start_fusion_from_heads()
     with torch.no_grad():
@@ -75,7 +80,7 @@ def test_every_head_can_start_as_an_ensemble(fusion, count):
     torch.testing.assert_close(out.logits, ensemble, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fusion", FUSION_HEADS)
+@pytest.mark.parametrize("fusion", ENSEMBLES)
 def test_in_regression_the_ensemble_is_the_mean(fusion):
     model = model_of(3, fusion, problem_type="regression")
     before = {name: head.weight.clone() for name, head in model.heads.items()}
@@ -128,7 +133,50 @@ def test_late_average_is_that_of_those_present():
     assert list(model.fusion.parameters()) == []
 
 
+def test_entropy_average_listens_to_who_is_sure():
+    head = EntropyAverageHead({"image": 4, "text": 4}, 2)
+    logits = {
+        "image": torch.tensor([[math.log(3), 0.0]]).repeat(2, 1),  # p = (3/4, 1/4)
+        "text": torch.tensor([[0.0, 0.0]]).repeat(2, 1),  # p = (1/2, 1/2)
+    }
+    present = {"image": torch.tensor([True, True]), "text": torch.tensor([True, False])}
+    # Entropies: 3/4 log(4/3) + 1/4 log 4 = 0.562335 and log 2; exp of minus them: 0.569877 and 0.5.
+    weight = 0.569877 / 1.069877
+    torch.testing.assert_close(
+        head.weights(logits, present), torch.tensor([[weight, 1 - weight], [1.0, 0.0]]), atol=1e-5, rtol=1e-5
+    )
+    expected = torch.tensor([[weight * math.log(3), 0.0], [math.log(3), 0.0]])
+    torch.testing.assert_close(head({}, logits, present), expected, atol=1e-5, rtol=1e-5)
+    assert list(head.parameters()) == []
+
+
+@pytest.mark.parametrize("fusion", sorted(set(FUSION_HEADS) - set(ENSEMBLES)))
+def test_a_head_that_cannot_start_as_an_ensemble_is_left_as_it_is(fusion):
+    model = model_of(2, fusion)
+    before = {key: value.clone() for key, value in model.fusion.state_dict().items()}
+    model.start_fusion_from_heads()
+    assert all(torch.equal(value, before[key]) for key, value in model.fusion.state_dict().items())
+
+
+def test_a_transformer_attends_to_the_modalities_that_are_present():
+    model, inputs = model_of(3, "transformer"), inputs_of(3)
+    with torch.no_grad():
+        alone = model(image=inputs["image"]).logits
+        head = model.fusion
+        h = model(**inputs).embeddings
+        tokens = torch.cat(
+            [head.class_token.expand(6, -1, -1), head.project["image"](h["image"])[:, None]], dim=1
+        )
+        for layer in head.layers:  # a sequence of two tokens, and nothing masked
+            tokens = layer(tokens)
+        torch.testing.assert_close(alone, head.classifier(tokens[:, 0]), atol=1e-5, rtol=1e-4)
+
+
 def test_options_reach_the_head_and_are_saved(tmp_path):
+    options = {"width": 8, "num_layers": 1, "num_attention_heads": 2}
+    model = model_of(2, "transformer", fusion_options=options)
+    assert model.fusion.class_token.shape[-1] == 8
+    assert len(loaded(model, tmp_path / "transformer").fusion.layers) == 1
     model = model_of(2, "cross-attention", fusion_options={"width": 8, "num_attention_heads": 2})
     assert model.fusion.query.shape[-1] == 8
     assert loaded(model, tmp_path).fusion.attention.num_heads == 2
@@ -170,13 +218,38 @@ class Wrong(nn.Module):
 
 
 def test_what_is_wrong_with_a_head_is_said():
-    with pytest.raises(ValueError, match="fusion is 'bilinear'; choose one of concatenation, gated-sum"):
+    with pytest.raises(ValueError, match="fusion is 'bilinear'; choose one of concatenation, mlp, gated-sum"):
         model_of(2, "bilinear")
     with pytest.raises(
         ValueError, match=r"fusion_options is \{'depth': 2\}, which 'gated-sum' does not take"
     ):
         model_of(2, "gated-sum", fusion_options={"depth": 2})
-    with pytest.raises(ValueError, match="width is 10, which is no multiple"):
-        model_of(2, "cross-attention", fusion_options={"width": 10})
+    for fusion in ("cross-attention", "transformer"):
+        with pytest.raises(ValueError, match="width is 10, which is no multiple"):
+            model_of(2, fusion, fusion_options={"width": 10})
+    with pytest.raises(ValueError, match="num_layers is 0; give at least one"):
+        model_of(2, "transformer", fusion_options={"num_layers": 0})
     with pytest.raises(ValueError, match=r"head Wrong returned \(6, 16\); it must return .* \(6, 3\)"):
         model_of(2, Wrong())(**inputs_of(2))
+
+
+def test_hidden_units_say_what_no_sum_over_modalities_can():
+    """The label is whether two modalities agree: neither alone, nor any sum of the two, is better than guessing."""
+    torch.manual_seed(0)
+    bits = torch.randint(2, (400, 2))
+    labels = (bits[:, 0] == bits[:, 1]).long()
+    embeddings = {
+        name: (2.0 * bits[:, [m]] - 1.0) * torch.ones(1, 3) for m, name in enumerate(("left", "right"))
+    }
+    present = {name: torch.ones(400, dtype=torch.bool) for name in embeddings}
+    accuracies = {}
+    for fusion in ("concatenation", "mlp"):
+        head = FUSION_HEADS[fusion]({"left": 3, "right": 3}, 2)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+        for _ in range(60):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(head(embeddings, {}, present), labels).backward()
+            optimizer.step()
+        accuracies[fusion] = float((head(embeddings, {}, present).argmax(dim=1) == labels).double().mean())
+    assert accuracies["concatenation"] < 0.8  # three of the four combinations at most
+    assert accuracies["mlp"] == 1.0

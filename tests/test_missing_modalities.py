@@ -233,6 +233,52 @@ def test_a_loss_of_ones_own_on_rows_that_lack_what_trains():
 
 
 @pytest.mark.parametrize("fusion", FUSION_HEADS)
+def test_rows_whose_only_modality_is_paused_count_as_rows_and_not_in_the_loss(fusion):
+    model = two_views(fusion=fusion, auxiliary_weight=0.6).train()
+    model.set_stage("joint")
+    model.set_active(["right"])
+    seen = MASKS["right"]  # rows 1 and 4 have the left view only
+    out = model(**batch(), present=MASKS, labels=LABELS)
+    four = model(right={"pixel_values": batch()["right"]["pixel_values"][seen]})
+    cross_entropy = torch.nn.functional.cross_entropy
+    fused, right = (
+        cross_entropy(four.logits, LABELS[seen]),
+        cross_entropy(four.unimodal_logits["right"], LABELS[seen]),
+    )
+    torch.testing.assert_close(out.loss, 4 / 6 * (fused + 0.6 * right))
+
+    def mean(outputs, labels, num_items_in_batch=None):
+        return cross_entropy(outputs.logits, labels)
+
+    def over_items(outputs, labels, num_items_in_batch=None):
+        return cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    torch.testing.assert_close(LossOfAllHeads(mean, lambda: model)(out, LABELS), out.loss)
+    # of twelve rows in two batches, these are six
+    torch.testing.assert_close(LossOfAllHeads(over_items, lambda: model)(out, LABELS, 12), out.loss / 2)
+
+
+@pytest.mark.parametrize("inputs_given", [True, False])
+def test_a_batch_whose_only_modality_is_paused_teaches_nothing(inputs_given):
+    model = two_views().train()
+    model.set_stage("joint")
+    model.set_active(["right"])
+    inputs = batch() if inputs_given else {"left": batch()["left"]}
+    none = {"right": torch.zeros(6, dtype=torch.bool)}
+
+    def mean(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    for present in ({}, none) if not inputs_given else (none,):
+        out = model(**inputs, present=present, labels=LABELS)
+        for loss in (out.loss, LossOfAllHeads(mean, lambda: model)(out, LABELS)):
+            model.zero_grad()
+            loss.backward(retain_graph=True)
+            assert float(loss.detach()) == 0
+            assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("fusion", FUSION_HEADS)
 def test_gaps_in_mixed_and_in_half_precision(fusion):
     model = two_views(fusion=fusion).train()
     left = {"left": batch()["left"]}

@@ -66,6 +66,57 @@ def test_a_paused_modality_is_not_run_and_gets_no_gradient():
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_in_stage_two_a_paused_modality_is_a_missing_one():
+    model = two_views(auxiliary_weight=0.6).train()
+    model.set_stage("joint")
+    inputs, labels = batch(), torch.tensor([0, 1, 2, 0, 1])
+    missing = model(right=inputs["right"], labels=labels)
+    missing.loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    calls = []
+    model.encoders["left"].register_forward_hook(lambda *_: calls.append("left"))
+    model.set_active(["right"])
+    out = model(**inputs, labels=labels)
+    out.loss.backward()
+    assert calls == []
+    assert set(out.unimodal_logits) == set(out.embeddings) == set(out.present) == {"right"}
+    assert torch.equal(out.logits, missing.logits)
+    assert torch.equal(out.loss, missing.loss)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    with torch.no_grad():
+        evaluated = model.eval()(**inputs, labels=labels)
+    assert calls == ["left"]
+    assert set(evaluated.unimodal_logits) == {"left", "right"}
+    losses = [F.cross_entropy(z, labels) for z in (evaluated.logits, *evaluated.unimodal_logits.values())]
+    torch.testing.assert_close(evaluated.loss, losses[0] + 0.6 * (losses[1] + losses[2]))
+
+
+def test_a_modality_both_paused_and_frozen_trains_again_only_when_it_is_neither():
+    model = two_views()
+    by_hand = model.encoders["left"].embeddings.cls_token
+    by_hand.requires_grad_(False)
+
+    def trains() -> bool:
+        states = {p.requires_grad for p in model.modality_parameters("left").values() if p is not by_hand}
+        assert len(states) == 1
+        assert not by_hand.requires_grad
+        assert all(p.requires_grad for p in model.modality_parameters("right").values())
+        return states.pop()
+
+    for first, second in ((model.set_frozen, model.set_active), (model.set_active, model.set_frozen)):
+        for last, other in ((first, second), (second, first)):
+            for action in (first, second):
+                action(["left"] if action == model.set_frozen else ["right"])
+            assert not trains()
+            last([] if last == model.set_frozen else ["left", "right"])
+            assert not trains(), "the other reason still holds"
+            other([] if other == model.set_frozen else ["left", "right"])
+            assert trains()
+
+
 def test_pausing_and_resuming_leaves_frozen_parameters_frozen():
     model = two_views()
     frozen = model.encoders["left"].embeddings.cls_token

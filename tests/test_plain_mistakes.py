@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fusion_fixtures import TwoViews, tiny_vit, two_views
+from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_bert, tiny_vit, two_views
+from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from ecsfusion import (
     ArrayProcessor,
@@ -36,6 +38,14 @@ def other_length(index: int, row: dict) -> dict:
     return {**row, "right": {"input_ids": torch.zeros(4 + index % 3, dtype=torch.long)}}
 
 
+def other_size(index: int, row: dict) -> dict:
+    return {**row, "right": {"pixel_values": torch.zeros(1, 6, 6)}}
+
+
+def without_names(index: int, row: dict) -> tuple:
+    return tuple(row.values())
+
+
 def nan_in_row_five(index: int, row: dict) -> dict:
     return (
         {**row, "right": {"pixel_values": row["right"]["pixel_values"] * float("nan")}} if index == 5 else row
@@ -50,6 +60,19 @@ def nan_in_row_five(index: int, row: dict) -> dict:
         ((16, named_label), (40, same), TypeError, "is a str; give class numbers from 0 .*label2id"),
         ((16, no_label), (40, same), ValueError, r"train_dataset has \['left', 'right'\] but no labels"),
         ((16, other_length), (40, same), ValueError, "rows of 'right' cannot be stacked .* FusionProcessor"),
+        (
+            (16, without_names),
+            (40, same),
+            TypeError,
+            r"is a tuple.* \{'left': ..., 'right': ..., 'labels': ...\}",
+        ),
+        ((16, same), (40, without_names), TypeError, "is a tuple"),
+        (
+            (16, other_size),
+            (40, same),
+            ValueError,
+            r"modality 'right' cannot take .*\(8, 1, 6, 6\).* processor",
+        ),
         (
             (16, same),
             (40, nan_in_row_five),
@@ -86,6 +109,117 @@ def test_a_processor_of_something_else(tmp_path, processor, kind, message):
     args = FusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(kind, match=message):
         FusionTrainer(model=two_views(), args=args, eval_dataset=TwoViews(40, 1), processing_class=processor)
+
+
+def image_processor(size: int) -> ViTImageProcessor:
+    sides = {"height": size, "width": size}
+    return ViTImageProcessor(size=sides, image_mean=[0.5], image_std=[0.5], do_convert_rgb=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (
+            same,
+            ValueError,
+            r"ViTModel of modality 'right' cannot take .*\(8, 1, 8, 8\).*\(8\*8\).* processor that",
+        ),
+        (without_names, TypeError, "is a tuple"),
+    ],
+)
+def test_a_processor_of_another_size(tmp_path, change, kind, message):
+    picture = Image.new("L", (6, 6))
+    rows = [
+        change(index, {"left": picture, "right": picture, "labels": index % NUM_CLASSES})
+        for index in range(40)
+    ]
+    trainer = FusionTrainer(
+        model=two_views(),
+        args=FusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=FusionProcessor({"left": image_processor(4), "right": image_processor(8)}),
+    )
+    with pytest.raises(kind, match=message):
+        trainer.train()
+
+
+def test_tokens_that_the_encoder_does_not_know():
+    model = FusionForClassification.from_modality_pretrained(
+        {"image": tiny_vit(), "text": tiny_bert()}, num_labels=NUM_CLASSES
+    )
+    with pytest.raises(IndexError, match=r"BertModel of modality 'text' cannot take .*'input_ids': \(1, 2\)"):
+        model(text={"input_ids": torch.tensor([[1, 5000]])})
+
+
+def out_of_memory(*_: object) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_memory_that_is_used_up_is_no_mistake_of_the_inputs():
+    model = two_views()  # `auto_find_batch_size` waits for this error
+    model.encoders["left"].register_forward_pre_hook(out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory"):
+        model(left={"pixel_values": torch.zeros(1, 1, 4, 4)})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    args = FusionTrainingArguments(
+        output_dir=str(folder),
+        max_steps=1,
+        save_steps=1,
+        stages="joint",
+        eval_strategy="no",
+        use_cpu=True,
+        report_to="none",
+    )
+    FusionTrainer(model=two_views(), args=args, train_dataset=TwoViews(8, 0)).train()
+    return str(folder / "checkpoint-1")
+
+
+def deeper() -> ViTModel:
+    config = tiny_vit().config.to_dict()
+    return ViTModel(ViTConfig(**{**config, "num_hidden_layers": 2}), add_pooling_layer=False)
+
+
+@pytest.mark.parametrize(
+    ("encoders", "options", "message"),
+    [
+        (
+            lambda: {"left": tiny_vit(), "right": tiny_vit(24)},
+            {},
+            r"another encoder of modality 'right' than .* shape \(1, 1, 16\) there and of shape \(1, 1, 24\) here",
+        ),
+        (
+            lambda: {"left": tiny_vit(), "right": deeper()},
+            {},
+            r"another encoder of modality 'right' than .*layers\.1.* is missing there",
+        ),
+        (
+            lambda: {"left": tiny_vit(), "right": tiny_vit()},
+            {"num_labels": 5},
+            "another head of modality 'left'",
+        ),
+        (lambda: {"left": tiny_vit(), "right": tiny_vit()}, {"fusion": "gated-sum"}, "another fused head"),
+    ],
+)
+def test_resuming_with_another_model(checkpoint, tmp_path, encoders, options, message):
+    trainer = FusionTrainer(
+        model=FusionForClassification.from_modality_pretrained(encoders(), **{"num_labels": 3, **options}),
+        args=FusionTrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=2,
+            stages="joint",
+            eval_strategy="no",
+            use_cpu=True,
+            report_to="none",
+        ),
+        train_dataset=TwoViews(8, 0),
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def test_names_of_classes_in_both_directions():

@@ -14,6 +14,7 @@ import two_processes
 from fusion_fixtures import TwoViews
 from safetensors.torch import load_file
 
+from ecsfusion.strategies import make_strategy
 from ecsfusion.training.sharding import check_sharding
 
 TESTS = Path(__file__).resolve().parent
@@ -49,6 +50,7 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
     assert (one["processes"], first["processes"]) == (1, 2)
     assert first["wrapped"] == "DistributedDataParallel"
     assert first == second  # decisions, weights and readout
+    assert first["threads_left"] == [], "a thread of gloo may abort its process while Python shuts down"
     assert first["rows"] == two_processes.ROWS, "rows that only fill the last batch were counted"
     assert first["labels"] == one["labels"] == TwoViews(two_processes.ROWS, 2).labels.tolist()
     assert {entry["stage"] for entry in first["history"]} == {"unimodal", "joint"}
@@ -67,24 +69,26 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
 
 @pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
 @pytest.mark.parametrize(
-    ("stages", "pausing", "found"),
+    ("stages", "pausing", "strategy", "found"),
     [
-        ("two-stage", False, "stages is 'two-stage'"),
-        ("unimodal", False, "stages is 'unimodal'"),
-        ("joint", True, "joint_pausing is True"),
-        ("joint", False, None),
+        ("two-stage", False, "two-stage", "stages is 'two-stage', but training runs under"),
+        ("unimodal", False, "two-stage", "stages is 'unimodal', but training runs under"),
+        ("joint", True, "two-stage", "joint_pausing is True, but training runs under"),
+        ("joint", False, "ogm", "the strategy 'ogm' changes gradients, which"),
+        ("joint", False, "joint", None),
     ],
 )
-def test_sharded_weights_train_jointly_only(kind, stages, pausing, found):
+def test_sharded_weights_train_jointly_only(kind, stages, pausing, strategy, found):
     trainer = SimpleNamespace(
         is_deepspeed_enabled=kind == "DeepSpeed",
         is_fsdp_enabled=kind == "FSDP",
         args=SimpleNamespace(stages=stages, joint_pausing=pausing),
+        strategy=make_strategy(strategy, ("left", "right")),
     )
     if found is None:
         check_sharding(trainer)
         return
-    with pytest.raises(ValueError, match=f"{found}, but training runs under {kind}.*DistributedDataParallel"):
+    with pytest.raises(ValueError, match=f"{found} {kind}.*DistributedDataParallel"):
         check_sharding(trainer)
 
 

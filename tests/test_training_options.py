@@ -155,6 +155,156 @@ def test_bfloat16_trains_float32_weights(tmp_path):
     assert half.record.stage == "joint"
 
 
+class HalfOnCpu(FusionTrainer):
+    """float16 with a loss scale; accelerate sets these two up on accelerators only."""
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        assert self.accelerator.mixed_precision == "fp16"
+        self.accelerator.native_amp = True
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+
+
+SCALE = 4096.0
+OVERFLOW = 6  # of the backward passes in which a modality trains, the one that gives it an infinite gradient
+
+
+class EveryStep(Snapshots):
+    """Also the loss scale after every step, and left's gradient as backward finds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales: list[float] = []
+        self.backward: list[torch.Tensor] = []
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.scales.append(optimizer.scaler.get_scale() if optimizer.scaler else 1.0)
+
+
+def half_or_full(folder: Path, half: bool, overflow: str | None = None, **options):
+    model, seen = two_views(), EveryStep()
+    kind = HalfOnCpu if half else FusionTrainer
+    heads = set()
+    model.heads["left"].register_forward_hook(lambda module, args, output: heads.add(output.dtype))
+    model.heads["left"].weight.register_hook(lambda gradient: seen.backward.append(gradient.clone()))
+    if overflow is not None:
+        steps = [0]
+
+        def burst(gradient: torch.Tensor) -> torch.Tensor:
+            steps[0] += 1
+            return gradient * math.inf if steps[0] == OVERFLOW else gradient
+
+        model.heads[overflow].bias.register_hook(burst)
+    run = kind(
+        model=model,
+        args=arguments(
+            folder,
+            fp16=half,
+            logging_strategy="steps",
+            logging_steps=1,
+            **{"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.01, **options},
+        ),
+        train_dataset=TwoViews(ROWS, seed=0),
+        eval_dataset=TwoViews(80, seed=1),
+        callbacks=[seen],
+        rule=Scripted([{"training": ("right",)}, {}, {"stage_over": True}]),
+    )
+    run.train()
+    assert heads == {torch.float16 if half else torch.float32}
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    assert [entry["stage"] for entry in run.record.history] == ["unimodal"] * 3 + ["joint"]
+    return run, seen
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_float16_scales_the_loss_and_clips_what_is_unscaled(tmp_path, accumulation):
+    options = {
+        "per_device_train_batch_size": 16 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
+    (full, plain), (half, scaled) = (
+        half_or_full(tmp_path / str(half), half, **options) for half in (False, True)
+    )
+    assert scaled.scales == [SCALE] * EPOCHS * STEPS_PER_EPOCH
+    assert len(scaled.backward) == len(plain.backward)
+    for large, small in zip(scaled.backward, plain.backward, strict=True):
+        torch.testing.assert_close(large, SCALE * small, rtol=0.02, atol=0.02 * SCALE * float(small.norm()))
+    # One step of a clipped part is learning_rate * max_grad_norm long, so a wrong scale would show in the weights too.
+    norms = [[entry for entry in run.state.log_history if "grad_norm" in entry] for run in (half, full)]
+    for found, expected in zip(*norms, strict=True):
+        names = [key for key in expected if key.startswith("grad_norm")]
+        assert [key for key in found if key.startswith("grad_norm")] == names
+        assert [found[key] for key in names] == pytest.approx([expected[key] for key in names], rel=0.02)
+        assert min(expected[key] for key in names) > 0.01, "nothing was clipped"
+    start = {name: p.detach() for name, p in two_views().named_parameters()}
+    for part in ("encoders.left", "heads.left", "encoders.right", "heads.right", "fusion"):
+        moved, apart = (
+            math.sqrt(
+                sum(
+                    float((weights(half)[name] - other[name]).square().sum())
+                    for name in start
+                    if name.startswith(part)
+                )
+            )
+            for other in (start, weights(full))
+        )
+        assert apart < 0.05 * moved, part
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"optim": "adamw_torch", "learning_rate": 3e-3, "weight_decay": 0.1}]
+)
+def test_float16_leaves_a_paused_modality_bit_identical(tmp_path, options):
+    _, seen = half_or_full(tmp_path, True, **options)
+    first, last = STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH
+    for name, value in seen.weights[first].items():
+        if name.startswith(("encoders.left", "heads.left")):
+            assert torch.equal(value, seen.weights[last][name]), name
+            if name in seen.states[first]:
+                for key, state in seen.states[first][name].items():
+                    assert torch.equal(state, seen.states[last][name][key]), (name, key)
+    name = "heads.right.weight"
+    assert not torch.equal(seen.weights[first][name], seen.weights[last][name])
+
+
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [
+        ("right", OVERFLOW),  # left is paused
+        ("left", OVERFLOW + STEPS_PER_EPOCH),  # it has been paused for an epoch: both train
+    ],
+)
+def test_float16_skips_a_step_that_overflows_and_goes_on(tmp_path, part, step):
+    run, seen = half_or_full(tmp_path, True, overflow=part, optim="adamw_torch", learning_rate=3e-3)
+    assert run.state.global_step == EPOCHS * STEPS_PER_EPOCH
+    assert seen.scales == [SCALE] * (step - 1) + [SCALE / 2] * (run.state.global_step - step + 1)
+    before, after = seen.weights[step - 1], seen.weights[step]
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    for name, values in seen.states[step - 1].items():
+        for key, value in values.items():
+            assert torch.equal(value, seen.states[step][name][key]), (name, key)
+    name = f"heads.{part}.weight"
+    assert not torch.equal(after[name], seen.weights[step + 1][name]), "training did not go on"
+    entry = next(e for e in run.state.log_history if e.get("step") == step and "grad_norm" in e)
+    assert not math.isfinite(entry[f"grad_norm_{part}"])
+    assert all(bool(p.isfinite().all()) for p in run.model.parameters())
+
+
+def test_float16_resumes_with_its_loss_scale(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": OVERFLOW + 1, "optim": "adamw_torch"}
+    whole, _ = half_or_full(tmp_path, True, overflow="right", **options)
+    again = HalfOnCpu(
+        model=two_views(),
+        args=whole.args,
+        train_dataset=TwoViews(ROWS, seed=0),
+        eval_dataset=TwoViews(80, seed=1),
+        rule=Scripted([{"training": ("right",)}, {}, {"stage_over": True}]),
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{OVERFLOW + 1}"))
+    assert again.accelerator.scaler.get_scale() == whole.accelerator.scaler.get_scale() == SCALE / 2
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(again).items())
+
+
 def test_a_compiled_model_trains_as_the_plain_one(tmp_path):
     script = [{"training": ("right",)}, {"stage_over": True}]
     options = {"num_train_epochs": 3}
@@ -618,19 +768,49 @@ class PauseLeft(Scripted):
 
 
 def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
-    seen = Snapshots()
-    run = run_with(tmp_path, rule=PauseLeft(), joint_pausing=True, callbacks=[seen], weight_decay=0.1)
+    seen, model = Snapshots(), two_views()
+    counter = CountForwards(model)
+    run = run_with(
+        tmp_path, model=model, rule=PauseLeft(), joint_pausing=True, callbacks=[seen], weight_decay=0.1
+    )
     both = ["left", "right"]
     assert [entry["training"] for entry in run.record.history] == [both, both, ["right"], both]
     start, end = 2 * STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH
     names = [name for name in seen.weights[0] if name.startswith(("encoders.left", "heads.left"))]
     assert all(torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in names)
+    for name in names:  # the state of the optimizer as well: neither decay nor momentum moved on
+        assert seen.states[start][name].keys() == seen.states[end][name].keys() != set()
+        for key, value in seen.states[start][name].items():
+            assert torch.equal(value, seen.states[end][name][key])
+    assert counter.rows[True] == {"left": 3 * STEPS_PER_EPOCH, "right": EPOCHS * STEPS_PER_EPOCH}
+    assert counter.rows[False] == {"left": 2 * EPOCHS, "right": 2 * EPOCHS}, "evaluation runs everything"
     assert any(not torch.equal(seen.weights[end][name], seen.weights[end + 1][name]) for name in names)
     moved = [name for name in seen.weights[0] if name.startswith(("encoders.right", "fusion"))]
     assert any(not torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in moved)
     assert "    -> left paused: a script" in capsys.readouterr().out
     off = run_with(tmp_path / "off", rule=PauseLeft())
     assert all(entry["training"] == ["left", "right"] for entry in off.record.history)
+
+
+def test_pausing_in_stage_two_with_gaps_and_a_loss_of_ones_own(tmp_path):
+    """Batches of one row: for those that have the paused view only, there is nothing to learn from."""
+
+    class Gaps(TwoViews):
+        def __getitem__(self, index):
+            lost = {0: {}, 1: {"left": None}, 2: {"right": None}}[index % 3]
+            return super().__getitem__(index) | lost
+
+    options = {
+        "train": Gaps(18, seed=0),
+        "joint_pausing": True,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 1e-3,
+    }
+    own = run_with(tmp_path / "own", rule=PauseLeft(), **options)
+    given = run_with(tmp_path / "given", rule=PauseLeft(), compute_loss_func=plain_loss, **options)
+    assert [entry["training"] for entry in own.record.history][2] == ["right"]
+    assert all(value.isfinite().all() for value in weights(own).values())
+    assert_same(weights(own), weights(given), rtol=1e-4, atol=1e-5)
 
 
 def test_a_modality_paused_in_stage_two_keeps_its_batch_statistics():
@@ -642,11 +822,20 @@ def test_a_modality_paused_in_stage_two_keeps_its_batch_statistics():
     model.set_active(("right",))
     before = {name: value.clone() for name, value in model.named_buffers()}
     pixels = {"pixel_values": torch.randn(4, 1, 32, 32)}
-    model.train()(left=pixels, right=pixels, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
-    changed = {
-        name.split(".")[1] for name, value in model.named_buffers() if not torch.equal(value, before[name])
-    }
-    assert changed == {"right"}
+
+    def changed_by_a_step() -> set[str]:
+        model.train()(left=pixels, right=pixels, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+        return {
+            name.split(".")[1]
+            for name, value in model.named_buffers()
+            if not torch.equal(value, before[name])
+        }
+
+    assert changed_by_a_step() == {"right"}
+    model.set_active(("left", "right"))
+    model.set_frozen(("left",))  # which is run, unlike a paused one
+    assert changed_by_a_step() == {"right"}
+    model.set_frozen(())
     model.set_active(("left", "right"))
     assert all(module.training for module in model.train().encoders.modules())
 

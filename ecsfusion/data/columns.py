@@ -42,6 +42,16 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
         )
 
 
+def check_row(row: Any, modalities: Sequence[str]) -> None:
+    """Raises TypeError for a row without names, such as the tuples of a `TensorDataset`."""
+    if not isinstance(row, Mapping):
+        keys = ", ".join(f"{name!r}: ..." for name in (*modalities, "labels"))
+        raise TypeError(
+            f"a row of the data set is a {type(row).__name__}, which does not say what is which; let "
+            f"__getitem__ return a dictionary {{{keys}}}, or give a data_collator of your own."
+        )
+
+
 def _keys_of_first_row(dataset: Any) -> list[str] | None:
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
         return None

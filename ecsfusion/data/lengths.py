@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from ecsfusion.data.columns import check_row
+
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
     """Other batches in every epoch, and the same ones for a run that is resumed in it and on every process."""
@@ -44,6 +46,7 @@ def row_lengths(dataset: Dataset, modalities: Sequence[str], column: str) -> lis
 
 
 def _lengths_of(row: Mapping[str, Any], modalities: Sequence[str], column: str, index: int) -> list[float]:
+    check_row(row, modalities)
     given = row.get(column)
     if isinstance(given, Mapping):
         return [float(given.get(name) or 0) for name in modalities]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import minimize, nnls
+from threadpoolctl import ThreadpoolController
 
 RIDGE = 1.0
 """Strength of the pull towards the plain (geometric) mean: the fit minimizes, in nats over the whole
@@ -15,10 +16,19 @@ validation set,
 cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it; without it a validation set
 without errors would ask for infinite confidence."""
 
-WORTH_KEEPING = 0.5
-"""Nats over the whole validation set that a head must be worth to keep a weight: one standard error of it."""
+
+def worth_keeping(num_samples: int) -> float:
+    """Nats over the whole validation set that a head must be worth to keep a weight: (log N) / 2, as in Schwarz's
+    criterion (1978). Where one head says it all, it answers alone: a second one that only makes certain answers more
+    certain would also be trusted where it errs."""
+    return float(np.log(max(num_samples, 2))) / 2
 
 
+# A handful of weights: threads of BLAS would wait for each other ten times longer than they work.
+_BLAS = ThreadpoolController()
+
+
+@_BLAS.wrap(limits=1, user_api="blas")
 def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Weights (H,) of heads that give probabilities, never behind the best of them with its weight alone.
 
@@ -39,7 +49,7 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
             cost[h] = N * (
                 _cross_entropy(np.where(np.arange(H) == h, 0.0, weights), log_p, targets)[0] - loss
             )
-        if cost.min() >= WORTH_KEEPING:
+        if cost.min() >= worth_keeping(N):
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)
@@ -47,7 +57,8 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     singles = np.diag(alone)
     bound = min(_cross_entropy(single, log_p, targets)[0] for single in singles)
-    if _cross_entropy(weights, log_p, targets)[0] > bound:  # the pull or a dropped head cost a little
+    price = (kept.sum() - 1) * worth_keeping(N) / N  # of the weights beyond the first
+    if _cross_entropy(weights, log_p, targets)[0] + price > bound:
         weights = min(singles, key=lambda single: _cross_entropy(single, log_p, targets)[0])
     best = max(singles, key=lambda single: _accuracy(single, log_p, targets))
     # from the combination towards the most accurate head; the first stop that is not less accurate
@@ -88,6 +99,7 @@ def _accuracy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> fl
     return float((np.tensordot(weights, log_p, axes=1).argmax(axis=1) == targets).mean())
 
 
+@_BLAS.wrap(limits=1, user_api="blas")
 def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights (H,) and offsets (L,) of heads that predict real targets: non-negative least squares.
 
@@ -116,7 +128,7 @@ def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.
         for h in np.flatnonzero(kept):
             ratio = (error(np.where(np.arange(H) == h, 0.0, weights)) + 1e-12) / (error(weights) + 1e-12)
             cost[h] = N * L / 2 * np.log(ratio)  # of a normal likelihood with the variance that is left
-        if cost.min() >= WORTH_KEEPING:
+        if cost.min() >= worth_keeping(N * L):
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)

@@ -1,4 +1,4 @@
-"""From the embeddings of all modalities to one set of logits: the fused head, of four kinds or one's own.
+"""From the embeddings of all modalities to one set of logits: the fused head, of six kinds or one's own.
 
 A fused head is an `nn.Module` that is called as
 
@@ -49,6 +49,40 @@ class ConcatenationHead(nn.Module):
         """
         self.linear.weight.copy_(torch.cat([heads[name].weight for name in self.names], dim=1))
         self.linear.bias.copy_(torch.stack([heads[name].bias for name in self.names]).sum(dim=0))
+
+
+class MLPHead(nn.Module):
+    """A linear head over the concatenated embeddings, and a layer of hidden units beside it.
+
+        logits = W h + b + V relu(U h + c),    h = concatenated embeddings
+
+    The hidden units can say what no sum over modalities can, such as whether two modalities agree. A missing modality
+    counts as a zero embedding.
+
+    Args:
+        embedding_dims: D_m by modality.
+        num_labels: C.
+        width: number of hidden units.
+    """
+
+    def __init__(self, embedding_dims: Mapping[str, int], num_labels: int, width: int = 128) -> None:
+        super().__init__()
+        self.names = tuple(embedding_dims)
+        self.linear = ConcatenationHead(embedding_dims, num_labels)
+        self.hidden = nn.Linear(sum(embedding_dims.values()), width)
+        self.classifier = nn.Linear(width, num_labels)
+
+    def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
+        """Logits (B, C), see the head of this file."""
+        hidden = self.hidden(torch.cat([embeddings[name] for name in self.names], dim=1))
+        return self.linear(embeddings, unimodal_logits, present) + self.classifier(hidden.relu())
+
+    @torch.no_grad()
+    def start_from(self, heads: Mapping[str, nn.Linear]) -> None:
+        """Become the sum of the unimodal heads, to which the hidden units at first add nothing."""
+        self.linear.start_from(heads)
+        self.classifier.weight.zero_()
+        self.classifier.bias.zero_()
 
 
 class GatedSumHead(nn.Module):
@@ -112,13 +146,7 @@ class CrossAttentionHead(nn.Module):
         num_attention_heads: int = 4,
     ) -> None:
         super().__init__()
-        if width is None:
-            width = max(max(embedding_dims.values()) // num_attention_heads, 1) * num_attention_heads
-        if width % num_attention_heads:
-            raise ValueError(
-                f"width is {width}, which is no multiple of num_attention_heads, {num_attention_heads}; "
-                "choose another in fusion_options."
-            )
+        width = _common_width(embedding_dims, width, num_attention_heads)
         self.names = tuple(embedding_dims)
         self.linear = ConcatenationHead(embedding_dims, num_labels)
         self.project = nn.ModuleDict({name: nn.Linear(dim, width) for name, dim in embedding_dims.items()})
@@ -146,6 +174,59 @@ class CrossAttentionHead(nn.Module):
         self.classifier.bias.zero_()
 
 
+class TransformerHead(nn.Module):
+    """A small Transformer encoder over one token per modality and a class token, which a linear layer reads.
+
+    The late fusion of SimBaMM (Rheude et al. 2025, arXiv 2512.22991). Tokens are embeddings projected to a common
+    width, each modality by a linear layer of its own (whose bias says which it is). A missing modality is masked out of
+    the attention. Joint training starts from random weights: a Transformer can be no exact ensemble of linear heads.
+
+    Args:
+        embedding_dims: D_m by modality.
+        num_labels: C.
+        width: of the tokens; by default the largest D_m, rounded down to a multiple of `num_attention_heads`.
+        num_layers: of the encoder, each with a feed-forward part of four times the width.
+        num_attention_heads: divides the width.
+        dropout: in the encoder; the authors tune it.
+
+    Raises:
+        ValueError: a width that is no multiple of the number of attention heads, or no layer.
+    """
+
+    def __init__(
+        self,
+        embedding_dims: Mapping[str, int],
+        num_labels: int,
+        width: int | None = None,
+        num_layers: int = 2,
+        num_attention_heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers is {num_layers}; give at least one in fusion_options.")
+        width = _common_width(embedding_dims, width, num_attention_heads)
+        self.names = tuple(embedding_dims)
+        self.project = nn.ModuleDict({name: nn.Linear(dim, width) for name, dim in embedding_dims.items()})
+        self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, num_attention_heads, 4 * width, dropout, batch_first=True)
+            for _ in range(num_layers)
+        )
+        self.classifier = nn.Linear(width, num_labels)
+
+    def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
+        """Logits (B, C), see the head of this file."""
+        tokens = torch.stack([self.project[name](embeddings[name]) for name in self.names], dim=1)
+        class_token = self.class_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+        tokens = torch.cat([class_token, tokens], dim=1)
+        missing = ~torch.stack([present[name] for name in self.names], dim=1)
+        masked = torch.cat([missing.new_zeros(len(missing), 1), missing], dim=1)
+        for layer in self.layers:
+            tokens = layer(tokens, src_key_padding_mask=masked)
+        return self.classifier(tokens[:, 0])
+
+
 class LateAverageHead(nn.Module):
     """Mean of the unimodal logits of the modalities that are present; it has no weights of its own."""
 
@@ -160,11 +241,51 @@ class LateAverageHead(nn.Module):
         return (logits * there).sum(dim=1) / there.sum(dim=1)
 
 
+class EntropyAverageHead(nn.Module):
+    """Mean of the unimodal logits, each weighed in each row by how sure it is; it has no weights of its own.
+
+        H_m = -sum_k p_k log p_k of p = softmax(z_m),    w = softmax over those present of (-H_m),    z = sum_m w_m z_m
+
+    The test-time fusion of MLA (Zhang et al. 2024, arXiv 2311.10707), for classes of which a row has one. A missing
+    modality has no weight.
+    """
+
+    def __init__(self, embedding_dims: Mapping[str, int], num_labels: int) -> None:
+        super().__init__()
+        self.names = tuple(embedding_dims)
+
+    def weights(self, unimodal_logits: Tensors, present: Tensors) -> Tensor:
+        """w (B, M), zero for missing modalities; their sum is one."""
+        there = torch.stack([present[name] for name in self.names], dim=1)
+        log_p = torch.stack([unimodal_logits[name] for name in self.names], dim=1).log_softmax(dim=2)
+        entropy = -(log_p.exp() * log_p).sum(dim=2)
+        return (-entropy).masked_fill(~there, -torch.inf).softmax(dim=1)
+
+    def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
+        """Logits (B, C), see the head of this file."""
+        logits = torch.stack([unimodal_logits[name] for name in self.names], dim=1)
+        return (self.weights(unimodal_logits, present).unsqueeze(-1) * logits).sum(dim=1)
+
+
+def _common_width(embedding_dims: Mapping[str, int], width: int | None, num_attention_heads: int) -> int:
+    if width is None:
+        width = max(max(embedding_dims.values()) // num_attention_heads, 1) * num_attention_heads
+    if width % num_attention_heads:
+        raise ValueError(
+            f"width is {width}, which is no multiple of num_attention_heads, {num_attention_heads}; "
+            "choose another in fusion_options."
+        )
+    return width
+
+
 FUSION_HEADS: dict[str, type[nn.Module]] = {
     "concatenation": ConcatenationHead,
+    "mlp": MLPHead,
     "gated-sum": GatedSumHead,
     "cross-attention": CrossAttentionHead,
+    "transformer": TransformerHead,
     "late-average": LateAverageHead,
+    "entropy-average": EntropyAverageHead,
 }
 
 

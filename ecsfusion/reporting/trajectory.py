@@ -214,6 +214,8 @@ def _name_restored(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
         step, earlier = found
         if all(entry["stage"] == "unimodal" for entry in history):
             text = f"the model keeps\nthe weights of step {step}"
+        elif step == 0:
+            text = "stage 2 starts anew,\nfrom the initial weights"
         elif earlier:
             text = f"peak restored: stage 2\nstarts from step {step}"
         else:

@@ -61,7 +61,8 @@ class Decision:
         restore: the step whose weights start stage 2; None: the present weights. The reading of that step had
             ``peak`` set, and no later one had.
         peak: the weights of this reading are the best candidate so far to start stage 2: keep them.
-        reset: modalities that go back to their initial weights now.
+        reset: modalities that go back to their initial weights now; if it names all, the fused head does too.
+            With ``stage_over``, stage 2 starts from these weights (``restore`` is None then), and a ``peak`` is kept.
     """
 
     training: tuple[str, ...]

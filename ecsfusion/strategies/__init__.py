@@ -9,8 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ecsfusion.options import check_options
+from ecsfusion.strategies.agm import AGM
+from ecsfusion.strategies.distillation import UnimodalDistillation
+from ecsfusion.strategies.g_blending import GBlending
 from ecsfusion.strategies.joint import Joint, JointAuxiliary, ModalityDropout, RatePerModality
+from ecsfusion.strategies.mla import MLA
+from ecsfusion.strategies.mmpareto import MMPareto
 from ecsfusion.strategies.ogm import OGM, OGMGE
+from ecsfusion.strategies.pdmp import PDMP
+from ecsfusion.strategies.pmr import PMR
+from ecsfusion.strategies.relearning import DiagnosingRelearning
 from ecsfusion.strategies.strategy import Strategy
 from ecsfusion.strategies.two_stage import Published, TwoStage
 from ecsfusion.strategies.unimodal import Sequential, Unimodal, UniPreFinetuned, UniPreFrozen, WarmUp
@@ -33,6 +41,14 @@ STRATEGIES: dict[str, type[Strategy]] = {
         Sequential,
         OGM,
         OGMGE,
+        AGM,
+        MMPareto,
+        PDMP,
+        GBlending,
+        PMR,
+        MLA,
+        DiagnosingRelearning,
+        UnimodalDistillation,
     )
 }
 

@@ -54,10 +54,9 @@ class ModalityDropout(Strategy):
         everyone = torch.ones(size, dtype=torch.bool)
         there = torch.stack([given[name].cpu() if name in given else everyone for name in names])
         # The number drawn decides whether and which: one of the modalities that the row has.
-        drawn = torch.rand(size) / max(self.probability, 1e-12)
-        count = there.sum(dim=0)
-        place = (drawn * count).long().clamp_max(len(names))
-        lost = (there.cumsum(dim=0) - 1 == place) & there & (drawn < 1.0) & (count > 1)
+        drawn, count = torch.rand(size), there.sum(dim=0)
+        place = (drawn / max(self.probability, 1e-12) * count).long()
+        lost = (there.cumsum(dim=0) - 1 == place) & there & (drawn < self.probability) & (count > 1)
         present = {name: mask.to(labels.device) for name, mask in zip(names, there & ~lost, strict=True)}
         return {**inputs, "present": {**given, **present}}
 

@@ -8,10 +8,11 @@ else of it is known to the trainer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -55,6 +56,14 @@ class Strategy:
     """Why it cannot be trained by several processes, in a few words; empty if it can."""
     not_fp16: ClassVar[str] = ""
     """Why it cannot be trained in float16 with a loss scale (bfloat16 needs none), in a few words."""
+    only_single_label: ClassVar[str] = ""
+    """Why it is for classification with one label a row only, in a few words; empty if it is not."""
+    needs_evaluations: ClassVar[str] = ""
+    """Why it needs evaluations in training, in a few words; empty if it does not."""
+    only_fusion: ClassVar[str] = ""
+    """Name of the fused head that it needs; empty if any will do."""
+    modalities_per_step: ClassVar[int | None] = None
+    """How many modalities an optimizer step trains; None for all that are active."""
     resets: ClassVar[bool] = False
     """Whether it goes back to the weights before training, which `trainer.load_folder("initial")` then gives."""
     has_own_loss: ClassVar[bool] = False
@@ -116,10 +125,17 @@ class Strategy:
 def mean_over_processes(values: Tensor) -> Tensor:
     """The mean of this tensor over all processes, so that they all go on with the same number."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = values.detach().clone()
-        torch.distributed.all_reduce(values)
-        return values / torch.distributed.get_world_size()
+        summed = values.detach().to(PartialState().device, copy=True)  # NCCL does not see what is on the CPU
+        torch.distributed.all_reduce(summed)
+        return (summed / torch.distributed.get_world_size()).to(values.device)
     return values.detach()
+
+
+def take(inputs: Mapping[str, Tensor] | Tensor, rows: Tensor) -> Mapping[str, Tensor] | Tensor:
+    """These rows of a modality's inputs."""
+    if isinstance(inputs, Tensor):
+        return inputs[rows]
+    return {key: value[rows] for key, value in inputs.items()}
 
 
 def rows_of(outputs: FusionOutput, name: str) -> Tensor:

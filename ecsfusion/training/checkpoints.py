@@ -14,6 +14,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from safetensors import safe_open
+from torch import nn
+
 MANIFEST = "manifest.json"
 """Sizes and SHA-256 of all files of a checkpoint, written last."""
 
@@ -120,6 +123,39 @@ def whole_checkpoint(wanted: str | bool, output_dir: str | Path) -> tuple[str | 
     if isinstance(wanted, bool):
         return None, passed
     raise ValueError(f"{passed[0]} There is no whole checkpoint before it in {Path(wanted).parent}.")
+
+
+def check_fits(folder: str | Path, model: nn.Module) -> None:
+    """Refuse weights of another model: the Trainer lists all that differ, or ignores names that it does not know.
+
+    Raises:
+        ValueError: it names the modality, or the fused head, and one of its weights.
+    """
+    there: dict[str, tuple[int, ...]] = {}
+    for path in sorted(Path(folder).glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            there |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    if not there:  # FSDP has formats of its own
+        return
+    weights = model.state_dict()
+    saved = {weights[key].data_ptr() for key in there if key in weights}
+    # Of weights that share their memory, one is saved.
+    here = {key: tuple(w.shape) for key, w in weights.items() if key in there or w.data_ptr() not in saved}
+    for key in [*here, *there]:
+        if here.get(key) != there.get(key):
+            kind, _, rest = key.partition(".")
+            name = rest.partition(".")[0]
+            what = {
+                "encoders": f"another encoder of modality {name!r}",
+                "heads": f"another head of modality {name!r}",
+                "fusion": "another fused head",
+            }
+            found = [f"of shape {shapes[key]}" if key in shapes else "missing" for shapes in (there, here)]
+            raise ValueError(
+                f"the checkpoint {folder} has {what.get(kind, 'other weights')} than the model: {key} is {found[0]} "
+                f"there and {found[1]} here. Build the model as it was for that run, or start anew in another "
+                "output_dir."
+            )
 
 
 def link_folder(source: str | Path, target: str | Path) -> None:

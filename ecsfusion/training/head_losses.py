@@ -51,6 +51,8 @@ class LossOfAllHeads:
         seen = torch.stack(list((outputs.present or {}).values())).any(dim=0)
         if bool(seen.all()):
             fused = self._of_head(outputs.logits, labels, num_items_in_batch)
+        elif not bool(seen.any()):
+            fused = outputs.logits.sum() * 0.0
         else:  # rows whose only modality is paused
             share = float(seen.double().mean())
             items = None if num_items_in_batch is None else num_items_in_batch * share

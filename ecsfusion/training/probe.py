@@ -232,6 +232,7 @@ def calibrated_answers(
             labels[others],
             {m: mask[others] for m, mask in rows.items()},
             problem_type,
+            subsets=not all(bool(mask.all()) for mask in rows.values()),
         )
         answers[fold::2] = combine(fitted, slice(fold, None, 2)).double()
     return answers

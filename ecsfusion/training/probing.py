@@ -7,9 +7,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import Subset
 from transformers import EvalPrediction
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ecsfusion.callbacks import ControllerCallback, StageRecord
@@ -26,6 +29,9 @@ logger = logging.get_logger(__name__)
 
 class ProbingTrainer(SteppingTrainer):
     """The part of [`FusionTrainer`] that evaluates, probes, and fits the readout."""
+
+    compute_metrics: Any
+    control: Any
 
     def __init__(
         self, *args: Any, compute_metrics: Callable[[EvalPrediction], dict] | None = None, **kwargs: Any
@@ -91,6 +97,29 @@ class ProbingTrainer(SteppingTrainer):
             self._report(metric_key_prefix, evaluation)
             self._kept = {(metric_key_prefix, self.state.global_step): evaluation} if is_probe else self._kept
         return metrics
+
+    def evaluate_rows(self, dataset: Any) -> Evaluation:
+        """Answers of all heads, and embeddings, on the rows of any data set: nothing is logged, nothing decided."""
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        try:
+            output = self.evaluation_loop(
+                self.get_test_dataloader(dataset), "Embedding", prediction_loss_only=False, ignore_keys=[]
+            )
+        finally:
+            self.compute_metrics = compute_metrics
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
+        return Evaluation.from_outputs(output.predictions, output.label_ids)
+
+    def evaluate_training_rows(self) -> Evaluation:
+        """`evaluate_rows` of rows of the training set: at most as many as are evaluated, drawn by `args.seed`."""
+        rows, evaluated = self.train_dataset, next(iter(self._evaluation_sets().values()))
+        if not (has_length(rows) and has_length(evaluated)):
+            raise ValueError(
+                "train_dataset or eval_dataset is a stream, of which no rows can be drawn; give data sets of a length."
+            )
+        number = min(len(rows), len(evaluated))
+        drawn = np.random.default_rng(self.args.seed).choice(len(rows), number, replace=False)
+        return self.evaluate_rows(Subset(rows, np.sort(drawn).tolist()))
 
     def _keep(self, prefix: str, evaluation: Evaluation) -> None:
         """Remember what may be the last word: the latest evaluation, that of the best model, and of the peak."""

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ecsfusion.training.checkpoints import (
     UNFINISHED,
+    check_fits,
     clear_up,
     link_folder,
     replace_folder,
@@ -100,6 +101,11 @@ class ResumableTrainer(Trainer):
                     replace_folder(f"{outside}.writing", outside)
         self.accelerator.wait_for_everyone()
         return checkpoint
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self.is_fsdp_enabled:  # which leaves each process a part of every weight
+            check_fits(resume_from_checkpoint, self.model if model is None else model)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer would take one more step before it looks whether the run was to stop.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ecsfusion.strategies import Strategy
+
 if TYPE_CHECKING:
     from ecsfusion.trainer import FusionTrainer
 
@@ -15,11 +17,20 @@ def check_sharding(trainer: FusionTrainer) -> None:
     DeepSpeed (ZeRO-2 as well) trains flat copies of its own, which neither would reach: a paused modality would go on
     with its momentum, and the next step would undo the restored peak. FSDP leaves each process a part of every weight.
 
+    They do not show a strategy the gradients of a modality either.
+
     Raises:
-        ValueError: DeepSpeed or FSDP with `stages` other than "joint", or with `joint_pausing`.
+        ValueError: DeepSpeed or FSDP with `stages` other than "joint", with `joint_pausing`, or with a strategy that
+            changes gradients.
     """
+    strategy = trainer.strategy
     kind = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP" if trainer.is_fsdp_enabled else None
     args = trainer.args
+    if kind is not None and type(strategy).adjust_gradients is not Strategy.adjust_gradients:
+        raise ValueError(
+            f"the strategy {strategy.name or type(strategy).__name__!r} changes gradients, which {kind} keeps to "
+            "itself; use another strategy, or DistributedDataParallel (torchrun or accelerate launch --multi_gpu)."
+        )
     if kind is None or (args.stages == "joint" and not args.joint_pausing):
         return
     found = "joint_pausing is True" if args.stages == "joint" else f"stages is {args.stages!r}"

@@ -40,8 +40,8 @@ class SteppingTrainer(PublishingTrainer):
             self.compute_loss_func = LossOfAllHeads(self.compute_loss_func, lambda: self.model)
         # The model smooths every head's labels; the Trainer's smoother knows only one set of logits.
         self.label_smoother = None
-        self._check_optimizer()
         self._parameter_groups()  # fails now, not after the data is loaded, on a name that matches nothing
+        self._check_optimizer()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -72,8 +72,9 @@ class SteppingTrainer(PublishingTrainer):
         by_name = self.args.modality_learning_rates or self.args.modality_weight_decays
         if by_name and self.optimizer is not None:
             raise ValueError(
-                "optimizers holds an optimizer, so modality_learning_rates and modality_weight_decays would have no "
-                "effect; give its parameter groups their rates, or leave `optimizers` out."
+                "optimizers holds an optimizer, so modality_learning_rates and modality_weight_decays (given here, or "
+                "set by the strategy) would have no effect; give its parameter groups their rates, or leave "
+                "`optimizers` out."
             )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:

@@ -70,6 +70,21 @@ def test_what_has_no_mass_stays_without(device):
     assert not found[..., 1].any()
 
 
+@pytest.mark.parametrize("seed", [10, 12])
+def test_pair_tables_that_contradict_each_other_give_a_finite_table(device, seed):
+    """The label is known from x2 for certain, and p(x1, y) is smoothed: a class has mass where no x2 allows it."""
+    generator = torch.Generator().manual_seed(seed)
+    x1, x2 = torch.randint(6, (2, 20 if seed == 10 else 40), generator=generator)
+    counts = torch.zeros(6, 6, 3, dtype=torch.float64)
+    counts.index_put_((x1, x2, x2 % 3), torch.ones(len(x1), dtype=torch.float64), accumulate=True)
+    p = counts[None] / len(x1)
+    first = 0.1 * p.sum(2) + 0.9 * p.sum((2, 3)).unsqueeze(2) * p.sum((1, 2)).unsqueeze(1)
+    found = loglinear(p.sum(3).to(device), first.to(device), p.sum(1).to(device)).cpu()
+    assert bool((found >= 0).all())
+    torch.testing.assert_close(found.sum(3), p.sum(3), rtol=0, atol=1e-6)
+    assert not found.sum(1)[p.sum(1) == 0].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_loglinear_of_strided_tables_and_of_none(device, dtype):
     p12, first, second = (t.to(device, dtype) for t in pair_tables(2, 4, 4, 3))

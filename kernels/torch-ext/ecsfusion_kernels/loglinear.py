@@ -28,7 +28,7 @@ def _loglinear(
     TILE: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    """R = p12 / (A B^T);  A = q1 / (R B);  B = q2 / (R^T A): in turn, and R once more."""
+    """R = p12 / (A B^T);  A = q1 / (R B);  B = q2 / (R^T A): in turn, and R once more; 0 where none can hold it."""
     table = tl.program_id(0).to(tl.int64)
     p12_ptr, r_ptr = p12_ptr + table * num1 * stride_r, r_ptr + table * num1 * stride_r
     q1_ptr, a_ptr = q1_ptr + table * num1 * stride_a, a_ptr + table * num1 * stride_a
@@ -46,13 +46,15 @@ def _loglinear(
                 for label in range(0, classes, CLASSES):
                     rb = coupled(r_ptr, b_ptr, row, label, num2, stride_r, 1, stride_a, TILE, CLASSES)
                     q1 = tl.load(at(q1_ptr, row, label, stride_a, 1, TILE, CLASSES))
-                    tl.store(at(a_ptr, row, label, stride_a, 1, TILE, CLASSES), q1 / tl.maximum(rb, 1e-30))
+                    a = tl.where(rb > 1e-30, q1 / tl.maximum(rb, 1e-30), 0.0)
+                    tl.store(at(a_ptr, row, label, stride_a, 1, TILE, CLASSES), a)
             tl.debug_barrier()
             for column in range(0, num2, TILE):
                 for label in range(0, classes, CLASSES):
                     ra = coupled(r_ptr, a_ptr, column, label, num1, 1, stride_r, stride_a, TILE, CLASSES)
                     q2 = tl.load(at(q2_ptr, column, label, stride_a, 1, TILE, CLASSES))
-                    tl.store(at(b_ptr, column, label, stride_a, 1, TILE, CLASSES), q2 / tl.maximum(ra, 1e-30))
+                    b = tl.where(ra > 1e-30, q2 / tl.maximum(ra, 1e-30), 0.0)
+                    tl.store(at(b_ptr, column, label, stride_a, 1, TILE, CLASSES), b)
             tl.debug_barrier()
 
 

@@ -1,0 +1,159 @@
+"""Every method under one protocol: equal budgets, the same initial weights, validation decides, test is last.
+
+    python benchmarks/compare.py --suite digits                       # every method, 5 seeds
+    python benchmarks/compare.py --suite avmnist-small cg-mnist --methods strongest --seeds 3
+    python benchmarks/compare.py --suite digits --optimizer sgd --methods joint two-stage
+    python benchmarks/compare.py --report                             # only tables and pictures, from the lines on disk
+
+The first seed is trained at both learning rates of the suite (and with each of a method's own options); the better
+validation accuracy of the method's answer decides with what the other seeds are trained. Every run is a JSON line of
+benchmarks/results/compare/runs/SUITE.jsonl (SUITE-sgd.jsonl with SGD) as soon as it is over, and what is there is not
+trained again: interrupt at any time and start the same command anew. From these lines alone come compare/SUITE.jsonl,
+one line per method and seed at the setting that was chosen, and from those the tables and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from protocol.methods import METHODS, STRONGEST, Method
+from protocol.report import write_report
+from protocol.results import (
+    Run,
+    chosen_setting,
+    method_lines,
+    methods_path,
+    read_lines,
+    runs_path,
+    settings_of,
+)
+from suites import SUITES, load_suite
+from tqdm import tqdm
+
+RESULTS = Path(__file__).parent / "results" / "compare"
+GROUPS = {"all": tuple(METHODS), "strongest": STRONGEST}
+
+
+def train_one(suite: str, run: Run) -> dict[str, Any]:
+    """One run, in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)  # as many processes as cores
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  probes are in the trajectory
+    from protocol.training import train
+
+    return train(load_suite(suite), run)
+
+
+class Comparison:
+    """The runs of one suite and optimizer: what is on disk, and what is trained because it is missing."""
+
+    def __init__(self, suite: str, optimizer: str, results: Path) -> None:
+        self.suite, self.optimizer = (
+            load_suite(suite),
+            optimizer,
+        )  # fills the suite's cache before any process
+        self.path = runs_path(results, suite, optimizer)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.lines = read_lines(self.path)
+
+    def grid(self, methods: Sequence[Method], seed: int) -> list[Run]:
+        """The first seed at every setting."""
+        return [
+            Run(setting, seed)
+            for method in methods
+            for setting in settings_of(method, self.suite, self.optimizer)
+        ]
+
+    def chosen(self, methods: Sequence[Method], seeds: Sequence[int]) -> list[Run]:
+        """The other seeds at the setting that was chosen for each method."""
+        found = []
+        for method in methods:
+            settings = settings_of(method, self.suite, self.optimizer)
+            setting = chosen_setting(self.lines, method, settings, seeds[0])
+            if setting is not None:
+                found += [Run(setting, seed) for seed in seeds[1:]]
+        return found
+
+    def train(self, pool: ProcessPoolExecutor, runs: Sequence[Run], name: str) -> None:
+        """Train what is missing; every line is on disk as soon as it is there."""
+        done = {Run.of_line(line) for line in self.lines}
+        missing = [run for run in dict.fromkeys(runs) if run not in done]  # methods may share a run
+        futures = {pool.submit(train_one, self.suite.name, run): run for run in missing}
+        for future in tqdm(
+            as_completed(futures), total=len(futures), desc=f"{self.suite.name}, {name}", unit="run"
+        ):
+            try:
+                line = future.result()
+            except Exception:  # one run that fails does not end the others; it is tried again next time
+                tqdm.write(f"{futures[future]} failed\n{traceback.format_exc()}")
+                continue
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.lines.append(line)
+
+
+def write_methods(comparison: Comparison, results: Path, first_seed: int) -> None:
+    """The line per method and seed, made anew from all runs of the suite."""
+    suite, optimizer = comparison.suite, comparison.optimizer
+    lines = method_lines(comparison.lines, METHODS.values(), suite, optimizer, first_seed)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    methods_path(results, suite.name, optimizer).write_text(text, encoding="utf-8")
+
+
+def methods_named(names: Sequence[str]) -> list[Method]:
+    """The methods of these names or groups.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    flat = [each for name in names for each in GROUPS.get(name, (name,))]
+    unknown = [name for name in flat if name not in METHODS]
+    if unknown:
+        raise ValueError(f"--methods names {unknown[0]!r}; choose among {', '.join((*GROUPS, *METHODS))}.")
+    return [METHODS[name] for name in dict.fromkeys(flat)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", nargs="+", default=[], metavar="NAME", help=", ".join(SUITES))
+    parser.add_argument(
+        "--methods", nargs="+", default=["all"], metavar="NAME", help=", ".join((*GROUPS, *METHODS))
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, each with one thread")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
+    parser.add_argument("--report", action="store_true", help="make tables and pictures of what is there")
+    args = parser.parse_args()
+    if not args.suite and not args.report:
+        parser.error("give --suite, or --report")
+    try:
+        methods = methods_named(args.methods)
+        comparisons = [Comparison(suite, args.optimizer, args.results) for suite in args.suite]
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+        for comparison in comparisons:
+            comparison.train(pool, comparison.grid(methods, seeds[0]), "settings")
+            comparison.train(pool, comparison.chosen(methods, seeds), "seeds")
+            write_methods(comparison, args.results, seeds[0])
+    print(write_report(args.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""From lines of results to tables and pictures; nothing in them is typed by hand."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from scipy.stats import t as student
+
+from protocol.methods import CALIBRATED, CONTROLS, FUSED, METHODS, PUBLISHED
+from protocol.results import read_lines
+
+OURS, JOINT = "two-stage", "joint"
+TABLES = "tables.md"
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def write_report(results: Path) -> str:
+    """Write `tables.md` and the pictures beside the lines, from every SUITE.jsonl in the folder; return the tables."""
+    suites = {path.stem: read_lines(path) for path in sorted(results.glob("*.jsonl"))}
+    parts = ["# Every method under one protocol", "", __doc__.strip(), ""]
+    if not suites:
+        return "no results yet"
+    parts += [summary(suites), ""]
+    for name, lines in suites.items():
+        parts += [f"## {name}", "", facts(lines), "", method_table(lines), ""]
+        plot_suite(lines, name, results / f"{name}.png")
+    if len(suites) > 1:
+        plot_overview(suites, results / "overview.png")
+    text = "\n".join(parts)
+    (results / TABLES).write_text(text, encoding="utf-8")
+    return text
+
+
+def by_method(lines: Lines) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Lines by method and seed, methods in the order of `METHODS`."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for line in lines:
+        found[line["method"]][line["seed"]] = line
+    return {name: found[name] for name in METHODS if name in found}
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """The mean and the half width of its confidence interval (Student); infinite with one value."""
+    if len(values) < 2:
+        return mean(values), float("inf")
+    half = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return mean(values), half
+
+
+def paired(
+    lines: Lines, method: str, other: str, readout: str | None = None
+) -> tuple[float, float, int] | None:
+    """Mean difference in points of test accuracy over the seeds that both have, its half interval, and their number."""
+    found = by_method(lines)
+    if method not in found or other not in found:
+        return None
+    seeds = sorted(set(found[method]) & set(found[other]))
+    if not seeds:
+        return None
+
+    def value(line: Mapping[str, Any]) -> float:
+        return line["test_accuracy"] if readout is None else line["test"][readout]
+
+    return (*interval([100 * (value(found[method][s]) - value(found[other][s])) for s in seeds]), len(seeds))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation in %."""
+    if not values:
+        return ""
+    return f"{100 * mean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def facts(lines: Lines) -> str:
+    """What a suite ran on."""
+    first = lines[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    machine = f"{first['processor']}, {first['device']}, {first['threads']} thread per run"
+    return f"{first['description']} {machine}; {versions}."
+
+
+def method_table(lines: Lines) -> str:
+    """One row per method: its answer, the same calibrated, every head, the difference from ours, what it cost."""
+    modalities = [key.removeprefix("unique_") for key in lines[0]["trajectory"] if key.startswith("unique_")]
+    columns = ["answer", "calibrated", *modalities, "ours - it", "rate", "modality-steps", "seconds"]
+    rows = [f"| method | seeds | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
+    for name, seeds in by_method(lines).items():
+        method, chosen = METHODS[name], list(seeds.values())
+        difference = paired(lines, OURS, name)
+        cells = [
+            spread([line["test_accuracy"] for line in chosen]),
+            spread([line["test"][CALIBRATED] for line in chosen]) if method.has_heads else "",
+            *(spread([line["test"][m] for line in chosen]) if method.has_heads else "" for m in modalities),
+            "" if difference is None or name == OURS else f"{difference[0]:+.1f} ± {difference[1]:.1f}",
+            f"{chosen[0]['setting']['learning_rate']:g}",
+            f"{mean(line['modality_steps'] for line in chosen):.0f}",
+            f"{mean(line['seconds'] for line in chosen):.0f}",
+        ]
+        rows.append(f"| {method.label} | {len(chosen)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def summary(suites: Mapping[str, Lines]) -> str:
+    """Ours against each rival on each suite, in points of test accuracy, and the means over suites."""
+    names = list(suites)
+    rows = [f"| ours minus | {' | '.join(names)} | mean |", "| --- " * (len(names) + 2) + "|"]
+    for method in METHODS:
+        if method == OURS:
+            continue
+        found = {suite: paired(lines, OURS, method) for suite, lines in suites.items()}
+        known = [value[0] for value in found.values() if value is not None]
+        if not known:
+            continue
+        cells = ["" if value is None else f"{value[0]:+.1f} ± {value[1]:.1f}" for value in found.values()]
+        rows.append(f"| {METHODS[method].label} | {' | '.join(cells)} | {mean(known):+.1f} ({len(known)}) |")
+    text = [
+        "Test accuracy of ours minus that of each method, in points, with the 95 % interval of paired seeds.",
+        "",
+        *rows,
+        "",
+    ]
+    return "\n".join([*text, *verdicts(suites)])
+
+
+def verdicts(suites: Mapping[str, Lines]) -> list[str]:
+    """The three claims of the default, as numbers."""
+    gains = [d[0] for lines in suites.values() if (d := paired(lines, OURS, JOINT)) is not None]
+    said = (
+        [f"- Ahead of plain joint training by {mean(gains):+.2f} points on average over {len(gains)} suites."]
+        if gains
+        else []
+    )
+    behind = []
+    for suite, lines in suites.items():
+        for rival in CONTROLS:
+            d = paired(lines, OURS, rival)
+            if d is not None and d[0] + d[1] < 0:
+                behind.append(f"{suite}: {METHODS[rival].label} {d[0]:+.1f} ± {d[1]:.1f}")
+    said.append(
+        "- Behind a simple rival beyond the interval of paired seeds: "
+        + ("; ".join(behind) if behind else "nowhere")
+        + "."
+    )
+    ahead = []
+    for rival in PUBLISHED:
+        known = [d[0] for lines in suites.values() if (d := paired(lines, OURS, rival)) is not None]
+        if known:
+            ahead.append(f"{METHODS[rival].label} {mean(known):+.1f}")
+    if ahead:
+        said.append("- Against published methods, on average over their suites: " + ", ".join(ahead) + ".")
+    return said
+
+
+def plot_suite(lines: Lines, name: str, path: Path) -> None:
+    """Every method's test accuracy: its own answer, and calibrated; one small mark per seed."""
+    found = by_method(lines)
+    order = sorted(found, key=lambda method: mean(line["test_accuracy"] for line in found[method].values()))
+    figure, axes = plt.subplots(figsize=(7, 0.26 * len(order) + 1.2), layout="constrained")
+    for place, method in enumerate(order):
+        chosen = list(found[method].values())
+        values = [100 * line["test_accuracy"] for line in chosen]
+        color = "C1" if method == OURS else "C7" if method == JOINT else "C0"
+        axes.plot(values, [place] * len(values), "|", color=color, markersize=7, alpha=0.7)
+        axes.plot(mean(values), place, "o", color=color, markersize=5)
+        if METHODS[method].has_heads and METHODS[method].answer == FUSED:
+            calibrated = mean(100 * line["test"][CALIBRATED] for line in chosen)
+            axes.plot(calibrated, place, "o", markerfacecolor="none", color=color, markersize=6)
+    axes.set_yticks(range(len(order)), [METHODS[method].label for method in order], fontsize=8)
+    axes.set_xlabel(
+        "test accuracy, % (filled: the method's answer, mean; bars: seeds; ring: calibrated)", fontsize=8
+    )
+    axes.set_title(f"{name}: {lines[0]['description']}", fontsize=8, wrap=True)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_overview(suites: Mapping[str, Lines], path: Path) -> None:
+    """Ours minus the controls and plain joint training on every suite, with intervals."""
+    rivals = (JOINT, *CONTROLS)
+    names = list(suites)
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(names) + 1.4), layout="constrained")
+    for shift, rival in enumerate(rivals):
+        points = [(place, paired(suites[name], OURS, rival)) for place, name in enumerate(names)]
+        points = [(place, d) for place, d in points if d is not None]
+        axes.errorbar(
+            [d[0] for _, d in points],
+            [place + 0.14 * (shift - 2) for place, _ in points],
+            xerr=[min(d[1], 50.0) for _, d in points],
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            linewidth=1,
+            label=METHODS[rival].label,
+        )
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "test accuracy of two-stage (default) minus the rival's, points; 95 % interval of paired seeds",
+        fontsize=8,
+    )
+    axes.legend(fontsize=7)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,134 @@
+"""Runs on disk: what identifies one, which settings a method tries and which one validation chose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from suites import Suite
+
+from protocol.methods import Method
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a run depends on, but for suite and seed; mappings as JSON text, so that settings can be compared."""
+
+    strategy: str
+    fusion: str
+    arguments: str
+    options: str
+    length: float
+    optimizer: str
+    learning_rate: float
+
+    @classmethod
+    def of(
+        cls, method: Method, options: Mapping[str, Any], suite: Suite, optimizer: str, rate: float
+    ) -> Setting:
+        return cls(
+            method.strategy,
+            method.fusion or suite.fusion,
+            json.dumps(dict(method.arguments), sort_keys=True),
+            json.dumps(dict(options), sort_keys=True),
+            round(method.length(len(suite.modalities)), 6),
+            optimizer,
+            rate,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a setting and a seed."""
+
+    setting: Setting
+    seed: int
+
+    @classmethod
+    def of_line(cls, line: Mapping[str, Any]) -> Run:
+        return cls(Setting(**line["setting"]), line["seed"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"seed": self.seed, "setting": asdict(self.setting)}
+
+
+def runs_path(results: Path, suite: str, optimizer: str) -> Path:
+    """Every run of a suite, as it came."""
+    return results / "runs" / f"{suite}{'' if optimizer == 'adamw' else f'-{optimizer}'}.jsonl"
+
+
+def methods_path(results: Path, suite: str, optimizer: str) -> Path:
+    """A line per method and seed, made from the runs."""
+    return results / runs_path(results, suite, optimizer).name
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file; none if it is not there. A last line that a crash cut short does not count."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def settings_of(method: Method, suite: Suite, optimizer: str) -> list[Setting]:
+    """What a method tries with the first seed: both learning rates, with each of its own options."""
+    rates = suite.learning_rates if optimizer == "adamw" else suite.sgd_learning_rates
+    return [
+        Setting.of(method, options, suite, optimizer, rate)
+        for options in method.options(suite.modalities)
+        for rate in rates
+    ]
+
+
+def chosen_setting(
+    lines: Iterable[Mapping[str, Any]], method: Method, settings: Sequence[Setting], seed: int
+) -> Setting | None:
+    """The setting with the best validation accuracy of the method's answer with the first seed; None if one is missing.
+
+    Ties go to the earlier one.
+    """
+    found = {Run.of_line(line): line["validation"][method.answer] for line in lines}
+    runs = [Run(setting, seed) for setting in settings]
+    if any(run not in found for run in runs):
+        return None
+    return max(runs, key=lambda run: found[run]).setting
+
+
+def method_lines(
+    lines: Sequence[Mapping[str, Any]],
+    methods: Iterable[Method],
+    suite: Suite,
+    optimizer: str,
+    first_seed: int,
+) -> list[dict[str, Any]]:
+    """A line per method and seed, of the setting that was chosen for it."""
+    by_run = {Run.of_line(line): line for line in lines}
+    found = []
+    for method in methods:
+        setting = chosen_setting(lines, method, settings_of(method, suite, optimizer), first_seed)
+        for run, line in by_run.items():
+            if run.setting == setting:
+                found.append(line_of(method, line))
+    return found
+
+
+def line_of(method: Method, run: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of a method that reads this run: `test_accuracy` and `validation_accuracy` are those of its answer."""
+    rest = {key: value for key, value in run.items() if key not in ("suite", "seed")}
+    return {
+        "suite": run["suite"],
+        "method": method.name,
+        "seed": run["seed"],
+        "test_accuracy": run["test"][method.answer],
+        "validation_accuracy": run["validation"][method.answer],
+        "answer": method.answer,
+        **rest,
+    }

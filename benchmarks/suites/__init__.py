@@ -1,0 +1,46 @@
+"""The problems on which `benchmarks/compare.py` compares training methods.
+
+    from suites import load_suite
+
+    suite = load_suite("avmnist-small")
+
+All but `digits` need data that are not part of the repository, see `folders.py`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from suites import avmnist, coloured, digits, imbalance, modular, sentences
+from suites.suite import Split, Suite
+
+__all__ = ["SUITES", "Split", "Suite", "load_suite"]
+
+# By name; nothing is read or drawn until the function is called.
+SUITES: dict[str, Callable[[], Suite]] = {
+    "digits": digits.digits,
+    "avmnist-small": avmnist.small,
+    "avmnist-full": avmnist.full,
+    "cg-mnist": coloured.cg_mnist,
+    "three-modalities": sentences.three_modalities,
+    "noisy-audio-1": partial(imbalance.noisy, "audio", 1),
+    "noisy-audio-2": partial(imbalance.noisy, "audio", 2),
+    "noisy-image-1": partial(imbalance.noisy, "image", 1),
+    "noisy-image-2": partial(imbalance.noisy, "image", 2),
+    "slow-audio": partial(imbalance.slow, "audio"),
+    "slow-image": partial(imbalance.slow, "image"),
+    "halves": imbalance.halves,
+    "synergy": modular.synergy,
+    "mixture": modular.mixture,
+}
+
+
+def load_suite(name: str) -> Suite:
+    """The suite of this name, the same at every call.
+
+    Raises:
+        ValueError: there is none.
+        FileNotFoundError: its data are absent.
+    """
+    if name not in SUITES:
+        raise ValueError(f"name is {name!r}; the suites are {', '.join(SUITES)}.")
+    return SUITES[name]()

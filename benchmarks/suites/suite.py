@@ -1,0 +1,107 @@
+"""What a suite is: three splits held as tensors, the encoders to train on them, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Split(Dataset):
+    """Rows of a data set, held as tensors: `{modality: tensor or dictionary of tensors, ..., "labels": int}`.
+
+    A row is a view, which `ecsfusion.processing.TensorCollator`, the default of a `FusionTrainer`, stacks.
+
+    Args:
+        inputs: by modality (N, ...), float32, or int64 where they are token ids; or a dictionary of such tensors.
+        labels: (N,) int64.
+
+    Raises:
+        ValueError: the inputs of a modality are not as many as the labels.
+    """
+
+    inputs: Mapping[str, Tensor | Mapping[str, Tensor]]
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        for name, values in self.inputs.items():
+            for tensor in values.values() if isinstance(values, Mapping) else [values]:
+                if len(tensor) != len(self.labels):
+                    raise ValueError(
+                        f"inputs[{name!r}] has {len(tensor)} rows, but labels {len(self.labels)}; give as many."
+                    )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = {name: _take(values, index) for name, values in self.inputs.items()}
+        row["labels"] = int(self.labels[index])
+        return row
+
+    def select(self, rows: Tensor) -> Split:
+        """The split that has only these rows, (n,) int64 or bool."""
+        return Split({name: _take(values, rows) for name, values in self.inputs.items()}, self.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Suite:
+    """A multimodal classification problem on which training methods are compared.
+
+    Args:
+        name: as in `SUITES`.
+        description: one sentence: what is special, and which modality is weak, slow, or noisy.
+        num_classes: K; labels are 0 to K - 1.
+        train: to learn from.
+        validation: to choose on.
+        test: touched once.
+        build_encoders: fresh encoders by modality, with random weights from torch's global generator. Each has an
+            attribute `embedding_dim` and maps the values (B, ...) of its modality to embeddings (B, D).
+        epochs: after which plain joint training is near convergence.
+        batch_size: of training.
+        learning_rates: the two to choose from with AdamW.
+        sgd_learning_rates: the two to choose from with SGD and momentum 0.9.
+        fusion: name of the fused head, for all methods that do not bring their own.
+    """
+
+    name: str
+    description: str
+    num_classes: int
+    train: Split
+    validation: Split
+    test: Split
+    build_encoders: Callable[[], dict[str, nn.Module]]
+    epochs: int
+    batch_size: int
+    learning_rates: tuple[float, float]
+    sgd_learning_rates: tuple[float, float]
+    fusion: str = "concatenation"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the order of the inputs."""
+        return tuple(self.train.inputs)
+
+
+def standardize(values: list[Tensor], dims: tuple[int, ...]) -> list[Tensor]:
+    """Tensors of all splits minus the mean of the first, the training one, over its standard deviation.
+
+    Args:
+        values: of train, validation, test: (N, ...) float32.
+        dims: over which mean and standard deviation are taken; the others keep their own.
+    """
+    std, mean = torch.std_mean(values[0], dim=dims, keepdim=True)
+    return [(split - mean) / (std + EPSILON) for split in values]
+
+
+def _take(values: Any, rows: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: tensor[rows] for key, tensor in values.items()}
+    return values[rows]

@@ -1,0 +1,135 @@
+"""AGM: the part that each modality has in the answer learns faster or slower, batch by batch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from ecsfusion.strategies.strategy import Strategy, mean_over_processes, rows_of
+
+if TYPE_CHECKING:
+    from ecsfusion.modeling import FusionForClassification, FusionOutput
+
+
+class AGM(Strategy):
+    """Adaptive gradient modulation (Li et al. 2023, arXiv 2308.07686).
+
+        phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! * (f(S and m) - f(S)),   f(nothing) = 0
+        s_m = mean CE(phi_m, y),   r_m = exp((mean_j s_j - s_m) M / (M - 1))
+        tau_m = r_m of the running means of s, up to the batch before
+        kappa_m = exp(alpha min(tau_m - r_m, cap)),   loss = CE(z) with kappa_m times the gradient through phi_m
+
+    f(S) are the logits of the fused head where only the modalities in S are there; the phi_m (Shapley values) sum to z.
+    An absent modality is a missing one, a zero embedding; the paper zeroes the inputs and runs the encoders again. A
+    row that lacks modality m does not count in s_m. The fused head is asked 2^M - 2 more times a batch, in evaluation
+    mode as in the authors' code, whose alpha and cap these are. Adam divides a gradient by its running size, which
+    takes out what kappa_m has in common over many batches.
+
+    Args:
+        modalities: as everywhere.
+        alpha: strength.
+        cap: largest tau_m - r_m that counts.
+    """
+
+    name = "agm"
+    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    has_own_loss = True
+
+    def __init__(self, modalities: Sequence[str], *, alpha: float = 1.0, cap: float = 10.0) -> None:
+        super().__init__(modalities)
+        if not alpha > 0:
+            raise ValueError(f"alpha is {alpha}; it must be positive.")
+        self.alpha, self.cap = alpha, cap
+        self.state = {
+            "means": dict.fromkeys(self.modalities, 0.0),  # of s_m, over the batches with modality m
+            "batches": dict.fromkeys(self.modalities, 0),
+        }
+
+    def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> Tensor:
+        """CE(z), with the gradient through each phi_m scaled."""
+        responses = mono_modal_responses(model, outputs)
+        coefficients = self.coefficients(self._scores(model, outputs, labels, responses))
+        logits = cast("Tensor", outputs.logits)
+        for name, kappa in coefficients.items():
+            # z is the sum of the phi_m, so this changes no value, and with kappa_m = 1 no gradient.
+            logits = logits + (kappa - 1.0) * (responses[name] - responses[name].detach())
+        loss = model.fused_loss(logits, labels, outputs.present or {})
+        # DistributedDataParallel waits for the gradient of whatever the model returned, the unimodal heads' too.
+        return loss + 0.0 * cast("Tensor", outputs.loss)
+
+    def _scores(
+        self,
+        model: FusionForClassification,
+        outputs: FusionOutput,
+        labels: Tensor,
+        responses: Mapping[str, Tensor],
+    ) -> dict[str, float]:
+        """s_m by modality, over the rows of all processes that have it; without those that no row has."""
+        sums = torch.zeros(len(self.modalities), 2, device=labels.device)
+        for name, response in responses.items():
+            rows, place = rows_of(outputs, name), self.modalities.index(name)
+            if len(rows):
+                score = model.head_loss(response[rows].detach().float(), labels[rows])
+                sums[place, 0], sums[place, 1] = score * len(rows), len(rows)
+        found = zip(self.modalities, mean_over_processes(sums).tolist(), strict=True)
+        return {name: total / rows for name, (total, rows) in found if rows}
+
+    def coefficients(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """kappa_m of a batch with the scores s_m, which the running means then take in."""
+        means, batches = self.state["means"], self.state["batches"]
+        now, usual = ratios(scores), ratios({name: means[name] for name in scores})
+        for name, score in scores.items():
+            batches[name] += 1
+            means[name] += (score - means[name]) / batches[name]
+        return {name: math.exp(self.alpha * min(usual[name] - now[name], self.cap)) for name in scores}
+
+
+def ratios(scores: Mapping[str, float]) -> dict[str, float]:
+    """r_m = exp((mean_j s_j - s_m) M / (M - 1)); 1 for a modality that has none to be compared with."""
+    if len(scores) < 2:
+        return dict.fromkeys(scores, 1.0)
+    mean, factor = sum(scores.values()) / len(scores), len(scores) / (len(scores) - 1)
+    return {name: math.exp(min((mean - score) * factor, 700.0)) for name, score in scores.items()}
+
+
+def mono_modal_responses(model: FusionForClassification, outputs: FusionOutput) -> dict[str, Tensor]:
+    """phi_m (B, C) by modality."""
+    names, fused = tuple(outputs.embeddings or {}), cast("Tensor", outputs.logits)
+    size = len(names)
+    answers: dict[tuple[str, ...], Tensor] = {(): torch.zeros_like(fused), names: fused}
+    model.fusion.eval()  # absent modalities must leave no trace in batch statistics
+    for coalition in itertools.chain(*(itertools.combinations(names, k) for k in range(1, size))):
+        answers[coalition] = _answer(model, outputs, coalition)
+    model.fusion.train()
+    responses = {}
+    for name in names:
+        total = torch.zeros_like(fused)
+        for coalition, answer in answers.items():
+            if name in coalition:
+                without = tuple(other for other in coalition if other != name)
+                weight = 1 / (size * math.comb(size - 1, len(without)))  # |S|! (M - |S| - 1)! / M!
+                total = total + weight * (answer - answers[without])
+        responses[name] = total
+    return responses
+
+
+def _answer(model: FusionForClassification, outputs: FusionOutput, coalition: Sequence[str]) -> Tensor:
+    """f(S) (B, C): the fused logits of these modalities alone; zero in rows that have none of them."""
+    embeddings, logits, present = (
+        outputs.embeddings or {},
+        outputs.unimodal_logits or {},
+        outputs.present or {},
+    )
+    rows = torch.stack([present[name] for name in coalition]).any(dim=0).nonzero()[:, 0]
+    nothing = torch.zeros_like(logits[coalition[0]])
+    if not len(rows):
+        return nothing
+    h, z, there = (
+        {name: values[name][rows] for name in coalition} for values in (embeddings, logits, present)
+    )
+    return nothing.index_copy(0, rows, model.fuse(h, z, there).to(nothing.dtype))

@@ -1,0 +1,531 @@
+"""What every strategy promises, ours and the others: resuming, precision, gaps, two processes, contradictions."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_process_strategies
+from safetensors.torch import load_file
+from strategy_runs import (
+    MODELS,
+    NO_READOUTS,
+    OPTIONS,
+    STEPS,
+    VIEWS,
+    by_name,
+    trained,
+    trainer,
+    views,
+    weights,
+)
+from torch.nn import functional as F  # noqa: N812
+from transformers import TrainerCallback
+
+from ecsfusion import Decision, FusionTrainer, Rule
+from ecsfusion.strategies import STRATEGIES, Strategy, make_strategy
+
+TWO = VIEWS[:2]
+pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
+
+
+STRATEGIES_OF_TWO = {
+    name: make_strategy(name, TWO, **OPTIONS.get(name, lambda names: {})(TWO)) for name in STRATEGIES
+}
+"""Each of them by name: one that is registered and cannot be made so needs a line in `OPTIONS`."""
+
+
+@pytest.fixture(autouse=True)
+def _no_readouts(monkeypatch):
+    """Half of a tiny run's time; the readout is tested elsewhere."""
+    for name, replacement in NO_READOUTS.items():
+        monkeypatch.setattr(name, replacement)
+
+
+def finite(run: FusionTrainer) -> bool:
+    losses = [entry[key] for entry in run.state.log_history for key in ("loss", "grad_norm") if key in entry]
+    return all(map(math.isfinite, losses)) and all(v.isfinite().all() for v in weights(run).values())
+
+
+def assert_near(found: dict, expected: dict, **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_the_table_names_strategies():
+    assert set(OPTIONS) | set(MODELS) <= set(STRATEGIES)
+
+
+# ---- modalities ----
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_three_modalities_are_trained_or_refused_with_a_reason(tmp_path, name):
+    if STRATEGIES[name].only_two:
+        sentence = rf"the strategy '{name}' is for two modalities \(.+\), and the model has .*'noise'"
+        with pytest.raises(ValueError, match=sentence):
+            by_name(tmp_path, name, VIEWS)
+        return
+    run = by_name(tmp_path, name, VIEWS)
+    before = weights(run)
+    run.train()
+    assert run.state.global_step == STEPS
+    assert finite(run)
+    for part in (f"encoders.{view}.first.weight" for view in VIEWS):
+        assert not torch.equal(weights(run)[part], before[part]), part
+    assert run.record.stage == ("unimodal" if name == "unimodal" else "joint")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_rows_and_batches_that_lack_a_modality_do_no_harm(tmp_path, name):
+    """Batches of two rows, of which half lack one view: in some of them nobody has it."""
+    run = by_name(tmp_path, name, gaps=True, per_device_train_batch_size=2, max_steps=24, eval_steps=12)
+    lacking = set()
+    original = run.training_step
+
+    def look(model, inputs, *rest):
+        lacking.update(
+            view for view in TWO if not (inputs.get("present") or {}).get(view, torch.tensor(True)).any()
+        )
+        return original(model, inputs, *rest)
+
+    run.training_step = look
+    run.train()
+    assert finite(run)
+    assert lacking == set(TWO), "no batch lacked a view altogether"
+
+
+# ---- resuming ----
+
+
+class SaveAt(TrainerCallback):
+    """Checkpoints after these steps only."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step in self.steps
+
+
+AFTER_AN_EVALUATION, BETWEEN = 6, 7  # of ten steps, in epochs of four
+NOISY = {"dropout": 0.2, "norm": True}  # random numbers and batch statistics
+
+
+def resumable(folder: Path, name: str) -> FusionTrainer:
+    save = SaveAt(AFTER_AN_EVALUATION, BETWEEN)
+    return by_name(
+        folder, name, model=NOISY, max_steps=10, lr_scheduler_type="cosine", more={"callbacks": [save]}
+    )
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """Runs that were not interrupted, by name; each is made once."""
+    made = {}
+
+    def whole(name: str) -> FusionTrainer:
+        if name not in made:
+            made[name] = resumable(tmp_path_factory.mktemp(name), name)
+            made[name].train()
+        return made[name]
+
+    return whole
+
+
+def resume(whole: FusionTrainer, name: str, step: int) -> FusionTrainer:
+    folder = Path(whole.args.output_dir)
+    resumed = resumable(folder, name)
+    resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    return resumed
+
+
+def differing(whole: FusionTrainer, resumed: FusionTrainer) -> list[str]:
+    first, second = weights(whole), weights(resumed)
+    found = [name for name, value in first.items() if not torch.equal(value, second[name])]
+    found += ["state"] if whole.strategy.state_dict() != resumed.strategy.state_dict() else []
+    return found + (["history"] if whole.record.history != resumed.record.history else [])
+
+
+@pytest.mark.parametrize("step", [AFTER_AN_EVALUATION, BETWEEN])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_stopped_in_the_second_half_and_resumed_it_ends_bit_for_bit_the_same(wholes, name, step):
+    whole = wholes(name)
+    assert differing(whole, resume(whole, name, step)) == []
+
+
+@pytest.mark.parametrize("name", [name for name, made in STRATEGIES_OF_TWO.items() if made.state_dict()])
+def test_a_state_that_is_lost_makes_a_difference(wholes, name, monkeypatch):
+    """So the test before this one sees the state."""
+    whole = wholes(name)
+    monkeypatch.setattr(STRATEGIES[name], "load_state_dict", lambda self, state: None)
+    try:
+        resumed = resume(whole, name, AFTER_AN_EVALUATION)
+    except (IndexError, KeyError, ValueError):
+        return
+    assert [part for part in differing(whole, resumed) if part not in ("state", "history")]
+
+
+# ---- precision and accumulation ----
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_bfloat16_trains_float32_weights(tmp_path, name):
+    run = by_name(tmp_path, name, bf16=True, max_steps=4)
+    before = weights(run)
+    run.train()
+    assert finite(run)
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    first = "encoders.right.first.weight"
+    assert not torch.equal(weights(run)[first], before[first])
+
+
+DEPENDS_ON_THE_BATCH = {
+    "modality-dropout": "what is dropped is drawn batch by batch",
+    "agm": "the gradients of a batch are scaled by an exponential of that batch's losses",
+    "pmr": "the weights of the prototype losses are those of a batch",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in DEPENDS_ON_THE_BATCH])
+def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path, name):
+    options = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 6, "eval_steps": 3}
+    runs = [
+        by_name(
+            tmp_path / str(n),
+            name,
+            per_device_train_batch_size=16 // n,
+            gradient_accumulation_steps=n,
+            **options,
+        )
+        for n in (1, 2)
+    ]
+    for run in runs:
+        run.train()
+        assert run.state.global_step == 6
+    assert_near(weights(runs[1]), weights(runs[0]), rtol=1e-3, atol=1e-4)
+
+
+# ---- contradictions ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"strategy": "ogm", "stages": "unimodal"},
+            "stages is 'unimodal', but the strategy 'ogm' sets it to 'joint'",
+        ),
+        (
+            {"strategy": "joint", "auxiliary_weight": 0.3},
+            "auxiliary_weight is 0.3, but the strategy 'joint' sets it",
+        ),
+        (
+            {"strategy": "published", "rule": "weak-first"},
+            "rule is 'weak-first', but the strategy 'published' sets it",
+        ),
+        (
+            {"strategy": "warm-up", "rule": "weak-first"},
+            "rule is 'weak-first', but the strategy 'warm-up' sets it",
+        ),
+        (
+            {"strategy": "warm-up", "rule_options": {"tau": 2}},
+            "rule_options is .*, but the strategy 'warm-up' sets it",
+        ),
+        (
+            {"strategy": "unimodal", "max_unimodal_share": 0.5},
+            "max_unimodal_share is 0.5, but the strategy 'unimodal'",
+        ),
+        ({"strategy": "stronger"}, r"strategy is 'stronger'; it must be one of two-stage, published, joint"),
+        (
+            {"strategy": "ogm", "strategy_options": {"beta": 1}},
+            "unknown option 'beta' of the strategy 'ogm'; allowed",
+        ),
+        ({"strategy": "ogm", "strategy_options": '{"alpha": -1}'}, "alpha is -1; it must be positive"),
+        (
+            {"strategy": "ogm", "strategy_options": "alpha=1"},
+            "strategy_options is 'alpha=1', which is not JSON",
+        ),
+        (
+            {"strategy": "sequential"},
+            "the strategy 'sequential' needs the option 'order'; give strategy_options=",
+        ),
+    ],
+)
+def test_contradictions_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_field_that_a_strategy_sets_is_set_and_defended(tmp_path, name):
+    others = {"stages": "unimodal", "auxiliary_weight": 0.123, "rule": "weak-first"}
+    for field, value in STRATEGIES[name].settings.items():
+        assert getattr(by_name(tmp_path, name).args, field) == value
+        other = "joint" if value == "unimodal" else others[field]
+        with pytest.raises(
+            ValueError, match=f"{field} is {other!r}, but the strategy '{name}' sets it to {value!r}"
+        ):
+            by_name(tmp_path, name, **{field: other})
+
+
+def of_ones_own(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_loss_function_is_applied_or_refused(tmp_path, name):
+    """Where a strategy has no loss of its own, the function of the same values trains the same."""
+    more = {"compute_loss_func": of_ones_own}
+    if STRATEGIES[name].has_own_loss:
+        sentence = f"compute_loss_func is given, but the strategy '{name}' has a loss of its own"
+        with pytest.raises(ValueError, match=sentence):
+            by_name(tmp_path, name, more=more)
+        return
+    looks_only = (Strategy.loss, STRATEGIES["ogm"].loss)
+    assert STRATEGIES[name].loss in looks_only, "it has a loss of its own, and does not say so"
+    options = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 6, "eval_steps": 3}
+    own = by_name(tmp_path / "own", name, **options)
+    own.train()
+    given = by_name(tmp_path / "given", name, more=more, **options)
+    given.train()
+    assert_near(weights(given), weights(own), rtol=1e-3, atol=1e-4)
+
+
+def has_a_rule(name: str) -> bool:
+    return STRATEGIES_OF_TWO[name].rule() is not None or "rule" in STRATEGIES[name].settings
+
+
+class Pauses(Rule):
+    """Stage 1 ends after the first evaluation; in stage 2 one view is paused, then the other, then none."""
+
+    name = "pauses"
+
+    def __init__(self) -> None:
+        super().__init__(TWO, max_unimodal_share=0.25)
+        self.state = {"readings": 0}
+
+    def decide_unimodal(self, reading):
+        return Decision(TWO, "a script", stage_over=True)
+
+    def decide_joint(self, reading):
+        self.state["readings"] += 1
+        return Decision([("right",), ("left",), TWO][self.state["readings"] % 3], "a script")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_rule_that_pauses_in_stage_two_works_or_is_refused(tmp_path, name):
+    options = {"joint_pausing": True, "gaps": True, "per_device_train_batch_size": 2, "max_steps": 10}
+    reason = f"the strategy '{name}' has one of its own"
+    if not has_a_rule(name):
+        reason = f"the strategy '{name}' cannot be trained like this: .*; leave joint_pausing out"
+        if not STRATEGIES[name].only_two:
+            run = by_name(tmp_path, name, more={"rule": Pauses()}, **options)
+            run.train()
+            assert {tuple(entry["training"]) for entry in run.record.history} == {("right",), ("left",), TWO}
+            assert finite(run)
+            return
+    with pytest.raises(ValueError, match=reason):
+        by_name(tmp_path, name, more={"rule": Pauses()}, **options)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_what_a_strategy_cannot_work_with_is_refused_with_its_reason(tmp_path, name):
+    strategy, found = STRATEGIES[name], []
+    if strategy.only_fusion:
+        found.append(
+            ({"model": {"fusion": "concatenation"}}, f"needs the fused head '{strategy.only_fusion}'")
+        )
+    if strategy.only_single_label:
+        found.append(({"model": {"problem_type": "multi_label_classification"}}, strategy.only_single_label))
+    if strategy.needs_evaluations:
+        found.append(({"eval_strategy": "no"}, strategy.needs_evaluations))
+    for options, reason in found:
+        with pytest.raises(ValueError, match=f"the strategy '{name}'.*{reason}"):
+            by_name(tmp_path, name, **options)
+    if not found:
+        assert by_name(tmp_path, name, model={"fusion": "gated-sum"}).strategy.name == name
+
+
+# ---- one's own ----
+
+
+class LouderLeft(Strategy):
+    """As in the docstring of `Strategy`."""
+
+    name = "louder-left"
+    settings = {"stages": "joint"}  # noqa: RUF012
+
+    def adjust_gradients(self, model):
+        for parameter in model.modality_parameters("left").values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(2.0)
+
+
+def one_step(folder: Path, **options) -> dict[str, torch.Tensor]:
+    """How far one step of SGD moves each weight."""
+    run = trainer(folder, optim="sgd", learning_rate=0.1, max_steps=1, max_grad_norm=0.0, **options)
+    before = weights(run)
+    run.train()
+    return {name: value - before[name] for name, value in weights(run).items()}
+
+
+def test_a_strategy_of_ones_own_doubles_the_gradient(tmp_path):
+    plain = one_step(tmp_path / "plain", stages="joint")
+    louder = one_step(tmp_path / "louder", more={"strategy": LouderLeft})
+    for name, value in louder.items():
+        factor = 2.0 if name.startswith(("encoders.left", "heads.left")) else 1.0
+        torch.testing.assert_close(value, factor * plain[name], rtol=1e-4, atol=1e-6)
+        assert name.startswith("heads") or float(value.abs().max()) > 0
+
+
+def test_gradients_are_adjusted_before_they_are_clipped(tmp_path):
+    moved = one_step(tmp_path, more={"strategy": LouderLeft})
+    clipped = trained(
+        tmp_path / "clipped",
+        more={"strategy": LouderLeft},
+        optim="sgd",
+        learning_rate=0.1,
+        max_steps=1,
+        max_grad_norm=1e-3,
+    )
+    start = views().state_dict()
+    names = [name for name in start if name.startswith(("encoders.left", "heads.left"))]
+    norm = torch.stack([(weights(clipped)[name] - start[name]).square().sum() for name in names]).sum().sqrt()
+    assert float(norm) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    assert float(torch.stack([moved[name].square().sum() for name in names]).sum().sqrt()) > 0.1 * 1e-3
+
+
+class Diary(Strategy):
+    """Writes down what it is told, and remembers it in checkpoints."""
+
+    def __init__(self, modalities, *, title: str = "diary"):
+        super().__init__(modalities)
+        self.state = {"title": title, "lines": []}
+
+    def begin_stage(self, trainer):
+        self.state["lines"].append(["stage", trainer.model.stage, trainer.state.global_step])
+
+    def adjust_gradients(self, model):
+        self.state["lines"].append(["gradients", sum(p.grad is not None for p in model.parameters())])
+
+    def after_step(self, model):
+        self.state["lines"].append("step")
+
+    def after_evaluation(self, trainer, evaluation):
+        self.state["lines"].append(["evaluation", trainer.state.global_step, len(evaluation.labels)])
+
+
+def test_hooks_are_called_in_the_order_that_is_promised(tmp_path):
+    run = trained(
+        tmp_path,
+        more={"strategy": Diary},
+        strategy_options={"title": "of four steps"},
+        rule="fixed",
+        rule_options={"schedule": [[0.5, list(TWO)]]},
+        max_steps=4,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=8,
+    )
+    assert run.strategy.state["title"] == "of four steps"
+    alone, together = 2 * 6, 2 * 6 + 2  # parameters with a gradient: two views, and the fused head
+    one, two = [["gradients", alone], "step"], [["gradients", together], "step"]
+    assert run.strategy.state["lines"] == [
+        ["stage", "unimodal", 0],
+        *one * 2,
+        ["evaluation", 2, 40],
+        ["stage", "joint", 2],
+        *two * 2,
+        ["evaluation", 4, 40],
+    ]
+
+
+def test_what_is_no_strategy_is_named(tmp_path):
+    with pytest.raises(
+        TypeError, match="strategy is 'ogm'; give a subclass of Strategy, or name one in args"
+    ):
+        trainer(tmp_path, more={"strategy": "ogm"})
+    with pytest.raises(TypeError, match="give a subclass of Strategy"):
+        trainer(tmp_path, more={"strategy": LouderLeft(TWO)})
+    with pytest.raises(
+        ValueError, match=r"strategy is LouderLeft, but args\.strategy is 'ogm'; give one of them"
+    ):
+        trainer(tmp_path, more={"strategy": LouderLeft}, strategy="ogm")
+    with pytest.raises(
+        ValueError, match="stages is 'unimodal', but the strategy 'louder-left' sets it to 'joint'"
+    ):
+        trainer(tmp_path, more={"strategy": LouderLeft}, stages="unimodal")
+    with pytest.raises(ValueError, match=r"unimodal_epochs is 1\.0 but stages is 'joint'"):
+        epochs = {"max_steps": -1, "num_train_epochs": 2, "unimodal_epochs": 1.0}
+        trainer(tmp_path, more={"strategy": LouderLeft}, **epochs)
+    with pytest.raises(TypeError, match="strategy must be a name or a subclass of Strategy, got int"):
+        make_strategy(3, TWO)
+
+
+class Picky(Strategy):
+    """It has a reason against everything."""
+
+    name = "picky"
+    not_fp16 = "its numbers are large"
+
+
+def test_float16_is_refused_where_a_strategy_says_so(tmp_path):
+    run = trainer(tmp_path, more={"strategy": Picky})
+    run.args.fp16 = True  # which TrainingArguments refuse on a CPU
+    with pytest.raises(
+        ValueError, match="'picky' cannot be trained like this: its numbers are large; use bf16"
+    ):
+        run._make_strategy()
+
+
+# ---- two processes ----
+
+COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+RANDOM_BY_PROCESS = {"modality-dropout": "each process draws what it drops"}
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """Every strategy trained by two processes: their folder, and what each saw."""
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [*COMMAND, two_process_strategies.__file__, str(folder)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_two_processes_end_alike(by_two):
+    first, second = by_two[1]
+    assert set(first) == {*STRATEGIES, "alone"}
+    for name, seen in first.items():
+        assert seen == second[name], name
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in RANDOM_BY_PROCESS])
+def test_two_processes_train_as_one(by_two, tmp_path, name):
+    folder, (seen, _) = by_two
+    reason = STRATEGIES[name].only_one_process
+    if reason:
+        assert f"'{name}' cannot be trained like this: {reason}; start one process" in seen[name]["refused"]
+        return
+    assert "refused" not in seen[name], seen[name]
+    assert seen[name]["processes"] == 2
+    run = by_name(tmp_path, name, **two_process_strategies.options())
+    run.train()
+    run.save_model()
+    for key in ("step", "stage", "training", "reason", "restored"):
+        assert [e[key] for e in seen[name]["history"]] == [e[key] for e in run.record.history]
+    found, expected = (load_file(f / "model.safetensors") for f in (folder / name, tmp_path))
+    assert_near(found, expected, rtol=1e-3, atol=2e-4)
+
+
+def test_a_strategy_for_one_process_refuses_two(by_two):
+    sentence = "the strategy 'alone' cannot be trained like this: it must see all rows; start one process."
+    assert by_two[1][0]["alone"] == {"refused": sentence, "threads_left": []}
