@@ -25,7 +25,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from protocol.methods import METHODS, STRONGEST, Method
+from protocol.methods import ABLATIONS, METHODS, RIVALS, STRONGEST, Method
 from protocol.report import write_report
 from protocol.results import (
     Run,
@@ -40,7 +40,7 @@ from suites import SUITES, load_suite
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results" / "compare"
-GROUPS = {"all": tuple(METHODS), "strongest": STRONGEST}
+GROUPS = {"all": RIVALS, "strongest": STRONGEST, "ablations": ABLATIONS}
 
 
 def train_one(suite: str, run: Run) -> dict[str, Any]:

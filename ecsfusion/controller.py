@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ecsfusion.options import check_options
+from ecsfusion.rules.adaptive import Adaptive
 from ecsfusion.rules.decision import Decision, Reading, Rule
 from ecsfusion.rules.fixed import FixedSchedule
 from ecsfusion.rules.peak_synergy import PeakSynergy
@@ -19,7 +20,7 @@ from ecsfusion.rules.weak_first import WeakFirst
 __all__ = ["RULES", "Decision", "Reading", "Rule", "make_rule"]
 
 RULES: dict[str, type[Rule]] = {
-    rule.name: rule for rule in (Published, PeakSynergy, WeakFirst, FixedSchedule)
+    rule.name: rule for rule in (Adaptive, Published, PeakSynergy, WeakFirst, FixedSchedule)
 }
 
 

@@ -64,6 +64,7 @@ class Readout:
         present: Mapping[str, Tensor | np.ndarray] | None = None,
         problem_type: str = SINGLE_LABEL,
         subsets: bool = True,
+        withheld: Collection[str] = (),
     ) -> Readout:
         """Fit the weights on validation samples that trained nothing.
 
@@ -81,6 +82,7 @@ class Readout:
             present: (N,) bool per modality, which rows have it; by default all. Logits elsewhere do not matter.
             problem_type: see `ecsfusion.model.problem_types`.
             subsets: False to fit only the combination of all heads, for rows that have every modality.
+            withheld: modalities whose own heads get no weight where there are others (see `Rule.withheld`).
 
         Raises:
             ValueError, TypeError: see the message; it names the argument.
@@ -97,14 +99,16 @@ class Readout:
             chosen = np.logical_and.reduce([rows[name] for name in needed]) if needed else np.ones(N, bool)
             if not chosen.any():
                 continue
-            stacked = np.stack([heads[name][chosen] for name in names])
+            weighed = [name for name in names if name not in withheld] or names
+            stacked = np.stack([heads[name][chosen] for name in weighed])
             if problem_type == REGRESSION:
                 weights, offset = weigh_predictions(stacked, targets[chosen])
                 offsets[frozenset(names)] = offset.tolist()
             else:  # with several labels, every label of every row is a question of its own
-                flat = stacked.reshape(len(names), -1, stacked.shape[-1])
+                flat = stacked.reshape(len(weighed), -1, stacked.shape[-1])
                 weights = pool_opinions(flat, targets[chosen].reshape(-1))
-            fitted[frozenset(names)] = dict(zip(names, weights.tolist(), strict=True))
+            weight = dict(zip(weighed, weights.tolist(), strict=True))
+            fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
         return cls(modalities, C, fitted, problem_type, offsets)
 
     def weights(self, heads: Collection[str] | None = None) -> dict[str, float]:

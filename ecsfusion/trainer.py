@@ -474,6 +474,7 @@ class FusionTrainer(ProbingTrainer):
 
         It is `accelerator.end_training()`, after which every process ends with status 0: each waits here until all
         have come (`args.ddp_timeout` seconds at most). The model stays; training or evaluating again needs a new run.
+        Let go of other trainers first (`del other`): they keep the threads of the processes alive.
         """
         end_processes(self)
 

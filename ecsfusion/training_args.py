@@ -26,8 +26,8 @@ class FusionTrainingArguments(TrainingArguments):
             that it is compared with (`ecsfusion.strategies.STRATEGIES`). One's own is given to the trainer instead.
         strategy_options: options of the strategy by name.
         stages: "two-stage" (stage 1 unimodal, stage 2 joint), "joint", or "unimodal" (stage 1 only).
-        rule: what decides who trains in stage 1 and when it ends: "peak-synergy", "weak-first", "published" or
-            "fixed" (`ecsfusion.controller`). An instance of one's own rule is given to the trainer instead.
+        rule: what decides who trains in stage 1 and when it ends: "adaptive", "peak-synergy", "weak-first", "published"
+            or "fixed" (`ecsfusion.controller`). An instance of one's own rule is given to the trainer instead.
         rule_options: options of the rule by name.
         max_unimodal_share: stage 1 ends at the latest when this share of the budget is used; None for the rule's
             own (half, and two thirds for "published").
@@ -59,7 +59,7 @@ class FusionTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "options of the strategy"}
     )
     stages: str = field(default="two-stage", metadata={"help": "two-stage, joint, or unimodal"})
-    rule: str = field(default="peak-synergy", metadata={"help": "the controller's rule by name"})
+    rule: str = field(default="adaptive", metadata={"help": "the controller's rule by name"})
     rule_options: dict[str, Any] | str | None = field(default=None, metadata={"help": "options of the rule"})
     max_unimodal_share: float | None = field(
         default=None, metadata={"help": "stage 1's largest share of the budget"}
@@ -69,7 +69,7 @@ class FusionTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "schedule of stage 1, if it is another one"}
     )
     keep_best_heads: bool = field(
-        default=False, metadata={"help": "every modality's own best weights answer for it alone"}
+        default=True, metadata={"help": "every modality's own best weights answer for it alone"}
     )
     joint_pausing: bool = field(default=False, metadata={"help": "the rule may pause in stage 2 too"})
     auxiliary_weight: float = field(default=0.6, metadata={"help": "weight of unimodal losses in stage 2"})

@@ -10,7 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-CALIBRATED, FUSED, AVERAGE, BEST_HEAD = "calibrated", "fused", "average", "best single"
+FUSED = "fused"
+AVERAGE = "average"
+"""Mean of the softmax of the unimodal heads."""
+BEST_SINGLE = "best single"
+"""The unimodal head that is best on validation."""
+CALIBRATED_ENSEMBLE = "calibrated ensemble"
+"""The unimodal heads, each from its best epoch, with weights fitted on validation."""
+CALIBRATED = "calibrated"
+"""The same with the fused head among them: what the library answers with (`keep_best_heads`)."""
+ONE_EPOCH = "calibrated, one epoch"
+"""The same with all heads from one epoch."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,9 @@ _ALL = (
     Method("published", "two-stage, as published", "published"),
     Method("joint", "joint", "joint", has_heads=False),
     Method("joint-auxiliary", "joint + unimodal losses", "joint-auxiliary"),
-    Method("best-single", "best single modality", "unimodal", answer=BEST_HEAD),
+    Method("best-single", "best single modality", "unimodal", answer=BEST_SINGLE),
     Method("ensemble", "unimodal ensemble", "unimodal", answer=AVERAGE),
-    Method("calibrated-ensemble", "calibrated ensemble", "unimodal", answer=CALIBRATED),
+    Method("calibrated-ensemble", "calibrated ensemble", "unimodal", answer=CALIBRATED_ENSEMBLE),
     Method("uni-pre-frozen", "Uni-Pre Frozen", "uni-pre-frozen", length=lambda number: 1.25),
     Method("uni-pre-finetuned", "Uni-Pre Finetuned", "uni-pre-finetuned"),
     Method("warm-up", "fixed warm-up", "warm-up"),
@@ -93,7 +103,37 @@ _ALL = (
     ),
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+_ABLATIONS = (
+    Method("stage-2-only", "stage 2 alone", "joint-auxiliary", answer=CALIBRATED),
+    Method("stage-1-only", "stage 1 alone", "unimodal", answer=CALIBRATED),
+    Method("peak-synergy", "rule: peak synergy", "two-stage", {"rule": "peak-synergy"}, answer=CALIBRATED),
+    Method("weak-first", "rule: weak first", "two-stage", {"rule": "weak-first"}, answer=CALIBRATED),
+    *(
+        Method(name, f"rule: {name.replace('-', ' ')}", "two-stage", {"own_rule": name}, answer=CALIBRATED)
+        for name in (
+            "not-paused",
+            "not-restored",
+            "ends-by-accuracy",
+            "ends-by-information",
+            "ends-by-synergy",
+        )
+    ),
+    *(
+        Method(
+            f"start-at-{share}",
+            f"stage 2 after {share} %",
+            "warm-up",
+            options=lambda modalities, share=share: [{"share": share / 100}],
+            answer=CALIBRATED,
+        )
+        for share in (10, 20, 30, 40, 50, 60, 70, 80, 90)
+    ),
+)
+"""Two-stage training with one part left out or replaced; all answer as the default does."""
+
+METHODS: dict[str, Method] = {method.name: method for method in (*_ALL, *_ABLATIONS)}
+ABLATIONS = tuple(method.name for method in _ABLATIONS)
+RIVALS = tuple(method.name for method in _ALL)
 
 CONTROLS = ("best-single", "calibrated-ensemble", "joint-auxiliary", "uni-pre-finetuned")
 """The simple rivals that the default must not be behind."""

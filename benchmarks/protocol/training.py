@@ -20,7 +20,8 @@ from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArgu
 from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.readout import FUSED, Readout, expected_calibration_error
 from ecsfusion.training.probe import calibrated_answers
-from protocol.methods import AVERAGE, BEST_HEAD, CALIBRATED
+from protocol.ablations import RULES
+from protocol.methods import AVERAGE, BEST_SINGLE, CALIBRATED, CALIBRATED_ENSEMBLE, ONE_EPOCH
 from protocol.results import Run
 
 WEIGHT_DECAY = {"adamw": 0.05, "sgd": 1e-4}
@@ -29,13 +30,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optim": "sgd", "optim_args": "momentum=0.9"},
 }
 EVALUATION_BATCH = 512
-BEST_HEADS = "calibrated, best heads"
 
 
 class Snapshots(TrainerCallback):
     """The weights of the best validation epoch: by the fused head, by the calibrated answer, and by each head alone.
 
-    Of a run in two stages the epochs of stage 2 count, for each modality's own head all do. Ties go to the later one.
+    Of a run in two stages the epochs of stage 2 count, for each modality's own head all do. Ties go to the earlier one,
+    as in the Trainer.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class Snapshots(TrainerCallback):
             keys |= {FUSED: "eval_accuracy", CALIBRATED: "eval_accuracy_calibrated"}
         weights = None
         for what, key in keys.items():
-            if what not in self.best or metrics[key] >= self.best[what][0]:
+            if what not in self.best or metrics[key] > self.best[what][0]:
                 if weights is None:
                     weights = {name: value.clone() for name, value in model.state_dict().items()}
                 self.best[what] = (metrics[key], weights)
@@ -70,6 +71,7 @@ def train(suite: Suite, run: Run) -> dict[str, Any]:
     start = time.perf_counter()
     setting, seed = run.setting, run.seed
     arguments = json.loads(setting.arguments)
+    own_rule = arguments.pop("own_rule", None)
     set_seed(seed)
     model = FusionForClassification.from_modality_pretrained(
         suite.build_encoders(), num_labels=suite.num_classes, fusion=setting.fusion
@@ -87,6 +89,7 @@ def train(suite: Suite, run: Run) -> dict[str, Any]:
             warmup_steps=0.05,
             seed=seed,
             save_strategy="no",
+            keep_best_heads=False,  # `Snapshots` keeps them in memory, for every readout
             disable_tqdm=True,
             report_to="none",
             use_cpu=not torch.cuda.is_available(),
@@ -100,10 +103,12 @@ def train(suite: Suite, run: Run) -> dict[str, Any]:
             train_dataset=suite.train,
             eval_dataset=suite.validation,
             callbacks=[snapshots],
+            rule=None if own_rule is None else RULES[own_rule],
         )
         snapshots.trainer = trainer
         trainer.train()
-    figures = judge(trainer.model, snapshots, suite)
+    rule = trainer.controller.rule
+    figures = judge(trainer.model, snapshots, suite, () if rule is None else rule.withheld)
     return {
         "suite": suite.name,
         "description": suite.description,
@@ -119,9 +124,8 @@ def train(suite: Suite, run: Run) -> dict[str, Any]:
             "warmup_steps": args.warmup_steps,
             "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
             "stages": args.stages,
-            "rule": args.rule,
+            "rule": own_rule or args.rule,
             "auxiliary_weight": args.auxiliary_weight,
-            "keep_best_heads": args.keep_best_heads,
         },
         "trajectory": trajectory(trainer.record.history, suite.modalities),
         **environment("transformers", "accelerate"),
@@ -190,7 +194,9 @@ def answers(model: FusionForClassification, split: Split) -> dict[str, Tensor]:
     return {head: torch.cat([part[head] for part in parts]) for head in parts[0]}
 
 
-def judge(model: FusionForClassification, snapshots: Snapshots, suite: Suite) -> dict[str, Any]:
+def judge(
+    model: FusionForClassification, snapshots: Snapshots, suite: Suite, withheld: Sequence[str]
+) -> dict[str, Any]:
     """Accuracy of every readout on validation and test, each from the epoch that is best for it on validation."""
     splits = {"validation": suite.validation, "test": suite.test}
     found: dict[str, dict[str, dict[str, Tensor]]] = {}  # by snapshot and split
@@ -214,18 +220,19 @@ def judge(model: FusionForClassification, snapshots: Snapshots, suite: Suite) ->
     }
     note(AVERAGE, average)
     best = max(suite.modalities, key=lambda name: accuracy["validation"][name])
-    note(BEST_HEAD, {split: own[split][best] for split in splits})
+    note(BEST_SINGLE, {split: own[split][best] for split in splits})
     everyone = {name: np.ones(len(labels["validation"]), dtype=bool) for name in suite.modalities}
     errors = {}
     for name, heads in (
-        (CALIBRATED, found[CALIBRATED]),
-        (BEST_HEADS, {split: {**own[split], FUSED: found[FUSED][split][FUSED]} for split in splits}),
+        (CALIBRATED_ENSEMBLE, own),
+        (CALIBRATED, {split: {**own[split], FUSED: found[FUSED][split][FUSED]} for split in splits}),
+        (ONE_EPOCH, found[CALIBRATED]),
     ):
-        readout = Readout.fit(heads["validation"], labels["validation"])
+        readout = Readout.fit(heads["validation"], labels["validation"], withheld=withheld)
         log_p = {
             # On validation by two-fold cross-fitting: the fit has seen these rows.
             "validation": calibrated_answers(
-                heads["validation"], labels["validation"], None, everyone, SINGLE_LABEL
+                heads["validation"], labels["validation"], None, everyone, SINGLE_LABEL, withheld
             ),
             "test": readout(heads["test"]),
         }

@@ -66,7 +66,9 @@ def reliability_of(
     present = {name: mask.numpy() for name, mask in evaluation.present.items()}
     answers = {
         "fused head": head_answers(heads[FUSED], problem_type),
-        "calibrated combination": calibrated_answers(heads, labels, readout, present, problem_type),
+        "calibrated combination": calibrated_answers(
+            heads, labels, readout, present, problem_type, evaluation.withheld
+        ),
     }
     if problem_type == MULTI_LABEL:
         yes = {name: p.double().reshape(-1) for name, p in answers.items()}

@@ -154,6 +154,12 @@ class Rule:
             )
         return decision
 
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Modalities from which training was withheld lest the fused head rely on them alone. For the same reason the
+        readout gives their own heads no weight beside others."""
+        return ()
+
     def decide_joint(self, reading: Reading) -> Decision:
         """Decide in stage "joint", where only ``training`` and ``reason`` count. By default nobody is paused."""
         return Decision(self.modalities, "all modalities train jointly")

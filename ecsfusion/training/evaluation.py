@@ -25,6 +25,7 @@ class Evaluation:
         present: (N,) bool by modality.
         labels: (N,) class indices, or what the problem type asks for.
         metrics: what was reported, with the prefix of the evaluation set.
+        withheld: modalities whose own heads get no weight in the readout beside others (`Rule.withheld`).
     """
 
     heads: dict[str, Tensor]
@@ -32,6 +33,7 @@ class Evaluation:
     present: dict[str, Tensor]
     labels: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
+    withheld: tuple[str, ...] = ()
 
     @classmethod
     def from_outputs(cls, outputs: Sequence[Any], labels: np.ndarray) -> Evaluation:
@@ -65,7 +67,7 @@ class Evaluation:
 
     def fit_readout(self, problem_type: str) -> Readout:
         """The calibrated combination of the heads, fitted on these rows."""
-        return Readout.fit(self.heads, self.labels, self.present, problem_type)
+        return Readout.fit(self.heads, self.labels, self.present, problem_type, withheld=self.withheld)
 
 
 def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int | None) -> None:

@@ -56,7 +56,7 @@ def probe_metrics(
         raise ValueError(
             f"no row of the evaluation set has every modality (of {len(targets)}, {counts}); a probe needs such rows."
         )
-    calibrated = calibrated_answers(heads, targets, readout, rows, problem_type)
+    calibrated = calibrated_answers(heads, targets, readout, rows, problem_type, evaluation.withheld)
     fused = head_answers(heads[FUSED], problem_type)
     name = score_name(problem_type)
     metrics = {name: score(fused, targets, problem_type)}
@@ -208,6 +208,7 @@ def calibrated_answers(
     readout: Readout | None,
     present: Mapping[str, np.ndarray],
     problem_type: str,
+    withheld: Sequence[str] = (),
 ) -> torch.Tensor:
     """Probabilities or predictions (N, C) of the calibrated combination, by the given readout or one of other rows.
 
@@ -224,7 +225,7 @@ def calibrated_answers(
         return combine(readout, slice(None))
     if len(labels) < 2:
         return head_answers(heads[FUSED], problem_type)
-    answers = torch.empty(heads[FUSED].shape, dtype=torch.float64)
+    answers = torch.empty(next(iter(heads.values())).shape, dtype=torch.float64)
     for fold in (0, 1):
         others = slice(1 - fold, None, 2)
         fitted = Readout.fit(
@@ -233,6 +234,7 @@ def calibrated_answers(
             {m: mask[others] for m, mask in rows.items()},
             problem_type,
             subsets=not all(bool(mask.all()) for mask in rows.values()),
+            withheld=withheld,
         )
         answers[fold::2] = combine(fitted, slice(fold, None, 2)).double()
     return answers

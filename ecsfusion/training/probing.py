@@ -155,6 +155,8 @@ class ProbingTrainer(SteppingTrainer):
                 f"the evaluation set has no {missing[0]!r}; a probe needs rows that have every modality."
             )
         self._evaluated = Evaluation.from_outputs(outputs, labels)
+        rule = self.controller.rule
+        self._evaluated.withheld = () if rule is None else rule.withheld
         self._evaluated.check_finite()
         return {**self._measure(self._evaluated), **extra}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-import torch.distributed
+import torch
 from transformers import Trainer
 
 
@@ -15,13 +15,14 @@ def end_processes(trainer: Trainer) -> None:
     `destroy_process_group` alone does not end the threads: DistributedDataParallel keeps the group.
     """
     accelerator = trainer.accelerator
-    accelerator.wait_for_everyone()  # nobody hangs up on one that still communicates
-    # Our own reference, so that the group is not freed by the wrapper's reducer: it would wait for the threads
-    # without letting them have the interpreter. The group's own reference in Python lets them.
-    group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
-    if group is not None:
+    group = None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        accelerator.wait_for_everyone()  # nobody hangs up on one that still communicates
+        # The last reference is to be this one, which lets the threads have the interpreter while it waits for them;
+        # the wrapper's reducer would not, and they would wait for each other.
+        group = torch.distributed.group.WORLD
         trainer.model_wrapped = trainer.model
         accelerator.free_memory()
         gc.collect()  # the wrapper is in reference cycles
     accelerator.end_training()
-    del group  # joins the threads
+    del group

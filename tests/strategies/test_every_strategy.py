@@ -322,17 +322,21 @@ class Pauses(Rule):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_rule_that_pauses_in_stage_two_works_or_is_refused(tmp_path, name):
     options = {"joint_pausing": True, "gaps": True, "per_device_train_batch_size": 2, "max_steps": 10}
-    reason = f"the strategy '{name}' has one of its own"
-    if not has_a_rule(name):
-        reason = f"the strategy '{name}' cannot be trained like this: .*; leave joint_pausing out"
-        if not STRATEGIES[name].only_two:
-            run = by_name(tmp_path, name, more={"rule": Pauses()}, **options)
-            run.train()
-            assert {tuple(entry["training"]) for entry in run.record.history} == {("right",), ("left",), TWO}
-            assert finite(run)
-            return
-    with pytest.raises(ValueError, match=reason):
-        by_name(tmp_path, name, more={"rule": Pauses()}, **options)
+    if STRATEGIES[name].only_two or has_a_rule(name):
+        with pytest.raises(
+            ValueError, match=f"the strategy '{name}' (cannot .* joint_pausing|has one of its own)"
+        ):
+            by_name(tmp_path, name, more={"rule": Pauses()}, **options)
+        return
+    run = by_name(tmp_path, name, more={"rule": Pauses()}, **options)
+    run.train()
+    assert {tuple(entry["training"]) for entry in run.record.history} == {("right",), ("left",), TWO}
+    assert finite(run)
+
+
+def test_a_rule_beside_the_papers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="rule is given, but the strategy 'published' has one of its own"):
+        by_name(tmp_path, "published", more={"rule": Pauses()})
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -461,8 +465,8 @@ def test_what_is_no_strategy_is_named(tmp_path):
         ValueError, match="stages is 'unimodal', but the strategy 'louder-left' sets it to 'joint'"
     ):
         trainer(tmp_path, more={"strategy": LouderLeft}, stages="unimodal")
+    epochs = {"max_steps": -1, "num_train_epochs": 2, "unimodal_epochs": 1.0}
     with pytest.raises(ValueError, match=r"unimodal_epochs is 1\.0 but stages is 'joint'"):
-        epochs = {"max_steps": -1, "num_train_epochs": 2, "unimodal_epochs": 1.0}
         trainer(tmp_path, more={"strategy": LouderLeft}, **epochs)
     with pytest.raises(TypeError, match="strategy must be a name or a subclass of Strategy, got int"):
         make_strategy(3, TWO)
