@@ -215,6 +215,7 @@ def reading_from_metrics(
         unique=by_modality("unique"),
         synergy=metrics[f"{prefix}_synergy"],
         mutual_information=by_modality("information"),
+        conditional_dependence=metrics[f"{prefix}_conditional_dependence"],
         floor={
             **by_modality("unique_floor"),
             "redundancy": metrics[f"{prefix}_redundancy_floor"],
@@ -250,6 +251,7 @@ def probe_entry(
         "redundancy": reading.redundancy,
         "unique": dict(reading.unique),
         "synergy": reading.synergy,
+        "conditional_dependence": reading.conditional_dependence,
         "floor": dict(reading.floor),
         "accuracy": dict(reading.accuracy),
         "calibrated": calibrated,

@@ -118,6 +118,8 @@ class FusionForClassification(PreTrainedModel):
             self.standalone[name] = _standalone(encoder, nn.Linear(dims[name], config.num_labels))
         self.label_smoothing = 0.0
         self.stage = config.stage
+        self.fuses_early = False
+        """Whether the fused head is trained in stage 1 too, with the loss of stage 2."""
         self.active: tuple[str, ...] = tuple(config.modalities)
         self.sources: dict[str, str | None] = {}
         """Where the weights of each encoder came from, when that is known."""
@@ -277,6 +279,11 @@ class FusionForClassification(PreTrainedModel):
             raise ValueError(f"stage is {stage!r}; it must be one of {', '.join(STAGES)}.")
         self.stage = stage
         self.config.stage = stage
+
+    @property
+    def trains_fusion(self) -> bool:
+        """Whether the loss in training holds the fused head's."""
+        return self.stage == "joint" or self.fuses_early
 
     def set_active(self, names: Iterable[str]) -> None:
         """Choose the modalities that train; all others are paused.
@@ -449,7 +456,7 @@ class FusionForClassification(PreTrainedModel):
             check_labels(labels, self.config.num_labels, self.problem_type)
         size, device = _size_and_device(next(iter(given.values())))
         rows = _rows_present(given, present or {}, size, device)
-        unimodal_training = self.training and self.stage == "unimodal"
+        unimodal_training = self.training and not self.trains_fusion
         running = [name for name in self.modalities if name in rows and self._runs(name)]
         everyone = torch.ones(size, dtype=torch.bool, device=device)
         masks, embeddings, unimodal_logits, losses = {}, {}, {}, []
@@ -540,7 +547,7 @@ class FusionForClassification(PreTrainedModel):
         else:  # no row has a modality that trains: a loss of zero that has a gradient, also zero
             heads = [cast("nn.Linear", self.heads[name]) for name in self.active]
             total = torch.stack([head.bias.sum() for head in heads]).sum() * 0.0
-        if self.stage == "unimodal" or logits is None:
+        if not self.trains_fusion or logits is None:
             return total
         return self.fused_loss(logits, labels, present) + self.config.auxiliary_weight * total
 

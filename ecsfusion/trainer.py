@@ -271,6 +271,7 @@ class FusionTrainer(ProbingTrainer):
         self.model.set_stage(record.stage)
         if self._needs_initial() and self.state.global_step == 0:
             self.save_folder(INITIAL_FOLDER)
+        self.model.fuses_early = self._fuses_early()
         self.strategy.begin_stage(self)
         return optimizer
 
@@ -339,7 +340,12 @@ class FusionTrainer(ProbingTrainer):
             self._begin_joint_stage()
         else:
             record.training = list(decision["training"])
+        self.model.fuses_early = self._fuses_early()
         record.pending = None
+
+    def _fuses_early(self) -> bool:
+        rule = self.controller.rule
+        return self.record.stage == "unimodal" and rule is not None and rule.fuses
 
     def _reset_modality(self, name: str) -> None:
         """Put one modality back to what it was before training."""
@@ -393,7 +399,7 @@ class FusionTrainer(ProbingTrainer):
     ) -> dict[str, float]:
         """As `ProbingTrainer.evaluate`; during stage 1, keep the peak."""
         in_stage_one = self.is_in_train and self.record.stage == "unimodal"
-        if in_stage_one:
+        if in_stage_one and not self.model.fuses_early:
             self.model.start_fusion_from_heads()
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.is_in_train and metric_key_prefix == self._probe_prefix():

@@ -528,7 +528,8 @@ def test_the_end_of_training_evaluates_nothing_twice(tmp_path, best):
         "load_best_model_at_end": True,
         "metric_for_best_model": "accuracy_calibrated",
     }
-    run = run_with(tmp_path, model=model, per_device_eval_batch_size=80, **(saving if best else {}))
+    options = {"per_device_eval_batch_size": 80, "keep_best_heads": False, **(saving if best else {})}
+    run = run_with(tmp_path, model=model, **options)
     assert counter.rows[False]["left"] == EPOCHS, "one pass per probe and none at the end"
     report = run.reports["validation"]
     evaluated = run.evaluate()
@@ -771,7 +772,13 @@ def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
     seen, model = Snapshots(), two_views()
     counter = CountForwards(model)
     run = run_with(
-        tmp_path, model=model, rule=PauseLeft(), joint_pausing=True, callbacks=[seen], weight_decay=0.1
+        tmp_path,
+        model=model,
+        rule=PauseLeft(),
+        joint_pausing=True,
+        callbacks=[seen],
+        weight_decay=0.1,
+        keep_best_heads=False,
     )
     both = ["left", "right"]
     assert [entry["training"] for entry in run.record.history] == [both, both, ["right"], both]

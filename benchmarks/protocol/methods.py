@@ -165,7 +165,5 @@ STRONGEST = (
     "uni-pre-frozen",
     "uni-pre-finetuned",
     "warm-up",
-    "modality-dropout",
-    "rate-per-modality",
 )
 """Run on every suite: ours, the paper's, plain joint training and the strongest simple rivals."""

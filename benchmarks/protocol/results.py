@@ -10,6 +10,7 @@ from typing import Any
 
 from suites import Suite
 
+from ecsfusion.strategies import STRATEGIES
 from protocol.methods import Method
 
 
@@ -79,7 +80,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def settings_of(method: Method, suite: Suite, optimizer: str) -> list[Setting]:
-    """What a method tries with the first seed: both learning rates, with each of its own options."""
+    """What a method tries with the first seed: both learning rates, with each of its own options.
+
+    Nothing, where it is for two modalities and the suite has more.
+    """
+    if STRATEGIES[method.strategy].only_two and len(suite.modalities) != 2:
+        return []
     rates = suite.learning_rates if optimizer == "adamw" else suite.sgd_learning_rates
     return [
         Setting.of(method, options, suite, optimizer, rate)
@@ -97,7 +103,7 @@ def chosen_setting(
     """
     found = {Run.of_line(line): line["validation"][method.answer] for line in lines}
     runs = [Run(setting, seed) for setting in settings]
-    if any(run not in found for run in runs):
+    if not runs or any(run not in found for run in runs):
         return None
     return max(runs, key=lambda run: found[run]).setting
 

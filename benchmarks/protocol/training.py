@@ -48,7 +48,7 @@ class Snapshots(TrainerCallback):
     ) -> None:
         """Compare this epoch with the best ones."""
         model = self.trainer.model
-        in_stage = model.stage == "joint" or args.stages == "unimodal"
+        in_stage = self.trainer.record.stage == "joint" or args.stages == "unimodal"
         keys = {name: f"eval_accuracy_{name}" for name in model.modalities}
         if in_stage:
             keys |= {FUSED: "eval_accuracy", CALIBRATED: "eval_accuracy_calibrated"}
@@ -150,6 +150,7 @@ def trajectory(history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) 
         "redundancy": [entry["redundancy"] for entry in history],
         "synergy": [entry["synergy"] for entry in history],
         "synergy_floor": [entry["floor"]["synergy"] for entry in history],
+        "conditional_dependence": [entry["conditional_dependence"] for entry in history],
     }
     for name in modalities:
         columns[f"unique_{name}"] = [entry["unique"][name] for entry in history]

@@ -1,4 +1,4 @@
-"""Everyone learns alone first, unless that teaches nothing, and unless one knows all before the others have begun."""
+"""The probe is asked what to do: train jointly at once, let one modality wait, or let all learn alone first."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from ecsfusion.rules.lead import Lead, check_positive, listed, uniqueness_of
 class Adaptive(Rule):
     """What the probe says about the modalities decides what stage 1 is for. The default.
 
+    *Scouting.* The first ``scouting_readings`` readings are of joint training with unimodal losses, which shows what
+    unimodal training cannot.
+
+    *Modalities that depend on each other train jointly.* Where their conditional dependence I(X1; X2 | Y) is zero, the
+    modalities' own posteriors say all that there is to say. Where it is above its noise floor and ``dependence`` bits,
+    in whatever reading of stage 1, the fused head has to learn from them together: stage 2 starts from the present
+    weights. So it does after scouting where no modality alone is above its noise floor.
+
     *A modality that knows all at once waits.* Fused training learns from errors only, and a modality that is right in
-    nearly every row leaves none to learn the others from. So a modality that within ``early_share`` of the budget has
-    an accuracy of ``saturation``, is above its noise floor and leads every other by more than ``ratio`` and ``margin``
-    bits of uniqueness goes back to its initial weights and is paused until stage 2. (One that is merely ahead is not
-    paused: in stage 1 the encoders share nothing, so it would only lose training.)
+    nearly every row leaves none to learn the others from. So a modality that has an accuracy of ``saturation`` in a
+    scouting reading, is above its noise floor and leads every other by more than ``ratio`` and ``margin`` bits of
+    uniqueness goes back to its initial weights and is paused until stage 2. (One that is merely ahead is not paused: in
+    stage 1 the encoders share nothing, so it would only lose training.)
 
-    *Nothing to learn alone.* Stage 1 ends, and joint training begins, after ``patience`` readings in which redundancy
-    and every uniqueness are within their noise floors and no accuracy rises.
-
-    *Otherwise* those that train go on until ``max_unimodal_share`` of the budget is used, or until their mean accuracy
-    has not risen by ``accuracy_tolerance`` in ``plateau_patience`` readings. Stage 2 starts from the latest weights
-    that are not behind the best by more than that.
+    *Otherwise* all train alone until ``max_unimodal_share`` of the budget is used, or until their mean accuracy has
+    not risen by ``accuracy_tolerance`` in ``plateau_patience`` readings. Stage 2 starts from the latest weights that
+    are not behind the best by more than that.
 
     Why not the peak of synergy: corrected for bias it has none (benchmarks/README.md).
     """
@@ -35,91 +40,90 @@ class Adaptive(Rule):
         self,
         modalities: Sequence[str],
         *,
+        scouting_readings: int = 2,
+        dependence: float = 0.15,
         saturation: float = 0.95,
-        early_share: float = 0.2,
         ratio: float = 3.0,
         margin: float = 0.15,
-        patience: int = 2,
         accuracy_tolerance: float = 0.01,
         plateau_patience: int = 5,
         max_unimodal_share: float = 0.5,
     ) -> None:
         super().__init__(modalities, max_unimodal_share=max_unimodal_share)
-        _check = {
-            "ratio": ratio,
-            "margin": margin,
-            "patience": patience,
-            "plateau_patience": plateau_patience,
-        }
-        check_positive(**_check)
-        for name, value in (("saturation", saturation), ("early_share", early_share)):
-            if not 0 < value <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {value}.")
-        self.saturation, self.early_share = saturation, early_share
-        self.ratio, self.margin, self.patience = ratio, margin, patience
+        check_positive(dependence=dependence, ratio=ratio, margin=margin, plateau_patience=plateau_patience)
+        if not 0 < saturation <= 1:
+            raise ValueError(f"saturation must be in (0, 1], got {saturation}.")
+        if scouting_readings < 0:
+            raise ValueError(f"scouting_readings must not be negative, got {scouting_readings}.")
+        self.scouting_readings, self.dependence = scouting_readings, dependence
+        self.saturation, self.ratio, self.margin = saturation, ratio, margin
         self.accuracy_tolerance, self.plateau_patience = accuracy_tolerance, plateau_patience
         self.state: dict[str, Any] = {
+            "readings": 0,
+            "scouting": scouting_readings > 0,
             "waiting": None,  # the modality that knew all
             "best_accuracy": None,
             "not_risen": 0,
-            "nothing_learnt": 0,
-            "best_by_modality": {},
         }
 
     @property
+    def fuses(self) -> bool:
+        """While it scouts, where there will be a stage 2."""
+        return bool(self.state["scouting"]) and self.joint_follows
+
+    @property
     def withheld(self) -> tuple[str, ...]:
-        """The modality that waited: it would veto the others in the readout."""
+        """The modality that waited: it would overrule the others in the readout."""
         return (self.state["waiting"],) if self.state["waiting"] else ()
 
     def decide_unimodal(self, reading: Reading) -> Decision:
         if reading.step == 0:
             return self.train(reading, self.modalities, "all train: step 0, nothing is learnt yet")
-        if self.state["waiting"] is None:
-            over = self._nothing_to_learn(reading)
-            if over:
-                return self.hand_over(reading, over)
-            saturated = self._saturated(reading)
-            if saturated is not None:
-                return saturated
-        return self._until_the_plateau(reading)
+        if not self.joint_follows:
+            return self._until_the_plateau(reading)
+        depend = f"given the label, the modalities share {reading.conditional_dependence:.2f} bits"
+        floor = max(reading.floor["synergy"], self.dependence)
+        if reading.conditional_dependence > floor and self.state["waiting"] is None:
+            why = f"{depend}, more than {floor:.2f}: the fused head has to learn from them together"
+            return self.hand_over(reading, why)
+        if not self.state["scouting"]:
+            return self._until_the_plateau(reading)
+        saturated = self._saturated(reading)
+        if saturated is not None:
+            return saturated
+        self.state["readings"] += 1
+        if self.state["readings"] < self.scouting_readings:
+            return self.train(
+                reading, self.modalities, f"all train, the fused head too, to see more: {depend}"
+            )
+        self.state["scouting"] = False
+        if not self._informed(reading):
+            best = max(reading.accuracy[name] for name in self.modalities)
+            why = f"no modality alone is above its noise floor (best accuracy {best:.3f}): alone they learn nothing"
+            return self.hand_over(reading, why)
+        return self.train(reading, self.modalities, f"all train, each alone: {depend}, less than {floor:.2f}")
+
+    def _informed(self, reading: Reading) -> bool:
+        """Whether any modality alone knows something about the label."""
+        floor = reading.floor
+        return reading.redundancy > floor["redundancy"] or any(
+            reading.unique[name] > floor[name] for name in self.modalities
+        )
 
     def _saturated(self, reading: Reading) -> Decision | None:
         """One modality is put back and waits, if it knows nearly all and leads clearly."""
-        if reading.progress > self.early_share + 1e-9:
-            return None
         leader = max(self.modalities, key=lambda name: reading.unique[name])
         others = [name for name in self.modalities if name != leader]
         lead = Lead.over(reading, leader, others)
         accuracy = reading.accuracy[leader]
         if accuracy < self.saturation or not lead.is_clear(self.ratio, self.margin):
             return None
-        self.state |= {"waiting": leader, "best_accuracy": None, "not_risen": 0}
+        self.state |= {"waiting": leader, "scouting": False}
         reason = (
-            f"{leader} waits for stage 2, from its initial weights: alone it is right in {accuracy:.1%} of the rows "
-            f"after {reading.progress:.0%} of the budget, which leaves nothing to learn the others from; {lead}"
+            f"{leader} waits for stage 2, from its initial weights: alone it is right in {accuracy:.1%} of the rows, "
+            f"which leaves nothing to learn the others from; {lead}"
         )
         return self.train(reading, others, reason, reset=[leader])
-
-    def _nothing_to_learn(self, reading: Reading) -> str:
-        state, floor = self.state, reading.floor
-        informed = reading.redundancy > floor["redundancy"] or any(
-            reading.unique[name] > floor[name] for name in self.modalities
-        )
-        best = state["best_by_modality"]
-        risen = any(
-            name in best and reading.accuracy[name] > best[name] + self.accuracy_tolerance
-            for name in self.modalities
-        )
-        for name in self.modalities:
-            best[name] = max(best.get(name, 0.0), float(reading.accuracy[name]))
-        state["nothing_learnt"] = 0 if informed or risen else state["nothing_learnt"] + 1
-        if state["nothing_learnt"] < self.patience:
-            return ""
-        return (
-            f"unimodal losses teach nothing, in {state['nothing_learnt']} readings no modality alone is above its "
-            f"noise floor or has got better (best accuracy {max(best.values()):.3f}; synergy {reading.synergy:.2f} "
-            f"bits, floor {floor['synergy']:.2f})"
-        )
 
     def _until_the_plateau(self, reading: Reading) -> Decision:
         state = self.state

@@ -30,6 +30,8 @@ class Reading:
         "synergy".
         accuracy: validation accuracy of each modality's own head, and of the "fused" head.
         mutual_information: of each modality with the label.
+        conditional_dependence: I(X1; X2 | Y), what the modalities know of each other beyond the label; its noise is
+            that of synergy. Where it is zero, the modalities' own posteriors say all that there is to say.
         raw: the uncorrected (plug-in) atoms: {"redundancy": ..., "unique": {...}, "synergy": ...}.
     """
 
@@ -45,6 +47,7 @@ class Reading:
     accuracy: dict[str, float]
     mutual_information: dict[str, float] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict)
+    conditional_dependence: float = 0.0
 
     def mean_accuracy(self, names: Sequence[str]) -> float:
         return float(sum(self.accuracy[name] for name in names) / len(names))
@@ -153,6 +156,11 @@ class Rule:
                 peak=self.peak_step == reading.step,
             )
         return decision
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the fused head is trained in stage 1 too, from now on: then the loss is that of stage 2."""
+        return False
 
     @property
     def withheld(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class LossOfAllHeads:
                 losses.append(share * self._of_head(logits[mask], labels[mask], items))
         model = self.model()
         total = torch.stack(losses).sum() if losses else _zero(model)
-        if model.stage == "unimodal" or outputs.logits is None:
+        if not model.trains_fusion or outputs.logits is None:
             return total
         seen = torch.stack(list((outputs.present or {}).values())).any(dim=0)
         if bool(seen.all()):

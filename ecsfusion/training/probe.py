@@ -196,6 +196,7 @@ def metric_names(modalities: Sequence[str], problem_type: str = SINGLE_LABEL) ->
         *(() if problem_type == REGRESSION else calibration),
         "complete_rows",
         *(f"{kind}{atom}" for kind in ("", "plugin_") for atom in ("redundancy", "synergy")),
+        "conditional_dependence",
         "redundancy_floor",
         "synergy_floor",
         *(f"{kind}_{m}" for kind in by_modality for m in modalities),
@@ -245,6 +246,7 @@ def _information(pid: PID, modalities: Sequence[str]) -> dict[str, float]:
     return {
         "redundancy": values["redundancy"],
         "synergy": values["synergy"],
+        "conditional_dependence": values["conditional_dependence"],
         **{f"unique_{m}": values["unique"][m] for m in modalities},
         **{f"information_{m}": values["mutual_information"][m] for m in modalities},
         "redundancy_floor": values["floor"]["redundancy"],

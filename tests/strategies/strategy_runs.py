@@ -89,6 +89,7 @@ def arguments(folder: Path, **options: Any) -> FusionTrainingArguments:
         "eval_strategy": "steps",
         "eval_steps": 2,
         "save_strategy": "no",
+        "keep_best_heads": False,  # the model's own weights are what a strategy is judged by
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,

@@ -121,7 +121,13 @@ NOISY = {"dropout": 0.2, "norm": True}  # random numbers and batch statistics
 def resumable(folder: Path, name: str) -> FusionTrainer:
     save = SaveAt(AFTER_AN_EVALUATION, BETWEEN)
     return by_name(
-        folder, name, model=NOISY, max_steps=10, lr_scheduler_type="cosine", more={"callbacks": [save]}
+        folder,
+        name,
+        model=NOISY,
+        max_steps=10,
+        lr_scheduler_type="cosine",
+        keep_best_heads=True,
+        more={"callbacks": [save]},
     )
 
 

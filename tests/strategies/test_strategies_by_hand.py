@@ -266,7 +266,7 @@ def test_ogm_makes_the_gradient_of_the_encoder_that_is_ahead_smaller(ahead):
         model.fusion.linear.weight[common, columns] = 0.2
     strategy, gaps = OGM(TWO, alpha=0.5), {behind: torch.arange(32) % 2 == 0}
     first, second = (range(32), gaps), (range(32, 64), None)
-    for batches in ([first, second], [second], [first]):  # each step starts from nothing again
+    for batches in ([first, second], [first]):  # the second step starts from nothing again
         model.zero_grad()
         parts = [look_at(strategy, model, *batch) for batch in batches]
         scores = {name: torch.stack([part[name] for part in parts]).sum() for name in TWO}
