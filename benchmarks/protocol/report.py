@@ -16,6 +16,7 @@ from scipy.stats import t as student
 
 from protocol.methods import CALIBRATED, CONTROLS, FUSED, METHODS, PUBLISHED
 from protocol.results import read_lines
+from protocol.starts import plot_starts, starts, starts_table
 
 OURS, JOINT = "two-stage", "joint"
 TABLES = "tables.md"
@@ -33,6 +34,14 @@ def write_report(results: Path) -> str:
     for name, lines in suites.items():
         parts += [f"## {name}", "", facts(lines), "", method_table(lines), ""]
         plot_suite(lines, name, results / f"{name}.png")
+        if starts(lines):
+            parts += [
+                "Is the peak of synergy the right moment for joint training?",
+                "",
+                starts_table(lines),
+                "",
+            ]
+            plot_starts(lines, name, results / f"{name}-starts.png")
     if len(suites) > 1:
         plot_overview(suites, results / "overview.png")
     text = "\n".join(parts)
