@@ -459,7 +459,7 @@ class FusionForClassification(PreTrainedModel):
         unimodal_training = self.training and not self.trains_fusion
         running = [name for name in self.modalities if name in rows and self._runs(name)]
         everyone = torch.ones(size, dtype=torch.bool, device=device)
-        masks, embeddings, unimodal_logits, losses = {}, {}, {}, []
+        masks, embeddings, unimodal_logits, losses = {}, {}, {}, {}
         for name in running:
             mask = rows[name]
             index = None if mask is None else mask.nonzero()[:, 0]

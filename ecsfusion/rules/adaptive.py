@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ecsfusion.rules.decision import Decision, Reading, Rule
+from ecsfusion.rules.decision import Decision, Reading, Rule, check_finite
 from ecsfusion.rules.lead import Lead, check_positive, listed, uniqueness_of
 
 
@@ -53,8 +53,12 @@ class Adaptive(Rule):
         check_positive(dependence=dependence, ratio=ratio, margin=margin, plateau_patience=plateau_patience)
         if not 0 < saturation <= 1:
             raise ValueError(f"saturation must be in (0, 1], got {saturation}.")
-        if scouting_readings < 0:
-            raise ValueError(f"scouting_readings must not be negative, got {scouting_readings}.")
+        if not isinstance(scouting_readings, int) or scouting_readings < 0:
+            raise ValueError(
+                f"scouting_readings must be a whole number that is not negative, got {scouting_readings!r}."
+            )
+        if not 0 <= accuracy_tolerance < 1:
+            raise ValueError(f"accuracy_tolerance must be in [0, 1), got {accuracy_tolerance}.")
         self.scouting_readings, self.dependence = scouting_readings, dependence
         self.saturation, self.ratio, self.margin = saturation, ratio, margin
         self.accuracy_tolerance, self.plateau_patience = accuracy_tolerance, plateau_patience
@@ -77,6 +81,7 @@ class Adaptive(Rule):
         return (self.state["waiting"],) if self.state["waiting"] else ()
 
     def decide_unimodal(self, reading: Reading) -> Decision:
+        check_finite({"conditional_dependence": reading.conditional_dependence})
         if reading.step == 0:
             return self.train(reading, self.modalities, "all train: step 0, nothing is learnt yet")
         if not self.joint_follows:
@@ -85,6 +90,7 @@ class Adaptive(Rule):
         floor = max(reading.floor["synergy"], self.dependence)
         if reading.conditional_dependence > floor and self.state["waiting"] is None:
             why = f"{depend}, more than {floor:.2f}: the fused head has to learn from them together"
+            self.mark_peak(reading)  # not the weights of an earlier reading, which depended less
             return self.hand_over(reading, why)
         if not self.state["scouting"]:
             return self._until_the_plateau(reading)
@@ -120,8 +126,8 @@ class Adaptive(Rule):
             return None
         self.state |= {"waiting": leader, "scouting": False}
         reason = (
-            f"{leader} waits for stage 2, from its initial weights: alone it is right in {accuracy:.1%} of the rows, "
-            f"which leaves nothing to learn the others from; {lead}"
+            f"{leader} waits for stage 2, from its initial weights: alone its accuracy is {accuracy:.3f}, which leaves "
+            f"nothing to learn the others from; {lead}"
         )
         return self.train(reading, others, reason, reset=[leader])
 

@@ -15,7 +15,7 @@ from ecsfusion.rules.lead import Lead, check_positive, listed, uniqueness_of
 
 
 class PeakSynergy(Rule):
-    """Pause a clear leader, and start stage 2 at the peak of synergy that costs no training. The default.
+    """Pause a clear leader, and start stage 2 at the peak of synergy that costs no training.
 
     *Pausing.* Among the training modalities, the one with the largest uniqueness is paused when, in
     ``patience`` readings in a row, it is above its noise floor and ahead of the next by more than ``ratio``

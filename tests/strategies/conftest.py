@@ -3,7 +3,6 @@
 import gc
 
 import pytest
-from strategy_runs import NO_PICTURES
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,5 +17,7 @@ def _light_collections():
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take longer than the training."""
+    from strategy_runs import NO_PICTURES  # not above: `pytest -m gpu` reads this file without transformers
+
     for name, replacement in NO_PICTURES.items():
         monkeypatch.setattr(name, replacement)

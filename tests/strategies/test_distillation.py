@@ -75,6 +75,7 @@ def test_a_run_starts_anew_with_teachers_that_are_no_part_of_it(tmp_path):
             disable_tqdm=True,
             report_to="none",
             save_strategy="no",
+            keep_best_heads=False,
             use_cpu=True,
         ),
         train_dataset=TwoViews(96, 0),
