@@ -465,8 +465,7 @@ class FusionForClassification(PreTrainedModel):
             index = None if mask is None else mask.nonzero()[:, 0]
             h, z = self._run(name, given.get(name), index, self.encoders[name], self.heads[name])
             if labels is not None and len(z):
-                loss = self.head_loss(z, labels if index is None else labels[index])
-                losses.append(loss if index is None else loss * (len(index) / size))
+                losses[name] = self._share_of_loss(z, labels, index)
             embeddings[name], unimodal_logits[name] = _spread(h, index, size), _spread(z, index, size)
             masks[name] = everyone if mask is None else mask
         # Stage 1 trains no fusion: running it there would only put an unused head into the graph.
@@ -476,11 +475,13 @@ class FusionForClassification(PreTrainedModel):
                 mask, part = rows[name], cast("nn.ModuleDict", self.standalone[name])
                 index = None if mask is None else mask.nonzero()[:, 0]
                 _, z = self._run(name, given.get(name), index, part["encoder"], part["head"])
+                if labels is not None and len(z):  # the loss is that of the logits which are returned
+                    losses[name] = self._share_of_loss(z, labels, index)
                 unimodal_logits[name] = _spread(z, index, size)
         answer = self._read_out(logits, unimodal_logits, masks)
         regression = self.problem_type == REGRESSION
         return FusionOutput(
-            loss=None if labels is None else self._sum_of_losses(losses, logits, labels, masks),
+            loss=None if labels is None else self._sum_of_losses([*losses.values()], logits, labels, masks),
             logits=logits,
             unimodal_logits=unimodal_logits,
             embeddings=embeddings,
@@ -488,6 +489,11 @@ class FusionForClassification(PreTrainedModel):
             probabilities=None if regression else answer,
             predictions=answer if regression else None,
         )
+
+    def _share_of_loss(self, logits: Tensor, labels: Tensor, index: Tensor | None) -> Tensor:
+        """A head's part of the loss of a batch, from its logits (N, C) on the rows `index`, or on all."""
+        loss = self.head_loss(logits, labels if index is None else labels[index])
+        return loss if index is None else loss * (len(index) / len(labels))
 
     def _runs(self, name: str) -> bool:
         """A paused modality is not run in training, in either stage: to the fused head it is a missing one."""

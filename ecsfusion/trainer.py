@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_model
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -27,7 +28,7 @@ from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.reporting.ending import ending
 from ecsfusion.reporting.trajectory import plot_trajectory
 from ecsfusion.strategies import Strategy, make_strategy
-from ecsfusion.training.best_heads import folder_of, load_modality, quality, save_modality
+from ecsfusion.training.best_heads import folder_of, load_modality, quality, save_modality, why_not_kept
 from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.parameter_groups import parameters_by_part
 from ecsfusion.training.probe import metric_names
@@ -107,6 +108,7 @@ class FusionTrainer(ProbingTrainer):
         self.user_strategy = strategy
         self._strategy_rates: dict[str, float] = {}  # among args.modality_learning_rates
         self._kept_step: int | None = None  # of the weights in the folder of stage 1's peak
+        self._keeps_best_heads = args.keep_best_heads
         super().__init__(
             model=model,
             args=args,
@@ -236,7 +238,22 @@ class FusionTrainer(ProbingTrainer):
             path = os.path.join(self.args.output_dir, TRAJECTORY_FILE)
             plot_trajectory(self.record.history, self.model.modalities, path)
             print(ending(self, result.metrics), flush=True)
+        self._remove_folders()
         return result
+
+    def _remove_folders(self) -> None:
+        """Remove what only a run that goes on needs; its checkpoints hold their own."""
+        done = [folder_of(name) for name in self.record.best_heads]
+        if self.strategy.resets or (self.args.stages != "joint" and self._make_rule().resets):
+            done.append(INITIAL_FOLDER)
+        self.accelerator.wait_for_everyone()  # each has read them
+        if self.args.should_save:
+            for name in done:
+                shutil.rmtree(os.path.join(self.args.output_dir, name), ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.model.set_standalone({})  # of a model that was trained before; a checkpoint has none
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One pair of parameter groups per modality and for the fusion head."""
@@ -249,6 +266,11 @@ class FusionTrainer(ProbingTrainer):
         self.model.set_standalone({})
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
+        if self.args.keep_best_heads:
+            why = why_not_kept(self)
+            self._keeps_best_heads = why is None
+            if why is not None:
+                logger.warning(f"keep_best_heads is off in this run: {why}.")
         for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
             check_columns(dataset, self.model.modalities, name)
         if self.optimizer_cls_and_kwargs is not None:
@@ -403,7 +425,7 @@ class FusionTrainer(ProbingTrainer):
             self.model.start_fusion_from_heads()
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.is_in_train and metric_key_prefix == self._probe_prefix():
-            if self.args.keep_best_heads:
+            if self._keeps_best_heads:
                 self._keep_best_heads()
             if in_stage_one:
                 self._keep_peak()
@@ -426,8 +448,9 @@ class FusionTrainer(ProbingTrainer):
     def _keep_best_heads(self) -> None:
         step = self.state.global_step
         evaluation = self._kept[self._probe_prefix(), step]
-        for name in self.model.modalities:
-            found = quality(evaluation, name, self.model.problem_type)
+        qualities = {m: quality(evaluation, m, self.model.problem_type) for m in self.model.modalities}
+        # The first process judges for all, as it probes.
+        for name, found in broadcast_object_list([qualities])[0].items():
             best = self.record.best_heads.get(name)
             if best is not None and found <= tuple(best[1:]):
                 continue

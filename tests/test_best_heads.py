@@ -68,7 +68,7 @@ def test_the_best_step_of_every_modality_is_kept(run):
         step, score, _ = trained.record.best_heads[name]
         assert score == pytest.approx(max(history.values()))
         assert history[step] == max(history.values())
-        assert json.loads((folder / f"best_{name}" / "step.json").read_text()) == {"step": step}
+        assert json.loads((folder / f"best-{name}" / "step.json").read_text()) == {"step": step}
 
 
 def test_the_model_answers_with_it_and_keeps_its_fused_head(run):
@@ -146,7 +146,7 @@ def test_it_is_an_option(tmp_path):
     plain = trainer(tmp_path, num_train_epochs=1)
     plain.train()
     assert plain.record.best_heads == {}
-    assert not list(tmp_path.glob("best_*"))
+    assert not list(tmp_path.glob("best-*"))
     assert not len(plain.model.standalone)
 
 
@@ -154,6 +154,6 @@ def test_a_folder_of_another_run_is_refused(run):
     trained, folder = run
     name = trained.model.modalities[0]
     step = int(trained.record.best_heads[name][0])
-    assert load_modality(str(folder / f"best_{name}"), step)
+    assert load_modality(str(folder / f"best-{name}"), step)
     with pytest.raises(ValueError, match="another run"):
-        load_modality(str(folder / f"best_{name}"), step + 1)
+        load_modality(str(folder / f"best-{name}"), step + 1)

@@ -1,20 +1,21 @@
 """A picture of a partial information decomposition."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from ecsfusion.pid import PID
 
-
-def plot_pid(pid: "PID", path: str | None = None) -> Figure:
+def plot_pid(pid: Any, path: str | None = None) -> Figure:
     """Bars of the atoms in bits, with the confidence interval and the noise floor where known.
 
     Redundancy, the uniqueness of each modality and synergy from left to right; an interval is a vertical line,
     a noise floor a dashed one across the bar: a bar below it says nothing. Saved to `path` when given (the
     format follows its suffix). Raises ValueError for a batch of tables: draw one at a time.
+
+    Args:
+        pid: an `ecsfusion.PID`.
+        path: where to save the picture.
     """
     if pid.redundancy.ndim:
         raise ValueError(f"pid holds {pid.redundancy.numel()} tables; plot one at a time")

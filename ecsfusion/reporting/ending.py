@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ecsfusion.trainer import FusionTrainer
+from ecsfusion.reporting.run import Run
 
 
-def ending(trainer: FusionTrainer, metrics: Mapping[str, float]) -> str:
+def ending(trainer: Run, metrics: Mapping[str, float]) -> str:
     """A few lines: how long the stages were, who was paused, which weights the model has, what it knows.
 
     Args:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ecsfusion.controller import Rule
 from ecsfusion.model.encoders import main_input
 from ecsfusion.readout import FUSED
 from ecsfusion.reporting.card import CALIBRATED, CardFacts, EncoderFacts, PIDFacts, compare_heads, hub_name
-
-if TYPE_CHECKING:
-    from ecsfusion.trainer import FusionTrainer
+from ecsfusion.reporting.run import Run
 
 # Input kinds of encoders by what their forward takes first.
 KINDS = {"pixel_values": "image", "input_values": "audio", "input_features": "audio", "input_ids": "text"}
@@ -59,7 +57,7 @@ def accuracies(metrics: Mapping[str, float], prefix: str, modalities: Sequence[s
     return {head: max(value, 0.0) for head, value in scores.items()}
 
 
-def results_table(trainer: FusionTrainer, comparison: Mapping[str, float] | None = None) -> str:
+def results_table(trainer: Run, comparison: Mapping[str, float] | None = None) -> str:
     """Accuracy of every head on every split evaluated after training, and a sentence on what fusion is worth.
 
     Args:
@@ -91,7 +89,7 @@ def results_table(trainer: FusionTrainer, comparison: Mapping[str, float] | None
 
 
 def run_facts(
-    trainer: FusionTrainer,
+    trainer: Run,
     *,
     title: str,
     dataset: str,
@@ -152,7 +150,7 @@ def _rule_name(rule: Rule | None) -> str:
     return "" if rule is None else rule.name or type(rule).__name__
 
 
-def _encoder_facts(trainer: FusionTrainer, name: str) -> EncoderFacts:
+def _encoder_facts(trainer: Run, name: str) -> EncoderFacts:
     encoder = trainer.model.encoders[name]
     source = trainer.model.sources.get(name)
     return EncoderFacts(
@@ -164,12 +162,12 @@ def _encoder_facts(trainer: FusionTrainer, name: str) -> EncoderFacts:
     )
 
 
-def _rows(trainer: FusionTrainer) -> dict[str, int]:
+def _rows(trainer: Run) -> dict[str, int]:
     rows = {"train": len(trainer.train_dataset)} if hasattr(trainer.train_dataset, "__len__") else {}
     return rows | {split: report["rows"] for split, report in trainer.reports.items() if report["rows"]}
 
 
-def _pid_facts(trainer: FusionTrainer) -> dict[str, PIDFacts]:
+def _pid_facts(trainer: Run) -> dict[str, PIDFacts]:
     moments: dict[str, PIDFacts] = {}
     history = trainer.record.history
     start = next((entry["restored"] for entry in history if entry["restored"] is not None), None)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ecsfusion.rules.rehearsal import Rehearsal
-from ecsfusion.strategies.strategy import Strategy, rows_of, take
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, rows_of, take
 
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification, FusionOutput
     from ecsfusion.rules.decision import Rule
-    from ecsfusion.trainer import FusionTrainer
 
 
 class UnimodalDistillation(Strategy):
@@ -49,7 +48,7 @@ class UnimodalDistillation(Strategy):
         """All modalities train alone for that share, then everything starts anew."""
         return Rehearsal(self.modalities, max_unimodal_share=self.share)
 
-    def begin_stage(self, trainer: FusionTrainer) -> None:
+    def begin_stage(self, trainer: TrainerOfStrategy) -> None:
         """Call the teachers, when joint training begins or goes on."""
         if trainer.model.stage != "joint":
             return

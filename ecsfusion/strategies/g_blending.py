@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ecsfusion.readout import FUSED
-from ecsfusion.strategies.strategy import Strategy, mean_over_processes, rows_of
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes, rows_of
 
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification, FusionOutput
-    from ecsfusion.trainer import FusionTrainer
     from ecsfusion.training.evaluation import Evaluation
 
 LEAST_OVERFITTING = 1e-3
@@ -82,7 +81,7 @@ class GBlending(Strategy):
             ]
         self._step = None
 
-    def after_evaluation(self, trainer: FusionTrainer, evaluation: Evaluation) -> None:
+    def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Weigh the heads anew."""
         training = self.state["training"]
         if not all(rows for _, rows in training.values()):  # no step yet, or a head that saw nothing
@@ -112,7 +111,7 @@ class GBlending(Strategy):
         return {head: value / total for head, value in blend.items()}
 
 
-def validation_loss(trainer: FusionTrainer, evaluation: Evaluation, head: str) -> float:
+def validation_loss(trainer: TrainerOfStrategy, evaluation: Evaluation, head: str) -> float:
     """The mean loss of a head over the rows of the evaluation set that have its modality."""
     logits, labels = evaluation.heads[head], evaluation.labels
     if head != FUSED:

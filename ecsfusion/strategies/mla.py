@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ecsfusion.strategies.strategy import Strategy, mean_over_processes, rows_of, take
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes, rows_of, take
 from ecsfusion.strategies.tensors import from_json, to_json
 
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification, FusionOutput
-    from ecsfusion.trainer import FusionTrainer
 
 
 class MLA(Strategy):
@@ -61,7 +60,7 @@ class MLA(Strategy):
         """The modality that the next step trains."""
         return self.modalities[self.state["steps"] % len(self.modalities)]
 
-    def begin_stage(self, trainer: FusionTrainer) -> None:
+    def begin_stage(self, trainer: TrainerOfStrategy) -> None:
         """Let the heads be one.
 
         Raises:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ecsfusion.rules.rehearsal import Rehearsal
-from ecsfusion.strategies.strategy import Strategy
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy
 from ecsfusion.training.best_heads import quality
 
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification
     from ecsfusion.rules.decision import Rule
-    from ecsfusion.trainer import FusionTrainer
     from ecsfusion.training.evaluation import Evaluation
 
 
@@ -52,7 +51,7 @@ class PDMP(Strategy):
         """All train alone for that share, and start anew."""
         return Rehearsal(self.modalities, max_unimodal_share=self.share)
 
-    def after_evaluation(self, trainer: FusionTrainer, evaluation: Evaluation) -> None:
+    def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Rank the modalities; the last ranking of stage 1 counts."""
         if trainer.model.stage == "unimodal":
             found = {name: quality(evaluation, name, trainer.model.problem_type) for name in self.modalities}

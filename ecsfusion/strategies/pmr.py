@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ecsfusion.strategies.strategy import Strategy, mean_over_processes, rows_of
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes, rows_of
 from ecsfusion.strategies.tensors import from_json, to_json
 
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification, FusionOutput
-    from ecsfusion.trainer import FusionTrainer
     from ecsfusion.training.evaluation import Evaluation
 
 
@@ -66,7 +65,7 @@ class PMR(Strategy):
         self.prototypes: dict[str, Tensor] = {}
         """(C, D_m) by modality; NaN for classes that were never seen."""
 
-    def after_evaluation(self, trainer: FusionTrainer, evaluation: Evaluation) -> None:
+    def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Move the prototypes."""
         self.state["progress"] = trainer.state.global_step / max(trainer.state.max_steps, 1)
         rows = trainer.evaluate_training_rows()

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ecsfusion.discretize import Discretizer
-from ecsfusion.strategies.strategy import Strategy, mean_over_processes
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes
 
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification
-    from ecsfusion.trainer import FusionTrainer
     from ecsfusion.training.evaluation import Evaluation
 
 
@@ -60,11 +59,11 @@ class DiagnosingRelearning(Strategy):
         self.shares, self.strength = tuple(shares), strength
         self.state = {"done": 0, "pending": {}}
 
-    def begin_stage(self, trainer: FusionTrainer) -> None:
+    def begin_stage(self, trainer: TrainerOfStrategy) -> None:
         """Remember where the initial weights are."""
         self._trainer = trainer
 
-    def after_evaluation(self, trainer: FusionTrainer, evaluation: Evaluation) -> None:
+    def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Diagnose, where a share of the budget has been reached."""
         progress = trainer.state.global_step / max(trainer.state.max_steps, 1)
         due = sum(progress >= share - 1e-9 for share in self.shares)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from accelerate import PartialState
@@ -18,8 +18,22 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification, FusionOutput
     from ecsfusion.rules.decision import Rule
-    from ecsfusion.trainer import FusionTrainer
     from ecsfusion.training.evaluation import Evaluation
+
+
+class TrainerOfStrategy(Protocol):
+    """What a strategy may use of the [`FusionTrainer`] that calls it."""
+
+    model: Any  # the FusionForClassification
+    args: Any
+    state: Any
+    accelerator: Any
+
+    def load_folder(self, name: str) -> FusionForClassification:
+        """The model in a folder of the run: "initial" (where `Strategy.resets`), or stage 1's peak, "unimodal"."""
+
+    def evaluate_training_rows(self) -> Evaluation:
+        """What the model answers on training rows, as many as the evaluation set has at most."""
 
 
 class Strategy:
@@ -86,7 +100,7 @@ class Strategy:
         """A fresh rule that decides who trains in stage 1; None to leave that to `args.rule`."""
         return None
 
-    def begin_stage(self, trainer: FusionTrainer) -> None:
+    def begin_stage(self, trainer: TrainerOfStrategy) -> None:
         """Called when training starts (or goes on after a restart) and at the change to stage 2, before its first step.
 
         `trainer.model` has the weights that the stage starts from, and `trainer.model.stage` says which it is.
@@ -110,7 +124,7 @@ class Strategy:
     def after_step(self, model: FusionForClassification) -> None:
         """Called after each optimizer step."""
 
-    def after_evaluation(self, trainer: FusionTrainer, evaluation: Evaluation) -> None:
+    def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Called after each evaluation of the probe set in training, on every process with the same evaluation."""
 
     def state_dict(self) -> dict[str, Any]:

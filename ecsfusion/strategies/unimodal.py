@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ecsfusion.rules.fixed import FixedSchedule
-from ecsfusion.strategies.strategy import Strategy
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy
 
 if TYPE_CHECKING:
     from ecsfusion.rules.decision import Rule
-    from ecsfusion.trainer import FusionTrainer
 
 
 class Unimodal(Strategy):
@@ -62,7 +61,7 @@ class UniPreFrozen(_ThenFused):
     def __init__(self, modalities: Sequence[str], *, share: float = 0.8) -> None:
         super().__init__(modalities, share=share)
 
-    def begin_stage(self, trainer: FusionTrainer) -> None:
+    def begin_stage(self, trainer: TrainerOfStrategy) -> None:
         """Freeze the modalities in stage 2."""
         if trainer.model.stage == "joint":
             trainer.model.set_frozen(self.modalities)

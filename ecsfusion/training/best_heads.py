@@ -7,9 +7,10 @@ first. That costs the memory of the copy and one more forward of it at inference
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,13 +20,39 @@ from ecsfusion.modeling import FusionForClassification
 from ecsfusion.training.evaluation import Evaluation
 from ecsfusion.training.probe import head_answers, score
 
+if TYPE_CHECKING:
+    from ecsfusion.trainer import FusionTrainer
+
 WEIGHTS_FILE = "model.safetensors"
 STEP_FILE = "step.json"
 
 
 def folder_of(name: str) -> str:
     """The folder of a run that holds a modality's best weights."""
-    return f"best_{name}"
+    return f"best-{name}"  # which is no Python identifier, and so no modality's own folder
+
+
+def why_not_kept(trainer: FusionTrainer) -> str | None:
+    """Why a run cannot keep its best heads, as the end of a sentence; None where it can."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        kind = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
+        return f"{kind} shards what is trained among processes, and none has a whole head to keep"
+    for name in trainer.model.modalities:
+        part = _parts(trainer.model, name)
+        try:  # now, and not when training is over
+            copy.deepcopy(part).load_state_dict(_weights(part))
+        except Exception as error:  # of a module of one's own: anything
+            kind = type(trainer.model.encoders[name]).__name__
+            return f"a second copy of the encoder {kind} of {name!r} cannot be made ({' '.join(str(error).split())})"
+    return None
+
+
+def _parts(model: FusionForClassification, name: str) -> nn.ModuleDict:
+    return nn.ModuleDict({"encoder": model.encoders[name], "head": model.heads[name]})
+
+
+def _weights(part: nn.ModuleDict) -> dict[str, Tensor]:
+    return {key: value.contiguous().cpu().clone() for key, value in part.state_dict().items()}
 
 
 def quality(evaluation: Evaluation, name: str, problem_type: str) -> tuple[float, float]:
@@ -40,8 +67,7 @@ def save_modality(model: FusionForClassification, name: str, step: int, folder: 
     """Write encoder and head of one modality to a new folder."""
     path = Path(folder)
     path.mkdir(parents=True)
-    weights = nn.ModuleDict({"encoder": model.encoders[name], "head": model.heads[name]}).state_dict()
-    save_file({key: value.contiguous().cpu().clone() for key, value in weights.items()}, path / WEIGHTS_FILE)
+    save_file(_weights(_parts(model, name)), path / WEIGHTS_FILE)
     (path / STEP_FILE).write_text(json.dumps({"step": step}), encoding="utf-8")
 
 

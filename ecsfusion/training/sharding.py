@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from ecsfusion.strategies import Strategy
 
-if TYPE_CHECKING:
-    from ecsfusion.trainer import FusionTrainer
+
+class Sharding(Protocol):
+    """What is asked of the [`FusionTrainer`]."""
+
+    is_deepspeed_enabled: Any
+    is_fsdp_enabled: Any
+    args: Any
+    strategy: Strategy
 
 
-def check_sharding(trainer: FusionTrainer) -> None:
+def check_sharding(trainer: Sharding) -> None:
     """Refuse what would silently train something else.
 
     Pausing a modality and restoring the peak of stage 1 need the weights and the optimizer's state as they are.
