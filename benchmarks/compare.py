@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from protocol.methods import ABLATIONS, METHODS, RIVALS, STRONGEST, Method
-from protocol.report import write_report
+from protocol.readme import fill
+from protocol.report import readme_table, suites_in, write_report
 from protocol.results import (
     Run,
+    append_line,
     chosen_setting,
     method_lines,
     methods_path,
@@ -97,8 +99,7 @@ class Comparison:
             except Exception:  # one run that fails does not end the others; it is tried again next time
                 tqdm.write(f"{futures[future]} failed\n{traceback.format_exc()}")
                 continue
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.path, line)
             self.lines.append(line)
 
 
@@ -153,6 +154,8 @@ def main() -> None:
             comparison.train(pool, comparison.chosen(methods, seeds), "seeds")
             write_methods(comparison, args.results, seeds[0])
     print(write_report(args.results))
+    if args.results == RESULTS:
+        fill("comparison", readme_table(suites_in(RESULTS)))
 
 
 if __name__ == "__main__":

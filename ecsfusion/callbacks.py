@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ecsfusion.controller import Decision, Reading, Rule
+from ecsfusion.reporting.trajectory import phase
 from ecsfusion.strategies import Strategy
 
 
@@ -118,25 +119,24 @@ class ControllerCallback(TrainerCallback, ExportableState):
             return
         record = self.record
         reading = reading_from_metrics(metrics, prefix, self.modalities, state, record)
+        fused = record.stage == "joint" or self.rule.fuses
         decision = self.rule.decide(reading)
         record.rule = self.rule.state_dict()
         changed = bool(
             decision.stage_over or decision.reset or set(decision.training) != set(record.training)
         )
+        scouted = record.stage == "unimodal" and fused and not self.rule.fuses
         if record.stage == "unimodal":
             record.pending = asdict(decision)
             if decision.peak or (decision.stage_over and decision.restore is None):
                 record.peak_step = state.global_step
         elif changed:
             record.pending = asdict(decision)
-        record.history.append(
-            probe_entry(
-                reading, decision, metrics.get(f"{prefix}_{_score_name(metrics, prefix)}_calibrated"), record
-            )
-        )
+        calibrated = metrics.get(f"{prefix}_{_score_name(metrics, prefix)}_calibrated")
+        record.history.append(probe_entry(reading, decision, calibrated, fused))
         if state.is_world_process_zero:
             tqdm.write(probe_line(record.history[-1], self.modalities))
-            if changed:
+            if changed or scouted:
                 tqdm.write(f"    -> {decision.reason}")
 
 
@@ -187,8 +187,10 @@ class FusionProgressCallback(ProgressCallback):
 def stage_name(model: Any) -> str:
     """What trains now, for a progress bar: "stage 1, audio paused"."""
     paused = [name for name in model.modalities if name not in model.active]
-    stage = 1 if model.stage == "unimodal" else 2
-    return f"stage {stage}, {' and '.join(paused)} paused" if paused else f"stage {stage}"
+    stage = "stage 1" if model.stage == "unimodal" else "stage 2"
+    if model.stage == "unimodal" and model.fuses_early:
+        stage = f"{stage}, scouting"
+    return f"{stage}, {' and '.join(paused)} paused" if paused else stage
 
 
 def reading_from_metrics(
@@ -236,7 +238,7 @@ def _score_name(metrics: dict[str, float], prefix: str) -> str:
 
 
 def probe_entry(
-    reading: Reading, decision: Decision, calibrated: float | None, record: StageRecord
+    reading: Reading, decision: Decision, calibrated: float | None, fused_trains: bool
 ) -> dict[str, Any]:
     """One probe as a plain dictionary, for the trajectory picture, the card and the state."""
     over = decision.stage_over and reading.stage == "unimodal"
@@ -248,6 +250,7 @@ def probe_entry(
         "epoch": reading.epoch,
         "stage": reading.stage,
         "training": list(reading.training),
+        "fused_trains": fused_trains,
         "redundancy": reading.redundancy,
         "unique": dict(reading.unique),
         "synergy": reading.synergy,
@@ -268,7 +271,7 @@ def probe_line(entry: dict[str, Any], modalities: Sequence[str]) -> str:
     accuracy = "  ".join(f"{m} {100 * entry['accuracy'][m]:.1f}" for m in modalities)
     calibrated = entry["calibrated"]
     return (
-        f"step {entry['step']:>5} | {entry['stage']:<8} | training {', '.join(entry['training'])}"
+        f"step {entry['step']:>5} | {phase(entry):<8} | training {', '.join(entry['training'])}"
         f"{' | paused ' + ', '.join(paused) if paused else ''}"
         f" | R {entry['redundancy']:.2f}  U {unique}  S {entry['synergy']:.2f} bits"
         f" | accuracy {accuracy}  fused {100 * entry['accuracy']['fused']:.1f}"

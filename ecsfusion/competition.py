@@ -12,7 +12,13 @@ class, and the other has no gradient left.
 
 from __future__ import annotations
 
+import math
+from numbers import Integral, Real
+
+import torch
 from torch import Tensor
+
+from ecsfusion.information.inputs import check_values
 
 
 def smoothed_relu(x: Tensor, order: int = 3, threshold: float = 0.5) -> Tensor:
@@ -37,14 +43,33 @@ def competitive_strength(
         (..., C, M): G = the largest positive alignment times the (q-2)-th root of d = signal / (n b^(q-1)).
 
     Raises:
-        ValueError: an order under 3, for which nothing blows up; shapes that do not match.
+        TypeError, ValueError: an order under 3, for which nothing blows up; shapes that do not match; what is not
+            finite, or a signal that is negative.
     """
-    if order < 3:
-        raise ValueError(f"order is {order}; competition by blow-up needs an activation of order 3 or more")
-    if alignment.shape[:-1] != signal.shape:
+    if isinstance(order, bool) or not isinstance(order, Integral) or not 3 <= order <= 1000:
+        raise ValueError(f"order is {order!r}; competition by blow-up needs an activation of whole order 3 or more")
+    for name, number in (("num_samples", num_samples), ("threshold", threshold)):
+        is_number = isinstance(number, Real) and not isinstance(number, bool)
+        if not is_number or not 0 < number < math.inf or number > 2**63:
+            raise ValueError(f"{name} must be a positive number, got {number!r}")
+    for name, values in (("alignment", alignment), ("signal", signal)):
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"{name} must be a floating point tensor, got {found}")
+        check_values(values, name)
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{name} must be finite, found NaN or infinite values")
+    if bool((signal < 0).any()):
+        raise ValueError("signal must not be negative: it is a sum of powers of what is positive")
+    if alignment.ndim < 1 or alignment.shape[-1] == 0 or alignment.shape[:-1] != signal.shape:
         raise ValueError(
             "alignment must be (..., C, M, L) and signal (..., C, M), "
             f"got {tuple(alignment.shape)} and {tuple(signal.shape)}"
         )
-    growth = signal / (num_samples * threshold ** (order - 1))
-    return alignment.amax(-1).clamp_min(0.0) * growth ** (1.0 / (order - 2))
+    # By logarithms: the powers leave the range of the numbers before the result does.
+    growth = signal.double().log() - math.log(num_samples) - (order - 1) * math.log(threshold)
+    strength = alignment.amax(-1).clamp_min(0.0).double() * (growth / (order - 2)).exp()
+    wide = torch.promote_types(alignment.dtype, signal.dtype)
+    if float(strength.amax() if strength.numel() else 0.0) > torch.finfo(wide).max or not strength.isfinite().all():
+        raise ValueError(f"alignment and signal are too large for the strength in {wide}; give float64, or scale them")
+    return strength.to(wide)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from ecsfusion.information.inputs import (
     Array,
     check_classes,
     check_finite,
+    check_seed,
     class_labels,
     named_modalities,
     positive,
@@ -39,6 +41,9 @@ from ecsfusion.pid import (
 
 MOST_ITERATIONS = 1000
 MOST_COMPONENTS = 16
+MOST_DIRECTIONS = 1 << 12
+MOST_CELLS = 1 << 25
+"""Of a joint table: a label that is no class index, such as a number of a person, asks for more."""
 
 
 def fast_pid(
@@ -137,6 +142,7 @@ def fast_pids(
     start = time.perf_counter()
     _check_replicates(permutations, bootstrap)
     checked_options(tolerance, MOST_ITERATIONS, None)
+    check_seed(seed)
     named = named_modalities(embeddings)
     first = next(iter(named.values()))
     targets = class_labels(labels, len(first), first.device, bins)
@@ -151,6 +157,7 @@ def fast_pids(
         frequency = torch.bincount(targets.reshape(len(first), -1)[:, 0], minlength=num_classes)
         num_clusters = choose_clusters(frequency)
     num_clusters, num_components = cluster_sizes(num_clusters, num_components, num_classes)
+    _check_cells(num_clusters, num_classes)
 
     found = probe_tensors(
         named,
@@ -205,7 +212,7 @@ def probe_tensors(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> ProbeTensors:
-    """`fast_pids` from tensors to tensors, without checks and, on CUDA with Triton, without a host read.
+    """`fast_pids` from tensors to tensors, without a look at the values and, on CUDA with Triton, without a host read.
 
     So it can be captured in a CUDA graph, compiled with `torch.compile(fullgraph=True)`, and launched ahead of other
     work. Rows and labels that cannot be counted show in `counted`.
@@ -220,6 +227,16 @@ def probe_tensors(
     Returns:
         ProbeTensors with T = questions x L, in the order of `question_names`, then of the labels.
     """
+    if not torch.compiler.is_compiling():  # what can be known without a look at the values
+        _check_replicates(permutations, bootstrap)
+        checked_options(tolerance, MOST_ITERATIONS, None)
+        check_seed(seed)
+        positive(num_classes, "num_classes")
+        cluster_sizes(num_clusters, num_components, num_classes)
+        _check_cells(num_clusters, num_classes)
+        embeddings = named_modalities(embeddings)
+        first_rows = next(iter(embeddings.values()))
+        labels = class_labels(labels, len(first_rows), first_rows.device, None)
     questions = Questions.fit(embeddings, num_clusters, num_components, seed)
     first, second = questions.assign(embeddings)
     sizes = (num_clusters, num_clusters, num_classes)
@@ -427,10 +444,24 @@ def cluster_sizes(num_clusters: int, num_components: int | None, num_classes: in
         num_components = min(max(5, num_classes - 1), MOST_COMPONENTS)
     positive(num_clusters, "num_clusters")
     positive(num_components, "num_components")
+    if num_components > MOST_DIRECTIONS:
+        raise ValueError(f"num_components must be at most {MOST_DIRECTIONS}, got {num_components}")
     return num_clusters, num_components
 
 
+def _check_cells(num_clusters: int, num_classes: int) -> None:
+    cells = num_clusters**2 * num_classes
+    if cells > MOST_CELLS:
+        raise ValueError(
+            f"labels with num_classes={num_classes} and num_clusters={num_clusters} make a table of {cells:.3g} cells,"
+            f" more than {MOST_CELLS:.3g}; number the classes that there are from 0, or take fewer clusters"
+        )
+
+
 def _check_replicates(permutations: int, bootstrap: int) -> None:
+    for name, value in (("permutations", permutations), ("bootstrap", bootstrap)):
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
     if permutations < 2:
         raise ValueError(f"permutations must be at least 2, got {permutations}")
     if bootstrap == 1 or bootstrap < 0:

@@ -5,6 +5,8 @@ factors of the optimum, scaled to A B^T <= 1, dH*/dP(x1, y) = -log A and dH*/dP(
 unrolled and memory does not grow with the iterations; all other terms of the atoms are entropies of the table.
 """
 
+import math
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,10 @@ from ecsfusion_kernels.reference.broja import dual_shift
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ecsfusion.information.inputs import check_classes, check_seed, check_values, class_labels, positive
+from ecsfusion.pid import checked_options
+
+MOST_CELLS = 1 << 25
 LN2 = 0.6931471805599453
 
 
@@ -45,15 +51,19 @@ def differentiable_pid(joint: Tensor, tolerance: float = 1e-6, max_iterations: i
     if not isinstance(joint, Tensor) or not joint.is_floating_point():
         found = joint.dtype if isinstance(joint, Tensor) else type(joint).__name__
         raise TypeError(f"joint must be a floating point tensor, got {found}; use decompose for counts")
+    check_values(joint, "joint")
+    checked_options(tolerance, max_iterations, None)
     if joint.ndim < 3 or 0 in joint.shape:
         raise ValueError(f"joint must have the shape (..., K1, K2, C), got {tuple(joint.shape)}")
-    if not bool((joint.detach() >= 0).all() and torch.isfinite(joint.detach()).all()):
+    cells = joint.detach().to(torch.float64)
+    if not bool((cells >= 0).all() and torch.isfinite(cells).all()):
         raise ValueError("joint must be finite and not negative; soft assignments give such a table")
     table = joint.to(torch.float64)
-    total = table.sum((-3, -2, -1), keepdim=True)
-    if bool((total.detach() == 0).any()):
+    peak = table.detach().amax((-3, -2, -1), keepdim=True)
+    if bool((peak == 0).any()):
         raise ValueError("joint has a table whose cells are all zero; leave tables without samples out")
-    table = table / total
+    table = table / peak  # so that no sum overflows
+    table = table / table.sum((-3, -2, -1), keepdim=True)
 
     p1y, p2y, p12 = table.sum(-2), table.sum(-3), table.sum(-1)
     label = _entropy(p1y.sum(-2), 1)
@@ -77,13 +87,38 @@ def soft_joint(
         assignments2: (N, K2) the same of the second.
         labels: (N,) class indices from 0.
         num_classes: C; None for the largest label + 1.
+
+    Raises:
+        TypeError, ValueError: for what is none of these.
     """
-    if not len(assignments1) == len(assignments2) == len(labels) > 0:
+    sides = (("assignments1", assignments1), ("assignments2", assignments2))
+    for name, rows in sides:
+        _check_floats(rows, name)
+    sizes = [len(assignments1), len(assignments2), len(labels) if hasattr(labels, "shape") and labels.ndim else None]
+    if len({size for size in sizes if size is not None}) > 1:
         raise ValueError(
             "assignments1, assignments2 and labels must have one row per sample, got "
-            f"{len(assignments1)}, {len(assignments2)} and {len(labels)} rows"
+            f"{sizes[0]}, {sizes[1]} and {sizes[2]} rows"
         )
-    one_hot = torch.nn.functional.one_hot(labels.to(torch.int64), num_classes or -1).to(assignments1.dtype)
+    for name, rows in sides:
+        if not bool((rows.detach() >= 0).all()):
+            raise ValueError(f"{name} must not be negative; take the rows of soft_assignments")
+        if not bool(((rows.detach().double().sum(-1) - 1).abs() < 0.05).all()):
+            raise ValueError(f"{name} must have rows that sum to 1; take those of soft_assignments")
+    if assignments1.dtype != assignments2.dtype or assignments1.device != assignments2.device:
+        raise ValueError(
+            f"assignments1 is {assignments1.dtype} on {assignments1.device}, assignments2 {assignments2.dtype} on "
+            f"{assignments2.device}; convert one of them"
+        )
+    if num_classes is not None:
+        positive(num_classes, "num_classes")
+    labels = class_labels(labels, len(assignments1), assignments1.device, None)
+    if labels.ndim != 1:
+        raise ValueError(f"labels must have the shape (N,), got {tuple(labels.shape)}; take one label at a time")
+    num_classes = check_classes(labels, num_classes)
+    if num_classes * assignments1.shape[1] * assignments2.shape[1] > MOST_CELLS:
+        raise ValueError(f"labels have num_classes={num_classes}; number the classes that there are from 0")
+    one_hot = torch.nn.functional.one_hot(labels, num_classes).to(assignments1.dtype)
     by_class = (assignments1.unsqueeze(-1) * one_hot.unsqueeze(-2)).flatten(1)  # (N, K1 * C)
     table = (by_class.mT @ assignments2).unflatten(0, (assignments1.shape[1], -1))  # (K1, C, K2)
     return table.mT / len(labels)
@@ -97,22 +132,65 @@ def soft_assignments(embeddings: Tensor, centres: Tensor, temperature: float = 0
         centres: (K, D), from `cluster_centres`.
         temperature: in units of the mean squared distance of a row to its nearest centre; toward 0 the assignments
             become hard and gradients vanish.
+
+    Raises:
+        TypeError, ValueError: for what is none of these.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; use hard clusters for 0")
-    squared = (
-        embeddings.square().sum(-1, keepdim=True) + centres.square().sum(-1) - 2 * embeddings @ centres.mT
-    ).clamp_min(0.0)
-    unit = squared.amin(-1).mean().clamp_min(1e-12)
-    return torch.softmax(-squared / (temperature * unit), -1)
+    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive, got {temperature!r}; use hard clusters for 0")
+    _check_floats(embeddings, "embeddings")
+    _check_floats(centres, "centres")
+    if embeddings.shape[1] != centres.shape[1]:
+        raise ValueError(
+            f"centres must be as wide as the embeddings, got {tuple(centres.shape)} for {tuple(embeddings.shape)}"
+        )
+    if embeddings.device != centres.device:
+        raise ValueError(f"centres are on {centres.device}, embeddings on {embeddings.device}; move one of them")
+    # Nothing depends on the unit of the embeddings, and squares of large and of small numbers would be lost.
+    unit = _power_of_two(torch.stack([_largest(embeddings), _largest(centres)]).amax())
+    wide = torch.promote_types(torch.promote_types(embeddings.dtype, centres.dtype), torch.float32)
+    x, c = (embeddings / unit).to(wide), (centres / unit).to(wide)
+    squared = (x.square().sum(-1, keepdim=True) + c.square().sum(-1) - 2 * x @ c.mT).clamp_min(0.0)
+    nearest = squared.amin(-1).mean().clamp_min(torch.finfo(wide).eps ** 2)
+    return torch.softmax(-squared / (temperature * nearest), -1).to(embeddings.dtype)
 
 
 def cluster_centres(embeddings: Tensor, num_clusters: int, random_seed: int = 0) -> Tensor:
-    """Centres (K, D) of k-means on embeddings (N, D), without gradients: the anchors of `soft_assignments`."""
+    """Centres (K, D) of k-means on embeddings (N, D), without gradients: the anchors of `soft_assignments`.
+
+    Raises:
+        TypeError, ValueError: for embeddings that are no finite floating point matrix with rows; for K under 1.
+    """
+    _check_floats(embeddings, "embeddings")
+    positive(num_clusters, "num_clusters")
+    check_seed(random_seed, "random_seed")
     with torch.no_grad():
-        points = embeddings.detach().float().unsqueeze(0)
+        unit = _power_of_two(_largest(embeddings))
+        points = (embeddings.detach() / unit).float().unsqueeze(0)
         centres = lloyd(points, seed(points, num_clusters, random_seed)).centres[0]
-    return centres.to(embeddings.dtype)
+        return (centres.double() * unit).to(embeddings.dtype)
+
+
+def _check_floats(value: Tensor, name: str) -> None:
+    """Raises TypeError or ValueError unless it is a finite floating point matrix with rows and columns."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.itemsize < 2:
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating point tensor, got {found}; convert it with .float()")
+    check_values(value, name)
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(f"{name} must be a matrix with rows and columns, got the shape {tuple(value.shape)}")
+    if not bool(torch.isfinite(value.detach()).all()):
+        raise ValueError(f"{name} must be finite, found NaN or infinite values; look at the encoder and its rate")
+
+
+def _largest(value: Tensor) -> Tensor:
+    return value.detach().abs().amax().double()
+
+
+def _power_of_two(value: Tensor) -> Tensor:
+    """A power of two near `value` (a scalar, float64), by which dividing is exact; 1 for 0."""
+    exponent = torch.frexp(value).exponent.clamp(-1000, 1000)
+    return torch.where(value > 0, torch.ldexp(torch.ones_like(value), exponent), 1.0)
 
 
 class _LargestConditionalEntropy(torch.autograd.Function):

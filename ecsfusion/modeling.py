@@ -35,9 +35,10 @@ class FusionOutput(ModelOutput):
     """What [`FusionForClassification`] returns.
 
     Attributes:
-        loss: scalar, when labels are given.
+        loss: scalar, when labels are given: of the logits below.
         logits: (B, C), of the fused head.
-        unimodal_logits: (B, C) per modality that was run; NaN in rows without it.
+        unimodal_logits: (B, C) per modality that was run; NaN in rows without it. In evaluation those of its second
+            encoder and head, where the model has them (`set_standalone`).
         embeddings: (B, D_m) per modality that was run; NaN in rows without it.
         present: (B,) bool per modality that was run, which rows have it.
         probabilities: (B, C), calibrated combination of all heads; only when the model carries a readout.
@@ -57,8 +58,9 @@ class FusionForClassification(PreTrainedModel):
     """Several encoders, a linear head on each, and a fusion head over all embeddings.
 
     In stage "unimodal" the loss is the sum of the losses of the active modalities; a modality that is not active is
-    not run at all while training. In stage "joint" it is that of the fused head + auxiliary_weight times the sum of the
-    unimodal ones (arXiv 2509.20840, section 1 of the method). In evaluation every modality that is given is run.
+    not run at all while training. In stage "joint", and where `fuses_early`, it is that of the fused head +
+    auxiliary_weight times the sum of the unimodal ones (arXiv 2509.20840, section 1 of the method). In evaluation every
+    modality that is given is run.
 
     A modality may be missing, in all rows of a batch or in some:
 

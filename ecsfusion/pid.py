@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 from ecsfusion_kernels import broja
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ecsfusion.information.inputs import check_values
 
 LN2 = 0.6931471805599453
 
@@ -221,11 +224,19 @@ def decompose(
 
 def checked_options(tolerance: float, max_iterations: int, names: Sequence[str] | None) -> tuple[str, str]:
     """The names of the two modalities; raises ValueError for bad options of `decompose`."""
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be a positive number of bits, got {tolerance}")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
-    names = ("x1", "x2") if names is None else tuple(names)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance > 0:
+        raise ValueError(f"tolerance must be a positive number of bits, got {tolerance!r}")
+    if isinstance(max_iterations, bool) or not isinstance(max_iterations, Integral) or max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, got {max_iterations!r}")
+    if names is None:
+        names = ("x1", "x2")
+    if (
+        isinstance(names, str)
+        or not isinstance(names, Sequence)
+        or not all(isinstance(n, str) for n in names)
+    ):
+        raise ValueError(f"names must be two different modality names, got {names!r}")
+    names = tuple(names)
     if len(names) != 2 or len(set(names)) != 2:
         raise ValueError(f"names must be two different modality names, got {names}")
     return names[0], names[1]
@@ -268,6 +279,7 @@ def normalized_table(joint: Tensor | NDArray[Any]) -> Tensor:
         joint = torch.from_numpy(np.ascontiguousarray(joint, dtype=np.float64))
     if not isinstance(joint, Tensor):
         raise TypeError(f"joint must be a torch.Tensor or numpy array, got {type(joint).__name__}")
+    check_values(joint, "joint")
     if joint.is_complex():
         raise TypeError(f"joint must be real numbers, got dtype {joint.dtype}")
     if joint.ndim < 3 or 0 in joint.shape[-3:]:

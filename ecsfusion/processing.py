@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import PushToHubMixin, cached_file
 
 from ecsfusion.data.arrays import ArrayProcessor, read_array
-from ecsfusion.data.columns import check_row
+from ecsfusion.data.columns import check_rows
 from ecsfusion.data.media import read_audio, read_image, read_video
 
 CONFIG_NAME = "fusion_processor_config.json"
@@ -303,7 +303,7 @@ class FusionCollator:
             TypeError: a raw value of the wrong type, or rows that are no dictionaries.
         """
         names = self.processor.modalities
-        check_row(rows[0], names)
+        check_rows(rows, names)
         batch = _with_missing_rows({name: [row.get(name) for row in rows] for name in names}, self._inputs)
         if not any(name in batch for name in names):
             raise ValueError(
@@ -332,7 +332,7 @@ class TensorCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
         """As `FusionCollator.__call__`."""
-        check_row(rows[0], self.modalities or ())
+        check_rows(rows, self.modalities or ())
         given = self.modalities or [key for key in rows[0] if key not in ("label", "labels")]
         batch = _with_missing_rows(
             {name: [row.get(name) for row in rows] for name in given},

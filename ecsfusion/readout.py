@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from ecsfusion.information.inputs import check_values
 from ecsfusion.model.combination import pool_opinions, weigh_predictions
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 FUSED = "fused"
 """The reserved name of the fused head."""
 
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 LOWEST_LOG_PROBABILITY = -36.0
 """Of a class under one head: exp(-36) is the resolution of a float64 probability; infinite logits end here."""
 
@@ -87,6 +89,13 @@ class Readout:
         Raises:
             ValueError, TypeError: see the message; it names the argument.
         """
+        if problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type is {problem_type!r}; give one of {', '.join(PROBLEM_TYPES)}.")
+        if isinstance(withheld, str) or not isinstance(withheld, Collection):
+            raise TypeError(f"withheld must be names of modalities, like ['image'], got {withheld!r}.")
+        labels = _as_tensor(labels, "labels")
+        if not labels.ndim or not len(labels):
+            raise ValueError(f"labels must have one entry per row, got the shape {tuple(labels.shape)}.")
         rows = _check_present(present, logits, len(labels))
         heads = _check_logits(logits, rows, problem_type)
         N, C = next(iter(heads.values())).shape[:2]
@@ -157,9 +166,21 @@ class Readout:
             (B, C), in float32 or the logits' wider type: log-probabilities of the classes; with several labels that
             each of them is 1; in regression the predictions.
         """
+        if not isinstance(logits, Mapping) or not all(isinstance(z, Tensor) for z in logits.values()):
+            raise TypeError("logits must be a mapping of a head's name to a tensor (B, C).")
+        if isinstance(present, str) or not isinstance(present, Mapping | Collection | None):
+            raise TypeError(f"present must be names of modalities, or masks by name, got {present!r}.")
+        if len({len(z) if z.ndim else -1 for z in logits.values()}) > 1:
+            raise ValueError(f"logits must have one row per sample, got { {n: tuple(z.shape) for n, z in logits.items()} }.")
         if not isinstance(present, Mapping):
             return self._combine(logits, present)
         names = [name for name in present if name in logits]
+        for name in present:
+            mask, some = present[name], next(iter(logits.values()), None)
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or some is None or mask.shape != some.shape[:1]:
+                raise ValueError(f"present[{name!r}] must be one bool for each row of the logits.")
+        if not names or not len(present[names[0]]):
+            raise ValueError("present and logits leave no row and no head; at least one modality must be there.")
         patterns, of_row = torch.stack([present[name] for name in names], dim=1).unique(
             dim=0, return_inverse=True
         )
@@ -187,6 +208,12 @@ class Readout:
         if not names:
             raise ValueError("present and logits leave no head; at least one modality must be there.")
         heads = {name: _answers(logits[name], name, self.problem_type, self.num_classes) for name in names}
+        for name, head in heads.items():
+            bad = head.detach().isnan().flatten(1).any(-1).nonzero()
+            if len(bad):
+                raise ValueError(
+                    f"logits[{name!r}] holds NaN in {len(bad)} rows that have it; look at the inputs and the weights."
+                )
         pooled = torch.zeros_like(next(iter(heads.values())))
         for name, weight in self.weights(names).items():
             pooled = pooled + weight * heads[name]
@@ -238,7 +265,7 @@ def expected_calibration_error(
     """
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
-    p = torch.as_tensor(probabilities).detach().to("cpu", torch.float64)
+    p = _as_tensor(probabilities, "probabilities").to(torch.float64)
     if (
         p.ndim != 2
         or not len(p)
@@ -270,15 +297,29 @@ def _answers(logits: Tensor, name: str, problem_type: str, num_classes: int | No
     return log_p.clamp_min(LOWEST_LOG_PROBABILITY)
 
 
+def _as_tensor(values: Any, name: str) -> Tensor:
+    """`values` detached on the CPU; raises TypeError or ValueError with `name` in it."""
+    try:
+        made = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} must be a tensor or an array of numbers, got {type(values).__name__} ({error}).") from error
+    check_values(made, name)
+    if made.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got dtype {made.dtype}.")
+    return made.detach().cpu()
+
+
 def _check_present(
     present: Mapping[str, Tensor | np.ndarray] | None, logits: Any, num_rows: int
 ) -> dict[str, np.ndarray]:
     """Which rows (N,) have each modality."""
     if not isinstance(logits, Mapping) or not logits:
         raise TypeError("logits must be a mapping with at least one head, name to (N, C).")
+    if not isinstance(present, Mapping | None):
+        raise TypeError(f"present must be a mapping of a modality's name to (N,) bool, got {type(present).__name__}.")
     rows = {name: np.ones(num_rows, dtype=bool) for name in logits if name != FUSED}
     for name, mask in (present or {}).items():
-        values = torch.as_tensor(mask).cpu().numpy()
+        values = _as_tensor(mask, f"present[{name!r}]").numpy()
         if name not in rows or values.shape != (num_rows,) or values.dtype != bool:
             raise ValueError(
                 f"present[{name!r}] is {values.dtype} of shape {values.shape}; give one bool for each "
@@ -293,9 +334,10 @@ def _check_logits(
 ) -> dict[str, np.ndarray]:
     """What is weighed, (N, C) or (N, C, 2) float64 per head; of rows without the modality, anything."""
     heads: dict[str, np.ndarray] = {}
-    shape = tuple(torch.as_tensor(next(iter(logits.values()))).shape)
-    for name, values in logits.items():
-        head = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    given = {name: _as_tensor(values, f"logits[{name!r}]") for name, values in logits.items()}
+    shape = tuple(next(iter(given.values())).shape)
+    for name, values in given.items():
+        head = values.to(torch.float64)
         if tuple(head.shape) != shape or len(shape) != 2 or not head.numel():
             raise ValueError(
                 f"logits[{name!r}] has shape {tuple(head.shape)}; all heads need the same (N, C)."
@@ -313,7 +355,7 @@ def _check_targets(
     labels: Tensor | np.ndarray, num_samples: int, num_classes: int, problem_type: str
 ) -> np.ndarray:
     """Class indices (N,), zeros and ones (N, C), or real targets (N, C)."""
-    targets = torch.as_tensor(labels).detach().cpu()
+    targets = _as_tensor(labels, "labels")
     if problem_type == SINGLE_LABEL:
         if targets.shape != (num_samples,) or targets.is_floating_point() or targets.is_complex():
             raise ValueError(

@@ -44,11 +44,13 @@ logger = logging.get_logger(__name__)
 class FusionTrainer(ProbingTrainer):
     """Trains a [`FusionForClassification`] in two stages inside one `train()`.
 
-    Stage 1 trains every modality on its own loss; after each evaluation the controller's rule reads the partial
-    information decomposition of the embeddings and decides who trains on. At the end of stage 1 its peak is
-    restored, the optimizer's state is cleared, the learning-rate schedule starts anew over the steps that are
-    left, and all modalities are trained together (arXiv 2509.20840). Afterwards the calibrated combination of
-    all heads is fitted on the evaluation set and saved in the model's configuration.
+    Stage 1 trains every modality on its own loss (and at first the fused head too, where the rule scouts); after each
+    evaluation the controller's rule reads the partial information decomposition of the embeddings and decides who
+    trains on. At the end of stage 1 the weights that the rule names are restored, the optimizer's state is cleared,
+    the learning-rate schedule starts anew over the steps that are left, and all modalities are trained together
+    (arXiv 2509.20840). Afterwards each modality gets its own best weights back to answer for it alone
+    (`keep_best_heads`), and the calibrated combination of all heads is fitted on the evaluation set and saved in the
+    model's configuration.
 
     Args:
         model: the model to train.
@@ -267,7 +269,8 @@ class FusionTrainer(ProbingTrainer):
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
         if self.args.keep_best_heads:
-            why = why_not_kept(self)
+            sharded = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
+            why = f"no process has whole heads under {sharded}" if sharded else why_not_kept(self.model)
             self._keeps_best_heads = why is None
             if why is not None:
                 logger.warning(f"keep_best_heads is off in this run: {why}.")

@@ -38,10 +38,11 @@ class FusionTrainingArguments(TrainingArguments):
             knows when the rule will end it; stage 2 over the steps that are left. `lr_scheduler_kwargs` belong to
             `lr_scheduler_type`.
         keep_best_heads: keep each modality's own best weights on validation and let the model answer with them for that
-            modality alone, and so in the readout (see `ecsfusion.training.best_heads`; it gained 0.1 and 0.9 points of
-            accuracy in benchmarks/best_heads.py, for a second copy and forward of the encoders).
-        joint_pausing: let the rule pause modalities in stage 2 as well ("peak-synergy", or a rule of one's own with
-            `decide_joint`).
+            modality alone, and so in the readout (see `ecsfusion.training.best_heads`). It costs a second copy, and at
+            inference a second forward, of the encoders that were best before the end; False does without. It is off,
+            with a warning, where an encoder cannot be copied and under FSDP and DeepSpeed.
+        joint_pausing: let the rule pause modalities in stage 2 as well (with rule="peak-synergy", or one of one's own
+            that has `decide_joint`; the default rule has none).
         auxiliary_weight: weight of each unimodal cross-entropy in stage 2.
         modality_learning_rates: learning rate by modality (or "fusion"); the others use `learning_rate`.
         modality_weight_decays: weight decay by modality (or "fusion"); the others use `weight_decay`.

@@ -46,8 +46,10 @@ class Moves(Rule):
         return self.train(reading, ["left", "right"], "both")
 
 
-def train(folder: Path, resume: bool, processes: int = 1, **options: object) -> FusionTrainer:
-    """The run; it saves at every second step, and the model at the end."""
+def train(
+    folder: Path, resume: bool, processes: int = 1, moves: bool = True, **options: object
+) -> FusionTrainer:
+    """The run; it saves at every step, and the model at the end. By the rule above, or by that of the options."""
     logging.disable_progress_bar()
     arguments = {
         "output_dir": str(folder),
@@ -76,7 +78,7 @@ def train(folder: Path, resume: bool, processes: int = 1, **options: object) -> 
         args=FusionTrainingArguments(**(arguments | options)),
         train_dataset=TwoViews(56, 0),
         eval_dataset=TwoViews(41, 1),
-        rule=Moves(),
+        rule=Moves() if moves else None,
     )
     trainer.pop_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)

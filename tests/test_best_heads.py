@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
-from fusion_fixtures import TwoViews, two_views
+from fusion_fixtures import TwoViews, tiny_vit, two_views
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion.training.best_heads import load_modality
+from ecsfusion.training.best_heads import folder_of, load_modality
 
 ROWS, BATCH, EPOCHS = 64, 16, 6
 SETTINGS = {
@@ -63,12 +64,13 @@ def by_step(trained, name):
 
 def test_the_best_step_of_every_modality_is_kept(run):
     trained, folder = run
+    last = folder / f"checkpoint-{trained.state.global_step}"
     for name in trained.model.modalities:
         history = by_step(trained, name)
         step, score, _ = trained.record.best_heads[name]
         assert score == pytest.approx(max(history.values()))
         assert history[step] == max(history.values())
-        assert json.loads((folder / f"best-{name}" / "step.json").read_text()) == {"step": step}
+        assert json.loads((last / f"best-{name}" / "step.json").read_text()) == {"step": step}
 
 
 def test_the_model_answers_with_it_and_keeps_its_fused_head(run):
@@ -143,7 +145,7 @@ def test_a_new_training_starts_without_the_copies(run, tmp_path):
 
 
 def test_it_is_an_option(tmp_path):
-    plain = trainer(tmp_path, num_train_epochs=1)
+    plain = trainer(tmp_path, num_train_epochs=1, keep_best_heads=False)
     plain.train()
     assert plain.record.best_heads == {}
     assert not list(tmp_path.glob("best-*"))
@@ -152,8 +154,107 @@ def test_it_is_an_option(tmp_path):
 
 def test_a_folder_of_another_run_is_refused(run):
     trained, folder = run
+    folder = folder / f"checkpoint-{trained.state.global_step}"
     name = trained.model.modalities[0]
     step = int(trained.record.best_heads[name][0])
     assert load_modality(str(folder / f"best-{name}"), step)
     with pytest.raises(ValueError, match="another run"):
         load_modality(str(folder / f"best-{name}"), step + 1)
+
+
+def test_what_only_a_run_that_goes_on_needs_is_gone(run):
+    _, folder = run
+    left = {
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("checkpoint-")
+    }
+    assert left == {"unimodal", "final"}
+
+
+def test_the_loss_is_that_of_the_logits_that_are_returned(run):
+    trained, _ = run
+    batch = trained.data_collator([TwoViews(80, seed=1)[i] for i in range(8)])
+    with torch.no_grad():
+        out = trained.model.eval()(**batch)
+    labels = batch["labels"]
+    heads = [torch.nn.functional.cross_entropy(z, labels) for z in out.unimodal_logits.values()]
+    fused = torch.nn.functional.cross_entropy(out.logits, labels)
+    torch.testing.assert_close(out.loss, fused + trained.args.auxiliary_weight * sum(heads))
+
+
+def test_a_model_that_has_copies_is_trained_killed_and_resumed(run, tmp_path):
+    _, source = run
+
+    def again(callbacks=()) -> FusionTrainer:
+        model = FusionForClassification.from_pretrained(source / "final")
+        assert len(model.standalone)
+        return FusionTrainer(
+            model=model,
+            args=FusionTrainingArguments(output_dir=str(tmp_path), **{**SETTINGS, "num_train_epochs": 3}),
+            train_dataset=TwoViews(ROWS, seed=0),
+            eval_dataset=TwoViews(80, seed=1),
+            callbacks=list(callbacks),
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        again([Interrupted(2 * ROWS // BATCH)]).train()
+    resumed = again()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3 * ROWS // BATCH
+    resumed.train(resume_from_checkpoint=True)  # the same trainer, whose model may have copies by now
+    assert resumed.record.best_heads
+
+
+@pytest.mark.parametrize("stages", ["joint", "unimodal"])
+def test_with_one_stage_and_the_best_model_at_the_end(tmp_path, stages):
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    run = trainer(tmp_path, stages=stages, **options)
+    run.train()
+    metrics = run.reports["validation"]["metrics"]
+    best = run.state.best_global_step if stages == "joint" else run._final_step()
+    assert metrics["eval_accuracy"] == pytest.approx(by_step(run, "fused")[best])
+    for name in run.model.modalities:
+        assert metrics[f"eval_accuracy_{name}"] == pytest.approx(max(by_step(run, name).values()))
+        assert (name in run.model.standalone) == (run.record.best_heads[name][0] != best)
+
+
+def test_an_encoder_that_cannot_be_copied_trains_without(tmp_path, caplog):
+    class Locked(torch.nn.Module):
+        embedding_dim = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(16, 4)
+            self.lock = threading.Lock()
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return self.linear(values.flatten(1))
+
+    class Plain(TwoViews):
+        def __getitem__(self, index: int) -> dict[str, object]:
+            left, right = (view[index] for view in self.views)
+            return {"left": {"pixel_values": left}, "right": right, "labels": int(self.labels[index])}
+
+    model = FusionForClassification.from_modality_pretrained(
+        {"left": tiny_vit(), "right": Locked()}, num_labels=3
+    )
+    run = FusionTrainer(
+        model=model,
+        args=FusionTrainingArguments(
+            output_dir=str(tmp_path),
+            **{**SETTINGS, "num_train_epochs": 2, "stages": "joint", "save_strategy": "no"},
+        ),
+        train_dataset=Plain(ROWS, seed=0),
+        eval_dataset=Plain(80, seed=1),
+    )
+    run.train()
+    assert (
+        "keep_best_heads is off in this run: a second copy of the encoder Locked of 'right' cannot"
+        in caplog.text
+    )
+    assert run.record.best_heads == {}
+    assert run.model.config.readout is not None
+
+
+def test_modalities_may_be_called_as_they_like(tmp_path):
+    """No folder of the run is a modality's own, which holds its processor."""
+    assert not folder_of("left").isidentifier()

@@ -376,6 +376,7 @@ class TestFixedSchedule:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "adaptive": {"saturation": 0.6},
     "published": {},
     "peak-synergy": {"stop_patience": 3},
     "weak-first": {},
@@ -555,7 +556,8 @@ class TestOwnRule:
         with pytest.raises(TypeError, match="must be a name"):
             make_rule(3, TWO)  # type: ignore[arg-type]
         with pytest.raises(
-            ValueError, match=r"unknown rule 'peak'.*'fixed', 'peak-synergy', 'published', 'weak-first'"
+            ValueError,
+            match=r"unknown rule 'peak'.*'adaptive', 'fixed', 'peak-synergy', 'published', 'weak-first'",
         ):
             make_rule("peak", TWO)
 

@@ -66,7 +66,8 @@ def test_the_run_that_is_killed_has_all_that_could_go_wrong(whole, tmp_path):
             11,
         ),  # while the folder of the peak is replaced (with 8 checkpoints and 2 folders before)
         ("_begin_joint_stage", 1),  # at the stage change
-        ("_fit_readout_once_evaluated", 1),  # after the last step
+        ("_take_best_heads", 1),  # after the last step
+        ("_remove_folders", 1),  # when all is done but this
     ],
 )
 def test_killed_and_resumed_it_ends_the_same(whole, tmp_path, moment, count):
@@ -85,7 +86,7 @@ def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
     """Stage 1 alone ends at step 12 of 20; killed after that, it must not go on to step 13."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(whole, False, stages="unimodal") == 0
-    assert run(killed, False, "_fit_readout_once_evaluated", 1, stages="unimodal") == -signal.SIGKILL
+    assert run(killed, False, "_take_best_heads", 1, stages="unimodal") == -signal.SIGKILL
     assert run(killed, True, stages="unimodal") == 0
     assert not list(killed.glob("checkpoint-13*"))
     assert killed_run.differences(killed_run.outcome(whole), killed_run.outcome(killed)) == []

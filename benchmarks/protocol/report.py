@@ -26,7 +26,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 def write_report(results: Path) -> str:
     """Write `tables.md` and the pictures beside the lines, from every SUITE.jsonl in the folder; return the tables."""
-    suites = {path.stem: read_lines(path) for path in sorted(results.glob("*.jsonl"))}
+    suites = suites_in(results)
     parts = ["# Every method under one protocol", "", __doc__.strip(), ""]
     if not suites:
         return "no results yet"
@@ -47,6 +47,12 @@ def write_report(results: Path) -> str:
     text = "\n".join(parts)
     (results / TABLES).write_text(text, encoding="utf-8")
     return text
+
+
+def suites_in(results: Path) -> dict[str, Lines]:
+    """The lines of every suite in the folder that has any."""
+    found = {path.stem: read_lines(path) for path in sorted(results.glob("*.jsonl"))}
+    return {name: lines for name, lines in found.items() if lines}  # of some, all runs may have failed
 
 
 def by_method(lines: Lines) -> dict[str, dict[int, Mapping[str, Any]]]:

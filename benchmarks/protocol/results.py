@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +78,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to a file; it does not become part of one that a crash cut short."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(line) + "\n").encode("utf-8"))
 
 
 def settings_of(method: Method, suite: Suite, optimizer: str) -> list[Setting]:

@@ -13,6 +13,8 @@ import torch
 from transformers import BatchFeature
 from transformers.utils import cached_file
 
+from ecsfusion.information.inputs import check_values
+
 FILE_NAME = "array_processor.json"
 
 
@@ -30,7 +32,7 @@ class ArrayProcessor:
     """
 
     def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
-        self.mean, self.std = (np.atleast_1d(np.asarray(values, dtype=np.float32)) for values in (mean, std))
+        self.mean, self.std = _statistic(mean, "mean"), _statistic(std, "std")
         sizes = {self.mean.size, self.std.size} - {1}
         if self.mean.ndim > 1 or self.std.ndim > 1 or len(sizes) > 1 or not (self.std > 0).all():
             raise ValueError(
@@ -44,10 +46,14 @@ class ArrayProcessor:
 
         A feature that never changes gets the standard deviation 1.
         """
-        arrays = [read_array(row) for row in rows]
-        steps = np.concatenate([np.atleast_2d(array) for array in arrays])
+        arrays = _read_rows(rows)
+        widths = {array.shape[-1] for array in arrays}
+        if len(widths) > 1:
+            raise ValueError(f"the rows have {sorted(widths)} features; give as many in every row.")
+        steps = np.concatenate([np.atleast_2d(array) for array in arrays]).astype(np.float64)
         std = steps.std(axis=0)
-        return cls(steps.mean(axis=0).tolist(), np.where(std > 0, std, 1.0).tolist())
+        # Below what float32 can divide by, a feature does not change.
+        return cls(steps.mean(axis=0).tolist(), np.where(std > np.finfo(np.float32).tiny, std, 1.0).tolist())
 
     def __call__(self, rows: Sequence[Any], return_tensors: str = "pt") -> BatchFeature:
         """Rows to `values` (B, D), (B, T) or (B, T, D), float32; where lengths T differ, also `attention_mask` (B, T).
@@ -55,7 +61,7 @@ class ArrayProcessor:
         Raises:
             ValueError: rows of different numbers of features, or not of those of `mean`.
         """
-        return self.pad({"values": [self._normalize(read_array(row)) for row in rows]})
+        return self.pad({"values": [self._normalize(row) for row in _read_rows(rows)]})
 
     def pad(self, features: Mapping[str, Sequence[Any]], **_: Any) -> BatchFeature:
         """Normalized rows as one batch; the same result as calling the processor on the raw rows."""
@@ -100,7 +106,29 @@ class ArrayProcessor:
                 raise ValueError(
                     f"a row has {features} features, but the processor was made for {values.size}."
                 )
-        return (row - self.mean) / self.std
+        normalized = ((row.astype(np.float64) - self.mean) / self.std).astype(np.float64)
+        if np.abs(normalized).max() > np.finfo(np.float32).max:
+            raise ValueError("the row has values that are too large for float32 after normalization; rescale them.")
+        return normalized.astype(np.float32)
+
+
+def _statistic(values: Any, name: str) -> np.ndarray:
+    """One finite number, or one per feature, (1,) or (D,) float32."""
+    try:
+        array = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number or one per feature, got {values!r}.") from error
+    if not array.size or not (np.abs(array) <= np.finfo(np.float32).max).all():  # NaN fails this too
+        raise ValueError(f"{name} must be a finite number or one per feature, got {values!r}.")
+    return array.astype(np.float32)
+
+
+def _read_rows(rows: Any) -> list[np.ndarray]:
+    if isinstance(rows, str) or not hasattr(rows, "__len__") or not hasattr(rows, "__iter__"):
+        raise TypeError(f"rows must be a list of rows of numbers, got a {type(rows).__name__}.")
+    if not len(rows):
+        raise ValueError("there are no rows; give at least one.")
+    return [read_array(row) for row in rows]
 
 
 def read_array(value: Any) -> np.ndarray:
@@ -111,8 +139,12 @@ def read_array(value: Any) -> np.ndarray:
         TypeError: not numbers.
     """
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    array = np.asarray(value)
+        check_values(value, "a row of numbers")
+        value = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"the row is no array of one shape ({error}); give as many features in every step") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"a row of numbers cannot be a {type(value).__name__} of {array.dtype}; give an array"
@@ -121,7 +153,8 @@ def read_array(value: Any) -> np.ndarray:
         raise ValueError(
             f"the row has shape {array.shape}; give features (D,) or a series (T, D) of at least one"
         )
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise ValueError("the row has values that are NaN or infinite; fill them in or leave this row out")
     return array

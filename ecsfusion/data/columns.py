@@ -52,6 +52,16 @@ def check_row(row: Any, modalities: Sequence[str]) -> None:
         )
 
 
+def check_rows(rows: Any, modalities: Sequence[str]) -> None:
+    """Raises ValueError for a batch without rows, and TypeError for one whose rows have no names."""
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise TypeError(f"the rows of a batch must be a list of dictionaries, got a {type(rows).__name__}.")
+    if not rows:
+        raise ValueError("the batch has no rows; give at least one.")
+    for row in rows:
+        check_row(row, modalities)
+
+
 def _keys_of_first_row(dataset: Any) -> list[str] | None:
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
         return None

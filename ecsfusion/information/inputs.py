@@ -4,6 +4,7 @@ Every error is one sentence: the argument, what was found, what to do.
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = Tensor | NDArray[Any]
+
+MOST_BINS = 1 << 16
 
 
 def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[str, Tensor]:
@@ -49,13 +52,17 @@ def class_labels(
     """Class indices (N,) or (N, L) int64 on `device`, see `check_classes`; with `bins`, of a binned real target."""
     if isinstance(labels, Tensor):
         given = labels.detach()
+        check_values(given, "labels")
     else:
-        array = np.asarray(labels)
+        try:
+            array = np.asarray(labels)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"labels are no array of one shape ({error}); give one class per row") from error
         if array.dtype.kind not in "biuf":
             raise TypeError(
                 f"labels must be integers from 0, got dtype {array.dtype}; map the classes to 0 .. C - 1"
             )
-        given = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        given = _as_tensor(array).to(device)
     if given.ndim not in (1, 2) or 0 in given.shape[1:]:
         raise ValueError(f"labels must have the shape (N,), or (N, L) for L labels, got {tuple(given.shape)}")
     if len(given) != number:
@@ -100,6 +107,8 @@ def check_finite(embeddings: Mapping[str, Tensor]) -> None:
 def quantile_bins(target: Tensor, bins: int) -> Tensor:
     """A real target (N,) or (N, L) cut at its quantiles into `bins` classes, int64; equal values share one."""
     positive(bins, "bins")
+    if bins > MOST_BINS:
+        raise ValueError(f"bins must be at most {MOST_BINS}, got {bins}")
     values = target.to(torch.float64)
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
@@ -121,9 +130,10 @@ def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
             raise TypeError(
                 f"{name} must hold real numbers, got dtype {value.dtype}; convert it to a float array"
             )
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = _as_tensor(value)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor or numpy array (N, D), got {type(value).__name__}")
+    check_values(value, name)
     if value.is_complex():
         raise TypeError(
             f"{name} must hold real numbers, got dtype {value.dtype}; pass real and imaginary parts"
@@ -136,7 +146,30 @@ def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
         raise ValueError(
             f"{name} has no columns, got the shape {tuple(value.shape)}; give at least one feature"
         )
-    return value.detach() if value.is_floating_point() else value.detach().to(torch.float32)
+    is_wide = value.is_floating_point() and value.itemsize > 1  # nothing is computed in 8 bits
+    return value.detach() if is_wide else value.detach().to(torch.float32)
+
+
+def check_values(value: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor without values to read: on the device meta, sparse, or quantized."""
+    if value.device.type == "meta" or value.layout != torch.strided or value.is_quantized:
+        what = "on the device meta" if value.device.type == "meta" else f"of the layout {value.layout}"
+        raise ValueError(f"{name} must be a dense tensor that holds values, got one {what}; give it as such")
+
+
+def _as_tensor(array: NDArray[Any]) -> Tensor:
+    """An array of real numbers as a tensor; torch knows neither long doubles nor another order of bytes."""
+    long = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    wanted = np.dtype(np.float64) if long else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=wanted))
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raises TypeError or ValueError unless `seed` is a whole number of 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"{name} must be a whole number, got {seed!r}")
+    if not -(2**63) <= seed < 2**63 - 2:
+        raise ValueError(f"{name} must fit into 64 bits, got {seed}")
 
 
 def positive(value: int, name: str) -> None:

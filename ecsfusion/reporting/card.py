@@ -37,9 +37,13 @@ _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}")
 _LOCAL_PATH = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*/|\.{1,2}/|/[\w.@+~-]+/[\w.@+~-]+)|file://|\b[A-Za-z]:\\")
 _TRAINED = {
     "two-stage": "in two stages: first each modality by itself, then all of them jointly",
+    "scouted": "in two stages: first each modality by itself, after some joint training to scout, then all of them "
+    "jointly",
+    "scouting": "jointly: stage 1 ended while it scouted, and no modality was trained by itself",
     "joint": "in one stage, all modalities jointly",
     "unimodal": "in one stage, each modality by itself",
 }
+_STAGES = ("two-stage", "joint", "unimodal")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -111,7 +115,12 @@ class CardFacts:
         repo_id: Name of the model on the Hub; None while it only lives in a folder.
         peak_folder: Folder inside the model's folder that holds the peak of stage 1; None when there is none.
         stages: ``"two-stage"``, ``"joint"`` or ``"unimodal"``: how the model was trained.
+        phases: What training was made of, in order, of "scouting" (stage 1 with the fused head in training too, to
+            see what to do), "unimodal" and "joint"; empty when not known.
         num_parameters: Parameters of the whole model; None leaves the sentence out.
+        best_heads: Step of the weights that answer for a modality alone and in the calibrated combination, for each
+            modality with a second copy of its encoder for that.
+        withheld: Modalities that waited in stage 1, and so have no weight of their own in the calibrated combination.
         score: What the accuracies are: "accuracy", or "r2" in regression, where they are shares of variance explained.
         calibration_error: Expected calibration error by name, such as ``{"before": 0.08, "after": 0.02}``.
         comparison: Accuracy of the fused head on the last split by schedule, such as
@@ -138,7 +147,10 @@ class CardFacts:
     repo_id: str | None = None
     peak_folder: str | None = None
     stages: str = "two-stage"
+    phases: Sequence[str] = ()
     num_parameters: int | None = None
+    best_heads: Mapping[str, int] = field(default_factory=dict)
+    withheld: Sequence[str] = ()
     calibration_error: Mapping[str, float] = field(default_factory=dict)
     score: str = "accuracy"
     comparison: Mapping[str, float] = field(default_factory=dict)
@@ -226,6 +238,8 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         score_title="Accuracy" if facts.score == "accuracy" else "Explained variance (R²)",
         accuracy_table=_accuracy_table(facts.accuracy, list(facts.encoders)),
         accuracy_sentences=compare_heads(facts.accuracy, list(facts.encoders), counted),
+        best_heads_sentence=_best_heads_sentence(facts.best_heads),
+        withheld_sentence=_withheld_sentence(facts.withheld),
         calibration_sentence=_calibration_sentence(facts.calibration_error, list(facts.accuracy)[-1]),
         comparison_table=_comparison_table(facts),
         pid_table=_pid_table(facts.pid),
@@ -257,8 +271,8 @@ def _check(facts: CardFacts) -> None:
                 raise ValueError(
                     f"accuracy of {head!r} on {split!r} is {value}; give a share between 0 and 1."
                 )
-    if facts.stages not in _TRAINED:
-        raise ValueError(f"stages is {facts.stages!r}; give one of {', '.join(_TRAINED)}.")
+    if facts.stages not in _STAGES:
+        raise ValueError(f"stages is {facts.stages!r}; give one of {', '.join(_STAGES)}.")
     names = {f"encoders[{name!r}].hub_name": encoder.hub_name for name, encoder in facts.encoders.items()}
     names |= {"dataset_hub_name": facts.dataset_hub_name, "repo_id": facts.repo_id}
     for argument, name in names.items():
@@ -303,8 +317,14 @@ def _summary(facts: CardFacts) -> str:
     return (
         f"A classifier of {facts.num_classes} classes that fuses {_enumerate(list(facts.encoders))}: one "
         f"encoder and one head per modality, and a fused head over all embeddings. It was trained with "
-        f"`ecsfusion` on {facts.dataset} {_TRAINED[facts.stages]}."
+        f"`ecsfusion` on {facts.dataset} {_TRAINED[_way(facts)]}."
     )
+
+
+def _way(facts: CardFacts) -> str:
+    if facts.stages != "two-stage" or "scouting" not in facts.phases:
+        return facts.stages
+    return "scouted" if "unimodal" in facts.phases else "scouting"
 
 
 def _encoder_table(encoders: Mapping[str, EncoderFacts]) -> str:
@@ -319,7 +339,11 @@ def _encoder_table(encoders: Mapping[str, EncoderFacts]) -> str:
 
 
 def _parameter_sentence(facts: CardFacts) -> str:
-    return f"The whole model has {facts.num_parameters:,} parameters." if facts.num_parameters else ""
+    if not facts.num_parameters:
+        return ""
+    names = " and of ".join(facts.best_heads)
+    copies = f", a second encoder and head of {names} included" if names else ""
+    return f"The whole model has {facts.num_parameters:,} parameters{copies}."
 
 
 def _data_sentence(facts: CardFacts) -> str:
@@ -388,6 +412,33 @@ def _compare(split: str, rows: int | None, head: str, value: float, parts: Mappi
 
 def _the(head: str) -> str:
     return f"the {_label(head)}" if head in _HEAD_LABELS else _label(head)
+
+
+def _best_heads_sentence(best_heads: Mapping[str, int]) -> str:
+    if not best_heads:
+        return ""
+    steps = _enumerate([f"{name} with the weights of step {step:,}" for name, step in best_heads.items()])
+    if len(best_heads) == 1:
+        copies = (
+            "its own best on validation: a second copy of its encoder and head, beside that which the fused"
+        )
+    else:
+        copies = (
+            "each its own best on validation: second copies of encoder and head, beside those which the fused"
+        )
+    return f"Alone, and in the calibrated combination, the model answers for {steps}, {copies} head reads."
+
+
+def _withheld_sentence(withheld: Sequence[str]) -> str:
+    if not withheld:
+        return ""
+    heads = (
+        f"{_enumerate(list(withheld))} waited in stage 1, so that the others could learn what it leaves them"
+    )
+    return (
+        f"{heads}. In the calibrated combination its own head has no weight beside others, which it would overrule; "
+        "where it alone is at hand, it answers."
+    )
 
 
 def _calibration_sentence(errors: Mapping[str, float], split: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ecsfusion.reporting.run import Run
+from ecsfusion.reporting.trajectory import phase
 
 
 def ending(trainer: Run, metrics: Mapping[str, float]) -> str:
@@ -21,7 +22,10 @@ def ending(trainer: Run, metrics: Mapping[str, float]) -> str:
     unimodal = [entry for entry in record.history if entry["stage"] == "unimodal"]
     if unimodal:
         end = record.stage_start if record.stage == "joint" else state.global_step
-        lines.append(f"  stage 1, steps 1 to {end}{_paused(unimodal, modalities)}: {unimodal[-1]['reason']}")
+        scouted = max((entry["step"] for entry in unimodal if phase(entry) == "scouting"), default=0)
+        scouting = f", up to {scouted} with the fused head to scout" if scouted else ""
+        paused = _paused(unimodal, modalities)
+        lines.append(f"  stage 1, steps 1 to {end}{scouting}{paused}: {unimodal[-1]['reason']}")
     joint = [entry for entry in record.history if entry["stage"] == "joint"]
     if joint:
         lines.append(
@@ -29,6 +33,9 @@ def ending(trainer: Run, metrics: Mapping[str, float]) -> str:
         )
     if trainer.args.load_best_model_at_end and state.best_global_step is not None:
         lines.append(f"  the model has its best weights, of step {state.best_global_step}")
+    if len(trainer.model.standalone):
+        steps = [f"{name} of step {int(record.best_heads[name][0])}" for name in trainer.model.standalone]
+        lines.append(f"  alone and in the calibrated answer, its own best weights: {', '.join(steps)}")
     report = trainer.reports.get("validation")
     if report is not None:
         lines.append(f"  on {report['rows']} validation rows: {_scores(report, modalities)}")

@@ -11,6 +11,7 @@ from ecsfusion.model.encoders import main_input
 from ecsfusion.readout import FUSED
 from ecsfusion.reporting.card import CALIBRATED, CardFacts, EncoderFacts, PIDFacts, compare_heads, hub_name
 from ecsfusion.reporting.run import Run
+from ecsfusion.reporting.trajectory import phase
 
 # Input kinds of encoders by what their forward takes first.
 KINDS = {"pixel_values": "image", "input_values": "audio", "input_features": "audio", "input_ids": "text"}
@@ -20,6 +21,7 @@ HYPERPARAMETERS = (
     "rule_options",
     "max_unimodal_share",
     "auxiliary_weight",
+    "keep_best_heads",
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",
@@ -127,7 +129,10 @@ def run_facts(
         repo_id=repo_id,
         peak_folder=peak_folder,
         stages=trainer.args.stages,
+        phases=tuple(dict.fromkeys(map(phase, history))),
         num_parameters=model.num_parameters(),
+        best_heads={name: int(trainer.record.best_heads[name][0]) for name in model.standalone},
+        withheld=() if trainer.controller.rule is None else trainer.controller.rule.withheld,
         score=score_in(metrics, prefix),
         calibration_error={
             when: metrics[f"{prefix}_{name}"]
@@ -202,13 +207,16 @@ def _by_atom(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decisions(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
-    """The decisions that changed who trains, and the end of stage 1."""
+    """The decisions that changed who trains, or ended the scouting, and the end of stage 1."""
     changes = []
     for entry, following in zip_longest(history, history[1:]):
         if entry["stage"] != "unimodal":
             continue
         over = entry["restored"] is not None
-        if over or (following is not None and following["training"] != entry["training"]):
+        changed = following is not None and (
+            following["training"] != entry["training"] or phase(following) != phase(entry)
+        )
+        if over or changed:
             changes.append((entry["step"], entry["reason"]))
     return changes
 

@@ -16,8 +16,10 @@ from matplotlib.ticker import PercentFormatter
 MODALITY_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 MODALITY_MARKERS = ("o", "s", "^", "D", "v")
 SYNERGY_COLOR, REDUNDANCY_COLOR, FUSED_COLOR = "#D55E00", "#777777", "#000000"
-STAGE_COLORS = {"unimodal": "#FFF3D6", "joint": "#E4EEF8"}
-STAGE_NAMES = {"unimodal": "stage 1: unimodal", "joint": "stage 2: joint"}
+STAGE_COLORS = {"scouting": "#E9F1DF", "unimodal": "#FFF3D6", "joint": "#E4EEF8"}
+STAGE_NAMES = {"scouting": "scouting", "unimodal": "stage 1: unimodal", "joint": "stage 2: joint"}
+SHORT_NAMES = {"scouting": "scout", "unimodal": "stage 1", "joint": "stage 2"}
+CHARACTER = 0.0105  # a character of a stage's name, as a share of the width
 REQUIRED = ("step", "stage", "training", "redundancy", "unique", "synergy", "floor", "accuracy")
 
 
@@ -29,14 +31,15 @@ def plot_trajectory(
     Top: when each modality trained; hatched where it was paused. Middle: redundancy, uniqueness per modality
     and synergy in bits; dotted in the same colour, the level that noise alone would reach. Bottom:
     validation accuracy of each modality's head, of the fused head and of their calibrated combination. The
-    stages are shaded, and a vertical line marks the probe whose weights started stage 2.
+    stages are shaded, and so is the part of stage 1 in which the fused head was trained too, to scout. A vertical
+    line marks the probe whose weights started stage 2.
 
     Args: history: one dictionary per probe, in order: "step", "stage" ("unimodal" or "joint"), "training"
         (names that
             trained up to this probe), "redundancy", "unique" (per modality), "synergy", "floor" (per
             modality, "redundancy" and "synergy"), "accuracy" (per modality and "fused"); optional
-            "calibrated" (accuracy) and "restored" (at the end of stage 1, the step whose weights start stage
-            2). NaN and None leave a gap.
+            "calibrated" (accuracy), "fused_trains" (whether the fused head trained up to this probe) and
+            "restored" (at the end of stage 1, the step whose weights start stage 2). NaN and None leave a gap.
         modalities: names, in the order of drawing.
         path: where to save the picture (1200 x 800 pixels as PNG); not saved when None.
 
@@ -65,6 +68,15 @@ def plot_trajectory(
     if path is not None:
         figure.savefig(path)
     return figure
+
+
+def phase(entry: Mapping[str, Any]) -> str:
+    """What a probe followed: "scouting" (stage 1 with the fused head in training too), "unimodal", or "joint"."""
+    return "scouting" if entry["stage"] == "unimodal" and entry.get("fused_trains") else entry["stage"]
+
+
+def _phases(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, Any]]:
+    return _intervals([{"step": entry["step"], "phase": phase(entry)} for entry in history], "phase")
 
 
 def _check(history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> None:
@@ -173,23 +185,26 @@ def _legend_place() -> dict[str, Any]:
 
 
 def _shade_stages(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    for start, end, stage in _intervals(history, "stage"):
+    for start, end, stage in _phases(history):
         axes.axvspan(
             start, end, color=STAGE_COLORS[stage], zorder=0, linewidth=0, label=f"_{STAGE_NAMES[stage]}"
         )
 
 
 def _name_stages(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    for start, end, stage in _intervals(history, "stage"):
+    total = max(entry["step"] for entry in history)
+    for start, end, stage in _phases(history):
+        names = (STAGE_NAMES[stage], SHORT_NAMES[stage])
+        fitting = [name for name in names if CHARACTER * len(name) * total <= end - start]
+        if not fitting:
+            continue
         place: dict[str, Any] = {
             "xycoords": axes.get_xaxis_transform(),
             "textcoords": "offset points",
             "ha": "center",
             "va": "bottom",
         }
-        axes.annotate(
-            STAGE_NAMES[stage], ((start + end) / 2, 1.0), (0, 4), fontsize=12, weight="bold", **place
-        )
+        axes.annotate(fitting[0], ((start + end) / 2, 1.0), (0, 4), fontsize=12, weight="bold", **place)
 
 
 def _restored(history: Sequence[Mapping[str, Any]]) -> tuple[int, bool] | None:

@@ -107,7 +107,9 @@ class Adaptive(Rule):
             best = max(reading.accuracy[name] for name in self.modalities)
             why = f"no modality alone is above its noise floor (best accuracy {best:.3f}): alone they learn nothing"
             return self.hand_over(reading, why)
-        return self.train(reading, self.modalities, f"all train, each alone: {depend}, less than {floor:.2f}")
+        return self.train(
+            reading, self.modalities, f"all train, each alone: {depend}, not more than {floor:.2f}"
+        )
 
     def _informed(self, reading: Reading) -> bool:
         """Whether any modality alone knows something about the label."""

@@ -159,7 +159,8 @@ class Rule:
 
     @property
     def fuses(self) -> bool:
-        """Whether the fused head is trained in stage 1 too, from now on: then the loss is that of stage 2."""
+        """Whether the fused head is trained in stage 1 too, from now on: then the loss is that of stage 2. In what a
+        person sees of the run this is "scouting"."""
         return False
 
     @property

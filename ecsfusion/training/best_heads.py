@@ -2,7 +2,10 @@
 
 A modality's head is often best at another epoch than the fused model. Then the model carries a second copy of that
 encoder and head, of the better epoch, which answers for the modality alone and in the readout; the fused head keeps the
-first. That costs the memory of the copy and one more forward of it at inference.
+first. That costs the memory of the copy and one more forward of it at inference. It is on by default.
+
+While training, the best weights are in folders of the run, of which every checkpoint holds its own; they are removed
+when training is over.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,9 +22,6 @@ from ecsfusion.model.problem_types import mean_loss
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.training.evaluation import Evaluation
 from ecsfusion.training.probe import head_answers, score
-
-if TYPE_CHECKING:
-    from ecsfusion.trainer import FusionTrainer
 
 WEIGHTS_FILE = "model.safetensors"
 STEP_FILE = "step.json"
@@ -32,17 +32,14 @@ def folder_of(name: str) -> str:
     return f"best-{name}"  # which is no Python identifier, and so no modality's own folder
 
 
-def why_not_kept(trainer: FusionTrainer) -> str | None:
-    """Why a run cannot keep its best heads, as the end of a sentence; None where it can."""
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        kind = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
-        return f"{kind} shards what is trained among processes, and none has a whole head to keep"
-    for name in trainer.model.modalities:
-        part = _parts(trainer.model, name)
+def why_not_kept(model: FusionForClassification) -> str | None:
+    """Why the best heads of this model cannot be kept, as the end of a sentence; None where they can."""
+    for name in model.modalities:
+        part = _parts(model, name)
         try:  # now, and not when training is over
             copy.deepcopy(part).load_state_dict(_weights(part))
         except Exception as error:  # of a module of one's own: anything
-            kind = type(trainer.model.encoders[name]).__name__
+            kind = type(model.encoders[name]).__name__
             return f"a second copy of the encoder {kind} of {name!r} cannot be made ({' '.join(str(error).split())})"
     return None
 

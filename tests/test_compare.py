@@ -1,0 +1,744 @@
+"""The protocol of the comparison: what is chosen by what, what is trained, what a run costs, and what is reported."""
+
+import json
+import sys
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+
+import compare
+from protocol import training
+from protocol.methods import (
+    AVERAGE,
+    BEST_SINGLE,
+    CALIBRATED,
+    CALIBRATED_ENSEMBLE,
+    CONTROLS,
+    FUSED,
+    METHODS,
+    ONE_EPOCH,
+    STRONGEST,
+)
+from protocol.report import interval, paired, verdicts, write_report
+from protocol.results import (
+    Run,
+    chosen_setting,
+    method_lines,
+    methods_path,
+    read_lines,
+    runs_path,
+    settings_of,
+)
+from protocol.starts import starts
+from protocol.training import Snapshots, answers, judge, modality_steps
+from suites import SUITES, Split, Suite
+
+from ecsfusion import FusionForClassification
+
+NAMES = ("left", "right")
+CLASSES, WIDTH, ROWS, BATCH, EPOCHS = 3, 6, 64, 16, 2
+STEPS = EPOCHS * ROWS // BATCH
+READOUTS = (FUSED, *NAMES, AVERAGE, BEST_SINGLE, CALIBRATED_ENSEMBLE, CALIBRATED, ONE_EPOCH)
+
+
+def split(rows: int, seed: int) -> Split:
+    """A pattern for each class, under little noise on the left and more on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % CLASSES
+    patterns = torch.randn(2, CLASSES, WIDTH, generator=torch.Generator().manual_seed(7))
+    inputs = {
+        name: pattern[labels] + noise * torch.randn(rows, WIDTH, generator=generator)
+        for name, pattern, noise in zip(NAMES, patterns, (0.5, 1.5), strict=True)
+    }
+    return Split(inputs, labels)
+
+
+TINY = Suite(
+    name="tiny",
+    description="Two patterns: the right one is weaker.",
+    num_classes=CLASSES,
+    train=split(ROWS, 0),
+    validation=split(60, 1),
+    test=split(60, 2),
+    build_encoders=lambda: {name: nn.Linear(WIDTH, 5) for name in NAMES},
+    epochs=EPOCHS,
+    batch_size=BATCH,
+    learning_rates=(1e-2, 1e-1),
+    sgd_learning_rates=(0.03, 0.1),
+)
+
+
+class HereAndNow:
+    """In place of a pool of processes: runs at once, in this process; `started` are the runs."""
+
+    def __init__(self) -> None:
+        self.started: list[Run] = []
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def submit(self, function, suite, run):
+        self.started.append(run)
+        future, stdout = Future(), sys.stdout
+        try:
+            future.set_result(function(suite, run))
+        except Exception as error:  # as a pool does
+            future.set_exception(error)
+        finally:
+            sys.stdout = stdout  # which a process of its own may throw away
+        return future
+
+
+def settings(method: str, optimizer: str = "adamw"):
+    return settings_of(METHODS[method], TINY, optimizer)
+
+
+def run_line(setting, seed=0, validation=0.5, test=0.5, **changes):
+    """A line of a run; accuracies are one number for all readouts, or numbers by readout."""
+    by_readout = [
+        {name: value.get(name, 0.5) if isinstance(value, dict) else value for name in READOUTS}
+        for value in (validation, test)
+    ]
+    return {
+        "suite": "tiny",
+        "description": TINY.description,
+        **Run(setting, seed).to_json(),
+        "validation": by_readout[0],
+        "test": by_readout[1],
+        "modality_steps": 2 * STEPS,
+        "seconds": 1.0,
+        "trajectory": trajectory(seed),
+        "versions": {"torch": "2"},
+        "processor": "a processor",
+        "device": "cpu",
+        "threads": 1,
+        **changes,
+    }
+
+
+def trajectory(seed: int) -> dict[str, list]:
+    """Three probes, the last of stage 2."""
+    columns = {"step": [2, 4, 8], "stage": [1, 1, 2], "paused": [[], ["left"], []]}
+    columns |= {key: [0.1, 0.2 + seed, 0.3] for key in ("redundancy", "synergy")}
+    for name in NAMES:
+        columns |= {f"unique_{name}": [0.5, 0.4, 0.3], f"accuracy_{name}": [0.5, 0.6 + 0.1 * seed, 0.8]}
+    return columns
+
+
+# ---- what validation chooses ----
+
+
+def test_a_setting_is_chosen_by_the_answer_of_the_method_on_validation():
+    slow, fast = settings("best-single")
+    assert settings("calibrated-ensemble") == [slow, fast]
+    lines = [
+        # The rows of test, and the other answers, point the other way.
+        run_line(slow, validation={BEST_SINGLE: 0.8, CALIBRATED_ENSEMBLE: 0.6}, test=0.1),
+        run_line(fast, validation={BEST_SINGLE: 0.7, CALIBRATED_ENSEMBLE: 0.9}, test=0.9),
+    ]
+    assert chosen_setting(lines, METHODS["best-single"], [slow, fast], 0) == slow
+    assert chosen_setting(lines, METHODS["calibrated-ensemble"], [slow, fast], 0) == fast
+
+
+def test_the_first_seed_chooses():
+    slow, fast = settings("joint")
+    lines = [
+        run_line(slow, 3, validation=0.6),
+        run_line(fast, 3, validation=0.7),
+        run_line(slow, 4, validation=0.9),
+        run_line(fast, 4, validation=0.1),
+    ]
+    assert chosen_setting(lines, METHODS["joint"], [slow, fast], 3) == fast
+    assert chosen_setting(lines, METHODS["joint"], [slow, fast], 4) == slow
+
+
+def test_of_equals_the_earlier_is_chosen():
+    tried = settings("sequential")  # both orders at both rates
+    assert len(tried) == 4
+    lines = [
+        run_line(setting, validation=value)
+        for setting, value in zip(tried, (0.5, 0.7, 0.7, 0.6), strict=True)
+    ]
+    for given in (lines, lines[::-1]):
+        assert chosen_setting(given, METHODS["sequential"], tried, 0) == tried[1]
+
+
+def test_nothing_is_chosen_before_all_settings_were_tried():
+    slow, fast = settings("joint")
+    assert chosen_setting([run_line(fast)], METHODS["joint"], [slow, fast], 0) is None
+    lines = [run_line(slow), run_line(fast, seed=1)]
+    assert chosen_setting(lines, METHODS["joint"], [slow, fast], 0) is None
+    assert method_lines(lines, [METHODS["joint"]], TINY, "adamw", 0) == []
+
+
+def test_a_line_for_each_method_and_seed_of_what_was_chosen():
+    slow, fast = settings("ensemble")
+    lines = [
+        run_line(slow, 0, validation=0.6),
+        run_line(fast, 0, validation={AVERAGE: 0.7, BEST_SINGLE: 0.5}, test={AVERAGE: 0.71}),
+        run_line(slow, 1, test={BEST_SINGLE: 0.62}),
+        run_line(fast, 1, test={AVERAGE: 0.72}),
+    ]
+    found = method_lines(lines, [METHODS["ensemble"], METHODS["best-single"]], TINY, "adamw", 0)
+    assert [(each["method"], each["seed"], each["test_accuracy"]) for each in found] == [
+        ("ensemble", 0, 0.71),
+        ("ensemble", 1, 0.72),
+        ("best-single", 0, 0.5),
+        ("best-single", 1, 0.62),
+    ]
+    assert all(each["answer"] == METHODS[each["method"]].answer for each in found)
+
+
+def test_a_run_is_what_its_line_says():
+    for method in METHODS.values():
+        for optimizer in ("adamw", "sgd"):
+            for setting in settings_of(method, TINY, optimizer):
+                again = json.loads(json.dumps(run_line(setting, 2)))
+                assert Run.of_line(again) == Run(setting, 2)
+                assert setting.learning_rate in (
+                    TINY.learning_rates if optimizer == "adamw" else TINY.sgd_learning_rates
+                )
+
+
+# ---- what is trained ----
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """Trains nothing: each run is a made-up line."""
+    monkeypatch.setitem(SUITES, "tiny", lambda: TINY)
+    monkeypatch.setattr(compare, "train_one", lambda suite, run: run_line(run.setting, run.seed))
+    return HereAndNow()
+
+
+def test_methods_that_share_a_run_train_it_once(pool, tmp_path):
+    methods = [METHODS[name] for name in ("best-single", "ensemble", "calibrated-ensemble", "stage-1-only")]
+    comparison = compare.Comparison("tiny", "adamw", tmp_path)
+    comparison.train(pool, comparison.grid(methods, 0), "settings")
+    assert pool.started == [Run(setting, 0) for setting in settings("ensemble")]
+    comparison.train(pool, comparison.chosen(methods, range(3)), "seeds")
+    # All are equally good, so the first rate.
+    assert pool.started[2:] == [Run(settings("ensemble")[0], seed) for seed in (1, 2)]
+
+
+def test_a_run_on_disk_is_not_trained_again(pool, tmp_path):
+    slow, fast = settings("joint")
+    path = runs_path(tmp_path, "tiny", "adamw")
+    path.parent.mkdir()
+    whole = json.dumps(run_line(slow)) + "\n"
+    # A crash in the middle of the second line, which is of the other rate.
+    path.write_text(whole + json.dumps(run_line(fast))[:-20])
+    assert [Run.of_line(line) for line in read_lines(path)] == [Run(slow, 0)]
+    comparison = compare.Comparison("tiny", "adamw", tmp_path)
+    comparison.train(pool, comparison.grid([METHODS["joint"]], 0), "settings")
+    assert pool.started == [Run(fast, 0)]
+    # What is written afterwards is not lost behind the half line.
+    assert [Run.of_line(line) for line in read_lines(path)] == [Run(slow, 0), Run(fast, 0)]
+    again = compare.Comparison("tiny", "adamw", tmp_path)
+    again.train(pool, again.grid([METHODS["joint"]], 0), "settings")
+    assert len(pool.started) == 1
+
+
+def test_no_file_has_no_lines(tmp_path):
+    assert read_lines(tmp_path / "absent.jsonl") == []
+
+
+def test_a_run_that_fails_does_not_end_the_others(pool, tmp_path, monkeypatch, capfd):
+    slow, fast = settings("joint")
+
+    def fails(suite, run):
+        if run.setting == slow:
+            raise ValueError("a bad rate")
+        return run_line(run.setting, run.seed)
+
+    monkeypatch.setattr(compare, "train_one", fails)
+    comparison = compare.Comparison("tiny", "adamw", tmp_path)
+    comparison.train(pool, comparison.grid([METHODS["joint"]], 0), "settings")
+    assert [Run.of_line(line) for line in read_lines(comparison.path)] == [Run(fast, 0)]
+    assert "a bad rate" in "".join(capfd.readouterr())
+    assert comparison.chosen([METHODS["joint"]], range(3)) == []
+
+
+def test_optimizers_have_files_of_their_own(tmp_path):
+    assert runs_path(tmp_path, "tiny", "sgd") == tmp_path / "runs" / "tiny-sgd.jsonl"
+    assert methods_path(tmp_path, "tiny", "sgd") == tmp_path / "tiny-sgd.jsonl"
+    assert methods_path(tmp_path, "tiny", "adamw") == tmp_path / "tiny.jsonl"
+
+
+def test_a_method_for_two_modalities_is_left_out_with_three():
+    third = Split({**TINY.train.inputs, "third": TINY.train.inputs["left"]}, TINY.train.labels)
+    suite = SimpleNamespace(
+        modalities=tuple(third.inputs),
+        fusion="concatenation",
+        learning_rates=(1.0,),
+        sgd_learning_rates=(1.0,),
+    )
+    only_two = [name for name, method in METHODS.items() if not settings_of(method, suite, "adamw")]
+    assert only_two == ["published", "ogm", "ogm-ge", "pmr"]
+    assert len(settings_of(METHODS["sequential"], suite, "adamw")) == 3
+
+
+# ---- what a run costs ----
+
+
+def fake_run(history, strategy="two-stage", modalities_per_step=None):
+    entries = [{"step": step, "stage": stage, "training": training} for step, stage, training in history]
+    return SimpleNamespace(
+        record=SimpleNamespace(history=entries),
+        strategy=SimpleNamespace(modalities_per_step=modalities_per_step),
+        args=SimpleNamespace(strategy=strategy),
+    )
+
+
+HISTORY = [(4, "unimodal", ["left", "right"]), (10, "unimodal", ["right"]), (20, "joint", ["left", "right"])]
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (fake_run(HISTORY), 4 * 2 + 6 * 1 + 10 * 2),
+        # Frozen encoders learn nothing in stage 2.
+        (fake_run(HISTORY, "uni-pre-frozen"), 4 * 2 + 6 * 1),
+        # Of the active ones, each step trains one.
+        (fake_run([(8, "joint", ["left", "right"]), (20, "joint", ["left", "right"])], "mla", 1), 20),
+        (fake_run([*HISTORY[:2], (20, "joint", ["left"])]), 4 * 2 + 6 * 1 + 10 * 1),
+        (fake_run([]), 0),
+    ],
+)
+def test_paused_and_frozen_modalities_cost_nothing(run, expected):
+    assert modality_steps(run) == expected
+
+
+@pytest.fixture(scope="module")
+def real_runs():
+    """One real run of each of these methods."""
+    names = ("joint", "uni-pre-frozen", "sequential", "mla", "ends-by-accuracy")
+    return {name: training.train(TINY, Run(settings(name)[1], 0)) for name in names}
+
+
+@pytest.mark.parametrize("method", ["uni-pre-frozen", "sequential", "mla"])
+def test_methods_of_other_lengths_cost_what_joint_training_does(real_runs, method):
+    joint, other = real_runs["joint"], real_runs[method]
+    assert joint["steps"] == STEPS
+    assert joint["modality_steps"] == 2 * STEPS
+    length = METHODS[method].length(2)
+    assert other["steps"] == pytest.approx(length * STEPS, abs=1)
+    # Steps are whole: that of the budget, and that of each phase.
+    assert other["modality_steps"] == pytest.approx(2 * STEPS, abs=2)
+
+
+def test_lengths_by_hand():
+    # A half of the steps with one of M encoders, a half with all: M / (1/2 + M/2) as many steps.
+    assert METHODS["sequential"].length(2) == pytest.approx(4 / 3)
+    assert METHODS["sequential"].length(3) == pytest.approx(3 / 2)
+    assert METHODS["mla"].length(3) == 3.0
+    # 0.8 of the steps train encoders.
+    assert METHODS["uni-pre-frozen"].length(2) * 0.8 == pytest.approx(1.0)
+    assert {name for name, method in METHODS.items() if method.length(2) != 1.0} == {
+        "sequential",
+        "mla",
+        "uni-pre-frozen",
+    }
+
+
+def test_a_real_run_says_all_of_itself(real_runs):
+    for name, line in real_runs.items():
+        again = json.loads(json.dumps(line))
+        assert Run.of_line(again) == Run(settings(name)[1], 0)
+        assert set(line["validation"]) == set(line["test"]) == set(READOUTS)
+        assert all(0.0 <= value <= 1.0 for part in ("validation", "test") for value in line[part].values())
+        trajectory = line["trajectory"]
+        assert trajectory["step"][-1] == line["steps"]
+        assert len({len(values) for key, values in trajectory.items() if key != "restored"}) == 1
+    assert real_runs["ends-by-accuracy"]["config"]["rule"] == "ends-by-accuracy"
+    assert real_runs["sequential"]["trajectory"]["paused"][0] == ["right"]
+    assert real_runs["joint"]["trajectory"]["stage"] == [2, 2]
+
+
+# ---- how a run is judged ----
+
+
+def test_snapshots_are_of_the_best_epochs_of_the_stage():
+    weight = nn.Parameter(torch.zeros(1))
+    model = SimpleNamespace(modalities=NAMES, state_dict=lambda: {"weight": weight.detach()})
+    record = SimpleNamespace(stage="unimodal")
+    snapshots = Snapshots()
+    snapshots.trainer = SimpleNamespace(model=model, record=record)
+    epochs = [  # stage, accuracies: fused, calibrated, left, right
+        ("unimodal", 0.9, 0.9, 0.5, 0.6),
+        ("unimodal", 0.9, 0.9, 0.7, 0.6),
+        ("joint", 0.6, 0.8, 0.6, 0.5),
+        ("joint", 0.7, 0.8, 0.7, 0.7),
+    ]
+    for number, (record.stage, fused, calibrated, left, right) in enumerate(epochs):
+        weight.data.fill_(number)
+        metrics = {
+            "eval_accuracy": fused,
+            "eval_accuracy_calibrated": calibrated,
+            "eval_accuracy_left": left,
+            "eval_accuracy_right": right,
+        }
+        snapshots.on_evaluate(SimpleNamespace(stages="two-stage"), None, None, metrics)
+    best = {name: (value, int(weights["weight"])) for name, (value, weights) in snapshots.best.items()}
+    assert best == {"left": (0.7, 1), "right": (0.7, 3), FUSED: (0.7, 3), CALIBRATED: (0.8, 2)}
+
+
+def test_of_unimodal_training_all_epochs_count():
+    snapshots = Snapshots()
+    model = SimpleNamespace(modalities=(), state_dict=dict)
+    snapshots.trainer = SimpleNamespace(model=model, record=SimpleNamespace(stage="unimodal"))
+    metrics = {"eval_accuracy": 0.4, "eval_accuracy_calibrated": 0.5}
+    snapshots.on_evaluate(SimpleNamespace(stages="unimodal"), None, None, metrics)
+    assert {name: value for name, (value, _) in snapshots.best.items()} == {FUSED: 0.4, CALIBRATED: 0.5}
+
+
+def test_answers_of_all_heads_row_by_row(monkeypatch):
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 7)  # of 60 rows: the last batch has four
+    torch.manual_seed(0)
+    model = FusionForClassification.from_modality_pretrained(
+        TINY.build_encoders(), num_labels=CLASSES
+    ).train()
+    found = answers(model, TINY.test)
+    assert list(found) == [FUSED, *NAMES]
+    with torch.no_grad():
+        whole = model.eval()(**TINY.test.inputs)
+    torch.testing.assert_close(found[FUSED], whole.logits)
+    for name in NAMES:
+        torch.testing.assert_close(found[name], whole.unimodal_logits[name])
+    as_mappings = Split({name: {"values": x} for name, x in TINY.test.inputs.items()}, TINY.test.labels)
+    torch.testing.assert_close(answers(model, as_mappings)[FUSED], found[FUSED])
+
+
+def test_every_readout_is_of_the_heads_and_epochs_that_its_name_says(monkeypatch):
+    labels = {"validation": TINY.validation.labels, "test": TINY.test.labels}
+    splits = {"validation": TINY.validation, "test": TINY.test}
+    right = {name: nn.functional.one_hot(y, CLASSES).float() for name, y in labels.items()}
+    generator = torch.Generator().manual_seed(3)
+
+    def guesses(name: str, share: float) -> torch.Tensor:
+        """Logits that are right, with little confidence, in the first rows; the next class's in the others."""
+        y = labels[name]
+        wrong = torch.arange(len(y)) >= round(share * len(y))
+        hit = nn.functional.one_hot((y + wrong.long()) % CLASSES, CLASSES).float()
+        return hit + 0.01 * torch.rand(len(y), CLASSES, generator=generator)
+
+    # By snapshot: only the fused head of its own best epoch knows everything.
+    shares = {
+        "left": {"left": 0.7, "right": 0.4, FUSED: 0.3},
+        "right": {"left": 0.4, "right": 0.6, FUSED: 0.3},
+        FUSED: {"left": 0.4, "right": 0.4, FUSED: 1.0},
+        CALIBRATED: {"left": 0.5, "right": 0.5, FUSED: 0.8},
+    }
+    logits = {
+        snapshot: {name: {head: guesses(name, share) for head, share in heads.items()} for name in splits}
+        for snapshot, heads in shares.items()
+    }
+    for name in splits:
+        logits[FUSED][name][FUSED] = 9.0 * right[name]
+    loaded = []
+    model = SimpleNamespace(load_state_dict=loaded.append)
+    snapshots = Snapshots()
+    snapshots.best = {name: (0.0, name) for name in shares}  # the name in place of the weights
+
+    def fake_answers(model, rows):
+        name = next(each for each, split in splits.items() if split is rows)
+        return logits[loaded[-1]][name]
+
+    monkeypatch.setattr(training, "answers", fake_answers)
+    found = judge(model, snapshots, TINY, ())
+    for name in splits:
+        accuracy = found[name]
+        assert set(accuracy) == set(READOUTS)
+        assert accuracy[FUSED] == accuracy[CALIBRATED] == 1.0
+        assert accuracy["left"] == accuracy[BEST_SINGLE] == pytest.approx(0.7)
+        assert accuracy["right"] == pytest.approx(0.6)
+        own = [logits[each][name][each].softmax(dim=1) for each in NAMES]
+        mean = ((own[0] + own[1]) / 2).argmax(dim=1)
+        assert accuracy[AVERAGE] == pytest.approx(float((mean == labels[name]).double().mean()), abs=1e-6)
+        # Without the fused head nobody is right in the last 30 % of the rows.
+        assert 0.5 <= accuracy[CALIBRATED_ENSEMBLE] <= 0.7
+        assert 0.7 <= accuracy[ONE_EPOCH] <= 0.8
+    assert set(found["calibration_error"]) == {CALIBRATED_ENSEMBLE, CALIBRATED, ONE_EPOCH}
+
+
+def test_the_best_single_modality_is_chosen_on_validation(monkeypatch):
+    # Left is better on validation, right on test.
+    hits = {"validation": {"left": 0.8, "right": 0.7}, "test": {"left": 0.2, "right": 0.9}}
+
+    def fake_answers(model, rows):
+        name = "test" if rows is TINY.test else "validation"
+        y = rows.labels
+        logits = {}
+        for head, share in {**hits[name], FUSED: 0.5}.items():
+            wrong = torch.arange(len(y)) >= round(share * len(y))
+            logits[head] = nn.functional.one_hot((y + wrong.long()) % CLASSES, CLASSES).float()
+        return logits
+
+    monkeypatch.setattr(training, "answers", fake_answers)
+    snapshots = Snapshots()
+    snapshots.best = {name: (0.0, {}) for name in (*NAMES, FUSED, CALIBRATED)}
+    found = judge(SimpleNamespace(load_state_dict=lambda weights: None), snapshots, TINY, ())
+    assert found["validation"][BEST_SINGLE] == pytest.approx(0.8)
+    assert found["test"][BEST_SINGLE] == pytest.approx(0.2)
+
+
+# ---- what is reported ----
+
+
+def method_line(method: str, seed: int, test: float, **changes):
+    setting = settings(method)[0]
+    line = run_line(setting, seed, test=test, **changes)
+    return {**line, "method": method, "answer": METHODS[method].answer, "test_accuracy": test}
+
+
+def lines_of(**accuracies: list[float]):
+    """Lines by method (with _ for -): test accuracies of the seeds 0, 1, ..., in %."""
+    return [
+        method_line(method.replace("_", "-"), seed, value / 100)
+        for method, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_intervals_by_hand():
+    # Differences 1, 2, 3, 6: mean 3, squared deviations 4 + 1 + 0 + 9 = 14, s = sqrt(14 / 3) = 2.160247,
+    # s / sqrt(4) = 1.080123; Student's t with 3 degrees of freedom at 97.5 % is 3.182446: half = 3.437434.
+    lines = lines_of(two_stage=[81, 82, 83, 86], joint=[80, 80, 80, 80])
+    assert paired(lines, "two-stage", "joint") == (pytest.approx(3.0), pytest.approx(3.437434, abs=1e-5), 4)
+    # Differences 1 and 3: s = sqrt(2), s / sqrt(2) = 1; t with one degree of freedom is 12.706205.
+    assert interval([1.0, 3.0]) == (2.0, pytest.approx(12.706205, abs=1e-5))
+    # At 90 % it is 6.313752.
+    assert interval([1.0, 3.0], 0.9)[1] == pytest.approx(6.313752, abs=1e-5)
+    assert interval([5.0]) == (5.0, float("inf"))
+
+
+def test_only_seeds_that_both_have_are_paired():
+    lines = lines_of(two_stage=[80, 90, 70], joint=[79, 87])
+    # 1 and 3; the third seed of ours has no counterpart.
+    assert paired(lines, "two-stage", "joint") == (pytest.approx(2.0), pytest.approx(12.706205, abs=1e-5), 2)
+    assert paired(lines, "two-stage", "warm-up") is None
+    assert paired([lines[0], lines[-1]], "two-stage", "joint") is None  # seeds 0 and 1
+
+
+def test_another_readout_can_be_paired():
+    lines = [
+        method_line("two-stage", 0, 0.5, test_accuracy=None) | {"test": {CALIBRATED: 0.75}},
+        method_line("joint", 0, 0.9) | {"test": {CALIBRATED: 0.5}},
+    ]
+    assert paired(lines, "two-stage", "joint", CALIBRATED)[0] == pytest.approx(25.0)
+
+
+def test_a_rival_that_is_ahead_is_named():
+    behind = lines_of(
+        two_stage=[80, 81, 82],
+        joint=[70, 71, 72],
+        best_single=[85, 86.1, 87],  # ahead by 5.03 +- 0.14
+        joint_auxiliary=[80, 85, 81],  # ahead by 1.0 +- 6.6: may be noise
+        ogm=[70, 72, 74],
+    )
+    fine = lines_of(two_stage=[90, 91, 92], joint=[70, 71, 72], best_single=[80, 81, 82])
+    said = verdicts({"one": behind, "two": fine})
+    assert said[0] == "- Ahead of plain joint training by +15.00 points on average over 2 suites."
+    assert said[1].startswith(
+        "- Behind a simple rival beyond the interval of paired seeds: one: best single modality -5.0"
+    )
+    assert "joint + unimodal losses" not in said[1]
+    assert "two" not in said[1].split(": ", 1)[1]
+    assert said[2] == "- Against published methods, on average over their suites: OGM +9.0."
+
+
+def test_where_no_rival_is_ahead_it_says_so():
+    lines = lines_of(two_stage=[80, 81, 82], **{name.replace("-", "_"): [79, 80.1, 81] for name in CONTROLS})
+    said = verdicts({"one": lines})
+    assert said == ["- Behind a simple rival beyond the interval of paired seeds: nowhere."]
+
+
+def test_tables_and_pictures_of_every_method(tmp_path):
+    names = [name for name in METHODS if settings(name)]
+    for suite in ("one", "two"):
+        lines = [
+            method_line(name, seed, 0.5 + number / 200 + seed / 100)
+            for number, name in enumerate(names)
+            for seed in (0, 1)
+        ]
+        (tmp_path / f"{suite}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "three.jsonl").write_text("")  # of a suite whose runs all failed
+    text = write_report(tmp_path)
+    assert text == (tmp_path / "tables.md").read_text()
+    summary, one, two = text.split("\n## ")
+    for name in names:
+        row = f"\n| {METHODS[name].label} | "
+        assert row in one
+        assert row in two
+        assert (row in summary) == (name != "two-stage")
+    assert one.startswith("one\n")
+    assert TINY.description in one
+    assert "a processor, cpu, 1 thread per run; torch 2." in one
+    # Of joint training nobody trains the heads of the modalities: there is nothing to show of them.
+    joint = next(row for row in one.splitlines() if row.startswith("| joint |"))
+    place = 0.5 + names.index("joint") / 200
+    assert joint.split(" | ")[2:6] == [f"{100 * place + 0.5:.1f} ± 0.7", "", "", ""]
+    for picture in ("one.png", "one-starts.png", "two.png", "overview.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
+    assert not (tmp_path / "three.png").exists()
+
+
+def test_the_starting_point_is_the_last_probe_of_stage_1():
+    lines = [method_line("start-at-30", seed, 0.5 + 0.1 * seed) for seed in (0, 1)]
+    first, second = starts([*lines, method_line("joint", 0, 0.9)])
+    assert first == {
+        "share": 30,
+        "seed": 0,
+        "accuracy": 50.0,
+        "fused": 50.0,
+        "synergy": 0.2,
+        "redundancy": 0.2,
+        "unimodal": pytest.approx(60.0),
+    }
+    assert (second["seed"], second["synergy"], second["unimodal"]) == (1, 1.2, pytest.approx(70.0))
+
+
+# ---- the command line ----
+
+
+def call(monkeypatch, folder, *argv):
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--results", str(folder), *argv])
+    compare.main()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A real comparison, from its command line to its tables."""
+    folder, pool = tmp_path_factory.mktemp("compare"), HereAndNow()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SUITES, "tiny", lambda: TINY)
+        patch.setattr(compare, "ProcessPoolExecutor", pool)
+        methods = ("two-stage", "joint", "best-single", "calibrated-ensemble")
+        call(patch, folder, "--suite", "tiny", "--methods", *methods, "--seeds", "2", "--first-seed", "5")
+        first = list(pool.started)
+        pool.started.clear()
+        call(
+            patch,
+            folder,
+            "--suite",
+            "tiny",
+            "--methods",
+            "ensemble",
+            *methods[::-1],
+            "--seeds",
+            "2",
+            "--first-seed",
+            "5",
+        )
+    return folder, first, list(pool.started)
+
+
+def test_the_first_seed_is_trained_at_every_rate_and_the_others_as_chosen(compared):
+    folder, started, _ = compared
+    strategies = ("two-stage", "joint", "unimodal")
+    grid = [(run.setting.strategy, run.setting.learning_rate) for run in started if run.seed == 5]
+    assert sorted(grid) == sorted((name, rate) for name in strategies for rate in TINY.learning_rates)
+    lines = {Run.of_line(line): line for line in read_lines(folder / "runs" / "tiny.jsonl")}
+    assert set(lines) == set(started)
+    found = read_lines(folder / "tiny.jsonl")
+    for name in ("two-stage", "joint", "best-single", "calibrated-ensemble"):
+        tried = [Run(setting, 5) for setting in settings(name)]
+        best = max(tried, key=lambda run: lines[run]["validation"][METHODS[name].answer])
+        chosen = [line for line in found if line["method"] == name]
+        assert [line["seed"] for line in chosen if Run.of_line(line).setting == best.setting] == [5, 6]
+        for line in chosen:
+            assert line["test_accuracy"] == lines[Run.of_line(line)]["test"][METHODS[name].answer]
+
+
+def test_the_second_call_trains_what_is_new_only(compared):
+    _, first, second = compared
+    assert not set(first) & set(second)
+    # The ensemble reads the runs of the best single modality; at most its own rate is another one.
+    assert {(run.setting.strategy, run.seed) for run in second} <= {("unimodal", 6)}
+
+
+def test_seeds_differ_and_strategies_start_from_the_same_weights(compared):
+    lines = read_lines(compared[0] / "runs" / "tiny.jsonl")
+    trajectories = [line["trajectory"]["accuracy_left"] + line["trajectory"]["synergy"] for line in lines]
+    assert len({json.dumps(each) for each in trajectories}) == len(lines)
+
+
+def test_the_report_is_made_of_lines_on_disk(compared, monkeypatch, capsys):
+    folder = compared[0]
+    text = (folder / "tables.md").read_text()
+    for made in ("tables.md", "tiny.png"):
+        (folder / made).unlink()
+    monkeypatch.setattr(compare, "train_one", None)
+    call(monkeypatch, folder, "--report")
+    assert capsys.readouterr().out == text + "\n"
+    assert (folder / "tables.md").read_text() == text
+    assert (folder / "tiny.png").exists()
+    for label in (
+        "two-stage (default)",
+        "joint",
+        "best single modality",
+        "unimodal ensemble",
+        "calibrated ensemble",
+    ):
+        assert f"\n| {label} | 2 | " in text
+
+
+def test_a_report_of_nothing(monkeypatch, tmp_path, capsys):
+    call(monkeypatch, tmp_path, "--report")
+    assert capsys.readouterr().out == "no results yet\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (
+            ["--suite", "tiny", "--methods", "joint", "jiont"],
+            "--methods names 'jiont'; choose among all, strongest, ",
+        ),
+        (["--suite", "tinny"], "name is 'tinny'; the suites are digits, "),
+        ([], "give --suite, or --report"),
+    ],
+)
+def test_what_is_unknown_ends_in_a_sentence(argv, sentence, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(SUITES, "tiny", lambda: TINY)
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, tmp_path, *argv)
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_groups_of_methods():
+    assert [method.name for method in compare.methods_named(["strongest", "joint"])] == list(STRONGEST)
+    everyone = compare.methods_named(["all", "ablations"])
+    assert [method.name for method in everyone] == list(METHODS)
+    assert set(CONTROLS) <= set(STRONGEST)
+
+
+def test_every_setting_can_be_told_apart():
+    """Methods of one setting share a run, so what they differ in must not be more than how they answer."""
+    by_setting = {}
+    for method in METHODS.values():
+        for setting in settings(method.name):
+            by_setting.setdefault(json.dumps(asdict(setting), sort_keys=True), []).append(method)
+    for methods in by_setting.values():
+        first = methods[0]
+        for other in methods[1:]:
+            assert (other.strategy, other.fusion, dict(other.arguments), other.length(2)) == (
+                first.strategy,
+                first.fusion,
+                dict(first.arguments),
+                first.length(2),
+            )
