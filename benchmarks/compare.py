@@ -3,7 +3,7 @@
     python benchmarks/compare.py --suite digits                       # every method, 5 seeds
     python benchmarks/compare.py --suite avmnist-small cg-mnist --methods strongest --seeds 3
     python benchmarks/compare.py --suite digits --optimizer sgd --methods joint two-stage
-    python benchmarks/compare.py --report                             # only tables and pictures, from the lines on disk
+    python benchmarks/compare.py --report                             # only tables and pictures, from SUITE.jsonl
 
 The first seed is trained at both learning rates of the suite (and with each of a method's own options); the better
 validation accuracy of the method's answer decides with what the other seeds are trained. Every run is a JSON line of

@@ -551,19 +551,23 @@ def test_a_rival_that_is_ahead_is_named():
     )
     fine = lines_of(two_stage=[90, 91, 92], joint=[70, 71, 72], best_single=[80, 81, 82])
     said = verdicts({"one": behind, "two": fine})
-    assert said[0] == "- Ahead of plain joint training by +15.00 points on average over 2 suites."
-    assert said[1].startswith(
-        "- Behind a simple rival beyond the interval of paired seeds: one: best single modality -5.0"
-    )
+    assert said[0] == "- Ours minus plain joint training: +15.00 points on average of 2 suites."
+    start = "- Behind a simple rival beyond the 95 % interval of paired seeds, of 3 comparisons: "
+    assert said[1].startswith(f"{start}one, best single modality -5.0")
     assert "joint + unimodal losses" not in said[1]
-    assert "two" not in said[1].split(": ", 1)[1]
-    assert said[2] == "- Against published methods, on average over their suites: OGM +9.0."
+    assert "two" not in said[1].removeprefix(start)
+    average = "- Ours minus published methods, on average over the suites that each was run on"
+    assert said[2] == f"{average}: OGM +9.0."
 
 
 def test_where_no_rival_is_ahead_it_says_so():
     lines = lines_of(two_stage=[80, 81, 82], **{name.replace("-", "_"): [79, 80.1, 81] for name in CONTROLS})
     said = verdicts({"one": lines})
-    assert said == ["- Behind a simple rival beyond the interval of paired seeds: nowhere."]
+    number = len(CONTROLS)
+    assert said == [
+        f"- Behind a simple rival beyond the 95 % interval of paired seeds, of {number} comparisons: nowhere."
+    ]
+    assert verdicts({"one": [line for line in lines if line["seed"] == 0]}) == []  # one seed has no interval
 
 
 def test_tables_and_pictures_of_every_method(tmp_path):
