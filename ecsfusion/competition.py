@@ -47,7 +47,9 @@ def competitive_strength(
             finite, or a signal that is negative.
     """
     if isinstance(order, bool) or not isinstance(order, Integral) or not 3 <= order <= 1000:
-        raise ValueError(f"order is {order!r}; competition by blow-up needs an activation of whole order 3 or more")
+        raise ValueError(
+            f"order is {order!r}; competition by blow-up needs an activation of whole order 3 or more"
+        )
     for name, number in (("num_samples", num_samples), ("threshold", threshold)):
         is_number = isinstance(number, Real) and not isinstance(number, bool)
         if not is_number or not 0 < number < math.inf or number > 2**63:
@@ -70,6 +72,11 @@ def competitive_strength(
     growth = signal.double().log() - math.log(num_samples) - (order - 1) * math.log(threshold)
     strength = alignment.amax(-1).clamp_min(0.0).double() * (growth / (order - 2)).exp()
     wide = torch.promote_types(alignment.dtype, signal.dtype)
-    if float(strength.amax() if strength.numel() else 0.0) > torch.finfo(wide).max or not strength.isfinite().all():
-        raise ValueError(f"alignment and signal are too large for the strength in {wide}; give float64, or scale them")
+    if (
+        float(strength.amax() if strength.numel() else 0.0) > torch.finfo(wide).max
+        or not strength.isfinite().all()
+    ):
+        raise ValueError(
+            f"alignment and signal are too large for the strength in {wide}; give float64, or scale them"
+        )
     return strength.to(wide)

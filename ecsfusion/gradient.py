@@ -94,7 +94,11 @@ def soft_joint(
     sides = (("assignments1", assignments1), ("assignments2", assignments2))
     for name, rows in sides:
         _check_floats(rows, name)
-    sizes = [len(assignments1), len(assignments2), len(labels) if hasattr(labels, "shape") and labels.ndim else None]
+    sizes = [
+        len(assignments1),
+        len(assignments2),
+        len(labels) if hasattr(labels, "shape") and labels.ndim else None,
+    ]
     if len({size for size in sizes if size is not None}) > 1:
         raise ValueError(
             "assignments1, assignments2 and labels must have one row per sample, got "
@@ -114,7 +118,9 @@ def soft_joint(
         positive(num_classes, "num_classes")
     labels = class_labels(labels, len(assignments1), assignments1.device, None)
     if labels.ndim != 1:
-        raise ValueError(f"labels must have the shape (N,), got {tuple(labels.shape)}; take one label at a time")
+        raise ValueError(
+            f"labels must have the shape (N,), got {tuple(labels.shape)}; take one label at a time"
+        )
     num_classes = check_classes(labels, num_classes)
     if num_classes * assignments1.shape[1] * assignments2.shape[1] > MOST_CELLS:
         raise ValueError(f"labels have num_classes={num_classes}; number the classes that there are from 0")
@@ -145,7 +151,9 @@ def soft_assignments(embeddings: Tensor, centres: Tensor, temperature: float = 0
             f"centres must be as wide as the embeddings, got {tuple(centres.shape)} for {tuple(embeddings.shape)}"
         )
     if embeddings.device != centres.device:
-        raise ValueError(f"centres are on {centres.device}, embeddings on {embeddings.device}; move one of them")
+        raise ValueError(
+            f"centres are on {centres.device}, embeddings on {embeddings.device}; move one of them"
+        )
     # Nothing depends on the unit of the embeddings, and squares of large and of small numbers would be lost.
     unit = _power_of_two(torch.stack([_largest(embeddings), _largest(centres)]).amax())
     wide = torch.promote_types(torch.promote_types(embeddings.dtype, centres.dtype), torch.float32)
@@ -180,7 +188,9 @@ def _check_floats(value: Tensor, name: str) -> None:
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name} must be a matrix with rows and columns, got the shape {tuple(value.shape)}")
     if not bool(torch.isfinite(value.detach()).all()):
-        raise ValueError(f"{name} must be finite, found NaN or infinite values; look at the encoder and its rate")
+        raise ValueError(
+            f"{name} must be finite, found NaN or infinite values; look at the encoder and its rate"
+        )
 
 
 def _largest(value: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+import torch
 
 from ecsfusion.estimate import fast_pids
+from ecsfusion.information.inputs import as_embeddings, class_labels
 
 CITATION = """@article{bertschinger2014quantifying,
   title={Quantifying unique information},
@@ -37,6 +39,45 @@ class _PerModality(evaluate.Metric):
                 f"modalities must be different names other than references and predictions, got {self.modalities}"
             )
         super().__init__(**options)
+
+    def add_batch(self, **inputs: Any) -> None:
+        """As `evaluate.Metric.add_batch`, of checked inputs."""
+        super().add_batch(**self._checked(inputs))
+
+    def compute(self, **inputs: Any) -> Any:
+        """As `evaluate.Metric.compute`, of checked inputs. Raises TypeError or ValueError, which names one of them."""
+        return super().compute(**self._checked(inputs))
+
+    def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs whose matrices are float32 arrays, and references int64; all else as it is."""
+        names = (*self.modalities, "references")
+        missing = [name for name in names if inputs.get(name) is None]
+        if len(missing) == len(names):  # they were added before
+            return inputs
+        if missing:
+            raise ValueError(f"{missing[0]} is missing; give {', '.join(names)}")
+        rows = {name: self._matrix(inputs[name], name) for name in self.modalities}
+        sizes = {name: len(matrix) for name, matrix in rows.items()}
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise ValueError(f"{', '.join(sizes)} must have the same rows, at least one, got {sizes} rows")
+        try:
+            labels = class_labels(inputs["references"], sizes[self.modalities[0]], torch.device("cpu"), None)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"references: {error}") from error
+        if labels.ndim != 1:
+            raise ValueError(f"references must have the shape (N,), got {tuple(labels.shape)}")
+        return {**inputs, **rows, "references": labels.numpy()}
+
+    def _matrix(self, value: Any, name: str) -> np.ndarray:
+        if isinstance(value, (list, tuple)):
+            try:
+                value = np.asarray(value)
+            except ValueError as error:  # rows of different lengths
+                raise ValueError(f"{name} is no matrix ({error}); give rows of one length") from error
+        matrix = as_embeddings(value, name).cpu().float().numpy()
+        if np.isnan(matrix).any():
+            raise ValueError(f"{name} holds NaN, first in row {int(np.isnan(matrix).any(-1).argmax())}; remove such rows")
+        return matrix
 
     def _info(self) -> evaluate.MetricInfo:
         matrix = datasets.Sequence(datasets.Value("float32"))

@@ -28,6 +28,7 @@ from ecsfusion.model.problem_types import REGRESSION, check_labels, check_proble
 from ecsfusion.readout import FUSED, Readout
 
 STAGES = ("unimodal", "joint")
+MACHINE_WORDS = ("memory", "CUDA", "cuDNN", "CUBLAS", "NCCL", "HIP", "Triton")
 
 
 @dataclass
@@ -224,12 +225,15 @@ class FusionForClassification(PreTrainedModel):
     ) -> Any:
         """As `PreTrainedModel.from_pretrained`. Parameters that were frozen by hand are not frozen again.
 
+        Weights are read from safetensors files only, never from pickles.
+
         Args:
             pretrained_model_name_or_path: a folder or the name of a repository on the Hub.
             encoders: the modules of one's own among the encoders, by modality. Their weights are loaded into them.
             fusion: the fused head, where it is a module of one's own.
             *model_args, **kwargs: as there.
         """
+        kwargs.setdefault("use_safetensors", True)
         own = [*(encoders or {}).values(), *([] if fusion is None else [fusion])]
         buffers = [
             (module, name, value.clone()) for module in own for name, value in _unsaved_buffers(module)
@@ -396,7 +400,9 @@ class FusionForClassification(PreTrainedModel):
             if type(error) not in (ValueError, RuntimeError, IndexError):  # such as memory that is used up
                 raise
             shapes = {key: tuple(value.shape) for key, value in inputs.items()}
-            raise type(error)(
+            # What is no fault of the input keeps its type: some look for it, to take a smaller batch.
+            of_machine = isinstance(error, RuntimeError) and any(word in str(error) for word in MACHINE_WORDS)
+            raise (RuntimeError if of_machine else ValueError)(
                 f"the encoder {type(encoder).__name__} of modality {name!r} cannot take {shapes}: {error} Is this the "
                 "processor that belongs to it?"
             ) from error
@@ -446,6 +452,8 @@ class FusionForClassification(PreTrainedModel):
                 shape; labels that do not fit the problem type.
         """
         inputs.pop("return_dict", None)
+        if not isinstance(present, Mapping | None):
+            raise TypeError(f"present must map modalities to (B,) bool, got {type(present).__name__}.")
         unknown = [name for name in (*inputs, *(present or ())) if name not in self.modalities]
         if unknown:
             raise ValueError(
@@ -454,9 +462,14 @@ class FusionForClassification(PreTrainedModel):
         given = {name: inputs[name] for name in self.modalities if inputs.get(name) is not None}
         if not given:
             raise ValueError(f"no modality to run: give at least one of {list(self.modalities)}.")
+        size, device = _size_and_device(given, next(self.parameters()).device)
         if labels is not None:
             check_labels(labels, self.config.num_labels, self.problem_type)
-        size, device = _size_and_device(next(iter(given.values())))
+            if len(labels) != size or labels.device.type == "meta" != device.type:
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)} on {labels.device}; give one for each of the {size} rows, "
+                    f"on {device}."
+                )
         rows = _rows_present(given, present or {}, size, device)
         unimodal_training = self.training and not self.trains_fusion
         running = [name for name in self.modalities if name in rows and self._runs(name)]
@@ -582,8 +595,29 @@ def _standalone(encoder: nn.Module, head: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict({"encoder": encoder, "head": head}).requires_grad_(False).eval()
 
 
-def _size_and_device(inputs: Any) -> tuple[int, torch.device]:
-    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+def _size_and_device(given: Mapping[str, Any], model_device: torch.device) -> tuple[int, torch.device]:
+    """Of the batch; raises ValueError or TypeError for what is no batch of tensors with rows."""
+    first: Tensor | None = None
+    for name, inputs in given.items():
+        if not isinstance(inputs, Tensor) and not (isinstance(inputs, Mapping) and inputs):
+            raise TypeError(
+                f"the inputs of {name!r} are a {type(inputs).__name__}; give a tensor (B, ...), or tensors by name."
+            )
+        for key, value in {"": inputs}.items() if isinstance(inputs, Tensor) else inputs.items():
+            what = f"{name}[{key!r}]" if key else name
+            if not isinstance(value, Tensor) or value.is_complex() or value.layout != torch.strided:
+                found = f"{value.dtype} of {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"{what} must be a dense tensor (B, ...) of real numbers, got {found}.")
+            if not value.ndim or not len(value):
+                raise ValueError(f"{what} has the shape {tuple(value.shape)}; give at least one row.")
+            if value.device.type == "meta" != model_device.type:
+                raise ValueError(f"{what} is on the device meta, the model on {model_device}; give it its values.")
+            first = value if first is None else first
+            if len(value) != len(first):
+                raise ValueError(
+                    f"{what} has {len(value)} rows, and {next(iter(given))!r} {len(first)}; give one row per sample."
+                )
+    assert first is not None  # noqa: S101
     return len(first), first.device
 
 
@@ -593,11 +627,10 @@ def _rows_present(
     """For each modality that is given or has a mask: which rows have it, or None for all."""
     rows: dict[str, Tensor | None] = dict.fromkeys(given)
     for name, mask in present.items():
-        if mask.shape != (size,) or mask.dtype != torch.bool:
-            raise ValueError(
-                f"present[{name!r}] has shape {tuple(mask.shape)} and dtype {mask.dtype}; give one bool for each of "
-                f"the {size} rows."
-            )
+        if not isinstance(mask, Tensor) or mask.shape != (size,) or mask.dtype != torch.bool:
+            is_tensor = isinstance(mask, Tensor)
+            found = f"shape {tuple(mask.shape)} and dtype {mask.dtype}" if is_tensor else f"type {type(mask).__name__}"
+            raise ValueError(f"present[{name!r}] has {found}; give one bool for each of the {size} rows.")
         if name not in given and bool(mask.any()):
             raise ValueError(f"present[{name!r}] says that rows have it, but its inputs are missing.")
         rows[name] = mask.to(device)

@@ -20,7 +20,7 @@ from ecsfusion_kernels import broja
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecsfusion.information.inputs import check_values
+from ecsfusion.information.inputs import as_tensor, check_values
 
 LN2 = 0.6931471805599453
 
@@ -276,7 +276,7 @@ def normalized_table(joint: Tensor | NDArray[Any]) -> Tensor:
     if isinstance(joint, np.ndarray):
         if joint.dtype.kind not in "biuf":
             raise TypeError(f"joint must be real numbers, got dtype {joint.dtype}")
-        joint = torch.from_numpy(np.ascontiguousarray(joint, dtype=np.float64))
+        joint = as_tensor(joint)
     if not isinstance(joint, Tensor):
         raise TypeError(f"joint must be a torch.Tensor or numpy array, got {type(joint).__name__}")
     check_values(joint, "joint")

@@ -328,6 +328,8 @@ class TensorCollator:
     """
 
     def __init__(self, modalities: Sequence[str] | None = None) -> None:
+        if modalities is not None and (isinstance(modalities, str) or not isinstance(modalities, Sequence)):
+            raise TypeError(f"modalities must be a list of names, got {modalities!r}.")
         self.modalities = modalities
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
@@ -345,7 +347,7 @@ def _stack(name: str, values: Sequence[Any], numbers: Sequence[int]) -> Any:
     """Tensors of all rows as one, which no processor has to pad."""
     try:
         return default_collate(list(values))
-    except (TypeError, RuntimeError) as error:
+    except Exception as error:  # torch raises all kinds for what it cannot stack
         raise ValueError(
             f"the rows of {name!r} cannot be stacked ({error}); give a FusionProcessor as processing_class, which "
             "reads and pads them, or rows that hold tensors of equal shapes."

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ecsfusion.information.inputs import check_values
+from ecsfusion.information.inputs import as_tensor, check_values
 from ecsfusion.model.combination import pool_opinions, weigh_predictions
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
@@ -84,7 +84,8 @@ class Readout:
             present: (N,) bool per modality, which rows have it; by default all. Logits elsewhere do not matter.
             problem_type: see `ecsfusion.model.problem_types`.
             subsets: False to fit only the combination of all heads, for rows that have every modality.
-            withheld: modalities whose own heads get no weight where there are others (see `Rule.withheld`).
+            withheld: modalities whose own heads get no weight where there are others (see `Rule.withheld`); the
+                combination may then be behind them.
 
         Raises:
             ValueError, TypeError: see the message; it names the argument.
@@ -171,16 +172,25 @@ class Readout:
         if isinstance(present, str) or not isinstance(present, Mapping | Collection | None):
             raise TypeError(f"present must be names of modalities, or masks by name, got {present!r}.")
         if len({len(z) if z.ndim else -1 for z in logits.values()}) > 1:
-            raise ValueError(f"logits must have one row per sample, got { {n: tuple(z.shape) for n, z in logits.items()} }.")
+            raise ValueError(
+                f"logits must have one row per sample, got { {n: tuple(z.shape) for n, z in logits.items()} }."
+            )
         if not isinstance(present, Mapping):
             return self._combine(logits, present)
         names = [name for name in present if name in logits]
         for name in present:
             mask, some = present[name], next(iter(logits.values()), None)
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or some is None or mask.shape != some.shape[:1]:
+            if (
+                not isinstance(mask, Tensor)
+                or mask.dtype != torch.bool
+                or some is None
+                or mask.shape != some.shape[:1]
+            ):
                 raise ValueError(f"present[{name!r}] must be one bool for each row of the logits.")
         if not names or not len(present[names[0]]):
-            raise ValueError("present and logits leave no row and no head; at least one modality must be there.")
+            raise ValueError(
+                "present and logits leave no row and no head; at least one modality must be there."
+            )
         patterns, of_row = torch.stack([present[name] for name in names], dim=1).unique(
             dim=0, return_inverse=True
         )
@@ -300,9 +310,12 @@ def _answers(logits: Tensor, name: str, problem_type: str, num_classes: int | No
 def _as_tensor(values: Any, name: str) -> Tensor:
     """`values` detached on the CPU; raises TypeError or ValueError with `name` in it."""
     try:
-        made = torch.as_tensor(values)
+        is_array = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
+        made = as_tensor(values) if is_array else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"{name} must be a tensor or an array of numbers, got {type(values).__name__} ({error}).") from error
+        raise TypeError(
+            f"{name} must be a tensor or an array of numbers, got {type(values).__name__} ({error})."
+        ) from error
     check_values(made, name)
     if made.is_complex():
         raise TypeError(f"{name} must hold real numbers, got dtype {made.dtype}.")
@@ -316,7 +329,9 @@ def _check_present(
     if not isinstance(logits, Mapping) or not logits:
         raise TypeError("logits must be a mapping with at least one head, name to (N, C).")
     if not isinstance(present, Mapping | None):
-        raise TypeError(f"present must be a mapping of a modality's name to (N,) bool, got {type(present).__name__}.")
+        raise TypeError(
+            f"present must be a mapping of a modality's name to (N,) bool, got {type(present).__name__}."
+        )
     rows = {name: np.ones(num_rows, dtype=bool) for name in logits if name != FUSED}
     for name, mask in (present or {}).items():
         values = _as_tensor(mask, f"present[{name!r}]").numpy()

@@ -225,7 +225,7 @@ class FusionTrainer(ProbingTrainer):
         for name, dataset in {"train_dataset": self.train_dataset, **self._evaluation_sets()}.items():
             check_has_rows(dataset, name)
         self.controller.record = StageRecord(stage="joint" if self.args.stages == "joint" else "unimodal")
-        self._kept_step = self._restored = None
+        self._kept_step = None
         self._kept.clear()
         self._probe_seconds = 0.0
         self.reports.clear()
@@ -495,7 +495,6 @@ class FusionTrainer(ProbingTrainer):
         if self.args.stages == "unimodal" and pending is not None and pending["stage_over"]:
             if pending["restore"] is not None:
                 self._restore_peak(pending["restore"])
-                self._restored = pending["restore"]
             record.pending = None
             self.control.should_training_stop = True
 

@@ -11,12 +11,13 @@ import datasets
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ecsfusion import FusionProcessor
 from hf_recipes.configuration import RecipeArguments
 from hf_recipes.digits import load_digits_splits
 from hf_recipes.encoders import media_of
+from hf_recipes.paths import check_data_files, confined
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def prepare_splits(
     for name, encoder in encoders.items():
         _check_kind(name, encoder, splits["train"].features[name])
     prepared = {
-        name: ProcessedSplit(rows, processor, f"{_describe(recipe)}, split {name!r}")
+        name: ProcessedSplit(rows, processor, f"{_describe(recipe)}, split {name!r}", recipe.data_dir)
         for name, rows in splits.items()
     }
     if recipe.preprocess == "ahead":
@@ -104,15 +105,19 @@ class ProcessedSplit(torch.utils.data.Dataset):
         rows: one column per modality of `processor`, and "label".
         processor: what turns a raw value into tensors.
         where: names the split in errors.
+        data_dir: the folder of the data set, in which its paths must stay; None for one on the Hub.
 
     Attributes:
         labels: the class of every row.
     """
 
-    def __init__(self, rows: datasets.Dataset, processor: FusionProcessor, where: str) -> None:
+    def __init__(
+        self, rows: datasets.Dataset, processor: FusionProcessor, where: str, data_dir: str | None = None
+    ) -> None:
         self.rows = rows
         self.processor = processor
         self.where = where
+        self.data_dir = data_dir
         self.labels: list[int] = list(rows[LABEL])
         self._ahead: list[dict[str, Any]] | None = None
 
@@ -134,11 +139,20 @@ class ProcessedSplit(torch.utils.data.Dataset):
             if raw[name] is None:
                 raise ValueError(f"{self.where}: {name}, row {index}: missing; leave this row out")
             try:
-                features = self.processor.process(name, [raw[name]], first_row=index)
+                value = self._confined(name, raw[name], index)
+                features = self.processor.process(name, [value], first_row=index)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self.where}: {error}") from error
             row[name] = {key: tensor[0] for key, tensor in features.items()}
         return row
+
+    def _confined(self, name: str, value: Any, index: int) -> Any:
+        if isinstance(self.processor.processors[name], PreTrainedTokenizerBase):
+            return value  # text is no path
+        try:
+            return confined(value, self.data_dir)
+        except ValueError as error:
+            raise ValueError(f"{name}, row {index}: {error}") from error
 
 
 def _describe(recipe: RecipeArguments) -> str:
@@ -151,7 +165,10 @@ def _load(recipe: RecipeArguments) -> datasets.DatasetDict:
     if recipe.data_dir is not None and not Path(recipe.data_dir).is_dir():
         raise ValueError(f"there is no folder {recipe.data_dir!r}; give data_dir an existing one")
     try:
-        return datasets.load_dataset(recipe.data_dir or recipe.dataset, recipe.dataset_config)
+        place = (recipe.data_dir or recipe.dataset, recipe.dataset_config)
+        found = datasets.load_dataset_builder(*place).config.data_files or {}
+        check_data_files((file for files in found.values() for file in files), recipe.data_dir)
+        return datasets.load_dataset(*place)
     except Exception as error:  # network, files and formats raise all kinds
         first: BaseException = error
         while first.__cause__ is not None:  # datasets wraps what really happened

@@ -30,6 +30,7 @@ MEDIA = {
     "input_ids": "text",
 }
 AUTO_PROCESSORS = {"images": AutoImageProcessor, "sounds": AutoFeatureExtractor, "text": AutoTokenizer}
+CODE_KEYS = ("trust_remote_code", "auto_map", "code_revision")
 TYPE_KEYS = {"images": "image_processor_type", "sounds": "feature_extractor_type"}
 
 
@@ -67,7 +68,7 @@ def media_of(name: str, encoder: PreTrainedModel) -> str:
 def _build_encoder(name: str, encoder: str | Mapping[str, Any]) -> PreTrainedModel:
     if isinstance(encoder, str):
         try:
-            return AutoModel.from_pretrained(encoder)
+            return AutoModel.from_pretrained(encoder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"modalities.{name}: the encoder {encoder!r} cannot be loaded ({_one_line(error)}); give a "
@@ -95,6 +96,12 @@ def _build_processor(name: str, modality: ModalityArguments, encoder: PreTrained
     """The named processor, or else the encoder's; for random weights the one of its model type."""
     media = media_of(name, encoder)
     options = modality.processor if isinstance(modality.processor, dict) else {}
+    for key in CODE_KEYS:
+        if key in options:
+            raise ValueError(
+                f"modalities.{name}.processor: {key} would run code that comes with a model, which a recipe never does; "
+                "leave it out"
+            )
     place = modality.processor if isinstance(modality.processor, str) else modality.encoder
     if isinstance(place, dict) and media == "text":
         raise ValueError(
@@ -103,7 +110,7 @@ def _build_processor(name: str, modality: ModalityArguments, encoder: PreTrained
         )
     try:
         if isinstance(place, str):
-            processor = AUTO_PROCESSORS[media].from_pretrained(place, **options)
+            processor = AUTO_PROCESSORS[media].from_pretrained(place, trust_remote_code=False, **options)
         else:
             processor = _default_processor(media, encoder, options)
     except (OSError, TypeError, ValueError) as error:
@@ -132,7 +139,7 @@ def _default_processor(media: str, encoder: PreTrainedModel, options: Mapping[st
         with tempfile.TemporaryDirectory() as folder:
             encoder.config.save_pretrained(folder)
             Path(folder, "preprocessor_config.json").write_text(json.dumps(fields), encoding="utf-8")
-            return AUTO_PROCESSORS[media].from_pretrained(folder)
+            return AUTO_PROCESSORS[media].from_pretrained(folder, trust_remote_code=False)
     finally:
         logging.set_verbosity(verbosity)
 

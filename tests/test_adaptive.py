@@ -544,7 +544,7 @@ SAVING = {
     "eval_strategy": "steps",
     "eval_steps": 4,
     "save_strategy": "steps",
-    "save_steps": 1,
+    "save_steps": 2,
     "save_total_limit": 2,
 }
 
@@ -598,7 +598,7 @@ def assert_the_same(whole: FusionTrainer, resumed: FusionTrainer) -> None:
 @pytest.mark.parametrize(
     ("kind", "step"),
     [
-        ("usual", 3),  # scouting, before the first reading
+        ("usual", 2),  # scouting, before the first reading
         ("usual", 6),  # scouting, between its readings
         ("usual", 8),  # its last reading, whose decision is not carried out yet
         ("usual", 10),  # each alone

@@ -255,6 +255,15 @@ def test_an_encoder_that_cannot_be_copied_trains_without(tmp_path, caplog):
     assert run.model.config.readout is not None
 
 
-def test_modalities_may_be_called_as_they_like(tmp_path):
-    """No folder of the run is a modality's own, which holds its processor."""
+def test_where_weights_are_sharded_none_are_kept(tmp_path, caplog):
+    run = trainer(tmp_path, stages="joint")
+    run.is_fsdp_enabled = True
+    run.controller.record.stage = "joint"
+    run.create_optimizer()
+    assert "keep_best_heads is off in this run: no process has whole heads under FSDP." in caplog.text
+    assert not run._keeps_best_heads
+
+
+def test_no_modality_has_the_name_of_such_a_folder():
+    """A modality's own folder, of its name, holds its processor."""
     assert not folder_of("left").isidentifier()

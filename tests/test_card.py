@@ -87,6 +87,44 @@ def test_the_card_says_how_it_was_trained(facts, stages, words):
     assert header(card)["tags"][1] == stages
 
 
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [
+        (
+            ("scouting", "unimodal", "joint"),
+            "each modality by itself, after some joint training to scout, then all",
+        ),
+        (
+            ("scouting", "joint"),
+            "jointly: stage 1 ended while it scouted, and no modality was trained by itself",
+        ),
+        (("unimodal", "joint"), "in two stages: first each modality by itself, then all of them jointly"),
+    ],
+)
+def test_the_card_says_whether_stage_one_scouted(facts, phases, words):
+    assert words in render_card(replace(facts, phases=phases)).split("## Load it")[0]
+
+
+def test_the_card_says_whose_weights_answer_and_who_waited(facts):
+    plain = render_card(facts)
+    assert "The whole model has 400,000 parameters.\n" in plain
+    assert "own best" not in plain
+    assert "waited" not in plain
+    one = render_card(replace(facts, best_heads={"image": 1200}, withheld=("audio",)))
+    assert "400,000 parameters, a second encoder and head of image included." in one
+    assert (
+        "the model answers for image with the weights of step 1,200, its own best on validation: a second copy of its "
+        "encoder and head, beside that which the fused head reads."
+    ) in section(one, "Accuracy")
+    assert "audio waited in stage 1, so that the others could learn what it leaves them." in one
+    two = render_card(replace(facts, best_heads={"image": 120, "audio": 60}))
+    assert "a second encoder and head of image and of audio included" in two
+    assert (
+        "for image with the weights of step 120 and audio with the weights of step 60, each its own best"
+        in two
+    )
+
+
 def test_data_on_the_hub_is_linked_and_carries_the_results(facts):
     card = render_card(replace(facts, dataset_hub_name="someone/digits"))
     fields = header(card)

@@ -411,7 +411,7 @@ class SensorText(torch.utils.data.Dataset):
         return {"sensor": self.series[index], "it": {"input_ids": ids}, "labels": label}
 
 
-@pytest.mark.parametrize("rule", ["peak-synergy", "weak-first"])
+@pytest.mark.parametrize("rule", ["adaptive", "peak-synergy", "weak-first"])
 def test_ones_own_encoder_and_lora_train_in_two_stages(rule, tmp_path):
     torch.manual_seed(0)
     model = FusionForClassification.from_modality_pretrained(
@@ -446,3 +446,32 @@ def test_ones_own_encoder_and_lora_train_in_two_stages(rule, tmp_path):
     assert str(tmp_path) not in card
     peak = FusionForClassification.from_pretrained(tmp_path / "unimodal", encoders={"sensor": tiny.Sensor()})
     assert peak.config.stage == "unimodal"
+
+
+def test_second_copies_of_ones_own_encoder_and_of_lora_are_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    model = FusionForClassification.from_modality_pretrained(
+        {"sensor": tiny.Sensor(), "it": with_lora("get_peft_model")}, num_labels=3
+    ).eval()
+    better = {
+        name: nn.ModuleDict({"encoder": model.encoders[name], "head": model.heads[name]}).state_dict()
+        for name in model.modalities
+    }
+    shifted = {name: {key: value + 0.1 for key, value in part.items()} for name, part in better.items()}
+    model.set_standalone(shifted)
+    rows = [SensorText(4, 0)[i] for i in range(4)]
+    batch = {
+        "sensor": torch.stack([row["sensor"] for row in rows]),
+        "it": {"input_ids": torch.stack([row["it"]["input_ids"] for row in rows])},
+    }
+    model.save_pretrained(tmp_path)
+    again = FusionForClassification.from_pretrained(tmp_path, encoders={"sensor": tiny.Sensor()}).eval()
+    with torch.no_grad():
+        expected, found = model(**batch), again(**batch)
+        model.set_standalone({})
+        plain = model(**batch)
+    for name in model.modalities:
+        assert torch.equal(found.unimodal_logits[name], expected.unimodal_logits[name])
+        assert not torch.allclose(found.unimodal_logits[name], plain.unimodal_logits[name])
+    assert torch.equal(found.logits, plain.logits)
+    assert not any(p.requires_grad for p in again.standalone.parameters())

@@ -148,7 +148,7 @@ def test_tokens_that_the_encoder_does_not_know():
     model = FusionForClassification.from_modality_pretrained(
         {"image": tiny_vit(), "text": tiny_bert()}, num_labels=NUM_CLASSES
     )
-    with pytest.raises(IndexError, match=r"BertModel of modality 'text' cannot take .*'input_ids': \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"BertModel of modality 'text' cannot take .*'input_ids': \(1, 2\)"):
         model(text={"input_ids": torch.tensor([[1, 5000]])})
 
 

@@ -104,6 +104,32 @@ def test_stages_are_shaded_and_named() -> None:
     assert {"stage 1: unimodal", "stage 2: joint"} <= set(texts(figure))
 
 
+def test_scouting_is_a_part_of_stage_one_of_its_own() -> None:
+    scouting, unimodal = {"fused_trains": True}, {"fused_trains": False}
+    history = [
+        probe(10, **scouting),
+        probe(20, **scouting),
+        probe(60, **unimodal),
+        probe(70, "joint", **scouting),
+        probe(100, "joint", **scouting),
+    ]
+    figure = plot_trajectory(history, TWO)
+    for axes in figure.axes[1:]:
+        assert spans(axes) == {
+            "_scouting": (0, 20),
+            "_stage 1: unimodal": (20, 60),
+            "_stage 2: joint": (60, 100),
+        }
+    assert {"scouting", "stage 1: unimodal", "stage 2: joint"} <= set(texts(figure))
+
+
+def test_a_name_that_does_not_fit_is_shortened_or_left_out() -> None:
+    history = [probe(3, fused_trains=True), probe(12), probe(100, "joint")]
+    found = texts(plot_trajectory(history, TWO))
+    assert {"stage 1", "stage 2: joint"} <= set(found)
+    assert not {"scouting", "scout", "stage 1: unimodal"} & set(found)
+
+
 def test_lanes_show_who_trains_and_who_is_paused() -> None:
     lanes = plot_trajectory(HISTORY, TWO).axes[0]
     # a probe tells who trained up to it: image was paused from step 10 to step 30

@@ -108,7 +108,9 @@ class ArrayProcessor:
                 )
         normalized = ((row.astype(np.float64) - self.mean) / self.std).astype(np.float64)
         if np.abs(normalized).max() > np.finfo(np.float32).max:
-            raise ValueError("the row has values that are too large for float32 after normalization; rescale them.")
+            raise ValueError(
+                "the row has values that are too large for float32 after normalization; rescale them."
+            )
         return normalized.astype(np.float32)
 
 
@@ -144,7 +146,9 @@ def read_array(value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:  # rows of different lengths
-        raise ValueError(f"the row is no array of one shape ({error}); give as many features in every step") from error
+        raise ValueError(
+            f"the row is no array of one shape ({error}); give as many features in every step"
+        ) from error
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"a row of numbers cannot be a {type(value).__name__} of {array.dtype}; give an array"

@@ -1,10 +1,15 @@
 """Raw media to what Hugging Face processors take: an 8-bit image, or mono samples at a known rate.
 
 Decoding needs Pillow and libsndfile (soundfile) only: no torchvision, torchaudio or torchcodec.
+
+Files may come from strangers. What is too large is refused from its header, before it is decoded: images of more pixels
+than `PIL.Image.MAX_IMAGE_PIXELS` (89 million; set it, None for no limit), and sounds of more samples than `MOST_SAMPLES`,
+before or after they are brought to another rate.
 """
 
 import io
 import os
+import warnings
 from collections.abc import Mapping
 from math import gcd
 from pathlib import Path
@@ -15,6 +20,15 @@ import soundfile
 import torch
 from PIL import Image, ImageOps
 from scipy.signal import resample_poly
+
+from ecsfusion.information.inputs import check_values
+
+MOST_SAMPLES = 1 << 28
+"""Of one sound, all channels together: 93 minutes of one channel at 48 kHz. Set `ecsfusion.data.media.MOST_SAMPLES`."""
+HIGHEST_RATE = 768_000
+"""In Hz: the filter for a change of rates is as long as the rates are large."""
+PROGRAMS = ("EPS",)
+"""Formats that Pillow has another program run."""
 
 Encoded = str | os.PathLike | bytes | bytearray
 
@@ -137,7 +151,11 @@ def _bytes_or_path(value: Mapping[str, Any]) -> bytes | str:
 def _open(source: Encoded) -> io.BytesIO | Path:
     if isinstance(source, (bytes, bytearray)):
         return io.BytesIO(source)
-    if not Path(source).is_file():
+    try:
+        is_file = Path(source).is_file()
+    except (OSError, ValueError):  # such as a name that is too long, or has a zero in it
+        is_file = False
+    if not is_file:
         raise ValueError(f"there is no file {os.fspath(source)!r}; give an existing file, or its bytes")
     return Path(source)
 
@@ -149,10 +167,14 @@ def _describe(source: Encoded) -> str:
 def _decode_image(source: Encoded) -> Image.Image:
     file = _open(source)
     try:
-        image = Image.open(file)
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file)
+            if image.format in PROGRAMS:
+                raise ValueError(f"{image.format} is a program, which is not run")
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's plugins raise all kinds for what is damaged
         raise ValueError(
             f"{_describe(source)} cannot be read as an image ({error}); give PNG, JPEG or another format of "
             "Pillow, or leave this row out"
@@ -160,7 +182,9 @@ def _decode_image(source: Encoded) -> Image.Image:
 
 
 def _image_of_array(value: np.ndarray | torch.Tensor) -> Image.Image:
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    array = _array_of(value, "the image array")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"the image array holds {array.dtype}; give integers in 0..255 or floats in 0..1")
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
@@ -183,8 +207,15 @@ def _image_of_array(value: np.ndarray | torch.Tensor) -> Image.Image:
 def _decode_audio(source: Encoded) -> tuple[np.ndarray, int]:
     file = _open(source)
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, TypeError) as error:
+        with soundfile.SoundFile(file) as sound:
+            rate, number = sound.samplerate, sound.frames * sound.channels
+            if number > MOST_SAMPLES:
+                raise ValueError(
+                    f"its header claims {number:,} samples, more than the {MOST_SAMPLES:,} of "
+                    "ecsfusion.data.media.MOST_SAMPLES"
+                )
+            samples = sound.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
         raise ValueError(
             f"{_describe(source)} cannot be decoded as sound ({error}); give WAV, FLAC, Ogg, Opus or MP3, or "
             "leave this row out"
@@ -193,19 +224,38 @@ def _decode_audio(source: Encoded) -> tuple[np.ndarray, int]:
 
 
 def _samples(value: Any) -> np.ndarray:
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    array = _array_of(value, "the sound")
     if array.ndim != 1:
         raise ValueError(f"the sound has shape {array.shape}; give mono samples (T,)")
     if np.issubdtype(array.dtype, np.signedinteger):
         return (array / (float(np.iinfo(array.dtype).max) + 1)).astype(np.float32)
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"the sound has samples of type {array.dtype}; give floats or signed integers")
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found
+        return array.astype(np.float32)
+
+
+def _array_of(value: Any, what: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        check_values(value, what)
+        value = value.float() if value.dtype == torch.bfloat16 or value.itemsize < 2 and value.is_floating_point() else value
+        return value.detach().cpu().numpy()
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{what} is no array of one shape ({error})") from error
 
 
 def _resample(samples: np.ndarray, rate: Any, wanted: int) -> np.ndarray:
     is_number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
-    if not is_number or not rate > 0 or int(rate) != rate:
-        raise ValueError(f"the sampling rate is {rate!r}; give a positive whole number of Hz")
+    if not is_number or not 0 < rate <= HIGHEST_RATE or int(rate) != rate:
+        raise ValueError(
+            f"the sampling rate is {rate!r}; give a positive whole number of Hz, at most {HIGHEST_RATE}"
+        )
+    if len(samples) * wanted > MOST_SAMPLES * rate:
+        raise ValueError(
+            f"at {wanted} Hz instead of {rate} the sound has more than the {MOST_SAMPLES:,} samples of "
+            "ecsfusion.data.media.MOST_SAMPLES"
+        )
     common = gcd(int(rate), wanted)
     return resample_poly(samples, wanted // common, int(rate) // common).astype(np.float32)

@@ -62,7 +62,7 @@ def class_labels(
             raise TypeError(
                 f"labels must be integers from 0, got dtype {array.dtype}; map the classes to 0 .. C - 1"
             )
-        given = _as_tensor(array).to(device)
+        given = as_tensor(array).to(device)
     if given.ndim not in (1, 2) or 0 in given.shape[1:]:
         raise ValueError(f"labels must have the shape (N,), or (N, L) for L labels, got {tuple(given.shape)}")
     if len(given) != number:
@@ -130,7 +130,7 @@ def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
             raise TypeError(
                 f"{name} must hold real numbers, got dtype {value.dtype}; convert it to a float array"
             )
-        value = _as_tensor(value)
+        value = as_tensor(value)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor or numpy array (N, D), got {type(value).__name__}")
     check_values(value, name)
@@ -157,10 +157,12 @@ def check_values(value: Tensor, name: str) -> None:
         raise ValueError(f"{name} must be a dense tensor that holds values, got one {what}; give it as such")
 
 
-def _as_tensor(array: NDArray[Any]) -> Tensor:
+def as_tensor(array: NDArray[Any]) -> Tensor:
     """An array of real numbers as a tensor; torch knows neither long doubles nor another order of bytes."""
     long = array.dtype.kind == "f" and array.dtype.itemsize > 8
     wanted = np.dtype(np.float64) if long else array.dtype.newbyteorder("=")
+    if min(array.strides, default=0) < 0:  # which NumPy may take for contiguous where there is one row
+        array = array.copy()
     return torch.from_numpy(np.ascontiguousarray(array, dtype=wanted))
 
 

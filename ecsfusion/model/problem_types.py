@@ -64,6 +64,9 @@ def mean_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing
 
 def check_labels(labels: Tensor, num_labels: int, problem_type: str) -> None:
     """Raises ValueError unless labels are what the problem type says; values are checked on the CPU only."""
+    if not isinstance(labels, Tensor) or labels.is_complex() or not labels.ndim:
+        found = f"of {labels.dtype}, shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else "no tensor"
+        raise TypeError(f"labels are {found}: {type(labels).__name__}; give a tensor with one entry per row.")
     shape = tuple(labels.shape)
     # On a GPU a look at the values would wait for the device at every step.
     on_cpu = labels.device.type == "cpu" and labels.numel() > 0

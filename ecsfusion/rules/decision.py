@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -250,6 +250,8 @@ def check_reading(reading: Reading, modalities: Sequence[str]) -> None:
     values: dict[str, Any] = {"progress": reading.progress, "epoch": reading.epoch, "step": reading.step}
     values |= {"redundancy": reading.redundancy, "synergy": reading.synergy}
     for group in ("unique", "accuracy", "floor"):
+        if not isinstance(getattr(reading, group), Mapping):
+            raise ValueError(f"reading.{group} is {getattr(reading, group)!r}; give numbers by modality.")
         names = [*modalities, "redundancy", "synergy"] if group == "floor" else modalities
         values |= {f"{group}[{name!r}]": getattr(reading, group).get(name) for name in names}
     check_finite(values)

@@ -39,7 +39,6 @@ class ProbingTrainer(SteppingTrainer):
         self._user_metrics = compute_metrics
         self._evaluated: Evaluation | None = None
         self._kept: dict[tuple[str, int], Evaluation] = {}  # by prefix and step: latest, best, and peak
-        self._restored: int | None = None  # step of the weights that training ended with, if restored
         self._probing = True
         self._probe_seconds = 0.0
         self.pid: PID | None = None
@@ -222,7 +221,10 @@ class ProbingTrainer(SteppingTrainer):
         best = self.state.best_global_step
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint and best is not None:
             return best
-        return self.state.global_step if self._restored is None else self._restored
+        if self.args.stages == "unimodal":  # which may have ended at an earlier peak, also before a restart
+            kept = [entry["restored"] for entry in self.record.history if entry["restored"] is not None]
+            return kept[-1] if kept else self.state.global_step
+        return self.state.global_step
 
     def _fit_readout_once_evaluated(self) -> None:
         """The same without another pass where the final weights were evaluated in training."""

@@ -205,6 +205,8 @@ def _step(xp: Any, t: _Tables, bottom: Array) -> None:
 def _solve_single(p1: Array, p2: Array, solution: Any, tolerance: float, max_iterations: int) -> None:
     """The same for one NumPy table p1 (K1, C) and p2 (K2, C), the only one of `solution`."""
     rows, columns, classes = (np.flatnonzero(x) for x in (p1.sum(1), p2.sum(1), p1.sum(0)))
+    if not len(rows):  # an empty table, as where no sample could be counted: all of its entropies are zero
+        return
     p1, p2 = p1[np.ix_(rows, classes)], p2[np.ix_(columns, classes)]
     q1, q2 = (np.where(p > 0, np.maximum(p, 1e-100), 0.0) for p in (p1, p2))
     a, b = np.zeros_like(q1), q2 / q2.sum(0)
