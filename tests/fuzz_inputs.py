@@ -457,6 +457,10 @@ def case_soft_clusters(draw: Draw) -> str:
     seed = draw(mostly(st.integers(0, 9), st.sampled_from([-1, 2**80, "x", 1.5])))
     soft = []
     for value, usable in sides:
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and draw(st.integers(0, 9)) < 9:
+            value = as_tensor(value)
+        if isinstance(value, torch.Tensor) and not value.is_floating_point() and draw(st.integers(0, 9)) < 9:
+            value = value if value.is_complex() or value.device.type == "meta" else value.to_dense().float()
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided:
             value = value.detach().requires_grad_()
         centres = attempt(
@@ -501,7 +505,7 @@ def case_soft_clusters(draw: Draw) -> str:
     if table is None:
         return "error"
     assert table.isfinite().all()
-    assert float(table.sum()) == math.inf or abs(float(table.double().sum()) - 1) < 0.05
+    assert abs(float(table.detach().double().sum()) - 1) < 0.06
     atoms = differentiable_pid(table, 1e-4)
     if table.requires_grad:
         atoms.synergy.backward()
