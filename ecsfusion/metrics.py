@@ -76,7 +76,9 @@ class _PerModality(evaluate.Metric):
                 raise ValueError(f"{name} is no matrix ({error}); give rows of one length") from error
         matrix = as_embeddings(value, name).cpu().float().numpy()
         if np.isnan(matrix).any():
-            raise ValueError(f"{name} holds NaN, first in row {int(np.isnan(matrix).any(-1).argmax())}; remove such rows")
+            raise ValueError(
+                f"{name} holds NaN, first in row {int(np.isnan(matrix).any(-1).argmax())}; remove such rows"
+            )
         return matrix
 
     def _info(self) -> evaluate.MetricInfo:

@@ -467,8 +467,8 @@ class FusionForClassification(PreTrainedModel):
             check_labels(labels, self.config.num_labels, self.problem_type)
             if len(labels) != size or labels.device.type == "meta" != device.type:
                 raise ValueError(
-                    f"labels have shape {tuple(labels.shape)} on {labels.device}; give one for each of the {size} rows, "
-                    f"on {device}."
+                    f"labels have shape {tuple(labels.shape)} on {labels.device}; give one for each of the {size} "
+                    f"rows, on {device}."
                 )
         rows = _rows_present(given, present or {}, size, device)
         unimodal_training = self.training and not self.trains_fusion
@@ -606,12 +606,16 @@ def _size_and_device(given: Mapping[str, Any], model_device: torch.device) -> tu
         for key, value in {"": inputs}.items() if isinstance(inputs, Tensor) else inputs.items():
             what = f"{name}[{key!r}]" if key else name
             if not isinstance(value, Tensor) or value.is_complex() or value.layout != torch.strided:
-                found = f"{value.dtype} of {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+                found = (
+                    f"{value.dtype} of {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+                )
                 raise TypeError(f"{what} must be a dense tensor (B, ...) of real numbers, got {found}.")
             if not value.ndim or not len(value):
                 raise ValueError(f"{what} has the shape {tuple(value.shape)}; give at least one row.")
             if value.device.type == "meta" != model_device.type:
-                raise ValueError(f"{what} is on the device meta, the model on {model_device}; give it its values.")
+                raise ValueError(
+                    f"{what} is on the device meta, the model on {model_device}; give it its values."
+                )
             first = value if first is None else first
             if len(value) != len(first):
                 raise ValueError(
@@ -629,7 +633,11 @@ def _rows_present(
     for name, mask in present.items():
         if not isinstance(mask, Tensor) or mask.shape != (size,) or mask.dtype != torch.bool:
             is_tensor = isinstance(mask, Tensor)
-            found = f"shape {tuple(mask.shape)} and dtype {mask.dtype}" if is_tensor else f"type {type(mask).__name__}"
+            found = (
+                f"shape {tuple(mask.shape)} and dtype {mask.dtype}"
+                if is_tensor
+                else f"type {type(mask).__name__}"
+            )
             raise ValueError(f"present[{name!r}] has {found}; give one bool for each of the {size} rows.")
         if name not in given and bool(mask.any()):
             raise ValueError(f"present[{name!r}] says that rows have it, but its inputs are missing.")

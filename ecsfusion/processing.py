@@ -336,6 +336,8 @@ class TensorCollator:
         """As `FusionCollator.__call__`."""
         check_rows(rows, self.modalities or ())
         given = self.modalities or [key for key in rows[0] if key not in ("label", "labels")]
+        if not given:
+            raise ValueError(f"the rows have the keys {sorted(rows[0])} but no modality; leave such rows out")
         batch = _with_missing_rows(
             {name: [row.get(name) for row in rows] for name in given},
             _stack,
@@ -391,7 +393,19 @@ def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> Fusio
     if missing and len(missing) < len(rows):
         raise ValueError(f"label, row {missing[0]}: missing, but present in other rows; leave these rows out")
     if not missing:
-        array = np.asarray(labels)
+        try:
+            array = np.asarray(
+                [label.tolist() if isinstance(label, torch.Tensor) else label for label in labels]
+            )
+        except (
+            ValueError,
+            TypeError,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:  # lists of different lengths
+            raise ValueError(
+                f"label: the rows hold no labels of one kind and length ({error}); correct them"
+            ) from error
         if array.dtype.kind not in "biuf":
             raise TypeError(
                 f"label, row 0: {labels[0]!r} is a {type(labels[0]).__name__}; give class numbers from 0 (model.config."

@@ -99,8 +99,8 @@ def _build_processor(name: str, modality: ModalityArguments, encoder: PreTrained
     for key in CODE_KEYS:
         if key in options:
             raise ValueError(
-                f"modalities.{name}.processor: {key} would run code that comes with a model, which a recipe never does; "
-                "leave it out"
+                f"modalities.{name}.processor: {key} would run code that comes with a model, which a recipe never "
+                "does; leave it out"
             )
     place = modality.processor if isinstance(modality.processor, str) else modality.encoder
     if isinstance(place, dict) and media == "text":

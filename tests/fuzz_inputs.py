@@ -110,7 +110,12 @@ NUMPY_TYPES = {"numpy-object": object, "numpy-long": np.longdouble, "numpy-swapp
 
 def mostly(common: Any, rare: Any) -> st.SearchStrategy:
     """`common` in nine of ten draws."""
-    return st.integers(0, 9).flatmap(lambda n: rare if n == 9 else common)
+    return st.integers(0, 9).flatmap(lambda n: rare if n == 5 else common)
+
+
+def seldom(draw: Draw, most: int) -> bool:
+    """True in one of `most` + 1 draws; not at an end of the range, which is tried more often."""
+    return draw(st.integers(0, most)) == most // 2 + 1
 
 
 def numbers(draw: Draw, *shape: int, dtype: torch.dtype = torch.float32, kind: str = "plain") -> torch.Tensor:
@@ -169,12 +174,14 @@ def laid_out(value: torch.Tensor, layout: str) -> Any:
 
 
 def is_finite(value: Any) -> bool:
-    return bool(np.isfinite(value.detach().double().numpy() if isinstance(value, torch.Tensor) else value).all())
+    return bool(
+        np.isfinite(value.detach().double().numpy() if isinstance(value, torch.Tensor) else value).all()
+    )
 
 
 def odd_matrix(draw: Draw, rows: int, columns: int | None = None) -> tuple[Any, bool]:
     """An odd array (rows, D), and whether it may give a result: finite numbers in two dimensions."""
-    if draw(st.integers(0, 29)) == 29:
+    if seldom(draw, 29):
         return draw(
             st.sampled_from([torch.zeros(rows), torch.zeros(rows, 0), torch.zeros(()), 3, [], {}])
         ), False
@@ -185,7 +192,9 @@ def odd_matrix(draw: Draw, rows: int, columns: int | None = None) -> tuple[Any, 
     made = numbers(draw, rows, columns, dtype=dtype, kind=kind)
     value = laid_out(made, layout)
     seen = value.double() if isinstance(value, torch.Tensor) and layout not in ("meta", "sparse") else made
-    refused = layout in ("meta", "sparse", "list", "text", "nothing") or getattr(value, "dtype", None) == object
+    refused = (
+        layout in ("meta", "sparse", "list", "text", "nothing") or getattr(value, "dtype", None) == object
+    )
     usable = not made.is_complex() and not refused
     return value, usable and bool(seen.double().isfinite().all() if not made.is_complex() else False)
 
@@ -254,7 +263,7 @@ def odd_labels(draw: Draw, rows: int) -> Any:
         "vast": lambda: labels + 10**12,
         "beyond": lambda: [2**70] * rows,
         "ragged": lambda: [[0]] * (rows // 2) + [[0, 1]] * (rows - rows // 2),
-        "empty": lambda: [],
+        "empty": list,
         "scalar": lambda: torch.tensor(1),
         "meta": lambda: labels.to("meta"),
         "complex": lambda: labels * 1j,
@@ -327,21 +336,21 @@ def pid_options(draw: Draw) -> dict[str, Any]:
         "seed": st.sampled_from([0, -1, 2**40, 2**80, 1.5, "x", None]),
     }
     for name, values in rare.items():
-        if draw(st.integers(0, 14)) == 14:
+        if seldom(draw, 14):
             options[name] = draw(values)
     return options
 
 
 def odd_embeddings(draw: Draw, rows: int, modalities: int) -> tuple[Any, bool]:
     made = [odd_matrix(draw, rows) for _ in range(modalities)]
-    if draw(st.integers(0, 19)) == 19:
+    if seldom(draw, 19):
         made[-1] = odd_matrix(draw, rows + 1)
         return [value for value, _ in made], False
     names = ["image", "audio", "text", "video"][:modalities]
     embeddings: Any = dict(zip(names, (value for value, _ in made), strict=True))
     if draw(st.booleans()):
         embeddings = list(embeddings.values())
-    if draw(st.integers(0, 29)) == 29:
+    if seldom(draw, 29):
         return draw(st.sampled_from([None, [], {}, "ab", torch.zeros(2, rows, 3), 7])), False
     return embeddings, all(usable for _, usable in made)
 
@@ -398,12 +407,12 @@ def odd_table(draw: Draw) -> torch.Tensor:
     """A joint table (..., K1, K2, C) of probabilities or counts, or what is none."""
     shape = [draw(st.integers(1, 4)) for _ in range(3)]
     batch = draw(mostly(st.just([]), st.sampled_from([[2], [2, 1], [0]])))
-    if draw(st.integers(0, 19)) == 19:
+    if seldom(draw, 19):
         shape = draw(st.sampled_from([[3, 3], [], [0, 2, 2], [2, 2, 0], [4]]))
     kind = draw(st.sampled_from(KINDS))
     dtype = draw(mostly(st.sampled_from(FLOATS), st.sampled_from(ODD_TYPES)))
     table = numbers(draw, *batch, *shape, dtype=dtype, kind=kind)
-    negative = draw(st.integers(0, 19)) == 19
+    negative = seldom(draw, 19)
     if not (negative or dtype in (torch.bool, torch.uint8, torch.float8_e4m3fn)) and not table.is_complex():
         table = table.abs()
     if draw(st.booleans()) and table.ndim and table.numel() and not table.is_complex():
@@ -416,7 +425,7 @@ def case_decompose(draw: Draw) -> str:
     table = odd_table(draw)
     joint = laid_out(table, draw(mostly(st.sampled_from(LAYOUTS), st.sampled_from(BAD_LAYOUTS))))
     options: dict[str, Any] = {}
-    if draw(st.integers(0, 3)) == 3:
+    if seldom(draw, 3):
         options["tolerance"] = draw(st.sampled_from([1e-3, 1e-7, 0.0, -1.0, math.nan, math.inf, "x", None]))
         options["max_iterations"] = draw(st.sampled_from([1, 50, 0, -3, 1.5, "2", None]))
         options["names"] = draw(st.sampled_from([None, ("a", "b"), ("a", "a"), "ab", "a", 3, [1, 2], ["a"]]))
@@ -441,7 +450,7 @@ def case_differentiable_pid(draw: Draw) -> str:
         assert value.isfinite().all()
         assert (value >= -2e-5).all()
     sum(value.sum() for value in atoms).backward()
-    if 1e-30 < float(table.double().abs().amax()) and joint.dtype == torch.float64:
+    if float(table.double().abs().amax()) > 1e-30 and joint.dtype == torch.float64:
         assert joint.grad.isfinite().all()
     return "result"
 
@@ -457,9 +466,9 @@ def case_soft_clusters(draw: Draw) -> str:
     seed = draw(mostly(st.integers(0, 9), st.sampled_from([-1, 2**80, "x", 1.5])))
     soft = []
     for value, usable in sides:
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and draw(st.integers(0, 9)) < 9:
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not seldom(draw, 9):
             value = as_tensor(value)
-        if isinstance(value, torch.Tensor) and not value.is_floating_point() and draw(st.integers(0, 9)) < 9:
+        if isinstance(value, torch.Tensor) and not value.is_floating_point() and not seldom(draw, 9):
             value = value if value.is_complex() or value.device.type == "meta" else value.to_dense().float()
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided:
             value = value.detach().requires_grad_()
@@ -493,7 +502,7 @@ def case_soft_clusters(draw: Draw) -> str:
         soft.append(assigned)
     labels = odd_labels(draw, rows)
     classes = draw(mostly(st.sampled_from([None, 6]), st.sampled_from([1, 0, -1, "2", 2.5, 10**12])))
-    if draw(st.integers(0, 9)) == 9:
+    if seldom(draw, 9):
         soft[1] = draw(
             st.sampled_from(
                 [soft[1][:-1], soft[1] * math.nan, soft[1] - 1, soft[1][:, 0], "abc", soft[1].long()]
@@ -531,7 +540,7 @@ def case_readout(draw: Draw) -> str:
         dtype = draw(st.sampled_from([*FLOATS, torch.int64]))
         made = numbers(draw, rows, classes, dtype=dtype, kind=kind)
         logits[name] = laid_out(made, draw(mostly(st.sampled_from(LAYOUTS), st.sampled_from(BAD_LAYOUTS))))
-    if names and draw(st.integers(0, 19)) == 19:
+    if names and seldom(draw, 19):
         logits[names[-1]] = torch.zeros(rows + 1, classes)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     right = {
@@ -539,9 +548,9 @@ def case_readout(draw: Draw) -> str:
         MULTI_LABEL: torch.randint(2, (rows, classes), generator=generator),
         REGRESSION: torch.randn(rows, classes, generator=generator),
     }.get(problem, torch.zeros(rows).long())
-    labels = odd_labels(draw, rows) if draw(st.integers(0, 3)) == 3 else right
+    labels = odd_labels(draw, rows) if seldom(draw, 3) else right
     present = None
-    if names and draw(st.integers(0, 3)) == 3:
+    if names and seldom(draw, 3):
         masks = st.sampled_from(
             [
                 torch.ones(rows).bool(),
@@ -575,7 +584,7 @@ def case_readout(draw: Draw) -> str:
             ),
         )
     )
-    if draw(st.integers(0, 9)) == 9:
+    if seldom(draw, 9):
         given = draw(
             st.sampled_from(
                 [{}, {"smell": torch.zeros(2, classes)}, None, {**given, names[0]: torch.zeros(2)}]
@@ -620,10 +629,10 @@ def odd_number(draw: Draw) -> Any:
 
 
 def odd_values(draw: Draw, names: list[str]) -> Any:
-    if draw(st.integers(0, 39)) == 39:
+    if seldom(draw, 39):
         return draw(st.sampled_from([None, {}, [], "x", 1.0]))
     return {
-        name: odd_number(draw) if draw(st.integers(0, 9)) == 9 else draw(st.sampled_from([0.0, 0.1, 1.0]))
+        name: odd_number(draw) if seldom(draw, 9) else draw(st.sampled_from([0.0, 0.1, 1.0]))
         for name in names
     }
 
@@ -677,7 +686,7 @@ def case_rule(draw: Draw) -> str:
         "scouting_readings",
         "dependence",
     ):
-        if draw(st.integers(0, 19)) == 19:
+        if seldom(draw, 19):
             options[name] = odd_number(draw)
     words = ("modalities", "rule", *options)
     rule = attempt(lambda: make_rule(kind, modalities, **options), *words)
@@ -686,18 +695,18 @@ def case_rule(draw: Draw) -> str:
     names = list(rule.modalities)
     for step in range(draw(st.integers(1, 6))):
         reading = Reading(
-            step=step if draw(st.integers(0, 9)) < 9 else odd_number(draw),
-            epoch=float(step) if draw(st.integers(0, 9)) < 9 else odd_number(draw),
-            progress=step / 10 if draw(st.integers(0, 9)) < 9 else odd_number(draw),
+            step=step if not seldom(draw, 9) else odd_number(draw),
+            epoch=float(step) if not seldom(draw, 9) else odd_number(draw),
+            progress=step / 10 if not seldom(draw, 9) else odd_number(draw),
             stage=draw(mostly(st.just("unimodal"), st.sampled_from(["joint", "third", None, 3]))),
             training=tuple(names),
-            redundancy=odd_number(draw) if draw(st.integers(0, 9)) == 9 else 0.1,
+            redundancy=odd_number(draw) if seldom(draw, 9) else 0.1,
             unique=odd_values(draw, names),
-            synergy=odd_number(draw) if draw(st.integers(0, 9)) == 9 else 0.1,
+            synergy=odd_number(draw) if seldom(draw, 9) else 0.1,
             floor=odd_values(draw, [*names, "redundancy", "synergy"]),
             accuracy=odd_values(draw, [*names, "fused"]),
             raw={"redundancy": 0.1, "synergy": odd_number(draw), "unique": odd_values(draw, names)},
-            conditional_dependence=odd_number(draw) if draw(st.integers(0, 9)) == 9 else 0.0,
+            conditional_dependence=odd_number(draw) if seldom(draw, 9) else 0.0,
         )
         decision = attempt(lambda reading=reading: rule.decide(reading), "reading")
         if decision is None:
@@ -727,7 +736,7 @@ def processor() -> FusionProcessor:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     text = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=4
-    )  # noqa: S106
+    )
     return FusionProcessor(
         {
             "image": image,
@@ -750,7 +759,7 @@ def encoded() -> tuple[bytes, bytes, bytes]:
 def raw_value(draw: Draw, name: str) -> Any:
     """What a row may hold under the name of a modality: right, of another modality, or nonsense."""
     picture, sound, half = encoded()
-    if draw(st.integers(0, 2)) == 2:
+    if seldom(draw, 2):
         rows, columns = draw(st.sampled_from([(8, 8), (1, 1), (0, 3), (3, 0), (300, 1), (4, 3)]))
         dtype = draw(st.sampled_from([*FLOATS, torch.uint8, torch.int16, torch.bool, torch.complex64]))
         made = numbers(draw, rows, columns, dtype=dtype, kind=draw(st.sampled_from(KINDS)))
@@ -828,7 +837,7 @@ def case_processor(draw: Draw) -> str:
         batch[name] = (
             [raw_value(draw, name) for _ in range(many)] if draw(st.booleans()) else raw_value(draw, name)
         )
-    if draw(st.integers(0, 29)) == 29:
+    if seldom(draw, 29):
         batch["smell"] = 3
     found = attempt(lambda: processor()(**batch), *names, "modality", "rows", "nothing to process")
     if found is None:
@@ -838,7 +847,7 @@ def case_processor(draw: Draw) -> str:
 
 
 def odd_rows(draw: Draw, make: Callable[[str], Any], names: list[str]) -> Any:
-    if draw(st.integers(0, 29)) == 29:
+    if seldom(draw, 29):
         return draw(st.sampled_from([[], None, {}, [None], [3], [[]], [{}], "ab", [(1, 2)]]))
     labels = st.sampled_from([0, 1, 2, True, np.int64(1), torch.tensor(1), 0.5, [0, 1], [1.0, 0.0]])
     wrong = st.sampled_from(
@@ -859,11 +868,11 @@ def odd_rows(draw: Draw, make: Callable[[str], Any], names: list[str]) -> Any:
     label = draw(labels)
     rows = []
     for _ in range(draw(st.integers(1, 3))):
-        row = {name: make(name) for name in names if draw(st.integers(0, 9)) < 9}
-        if draw(st.integers(0, 9)) < 9:
+        row = {name: make(name) for name in names if not seldom(draw, 9)}
+        if not seldom(draw, 9):
             row[draw(st.sampled_from(["label", "labels"]))] = draw(mostly(st.just(label), wrong))
         rows.append(row)
-    if draw(st.integers(0, 19)) == 19:
+    if seldom(draw, 19):
         rows.append(draw(st.sampled_from([None, 3, (1, 2), "x", {}])))
     return rows
 
@@ -872,7 +881,7 @@ def case_fusion_collator(draw: Draw) -> str:
     names = draw(st.sampled_from([["image", "audio"], ["text", "table"], ["table"]]))
 
     def value(name: str) -> Any:
-        if draw(st.integers(0, 4)) == 4:  # processed, or what looks like it
+        if seldom(draw, 4):  # processed, or what looks like it
             length = draw(st.sampled_from([3, 3, 5, 0]))
             key = {"image": "pixel_values", "audio": "input_values", "text": "input_ids", "table": "values"}[
                 name
@@ -923,7 +932,7 @@ def case_array_processor(draw: Draw) -> str:
         return laid_out(made, draw(mostly(st.sampled_from(LAYOUTS), st.sampled_from(BAD_LAYOUTS))))
 
     rows = [row() for _ in range(draw(st.integers(0, 3)))]
-    if draw(st.integers(0, 19)) == 19:
+    if seldom(draw, 19):
         rows = draw(st.sampled_from([None, 3, "abc", [[]], [["a"]], [object()], [[1, [2]]]]))
     if draw(st.booleans()):
         made = attempt(lambda: ArrayProcessor.fit(rows), "row")
@@ -966,7 +975,7 @@ def case_model(draw: Draw) -> str:
     inputs: dict[str, Any] = {}
     finite = True
     for name, shape in {"left": (size, 2, 3), "right": (size, 1, 4, 4)}.items():
-        if draw(st.integers(0, 9)) == 9:
+        if seldom(draw, 9):
             shape = draw(st.sampled_from([(size + 1, *shape[1:]), (size,), (size, 5, 5), ()]))
         kind, dtype = (
             draw(mostly(st.just("plain"), st.sampled_from(KINDS))),
@@ -984,9 +993,9 @@ def case_model(draw: Draw) -> str:
             )
         )
         inputs[name] = {key: value} if draw(st.booleans()) else value
-    if draw(st.integers(0, 4)) == 4:
+    if seldom(draw, 4):
         inputs.pop(draw(st.sampled_from(["left", "right"])))
-    if draw(st.integers(0, 29)) == 29:
+    if seldom(draw, 29):
         inputs["smell"] = torch.zeros(size)
     labels: Any = {
         SINGLE_LABEL: torch.zeros(size).long(),
@@ -999,7 +1008,7 @@ def case_model(draw: Draw) -> str:
         else odd_labels(draw, size)
     )
     present: Any = None
-    if draw(st.integers(0, 3)) == 3:
+    if seldom(draw, 3):
         masks = [
             torch.arange(size) > 0,
             torch.zeros(size).bool(),
@@ -1010,7 +1019,7 @@ def case_model(draw: Draw) -> str:
             [True] * size,
         ]
         present = {draw(st.sampled_from(["left", "right", "smell"])): draw(st.sampled_from(masks))}
-        if draw(st.integers(0, 9)) == 9:
+        if seldom(draw, 9):
             present = draw(st.sampled_from(["x", 3, [], {}]))
     words = ("left", "right", "smell", "labels", "present", "modality", "logits", "row")
     with torch.no_grad():
@@ -1047,12 +1056,12 @@ def case_competitive_strength(draw: Draw) -> str:
     )
     shape = draw(mostly(st.just((classes, modalities)), st.sampled_from([(classes,), (), (9, 9)])))
     strength = numbers(draw, *shape, dtype=draw(st.sampled_from(FLOATS)), kind=draw(st.sampled_from(KINDS)))
-    negative = draw(st.integers(0, 9)) == 9
+    negative = seldom(draw, 9)
     strength = laid_out(
         strength if negative else strength.abs(),
         draw(mostly(st.sampled_from(LAYOUTS[:5]), st.sampled_from(BAD_LAYOUTS))),
     )
-    if draw(st.integers(0, 29)) == 29:
+    if seldom(draw, 29):
         alignment = torch.zeros(classes, modalities, 0)
     count = draw(mostly(st.just(100), st.sampled_from([0, -1, "x", None, math.nan, 10**400])))
     order = draw(mostly(st.sampled_from([3, 4]), st.sampled_from([2, 2.5, math.nan, "3", None, 10**400])))
@@ -1075,7 +1084,7 @@ def case_pid_metric(draw: Draw) -> str:
     values = {name: odd_matrix(draw, rows)[0] for name in ("image", "audio")}
     references = odd_references(draw, rows)
     options = {"num_clusters": 3, "permutations": 2, "bootstrap": 0}
-    if draw(st.integers(0, 9)) == 9:
+    if seldom(draw, 9):
         options["num_clusters"] = draw(st.sampled_from([0, "x", None]))
     with tempfile.TemporaryDirectory() as folder:
         metric = PIDMetric(("image", "audio"), cache_dir=folder)

@@ -33,21 +33,43 @@ from hf_recipes.encoders import build_encoders, build_processor
 from hf_recipes.paths import confined
 
 SOURCES = sorted(
-    path for folder in ("ecsfusion", "hf_recipes", "kernels", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("ecsfusion", "hf_recipes", "kernels", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
 )
 
 # ---- nothing is unpickled or evaluated ----
 
-FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "code", "runpy"}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "code",
+    "runpy",
+}
 FORBIDDEN_CALLS = {
     *("eval", "exec", "compile", "__import__", "torch.load", "torch.save", "torch.jit.load", "torch.package"),
-    *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle", "os.system", "os.popen"),
+    *(
+        "yaml.load",
+        "yaml.load_all",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "pandas.read_pickle",
+        "os.system",
+        "os.popen",
+    ),
     *("shutil.unpack_archive", "tarfile.open", "np.fromfile", "numpy.fromfile"),
 }
 
 
 def name_of(node: ast.expr) -> str:
-    return f"{name_of(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    return (
+        f"{name_of(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    )
 
 
 def offences(source: str) -> list[str]:
@@ -55,7 +77,9 @@ def offences(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [f"import {each.name}" for each in node.names if each.name.split(".")[0] in FORBIDDEN_MODULES]
+            found += [
+                f"import {each.name}" for each in node.names if each.name.split(".")[0] in FORBIDDEN_MODULES
+            ]
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
             found.append(f"from {node.module}")
         if not isinstance(node, ast.Call):
@@ -64,9 +88,17 @@ def offences(source: str) -> list[str]:
         if name in FORBIDDEN_CALLS:
             found.append(name)
         options = {each.arg: each.value for each in node.keywords}
-        if name in ("np.load", "numpy.load") and getattr(options.get("allow_pickle"), "value", None) is not False:
+        if (
+            name in ("np.load", "numpy.load")
+            and getattr(options.get("allow_pickle"), "value", None) is not False
+        ):
             found.append(f"{name} without allow_pickle=False")
-        for key, wrong in (("allow_pickle", True), ("weights_only", False), ("trust_remote_code", True), ("shell", True)):
+        for key, wrong in (
+            ("allow_pickle", True),
+            ("weights_only", False),
+            ("trust_remote_code", True),
+            ("shell", True),
+        ):
             if getattr(options.get(key), "value", None) is wrong:
                 found.append(f"{key}={wrong}")
     return found
@@ -74,12 +106,21 @@ def offences(source: str) -> list[str]:
 
 def test_no_source_unpickles_evaluates_or_trusts_code():
     assert len(SOURCES) > 60
-    assert {str(path.relative_to(ROOT)): found for path in SOURCES if (found := offences(path.read_text()))} == {}
+    assert {
+        str(path.relative_to(ROOT)): found for path in SOURCES if (found := offences(path.read_text()))
+    } == {}
 
 
 @pytest.mark.parametrize(
     "source",
-    ["import pickle", "from joblib import load", "torch.load(f)", "np.load(f)", "np.load(f, allow_pickle=True)", "eval(x)"]
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(f)",
+        "np.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "eval(x)",
+    ]
     + ["yaml.load(f)", "x.from_pretrained(y, trust_remote_code=True)", "run(x, shell=True)"],
 )
 def test_the_search_finds_them(source):
@@ -126,7 +167,9 @@ def poisoned(checkpoint, folder, names, target, zipped):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "name", ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"]
+)
 def test_to_resume_executes_nothing(checkpoint, tmp_path, name, zipped):
     target = tmp_path / "executed"
     copy = poisoned(checkpoint, tmp_path, [name], target, zipped)
@@ -173,33 +216,48 @@ def with_code(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MyConfig", "AutoModel": "mine.MyModel"}}
     (folder / "config.json").write_text(json.dumps(config))
-    processor = {"auto_map": {"AutoImageProcessor": "mine.MyProcessor"}, "image_processor_type": "MyProcessor"}
+    processor = {
+        "auto_map": {"AutoImageProcessor": "mine.MyProcessor"},
+        "image_processor_type": "MyProcessor",
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 
 def test_code_of_a_model_is_refused(with_code, tmp_path):
     with pytest.raises(ValueError, match="trust_remote_code=True"):
-        FusionForClassification.from_modality_pretrained({"left": str(with_code), "right": tiny_vit()}, num_labels=2)
+        FusionForClassification.from_modality_pretrained(
+            {"left": str(with_code), "right": tiny_vit()}, num_labels=2
+        )
     assert not (tmp_path / "executed").exists()
 
 
 def config_file(folder, **image):
-    image = {"encoder": {"model_type": "vit", "image_size": 4, "patch_size": 2, "num_hidden_layers": 1}} | image
+    image = {
+        "encoder": {"model_type": "vit", "image_size": 4, "patch_size": 2, "num_hidden_layers": 1}
+    } | image
     config = {"dataset": "digits", "modalities": {"image": image}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return str(folder / "config.yaml")
 
 
 def test_a_recipe_refuses_code_too(with_code, tmp_path):
-    recipe, _ = parse_arguments(["--config", config_file(tmp_path, encoder=str(with_code)), "--output_dir", str(tmp_path)])
-    with pytest.raises(ValueError, match=r"modalities\.image: the encoder .* cannot be loaded .*trust_remote_code"):
+    recipe, _ = parse_arguments(
+        ["--config", config_file(tmp_path, encoder=str(with_code)), "--output_dir", str(tmp_path)]
+    )
+    with pytest.raises(
+        ValueError, match=r"modalities\.image: the encoder .* cannot be loaded .*trust_remote_code"
+    ):
         build_encoders(recipe)
     for options in ({"trust_remote_code": True}, {"auto_map": {"AutoImageProcessor": "mine.MyProcessor"}}):
-        recipe, _ = parse_arguments(["--config", config_file(tmp_path, processor=options), "--output_dir", str(tmp_path)])
+        recipe, _ = parse_arguments(
+            ["--config", config_file(tmp_path, processor=options), "--output_dir", str(tmp_path)]
+        )
         with pytest.raises(ValueError, match=r"modalities\.image\.processor: \w+ would run code"):
             build_processor(recipe, {"image": tiny_vit()})
-    recipe, _ = parse_arguments(["--config", config_file(tmp_path, processor=str(with_code)), "--output_dir", str(tmp_path)])
+    recipe, _ = parse_arguments(
+        ["--config", config_file(tmp_path, processor=str(with_code)), "--output_dir", str(tmp_path)]
+    )
     with pytest.raises(ValueError, match=r"modalities\.image: the processor .* cannot be made"):
         build_processor(recipe, {"image": tiny_vit()})
     assert not (tmp_path / "executed").exists()
@@ -207,8 +265,12 @@ def test_a_recipe_refuses_code_too(with_code, tmp_path):
 
 def test_a_yaml_makes_no_objects(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(f"dataset: digits\nmodalities: !!python/object/apply:builtins.open ['{tmp_path}/executed', 'w']\n")
-    with pytest.raises(ValueError, match=r"config\.yaml is not valid YAML: .*could not determine a constructor"):
+    path.write_text(
+        f"dataset: digits\nmodalities: !!python/object/apply:builtins.open ['{tmp_path}/executed', 'w']\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"config\.yaml is not valid YAML: .*could not determine a constructor"
+    ):
         parse_arguments(["--config", str(path)])
     assert not (tmp_path / "executed").exists()
 
@@ -240,7 +302,9 @@ def test_a_path_inside_of_the_folder_is_found_from_anywhere(data):
     for path in ("media/mine.png", "media/../media/mine.png", "inside.png", str(data / "media" / "mine.png")):
         for value in (path, {"bytes": None, "path": path}):
             found = confined(value, str(data))
-            assert (found if isinstance(found, str) else found["path"]) == str((data / "media" / "mine.png").resolve())
+            assert (found if isinstance(found, str) else found["path"]) == str(
+                (data / "media" / "mine.png").resolve()
+            )
             assert read_image(found).size == (8, 8)
     assert confined({"bytes": png(), "path": "../../name/only.png"}, str(data))["bytes"] == png()
     assert confined(["media/mine.png"] * 2, str(data)) == [str((data / "media" / "mine.png").resolve())] * 2
@@ -248,8 +312,12 @@ def test_a_path_inside_of_the_folder_is_found_from_anywhere(data):
     assert confined(array, str(data)) is array
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "media/../../secret.png", "/etc/passwd", "media/link.png", "media/loop.png"])
-@pytest.mark.parametrize("form", [str, Path, lambda path: {"bytes": None, "path": path}, lambda path: [[path]]])
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "media/../../secret.png", "/etc/passwd", "media/link.png", "media/loop.png"]
+)
+@pytest.mark.parametrize(
+    "form", [str, Path, lambda path: {"bytes": None, "path": path}, lambda path: [[path]]]
+)
 def test_a_path_that_leads_out_is_refused(data, path, form):
     with pytest.raises(ValueError, match=re.escape(path) + r".*(leads out of the folder|is no path)"):
         confined(form(path), str(data))
@@ -263,22 +331,38 @@ def test_a_data_set_of_the_hub_names_no_local_file(tmp_path):
 
 def two_modalities(tmp_path, data):
     modalities = {
-        name: {"column": name, "encoder": {"model_type": "vit", "image_size": 8, "patch_size": 8, "num_hidden_layers": 1}}
+        name: {
+            "column": name,
+            "encoder": {"model_type": "vit", "image_size": 8, "patch_size": 8, "num_hidden_layers": 1},
+        }
         for name in ("image", "other")
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"modalities": modalities}))
-    arguments = ["--config", str(tmp_path / "config.yaml"), "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    arguments = [
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--data_dir",
+        str(data),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     return parse_arguments(arguments)[0]
 
 
 @pytest.mark.parametrize("kind", ["string", "image"])
 def test_the_recipe_confines_rows_and_names_them(data, tmp_path, kind):
-    rows = {"image": ["media/mine.png"] * 10, "other": ["media/mine.png"] * 9 + ["../secret.png"], "label": [0, 1] * 5}
+    rows = {
+        "image": ["media/mine.png"] * 10,
+        "other": ["media/mine.png"] * 9 + ["../secret.png"],
+        "label": [0, 1] * 5,
+    }
     features = None
     if kind == "image":
         rows |= {name: [{"bytes": None, "path": path} for path in rows[name]] for name in ("image", "other")}
         media_type = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
-        features = datasets.Features({"image": media_type, "other": media_type, "label": datasets.Value("int64")})
+        features = datasets.Features(
+            {"image": media_type, "other": media_type, "label": datasets.Value("int64")}
+        )
     for split in ("train", "validation", "test"):
         datasets.Dataset.from_dict(rows, features).to_parquet(data / f"{split}.parquet")
     recipe = two_modalities(tmp_path, data)
@@ -286,7 +370,9 @@ def test_the_recipe_confines_rows_and_names_them(data, tmp_path, kind):
     encoders = build_encoders(recipe)
     split = ProcessedSplit(splits["test"], build_processor(recipe, encoders), "split 'test'", recipe.data_dir)
     assert split[0]["image"]["pixel_values"].ndim == 3
-    with pytest.raises(ValueError, match=r"split 'test': other, row 9: '\.\./secret\.png' leads out of the folder"):
+    with pytest.raises(
+        ValueError, match=r"split 'test': other, row 9: '\.\./secret\.png' leads out of the folder"
+    ):
         split[9]
 
 
@@ -298,7 +384,9 @@ def test_the_recipe_loads_no_table_from_elsewhere(data, tmp_path, pattern):
     (data / "linked.csv").symlink_to(other / "rows.csv")
     pattern = pattern.format(absolute=other / "rows.csv")
     (data / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {pattern}\n---\n")
-    with pytest.raises(ValueError, match=r"rows\.csv' leads out of the folder|linked\.csv' leads out|cannot be loaded"):
+    with pytest.raises(
+        ValueError, match=r"rows\.csv' leads out of the folder|linked\.csv' leads out|cannot be loaded"
+    ):
         load_splits(two_modalities(tmp_path, data))
 
 
@@ -318,7 +406,9 @@ def huge_png(width, height):
     def chunk(kind, content):
         import zlib
 
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x\x9c") + chunk(b"IEND", b"")
@@ -386,7 +476,9 @@ def test_the_limit_of_samples_can_be_set_and_holds_after_the_change_of_rates(mon
     soundfile.write(buffer, np.zeros(900), 8000, format="WAV")
     monkeypatch.setattr(media, "MOST_SAMPLES", 1000)
     assert read_audio(buffer.getvalue(), 8000).size == 900
-    with pytest.raises(ValueError, match=r"at 16000 Hz instead of 8000 the sound has more than the 1,000 samples"):
+    with pytest.raises(
+        ValueError, match=r"at 16000 Hz instead of 8000 the sound has more than the 1,000 samples"
+    ):
         read_audio(buffer.getvalue(), 16000)
     monkeypatch.setattr(media, "MOST_SAMPLES", 800)
     with pytest.raises(ValueError, match="its header claims 900 samples"):

@@ -2,9 +2,9 @@
 
 Decoding needs Pillow and libsndfile (soundfile) only: no torchvision, torchaudio or torchcodec.
 
-Files may come from strangers. What is too large is refused from its header, before it is decoded: images of more pixels
-than `PIL.Image.MAX_IMAGE_PIXELS` (89 million; set it, None for no limit), and sounds of more samples than `MOST_SAMPLES`,
-before or after they are brought to another rate.
+Files may come from strangers. What is too large is refused from its header, before it is decoded: images of more
+pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million; set it, None for no limit), and sounds of more samples than
+`MOST_SAMPLES`, before or after they are brought to another rate.
 """
 
 import io
@@ -238,7 +238,11 @@ def _samples(value: Any) -> np.ndarray:
 def _array_of(value: Any, what: str) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         check_values(value, what)
-        value = value.float() if value.dtype == torch.bfloat16 or value.itemsize < 2 and value.is_floating_point() else value
+        value = (
+            value.float()
+            if value.dtype == torch.bfloat16 or (value.itemsize < 2 and value.is_floating_point())
+            else value
+        )
         return value.detach().cpu().numpy()
     try:
         return np.asarray(value)

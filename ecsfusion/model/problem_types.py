@@ -51,7 +51,7 @@ def mean_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing
     """
     logits = logits.float()
     if problem_type == SINGLE_LABEL:
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        return F.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing)
     if problem_type == MULTI_LABEL:
         smooth = labels.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth)
@@ -65,7 +65,9 @@ def mean_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing
 def check_labels(labels: Tensor, num_labels: int, problem_type: str) -> None:
     """Raises ValueError unless labels are what the problem type says; values are checked on the CPU only."""
     if not isinstance(labels, Tensor) or labels.is_complex() or not labels.ndim:
-        found = f"of {labels.dtype}, shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else "no tensor"
+        found = (
+            f"of {labels.dtype}, shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else "no tensor"
+        )
         raise TypeError(f"labels are {found}: {type(labels).__name__}; give a tensor with one entry per row.")
     shape = tuple(labels.shape)
     # On a GPU a look at the values would wait for the device at every step.

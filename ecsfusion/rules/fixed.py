@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ecsfusion.rules.decision import Decision, Reading, Rule
 from ecsfusion.rules.lead import listed
@@ -42,6 +42,7 @@ class FixedSchedule(Rule):
                 or len(phase) != 2
                 or not isinstance(phase[0], (int, float))
                 or not phase[0] > 0
+                or not isinstance(phase[1], Iterable)
             ):
                 raise ValueError(f"schedule must hold pairs (length > 0, modalities), got {phase!r}.")
             length, names = phase

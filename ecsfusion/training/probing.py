@@ -21,7 +21,15 @@ from ecsfusion.pid import PID
 from ecsfusion.readout import Readout
 from ecsfusion.reporting.reliability import reliability_of
 from ecsfusion.training.evaluation import Evaluation, check_probe_set
-from ecsfusion.training.probe import head_answers, probe_metrics, score, score_name
+from ecsfusion.training.probe import (
+    ROWS_FOR_DEPENDENCE,
+    ROWS_PER_CLASS_FOR_DEPENDENCE,
+    head_answers,
+    probe_metrics,
+    score,
+    score_name,
+    shows_dependence,
+)
 from ecsfusion.training.stepping import SteppingTrainer
 
 logger = logging.get_logger(__name__)
@@ -202,6 +210,12 @@ class ProbingTrainer(SteppingTrainer):
         complete, number = int(measured[0]["complete_rows"]), len(evaluation.labels)
         if complete < number:
             logger.warning_once(f"Probe: {complete} of {number} rows have every modality; it takes these.")
+        if measured[1] is not None and not shows_dependence(measured[1]):
+            logger.warning_once(
+                f"Probe: {measured[1].num_samples} rows of {measured[1].num_classes} classes are too few to see "
+                "whether the modalities depend on each other given the label; the rule takes it that they do not. "
+                f"Give at least {ROWS_PER_CLASS_FOR_DEPENDENCE} rows a class, and {ROWS_FOR_DEPENDENCE} in all."
+            )
         return measured
 
     def fit_readout(self) -> Readout | None:
