@@ -5,7 +5,7 @@
 A step is what the trainer does: forward, backward, clipping per modality, AdamW. The encoders are two equal vision
 transformers on random pixels. One JSON line per stage, seed, and set of training modalities goes to
 benchmarks/results/step.jsonl (median and half of the distance between the quartiles, in ms); the table is printed.
-In stage 2 a paused encoder still runs forward, for the fused head needs its embeddings; that is measured too.
+In stage 2, where the fused head takes a paused modality as missing, it is measured too.
 """
 
 import argparse

@@ -274,7 +274,11 @@ class TestBadInput:
             (LOGITS["image"], LABELS, "logits must be a mapping"),
             ({**LOGITS, "audio": torch.zeros(3, 3)}, LABELS, r"logits\['audio'\] has shape \(3, 3\)"),
             ({"image": torch.zeros(4)}, LABELS, r"logits\['image'\] has shape \(4,\)"),
-            ({"image": torch.zeros(0, 3)}, LABELS[:0], r"logits\['image'\] has shape \(0, 3\)"),
+            (
+                {"image": torch.zeros(0, 3)},
+                LABELS[:0],
+                r"labels must have one entry per row, got the shape \(0,\)",
+            ),
             (
                 {"image": torch.tensor([[0.0, 1], [0, math.nan]])},
                 LABELS[:2],

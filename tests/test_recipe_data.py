@@ -314,7 +314,7 @@ def test_yaml_and_command_line_take_the_same_values(tmp_path, stored):
         ),
         ({"preprocess": "later"}, "preprocess is 'later'; give one of ahead, on-the-fly"),
         ({"compare": "nothing"}, "compare is 'nothing'; give joint"),
-        ({"fusion": "gate"}, "fusion is 'gate'; give one of concatenation, gated-sum"),
+        ({"fusion": "gate"}, "fusion is 'gate'; give one of concatenation, mlp, gated-sum"),
         ({"validation_share": 2}, "validation_share is 2.0; give a share between 0 and 0.5"),
     ],
 )

@@ -166,9 +166,9 @@ def store(suite, folder):
 
 
 def store_paths(suite, folder):
-    """The samples as JSON lines with the paths of media that lie elsewhere."""
+    """The samples as JSON lines with the paths of media that lie beside them."""
     _, splits = suite(np.random.default_rng(0))
-    media = folder.parent / "media"
+    media = folder / "media"
     folder.mkdir()
     media.mkdir()
 

@@ -20,8 +20,7 @@ from fusion_fixtures import tiny_vit, two_views
 from PIL import Image, PngImagePlugin
 from transformers import Wav2Vec2FeatureExtractor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # hf_recipes is no installed package
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no installed package
 
 from ecsfusion import FusionForClassification, FusionProcessor
 from ecsfusion.data import media
@@ -32,6 +31,7 @@ from hf_recipes.data import ProcessedSplit, load_splits
 from hf_recipes.encoders import build_encoders, build_processor
 from hf_recipes.paths import confined
 
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
     for folder in ("ecsfusion", "hf_recipes", "kernels", "benchmarks")
@@ -120,8 +120,10 @@ def test_no_source_unpickles_evaluates_or_trusts_code():
         "np.load(f)",
         "np.load(f, allow_pickle=True)",
         "eval(x)",
-    ]
-    + ["yaml.load(f)", "x.from_pretrained(y, trust_remote_code=True)", "run(x, shell=True)"],
+        "yaml.load(f)",
+        "x.from_pretrained(y, trust_remote_code=True)",
+        "run(x, shell=True)",
+    ],
 )
 def test_the_search_finds_them(source):
     assert offences(source)
