@@ -13,12 +13,11 @@ class, and the other has no gradient left.
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from ecsfusion.information.inputs import check_values
+from ecsfusion.information.inputs import check_values, is_number, is_whole
 
 
 def smoothed_relu(x: Tensor, order: int = 3, threshold: float = 0.5) -> Tensor:
@@ -46,13 +45,12 @@ def competitive_strength(
         TypeError, ValueError: an order under 3, for which nothing blows up; shapes that do not match; what is not
             finite, or a signal that is negative.
     """
-    if isinstance(order, bool) or not isinstance(order, Integral) or not 3 <= order <= 1000:
+    if not is_whole(order) or not 3 <= order <= 1000:
         raise ValueError(
             f"order is {order!r}; competition by blow-up needs an activation of whole order 3 or more"
         )
     for name, number in (("num_samples", num_samples), ("threshold", threshold)):
-        is_number = isinstance(number, Real) and not isinstance(number, bool)
-        if not is_number or not 0 < number < math.inf or number > 2**63:
+        if not is_number(number) or not 0 < number < math.inf or number > 2**63:
             raise ValueError(f"{name} must be a positive number, got {number!r}")
     for name, values in (("alignment", alignment), ("signal", signal)):
         if not isinstance(values, Tensor) or not values.is_floating_point():

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from ecsfusion.information.inputs import (
     check_finite,
     check_seed,
     class_labels,
+    is_whole,
     named_modalities,
     positive,
 )
@@ -309,9 +309,11 @@ def estimate_tensors(
     dependence = union + synergy - found.single.sum(-1) + found.coupling
     noise = 2 * found.single_noise
     plugin = plugin._replace(
-        redundancy_floor=(found.single_bias + noise).amin(-1),
-        unique_floor=found.single_bias + noise,
-        synergy_floor=found.joint_bias + 2 * found.joint_noise,
+        redundancy_floor=(found.single_bias + noise).amin(-1).clamp_min(0.0),
+        unique_floor=(found.single_bias + noise).clamp_min(0.0),
+        synergy_floor=(found.joint_bias + 2 * found.joint_noise).clamp_min(
+            0.0
+        ),  # few replicates may err downward
     )
     pid = Decomposition(
         redundancy=found.redundancy,
@@ -460,7 +462,7 @@ def _check_cells(num_clusters: int, num_classes: int) -> None:
 
 def _check_replicates(permutations: int, bootstrap: int) -> None:
     for name, value in (("permutations", permutations), ("bootstrap", bootstrap)):
-        if isinstance(value, bool) or not isinstance(value, Integral):
+        if not is_whole(value):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
     if permutations < 2:
         raise ValueError(f"permutations must be at least 2, got {permutations}")

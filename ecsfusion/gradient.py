@@ -6,7 +6,6 @@ unrolled and memory does not grow with the iterations; all other terms of the at
 """
 
 import math
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,14 @@ from ecsfusion_kernels.reference.broja import dual_shift
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ecsfusion.information.inputs import check_classes, check_seed, check_values, class_labels, positive
+from ecsfusion.information.inputs import (
+    check_classes,
+    check_seed,
+    check_values,
+    class_labels,
+    is_number,
+    positive,
+)
 from ecsfusion.pid import checked_options
 
 MOST_CELLS = 1 << 25
@@ -142,7 +148,7 @@ def soft_assignments(embeddings: Tensor, centres: Tensor, temperature: float = 0
     Raises:
         TypeError, ValueError: for what is none of these.
     """
-    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+    if not is_number(temperature) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive, got {temperature!r}; use hard clusters for 0")
     _check_floats(embeddings, "embeddings")
     _check_floats(centres, "centres")

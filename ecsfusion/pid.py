@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from ecsfusion_kernels import broja
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecsfusion.information.inputs import as_tensor, check_values
+from ecsfusion.information.inputs import as_tensor, check_values, is_number, is_whole
 
 LN2 = 0.6931471805599453
 
@@ -224,9 +223,9 @@ def decompose(
 
 def checked_options(tolerance: float, max_iterations: int, names: Sequence[str] | None) -> tuple[str, str]:
     """The names of the two modalities; raises ValueError for bad options of `decompose`."""
-    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance > 0:
+    if not is_number(tolerance) or not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number of bits, got {tolerance!r}")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, Integral) or max_iterations < 1:
+    if not is_whole(max_iterations) or max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations!r}")
     if names is None:
         names = ("x1", "x2")

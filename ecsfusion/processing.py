@@ -314,7 +314,13 @@ class FusionCollator:
 
     def _inputs(self, name: str, values: Sequence[Any], numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         if all(_is_processed(value) for value in values):
-            return self.processor.pad(name, values)
+            try:
+                return self.processor.pad(name, values)
+            except Exception as error:  # torch and processors raise all kinds
+                raise ValueError(
+                    f"{name}, rows {min(numbers)} to {max(numbers)}: processed inputs cannot be made a batch "
+                    f"({error}); give tensors of one kind"
+                ) from error
         return self.processor.process(name, values, numbers)
 
 
@@ -348,7 +354,11 @@ class TensorCollator:
 def _stack(name: str, values: Sequence[Any], numbers: Sequence[int]) -> Any:
     """Tensors of all rows as one, which no processor has to pad."""
     try:
-        return default_collate(list(values))
+        stacked = default_collate(list(values))
+        parts = list(stacked.values()) if isinstance(stacked, Mapping) else [stacked]
+        if not parts or not all(isinstance(part, torch.Tensor) for part in parts):
+            raise TypeError(f"they are {type(values[0]).__name__}, not tensors")
+        return stacked
     except Exception as error:  # torch raises all kinds for what it cannot stack
         raise ValueError(
             f"the rows of {name!r} cannot be stacked ({error}); give a FusionProcessor as processing_class, which "

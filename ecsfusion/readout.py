@@ -29,7 +29,11 @@ from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 FUSED = "fused"
 """The reserved name of the fused head."""
 
+LARGEST_PREDICTION = 1e100
+"""In regression; squares of larger ones are no numbers any more."""
+
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+
 LOWEST_LOG_PROBABILITY = -36.0
 """Of a class under one head: exp(-36) is the resolution of a float64 probability; infinite logits end here."""
 
@@ -362,6 +366,10 @@ def _check_logits(
         bad = head.isnan().nonzero()
         if len(bad):
             raise ValueError(f"logits[{name!r}] holds NaN, first in row {int(bad[0, 0])}.")
+        if problem_type == REGRESSION and bool((head.abs() > LARGEST_PREDICTION).any()):
+            raise ValueError(
+                f"logits[{name!r}] holds predictions beyond {LARGEST_PREDICTION:g}; look at the head's rate."
+            )
         heads[name] = _answers(head, name, problem_type).numpy()
     return heads
 

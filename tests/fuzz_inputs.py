@@ -310,7 +310,7 @@ def check_pid(pid: Any, classes: int | None = None) -> None:
         for interval in (part.redundancy_interval, part.unique_interval, part.synergy_interval):
             if interval is not None:
                 assert interval.isfinite().all()
-                assert (interval[..., 0] <= interval[..., 1]).all()
+                assert (interval[..., 0] <= interval[..., 1]).all(), part.to_dict()
                 assert (interval >= 0).all()
     json.dumps(pid.to_dict(), allow_nan=False)
     assert "PID" in str(pid)

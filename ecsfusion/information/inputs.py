@@ -4,7 +4,7 @@ Every error is one sentence: the argument, what was found, what to do.
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -166,9 +166,19 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=wanted))
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or NumPy."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an integer, of Python or NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_seed(seed: int, name: str = "seed") -> None:
     """Raises TypeError or ValueError unless `seed` is a whole number of 64 bits."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
+    if not is_whole(seed):
         raise TypeError(f"{name} must be a whole number, got {seed!r}")
     if not -(2**63) <= seed < 2**63 - 2:
         raise ValueError(f"{name} must fit into 64 bits, got {seed}")

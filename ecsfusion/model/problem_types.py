@@ -72,14 +72,15 @@ def check_labels(labels: Tensor, num_labels: int, problem_type: str) -> None:
     shape = tuple(labels.shape)
     # On a GPU a look at the values would wait for the device at every step.
     on_cpu = labels.device.type == "cpu" and labels.numel() > 0
+    values = labels if labels.is_floating_point() else labels.long()  # some types cannot be compared
     if problem_type == SINGLE_LABEL:
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(
                 f"labels have shape {shape} and dtype {labels.dtype}; give one class index per row, or build the "
                 f'model with problem_type="{MULTI_LABEL}" or "{REGRESSION}".'
             )
-        if on_cpu and (int(labels.min()) < 0 or int(labels.max()) >= num_labels):
-            wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        if on_cpu and (int(values.min()) < 0 or int(values.max()) >= num_labels):
+            wrong = int(values.min()) if int(values.min()) < 0 else int(values.max())
             raise ValueError(
                 f"labels hold the class {wrong}, but the model has {num_labels} classes, from 0: correct the labels "
                 "or num_labels."
@@ -87,11 +88,11 @@ def check_labels(labels: Tensor, num_labels: int, problem_type: str) -> None:
     elif problem_type == MULTI_LABEL:
         if labels.ndim != 2 or labels.shape[1] != num_labels:
             raise ValueError(f"labels have shape {shape}; give 0 or 1 for each of the {num_labels} labels.")
-        if on_cpu and not (float(labels.min()) >= 0 and float(labels.max()) <= 1):
+        if on_cpu and not (float(values.min()) >= 0 and float(values.max()) <= 1):
             raise ValueError("labels are not all between 0 and 1; give 0 or 1 for each of the labels.")
     else:
         if shape[1:] != (num_labels,) and not (labels.ndim == 1 and num_labels == 1):
             wanted = "(B,) or (B, 1)" if num_labels == 1 else f"(B, {num_labels})"
             raise ValueError(f"labels have shape {shape}; give the targets as {wanted}.")
-        if on_cpu and not bool(torch.isfinite(labels).all()):
+        if on_cpu and not bool(torch.isfinite(values).all()):
             raise ValueError("labels hold NaN or infinite values; remove these rows.")

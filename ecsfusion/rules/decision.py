@@ -109,14 +109,18 @@ class Rule:
     """whether there is a stage 2; without, training is over when stage 1 is"""
 
     def __init__(self, modalities: Sequence[str], *, max_unimodal_share: float = 0.5) -> None:
+        if not isinstance(modalities, Iterable):
+            raise TypeError(f"modalities must be at least two different names, got {modalities!r}.")
         names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"modalities must be names, that is strings, got {list(names)}.")
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"modalities must be at least two different names, got {list(names)}.")
         taken = [name for name in names if name in RESERVED_NAMES]
         if taken:
             raise ValueError(f"modalities holds {taken[0]!r}, a reserved name; rename the modality.")
-        if not 0 < max_unimodal_share <= 1:
-            raise ValueError(f"max_unimodal_share must be in (0, 1], got {max_unimodal_share}.")
+        if not isinstance(max_unimodal_share, (int, float, numbers.Real)) or not 0 < max_unimodal_share <= 1:
+            raise ValueError(f"max_unimodal_share must be in (0, 1], got {max_unimodal_share!r}.")
         self.modalities = names
         self.max_unimodal_share = max_unimodal_share
         self.state: dict[str, Any] = {}
