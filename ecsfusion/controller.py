@@ -49,4 +49,10 @@ def make_rule(rule: str | type[Rule] | Rule, modalities: Sequence[str], **option
     else:
         raise TypeError(f"rule must be a name, a Rule class or a Rule, got {type(rule).__name__}.")
     check_options(kind, options, f"the rule {kind.name or kind.__name__!r}", "rule_options")
-    return kind(modalities, **options)
+    try:
+        return kind(modalities, **options)
+    except TypeError as error:  # such as a word where a number is compared
+        raise TypeError(
+            f"the rule {kind.name or kind.__name__!r} cannot be made for the modalities {modalities} with rule_options "
+            f"{options}: {error}"
+        ) from error

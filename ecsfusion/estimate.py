@@ -153,6 +153,7 @@ def fast_pids(
         num_classes = check_classes(targets, num_classes)
     if on_host:
         check_finite(named)
+    _check_cells(1, num_classes)
     if num_clusters is None:
         frequency = torch.bincount(targets.reshape(len(first), -1)[:, 0], minlength=num_classes)
         num_clusters = choose_clusters(frequency)
@@ -232,7 +233,7 @@ def probe_tensors(
         checked_options(tolerance, MOST_ITERATIONS, None)
         check_seed(seed)
         positive(num_classes, "num_classes")
-        cluster_sizes(num_clusters, num_components, num_classes)
+        num_clusters, num_components = cluster_sizes(num_clusters, num_components, num_classes)
         _check_cells(num_clusters, num_classes)
         embeddings = named_modalities(embeddings)
         first_rows = next(iter(embeddings.values()))
@@ -394,7 +395,7 @@ def _with_intervals(pid: Decomposition, found: Information, spread: Decompositio
     redundancy = redundancy + shared_doubt
     synergy_noise = torch.hypot(found.joint_noise, found.single_noise.amax(-1))
     synergy = deviation(spread.synergy, synergy_noise) + shared_doubt
-    down, up = found.joint_doubt.unbind(-1)
+    down, up = found.joint_doubt.clamp_min(0.0).unbind(-1)  # the value itself lies in its interval
     gap = pid.gap
 
     def interval(low: Tensor, high: Tensor) -> Tensor:
