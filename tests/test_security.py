@@ -29,7 +29,7 @@ from ecsfusion.training.checkpoints import seal
 from hf_recipes.configuration import parse_arguments
 from hf_recipes.data import ProcessedSplit, load_splits
 from hf_recipes.encoders import build_encoders, build_processor
-from hf_recipes.paths import confined
+from hf_recipes.paths import check_data_files, confined
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
@@ -386,10 +386,15 @@ def test_the_recipe_loads_no_table_from_elsewhere(data, tmp_path, pattern):
     (data / "linked.csv").symlink_to(other / "rows.csv")
     pattern = pattern.format(absolute=other / "rows.csv")
     (data / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {pattern}\n---\n")
-    with pytest.raises(
-        ValueError, match=r"rows\.csv' leads out of the folder|linked\.csv' leads out|cannot be loaded"
-    ):
+    with pytest.raises(ValueError, match=r"rows\.csv' leads out of the folder|linked\.csv' leads out"):
         load_splits(two_modalities(tmp_path, data))
+
+
+def test_a_data_set_of_the_hub_loads_no_local_table(data):
+    check_data_files(["hf://datasets/you/it@main/train.parquet", "https://example.org/train.csv"], None)
+    check_data_files([str(data / "train.csv")], str(data))
+    with pytest.raises(ValueError, match="names the local file '/etc/passwd', which is not its own"):
+        check_data_files(["/etc/passwd"], None)
 
 
 def test_paths_of_ones_own_rows_are_ones_own(data, tmp_path, monkeypatch):
