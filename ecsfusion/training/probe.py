@@ -17,8 +17,9 @@ from ecsfusion.training.evaluation import Evaluation
 
 ROWS_PER_CLASS_FOR_DEPENDENCE = 20
 ROWS_FOR_DEPENDENCE = 64
-"""With fewer rows, chance makes independent modalities look dependent given the label (measured: views that are
-independent were taken for dependent in none of the runs above these numbers, and in up to all of those below)."""
+"""With fewer rows, chance often makes independent modalities look dependent given the label, by bits. With 64 rows it
+still does so in up to one case of five, with 100 in one of eight, with 400 in none of those tried
+(benchmarks/bench_dependence.py)."""
 
 REGRESSION_BINS = 8
 """Classes that a real target is cut into at its quantiles, for the decomposition."""
