@@ -11,7 +11,6 @@ picture to SUITE.png and the table to SUITE.md beside it, made from the lines al
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 from collections import defaultdict
@@ -29,7 +28,7 @@ from compare import RESULTS, train_one
 from matplotlib import pyplot as plt
 from protocol.methods import METHODS, Method
 from protocol.readme import fill
-from protocol.results import Run, chosen_setting, line_of, read_lines, runs_path, settings_of
+from protocol.results import Run, append_line, chosen_setting, line_of, read_lines, runs_path, settings_of
 from suites import SUITES, load_suite
 from tqdm import tqdm
 
@@ -144,8 +143,8 @@ def main() -> None:
     lines = read_lines(path)
     known = {Run.of_line(line) for line in lines}
     taken = [line for run, line in whole.items() if run in runs and run not in known]  # trained by compare.py
-    with path.open("a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in taken)
+    for line in taken:
+        append_line(path, line)
     lines += taken
     missing = [run for run in runs if run not in known and run not in whole]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -154,8 +153,7 @@ def main() -> None:
             as_completed(futures), total=len(futures), desc=f"{args.suite}, budgets", unit="run"
         ):
             line = future.result()
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(path, line)
             lines.append(line)
     found = curves(lines, runs)
     suite = load_suite(args.suite)

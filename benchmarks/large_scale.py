@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import os
 import resource
@@ -60,7 +59,7 @@ import torch
 from environment import environment
 from matplotlib import pyplot as plt
 from protocol.methods import METHODS
-from protocol.results import read_lines
+from protocol.results import append_line, read_lines
 from suites.folders import SPLITS, data_file
 from torch import nn
 from torch.utils.data import Dataset
@@ -628,8 +627,7 @@ def main() -> None:
                 continue
             print(f"\n{strategy}, seed {seed}", flush=True)
             line = train(strategy, seed, args, splits, device)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(path, line)
             lines.append(line)
     plot(lines, path.with_suffix(".png"))
     print(f"\n{table(lines)}\n\nWritten to {path} and {path.with_suffix('.png').name}")

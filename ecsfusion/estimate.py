@@ -20,6 +20,7 @@ from ecsfusion.discretize import Questions
 from ecsfusion.information.correction import Information, correct
 from ecsfusion.information.inputs import (
     Array,
+    check_cells,
     check_classes,
     check_finite,
     check_seed,
@@ -42,8 +43,6 @@ from ecsfusion.pid import (
 MOST_ITERATIONS = 1000
 MOST_COMPONENTS = 16
 MOST_DIRECTIONS = 1 << 12
-MOST_CELLS = 1 << 25
-"""Of a joint table: a label that is no class index, such as a number of a person, asks for more."""
 
 
 def fast_pid(
@@ -153,12 +152,12 @@ def fast_pids(
         num_classes = check_classes(targets, num_classes)
     if on_host:
         check_finite(named)
-    _check_cells(1, num_classes)
+    check_cells(1, 1, num_classes)
     if num_clusters is None:
         frequency = torch.bincount(targets.reshape(len(first), -1)[:, 0], minlength=num_classes)
         num_clusters = choose_clusters(frequency)
     num_clusters, num_components = cluster_sizes(num_clusters, num_components, num_classes)
-    _check_cells(num_clusters, num_classes)
+    check_cells(num_clusters, num_clusters, num_classes)
 
     found = probe_tensors(
         named,
@@ -234,7 +233,7 @@ def probe_tensors(
         check_seed(seed)
         positive(num_classes, "num_classes")
         num_clusters, num_components = cluster_sizes(num_clusters, num_components, num_classes)
-        _check_cells(num_clusters, num_classes)
+        check_cells(num_clusters, num_clusters, num_classes)
         embeddings = named_modalities(embeddings)
         first_rows = next(iter(embeddings.values()))
         labels = class_labels(labels, len(first_rows), first_rows.device, None)
@@ -309,12 +308,11 @@ def estimate_tensors(
     synergy = (found.joint - union).clamp_min(0.0)
     dependence = union + synergy - found.single.sum(-1) + found.coupling
     noise = 2 * found.single_noise
+    # Few replicates may err downward, to a bias below zero.
     plugin = plugin._replace(
         redundancy_floor=(found.single_bias + noise).amin(-1).clamp_min(0.0),
         unique_floor=(found.single_bias + noise).clamp_min(0.0),
-        synergy_floor=(found.joint_bias + 2 * found.joint_noise).clamp_min(
-            0.0
-        ),  # few replicates may err downward
+        synergy_floor=(found.joint_bias + 2 * found.joint_noise).clamp_min(0.0),
     )
     pid = Decomposition(
         redundancy=found.redundancy,
@@ -450,15 +448,6 @@ def cluster_sizes(num_clusters: int, num_components: int | None, num_classes: in
     if num_components > MOST_DIRECTIONS:
         raise ValueError(f"num_components must be at most {MOST_DIRECTIONS}, got {num_components}")
     return num_clusters, num_components
-
-
-def _check_cells(num_clusters: int, num_classes: int) -> None:
-    cells = num_clusters**2 * num_classes
-    if cells > MOST_CELLS:
-        raise ValueError(
-            f"labels with num_classes={num_classes} and num_clusters={num_clusters} make a table of {cells:.3g} cells,"
-            f" more than {MOST_CELLS:.3g}; number the classes that there are from 0, or take fewer clusters"
-        )
 
 
 def _check_replicates(permutations: int, bootstrap: int) -> None:

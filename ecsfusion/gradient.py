@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ecsfusion.information.inputs import (
+    check_cells,
     check_classes,
     check_seed,
     check_values,
@@ -24,7 +25,6 @@ from ecsfusion.information.inputs import (
 )
 from ecsfusion.pid import checked_options
 
-MOST_CELLS = 1 << 25
 LN2 = 0.6931471805599453
 
 
@@ -128,8 +128,7 @@ def soft_joint(
             f"labels must have the shape (N,), got {tuple(labels.shape)}; take one label at a time"
         )
     num_classes = check_classes(labels, num_classes)
-    if num_classes * assignments1.shape[1] * assignments2.shape[1] > MOST_CELLS:
-        raise ValueError(f"labels have num_classes={num_classes}; number the classes that there are from 0")
+    check_cells(assignments1.shape[1], assignments2.shape[1], num_classes)
     one_hot = torch.nn.functional.one_hot(labels, num_classes).to(assignments1.dtype)
     by_class = (assignments1.unsqueeze(-1) * one_hot.unsqueeze(-2)).flatten(1)  # (N, K1 * C)
     table = (by_class.mT @ assignments2).unflatten(0, (assignments1.shape[1], -1))  # (K1, C, K2)

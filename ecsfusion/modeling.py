@@ -25,6 +25,7 @@ from ecsfusion.model.encoders import (
 from ecsfusion.model.fusion_heads import build_fusion_head
 from ecsfusion.model.pooling import embedding_dim
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
+from ecsfusion.model.rows import rows_present, size_and_device, spread, take
 from ecsfusion.readout import FUSED, Readout
 
 STAGES = ("unimodal", "joint")
@@ -462,7 +463,7 @@ class FusionForClassification(PreTrainedModel):
         given = {name: inputs[name] for name in self.modalities if inputs.get(name) is not None}
         if not given:
             raise ValueError(f"no modality to run: give at least one of {list(self.modalities)}.")
-        size, device = _size_and_device(given, next(self.parameters()).device)
+        size, device = size_and_device(given, next(self.parameters()).device)
         if labels is not None:
             check_labels(labels, self.config.num_labels, self.problem_type)
             if len(labels) != size or labels.device.type == "meta" != device.type:
@@ -470,7 +471,7 @@ class FusionForClassification(PreTrainedModel):
                     f"labels have shape {tuple(labels.shape)} on {labels.device}; give one for each of the {size} "
                     f"rows, on {device}."
                 )
-        rows = _rows_present(given, present or {}, size, device)
+        rows = rows_present(given, present or {}, size, device)
         unimodal_training = self.training and not self.trains_fusion
         running = [name for name in self.modalities if name in rows and self._runs(name)]
         everyone = torch.ones(size, dtype=torch.bool, device=device)
@@ -481,7 +482,7 @@ class FusionForClassification(PreTrainedModel):
             h, z = self._run(name, given.get(name), index, self.encoders[name], self.heads[name])
             if labels is not None and len(z):
                 losses[name] = self._share_of_loss(z, labels, index)
-            embeddings[name], unimodal_logits[name] = _spread(h, index, size), _spread(z, index, size)
+            embeddings[name], unimodal_logits[name] = spread(h, index, size), spread(z, index, size)
             masks[name] = everyone if mask is None else mask
         # Stage 1 trains no fusion: running it there would only put an unused head into the graph.
         logits = None if unimodal_training or not running else self.fuse(embeddings, unimodal_logits, masks)
@@ -492,7 +493,7 @@ class FusionForClassification(PreTrainedModel):
                 _, z = self._run(name, given.get(name), index, part["encoder"], part["head"])
                 if labels is not None and len(z):  # the loss is that of the logits which are returned
                     losses[name] = self._share_of_loss(z, labels, index)
-                unimodal_logits[name] = _spread(z, index, size)
+                unimodal_logits[name] = spread(z, index, size)
         answer = self._read_out(logits, unimodal_logits, masks)
         regression = self.problem_type == REGRESSION
         return FusionOutput(
@@ -521,8 +522,7 @@ class FusionForClassification(PreTrainedModel):
         if index is not None and not len(index):  # nobody has it: the encoder is not run on nothing
             return head.weight.new_zeros(0, head.in_features), head.weight.new_zeros(0, head.out_features)
         if index is not None:
-            one = isinstance(inputs, Tensor)
-            inputs = inputs[index] if one else {key: value[index] for key, value in inputs.items()}
+            inputs = take(inputs, index)
         embeddings = self.embed(name, inputs, encoder)
         return embeddings, head(embeddings)
 
@@ -593,67 +593,6 @@ class FusionForClassification(PreTrainedModel):
 
 def _standalone(encoder: nn.Module, head: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict({"encoder": encoder, "head": head}).requires_grad_(False).eval()
-
-
-def _size_and_device(given: Mapping[str, Any], model_device: torch.device) -> tuple[int, torch.device]:
-    """Of the batch; raises ValueError or TypeError for what is no batch of tensors with rows."""
-    first: Tensor | None = None
-    for name, inputs in given.items():
-        if not isinstance(inputs, Tensor) and not (isinstance(inputs, Mapping) and inputs):
-            raise TypeError(
-                f"the inputs of {name!r} are a {type(inputs).__name__}; give a tensor (B, ...), or tensors by name."
-            )
-        for key, value in {"": inputs}.items() if isinstance(inputs, Tensor) else inputs.items():
-            what = f"{name}[{key!r}]" if key else name
-            if not isinstance(value, Tensor) or value.is_complex() or value.layout != torch.strided:
-                found = (
-                    f"{value.dtype} of {value.layout}" if isinstance(value, Tensor) else type(value).__name__
-                )
-                raise TypeError(f"{what} must be a dense tensor (B, ...) of real numbers, got {found}.")
-            if not value.ndim or not len(value):
-                raise ValueError(f"{what} has the shape {tuple(value.shape)}; give at least one row.")
-            if value.device.type == "meta" != model_device.type:
-                raise ValueError(
-                    f"{what} is on the device meta, the model on {model_device}; give it its values."
-                )
-            first = value if first is None else first
-            if len(value) != len(first):
-                raise ValueError(
-                    f"{what} has {len(value)} rows, and {next(iter(given))!r} {len(first)}; give one row per sample."
-                )
-    assert first is not None  # noqa: S101
-    return len(first), first.device
-
-
-def _rows_present(
-    given: Mapping[str, Any], present: Mapping[str, Tensor], size: int, device: torch.device
-) -> dict[str, Tensor | None]:
-    """For each modality that is given or has a mask: which rows have it, or None for all."""
-    rows: dict[str, Tensor | None] = dict.fromkeys(given)
-    for name, mask in present.items():
-        if not isinstance(mask, Tensor) or mask.shape != (size,) or mask.dtype != torch.bool:
-            is_tensor = isinstance(mask, Tensor)
-            found = (
-                f"shape {tuple(mask.shape)} and dtype {mask.dtype}"
-                if is_tensor
-                else f"type {type(mask).__name__}"
-            )
-            raise ValueError(f"present[{name!r}] has {found}; give one bool for each of the {size} rows.")
-        if name not in given and bool(mask.any()):
-            raise ValueError(f"present[{name!r}] says that rows have it, but its inputs are missing.")
-        rows[name] = mask.to(device)
-    if all(mask is not None for mask in rows.values()):
-        nothing = ~torch.stack(list(rows.values())).any(dim=0)  # type: ignore[arg-type]
-        if bool(nothing.any()):
-            raise ValueError(f"row {int(nothing.nonzero()[0])} has no modality at all; leave it out.")
-    return rows
-
-
-def _spread(values: Tensor, index: Tensor | None, size: int) -> Tensor:
-    """Values (N, ...) of the rows `index` as (size, ...), NaN elsewhere."""
-    if index is None:
-        return values
-    return values.new_full((size, *values.shape[1:]), torch.nan).index_copy(0, index, values)
 
 
 def _own_modalities(config: FusionConfig) -> list[str]:

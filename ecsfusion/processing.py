@@ -407,12 +407,7 @@ def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> Fusio
             array = np.asarray(
                 [label.tolist() if isinstance(label, torch.Tensor) else label for label in labels]
             )
-        except (
-            ValueError,
-            TypeError,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:  # lists of different lengths
+        except (ValueError, TypeError, RuntimeError) as error:  # of different lengths, or without values
             raise ValueError(
                 f"label: the rows hold no labels of one kind and length ({error}); correct them"
             ) from error

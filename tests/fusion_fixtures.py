@@ -21,6 +21,7 @@ from transformers import (
     RobertaModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    TrainerCallback,
     VideoMAEConfig,
     VideoMAEModel,
     ViTConfig,
@@ -199,3 +200,14 @@ class TwoViews(torch.utils.data.Dataset):
             "right": {"pixel_values": right},
             "labels": int(self.labels[index]),
         }
+
+
+class StopAfterSaving(TrainerCallback):
+    """As a kill after the checkpoint of this step was written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt

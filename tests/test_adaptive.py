@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import killed_run
 import pytest
 import torch
+from fusion_fixtures import StopAfterSaving
 from safetensors.torch import load_file
 from test_controller import TWO, reading, run
 from test_resume import ends
@@ -549,17 +550,6 @@ SAVING = {
 }
 
 
-class Stop(TrainerCallback):
-    """As a kill after this checkpoint was written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 def outcome(run: FusionTrainer) -> dict[str, Any]:
     return {
         "history": run.record.history,
@@ -612,7 +602,7 @@ def test_stopped_and_resumed_it_ends_bit_for_bit_the_same(
     wholes, tmp_path: Path, kind: str, step: int
 ) -> None:
     whole = wholes(kind)
-    stopped = trainer(tmp_path, kind, more={"callbacks": [Stop(step)]}, **SAVING)
+    stopped = trainer(tmp_path, kind, more={"callbacks": [StopAfterSaving(step)]}, **SAVING)
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     resumed = trainer(tmp_path, kind, **SAVING)

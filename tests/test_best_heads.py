@@ -7,9 +7,8 @@ import threading
 
 import pytest
 import torch
-from fusion_fixtures import TwoViews, tiny_vit, two_views
+from fusion_fixtures import StopAfterSaving, TwoViews, tiny_vit, two_views
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.training.best_heads import folder_of, load_modality
@@ -28,15 +27,6 @@ SETTINGS = {
     "report_to": "none",
     "seed": 5,
 }
-
-
-class Interrupted(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def trainer(folder, callbacks=(), **overrides) -> FusionTrainer:
@@ -118,7 +108,7 @@ def test_an_interrupted_run_ends_with_the_same_heads(run, tmp_path):
     whole, _ = run
     stop = 3 * ROWS // BATCH
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path, [Interrupted(stop)], keep_best_heads=True).train()
+        trainer(tmp_path, [StopAfterSaving(stop)], keep_best_heads=True).train()
     # What was written after the checkpoint must not matter.
     resumed = trainer(tmp_path, keep_best_heads=True)
     resumed.train(resume_from_checkpoint=True)
@@ -196,7 +186,7 @@ def test_a_model_that_has_copies_is_trained_killed_and_resumed(run, tmp_path):
         )
 
     with pytest.raises(KeyboardInterrupt):
-        again([Interrupted(2 * ROWS // BATCH)]).train()
+        again([StopAfterSaving(2 * ROWS // BATCH)]).train()
     resumed = again()
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 3 * ROWS // BATCH

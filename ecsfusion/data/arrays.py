@@ -133,6 +133,23 @@ def _read_rows(rows: Any) -> list[np.ndarray]:
     return [read_array(row) for row in rows]
 
 
+def array_of(value: Any, what: str) -> np.ndarray:
+    """A tensor, or what NumPy can make an array of, as an array.
+
+    Raises:
+        ValueError: a tensor without values, or rows of different lengths; `what` begins the sentence.
+    """
+    if isinstance(value, torch.Tensor):
+        check_values(value, what)
+        if value.dtype == torch.bfloat16 or (value.itemsize < 2 and value.is_floating_point()):
+            value = value.float()  # NumPy knows neither
+        return value.detach().cpu().numpy()
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{what} is no array of one shape ({error})") from error
+
+
 def read_array(value: Any) -> np.ndarray:
     """One row of numbers, (D,), (T,) or (T, D), as float32.
 
@@ -140,15 +157,7 @@ def read_array(value: Any) -> np.ndarray:
         ValueError: another shape, or a number that is NaN or infinite.
         TypeError: not numbers.
     """
-    if isinstance(value, torch.Tensor):
-        check_values(value, "a row of numbers")
-        value = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(
-            f"the row is no array of one shape ({error}); give as many features in every step"
-        ) from error
+    array = array_of(value, "the row of numbers")
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"a row of numbers cannot be a {type(value).__name__} of {array.dtype}; give an array"

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from scipy.signal import resample_poly
 
-from ecsfusion.information.inputs import check_values
+from ecsfusion.data.arrays import array_of
 
 MOST_SAMPLES = 1 << 28
 """Of one sound, all channels together: 93 minutes of one channel at 48 kHz. Set `ecsfusion.data.media.MOST_SAMPLES`."""
@@ -182,7 +182,7 @@ def _decode_image(source: Encoded) -> Image.Image:
 
 
 def _image_of_array(value: np.ndarray | torch.Tensor) -> Image.Image:
-    array = _array_of(value, "the image array")
+    array = array_of(value, "the image array")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"the image array holds {array.dtype}; give integers in 0..255 or floats in 0..1")
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
@@ -224,7 +224,7 @@ def _decode_audio(source: Encoded) -> tuple[np.ndarray, int]:
 
 
 def _samples(value: Any) -> np.ndarray:
-    array = _array_of(value, "the sound")
+    array = array_of(value, "the sound")
     if array.ndim != 1:
         raise ValueError(f"the sound has shape {array.shape}; give mono samples (T,)")
     if np.issubdtype(array.dtype, np.signedinteger):
@@ -233,21 +233,6 @@ def _samples(value: Any) -> np.ndarray:
         raise ValueError(f"the sound has samples of type {array.dtype}; give floats or signed integers")
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found
         return array.astype(np.float32)
-
-
-def _array_of(value: Any, what: str) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        check_values(value, what)
-        value = (
-            value.float()
-            if value.dtype == torch.bfloat16 or (value.itemsize < 2 and value.is_floating_point())
-            else value
-        )
-        return value.detach().cpu().numpy()
-    try:
-        return np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{what} is no array of one shape ({error})") from error
 
 
 def _resample(samples: np.ndarray, rate: Any, wanted: int) -> np.ndarray:

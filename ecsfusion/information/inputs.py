@@ -15,6 +15,8 @@ from torch import Tensor
 Array = Tensor | NDArray[Any]
 
 MOST_BINS = 1 << 16
+MOST_CELLS = 1 << 25
+"""Of a joint table: a label that is no class index, such as a number of a person, asks for more."""
 
 
 def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[str, Tensor]:
@@ -174,6 +176,17 @@ def is_number(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Whether it is an integer, of Python or NumPy."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_cells(rows: int, columns: int, num_classes: int) -> None:
+    """Raises ValueError for a joint table that is too large."""
+    cells = rows * columns * num_classes
+    if cells > MOST_CELLS:
+        raise ValueError(
+            f"labels with num_classes={num_classes} and num_clusters={max(rows, columns)} make a table of "
+            f"{cells:.3g} cells, more than {MOST_CELLS:.3g}; number the classes that there are from 0, or take fewer "
+            "clusters"
+        )
 
 
 def check_seed(seed: int, name: str = "seed") -> None:

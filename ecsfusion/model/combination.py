@@ -11,16 +11,17 @@ from scipy.optimize import minimize, nnls
 from threadpoolctl import ThreadpoolController
 
 RIDGE = 1.0
-"""Strength of the pull towards the plain (geometric) mean: the fit minimizes, in nats over the whole
-validation set,
-cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it; without it a validation set
-without errors would ask for infinite confidence."""
+"""Strength of the pull towards the plain (geometric) mean: the fit minimizes, in nats over the whole validation set,
+cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it; without it a validation set without
+errors would ask for infinite confidence."""
 
 
 def worth_keeping(num_samples: int) -> float:
-    """Nats over the whole validation set that a head must be worth to keep a weight: (log N) / 2, as in Schwarz's
-    criterion (1978). Where one head says it all, it answers alone: a second one that only makes certain answers more
-    certain would also be trusted where it errs."""
+    """Nats over the whole validation set that a head must be worth to keep a weight: (log N) / 2.
+
+    That is Schwarz's criterion (1978). Where one head says it all, it answers alone: a second one that only makes
+    certain answers more certain would also be trusted where it errs.
+    """
     return float(np.log(max(num_samples, 2))) / 2
 
 

@@ -1,4 +1,4 @@
-"""From the embeddings of all modalities to one set of logits: the fused head, of six kinds or one's own.
+"""From the embeddings of all modalities to one set of logits: the fused head, of seven kinds or one's own.
 
 A fused head is an `nn.Module` that is called as
 

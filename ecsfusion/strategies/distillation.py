@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from ecsfusion.model.rows import take
 from ecsfusion.rules.rehearsal import Rehearsal
-from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, rows_of, take
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share, rows_of
 
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification, FusionOutput
@@ -37,8 +38,7 @@ class UnimodalDistillation(Strategy):
 
     def __init__(self, modalities: Sequence[str], *, share: float = 0.5, weight: float = 1.0) -> None:
         super().__init__(modalities)
-        if not 0.0 < share < 1.0:
-            raise ValueError(f"share is {share}; it is a part of the budget, between 0 and 1.")
+        check_share(share)
         if not weight >= 0:
             raise ValueError(f"weight is {weight}; it must not be negative.")
         self.share, self.weight = share, weight

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes, rows_of, take
+from ecsfusion.model.rows import take
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes, rows_of
 from ecsfusion.strategies.tensors import from_json, to_json
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ class OGM(Strategy):
     name = "ogm"
     settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
     only_two = "a modality is compared with the other one"
+    only_single_label = "a score is the probability of the row's class"
 
     def __init__(self, modalities: Sequence[str], *, alpha: float = 0.5) -> None:
         super().__init__(modalities)

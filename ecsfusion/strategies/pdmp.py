@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ecsfusion.rules.rehearsal import Rehearsal
-from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share
 from ecsfusion.training.best_heads import quality
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ class PDMP(Strategy):
         self, modalities: Sequence[str], *, share: float = 0.25, gamma_p: float = 1.0, gamma_r: float = 0.5
     ) -> None:
         super().__init__(modalities)
-        if not 0.0 < share < 1.0:
-            raise ValueError(f"share is {share}; it is a part of the budget, between 0 and 1.")
+        check_share(share)
         if not 0.0 <= gamma_r <= gamma_p:
             raise ValueError(f"gamma_r is {gamma_r}; it must be in [0, gamma_p], and gamma_p is {gamma_p}.")
         self.share, self.gamma_p, self.gamma_r = share, gamma_p, gamma_r

@@ -8,7 +8,7 @@ else of it is known to the trainer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -145,11 +145,10 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values.detach()
 
 
-def take(inputs: Mapping[str, Tensor] | Tensor, rows: Tensor) -> Mapping[str, Tensor] | Tensor:
-    """These rows of a modality's inputs."""
-    if isinstance(inputs, Tensor):
-        return inputs[rows]
-    return {key: value[rows] for key, value in inputs.items()}
+def check_share(share: float) -> None:
+    """Raises ValueError for what is no part of the budget."""
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share is {share}; it is a part of the budget, between 0 and 1.")
 
 
 def rows_of(outputs: FusionOutput, name: str) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ecsfusion.rules.fixed import FixedSchedule
-from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share
 
 if TYPE_CHECKING:
     from ecsfusion.rules.decision import Rule
@@ -37,8 +37,7 @@ class _ThenFused(Strategy):
 
     def __init__(self, modalities: Sequence[str], *, share: float) -> None:
         super().__init__(modalities)
-        if not 0.0 < share < 1.0:
-            raise ValueError(f"share is {share}; it is a part of the budget, between 0 and 1.")
+        check_share(share)
         self.share = share
 
     def rule(self) -> Rule:

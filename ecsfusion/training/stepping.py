@@ -107,19 +107,20 @@ class SteppingTrainer(PublishingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """As `transformers.Trainer.compute_loss`."""
-        if self.model.training and not any(name in inputs for name in self.label_names):
+        training = self.model.training
+        if training and not any(name in inputs for name in self.label_names):
             raise ValueError(
                 f"a batch of train_dataset has {sorted(inputs)} but no labels; add 'labels' or 'label' to its rows."
             )
-        if not self.model.training:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            return (loss, outputs) if return_outputs else loss
-        inputs = self.strategy.prepare_inputs(self.model, inputs)
-        labels = inputs["labels"]
+        if training:
+            inputs = self.strategy.prepare_inputs(self.model, inputs)
+        # A copy: the Trainer takes the labels out for a loss function of the user's.
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
-        own = self.strategy.loss(self.model, outputs, labels) if self.model.stage == "joint" else None
-        loss = loss if own is None else own
-        self._heads = logits_by_head(outputs)
+        if training:
+            self._heads = logits_by_head(outputs)
+            if self.model.stage == "joint":
+                own = self.strategy.loss(self.model, outputs, inputs["labels"])
+                loss = loss if own is None else own
         return (loss, outputs) if return_outputs else loss
 
     def _diverged(self, what: str, why: str) -> None:
