@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -15,35 +15,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ecsfusion.controller import Decision, Reading, Rule
 from ecsfusion.reporting.trajectory import phase
 from ecsfusion.strategies import Strategy
-
-
-@dataclass
-class StageRecord:
-    """Everything the controller must remember across a restart, as plain JSON values.
-
-    Attributes:
-        stage: "unimodal" or "joint".
-        training: modalities that train now.
-        stage_start: optimizer step at which this stage began.
-        peak_step: step of the weights kept as stage 1's peak, or None.
-        pending: a decision that the next training step carries out, or None.
-        best_heads: of each modality whose best weights are kept, [step, score, minus its loss].
-        processes: how many processes train; 0 before the first step.
-        rule: the state of the rule.
-        strategy: the state of the strategy.
-        history: one dictionary per probe (see `ecsfusion.reporting.trajectory`).
-    """
-
-    stage: str = "unimodal"
-    training: list[str] = field(default_factory=list)
-    stage_start: int = 0
-    peak_step: int | None = None
-    pending: dict[str, Any] | None = None
-    best_heads: dict[str, list[float]] = field(default_factory=dict)
-    processes: int = 0
-    rule: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+from ecsfusion.training.record import StageRecord, plain, record_of
 
 
 class ControllerCallback(TrainerCallback, ExportableState):
@@ -63,16 +35,16 @@ class ControllerCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps (`ExportableState`)."""
-        return {"args": {}, "attributes": {"saved_record": asdict(self.record)}}
+        return {"args": {}, "attributes": {"saved_record": self.saved_record}}
 
     @property
     def saved_record(self) -> dict[str, Any]:
-        """The record as plain JSON; setting it restores the record."""
-        return asdict(self.record)
+        """The record as plain JSON, with the number of its format; setting it restores the record."""
+        return plain(self.record)
 
     @saved_record.setter
     def saved_record(self, values: dict[str, Any]) -> None:
-        self.record = StageRecord(**values)
+        self.record = record_of(values)
 
     def bind(self, rule: Rule, strategy: Strategy, modalities: Sequence[str], metric_prefix: str) -> None:
         """Give the callback its rule, which takes up the state of a restored record, and the strategy."""
@@ -246,21 +218,30 @@ def probe_entry(
     if set(decision.reset) == set(decision.training):
         start = 0
     return {
+        **reading_values(reading),
+        "fused_trains": fused_trains,
+        "calibrated": calibrated,
+        "reason": decision.reason,
+        "peak": decision.peak,
+        "overdue": decision.overdue,
+        "restored": start if over else None,
+    }
+
+
+def reading_values(reading: Reading) -> dict[str, Any]:
+    """What was read, as plain values."""
+    return {
         "step": reading.step,
         "epoch": reading.epoch,
         "stage": reading.stage,
         "training": list(reading.training),
-        "fused_trains": fused_trains,
         "redundancy": reading.redundancy,
         "unique": dict(reading.unique),
         "synergy": reading.synergy,
+        "information": dict(reading.mutual_information),
         "conditional_dependence": reading.conditional_dependence,
         "floor": dict(reading.floor),
         "accuracy": dict(reading.accuracy),
-        "calibrated": calibrated,
-        "reason": decision.reason,
-        "peak": decision.peak,
-        "restored": start if over else None,
     }
 
 

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import BestRun, IntervalStrategy, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ecsfusion.callbacks import ControllerCallback, FusionProgressCallback, StageRecord
+from ecsfusion.callbacks import ControllerCallback, FusionProgressCallback
 from ecsfusion.controller import Rule, make_rule
 from ecsfusion.data.columns import check_columns, check_has_rows
 from ecsfusion.model.problem_types import SINGLE_LABEL
@@ -35,6 +35,7 @@ from ecsfusion.training.probe import metric_names
 from ecsfusion.training.probing import ProbingTrainer
 from ecsfusion.training.processes import end_processes
 from ecsfusion.training.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER
+from ecsfusion.training.record import StageRecord, check_saved_record
 from ecsfusion.training.sharding import check_sharding
 from ecsfusion.training_args import FusionTrainingArguments
 
@@ -237,8 +238,8 @@ class FusionTrainer(ProbingTrainer):
         elif self.eval_dataset is not None:
             self._fit_readout_once_evaluated()
         if self.is_world_process_zero() and self.record.history:
-            path = os.path.join(self.args.output_dir, TRAJECTORY_FILE)
-            plot_trajectory(self.record.history, self.model.modalities, path)
+            history, names = self.record.history, self.model.modalities
+            self._draw(TRAJECTORY_FILE, lambda file: plot_trajectory(history, names, file))
             print(ending(self, result.metrics), flush=True)
         self._remove_folders()
         return result
@@ -254,6 +255,12 @@ class FusionTrainer(ProbingTrainer):
                 shutil.rmtree(os.path.join(self.args.output_dir, name), ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        absent = check_saved_record(resume_from_checkpoint)
+        if absent and self.is_world_process_zero():
+            logger.warning(
+                f"{resume_from_checkpoint} was saved by an older version, which did not keep {', '.join(absent)}: "
+                "training goes on, and may end otherwise than it would have without the interruption."
+            )
         self.model.set_standalone({})  # of a model that was trained before; a checkpoint has none
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -461,8 +468,9 @@ class FusionTrainer(ProbingTrainer):
             if self.args.should_save:
                 folder = os.path.join(self.args.output_dir, folder_of(name))
                 shutil.rmtree(f"{folder}.writing", ignore_errors=True)
-                save_modality(self.model, name, step, f"{folder}.writing")
-                replace_folder(f"{folder}.writing", folder)
+                with self.saving(f"The best weights of {name!r}", f"{folder}.writing"):
+                    save_modality(self.model, name, step, f"{folder}.writing")
+                    replace_folder(f"{folder}.writing", folder)
         self.accelerator.wait_for_everyone()
 
     def _take_best_heads(self) -> bool:

@@ -1,10 +1,12 @@
 """Kill a tiny two-stage run at random moments, resume it, and compare its end with one that was never interrupted.
 
-    python tests/kill_campaign.py --runs 30 --seed 0 --out benchmarks/results/kill_campaign.jsonl
-    python tests/kill_campaign.py --runs 6 --seed 1 --processes 2 --out benchmarks/results/kill_campaign.jsonl
+    python tests/kill_campaign.py --kills 200 --seed 0 --out benchmarks/results/kill_campaign.jsonl
+    python tests/kill_campaign.py --kills 40 --seed 1 --processes 2 --out benchmarks/results/kill_campaign.jsonl
 
-One line of JSON a run, added to the file: when it was killed (seconds, the latest whole checkpoint, folders half
-written), how often, and what differs at the end. A run is killed one to three times. Status 1 if anything differs.
+Lines of JSON, added to the file: first what it ran on, then one for each run with when it was killed (seconds), the
+latest checkpoint before and after, the folders half written, and what differs at the end. A run is killed one to three
+times, at the start, while it trains, saves, or resumes; of several processes all are killed, or one, and the others
+must end by themselves. Status 1 if anything that was saved is lost, or anything differs.
 """
 
 from __future__ import annotations
@@ -14,16 +16,23 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
 
 import killed_run
+from environment import environment
 
-from ecsfusion.training.checkpoints import whole_checkpoint
+from ecsfusion.training.checkpoints import latest_checkpoint, whole_checkpoint
+from ecsfusion.training.saving import UNFINISHED
+
+PATIENCE = 120  # seconds until a process whose neighbour is dead must have ended
 
 
 def one_run(
@@ -33,22 +42,28 @@ def one_run(
     kills: list[dict[str, object]] = []
     for number in range(chance.randint(1, 3)):
         ranks = killed_run.start(folder, number > 0, processes)
-        after = chance.uniform(0.0, length)
+        after, victims = chance.uniform(0.0, length), chance.sample(ranks, chance.randint(1, processes))
         ranks[0].join(after)
         if not ranks[0].is_alive():
             finish(ranks)
             break
-        for process in chance.sample(ranks, processes):
+        before = latest_checkpoint(folder)
+        for process in victims:
             process.kill()
-        finish(ranks)
+        codes = finish(ranks)
         found = whole_checkpoint(True, folder)[0] if folder.is_dir() else None
         names = [path.name for path in folder.rglob("*")]
-        half = [name for name in names if name.endswith((".writing", ".old")) or name == "unfinished"]
         kills.append(
             {
                 "after_seconds": round(after, 3),
-                "whole": Path(found).name if found else None,
-                "half_written": half,
+                "killed": len(victims),
+                "exit": codes,
+                "before": before and before.name,
+                "whole": found and Path(found).name,
+                "lost": before is not None and (found is None or step(found) < step(before)),
+                "half_written": [
+                    name for name in names if name.endswith((".writing", ".old")) or name == UNFINISHED
+                ],
             }
         )
     codes = finish(killed_run.start(folder, True, processes))
@@ -56,43 +71,71 @@ def one_run(
     return {"processes": processes, "kills": kills, "exit": codes, "differs": differing}
 
 
+def step(folder: str | Path) -> int:
+    """Of a folder checkpoint-STEP."""
+    return int(Path(folder).name.rpartition("-")[2])
+
+
 def finish(ranks: list[multiprocessing.Process]) -> list[int | None]:
-    """Exit codes."""
+    """Exit codes; None for a process that did not end, which is killed."""
     for process in ranks:
+        process.join(PATIENCE)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
         process.join()
-    return [process.exitcode for process in ranks]
+    return codes
+
+
+def campaign(kills: int, processes: int, seed: int) -> Iterator[dict[str, object]]:
+    """What it ran on, and a line for each run, until there are so many kills."""
+    chance, run, done = random.Random(seed), 0, 0  # noqa: S311
+    with tempfile.TemporaryDirectory() as place:
+        whole, began = Path(place) / "whole", time.perf_counter()
+        finish(killed_run.start(whole, False, processes))
+        length, expected = time.perf_counter() - began, killed_run.outcome(whole)
+        yield {
+            "seed": seed,
+            "whole_run_seconds": round(length, 1),
+            **environment("transformers", "accelerate"),
+        }
+        while done < kills:
+            folder = Path(place) / f"run{run}"
+            line = one_run(folder, expected, length, chance, processes)
+            yield {"run": run, **line}
+            shutil.rmtree(folder)
+            run, done = run + 1, done + len(line["kills"])
+
+
+def is_bad(line: dict) -> bool:
+    """Whether a run lost something, did not end, or ended otherwise."""
+    return "kills" in line and bool(
+        any(line["exit"])
+        or line["differs"]
+        or any(kill["lost"] or None in kill["exit"] for kill in line["kills"])
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
-    chance = random.Random(args.seed)  # noqa: S311
     lines = []
-    with tempfile.TemporaryDirectory() as place:
-        whole, began = Path(place) / "whole", time.perf_counter()
-        finish(killed_run.start(whole, False, args.processes))
-        length, expected = time.perf_counter() - began, killed_run.outcome(whole)
-        for number in range(args.runs):
-            line = {
-                "run": number,
-                **one_run(Path(place) / f"run{number}", expected, length, chance, args.processes),
-            }
-            lines.append(json.dumps(line))
-            print(lines[-1], flush=True)
-    if args.out is not None:
-        with args.out.open("a") as file:
-            file.write("\n".join(lines) + "\n")
-    bad = [line for line in map(json.loads, lines) if any(line["exit"]) or line["differs"]]
-    kills = sum(len(json.loads(line)["kills"]) for line in lines)
-    print(
-        f"{args.runs} runs, {kills} kills, {len(bad)} not the same at the end; one run takes {length:.1f} s"
-    )
+    for line in campaign(args.kills, args.processes, args.seed):
+        lines.append(line)
+        text = json.dumps(line)
+        print(text, flush=True)
+        if args.out is not None:
+            with args.out.open("a") as file:
+                file.write(text + "\n")
+    kills = sum(len(line.get("kills", ())) for line in lines)
+    bad = sum(map(is_bad, lines))
+    print(f"{len(lines) - 1} runs, {kills} kills, {bad} that lost something or were not the same at the end")
     sys.exit(bool(bad))
 
 

@@ -13,15 +13,15 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import nn
 
+from ecsfusion.training.saving import UNFINISHED, written_whole
+
 MANIFEST = "manifest.json"
 """Sizes and SHA-256 of all files of a checkpoint, written last."""
-
-UNFINISHED = "unfinished"
-"""Folder inside of the folder that is written to; whatever lies in it after a crash is thrown away."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -34,20 +34,21 @@ def seal(folder: str | Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    # Written aside and renamed, so that there is never a manifest that ends in the middle.
-    aside = folder / f"{MANIFEST}.{UNFINISHED}"
-    with open(aside, "w", encoding="utf-8") as file:
+    with written_whole(folder / MANIFEST) as aside, open(aside, "w", encoding="utf-8") as file:
         json.dump({"files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, folder / MANIFEST)
 
 
 def find_damage(folder: str | Path) -> str | None:
     """What is wrong with a sealed folder, as the end of a sentence; None when nothing is."""
     folder = Path(folder)
+    for path in folder.rglob("*"):
+        if path.is_symlink():  # it may lead anywhere, and what it leads to would be taken for the run's own
+            name = path.relative_to(folder).as_posix()
+            return f"{name} is a link, which no checkpoint holds; put the file itself there"
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = _read_manifest(folder / MANIFEST)
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was not written to its end"
     except (ValueError, KeyError, TypeError):
@@ -62,6 +63,18 @@ def find_damage(folder: str | Path) -> str | None:
         if _fingerprint(path) != expected:
             return f"the content of {name} is not what was written"
     return None
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, int | str]]:
+    """Size and SHA-256 by file. Raises ValueError, KeyError or TypeError for what `seal` has not written."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):  # a flipped bit made one name another's, which would hide a file
+            raise ValueError("a name twice")
+        return dict(pairs)
+
+    files = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)["files"]
+    return {name: {"size": int(each["size"]), "sha256": str(each["sha256"])} for name, each in files.items()}
 
 
 def replace_folder(new: str | Path, folder: str | Path) -> None:
@@ -159,8 +172,14 @@ def check_fits(folder: str | Path, model: nn.Module) -> None:
 
 
 def link_folder(source: str | Path, target: str | Path) -> None:
-    """Copy a folder; weights, which nobody changes in place, are hard links where the disk allows it."""
+    """Copy a folder; weights, which nobody changes in place, are hard links where the disk allows it.
+
+    Raises:
+        ValueError: a symbolic link in it, which could lead to anything on this machine.
+    """
     for path in sorted(Path(source).rglob("*")):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, which is not followed; put the file itself there.")
         if path.is_file():
             copy = Path(target) / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +199,11 @@ def same_weights(one: str | Path, other: str | Path) -> bool:
         return False
     pairs = [(Path(one) / name, Path(other) / name) for name in names[0]]
     return all(os.path.samefile(a, b) or _fingerprint(a) == _fingerprint(b) for a, b in pairs)
+
+
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint of the latest step, which has its name because it was whole when it was written."""
+    return next(iter(_checkpoints(Path(folder))), None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

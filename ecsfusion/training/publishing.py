@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.reporting.card import render_card
@@ -14,6 +16,9 @@ from ecsfusion.reporting.hub import publish
 from ecsfusion.reporting.reliability import plot_reliability
 from ecsfusion.reporting.summary import run_facts
 from ecsfusion.training.resuming import ResumableTrainer
+from ecsfusion.training.saving import UNFINISHED, written_whole
+
+logger = logging.get_logger(__name__)
 
 UNIMODAL_FOLDER = "unimodal"  # stage 1's peak, in the output folder and as a branch on the Hub
 INITIAL_FOLDER = "initial"  # the weights before training, kept when the rule may go back to them
@@ -69,10 +74,14 @@ class PublishingTrainer(ResumableTrainer):
             reliability=reliability,
             comparison=comparison,
         )
-        (output / "README.md").write_text(render_card(facts, self._private_paths()), encoding="utf-8")
-        if peak:  # the branch of stage 1 shows the same card
-            for name in filter(None, ("README.md", facts.trajectory, reliability)):
-                shutil.copyfile(output / name, output / UNIMODAL_FOLDER / name)
+        card = render_card(facts, self._private_paths())
+        with self.saving("The model card", str(output / UNFINISHED)):
+            with written_whole(output / "README.md") as aside:
+                aside.write_text(card, encoding="utf-8")
+            if peak:  # the branch of stage 1 shows the same card
+                for name in filter(None, ("README.md", facts.trajectory, reliability)):
+                    with written_whole(output / UNIMODAL_FOLDER / name) as aside:
+                        shutil.copyfile(output / name, aside)
 
     def _draw_reliability(self, output: Path) -> str | None:
         """The picture of the last split that was evaluated; None where it has no probabilities."""
@@ -82,8 +91,22 @@ class PublishingTrainer(ResumableTrainer):
         found = report["reliability"]
         if not found:  # a regression
             return None
-        plot_reliability(found, split, output / RELIABILITY_FILE)
-        return RELIABILITY_FILE
+        drawn = self._draw(RELIABILITY_FILE, lambda file: plot_reliability(found, split, file))
+        return RELIABILITY_FILE if drawn else None
+
+    def _draw(self, name: str, draw: Callable[[Path], object]) -> bool:
+        """Write a picture to the output folder; a disk that does not take it is no reason to end a run."""
+        path = Path(self.args.output_dir, name)
+        try:
+            with written_whole(path) as aside:
+                draw(aside)
+        except OSError as error:
+            logger.warning(
+                f"{path} was not drawn ({error.strerror or error}); {shutil.disk_usage(path.parent).free:,} bytes are "
+                "free there. The run goes on without the picture, and nothing else is lost."
+            )
+            return False
+        return True
 
     def push_to_hub(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from ecsfusion.training.checkpoints import (
-    UNFINISHED,
     check_fits,
     clear_up,
+    latest_checkpoint,
     link_folder,
     replace_folder,
     same_weights,
     seal,
     whole_checkpoint,
 )
+from ecsfusion.training.saving import UNFINISHED, saving
 
 logger = logging.get_logger(__name__)
 
@@ -37,12 +39,14 @@ class ResumableTrainer(Trainer):
     - A checkpoint holds the folders of the run that it refers to (`folders_in_use`), as hard links.
     - A damaged checkpoint is named, and the one before it is used.
     - A run that was over when it was killed is not trained any further.
+    - What the disk does not take ends the run, in a sentence that names the file; all that was saved before stays.
     """
 
     folder_names: Sequence[str] = ()
     """Every folder of weights that the run may keep in its output folder."""
 
     _staging: str | None = None
+    _is_saving = False
     _over_at: int | None = None
 
     def folders_in_use(self) -> Sequence[str]:
@@ -97,8 +101,9 @@ class ResumableTrainer(Trainer):
             for name in self.folder_names:
                 inside, outside = os.path.join(checkpoint, name), os.path.join(output_dir, name)
                 if os.path.isdir(inside) and not same_weights(inside, outside):
-                    link_folder(inside, f"{outside}.writing")
-                    replace_folder(f"{outside}.writing", outside)
+                    with self.saving(f"The folder {name!r} of {checkpoint}", f"{outside}.writing"):
+                        link_folder(inside, f"{outside}.writing")
+                        replace_folder(f"{outside}.writing", outside)
         self.accelerator.wait_for_everyone()
         return checkpoint
 
@@ -116,13 +121,31 @@ class ResumableTrainer(Trainer):
 
     # ---- saving ----
 
+    @contextmanager
+    def saving(self, what: str, folder: str, run_dir: str | None = None) -> Iterator[None]:
+        """Around what writes to a folder of this run, see `ecsfusion.training.saving.saving`; the outermost counts."""
+        if self._is_saving:
+            yield
+            return
+        self._is_saving = True
+        try:
+            latest = latest_checkpoint(run_dir or self.args.output_dir)
+            with saving(what, folder, latest, remove=self.args.should_save):
+                yield
+        finally:
+            self._is_saving = False
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)
-        staging = os.path.join(run_dir, UNFINISHED)
-        name = f"checkpoint-{self.state.global_step}"
+        staging, name = os.path.join(run_dir, UNFINISHED), f"checkpoint-{self.state.global_step}"
+        with self.saving(f"{name} of {run_dir}", staging, run_dir):
+            self._write_checkpoint(model, trial, run_dir, staging, name)
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, model: Any, trial: Any, run_dir: str, staging: str, name: str) -> None:
         written, final = os.path.join(staging, name), os.path.join(run_dir, name)
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
@@ -151,20 +174,21 @@ class ResumableTrainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
-        self.accelerator.wait_for_everyone()
 
     def save_folder(self, name: str) -> None:
         """Write model and processor to a folder of the output directory, whole or not at all."""
         folder = os.path.join(self.args.output_dir, name)
-        self.save_model(f"{folder}.writing", _internal_call=True)
-        if self.args.should_save:
-            replace_folder(f"{folder}.writing", folder)
+        with self.saving(f"The folder {name!r} of {self.args.output_dir}", f"{folder}.writing"):
+            self.save_model(f"{folder}.writing", _internal_call=True)
+            if self.args.should_save:
+                replace_folder(f"{folder}.writing", folder)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         target = Path(output_dir or self.args.output_dir)
         aside = target / UNFINISHED if target.is_dir() else target
-        super()._save(str(aside), state_dict)
+        with self.saving(f"The model of {target}", str(aside)):
+            super()._save(str(aside), state_dict)
         if not self.args.should_save:
             return
         # The Trainer pickles its arguments beside the weights, paths and tokens included; nothing reads them.
