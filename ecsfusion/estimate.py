@@ -460,6 +460,10 @@ def _check_replicates(permutations: int, bootstrap: int) -> None:
         raise ValueError(f"bootstrap must be 0 or at least 2 replicates, got {bootstrap}")
 
 
+class FewSamplesWarning(UserWarning):
+    """There are fewer samples than `enough_samples` asks for."""
+
+
 def _warn_of_few_samples(
     counted: Sequence[float], enough: Sequence[float], rows: int, columns: int, classes: int
 ) -> None:
@@ -469,6 +473,7 @@ def _warn_of_few_samples(
                 f"{number:.0f} samples are few for {rows} x {columns} clusters and {classes} classes: {wanted:.0f}"
                 " would keep noise under half of the label's entropy before correction; trust the intervals, take"
                 " more samples or fewer clusters",
+                FewSamplesWarning,
                 stacklevel=3,
             )
             return

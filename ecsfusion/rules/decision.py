@@ -66,6 +66,7 @@ class Decision:
         peak: the weights of this reading are the best candidate so far to start stage 2: keep them.
         reset: modalities that go back to their initial weights now; if it names all, the fused head does too.
             With ``stage_over``, stage 2 starts from these weights (``restore`` is None then), and a ``peak`` is kept.
+        overdue: the rule would end stage 1 here, but its length is given.
     """
 
     training: tuple[str, ...]
@@ -74,6 +75,22 @@ class Decision:
     restore: int | None = None
     peak: bool = False
     reset: tuple[str, ...] = ()
+    overdue: bool = False
+
+
+@dataclass(frozen=True)
+class PauseThreshold:
+    """The lead in uniqueness at which a rule pauses a modality.
+
+    Attributes:
+        ratio: to the uniqueness of the next, or to its noise floor.
+        margin: before the next, in bits.
+        patience: readings in a row with that lead after which it is paused.
+    """
+
+    ratio: float
+    margin: float
+    patience: int
 
 
 class Rule:
@@ -158,6 +175,7 @@ class Rule:
                 stage_over=False,
                 restore=None,
                 peak=self.peak_step == reading.step,
+                overdue=True,
             )
         return decision
 
@@ -166,6 +184,12 @@ class Rule:
         """Whether the fused head is trained in stage 1 too, from now on: then the loss is that of stage 2. In what a
         person sees of the run this is "scouting"."""
         return False
+
+    @property
+    def pauses_at(self) -> PauseThreshold | None:
+        """The lead at which a modality is paused, so that a run can warn of a pause that came late; None where a lead
+        alone pauses nobody."""
+        return None
 
     @property
     def withheld(self) -> tuple[str, ...]:

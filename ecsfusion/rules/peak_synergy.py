@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ecsfusion.rules.decision import Decision, Reading, Rule
+from ecsfusion.rules.decision import Decision, PauseThreshold, Reading, Rule
 from ecsfusion.rules.lead import Lead, check_positive, listed, uniqueness_of
 
 
@@ -91,6 +91,10 @@ class PeakSynergy(Rule):
             self.state |= {"joint": True, "paused": {}, "leader": None, "leader_readings": 0, "waited": 0}
         reason = self._resume(reading) or self._pause(reading) or self._unchanged(reading)
         return Decision(self.ordered(self._training()), reason)
+
+    @property
+    def pauses_at(self) -> PauseThreshold:
+        return PauseThreshold(self.ratio, self.margin, self.patience)
 
     def _training(self) -> list[str]:
         return [name for name in self.modalities if name not in self.state["paused"]]

@@ -13,13 +13,9 @@ from ecsfusion.estimate import fast_pid, fast_pids
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.pid import PID
 from ecsfusion.readout import FUSED, Readout, expected_calibration_error
+from ecsfusion.signatures.estimate import shows_dependence
+from ecsfusion.signatures.finding import Scale
 from ecsfusion.training.evaluation import Evaluation
-
-ROWS_PER_CLASS_FOR_DEPENDENCE = 20
-ROWS_FOR_DEPENDENCE = 64
-"""With fewer rows, chance often makes independent modalities look dependent given the label, by bits. With 64 rows it
-still does so in up to one case of five, with 100 in one of eight, with 400 in none of those tried
-(benchmarks/bench_dependence.py)."""
 
 REGRESSION_BINS = 8
 """Classes that a real target is cut into at its quantiles, for the decomposition."""
@@ -104,6 +100,20 @@ def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> flo
     error = (answers.double() - targets).square().sum(dim=0)
     spread = (targets - targets.mean(dim=0)).square().sum(dim=0)
     return float((1 - error / spread.clamp_min(torch.finfo(torch.float64).tiny)).mean())
+
+
+def scale_of(evaluation: Evaluation, problem_type: str) -> Scale:
+    """What scores on an evaluation set are measured against: its rows, and what a constant answer scores there.
+
+    Rows are those of the modality that has the fewest. A constant is the most frequent class, in regression the mean.
+    """
+    rows = min(int(mask.sum()) for mask in evaluation.present.values())
+    if problem_type == REGRESSION:
+        return Scale(rows, 0.0)
+    if problem_type == MULTI_LABEL:
+        share = (evaluation.labels > 0.5).double().mean(dim=0)
+        return Scale(rows, float(torch.maximum(share, 1 - share).mean()))
+    return Scale(rows, float(evaluation.labels.bincount().max()) / len(evaluation.labels))
 
 
 def head_answers(logits: torch.Tensor, problem_type: str) -> torch.Tensor:
@@ -245,11 +255,6 @@ def calibrated_answers(
         )
         answers[fold::2] = combine(fitted, slice(fold, None, 2)).double()
     return answers
-
-
-def shows_dependence(pid: PID) -> bool:
-    """Whether the decomposition is of enough rows to say something about I(X1; X2 | Y)."""
-    return (pid.num_samples or 0) >= max(ROWS_FOR_DEPENDENCE, ROWS_PER_CLASS_FOR_DEPENDENCE * pid.num_classes)
 
 
 def _information(pid: PID, modalities: Sequence[str]) -> dict[str, float]:

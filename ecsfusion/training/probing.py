@@ -16,20 +16,13 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ecsfusion.callbacks import ControllerCallback, StageRecord
+from ecsfusion.estimate import FewSamplesWarning
 from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.pid import PID
 from ecsfusion.readout import Readout
 from ecsfusion.reporting.reliability import reliability_of
 from ecsfusion.training.evaluation import Evaluation, check_probe_set
-from ecsfusion.training.probe import (
-    ROWS_FOR_DEPENDENCE,
-    ROWS_PER_CLASS_FOR_DEPENDENCE,
-    head_answers,
-    probe_metrics,
-    score,
-    score_name,
-    shows_dependence,
-)
+from ecsfusion.training.probe import head_answers, probe_metrics, scale_of, score, score_name
 from ecsfusion.training.stepping import SteppingTrainer
 
 logger = logging.get_logger(__name__)
@@ -138,6 +131,7 @@ class ProbingTrainer(SteppingTrainer):
     def _report(self, prefix: str, evaluation: Evaluation) -> None:
         split = "validation" if prefix == self._probe_prefix() else prefix
         report = {"metrics": evaluation.metrics, "prefix": prefix, "rows": len(evaluation.labels)}
+        report["scale"] = scale_of(evaluation, self.model.problem_type)
         if self.is_world_process_zero():
             fitted = self.model.config.readout
             readout = None if fitted is None else Readout.from_dict(fitted)
@@ -192,31 +186,33 @@ class ProbingTrainer(SteppingTrainer):
         fitted = self.model.config.readout
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            # Where it matters that samples are few, the run warns of it (`ecsfusion.signatures.estimate`).
+            warnings.simplefilter("ignore", FewSamplesWarning)
             measured = probe_metrics(
                 evaluation,
                 rows,
-                problem_type=self.model.problem_type,
                 readout=None if fitted is None else Readout.from_dict(fitted),
-                device=self.args.device,
-                num_classes=self.model.config.num_labels,
-                num_clusters=self.args.probe_clusters,
-                num_components=self.args.probe_components,
                 # Intervals are for people; the rule reads values and floors.
                 bootstrap=0 if self.is_in_train else 100,
-                seed=self.args.seed,
+                **self._probe_options(),
             )
         for warning in caught:  # once a run, not at every probe
             logger.warning_once(f"Probe: {warning.message}")
         complete, number = int(measured[0]["complete_rows"]), len(evaluation.labels)
         if complete < number:
             logger.warning_once(f"Probe: {complete} of {number} rows have every modality; it takes these.")
-        if measured[1] is not None and not shows_dependence(measured[1]):
-            logger.warning_once(
-                f"Probe: {measured[1].num_samples} rows of {measured[1].num_classes} classes are too few to see "
-                "whether the modalities depend on each other given the label; the rule takes it that they do not. "
-                f"Give at least {ROWS_PER_CLASS_FOR_DEPENDENCE} rows a class, and {ROWS_FOR_DEPENDENCE} in all."
-            )
         return measured
+
+    def _probe_options(self) -> dict[str, Any]:
+        """What `decompose_embeddings` is told in this run, but for the intervals."""
+        return {
+            "problem_type": self.model.problem_type,
+            "device": self.args.device,
+            "num_classes": self.model.config.num_labels,
+            "num_clusters": self.args.probe_clusters,
+            "num_components": self.args.probe_components,
+            "seed": self.args.seed,
+        }
 
     def fit_readout(self) -> Readout | None:
         """Evaluate the model as it is and fit the calibrated combination of its heads on the evaluation set.

@@ -1,0 +1,47 @@
+"""One modality is a copy of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ecsfusion.pid import PID
+from ecsfusion.signatures.finding import Finding
+
+SHARED = 0.25
+"""Bits of I(X1; X2 | Y). Copies shared 0.33 to 1.6 bits beyond the label, independent modalities at most 0.12, whether
+or not they know all of the label (benchmarks/signatures.py)."""
+OWN = 0.15
+"""Share of its information that the lesser of two copies seems to have for itself: their encoders differ."""
+SYNERGY = 0.05
+"""Bits; a floor that is zero, where all is known, is no reason to believe in synergy."""
+
+
+def duplicate(pid: PID) -> Iterator[Finding]:
+    """The lesser of two modalities says nothing that the other does not, and they share more than the label.
+
+    That is U = 0, S = 0 and I(X1; X2 | Y) > 0. Two modalities that merely both know the label share nothing beyond it,
+    and where the label needs both of them, there is synergy.
+
+    Args:
+        pid: of two modalities.
+    """
+    if pid.unique_floor is None or pid.synergy_floor is None:
+        return
+    known = pid.mutual_information.tolist()
+    lesser = known.index(min(known))
+    copy, other = pid.names[lesser], pid.names[1 - lesser]
+    own, floor = float(pid.unique[lesser]), float(pid.unique_floor[lesser])
+    shared, synergy_floor = float(pid.conditional_dependence), float(pid.synergy_floor)
+    if (
+        known[lesser] > floor
+        and own <= max(floor, OWN * known[lesser])
+        and float(pid.synergy) <= max(synergy_floor, SYNERGY)
+        and shared > max(synergy_floor, SHARED)
+    ):
+        yield Finding(
+            "copy",
+            f"{copy}, {other}",
+            f"{copy} says nothing about the label that {other} does not (uniqueness {own:.2f} of {known[lesser]:.2f} "
+            f"bits, noise floor {floor:.2f}), and the two share {shared:.2f} bits beyond the label, as copies do: look "
+            f"whether both read the same input, or leave {copy} out.",
+        )
