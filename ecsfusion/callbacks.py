@@ -218,21 +218,30 @@ def probe_entry(
     if set(decision.reset) == set(decision.training):
         start = 0
     return {
+        **reading_values(reading),
+        "fused_trains": fused_trains,
+        "calibrated": calibrated,
+        "reason": decision.reason,
+        "peak": decision.peak,
+        "overdue": decision.overdue,
+        "restored": start if over else None,
+    }
+
+
+def reading_values(reading: Reading) -> dict[str, Any]:
+    """What was read, as plain values."""
+    return {
         "step": reading.step,
         "epoch": reading.epoch,
         "stage": reading.stage,
         "training": list(reading.training),
-        "fused_trains": fused_trains,
         "redundancy": reading.redundancy,
         "unique": dict(reading.unique),
         "synergy": reading.synergy,
+        "information": dict(reading.mutual_information),
         "conditional_dependence": reading.conditional_dependence,
         "floor": dict(reading.floor),
         "accuracy": dict(reading.accuracy),
-        "calibrated": calibrated,
-        "reason": decision.reason,
-        "peak": decision.peak,
-        "restored": start if over else None,
     }
 
 

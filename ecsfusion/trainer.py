@@ -32,17 +32,17 @@ from ecsfusion.training.best_heads import folder_of, load_modality, quality, sav
 from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.parameter_groups import parameters_by_part
 from ecsfusion.training.probe import metric_names
-from ecsfusion.training.probing import ProbingTrainer
 from ecsfusion.training.processes import end_processes
 from ecsfusion.training.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER
 from ecsfusion.training.record import StageRecord, check_saved_record
 from ecsfusion.training.sharding import check_sharding
+from ecsfusion.training.watching import WatchingTrainer
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
 
 
-class FusionTrainer(ProbingTrainer):
+class FusionTrainer(WatchingTrainer):
     """Trains a [`FusionForClassification`] in two stages inside one `train()`.
 
     Stage 1 trains every modality on its own loss (and at first the fused head too, where the rule scouts); after each
@@ -237,6 +237,7 @@ class FusionTrainer(ProbingTrainer):
             self.fit_readout()
         elif self.eval_dataset is not None:
             self._fit_readout_once_evaluated()
+        self._watch_end()
         if self.is_world_process_zero() and self.record.history:
             history, names = self.record.history, self.model.modalities
             self._draw(TRAJECTORY_FILE, lambda file: plot_trajectory(history, names, file))
@@ -429,7 +430,7 @@ class FusionTrainer(ProbingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As `ProbingTrainer.evaluate`; during stage 1, keep the peak."""
+        """As `WatchingTrainer.evaluate`; during stage 1, keep the peak."""
         in_stage_one = self.is_in_train and self.record.stage == "unimodal"
         if in_stage_one and not self.model.fuses_early:
             self.model.start_fusion_from_heads()

@@ -128,6 +128,7 @@ class CardFacts:
         pid: `PIDFacts` by moment, in order, such as ``{"end of stage 1": ..., "end of training": ...}``.
         rule: Name of the controller's rule.
         decisions: Pairs (step, reason) of the controller's decisions, in order.
+        warnings: Pairs (step, sentence) of what the run warned of, in order.
         trajectory: File name of the picture beside the card; None for no picture.
         reliability: The same of the picture of confidence and accuracy.
         hyperparameters: Values by name; entries that are None are left out.
@@ -157,6 +158,7 @@ class CardFacts:
     pid: Mapping[str, PIDFacts] = field(default_factory=dict)
     rule: str = ""
     decisions: Sequence[tuple[int, str]] = ()
+    warnings: Sequence[tuple[int, str]] = ()
     trajectory: str | None = None
     reliability: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -248,6 +250,10 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         reliability=facts.reliability,
         rule=facts.rule,
         decision_table=_table(["step", "why"], [[f"{step:,}", why] for step, why in facts.decisions]),
+        warning_table=_table(
+            ["step", "what was found, and what to do"],
+            [[f"{step:,}", sentence[0].upper() + sentence[1:]] for step, sentence in facts.warnings],
+        ),
         limitations=facts.limitations,
         hyperparameter_table=_table(
             ["name", "value"],

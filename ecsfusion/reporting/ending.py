@@ -10,7 +10,8 @@ from ecsfusion.reporting.trajectory import phase
 
 
 def ending(trainer: Run, metrics: Mapping[str, float]) -> str:
-    """A few lines: how long the stages were, who was paused, which weights the model has, what it knows.
+    """A few lines: how long the stages were, who was paused, which weights the model has, what it knows,
+    and what the run warned of.
 
     Args:
         trainer: has trained.
@@ -39,6 +40,9 @@ def ending(trainer: Run, metrics: Mapping[str, float]) -> str:
     report = trainer.reports.get("validation")
     if report is not None:
         lines.append(f"  on {report['rows']} validation rows: {_scores(report, modalities)}")
+    if record.warnings:
+        lines.append("  what this run warns of:")
+        lines += [f"    step {found['step']}, {found['signature']}: {found['sentence']}" for found in record.warnings]
     lines.append(f"  probes took {metrics['probe_seconds']:.1f} s, {metrics['probe_share']:.1%} of training")
     return "\n".join(lines)
 

@@ -143,6 +143,7 @@ def run_facts(
         pid=_pid_facts(trainer),
         rule=_rule_name(trainer.controller.rule),
         decisions=_decisions(history),
+        warnings=[(found["step"], found["sentence"]) for found in trainer.record.warnings],
         trajectory=trajectory,
         reliability=reliability,
         hyperparameters={key: _plain(getattr(trainer.args, key)) for key in HYPERPARAMETERS},
