@@ -1,4 +1,4 @@
-"""`ecsfusion pid FILE --label LABEL --modality image=COL --modality audio=COL`."""
+"""`ecsfusion pid FILE --label LABEL --modality image=COL --modality audio=COL`, and `ecsfusion push FOLDER NAME`."""
 
 import argparse
 import json
@@ -21,9 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if processes > 1:
         dist.init_process_group("gloo")
     try:
-        return _pid(options)
+        return {"pid": _pid, "push": _push}[options.command](options)
     except (ValueError, TypeError, OSError) as error:
-        print(f"ecsfusion pid: error: {error}", file=sys.stderr)
+        print(f"ecsfusion {options.command}: error: {error}", file=sys.stderr)
         return 2
     finally:
         if processes > 1:
@@ -72,6 +72,16 @@ def _pid(options: argparse.Namespace) -> int:
     return 0
 
 
+def _push(options: argparse.Namespace) -> int:
+    from ecsfusion.reporting.hub import push  # which measuring has no use for
+
+    commit = push(
+        options.name, options.folder, options.peak, revision=options.revision, private=options.private or None
+    )
+    print(f"Published: {commit.repo_url or options.name}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ecsfusion", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -111,6 +121,19 @@ def _parser() -> argparse.ArgumentParser:
     pid.add_argument("--json", action="store_true", help="print JSON instead of a table")
     pid.add_argument("--plot", metavar="PNG", help="draw atoms, intervals and noise floor; one file per pair")
     pid.add_argument("--quiet", action="store_true", help="no progress bars")
+    publish = commands.add_parser(
+        "push",
+        help="publish on the Hub what a run left in its output folder",
+        description="Publish the model of a run on the Hub: weights, configurations, processors, card and pictures."
+        " The token is the one that `hf auth login` keeps, or HF_TOKEN.",
+    )
+    publish.add_argument("folder", metavar="FOLDER", help="output folder of the run")
+    publish.add_argument(
+        "name", metavar="NAME", help="of the repository, such as you/digits; made if there is none"
+    )
+    publish.add_argument("--peak", metavar="FOLDER", help="peak of stage 1, published on the branch unimodal")
+    publish.add_argument("--revision", metavar="BRANCH", help="for the model (default: main)")
+    publish.add_argument("--private", action="store_true", help="make a new repository private")
     return parser
 
 

@@ -103,14 +103,13 @@ def run(argv: Sequence[str]) -> None:
     trainer = train(job, job.model, job.args)
     comparison = {"plain joint training": joint_accuracy(job, initial)} if initial is not None else {}
 
-    trainer.save_model()
     card = {"dataset": name_of_data(job.recipe), "comparison": comparison}
-    if job.args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
+    trainer.save_model(_internal_call=True)  # a call of one's own would publish, without these facts
+    trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         print(f"\n{results_table(trainer, comparison)}\n\nWritten to {job.args.output_dir}", flush=True)
+    if job.args.push_to_hub:  # when all is written and said, because the Hub may not be there
+        trainer.push_to_hub(**card)
     trainer.end_training()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from test_trainer import PEAK_FIRST_THEN_RESTORE, Scripted, arguments, two_views
 from transformers import ViTImageProcessor
 
 from ecsfusion import FusionProcessor, FusionTrainer
-from ecsfusion.reporting.hub import publish
+from ecsfusion.cli import main
+from ecsfusion.reporting.hub import NotPublishedError, publish
 
 TOKEN = "hf_" + "Secret0123456789abcdefghijklmnopqr"
 
@@ -220,3 +222,52 @@ def test_a_vocabulary_may_hold_pieces_that_look_like_paths(hub, tmp_path):
     (folder / "text" / "tokenizer_config.json").write_text('{"name": "../mine"}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not fit .*'\.\./'"):
         publish("somebody/words", folder, None, modalities=("text",))
+
+
+NOBODY = "http://127.0.0.1:9"  # the port "discard", which nothing listens to
+
+
+def test_where_the_hub_cannot_be_reached_the_model_is_safe_and_one_command_repeats_the_push(
+    trained, hub, tmp_path, monkeypatch, capsys
+):
+    hub.revisions.clear()
+    with monkeypatch.context() as away:
+        away.setattr(constants, "ENDPOINT", NOBODY)
+        with pytest.raises(NotPublishedError, match="Nothing of it is lost") as found:
+            trained.push_to_hub(dataset="two synthetic views", private=True)
+    command = str(found.value).partition("push it by: ")[2]
+    folder = tmp_path / "run"
+    assert command == f"ecsfusion push {folder} somebody/two-views --peak {folder / 'unimodal'} --private"
+    assert {name for name in PUBLISHED if (folder / name).is_file()} == PUBLISHED
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert main(shlex.split(command)[1:]) == 0
+    assert "somebody/two-views" in capsys.readouterr().out
+    assert set(files(hub, "main")) == set(files(hub, "unimodal")) == PUBLISHED
+    steps = [json.loads(files(hub, revision)["config.json"])["step"] for revision in ("main", "unimodal")]
+    assert steps == [None, 4]
+    assert 'from_pretrained("somebody/two-views"' in files(hub, "main")["README.md"].decode()
+    for name in ("README.md", "model.safetensors"):
+        assert files(hub, "main")[name] == (folder / name).read_bytes()
+
+
+def test_a_push_that_breaks_off_in_the_middle_can_be_repeated(trained, hub, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ConnectionResetError("the line broke")
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(HfApi, "upload_folder", broken)
+        with pytest.raises(
+            NotPublishedError, match=r"ConnectionResetError: the line broke.*push it by: ecsf"
+        ):
+            trained.push_to_hub(revision="tried")
+    command = "push {0} somebody/two-views --peak {0}/unimodal --revision tried".format(tmp_path / "run")
+    hub.revisions["somebody/two-views"]["tried"] = {}
+    assert main(shlex.split(command)) == 0
+    assert set(files(hub, "tried")) == PUBLISHED
+    assert files(hub, "main").keys() <= {".gitattributes"}
+
+
+def test_a_folder_without_a_model_is_not_pushed(tmp_path, hub, capsys):
+    assert main(["push", str(tmp_path), "somebody/nothing"]) == 2
+    assert "holds no model (config.json)" in capsys.readouterr().err
+    assert hub.requests == []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HTTPError  # of the HTTP library that this version of huggingface_hub uses
 
 from ecsfusion.reporting.card import check_no_secrets
 
@@ -16,6 +21,81 @@ TEXT_FILES = frozenset({".json", ".txt", ".md"})
 VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"})
 
 
+class NotPublishedError(ConnectionError):
+    """The Hub could not be reached, or refused; what was to be published is in its folder."""
+
+
+@contextmanager
+def reachable(folder: str | Path, command: str) -> Iterator[None]:
+    """Around what speaks to the Hub about a folder; where that fails, say that nothing is lost, and what to do.
+
+    Args:
+        folder: what is to be published.
+        command: what publishes it, see `push_command`.
+
+    Raises:
+        NotPublishedError: the Hub cannot be reached, or refuses.
+    """
+    try:
+        yield
+    except (OSError, HTTPError) as error:
+        reason = " ".join(str(error).split())
+        raise NotPublishedError(
+            f"{folder} could not be published ({type(error).__name__}: {reason}). Nothing of it is lost. When the Hub "
+            f"can be reached, and `hf auth login` has been given a token that may write, push it by: {command}"
+        ) from error
+
+
+def push_command(
+    repo_id: str,
+    final_folder: str | Path,
+    unimodal_folder: str | Path | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+) -> str:
+    """The line for a shell that publishes what is in these folders."""
+    words = ["ecsfusion", "push", str(final_folder), repo_id]
+    words += [] if unimodal_folder is None else ["--peak", str(unimodal_folder)]
+    words += [] if revision is None else ["--revision", revision]
+    return shlex.join([*words, *(["--private"] if private else [])])
+
+
+def push(
+    repo_id: str,
+    final_folder: str | Path,
+    unimodal_folder: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+) -> CommitInfo:
+    """Publish what a run left in its output folder, once more or for the first time.
+
+    Args and returns as of `publish`; the repository is made where there is none, `private` if that is True.
+
+    Raises:
+        ValueError: the folder holds no model, or a text that names a local path or a token; nothing is uploaded.
+        NotPublishedError: the Hub cannot be reached, or refuses.
+    """
+    for folder in (final_folder, unimodal_folder):
+        if folder is not None and not Path(folder, "config.json").is_file():
+            raise ValueError(f"{str(folder)!r} holds no model (config.json); give the output folder of a run")
+    config = json.loads(Path(final_folder, "config.json").read_text(encoding="utf-8"))
+    command = push_command(repo_id, final_folder, unimodal_folder, revision, private)
+    with reachable(final_folder, command):
+        found = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    return publish(
+        found,
+        final_folder,
+        unimodal_folder,
+        modalities=tuple(config.get("modalities", ())),
+        revision=revision,
+        private=private,
+        token=token,
+        forbidden=(str(final_folder), str(Path.cwd())),
+    )
+
+
 def publish(
     repo_id: str,
     final_folder: str | Path,
@@ -24,6 +104,7 @@ def publish(
     modalities: tuple[str, ...],
     commit_message: str = "End of training",
     revision: str | None = None,
+    private: bool | None = None,
     token: str | None = None,
     forbidden: tuple[str, ...] = (),
 ) -> CommitInfo:
@@ -35,6 +116,7 @@ def publish(
         unimodal_folder: the same for stage 1's peak, or None when there was no stage 1.
         modalities: their names; the processors are in folders of these names.
         commit_message: of the commit on `revision` (`main` by default).
+        private: how the repository was made, for the command of an error.
         token: with permission to write; by default the one that `hf auth login` keeps.
         forbidden: strings that no published text may contain (local paths, tokens).
 
@@ -43,6 +125,7 @@ def publish(
 
     Raises:
         ValueError: a text file that would be published names a local path or a token; nothing is uploaded.
+        NotPublishedError: the Hub cannot be reached, or refuses.
     """
     chosen: dict[str | Path, list[str]] = {}
     for folder in (final_folder, unimodal_folder):
@@ -58,22 +141,24 @@ def publish(
         # Exact names: in the Hub's patterns a star also matches what lies in sub-folders.
         chosen[folder] = [file.relative_to(folder).as_posix() for file in files]
     api = HfApi(token=token)
-    if unimodal_folder is not None:
-        api.create_branch(repo_id, branch=UNIMODAL_BRANCH, exist_ok=True)
-        api.upload_folder(
+    command = push_command(repo_id, final_folder, unimodal_folder, revision, private)
+    with reachable(final_folder, command):
+        if unimodal_folder is not None:
+            api.create_branch(repo_id, branch=UNIMODAL_BRANCH, exist_ok=True)
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=str(unimodal_folder),
+                revision=UNIMODAL_BRANCH,
+                commit_message="Peak of stage 1 (unimodal)",
+                allow_patterns=chosen[unimodal_folder],
+            )
+        return api.upload_folder(
             repo_id=repo_id,
-            folder_path=str(unimodal_folder),
-            revision=UNIMODAL_BRANCH,
-            commit_message="Peak of stage 1 (unimodal)",
-            allow_patterns=chosen[unimodal_folder],
+            folder_path=str(final_folder),
+            revision=revision,
+            commit_message=commit_message,
+            allow_patterns=chosen[final_folder],
         )
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=str(final_folder),
-        revision=revision,
-        commit_message=commit_message,
-        allow_patterns=chosen[final_folder],
-    )
 
 
 def published_files(folder: str | Path, modalities: tuple[str, ...]) -> list[Path]:

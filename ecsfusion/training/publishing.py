@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.reporting.card import render_card
-from ecsfusion.reporting.hub import publish
+from ecsfusion.reporting.hub import publish, push_command, reachable
 from ecsfusion.reporting.reliability import plot_reliability
 from ecsfusion.reporting.summary import run_facts
 from ecsfusion.training.resuming import ResumableTrainer
@@ -59,17 +59,17 @@ class PublishingTrainer(ResumableTrainer):
         if not self.is_world_process_zero():
             return
         output = Path(self.args.output_dir)
-        peak = (output / UNIMODAL_FOLDER).is_dir() and self.args.stages == "two-stage"
+        peak = self._published_peak()
         reliability = self._draw_reliability(output)
         facts = run_facts(
             self,
             title=model_name or (self.args.hub_model_id or output.absolute().name).split("/")[-1],
             dataset=dataset if isinstance(dataset, str) else "the training data",
             dataset_hub_name=dataset_tags if isinstance(dataset_tags, str) else None,
-            repo_id=self.hub_model_id,
+            repo_id=self.hub_model_id or self.args.hub_model_id,
             license=license,
             tags=[tags] if isinstance(tags, str) else list(tags or ()),
-            peak_folder=UNIMODAL_FOLDER if peak else None,
+            peak_folder=peak.name if peak else None,
             trajectory=TRAJECTORY_FILE if (output / TRAJECTORY_FILE).exists() else None,
             reliability=reliability,
             comparison=comparison,
@@ -80,7 +80,7 @@ class PublishingTrainer(ResumableTrainer):
                 aside.write_text(card, encoding="utf-8")
             if peak:  # the branch of stage 1 shows the same card
                 for name in filter(None, ("README.md", facts.trajectory, reliability)):
-                    with written_whole(output / UNIMODAL_FOLDER / name) as aside:
+                    with written_whole(peak / name) as aside:
                         shutil.copyfile(output / name, aside)
 
     def _draw_reliability(self, output: Path) -> str | None:
@@ -119,34 +119,47 @@ class PublishingTrainer(ResumableTrainer):
     ) -> Any:
         """Publish the final model on `main` (or `revision`) and stage 1's peak on the branch `unimodal`.
 
-        Uploaded are weights (safetensors), configurations, processors, card and picture, and nothing else; the
-        upload always blocks. Keyword arguments go to `create_model_card`.
+        Everything is written to the output folder first. Uploaded are weights (safetensors), configurations,
+        processors, card and picture, and nothing else; the upload always blocks. Keyword arguments go to
+        `create_model_card`.
 
         Raises:
             ValueError: something to be published names a local path or a token; nothing is uploaded.
+            NotPublishedError: the Hub cannot be reached, or refuses; the sentence has the command that repeats the
+                push of the folder.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
-        if self.hub_model_id is None:
-            if private is not None:  # only transformers 5.23 and later takes it as an argument
-                self.args.hub_private_repo = private
-            self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**kwargs)
         output = Path(self.args.output_dir)
-        peak = output / UNIMODAL_FOLDER
+        peak = self._published_peak()
+        if private is not None:  # only transformers 5.23 and later takes it as an argument
+            self.args.hub_private_repo = private
+        where = {"revision": revision or self.args.hub_revision, "private": self.args.hub_private_repo}
+        try:
+            if self.hub_model_id is None:
+                name = self.args.hub_model_id or output.absolute().name
+                with reachable(output, push_command(name, output, peak, **where)):
+                    self.init_hf_repo(token=token)
+        finally:  # the card is part of what is safe in the folder; it knows the whole name where the Hub has answered
+            self.create_model_card(**kwargs)
         return publish(
             self.hub_model_id,
             output,
-            peak if peak.is_dir() and self.args.stages == "two-stage" else None,
+            peak,
             modalities=self.model.modalities,
             commit_message=commit_message or "End of training",
-            revision=revision or self.args.hub_revision,
             token=token,
             forbidden=self._private_paths(),
+            **where,
         )
+
+    def _published_peak(self) -> Path | None:
+        """The folder of stage 1's peak, where the run has had a stage 1."""
+        folder = Path(self.args.output_dir, UNIMODAL_FOLDER)
+        return folder if folder.is_dir() and self.args.stages == "two-stage" else None
 
     def _private_paths(self) -> tuple[str, ...]:
         return (self.args.output_dir, str(Path.cwd()))
