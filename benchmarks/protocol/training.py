@@ -60,8 +60,13 @@ class Snapshots(TrainerCallback):
                 self.best[what] = (metrics[key], weights)
 
 
-def train(suite: Suite, run: Run) -> dict[str, Any]:
+def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Train one model, and judge every readout of it on validation and, once, on test.
+
+    Args:
+        suite: what to train on.
+        run: how, and from which seed.
+        callbacks: what happens to the run on the way.
 
     Returns:
         A line of results, without a method's name: several methods may read the same run.
@@ -102,7 +107,7 @@ def train(suite: Suite, run: Run) -> dict[str, Any]:
             args=args,
             train_dataset=suite.train,
             eval_dataset=suite.validation,
-            callbacks=[snapshots],
+            callbacks=[snapshots, *callbacks],
             rule=None if own_rule is None else RULES[own_rule],
         )
         snapshots.trainer = trainer
