@@ -73,7 +73,7 @@ class ControllerCallback(TrainerCallback, ExportableState):
             self.strategy.after_step(kwargs["model"])
         if self.rule is None or self.record.stage != "unimodal":
             return
-        last = math.ceil(self.rule.max_unimodal_share * state.max_steps - 1e-9)
+        last = math.ceil(self.rule.latest_end * state.max_steps - 1e-9)
         end_of_epoch = args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0.0).is_integer()
         if state.global_step == last and not end_of_epoch:  # the end of an epoch is probed anyway
             control.should_evaluate = True

@@ -73,7 +73,7 @@ class TestScouting:
     def test_without_it_all_train_alone_from_the_start(self) -> None:
         rule = adaptive(scouting_readings=0)
         assert not rule.fuses
-        first = rule.decide(seen(10, **LEADS))
+        first = rule.decide(seen(10))
         assert (first.training, first.reset, first.peak) == (TWO, (), True)
 
     def test_the_untrained_start_does_not_count(self) -> None:
@@ -197,10 +197,47 @@ class TestWaiting:
         assert all(d.training == TWO for d in run(rule, [seen(10, **values), seen(20, **values)]))
         assert rule.withheld == ()
 
-    def test_it_must_be_seen_while_scouting(self) -> None:
-        rule = after_scouting()
-        assert rule.decide(seen(30, **LEADS)).training == TWO
-        assert rule.withheld == ()
+    def test_one_that_comes_to_know_all_later_is_put_back_then(self) -> None:
+        rule = after_scouting(plateau_patience=2)
+        run(rule, [seen(30, accuracy=(0.6, 0.9)), seen(40, accuracy=(0.6, 0.94))])
+        decision = rule.decide(seen(50, **LEADS))
+        assert (decision.training, decision.reset) == ((IMAGE,), (AUDIO,))
+        assert rule.withheld == (AUDIO,)
+        # Peak and plateau begin anew: the mean of both modalities says nothing of image alone.
+        later = [rule.decide(seen(60 + 10 * i, accuracy=(a, 0.1))) for i, a in enumerate((0.55, 0.56, 0.5))]
+        assert [d.peak for d in later] == [True, True, False]
+        assert (later[-1].stage_over, later[-1].restore) == (True, 70)
+
+    @pytest.mark.parametrize(
+        ("known_at", "options", "end"),
+        [
+            (100, {}, 0.75),  # 1 - 2 * 0.1 would leave too little for the fused head
+            (150, {}, 0.7),
+            (150, {"catch_up": 3.0}, 0.55),
+            (300, {}, 0.5),  # it needs more than half: no change
+            (150, {"max_unimodal_share": 0.5}, 0.5),  # who asks for a share gets it
+            (150, {"max_unimodal_share": 0.3}, 0.3),
+        ],
+    )
+    def test_stage_one_is_longer_while_one_waits_that_needs_little_of_stage_two(
+        self, known_at: int, options: dict[str, Any], end: float
+    ) -> None:
+        rule = adaptive(**options)
+        assert rule.latest_end == options.get("max_unimodal_share", 0.5)
+        rule.decide(seen(known_at, **LEADS))
+        assert rule.latest_end == pytest.approx(end)
+        last = round(1000 * end)
+        if last > known_at + 10:
+            assert not rule.decide(seen(last - 10, accuracy=(0.5, 0.1))).stage_over
+        over = rule.decide(seen(last, accuracy=(0.6, 0.1)))
+        assert over.stage_over
+        assert f"{end:.0%} of the budget is used and stage 1 may use {end:.0%}" in over.reason
+
+    def test_a_stage_of_given_length_is_not_made_longer(self) -> None:
+        rule = adaptive()
+        rule.ends_early = False
+        rule.decide(seen(150, **LEADS))
+        assert rule.latest_end == 0.5
 
     def test_of_three_the_other_two_train(self) -> None:
         three = ("a", "b", "c")
@@ -594,7 +631,7 @@ def assert_the_same(whole: FusionTrainer, resumed: FusionTrainer) -> None:
         ("usual", 10),  # each alone
         ("shortcut", 4),  # one has just been told to wait
         ("shortcut", 6),  # and waits
-        ("shortcut", 20),  # in stage 2, where it is still withheld
+        ("shortcut", 26),  # in stage 2, where it is still withheld
         ("synergy", 4),  # stage 1 has just ended, while it scouted
     ],
 )
@@ -615,7 +652,7 @@ def test_the_runs_that_are_stopped_are_where_they_should_be(wholes) -> None:
     assert [e["step"] for e in usual.history if e["stage"] == "unimodal" and e["fused_trains"]] == [4, 8]
     assert usual.stage_start > 10
     assert next(e["step"] for e in shortcut.history if e["training"] == ["right"]) == 8
-    assert 6 < shortcut.stage_start < 20
+    assert 6 < shortcut.stage_start < 26
     assert synergy.stage_start == 4
 
 

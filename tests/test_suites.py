@@ -17,7 +17,7 @@ from suites.avmnist import load_rows
 from suites.coloured import MEAN_COLOURS, choose_shades, paint
 from suites.encoders import EMBEDDING_DIM
 from suites.folders import SPLITS
-from suites.imbalance import NOISE_LEVELS, add_noise, rescale
+from suites.imbalance import NOISE_LEVELS, add_noise, rescale, strong_image
 from suites.log_mel import log_mel
 from suites.modular import all_pairs, draw_rows, equal_pairs, mixture, sum_labels, synergy
 from suites.sentences import (
@@ -32,7 +32,8 @@ from suites.sentences import (
 from ecsfusion.processing import TensorCollator
 
 # What the other suites cost to decode is too much for a test.
-SMALL = [name for name in SUITES if name not in {"digits", "avmnist-full", "synergy", "mixture"}]
+LARGE = {"avmnist-full", "strong-image", "synergy", "mixture"}
+SMALL = [name for name in SUITES if name not in {"digits", *LARGE}]
 FEW_PAIRS = {"train": 4, "validation": 2, "test": 2}
 
 
@@ -120,6 +121,22 @@ def test_digits():
     check(suite, tolerance=16)  # scikit-learn's set is nearly balanced
     check_disjoint(replace(suite, train=suite.train.select(torch.arange(0, 1600, 4))), "audio")
     check_equal(suite, load_suite("digits"))
+
+
+def test_strong_image_is_a_whole_digit_of_the_spoken_label(cache):
+    suite, heard = strong_image("small"), load_suite("avmnist-small")
+    check(suite)
+    for split, other in zip(splits_of(suite), splits_of(heard), strict=True):
+        assert torch.equal(split.labels, other.labels)
+        assert torch.equal(split.inputs["audio"], other.inputs["audio"])
+    # A nearest mean is right in most rows of whole digits, and in few of what four components leave of them.
+    accuracy = {}
+    for name, each in (("strong", suite), ("heard", heard)):
+        rows, labels = each.train.inputs["image"].flatten(1), each.train.labels
+        means = torch.stack([rows[labels == digit].mean(dim=0) for digit in range(10)])
+        found = torch.cdist(each.test.inputs["image"].flatten(1), means).argmin(dim=1)
+        accuracy[name] = float((found == each.test.labels).double().mean())
+    assert accuracy["strong"] > 0.65 > accuracy["heard"]
 
 
 def test_names():

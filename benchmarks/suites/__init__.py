@@ -28,6 +28,7 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "noisy-image-2": partial(imbalance.noisy, "image", 2),
     "slow-audio": partial(imbalance.slow, "audio"),
     "slow-image": partial(imbalance.slow, "image"),
+    "strong-image": imbalance.strong_image,
     "halves": imbalance.halves,
     "synergy": modular.synergy,
     "mixture": modular.mixture,

@@ -1,9 +1,11 @@
-"""Graded imbalance, both ways: avmnist-small with one modality made noisy, or slow, and two unequal halves of a digit.
+"""Graded imbalance: avmnist with one modality made noisy, slow, or strong, and two unequal halves of a digit.
 
 *Noisy*: Gaussian noise is added once to the standardized values of a modality, in all splits. It then knows less.
 
 *Slow*: the standardized values of a modality are multiplied by a small number. That can be undone, so it knows as much
 as before; but encoders without normalization learn from it later.
+
+*Strong*: the images are whole MNIST digits. The image then knows nearly everything, at once and reliably.
 """
 
 from dataclasses import replace
@@ -15,6 +17,7 @@ from suites import avmnist
 from suites.encoders import ImageEncoder
 from suites.folders import SPLITS
 from suites.mnist import load_digits
+from suites.modular import draw_rows
 from suites.suite import Split, Suite, standardize
 
 # Standard deviations of the noise; those of the signal are 1 (image: a pixel, audio: a mel band).
@@ -23,6 +26,7 @@ SLOW_SCALE = {"audio": 0.2, "image": 0.03}
 HALVES_NOISE = 1.0
 HALVES_SCALE = 0.05
 HALVES_PER_CLASS = {"train": 400, "validation": 100, "test": 200}
+STRONG_PER_CLASS = {"train": 1200, "validation": 300, "test": 500}
 SEED = 2024
 
 
@@ -59,6 +63,33 @@ def slow(modality: str) -> Suite:
             f"avmnist-small whose {modality} is slow: multiplied by {scale}, it knows as much and is learned later."
         ),
         **{split: rescale(getattr(suite, split), modality, scale) for split in SPLITS},
+    )
+
+
+def strong_image(config: str = "full") -> Suite:
+    """The suite `strong-image`: the sounds of avmnist-full, each with a whole MNIST digit of its label.
+
+    Args:
+        config: of avmnist, where the sounds are from.
+    """
+    suite = avmnist.full() if config == "full" else avmnist.small()
+    generator = torch.Generator().manual_seed(SEED)
+    heard = [getattr(suite, split) for split in SPLITS]
+    images = []
+    for name, split in zip(SPLITS, heard, strict=True):
+        image, digits = load_digits(name, STRONG_PER_CLASS[name])
+        images.append(image[draw_rows(split.labels, digits, generator)])
+    images = standardize(images, dims=(0, 1, 2, 3))
+    return replace(
+        suite,
+        name="strong-image",
+        description=(
+            f"avmnist-{config} with whole MNIST digits: the image knows nearly everything at once, and reliably."
+        ),
+        **{
+            name: replace(split, inputs={**split.inputs, "image": image})
+            for name, split, image in zip(SPLITS, heard, images, strict=True)
+        },
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from ecsfusion.rules.decision import Decision, Reading, Rule, check_finite
 from ecsfusion.rules.lead import Lead, check_positive, listed, uniqueness_of
 
+MAX_SHARE_WHILE_WAITING = 0.75  # the fused head has to be learned as well, however fast the modality was
+
 
 class Adaptive(Rule):
     """What the probe says about the modalities decides what stage 1 is for. The default.
@@ -21,14 +23,16 @@ class Adaptive(Rule):
     weights. So it does after scouting where no modality alone is above its noise floor.
 
     *A modality that knows all at once waits.* Fused training learns from errors only, and a modality that is right in
-    nearly every row leaves none to learn the others from. So a modality that has an accuracy of ``saturation`` in a
-    scouting reading, is above its noise floor and leads every other by more than ``ratio`` and ``margin`` bits of
-    uniqueness goes back to its initial weights and is paused until stage 2. (One that is merely ahead is not paused: in
-    stage 1 the encoders share nothing, so it would only lose training.)
+    nearly every row leaves none to learn the others from. So the first modality that has an accuracy of ``saturation``
+    in a reading of stage 1, is above its noise floor and leads every other by more than ``ratio`` and ``margin`` bits
+    of uniqueness goes back to its initial weights and is paused until stage 2. (One that is merely ahead is not paused:
+    in stage 1 the encoders share nothing, so it would only lose training.)
 
-    *Otherwise* all train alone until ``max_unimodal_share`` of the budget is used, or until their mean accuracy has
-    not risen by ``accuracy_tolerance`` in ``plateau_patience`` readings. Stage 2 starts from the latest weights that
-    are not behind the best by more than that.
+    *Otherwise* all train alone, until the mean accuracy of those who train has not risen by ``accuracy_tolerance`` in
+    ``plateau_patience`` readings, or until ``max_unimodal_share`` of the budget is used. If that is None it is half;
+    while a modality waits it is all but ``catch_up`` times what that modality took to know nearly all, if that is more,
+    up to three quarters. Stage 2 starts from the latest weights that are not behind the best by more than the
+    tolerance.
 
     Why not the peak of synergy: corrected for bias it has none (benchmarks/README.md).
     """
@@ -47,10 +51,20 @@ class Adaptive(Rule):
         margin: float = 0.15,
         accuracy_tolerance: float = 0.01,
         plateau_patience: int = 5,
-        max_unimodal_share: float = 0.5,
+        catch_up: float = 2.0,
+        max_unimodal_share: float | None = None,
     ) -> None:
-        super().__init__(modalities, max_unimodal_share=max_unimodal_share)
-        check_positive(dependence=dependence, ratio=ratio, margin=margin, plateau_patience=plateau_patience)
+        super().__init__(
+            modalities, max_unimodal_share=0.5 if max_unimodal_share is None else max_unimodal_share
+        )
+        self.may_extend = max_unimodal_share is None
+        check_positive(
+            dependence=dependence,
+            ratio=ratio,
+            margin=margin,
+            plateau_patience=plateau_patience,
+            catch_up=catch_up,
+        )
         if not 0 < saturation <= 1:
             raise ValueError(f"saturation must be in (0, 1], got {saturation}.")
         if not isinstance(scouting_readings, int) or scouting_readings < 0:
@@ -62,10 +76,12 @@ class Adaptive(Rule):
         self.scouting_readings, self.dependence = scouting_readings, dependence
         self.saturation, self.ratio, self.margin = saturation, ratio, margin
         self.accuracy_tolerance, self.plateau_patience = accuracy_tolerance, plateau_patience
+        self.catch_up = catch_up
         self.state: dict[str, Any] = {
             "readings": 0,
             "scouting": scouting_readings > 0,
             "waiting": None,  # the modality that knew all
+            "learnt_in": None,  # the share of the budget in which it did
             "best_accuracy": None,
             "not_risen": 0,
         }
@@ -74,6 +90,14 @@ class Adaptive(Rule):
     def fuses(self) -> bool:
         """While it scouts, where there will be a stage 2."""
         return bool(self.state["scouting"]) and self.joint_follows
+
+    @property
+    def latest_end(self) -> float:
+        """Later while a modality waits that learns so fast that it needs less of stage 2."""
+        if self.state["waiting"] is None or not (self.may_extend and self.ends_early):
+            return self.max_unimodal_share
+        needs = self.catch_up * self.state["learnt_in"]
+        return max(self.max_unimodal_share, min(1 - needs, MAX_SHARE_WHILE_WAITING))
 
     @property
     def withheld(self) -> tuple[str, ...]:
@@ -92,11 +116,11 @@ class Adaptive(Rule):
             why = f"{depend}, more than {floor:.2f}: the fused head has to learn from them together"
             self.mark_peak(reading)  # not the weights of an earlier reading, which depended less
             return self.hand_over(reading, why)
-        if not self.state["scouting"]:
-            return self._until_the_plateau(reading)
-        saturated = self._saturated(reading)
+        saturated = self._saturated(reading) if self.state["waiting"] is None else None
         if saturated is not None:
             return saturated
+        if not self.state["scouting"]:
+            return self._until_the_plateau(reading)
         self.state["readings"] += 1
         if self.state["readings"] < self.scouting_readings:
             return self.train(
@@ -126,7 +150,8 @@ class Adaptive(Rule):
         accuracy = reading.accuracy[leader]
         if accuracy < self.saturation or not lead.is_clear(self.ratio, self.margin):
             return None
-        self.state |= {"waiting": leader, "scouting": False}
+        self.state |= {"waiting": leader, "learnt_in": reading.progress, "scouting": False}
+        self.state |= {"best_accuracy": None, "not_risen": 0}  # of others than before
         reason = (
             f"{leader} waits for stage 2, from its initial weights: alone its accuracy is {accuracy:.3f}, which leaves "
             f"nothing to learn the others from; {lead}"

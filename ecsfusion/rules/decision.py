@@ -107,8 +107,8 @@ class Rule:
     and pass the class, or an instance, where a rule's name is expected. Whatever the rule must remember
     belongs in ``self.state``, a dictionary of JSON values (lists, not tuples; string keys) that is saved
     with every checkpoint. For every rule this class checks the reading and ends stage 1 at the first reading
-    where ``max_unimodal_share`` of the budget is used. In stage "joint" all modalities train; a rule that can
-    pause there too also writes :meth:`decide_joint`, which is asked when ``joint_pausing`` is on.
+    where ``latest_end`` of the budget is used: ``max_unimodal_share``, unless a rule says otherwise. In stage "joint"
+    all modalities train; a rule that can pause there too also writes :meth:`decide_joint`, which is asked when ``joint_pausing`` is on.
 
     Args:
         modalities: at least two different names.
@@ -161,9 +161,9 @@ class Rule:
                 return Decision(self.modalities, "all modalities train jointly")
             return self._only_training(self.decide_joint(reading))
         decision = self.decide_unimodal(reading)
-        is_used = reading.progress >= self.max_unimodal_share - 1e-9
+        is_used = reading.progress >= self.latest_end - 1e-9
         if is_used and not decision.stage_over:
-            bound = self.max_unimodal_share
+            bound = self.latest_end
             used = f"{reading.progress:.0%} of the budget is used and stage 1 may use {bound:.0%}"
             return self.hand_over(reading, used)
         if decision.stage_over and not is_used and not self.ends_early:
@@ -178,6 +178,11 @@ class Rule:
                 overdue=True,
             )
         return decision
+
+    @property
+    def latest_end(self) -> float:
+        """The share of the training budget at which stage 1 ends at the latest, as things stand."""
+        return self.max_unimodal_share
 
     @property
     def fuses(self) -> bool:
