@@ -1,16 +1,20 @@
 """Effective competitive strength: the formula on numbers worked out by hand, and on a model that is trained."""
 
-import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from ecsfusion import competitive_strength
 from ecsfusion.competition import smoothed_relu
 
-BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "competitive_strength.py"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+
+import bimodal
+import competitive_strength as benchmark
 
 
 def test_activation_at_its_borders():
@@ -42,14 +46,55 @@ def test_bad_arguments(alignment, signal, order, message):
         competitive_strength(torch.ones(alignment), torch.ones(signal), 10, order=order)
 
 
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_step_follows_the_gradient(joint):
+    """The benchmark's step, made of the slopes of the activation, is that of autograd on the cross-entropy."""
+    generator = torch.Generator().manual_seed(0)
+    problem, start = bimodal.start_of(6, 2, 0.3, generator)
+    after, _ = bimodal.train(start, problem, joint, 1)
+    weights = [w.clone().requires_grad_() for w in start]
+    outputs = [bimodal.logits(x, w) for x, w in zip(problem.inputs, weights, strict=True)]
+    outputs = [outputs[0] + outputs[1]] if joint else outputs
+    labels = problem.labels.flatten()
+    # the loss of a data set is a mean over its rows; the sets do not see each other
+    loss = sum(cross_entropy(z.flatten(0, 1), labels, reduction="sum") for z in outputs)
+    gradients = torch.autograd.grad(loss / problem.labels.shape[1], weights)
+    for w, before, gradient in zip(after, start, gradients, strict=True):
+        torch.testing.assert_close(w, before - 6 / 2 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_information_of_answers_by_hand():
+    """Two classes; the first modality answers right in every row, the second always says the first class."""
+    labels = torch.tensor([[0, 0, 1, 1]])
+    rows = torch.eye(2)[labels]
+    problem = bimodal.Problem(labels, [rows, rows], [], [], [])
+    right = torch.eye(2).reshape(1, 2, 2, 1)
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).reshape(1, 2, 2, 1)
+    expected = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    torch.testing.assert_close(bimodal.information([right, first], problem), expected)
+
+
 def test_the_stronger_modality_wins_and_two_stages_learn_both():
     """Eight classes, six seeds of the benchmark's model: the prediction is far from chance, both stages help."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import competitive_strength as c\n"
-        "run = c.simulate(8, seeds=6, seed=3); e = run['errors']\n"
-        "assert run['decided'].mean() > 0.95 and run['right'].mean() > 0.9, run\n"
-        "assert e['two_stage'].mean() < 0.6 * e['joint'].mean(), e\n"
-        "assert e['joint'].mean() < 0.6 * e['first alone'].mean(), e\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code, str(BENCHMARK.parent)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run = benchmark.simulate(8, seeds=6, seed=3)
+    errors = {name: float(values.mean()) for name, values in run["errors"].items()}
+    assert run["decided"].mean() > 0.95
+    assert run["predicted"].mean() > 0.9
+    assert run["by_speed_alone"].mean() >= run["predicted"].mean()
+    assert errors["two_stage"] < 0.6 * errors["joint"]
+    assert errors["joint"] < 0.6 * errors["first alone"]
+
+
+def test_shaping_flips_the_winner_where_the_strengths_are_equal():
+    shares = benchmark.shape(seeds=2, seed=3, whole=False)
+    assert shares.shape == (2, len(benchmark.RATIOS))
+    assert shares[:, 0].max() < 0.1  # half as strong: it loses
+    assert shares[:, -1].min() > 0.9  # twice as strong: it wins
+    assert benchmark.flip(shares) == pytest.approx(1.0, abs=0.1)
+
+
+def test_exponents_by_hand():
+    k = np.array(benchmark.ERROR_CLASSES, float)
+    shares = np.stack([0.5 * (1 - 1 / k) / k, 1.5 * (1 - 1 / k) / k])
+    assert benchmark.exponent(shares, guesses=False) == pytest.approx(-1.0)
+    assert benchmark.exponent(shares) > -1.0  # guesses flatten the slope
