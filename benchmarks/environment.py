@@ -3,13 +3,15 @@
 import importlib.metadata
 import os
 import platform
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """Versions of Python, torch, numpy and `packages`, the processor, its threads and the GPU."""
+    """Versions of Python, torch, numpy and `packages`, this tree's commit, the processor, its threads and the GPU."""
     versions = {"python": platform.python_version()}
     for package in ("ecsfusion", "torch", "numpy", *packages):
         try:
@@ -18,6 +20,7 @@ def environment(*packages: str) -> dict[str, Any]:
             versions[package] = "absent"
     return {
         "versions": versions,
+        "commit": _commit(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -31,3 +34,14 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Short hash of the commit that is checked out, with "+" if files differ from it; None outside a repository."""
+    try:
+        asked = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+        return subprocess.run(
+            asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
