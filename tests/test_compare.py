@@ -551,7 +551,10 @@ def test_a_rival_that_is_ahead_is_named():
     )
     fine = lines_of(two_stage=[90, 91, 92], joint=[70, 71, 72], best_single=[80, 81, 82])
     said = verdicts({"one": behind, "two": fine})
-    assert said[0] == "- Ours minus plain joint training: +15.00 points on average of 2 suites."
+    assert said[0] == (
+        "- Ours minus plain joint training: +15.00 points on average of 2 suites; "
+        "median +15.00, largest +20.0 (two)."
+    )
     start = "- Behind a simple rival beyond the 95 % interval of paired seeds, of 3 comparisons: "
     assert said[1].startswith(f"{start}one, best single modality -5.0")
     assert "joint + unimodal losses" not in said[1]

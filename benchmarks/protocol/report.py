@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import matplotlib
@@ -168,10 +168,13 @@ def summary(suites: Mapping[str, Lines]) -> str:
 def verdicts(suites: Mapping[str, Lines]) -> list[str]:
     """The three claims of the default, as numbers; a suite with another optimizer counts as one of its own."""
     said = []
-    gains = [d[0] for lines in suites.values() if (d := paired(lines, OURS, JOINT)) is not None]
+    found = {suite: paired(lines, OURS, JOINT) for suite, lines in suites.items()}
+    gains = {suite: d[0] for suite, d in found.items() if d is not None}
     if gains:
+        largest = max(gains, key=lambda suite: gains[suite])
         said.append(
-            f"- Ours minus plain joint training: {mean(gains):+.2f} points on average of {len(gains)} suites."
+            f"- Ours minus plain joint training: {mean(gains.values()):+.2f} points on average of {len(gains)} suites; "
+            f"median {median(gains.values()):+.2f}, largest {gains[largest]:+.1f} ({largest})."
         )
     behind, compared = [], 0
     for suite, lines in suites.items():
