@@ -12,6 +12,7 @@ from typing import Any
 
 from ecsfusion.rules.decision import Decision, PauseThreshold, Reading, Rule
 from ecsfusion.rules.lead import Lead, check_positive, listed, uniqueness_of
+from ecsfusion.rules.outlook import outlooks, remember
 
 
 class PeakSynergy(Rule):
@@ -21,8 +22,8 @@ class PeakSynergy(Rule):
     ``patience`` readings in a row, it is above its noise floor and ahead of the next by more than ``ratio``
     and ``margin`` bits. It resumes when that lead, at ``hysteresis`` times both thresholds, has been gone
     for ``patience`` readings. It resumes for good when the mean accuracy of those that train has not risen
-    by ``accuracy_tolerance`` in ``wait`` readings: they are weak, not slow, and waiting is useless. One
-    modality always trains.
+    by ``accuracy_tolerance`` in ``wait`` readings: waiting is useless. One modality always trains. Reasons say
+    whether those behind look slow or weak (`ecsfusion.rules.outlook`); the decision does not depend on it.
 
     *The peak.* Synergy corrected for bias mostly falls while encoders learn, and training time itself helps.
     So the untrained start is never a peak, and a reading is the new peak when the mean unimodal accuracy is
@@ -73,11 +74,13 @@ class PeakSynergy(Rule):
             "waiting_accuracy": 0.0,
             "not_again": [],
             "joint": False,
+            "information": [],
         }
 
     def decide_unimodal(self, reading: Reading) -> Decision:
         if reading.step == 0:
             return self.train(reading, self._training(), "all train: step 0, nothing is learnt yet")
+        remember(self.state.setdefault("information", []), reading)  # which older checkpoints do not have
         self._look_for_peak(reading)
         over = self._nothing_to_learn(reading) or self._past_the_peak(reading)
         if over:
@@ -89,6 +92,7 @@ class PeakSynergy(Rule):
         """Pause and resume as in stage 1, without a memory of who was paused there."""
         if not self.state["joint"]:
             self.state |= {"joint": True, "paused": {}, "leader": None, "leader_readings": 0, "waited": 0}
+            self.state["information"] = []
         reason = self._resume(reading) or self._pause(reading) or self._unchanged(reading)
         return Decision(self.ordered(self._training()), reason)
 
@@ -159,7 +163,7 @@ class PeakSynergy(Rule):
             return (
                 f"{listed(resumed)} resumed for good: waiting is useless, in {self.wait} readings the "
                 f"accuracy of {listed(training)} has not risen by {self.accuracy_tolerance:g} and is "
-                f"{accuracy:.3f}"
+                f"{accuracy:.3f}{outlooks(state['information'], training, resumed[0])}"
             )
         resumed = []
         for name in list(state["paused"]):
@@ -187,7 +191,7 @@ class PeakSynergy(Rule):
             return f"{leader} leads, {seen}: {lead}"
         state["paused"][leader], state["leader"], state["leader_readings"] = 0, None, 0
         self._start_waiting(reading)
-        return f"{leader} paused: {lead}"
+        return f"{leader} paused: {lead}{outlooks(state['information'], rivals, leader)}"
 
     def _start_waiting(self, reading: Reading) -> None:
         self.state["waiting_accuracy"], self.state["waited"] = reading.mean_accuracy(self._training()), 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ecsfusion.rules.decision import Decision, Reading, Rule
 from ecsfusion.rules.lead import Lead, check_positive, listed, uniqueness_of
+from ecsfusion.rules.outlook import outlooks, remember
 
 
 class WeakFirst(Rule):
@@ -19,7 +20,8 @@ class WeakFirst(Rule):
     best by more than that start stage 2. With no leader after ``max_epochs``, joint training starts at once.
 
     Judged so early, the weaker modality is the slower one, not always one that can catch up: where it is
-    merely noisy, this rule can cost accuracy.
+    merely noisy, this rule can cost accuracy. The reason says which of the two it looks like
+    (`ecsfusion.rules.outlook`, which says how often that is right); the decision does not depend on it.
     """
 
     name = "weak-first"
@@ -44,11 +46,12 @@ class WeakFirst(Rule):
         self.ratio, self.margin = ratio, margin
         self.min_epochs, self.max_epochs = min_epochs, max_epochs
         self.accuracy_tolerance, self.plateau_patience = accuracy_tolerance, plateau_patience
-        self.state = {"leader": None, "best_accuracy": None, "waited": 0}
+        self.state = {"leader": None, "best_accuracy": None, "waited": 0, "information": []}
 
     def decide_unimodal(self, reading: Reading) -> Decision:
         if self.state["leader"] is not None:
             return self._others_alone(reading)
+        remember(self.state.setdefault("information", []), reading)  # which older checkpoints do not have
         if reading.epoch < self.min_epochs - 1e-9:
             reason = f"all train: the first comparison is at epoch {self.min_epochs:g}"
             return self.train(reading, self.modalities, reason)
@@ -58,6 +61,7 @@ class WeakFirst(Rule):
         if lead.is_clear(self.ratio, self.margin):
             self.state["leader"] = leader
             reason = f"{leader} paused and put back to its initial weights: {lead}"
+            reason += outlooks(self.state["information"], others, leader)
             return self.train(reading, others, reason, reset=[leader])
         seen = f"nobody leads clearly at epoch {reading.epoch:g}, {uniqueness_of(reading, self.modalities)}"
         if reading.epoch >= self.max_epochs - 1e-9:
