@@ -233,6 +233,15 @@ class TestWaiting:
         assert over.stage_over
         assert f"{end:.0%} of the budget is used and stage 1 may use {end:.0%}" in over.reason
 
+    def test_a_state_that_does_not_know_how_long_it_took_keeps_the_share(self) -> None:
+        rule = adaptive()
+        rule.decide(seen(150, **LEADS))
+        older = rule.state_dict()
+        del older["state"]["learnt_in"]  # as saved before there was such a thing
+        rule = adaptive()
+        rule.load_state_dict(older)
+        assert (rule.withheld, rule.latest_end) == ((AUDIO,), 0.5)
+
     def test_a_stage_of_given_length_is_not_made_longer(self) -> None:
         rule = adaptive()
         rule.ends_early = False

@@ -94,10 +94,10 @@ class Adaptive(Rule):
     @property
     def latest_end(self) -> float:
         """Later while a modality waits that learns so fast that it needs less of stage 2."""
-        if self.state["waiting"] is None or not (self.may_extend and self.ends_early):
+        learnt_in = self.state.get("learnt_in")  # the states of older checkpoints do not have it
+        if learnt_in is None or not (self.may_extend and self.ends_early):
             return self.max_unimodal_share
-        needs = self.catch_up * self.state["learnt_in"]
-        return max(self.max_unimodal_share, min(1 - needs, MAX_SHARE_WHILE_WAITING))
+        return max(self.max_unimodal_share, min(1 - self.catch_up * learnt_in, MAX_SHARE_WHILE_WAITING))
 
     @property
     def withheld(self) -> tuple[str, ...]:
