@@ -108,7 +108,8 @@ class Rule:
     belongs in ``self.state``, a dictionary of JSON values (lists, not tuples; string keys) that is saved
     with every checkpoint. For every rule this class checks the reading and ends stage 1 at the first reading
     where ``latest_end`` of the budget is used: ``max_unimodal_share``, unless a rule says otherwise. In stage "joint"
-    all modalities train; a rule that can pause there too also writes :meth:`decide_joint`, which is asked when ``joint_pausing`` is on.
+    all modalities train; a rule that can pause there too also writes :meth:`decide_joint`, which is asked when
+    ``joint_pausing`` is on.
 
     Args:
         modalities: at least two different names.
