@@ -28,17 +28,16 @@ def _pausing(name: str, label: str, **options: float) -> Method:
 
 _CHOSEN = (
     METHODS["two-stage"],
-    METHODS["peak-synergy"],
     _pausing("pausing", "rule: peak synergy, stage 1 of half"),
-    _pausing("nervous", "the same without hysteresis and patience", patience=1, hysteresis=1.0),
     METHODS["published"],
     METHODS["joint-auxiliary"],
     METHODS["warm-up"],
     METHODS["calibrated-ensemble"],
+    _pausing("nervous", "the same without hysteresis and patience", patience=1, hysteresis=1.0),
 )
 COMPARED: Mapping[str, Method] = {method.name: method for method in _CHOSEN}
 """Controllers, and schedules of the same budget without one."""
-RULES = ("two-stage", "peak-synergy", "pausing", "nervous", "published")
+RULES = ("two-stage", "pausing", "published", "nervous")
 """Of them, those that decide by what they measure."""
 
 
