@@ -57,6 +57,8 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
     assert [entry["training"] for entry in first["history"]] == [["right"], *[["left", "right"]] * 3]
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     assert len(lines) == len(first["history"])
+    assert [found["signature"] for found in first["warnings"]] == ["few rows"]
+    assert done.stderr.count(", few rows: ") == 1, "only the first process warns"
 
     for key in ("step", "stage", "training", "reason", "restored"):
         assert [entry[key] for entry in first["history"]] == [entry[key] for entry in one["history"]]

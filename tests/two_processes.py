@@ -52,6 +52,7 @@ def main(folder: Path, *words: str) -> None:
         "processes": args.world_size,
         "wrapped": type(trainer.model_wrapped).__name__,
         "history": trainer.record.history,
+        "warnings": trainer.record.warnings,
         "rows": trainer.reports["test"]["rows"],
         "labels": labels,
         "weights": {name: float(p.detach().double().sum()) for name, p in trainer.model.named_parameters()},

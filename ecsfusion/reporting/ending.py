@@ -42,7 +42,10 @@ def ending(trainer: Run, metrics: Mapping[str, float]) -> str:
         lines.append(f"  on {report['rows']} validation rows: {_scores(report, modalities)}")
     if record.warnings:
         lines.append("  what this run warns of:")
-        lines += [f"    step {found['step']}, {found['signature']}: {found['sentence']}" for found in record.warnings]
+        lines += [
+            f"    step {found['step']}, {found['signature']}: {found['sentence']}"
+            for found in record.warnings
+        ]
     lines.append(f"  probes took {metrics['probe_seconds']:.1f} s, {metrics['probe_share']:.1%} of training")
     return "\n".join(lines)
 

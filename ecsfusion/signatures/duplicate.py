@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ecsfusion.pid import PID
-from ecsfusion.signatures.finding import Finding
+from ecsfusion.signatures.finding import SYNERGY, Finding
 
 SHARED = 0.25
-"""Bits of I(X1; X2 | Y). Copies shared 0.33 to 1.6 bits beyond the label, independent modalities at most 0.12, whether
-or not they know all of the label (benchmarks/signatures.py)."""
+"""Bits of I(X1; X2 | Y). Copies share more beyond the label, and independent modalities never so much, whether or not
+they know all of the label (benchmarks/signatures.py)."""
 OWN = 0.15
-"""Share of its information that the lesser of two copies seems to have for itself: their encoders differ."""
-SYNERGY = 0.05
-"""Bits; a floor that is zero, where all is known, is no reason to believe in synergy."""
+"""Share of its information that the lesser of two copies seems to have for itself."""
+KNOWN = 0.5
+"""Share of the other's information that it must know: a modality that knows a part of it is no copy."""
+SYNERGETIC = 0.5
+"""Of what two copies share, that may appear as synergy, because two encoders keep different parts of one input."""
 
 
 def duplicate(pid: PID) -> Iterator[Finding]:
     """The lesser of two modalities says nothing that the other does not, and they share more than the label.
 
-    That is U = 0, S = 0 and I(X1; X2 | Y) > 0. Two modalities that merely both know the label share nothing beyond it,
-    and where the label needs both of them, there is synergy.
+    For copies both uniquenesses and S are 0 and I(X1; X2 | Y) > 0, but for what their encoders lose. Two modalities
+    that merely both know the label share nothing beyond it, and where the label needs both, S is what they share.
 
     Args:
         pid: of two modalities.
@@ -35,7 +37,8 @@ def duplicate(pid: PID) -> Iterator[Finding]:
     if (
         known[lesser] > floor
         and own <= max(floor, OWN * known[lesser])
-        and float(pid.synergy) <= max(synergy_floor, SYNERGY)
+        and float(pid.redundancy) >= KNOWN * max(known)
+        and float(pid.synergy) <= max(synergy_floor, SYNERGY, SYNERGETIC * shared)
         and shared > max(synergy_floor, SHARED)
     ):
         yield Finding(

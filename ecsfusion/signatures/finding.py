@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+SYNERGY = 0.05
+"""Bits of synergy that count as none although the noise floor is lower: it is zero where all, or nothing, is known."""
+
 
 @dataclass(frozen=True)
 class Finding:

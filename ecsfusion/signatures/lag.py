@@ -14,11 +14,14 @@ LATE_READINGS = 2
 """A rule ends stage 1 after a patience of its own. One or two readings later may be the end of an epoch."""
 
 
-def late_pause(history: Sequence[Mapping[str, Any]], threshold: PauseThreshold) -> Iterator[Finding]:
+def late_pause(history: Sequence[Mapping[str, Any]], threshold: PauseThreshold | None) -> Iterator[Finding]:
     """A modality leads clearly in more readings than the rule's patience, and trains on.
 
-    A modality that was paused in this stage before is left out: the rule has let it go on knowingly.
+    A modality that was paused in this stage before is left out: the rule has let it go on knowingly. So is a rule that
+    pauses nobody for a lead, whose threshold is None.
     """
+    if threshold is None:
+        return
     now = history[-1]
     stage = [entry for entry in history if entry["stage"] == now["stage"]]
     for name in now["training"]:

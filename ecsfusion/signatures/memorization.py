@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from ecsfusion.pid import PID
-from ecsfusion.signatures.finding import Finding
+from ecsfusion.signatures.finding import Finding, Scale
 
 KEPT = 0.5
 """Share of its information that a modality must keep on validation rows. All encoders know their training rows a little
@@ -17,30 +18,35 @@ def memorized(
     validation: PID,
     training_accuracy: Mapping[str, float],
     validation_accuracy: Mapping[str, float],
+    scale: Scale,
 ) -> Iterator[Finding]:
     """For each modality that says less than `KEPT` of what it says about training rows, beyond both noise floors.
 
-    The information I(X_m; Y) is compared, and the uniqueness reported with it: uniqueness depends on the other
-    modalities too, and falls on training rows where one of those memorizes.
+    Its head must say so, too: right more often on training rows by three standard errors. The information I(X_m; Y) is
+    compared, and the uniqueness reported with it: uniqueness depends on the other modalities too, and falls on training
+    rows where one of those memorizes.
 
     Args:
         training: decomposition of training rows, about as many as of the other.
         validation: decomposition of the probe set.
         training_accuracy: of each modality's head on the training rows.
         validation_accuracy: the same on the probe set.
+        scale: of that set; the training rows are about as many.
     """
     for i, name in enumerate(validation.names):
         seen, held_out = (float(pid.mutual_information[i]) for pid in (training, validation))
         floor = sum(
             float(pid.unique_floor[i]) for pid in (training, validation) if pid.unique_floor is not None
         )
-        if held_out < KEPT * seen and seen - held_out > floor:
+        right, right_held_out = training_accuracy[name], validation_accuracy[name]
+        noise = math.hypot(scale.error(right), scale.error(right_held_out))
+        if held_out < KEPT * seen and seen - held_out > floor and right - right_held_out > 3 * noise:
             unique, unique_seen = float(validation.unique[i]), float(training.unique[i])
             yield Finding(
                 "memorization",
                 name,
                 f"{name} has memorized training rows: about these it says {seen:.2f} bits (uniqueness "
-                f"{unique_seen:.2f}, accuracy {training_accuracy[name]:.3f}), about validation rows {held_out:.2f} "
-                f"({unique:.2f}, {validation_accuracy[name]:.3f}); augment or regularize it, lower its rate in "
+                f"{unique_seen:.2f}, accuracy {right:.3f}), about validation rows {held_out:.2f} "
+                f"({unique:.2f}, {right_held_out:.3f}); augment or regularize it, lower its rate in "
                 "modality_learning_rates, or train it for fewer steps.",
             )

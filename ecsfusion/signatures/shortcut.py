@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def shortcut(
     for name, unique in validation["unique"].items():
         here, there = validation["accuracy"][name], other["accuracy"][name]
         worth, left = here - scale.chance, there - other_scale.chance
-        noise = scale.error(here) + other_scale.error(there)
+        noise = math.hypot(scale.error(here), other_scale.error(there))
         if unique > validation["floor"][name] and left < KEPT * worth and worth - left > 3 * noise:
             yield Finding(
                 "shortcut",

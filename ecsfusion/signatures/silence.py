@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ecsfusion.signatures.finding import Finding, Scale
+from ecsfusion.signatures.finding import SYNERGY, Finding, Scale
+
+INFORMATION = 0.02
+"""Bits about the label that count as none although the noise floor is lower."""
 
 
 def silent_modality(entries: Sequence[Mapping[str, Any]], scale: Scale) -> Iterator[Finding]:
@@ -35,7 +38,7 @@ def silent_modality(entries: Sequence[Mapping[str, Any]], scale: Scale) -> Itera
 def _is_silent(entry: Mapping[str, Any], name: str, scale: Scale) -> bool:
     return (
         name in entry["training"]
-        and entry["information"][name] <= entry["floor"][name]
-        and entry["synergy"] <= entry["floor"]["synergy"]
+        and entry["information"][name] <= max(entry["floor"][name], INFORMATION)
+        and entry["synergy"] <= max(entry["floor"]["synergy"], SYNERGY)
         and scale.is_chance(entry["accuracy"][name])
     )

@@ -10,8 +10,9 @@ from ecsfusion.signatures.finding import Finding, Scale
 READINGS = 4
 """Two readings are compared with the two before: single ones jump from epoch to epoch."""
 SHARE = 0.2
-"""Of all that the modality has learnt, which it must have learnt in the last two readings. In the recorded comparison
-runs it then went on to learn a median of 24 % more in stage 2, and 1 % more otherwise (benchmarks/signatures.py)."""
+"""Of all that the modality has learnt, which it must have learnt in the last two readings."""
+LASTING = 0.25
+"""Of that rise, which the last reading must still have gained: a jump that is over is no rise."""
 DEPENDENCE = 0.15
 """Bits of I(X1; X2 | Y), as in the rule `adaptive`: where modalities depend on each other given the label, it is not
 unimodal training that they need."""
@@ -20,9 +21,10 @@ unimodal training that they need."""
 def stage_one_too_short(history: Sequence[Mapping[str, Any]], scale: Scale) -> Iterator[Finding]:
     """For each modality whose accuracy, or information, rose up to the weights that stage 2 starts from.
 
-    The rise is that of the last two readings over the two before, and counts where it is more than `SHARE` of all that
-    was learnt and beyond noise: two standard errors of an accuracy, or the noise floor of the information. Nothing is
-    said where stage 2 starts anew or the modalities depend on each other, nor of a modality that did not train.
+    The rise is that of the last two readings over the two before. It counts where it lasts, is more than `SHARE` of all
+    that was learnt, and is beyond noise: two standard errors of an accuracy, or the noise floor of the information.
+    Nothing is said where stage 2 starts anew or the modalities depend on each other, nor of a modality that did not
+    train. (What such modalities learnt afterwards, in the recorded comparisons: benchmarks/signatures.py.)
 
     Args:
         history: the probes up to the one that ended stage 1.
@@ -56,5 +58,7 @@ def stage_one_too_short(history: Sequence[Mapping[str, Any]], scale: Scale) -> I
 
 
 def _level_and_rise(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of the last two of four readings, and how far it is above that of the first two; 0 if that is over."""
     before, now = (values[0] + values[1]) / 2, (values[2] + values[3]) / 2
-    return now, now - before
+    lasts = values[3] - values[2] > LASTING * (now - before)
+    return now, now - before if lasts else 0.0

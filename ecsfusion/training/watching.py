@@ -18,7 +18,7 @@ from ecsfusion.estimate import FewSamplesWarning
 from ecsfusion.pid import PID
 from ecsfusion.signatures.duplicate import duplicate
 from ecsfusion.signatures.estimate import beneath_noise, certificate_missed, few_rows
-from ecsfusion.signatures.finding import Finding
+from ecsfusion.signatures.finding import Finding, Scale
 from ecsfusion.signatures.lag import late_hand_over, late_pause
 from ecsfusion.signatures.memorization import memorized
 from ecsfusion.signatures.shortcut import shortcut
@@ -55,19 +55,18 @@ class WatchingTrainer(ProbingTrainer):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if not self.is_in_train:
             self._warn(self._shortcuts())
-        elif metric_key_prefix == self._probe_prefix() and self.record.history:
-            self._watch_probe()
+        elif metric_key_prefix == self._probe_prefix() and self.pid is not None and self.record.history:
+            self._watch_probe(self.pid)
         return metrics
 
-    def _watch_probe(self) -> None:
+    def _watch_probe(self, pid: PID) -> None:
         # Probes of a checkpoint of an older version lack what signatures read.
-        history, pid = [entry for entry in self.record.history if "information" in entry], self.pid
+        history = [entry for entry in self.record.history if "information" in entry]
         evaluation = self._kept[self._probe_prefix(), self.state.global_step]
-        assert pid is not None  # noqa: S101, the probe set is always decomposed
-        threshold = self.controller.rule.pauses_at if self.controller.rule is not None else None
+        rule = self.controller.rule
         self._warn([*few_rows(pid), *certificate_missed(pid)])
-        if threshold is not None:
-            self._warn(late_pause(history, threshold))
+        if rule is not None and (rule.joint_pausing or history[-1]["stage"] == "unimodal"):
+            self._warn(late_pause(history, rule.pauses_at))
         ends_stage_one = history[-1]["restored"] is not None
         if ends_stage_one or self.state.global_step >= self.state.max_steps:
             self._warn(finding for pair in self._pairs(evaluation, pid) for finding in duplicate(pair))
@@ -87,7 +86,7 @@ class WatchingTrainer(ProbingTrainer):
             [*beneath_noise(entry, scale)] for entry in history[-BLIND_READINGS:]
         ):
             self._warn(beneath_noise(history[-1], scale))
-        self._watch_training_rows(pid, self._accuracies(evaluation))
+        self._watch_training_rows(pid, self._accuracies(evaluation), scale)
 
     def _watch_end(self) -> None:
         """Look at the model as training left it: the reports have just been made."""
@@ -96,9 +95,9 @@ class WatchingTrainer(ProbingTrainer):
             return
         entry, scale = self._entry_of(report), report["scale"]
         self._warn([*silent_modality([entry], scale), *beneath_noise(entry, scale), *self._shortcuts()])
-        self._watch_training_rows(report["pid"], entry["accuracy"])
+        self._watch_training_rows(report["pid"], entry["accuracy"], scale)
 
-    def _watch_training_rows(self, pid: PID, accuracy: dict[str, float]) -> None:
+    def _watch_training_rows(self, pid: PID, accuracy: Mapping[str, float], scale: Scale) -> None:
         """Compare training rows with the probe set's decomposition and accuracies: memorization.
 
         One pass over training rows, as many as are evaluated, and one decomposition. No random number of the run is
@@ -114,7 +113,7 @@ class WatchingTrainer(ProbingTrainer):
         if len(rows) < max(pid.num_clusters[0], (pid.num_samples or 0) / 2):
             return  # too few have every modality to be compared
         training = self._decompose(evaluation, rows, pid.names, num_clusters=pid.num_clusters[0])
-        self._warn(memorized(training, pid, self._accuracies(evaluation), accuracy))
+        self._warn(memorized(training, pid, self._accuracies(evaluation), accuracy, scale))
 
     def _pairs(self, evaluation: Evaluation, pid: PID) -> Iterator[PID]:
         """The decomposition of every two modalities; of only two it is `pid`."""

@@ -1,0 +1,210 @@
+"""Real runs that fail in one way each, and say so once; and healthy ones that say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fusion_fixtures import NUM_CLASSES, StopAfterSaving, TwoViews
+from safetensors.torch import load_file
+
+from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
+from ecsfusion.rules.peak_synergy import PeakSynergy
+from ecsfusion.training.watching import WatchingTrainer
+
+ROWS, VALIDATION = 160, 150
+
+
+class Perceptron(torch.nn.Module):
+    """An encoder that learns in a few steps, by heart if it must."""
+
+    embedding_dim = 64
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.linear, self.dropout = torch.nn.Linear(16, self.embedding_dim), torch.nn.Dropout(dropout)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.dropout(torch.relu(self.linear(pixel_values.flatten(1))))
+
+
+class Views(TwoViews):
+    """Two views, the right one made by a function of the data set, the index and the left view."""
+
+    def __init__(
+        self, num_rows: int, seed: int, noise: tuple[float, float], right: Callable | None = None
+    ) -> None:
+        super().__init__(num_rows, seed, noise)
+        self.right = right
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        row = super().__getitem__(index)
+        if self.right is not None:
+            row["right"] = {"pixel_values": self.right(self, index, row["left"]["pixel_values"])}
+        return row
+
+
+def dead(views: Views, index: int, left: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(left)
+
+
+def copied(views: Views, index: int, left: torch.Tensor) -> torch.Tensor:
+    return left.clone()
+
+
+def of_another_row(views: Views, index: int, left: torch.Tensor) -> torch.Tensor:
+    return views.views[1][(index + 1) % len(views)]
+
+
+def trainer(
+    folder: Path,
+    *,
+    noise: tuple[float, float] = (0.5, 0.5),
+    right: Callable | None = None,
+    rows: int = ROWS,
+    validation: int = VALIDATION,
+    further: dict[str, Views] | None = None,
+    rule: type | None = None,
+    callbacks: list | None = None,
+    dropout: float = 0.0,
+    **options: object,
+) -> FusionTrainer:
+    torch.manual_seed(0)
+    encoders = {name: Perceptron(dropout) for name in ("left", "right")}
+    probed = Views(validation, 1, noise, right)
+    return FusionTrainer(
+        model=FusionForClassification.from_modality_pretrained(encoders, num_labels=NUM_CLASSES),
+        args=FusionTrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=20,
+            per_device_eval_batch_size=150,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            **{"num_train_epochs": 8, "learning_rate": 5e-3, "save_strategy": "no", **options},
+        ),
+        train_dataset=Views(rows, 0, noise, right),
+        eval_dataset={"probed": probed, **further} if further else probed,
+        rule=rule,
+        callbacks=callbacks,
+    )
+
+
+def said(run: FusionTrainer) -> list[tuple[str, str]]:
+    return [(found["signature"], found["about"]) for found in run.record.warnings]
+
+
+def test_a_healthy_run_warns_of_nothing(tmp_path, caplog, capsys):
+    alike = Views(VALIDATION, 2, (0.5, 0.8))
+    run = trainer(tmp_path, noise=(0.5, 0.8), num_train_epochs=12, further={"alike": alike})
+    run.train()
+    run.evaluate(Views(VALIDATION, 3, (0.5, 0.8)), metric_key_prefix="test")
+    assert run.record.stage == "joint"
+    assert said(run) == []
+    assert "Step" not in caplog.text
+    assert "warns of" not in capsys.readouterr().out
+    run.create_model_card()
+    assert "warns of" not in (tmp_path / "README.md").read_text()
+
+
+def test_a_dead_modality_is_said_once_printed_at_the_end_and_in_the_card(tmp_path, caplog, capsys):
+    run = trainer(tmp_path, right=dead, num_train_epochs=12)
+    run.train()
+    assert said(run) == [("no information", "right")]
+    sentence = run.record.warnings[0]["sentence"]
+    assert "right says nothing about the label" in sentence
+    assert caplog.text.count("right says nothing about the label") == 1
+    assert (
+        f"what this run warns of:\n    step {run.record.warnings[0]['step']}, no information: {sentence}"
+        in (capsys.readouterr().out)
+    )
+    run.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "Right says nothing about the label" in card.split("## What this run warns of")[1].split("## ")[0]
+
+
+def test_a_copy_and_a_stage_one_that_is_too_long(tmp_path):
+    run = trainer(tmp_path, right=copied, num_train_epochs=16, unimodal_epochs=14)
+    run.train()
+    found = {warning["signature"]: warning["sentence"] for warning in run.record.warnings}
+    assert set(found) == {"copy", "lag"}
+    assert "share" in found["copy"]
+    assert f"stage 1 ended at step {run.record.stage_start}" in found["lag"]
+
+
+def test_a_shortcut_shows_on_whatever_other_set_it_does_not_hold_on(tmp_path):
+    noise = (1.5, 0.3)
+    run = trainer(tmp_path, noise=noise, further={"shifted": Views(VALIDATION, 2, noise, of_another_row)})
+    run.train()
+    assert ("shortcut", "right, shifted") in said(run)
+    assert ("shortcut", "left, shifted") not in said(run)
+    run.evaluate(Views(VALIDATION, 4, noise, of_another_row), metric_key_prefix="later")
+    assert said(run)[-1] == ("shortcut", "right, later")
+
+
+def test_a_stage_one_that_ends_while_a_modality_learns(tmp_path):
+    slowly = {"modality_learning_rates": {"right": 1.5e-4}, "unimodal_lr_scheduler_type": "constant"}
+    run = trainer(tmp_path, unimodal_epochs=4, num_train_epochs=5, **slowly)
+    run.train()
+    assert ("stage 1 too short", "right") in said(run)
+
+
+def test_few_rows(tmp_path):
+    run = trainer(tmp_path, validation=45, num_train_epochs=2)
+    run.train()
+    assert said(run) == [("few rows", "")]
+
+
+def test_rows_that_were_learnt_by_heart(tmp_path):
+    run = trainer(tmp_path, noise=(0.5, 4.0), rows=100, learning_rate=3e-2, num_train_epochs=6)
+    run.train()
+    assert ("memorization", "right") in said(run)
+    assert ("memorization", "left") not in said(run)
+
+
+class Lazy(PeakSynergy):
+    """Pauses nobody, whatever its threshold says."""
+
+    def _pause(self, reading) -> str:
+        return ""
+
+
+def test_a_leader_that_its_rule_does_not_pause(tmp_path):
+    run = trainer(tmp_path, noise=(0.3, 3.0), rule=Lazy, num_train_epochs=8)
+    run.train()
+    assert ("lag", "pause of left") in said(run)
+    prompt = trainer(tmp_path / "prompt", noise=(0.3, 3.0), rule=PeakSynergy, num_train_epochs=8)
+    prompt.train()
+    assert any("left" not in entry["training"] for entry in prompt.record.history)
+    assert ("lag", "pause of left") not in said(prompt)
+
+
+def test_a_resumed_run_repeats_nothing(tmp_path, caplog):
+    options = {"validation": 45, "num_train_epochs": 4, "save_strategy": "epoch"}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    assert said(whole) == [("few rows", "")]
+    caplog.clear()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "killed", callbacks=[StopAfterSaving(16)], **options).train()
+    resumed = trainer(tmp_path / "killed", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.record.warnings == whole.record.warnings
+    assert caplog.text.count("few rows") == 1
+
+
+def test_looking_for_signatures_changes_no_weight(tmp_path, monkeypatch):
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        # With dropout, so that a random number more would show.
+        run = trainer(tmp_path / name, dropout=0.3, num_train_epochs=4)
+        run.train()
+        run.save_model()
+        return load_file(tmp_path / name / "model.safetensors")
+
+    watched = weights("watched")
+    monkeypatch.setattr(WatchingTrainer, "_watch_probe", lambda self, pid: None)
+    unwatched = weights("unwatched")
+    assert watched.keys() == unwatched.keys()
+    assert all(torch.equal(value, unwatched[name]) for name, value in watched.items())
