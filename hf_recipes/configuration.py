@@ -56,6 +56,8 @@ class RecipeArguments:
         group_pattern: regular expression that finds the group in that column, such as `^(\\d+)_` in a file's name; the
             group is what its first brackets hold, or all that it finds. Default: the whole value.
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
+        skip_undecodable: leave out rows whose image, sound or text cannot be read, and say how many; by default the
+            first of them is an error.
         fusion: name of the fused head, see `ecsfusion.model.fusion_heads`.
         compare: "joint" to train the same model jointly, with the same budget, as well.
         modalities: what the model sees; from the YAML only.
@@ -72,6 +74,7 @@ class RecipeArguments:
     group_column: str | None = field(default=None, metadata={"help": "what no two splits may share"})
     group_pattern: str | None = field(default=None, metadata={"help": "regular expression for the group"})
     preprocess: str = field(default="ahead", metadata={"help": "ahead or on-the-fly"})
+    skip_undecodable: bool = field(default=False, metadata={"help": "leave out rows that cannot be read"})
     fusion: str = field(default="concatenation", metadata={"help": ", ".join(FUSION_HEADS)})
     compare: str | None = field(default=None, metadata={"help": "joint: train jointly as well"})
     modalities: dict[str, ModalityArguments] = field(default_factory=dict, init=False)

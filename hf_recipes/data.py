@@ -14,16 +14,18 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ecsfusion import FusionProcessor
+from ecsfusion.data.paths import check_data_files, confined
 from hf_recipes.configuration import RecipeArguments
 from hf_recipes.digits import load_digits_splits
 from hf_recipes.encoders import media_of
-from hf_recipes.paths import check_data_files, confined
+from hf_recipes.places import places_of_rows, unreadable_parquet
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 LABEL = "label"
 GROUP = "group"
+PLACE = "place"
 
 
 def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
@@ -31,26 +33,26 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
 
     Labels are 0..C-1, and their names are `splits["train"].features["label"].names`. An absent validation or
     test split is split off the training rows, by `seed`, and that is logged. Where the recipe has a `group_column`,
-    there is a column "group" as well, and no two splits share a group.
+    there is a column "group" as well, and no two splits share a group. The column "place" says where a row comes from.
 
     Raises:
         ValueError: the data set cannot be loaded; a split or column is missing; a label is out of range; two
             splits share a group.
     """
     where = _describe(recipe)
-    loaded = _load(recipe)
+    loaded, files = _load(recipe)
     stored_names = (recipe.train_split, recipe.validation_split, recipe.test_split)
-    splits = {
-        name: loaded[stored] for name, stored in zip(SPLITS, stored_names, strict=True) if stored in loaded
-    }
+    stored_as = {name: stored for name, stored in zip(SPLITS, stored_names, strict=True) if stored in loaded}
+    splits = {name: loaded[stored] for name, stored in stored_as.items()}
     if "train" not in splits:
         raise ValueError(
             f"{where} has the splits {sorted(loaded)} but no {recipe.train_split!r}; name the right one by "
             "train_split"
         )
     columns = {name: modality.column for name, modality in recipe.modalities.items()}
-    if recipe.group_column is not None and GROUP in columns:
-        raise ValueError(f"modalities.{GROUP}: group_column makes a column of this name; choose another one")
+    for name in columns:
+        if name == PLACE or (name == GROUP and recipe.group_column is not None):
+            raise ValueError(f"modalities.{name}: the recipe makes a column of this name; choose another one")
     others = (
         [recipe.label_column] if recipe.group_column is None else [recipe.label_column, recipe.group_column]
     )
@@ -69,6 +71,7 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
         parts = [_raw_column(split, column, modality) for modality, column in columns.items()]
         renamed = datasets.concatenate_datasets(parts, axis=1)
         splits[name] = renamed.add_column(LABEL, classes[name], feature=label_feature)
+        splits[name] = splits[name].add_column(PLACE, places_of_rows(stored_as[name], split, files))
         if recipe.group_column is not None:
             splits[name] = splits[name].add_column(GROUP, groups[name])
     return datasets.DatasetDict(_complete(splits, recipe.validation_share, seed, where))
@@ -83,6 +86,8 @@ def prepare_splits(
 ) -> dict[str, "ProcessedSplit"]:
     """What the trainer takes: per split rows of tensors, made now (`preprocess: ahead`) or at every use.
 
+    With `skip_undecodable` every row is read once now, so that a run and one that resumes it have the same rows.
+
     Raises:
         ValueError: an encoder is of the wrong kind for its column, or a row cannot be read.
     """
@@ -92,23 +97,30 @@ def prepare_splits(
         name: ProcessedSplit(rows, processor, f"{_describe(recipe)}, split {name!r}", recipe.data_dir)
         for name, rows in splits.items()
     }
-    if recipe.preprocess == "ahead":
-        for name, split in prepared.items():
-            split.process_ahead(f"Processing {name}", show_progress)
+    ahead = recipe.preprocess == "ahead"
+    for name, split in prepared.items():
+        if ahead or recipe.skip_undecodable:
+            what = f"Processing {name}" if ahead else f"Looking for rows of {name} that cannot be read"
+            split.read_all(what, ahead, recipe.skip_undecodable, show_progress)
     return prepared
+
+
+class UndecodableError(ValueError):
+    """A row whose image, sound or text cannot be read."""
 
 
 class ProcessedSplit(torch.utils.data.Dataset):
     """Rows of a split as the encoders take them: `{"image": {"pixel_values": tensor}, ..., "labels": 3}`.
 
     Args:
-        rows: one column per modality of `processor`, and "label".
+        rows: one column per modality of `processor`, and "label"; "place" names a row in errors, where there is one.
         processor: what turns a raw value into tensors.
         where: names the split in errors.
         data_dir: the folder of the data set, in which its paths must stay; None for one on the Hub.
 
     Attributes:
         labels: the class of every row.
+        undecodable: a sentence for every row that was skipped.
     """
 
     def __init__(
@@ -119,6 +131,7 @@ class ProcessedSplit(torch.utils.data.Dataset):
         self.where = where
         self.data_dir = data_dir
         self.labels: list[int] = list(rows[LABEL])
+        self.undecodable: list[str] = []
         self._ahead: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
@@ -127,22 +140,53 @@ class ProcessedSplit(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._process(index) if self._ahead is None else self._ahead[index]
 
-    def process_ahead(self, description: str, show_progress: bool = True) -> None:
-        """Process every row now and keep the tensors in memory."""
-        order = tqdm(range(len(self)), desc=description, unit=" rows", disable=not show_progress)
-        self._ahead = [self._process(index) for index in order]
+    def read_all(self, description: str, keep: bool, skip: bool, show_progress: bool = True) -> None:
+        """Process every row now.
+
+        Args:
+            description: of the progress bar.
+            keep: the tensors in memory.
+            skip: rows that cannot be decoded, of which the number is logged.
+            show_progress: whether there is a bar.
+
+        Raises:
+            ValueError: a row cannot be read; with `skip`, no row can.
+        """
+        readable, processed = [], []
+        for index in tqdm(range(len(self)), desc=description, unit=" rows", disable=not show_progress):
+            try:
+                row = self._process(index)
+            except UndecodableError as error:
+                if not skip:
+                    raise
+                self.undecodable.append(str(error).removeprefix(f"{self.where}: "))
+                continue
+            readable.append(index)
+            if keep:
+                processed.append(row)
+        if self.undecodable:
+            number = f"{len(self.undecodable):,} of {len(self):,} rows cannot be read"
+            if not readable:
+                raise ValueError(
+                    f"{self.where}: {number}, so there is nothing left; the first: {self.undecodable[0]}"
+                )
+            logger.warning(f"{self.where}: {number} and are skipped; the first: {self.undecodable[0]}")
+            self.rows = self.rows.select(readable)
+            self.labels = list(self.rows[LABEL])
+        self._ahead = processed if keep else None
 
     def _process(self, index: int) -> dict[str, Any]:
         raw = self.rows[index]
+        where = f" ({raw[PLACE]})" if PLACE in raw else ""
         row: dict[str, Any] = {"labels": raw[LABEL]}
         for name in self.processor.modalities:
             if raw[name] is None:
-                raise ValueError(f"{self.where}: {name}, row {index}: missing; leave this row out")
+                raise ValueError(f"{self.where}: {name}, row {index}: missing; leave this row out{where}")
+            value = self._confined(name, raw[name], index)
             try:
-                value = self._confined(name, raw[name], index)
                 features = self.processor.process(name, [value], first_row=index)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{self.where}: {error}") from error
+                raise UndecodableError(f"{self.where}: {error}{where}") from error
             row[name] = {key: tensor[0] for key, tensor in features.items()}
         return row
 
@@ -152,31 +196,38 @@ class ProcessedSplit(torch.utils.data.Dataset):
         try:
             return confined(value, self.data_dir)
         except ValueError as error:
-            raise ValueError(f"{name}, row {index}: {error}") from error
+            raise ValueError(f"{self.where}: {name}, row {index}: {error}") from error
 
 
 def _describe(recipe: RecipeArguments) -> str:
     return f"data set {recipe.data_dir or recipe.dataset!r}"
 
 
-def _load(recipe: RecipeArguments) -> datasets.DatasetDict:
+def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, list[str]]]:
+    """The data set, and the files of each of its splits."""
     if recipe.data_dir is None and recipe.dataset == "digits":
-        return load_digits_splits()
+        return load_digits_splits(), {}
     if recipe.data_dir is not None and not Path(recipe.data_dir).is_dir():
         raise ValueError(f"there is no folder {recipe.data_dir!r}; give data_dir an existing one")
+    files: Mapping[str, list[str]] = {}
     try:
         place = (recipe.data_dir or recipe.dataset, recipe.dataset_config)
-        found = datasets.load_dataset_builder(*place).config.data_files or {}
-        check_data_files((file for files in found.values() for file in files), recipe.data_dir)
-        return datasets.load_dataset(*place)
+        files = datasets.load_dataset_builder(*place).config.data_files or {}
+        check_data_files((file for paths in files.values() for file in paths), recipe.data_dir)
+        return datasets.load_dataset(*place), files
     except Exception as error:  # network, files and formats raise all kinds
         first: BaseException = error
         while first.__cause__ is not None:  # datasets wraps what really happened
             first = first.__cause__
         message = " ".join(str(first).split())
+        damaged = unreadable_parquet(files)
+        remedy = (
+            "give dataset a name on the Hub, or data_dir a folder with a file per split, such as train.parquet"
+            if damaged is None
+            else f"{damaged} is damaged: get or write this file anew"
+        )
         raise ValueError(
-            f"{_describe(recipe)} cannot be loaded ({type(first).__name__}: {message}); give dataset a "
-            "name on the Hub, or data_dir a folder with a file per split, such as train.parquet"
+            f"{_describe(recipe)} cannot be loaded ({type(first).__name__}: {message}); {remedy}"
         ) from error
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -23,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes itse
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
 from ecsfusion.reporting.summary import results_table
 from hf_recipes.configuration import RecipeArguments, parse_arguments
-from hf_recipes.data import load_splits, prepare_splits
+from hf_recipes.data import ProcessedSplit, load_splits, prepare_splits
 from hf_recipes.encoders import build_encoders, build_processor
 
 
@@ -33,7 +32,7 @@ class Job:
 
     recipe: RecipeArguments
     args: FusionTrainingArguments
-    splits: Mapping[str, torch.utils.data.Dataset]
+    splits: Mapping[str, ProcessedSplit]
     model: FusionForClassification
     processor: FusionProcessor
 
@@ -96,6 +95,16 @@ def name_of_data(recipe: RecipeArguments) -> str:
     return Path(place).resolve().name if Path(place).exists() else place
 
 
+def skipped_rows(splits: Mapping[str, ProcessedSplit]) -> str:
+    """A line for each split of which rows were skipped, because they could not be read."""
+    return "".join(
+        f"Skipped, because they cannot be read: {len(split.undecodable):,} of "
+        f"{len(split) + len(split.undecodable):,} rows of {name}\n"
+        for name, split in splits.items()
+        if split.undecodable
+    )
+
+
 def run(argv: Sequence[str]) -> None:
     """Prepare, train, compare, save, publish if asked to, and print the table."""
     job = prepare(argv)
@@ -107,7 +116,10 @@ def run(argv: Sequence[str]) -> None:
     trainer.save_model(_internal_call=True)  # a call of one's own would publish, without these facts
     trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
-        print(f"\n{results_table(trainer, comparison)}\n\nWritten to {job.args.output_dir}", flush=True)
+        skipped = skipped_rows(job.splits)
+        print(
+            f"\n{results_table(trainer, comparison)}\n{skipped}\nWritten to {job.args.output_dir}", flush=True
+        )
     if job.args.push_to_hub:  # when all is written and said, because the Hub may not be there
         trainer.push_to_hub(**card)
     trainer.end_training()

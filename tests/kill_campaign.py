@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -32,8 +31,6 @@ from environment import environment
 from ecsfusion.training.checkpoints import latest_checkpoint, whole_checkpoint
 from ecsfusion.training.saving import UNFINISHED
 
-PATIENCE = 120  # seconds until a process whose neighbour is dead must have ended
-
 
 def one_run(
     folder: Path, expected: dict, length: float, chance: random.Random, processes: int
@@ -45,12 +42,12 @@ def one_run(
         after, victims = chance.uniform(0.0, length), chance.sample(ranks, chance.randint(1, processes))
         ranks[0].join(after)
         if not ranks[0].is_alive():
-            finish(ranks)
+            killed_run.ends(ranks)
             break
         before = latest_checkpoint(folder)
         for process in victims:
             process.kill()
-        codes = finish(ranks)
+        codes = killed_run.ends(ranks)
         found = whole_checkpoint(True, folder)[0] if folder.is_dir() else None
         names = [path.name for path in folder.rglob("*")]
         kills.append(
@@ -66,7 +63,7 @@ def one_run(
                 ],
             }
         )
-    codes = finish(killed_run.start(folder, True, processes))
+    codes = killed_run.ends(killed_run.start(folder, True, processes))
     differing = [] if any(codes) else killed_run.differences(expected, killed_run.outcome(folder))
     return {"processes": processes, "kills": kills, "exit": codes, "differs": differing}
 
@@ -76,23 +73,12 @@ def step(folder: str | Path) -> int:
     return int(Path(folder).name.rpartition("-")[2])
 
 
-def finish(ranks: list[multiprocessing.Process]) -> list[int | None]:
-    """Exit codes; None for a process that did not end, which is killed."""
-    for process in ranks:
-        process.join(PATIENCE)
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
-        process.join()
-    return codes
-
-
 def campaign(kills: int, processes: int, seed: int) -> Iterator[dict[str, object]]:
     """What it ran on, and a line for each run, until there are so many kills."""
     chance, run, done = random.Random(seed), 0, 0  # noqa: S311
     with tempfile.TemporaryDirectory() as place:
         whole, began = Path(place) / "whole", time.perf_counter()
-        finish(killed_run.start(whole, False, processes))
+        killed_run.ends(killed_run.start(whole, False, processes))
         length, expected = time.perf_counter() - began, killed_run.outcome(whole)
         yield {
             "seed": seed,

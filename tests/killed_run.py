@@ -116,6 +116,17 @@ def differences(one: dict, other: dict) -> list[str]:
     return found
 
 
+def ends(ranks: list[multiprocessing.Process], patience: float = 120) -> list[int | None]:
+    """Exit codes of processes; None for one that does not end in so many seconds, which is killed."""
+    for process in ranks:
+        process.join(patience)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+        process.join()
+    return codes
+
+
 def kill_in(moment: str, count: int) -> None:
     """Kill this process in the `count`-th call of a function, halfway where that can be."""
     module = resuming if hasattr(resuming, moment) else checkpoints

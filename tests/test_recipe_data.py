@@ -142,7 +142,7 @@ def stored(digits, tmp_path):
 def test_any_folder_goes_through_encoders_ahead_and_on_the_fly_alike(stored, tmp_path):
     recipe, _, encoders, processor, splits = load(stored(), tmp_path)
     assert splits["train"].features["label"].names == [str(digit) for digit in range(10)]
-    assert set(splits["train"].column_names) == {"image", "audio", "label"}
+    assert set(splits["train"].column_names) == {"image", "audio", "label", "place"}
     ahead = prepare_splits(recipe, splits, encoders, processor, show_progress=False)
     recipe.preprocess = "on-the-fly"
     lazy = prepare_splits(recipe, splits, encoders, processor, show_progress=False)

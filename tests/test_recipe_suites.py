@@ -358,4 +358,4 @@ def test_stored_splits_that_share_a_group_are_refused(tmp_path):
     ):
         load_splits(recipe)
     recipe.group_column = None
-    assert set(load_splits(recipe)["train"].column_names) == {"text", "label"}
+    assert set(load_splits(recipe)["train"].column_names) == {"text", "label", "place"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -23,21 +22,12 @@ from ecsfusion.training.checkpoints import (
     whole_checkpoint,
 )
 
-SLOW_START = 240
-
-
-def ends(ranks: list[multiprocessing.Process]) -> list[int | None]:
-    """Exit codes of processes."""
-    for process in ranks:
-        process.join(SLOW_START)
-    return [process.exitcode for process in ranks]
-
 
 def run(
     folder: Path, resume: bool, moment: str | None = None, count: int = 1, **options: object
 ) -> int | None:
     """The run in a process of its own, killed in the `count`-th call of `moment`; its exit code."""
-    return ends(killed_run.start(folder, resume, 1, moment, count, **options))[0]
+    return killed_run.ends(killed_run.start(folder, resume, 1, moment, count, **options))[0]
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +195,12 @@ def test_a_linked_folder_survives_what_it_was_linked_from(tmp_path):
 
 def test_two_processes_killed_and_resumed_end_the_same(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert ends(killed_run.start(whole, False, 2)) == [0, 0]
-    assert ends(killed_run.start(killed, False, 2, "_save_rng_state", 13)) == [
+    assert killed_run.ends(killed_run.start(whole, False, 2)) == [0, 0]
+    assert killed_run.ends(killed_run.start(killed, False, 2, "_save_rng_state", 13)) == [
         -signal.SIGKILL,
         -signal.SIGKILL,
     ]
-    assert ends(killed_run.start(killed, True, 2)) == [0, 0]
+    assert killed_run.ends(killed_run.start(killed, True, 2)) == [0, 0]
     assert (killed / "checkpoint-20" / "rng_state_1.pth").is_file()
     assert find_damage(killed / "checkpoint-20") is None
     assert killed_run.differences(killed_run.outcome(whole), killed_run.outcome(killed)) == []

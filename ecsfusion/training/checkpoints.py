@@ -56,7 +56,7 @@ def find_damage(folder: str | Path) -> str | None:
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
-            return f"{name} is missing"
+            return f"{name}, which its {MANIFEST} names, is missing"
         size = path.stat().st_size
         if size != expected["size"]:
             return f"{name} has {size:,} bytes instead of {expected['size']:,}"

@@ -64,6 +64,8 @@ def saving(what: str, folder: str | Path, latest: Path | None, remove: bool = Tr
         if remove:
             shutil.rmtree(folder, ignore_errors=True)
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        if isinstance(error, RuntimeError):
+            reason = "the disk took only a part of it"
         full = not isinstance(error, OSError) or error.errno in FULL
         remedy = "Free some space" if full else "See to it that this file can be written"
         if latest is None:
@@ -89,10 +91,16 @@ def _file_of(error: Exception, folder: Path) -> Path:
     """The file that an error is about: the one that it names, else the last that was begun."""
     if isinstance(error, OSError) and error.filename is not None:
         return Path(os.fsdecode(error.filename))
-    if isinstance(error, SafetensorError):  # which leaves nothing of the file
-        return folder / SAFE_WEIGHTS_NAME
     begun = [path for path in folder.rglob("*") if path.is_file()]
-    return max(begun, key=lambda path: path.stat().st_mtime_ns, default=folder)
+    if isinstance(
+        error, SafetensorError
+    ):  # which leaves nothing of the file; its neighbours are written before it
+        return max(begun, key=_time, default=folder / SAFE_WEIGHTS_NAME).with_name(SAFE_WEIGHTS_NAME)
+    return max(begun, key=_time, default=folder)
+
+
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _free_bytes(folder: Path) -> int:
