@@ -23,13 +23,14 @@ from transformers import Wav2Vec2FeatureExtractor
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no installed package
 
 from ecsfusion import FusionForClassification, FusionProcessor
+from ecsfusion.cli import main as ecsfusion_command
 from ecsfusion.data import media
 from ecsfusion.data.media import read_audio, read_image
+from ecsfusion.data.paths import check_data_files, confined
 from ecsfusion.training.checkpoints import seal
 from hf_recipes.configuration import parse_arguments
 from hf_recipes.data import ProcessedSplit, load_splits
 from hf_recipes.encoders import build_encoders, build_processor
-from hf_recipes.paths import check_data_files, confined
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
@@ -395,6 +396,73 @@ def test_a_data_set_of_the_hub_loads_no_local_table(data):
     check_data_files([str(data / "train.csv")], str(data))
     with pytest.raises(ValueError, match="names the local file '/etc/passwd', which is not its own"):
         check_data_files(["/etc/passwd"], None)
+
+
+EMBEDDINGS = {"image": [[0.0, 1.0], [1.0, 0.0]] * 20, "audio": [[1.0], [0.0]] * 20, "label": [0, 1] * 20}
+PID = ("--label", "label", "--modality", "image=image", "--modality", "audio=audio", "--bootstrap", "0")
+
+
+def pid_of(capsys, source, *arguments):
+    """Exit code of `ecsfusion pid`, and what it says on stderr."""
+    code = ecsfusion_command(["pid", str(source), *PID, *arguments, "--quiet"])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["../other/rows.parquet", "{absolute}", "linked.parquet"])
+def test_the_command_loads_no_table_from_elsewhere(data, tmp_path, capsys, monkeypatch, pattern):
+    (tmp_path / "other").mkdir()
+    datasets.Dataset.from_dict(EMBEDDINGS).to_parquet(tmp_path / "other" / "rows.parquet")
+    (data / "linked.parquet").symlink_to(tmp_path / "other" / "rows.parquet")
+    pattern = pattern.format(absolute=tmp_path / "other" / "rows.parquet")
+    (data / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {pattern}\n---\n")
+    code, error = pid_of(capsys, data)
+    assert code == 2
+    assert "leads out of the folder" in error
+    (data / "linked.parquet").unlink()
+    (tmp_path / "other" / "rows.parquet").rename(data / "rows.parquet")
+    (data / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: rows.parquet\n---\n"
+    )
+    monkeypatch.chdir(data.parent)
+    for source in (data, data.name):
+        code, error = pid_of(capsys, source)
+        assert code == 0, error
+
+
+@pytest.mark.parametrize("way", ["../../other/data.arrow", "{absolute}", "linked.arrow"])
+def test_the_command_loads_no_saved_table_from_elsewhere(data, tmp_path, capsys, way):
+    rows = datasets.Dataset.from_dict(EMBEDDINGS)
+    rows.save_to_disk(tmp_path / "other")
+    table = next((tmp_path / "other").glob("*.arrow")).rename(tmp_path / "other" / "data.arrow")
+    datasets.DatasetDict(train=rows).save_to_disk(data / "saved")
+    (data / "saved" / "train" / "linked.arrow").symlink_to(table)
+    state_file = data / "saved" / "train" / "state.json"
+    assert pid_of(capsys, data / "saved")[0] == 0
+    state = json.loads(state_file.read_text())
+    state["_data_files"] = [{"filename": way.format(absolute=table)}]
+    state_file.write_text(json.dumps(state))
+    for source in (data / "saved", data / "saved" / "train"):
+        code, error = pid_of(capsys, source)
+        assert code == 2
+        assert "leads out of the folder" in error
+    state_file.write_text("{}")
+    code, error = pid_of(capsys, data / "saved")
+    assert code == 2
+    assert "state.json does not name the parts of a data set (KeyError('_data_files')); save" in error
+
+
+def test_the_command_loads_no_split_from_elsewhere(data, tmp_path, capsys):
+    rows = datasets.Dataset.from_dict(EMBEDDINGS)
+    rows.save_to_disk(tmp_path / "other")
+    datasets.DatasetDict(train=rows).save_to_disk(data / "saved")
+    code, error = pid_of(capsys, data / "saved", "--split", "test")
+    assert code == 2
+    assert "has the splits ['train'] but no 'test'" in error
+    for split in ("../../other", str(tmp_path / "other")):
+        (data / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": [split]}))
+        code, error = pid_of(capsys, data / "saved", "--split", split)
+        assert code == 2
+        assert "leads out of the folder" in error
 
 
 def test_paths_of_ones_own_rows_are_ones_own(data, tmp_path, monkeypatch):

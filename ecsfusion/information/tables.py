@@ -119,15 +119,27 @@ class ParquetTable:
 
 
 class DatasetTable:
-    """A data set of the `datasets` library: a name on the Hub or a folder."""
+    """A data set of the `datasets` library: a name on the Hub or a folder, out of which its files must not lead."""
 
     def __init__(self, path: str, split: str) -> None:
-        from datasets import Dataset, load_dataset, load_from_disk
+        from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
+
+        from ecsfusion.data.paths import check_data_files, check_saved_files
 
         if (Path(path) / "dataset_info.json").is_file() or (Path(path) / "dataset_dict.json").is_file():
+            check_saved_files(path)
             data = load_from_disk(path)
-            data = data if isinstance(data, Dataset) else data[split]
+            if not isinstance(data, Dataset):
+                if split not in data:
+                    raise ValueError(
+                        f"{path} has the splits {sorted(data)} but no {split!r}; name one of them"
+                    )
+                data = data[split]
         else:
+            files = load_dataset_builder(path).config.data_files or {}
+            check_data_files(
+                (file for paths in files.values() for file in paths), path if Path(path).is_dir() else None
+            )
             data = load_dataset(path, split=split)
         self._data = data.with_format("arrow")
         self.num_rows = len(data)

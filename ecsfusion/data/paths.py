@@ -5,7 +5,8 @@ Data sets come from strangers. A row, a table of metadata or the `data_files` of
 directly, paths are the user's own and mean what they say.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,34 @@ def check_data_files(files: Iterable[str], data_dir: str | None) -> None:
             raise ValueError(f"the data set names the local file {str(file)!r}, which is not its own")
         if data_dir is not None and not (is_remote and "::" not in str(file)):
             _inside(file, data_dir)
+
+
+def check_saved_files(folder: str) -> None:
+    """Look into a data set that `save_to_disk` wrote, before it is loaded.
+
+    Raises:
+        ValueError: a split or a table that lies elsewhere, or what names them is damaged.
+    """
+    root = Path(folder)
+    splits = [""]
+    if (root / "dataset_dict.json").is_file():
+        splits = _names(root / "dataset_dict.json", lambda content: content["splits"])
+    for split in splits:
+        state = Path(_inside(Path(split, "state.json"), folder))
+        tables = _names(state, lambda content: [part["filename"] for part in content["_data_files"]])
+        check_data_files([str(Path(split, table)) for table in tables], folder)
+
+
+def _names(file: Path, of: Callable[[Any], list[str]]) -> list[str]:
+    try:
+        names = of(json.loads(file.read_text()))
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name is no text")
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise ValueError(
+            f"{file} does not name the parts of a data set ({error!r}); save the data set anew, by `save_to_disk`"
+        ) from error
+    return names
 
 
 def _may_be_path(value: Any) -> bool:
