@@ -57,6 +57,7 @@ SHORTEST = 10  # minutes
 FIGURES = {
     "rss_mb": "resident memory, MB",
     "history_mb": "of it the record of all probes, MB",
+    "rest_mb": "and the rest, MB",
     "objects": "Python objects",
     "tensors": "live tensors",
     "files": "open files",
@@ -162,12 +163,15 @@ class Watch(TrainerCallback):
     def _sample(self, stage: str, state: TrainerState) -> None:
         gc.collect()
         objects = gc.get_objects()
+        resident = resident_bytes() / 2**20
+        history = bytes_of([state.log_history, state.stateful_callbacks]) / 2**20
         found = {
             "seconds": round(time.perf_counter() - self.length.started, 1),
             "probes": self.probes,
             "stage": 1 if stage == "unimodal" else 2,
-            "rss_mb": round(resident_bytes() / 2**20, 2),
-            "history_mb": round(bytes_of([state.log_history, state.stateful_callbacks]) / 2**20, 2),
+            "rss_mb": round(resident, 2),
+            "history_mb": round(history, 2),
+            "rest_mb": round(resident - history, 2),
             "objects": len(objects),
             "tensors": sum(issubclass(type(thing), torch.Tensor) for thing in objects),
             "files": len(os.listdir("/proc/self/fd")),
@@ -287,38 +291,38 @@ def table(line: Mapping[str, Any]) -> str:
 
 
 def draw(line: Mapping[str, Any], path: Path) -> None:
-    """Every figure over the run."""
-    samples = line["samples"]
-    minutes = np.asarray(samples["seconds"]) / 60
-    border = minutes[np.asarray(samples["stage"]) == 1][-1]
-    panels = (
-        ("memory, MB", {"rss_mb": "resident", "history_mb": "record of the probes"}),
-        ("Python objects, thousands", {"objects": ""}),
+    """Every figure over the run; times are those of the processor, which other work on the machine does not change."""
+    samples = {name: np.asarray(column, float) for name, column in line["samples"].items()}
+    probes = samples["probes"]
+    border = probes[samples["stage"] == 1][-1]
+    panels: tuple[tuple[str, dict[str, np.ndarray]], ...] = (
         (
-            "open files, threads, tensors",
-            {"files": "open files", "threads": "threads", "tensors": "live tensors"},
+            "memory, MB",
+            {"resident": samples["rss_mb"], "without the record": samples["rest_mb"]},
         ),
-        ("step, ms", {"step_ms": "clock", "step_cpu_ms": "processor"}),
-        ("evaluation and probe, ms", {"probe_ms": "clock", "probe_cpu_ms": "processor"}),
-        ("checkpoint, ms", {"save_ms": "clock", "save_cpu_ms": "processor"}),
+        ("Python objects, thousands", {"": samples["objects"] / 1e3}),
+        ("open files, threads, tensors", {FIGURES[n]: samples[n] for n in ("files", "threads", "tensors")}),
+        ("step, ms", {"": samples["step_cpu_ms"]}),
+        ("evaluation and probe, ms", {"": samples["probe_cpu_ms"]}),
+        ("checkpoint, ms", {"": samples["save_cpu_ms"]}),
     )
     figure, grid = plt.subplots(2, 3, figsize=(11, 5.4), layout="constrained", sharex=True)
     for axes, (title, series) in zip(grid.flat, panels, strict=True):
-        for name, label in series.items():
-            values = np.asarray(samples[name], float)
-            axes.plot(minutes, values / 1e3 if name == "objects" else values, lw=1, label=label or None)
+        for label, values in series.items():
+            axes.plot(probes, values, lw=1.2, label=label or None)
+        top = max(values.max() for values in series.values())
+        # Memory is mostly that of Python and torch: only what it grows by is of interest.
+        axes.set_ylim(0.9 * top if top > 500 else 0, 1.05 * top)
         axes.axvline(border, color="k", lw=0.8, ls=":")
         axes.set_title(title, fontsize=9)
-        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         if len(series) > 1:
-            axes.legend(fontsize=7, loc="lower right")
+            axes.legend(fontsize=7, loc="lower right" if top > 500 else "center right")
     for axes in grid[1]:
-        axes.set_xlabel("minutes")
-    probes = samples["probes"][-1]
+        axes.set_xlabel("probes")
     figure.suptitle(
-        f"One run of {minutes[-1]:.0f} minutes: {probes:,} probes, at each of which another modality is paused "
-        "(dotted: stage 2 begins)",
+        f"One run of {line['minutes']:.0f} minutes: {line['probes']:,} probes, {line['switches']:,} changes of who "
+        "trains (dotted: stage 2 begins; times are processor time)",
         fontsize=10,
     )
     figure.savefig(path, dpi=130)
