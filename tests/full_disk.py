@@ -74,7 +74,7 @@ def full_disk(folder: Path, free: int) -> Iterator[Callable[[], None]]:
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
     """A disk of `size` bytes in a folder, for the superuser of a Linux."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
     try:
         yield
