@@ -224,6 +224,7 @@ def probe_entry(
         "reason": decision.reason,
         "peak": decision.peak,
         "overdue": decision.overdue,
+        "reset": list(decision.reset),
         "restored": start if over else None,
     }
 

@@ -15,7 +15,7 @@ from ecsfusion.signatures.finding import Finding, Scale
 from ecsfusion.signatures.lag import late_hand_over, late_pause
 from ecsfusion.signatures.memorization import memorized
 from ecsfusion.signatures.shortcut import shortcut
-from ecsfusion.signatures.silence import silent_modality
+from ecsfusion.signatures.silence import lost_modality, silent_modality
 from ecsfusion.signatures.stage_one import stage_one_too_short
 
 BOTH = ("image", "audio")
@@ -37,6 +37,7 @@ def entry(step: int = 100, **values: Any) -> dict[str, Any]:
         "floor": {"image": 0.05, "audio": 0.05, "redundancy": 0.05, "synergy": 0.1},
         "accuracy": {"image": 0.6, "audio": 0.45, "fused": 0.7},
         "overdue": False,
+        "reset": [],
         "reason": "all train",
         "restored": None,
         **values,
@@ -234,6 +235,28 @@ class TestSilence:
     def test_one_reading_that_disagrees_is_enough(self, other: dict) -> None:
         last = entry(**{**self.SILENT, **other}) if other else entry()
         assert about(silent_modality([entry(**self.SILENT), last], SCALE)) == []
+
+    def test_a_modality_that_fell_silent(self) -> None:
+        (found,) = lost_modality([entry(100), entry(200, **self.SILENT), entry(300, **self.SILENT)], SCALE)
+        assert found.about == "audio"
+        assert "said 0.90 bits about the label at step 100, with an accuracy of 0.450" in found.sentence
+        assert "nothing since step 200 (accuracy 0.120, chance 0.100)" in found.sentence
+
+    @pytest.mark.parametrize(
+        "history",
+        [
+            [{}, {}, {}],
+            [{}, {}, SILENT],  # one reading may be an accident
+            [{}, SILENT, {}],  # it came back
+            [SILENT, SILENT, SILENT],  # it never knew
+            [{"accuracy": {"image": 0.6, "audio": 0.17, "fused": 0.6}}, SILENT, SILENT],  # it hardly knew
+            [{"reset": ["audio"]}, SILENT, SILENT],  # it starts anew
+            [{}, {**SILENT, "reset": ["audio"]}, SILENT],
+        ],
+    )
+    def test_nothing_is_lost(self, history: list[dict]) -> None:
+        probes = [entry(100 * (i + 1), **values) for i, values in enumerate(history)]
+        assert about(lost_modality(probes, SCALE)) == []
 
 
 class TestMemorization:

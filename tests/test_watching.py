@@ -9,6 +9,7 @@ import pytest
 import torch
 from fusion_fixtures import NUM_CLASSES, StopAfterSaving, TwoViews
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.rules.peak_synergy import PeakSynergy
@@ -123,6 +124,31 @@ def test_a_dead_modality_is_said_once_printed_at_the_end_and_in_the_card(tmp_pat
     run.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "Right says nothing about the label" in card.split("## What this run warns of")[1].split("## ")[0]
+
+
+class Failure(TrainerCallback):
+    """The right sensor dies after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.is_dead = step, False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.is_dead = state.global_step > self.step
+
+
+def test_a_modality_that_dies_while_it_trains(tmp_path):
+    failure = Failure(step=16)
+    run = trainer(
+        tmp_path,
+        right=lambda views, index, left: views.views[1][index] * (not failure.is_dead),
+        callbacks=[failure],
+        num_train_epochs=6,
+    )
+    run.train()
+    lost = next(found for found in run.record.warnings if found["signature"] == "information lost")
+    assert (lost["about"], lost["step"]) == ("right", 32)
+    assert "at step 16" in lost["sentence"]
+    assert "nothing since step 24" in lost["sentence"]
 
 
 def test_a_copy_and_a_stage_one_that_is_too_long(tmp_path):

@@ -22,7 +22,7 @@ from ecsfusion.signatures.finding import Finding, Scale
 from ecsfusion.signatures.lag import late_hand_over, late_pause
 from ecsfusion.signatures.memorization import memorized
 from ecsfusion.signatures.shortcut import shortcut
-from ecsfusion.signatures.silence import silent_modality
+from ecsfusion.signatures.silence import lost_modality, silent_modality
 from ecsfusion.signatures.stage_one import stage_one_too_short
 from ecsfusion.training.best_heads import quality
 from ecsfusion.training.evaluation import Evaluation
@@ -64,19 +64,19 @@ class WatchingTrainer(ProbingTrainer):
         history = [entry for entry in self.record.history if "information" in entry]
         evaluation = self._kept[self._probe_prefix(), self.state.global_step]
         rule = self.controller.rule
-        self._warn([*few_rows(pid), *certificate_missed(pid)])
+        scale = scale_of(evaluation, self.model.problem_type)
+        self._warn([*few_rows(pid), *certificate_missed(pid), *lost_modality(history, scale)])
         if rule is not None and (rule.joint_pausing or history[-1]["stage"] == "unimodal"):
             self._warn(late_pause(history, rule.pauses_at))
         ends_stage_one = history[-1]["restored"] is not None
         if ends_stage_one or self.state.global_step >= self.state.max_steps:
             self._warn(finding for pair in self._pairs(evaluation, pid) for finding in duplicate(pair))
         if ends_stage_one:
-            self._watch_end_of_stage_one(history, evaluation, pid)
+            self._watch_end_of_stage_one(history, evaluation, pid, scale)
 
     def _watch_end_of_stage_one(
-        self, history: Sequence[Mapping[str, Any]], evaluation: Evaluation, pid: PID
+        self, history: Sequence[Mapping[str, Any]], evaluation: Evaluation, pid: PID, scale: Scale
     ) -> None:
-        scale = scale_of(evaluation, self.model.problem_type)
         self._warn(late_hand_over(history))
         if self.args.stages == "two-stage":
             self._warn(stage_one_too_short(history, scale))
