@@ -465,6 +465,19 @@ def test_the_command_loads_no_split_from_elsewhere(data, tmp_path, capsys):
         assert "leads out of the folder" in error
 
 
+def test_the_command_opens_no_media(data, tmp_path, capsys):
+    features = datasets.Features(
+        {"image": datasets.Image(), "audio": datasets.Value("float32"), "label": datasets.Value("int64")}
+    )
+    media = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    rows = {"image": [media] * 40, "audio": [0.0, 1.0] * 20, "label": [0, 1] * 20}
+    datasets.Dataset.from_dict(rows, features).to_parquet(data / "train.parquet")
+    for source in (data, data / "train.parquet"):
+        code, error = pid_of(capsys, source)
+        assert code == 2
+        assert "column 'image' must hold numbers or lists of numbers, got struct" in error
+
+
 def test_paths_of_ones_own_rows_are_ones_own(data, tmp_path, monkeypatch):
     processor = FusionProcessor({"audio": Wav2Vec2FeatureExtractor(sampling_rate=8000)})
     soundfile.write(tmp_path / "sound.wav", np.zeros(400), 8000)

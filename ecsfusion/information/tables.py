@@ -173,6 +173,10 @@ def _from_arrow(column: Any, name: str, first_row: int) -> NDArray[Any]:
         column = column.storage
     if not pa.types.is_nested(column.type):
         return column.to_numpy(zero_copy_only=False)
+    if pa.types.is_struct(column.type) or pa.types.is_map(column.type):  # an image or a sound, for instance
+        raise TypeError(
+            f"column {name!r} must hold numbers or lists of numbers, got {column.type}; give embeddings"
+        )
     lengths = np.asarray(pc.list_value_length(column))
     if (lengths != lengths[0]).any():
         row = int(np.flatnonzero(lengths != lengths[0])[0])
