@@ -92,9 +92,7 @@ def _file_of(error: Exception, folder: Path) -> Path:
     if isinstance(error, OSError) and error.filename is not None:
         return Path(os.fsdecode(error.filename))
     begun = [path for path in folder.rglob("*") if path.is_file()]
-    if isinstance(
-        error, SafetensorError
-    ):  # which leaves nothing of the file; its neighbours are written before it
+    if isinstance(error, SafetensorError):  # nothing of it is left; its neighbours were written before
         return max(begun, key=_time, default=folder / SAFE_WEIGHTS_NAME).with_name(SAFE_WEIGHTS_NAME)
     return max(begun, key=_time, default=folder)
 
