@@ -10,8 +10,7 @@ gradient descent, and writes benchmarks/results/competitive_strength.json and .p
    that can be said before joint training. Then the same for other K (6, 12, 24, 48) with other seeds.
 2. error: of joint training, of each modality alone, and of unimodal training followed by joint training with the same
    number of modality-steps in all, over K = 4 ... 64, with the exponents of K fitted. A row that a model does not know
-   is guessed right with probability 1/K; the exponents are given without such guesses, too, of error / (1 - 1/K). Both
-   once more from a larger start, where the loser is learnt on the way and the theory, made for small starts, says less.
+   is guessed right with probability 1/K; the exponents are given without such guesses, too, of error / (1 - 1/K).
 3. shaping: the loser of a class has its weights multiplied before joint training; from which ratio of strengths on does
    it win? All of its weights, or only their part along the class.
 4. proxy: rank correlation of the mutual information of each modality's answers about the label with its strength, over
@@ -23,9 +22,11 @@ Intervals are 95 %, from a bootstrap over seeds.
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ WINNER_CLASSES = (8, 16, 32)
 OTHER_CLASSES = (6, 12, 24, 48)
 ERROR_CLASSES = (4, 8, 16, 32, 64)
 SHAPED_CLASSES = 16
-SCALE, STEPS = 0.004, 120  # standard deviation of the weights at the start; steps of unimodal training
-LARGER_SCALE, FEWER_STEPS = 0.01, 60
+SCALE = 0.004  # standard deviation of the weights at the start
+STEPS, JOINT_STEPS = 120, 60  # of unimodal training, and of joint training after it
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0)
 PREDICTIONS = {
     "predicted": "strength",
@@ -61,15 +62,13 @@ def winner_of(moment: Tensor) -> Tensor:
     return torch.where(moment.isinf().all(-1), -1, moment.argmin(-1))
 
 
-def simulate(
-    classes: int, seeds: int, seed: int, scale: float = SCALE, steps: int = STEPS, errors: bool = True
-) -> dict[str, Any]:
+def simulate(classes: int, seeds: int, seed: int, errors: bool = True) -> dict[str, Any]:
     """One K: who wins, and what is predicted of it; and the errors. Tensors (S,), one entry per seed."""
     generator = torch.Generator().manual_seed(seed + classes)
-    problem, start = start_of(classes, seeds, scale, generator)
-    # As many modality-steps as both stages have together: `steps` alone and half of that together.
-    joint, moment = train(start, problem, True, steps + steps // 2, until_decided=not errors)
-    alone, moment_alone = train(start, problem, False, steps, until_decided=not errors)
+    problem, start = start_of(classes, seeds, SCALE, generator)
+    # As many modality-steps as both stages have together.
+    joint, moment = train(start, problem, True, STEPS + JOINT_STEPS, until_decided=not errors)
+    alone, moment_alone = train(start, problem, False, STEPS, until_decided=not errors)
     winner = winner_of(moment)
     found = {
         "predicted": strength(start, problem).argmax(-1),
@@ -82,10 +81,10 @@ def simulate(
     if not errors:
         return result
     result["ahead_at_the_end"] = (alignment(joint, problem).amax(-1).argmax(-1) == winner).float().mean(1)
-    staged, _ = train(alone, problem, True, steps // 2)
+    staged, _ = train(alone, problem, True, JOINT_STEPS)
     parts: dict[str, list[Tensor]] = {}
     # 1 / K^2 of the samples fail in both modalities: enough of them are drawn to see it, a part at a time.
-    for _ in range(max(8, classes)):
+    for _ in range(max(8, classes // 4)):
         test = sample(PER_CLASS * classes, problem.directions, generator)
         parts.setdefault("joint", []).append(error(joint, test))
         parts.setdefault("two_stage", []).append(error(staged, test))
@@ -143,11 +142,13 @@ def proxy(classes: int, seeds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(strengths, 1).numpy(), torch.cat(bits, 1).numpy()
 
 
-def bootstrap(values: np.ndarray, statistic: Callable[[np.ndarray], Any], seed: int = 0) -> list[float]:
+def bootstrap(
+    values: np.ndarray, statistic: Callable[[np.ndarray], Any], seed: int = 0, draws: int = 2000
+) -> list[float]:
     """95 % interval of a statistic of values (seeds, ...) by drawing seeds."""
     rng = np.random.default_rng(seed)
-    draws = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(2000)]
-    return np.percentile(draws, (2.5, 97.5)).tolist()
+    found = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
+    return np.percentile(found, (2.5, 97.5)).tolist()
 
 
 def exponent(errors: np.ndarray, guesses: bool = True) -> float:
@@ -274,27 +275,26 @@ def main() -> int:
     if options.seeds < 2:
         parser.error(f"--seeds is {options.seeds}; an interval over seeds needs at least 2")
     started, seeds, seed = time.perf_counter(), options.seeds, options.seed
-    runs = {k: simulate(k, seeds, seed) for k in tqdm(ERROR_CLASSES, "classes K")}
-    winners = winners_of({k: runs[k] for k in WINNER_CLASSES})
-    others = winners_of(
-        {k: simulate(k, seeds, seed + 1000, errors=False) for k in tqdm(OTHER_CLASSES, "other K")}
-    )
-    larger = {
-        k: simulate(k, seeds, seed, LARGER_SCALE, FEWER_STEPS) for k in tqdm(ERROR_CLASSES, "larger start")
-    }
-    result: dict[str, Any] = {
-        **environment("scipy"),
-        "seeds": seeds,
-        "scale": SCALE,
-        "winner_predicted": winners["share"],
-        "winner_predicted_interval": winners["interval"],
-        "winners": winners["rows"],
-        "other_classes": others,
-        **exponents_of(runs),
-        "larger_start": {"scale": LARGER_SCALE, **exponents_of(larger)},
-        "shaping": shaping_of(seeds, seed),
-        "proxy": proxy_of(seeds, seed),
-    }
+    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        # the longest first
+        runs = {k: pool.submit(simulate, k, seeds, seed) for k in reversed(ERROR_CLASSES)}
+        others = {k: pool.submit(simulate, k, seeds, seed + 1000, False) for k in reversed(OTHER_CLASSES)}
+        shaping = pool.submit(shaping_of, seeds, seed)
+        correlation = pool.submit(proxy_of, seeds, seed)
+        simulated = {k: runs[k].result() for k in tqdm(ERROR_CLASSES, "classes K")}
+        winners = winners_of({k: simulated[k] for k in WINNER_CLASSES})
+        result: dict[str, Any] = {
+            **environment("scipy"),
+            "seeds": seeds,
+            "scale": SCALE,
+            "winner_predicted": winners["share"],
+            "winner_predicted_interval": winners["interval"],
+            "winners": winners["rows"],
+            "other_classes": winners_of({k: others[k].result() for k in OTHER_CLASSES}),
+            **exponents_of(simulated),
+            "shaping": shaping.result(),
+            "proxy": correlation.result(),
+        }
     result["seconds"] = time.perf_counter() - started
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "competitive_strength.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -318,15 +318,14 @@ def report(result: dict[str, Any]) -> None:
         values = ", ".join(f"by {name} {row[key]:.3f}" for key, name in PREDICTIONS.items())
         end = f"; still ahead at the end {row['ahead_at_the_end']:.3f}" if "ahead_at_the_end" in row else ""
         print(f"K = {row['classes']:2}: {values}{end}")
-    for part, name in ((result, "start"), (result["larger_start"], "larger start")):
-        for row in part["errors"]:
-            k = row["classes"]
-            print(
-                f"{name}, K = {k:2}: error joint {row['joint']:.4f}, two-stage {row['two_stage']:.4f}, alone "
-                f"{row['first alone']:.4f} / {row['second alone']:.4f} (1/K {1 / k:.4f}, 1/K^2 {1 / k**2:.4f})"
-            )
-        for key in [key for key in part if "exponent" in key and not key.endswith("interval")]:
-            print(f"{name}, {key}: {told(part[key], part[f'{key}_interval'], 2)}")
+    for row in result["errors"]:
+        k = row["classes"]
+        print(
+            f"K = {k:2}: error joint {row['joint']:.4f}, two-stage {row['two_stage']:.4f}, alone "
+            f"{row['first alone']:.4f} / {row['second alone']:.4f} (1/K {1 / k:.4f}, 1/K^2 {1 / k**2:.4f})"
+        )
+    for key in [key for key in result if "exponent" in key and not key.endswith("interval")]:
+        print(f"{key}: {told(result[key], result[f'{key}_interval'], 2)}")
     for name in ("weights", "alignment"):
         shaped = result["shaping"][name]
         print(f"shaping the {name}: flips at {told(shaped['flip'], shaped['flip_interval'])}, predicted 1")

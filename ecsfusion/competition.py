@@ -8,6 +8,10 @@ j along one direction of its input; every class has a few neurons per modality,
 trained by gradient descent on the cross-entropy of f from a small start. While the logits are small each class and
 modality grows by itself, dG/dt ~ d G^(q-1), and blows up at a time ~ 1 / (d G(0)^(q-2)). Whichever is first fits the
 class, and the other has no gradient left.
+
+Of a real model neither factor is known. What stands in is the information of a modality's embeddings about the label,
+which every probe logs as `information_MODALITY`: benchmarks/information_proxy.py says how far that goes. The difference
+of two modalities' information is that of their uniqueness (I1 - I2 = U1 - U2), by which the rules name a leader.
 """
 
 from __future__ import annotations

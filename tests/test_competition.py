@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fusion_fixtures import TwoViews, two_views
 from torch.nn.functional import cross_entropy
 
-from ecsfusion import competitive_strength
+from ecsfusion import FusionTrainer, FusionTrainingArguments, competitive_strength
 from ecsfusion.competition import smoothed_relu
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
@@ -98,3 +99,30 @@ def test_exponents_by_hand():
     shares = np.stack([0.5 * (1 - 1 / k) / k, 1.5 * (1 - 1 / k) / k])
     assert benchmark.exponent(shares, guesses=False) == pytest.approx(-1.0)
     assert benchmark.exponent(shares) > -1.0  # guesses flatten the slope
+
+
+def test_every_probe_logs_what_stands_in_for_the_strength(tmp_path):
+    """Both stages; and its difference is that of the uniqueness, by which rules name a leader."""
+    trainer = FusionTrainer(
+        two_views(),
+        FusionTrainingArguments(
+            output_dir=str(tmp_path),
+            num_train_epochs=4,
+            unimodal_epochs=2,
+            per_device_train_batch_size=32,
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            report_to="none",
+        ),
+        train_dataset=TwoViews(64, seed=0),
+        eval_dataset=TwoViews(64, seed=1),
+    )
+    trainer.train()
+    probes = [entry for entry in trainer.state.log_history if "eval_synergy" in entry]
+    assert [entry["epoch"] for entry in probes][:4] == [1, 2, 3, 4]
+    for entry in probes:
+        left, right = (entry[f"eval_information_{name}"] for name in ("left", "right"))
+        unique = entry["eval_unique_left"] - entry["eval_unique_right"]
+        assert left - right == pytest.approx(unique, abs=1e-3)
+    assert max(entry["eval_information_left"] for entry in probes) > 0.1  # it is of something
