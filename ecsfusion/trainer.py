@@ -51,7 +51,9 @@ class FusionTrainer(WatchingTrainer):
     the learning-rate schedule starts anew over the steps that are left, and all modalities are trained together
     (arXiv 2509.20840). Afterwards each modality gets its own best weights back to answer for it alone
     (`keep_best_heads`), and the calibrated combination of all heads is fitted on the evaluation set and saved in the
-    model's configuration.
+    model's configuration. What the readings say against a run, such as a stage 1 that was too short or a modality that
+    has memorized its rows, is said once in a sentence with the remedy, kept in `record.warnings`, and listed at the end
+    and in the model card (`ecsfusion.signatures`).
 
     Args:
         model: the model to train.
