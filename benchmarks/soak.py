@@ -128,6 +128,7 @@ class Watch(TrainerCallback):
         self.probes = self.steps = self.switches = 0
         self.mark = (0.0, 0.0)
         self.active: Any = None
+        self.trainer: FusionTrainer
 
     def _note(self, what: str | None) -> None:
         """The milliseconds since the last call, of the clock and of the processor, were spent on this."""
@@ -164,7 +165,8 @@ class Watch(TrainerCallback):
         gc.collect()
         objects = gc.get_objects()
         resident = resident_bytes() / 2**20
-        history = bytes_of([state.log_history, state.stateful_callbacks]) / 2**20
+        # The Trainer's log, our record, and the copy of it that the last checkpoint left in the state.
+        history = bytes_of([state.log_history, self.trainer.record.history, state.stateful_callbacks]) / 2**20
         found = {
             "seconds": round(time.perf_counter() - self.length.started, 1),
             "probes": self.probes,
@@ -235,6 +237,7 @@ def soak(suite: Suite, length: Length, seed: int, probes_per_sample: int = PROBE
             rule=Restless(suite.modalities, length),
             callbacks=[watch],
         )
+        watch.trainer = trainer
         trainer.train()
     return watch
 

@@ -204,7 +204,8 @@ def draw_simulated(lines: Lines, outlooks: Lines, path: Path) -> None:
     right.set_title("slow or weak?", fontsize=9)
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7, handlelength=3.5)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -239,7 +240,7 @@ def draw_runs(lines: Lines, path: Path) -> None:
         axes.set_title(line["stress"], fontsize=9)
         axes.set_ylim(bottom=-0.12)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="upper right")
+        axes.legend(fontsize=7)
     for axes in grid.flat[len(chosen) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
@@ -253,9 +254,7 @@ def draw_runs(lines: Lines, path: Path) -> None:
 
 def _draw_pauses(axes: Any, trajectory: Mapping[str, Any], names: Sequence[str]) -> None:
     """A bar for each interval up to a probe in which a modality was paused, in its colour."""
-    before = 0
-    for step, paused in zip(trajectory["step"], trajectory["paused"], strict=True):
-        for name, colour in zip(names, ("tab:blue", "tab:orange"), strict=True):
-            if name in paused:
-                axes.plot([before, step], [-0.06, -0.06], color=colour, lw=5, solid_capstyle="butt")
-        before = step
+    spans = list(zip([0, *trajectory["step"]], trajectory["step"], trajectory["paused"], strict=False))
+    for name, colour in zip(names, ("tab:blue", "tab:orange"), strict=True):
+        bars = [(start, end - start) for start, end, paused in spans if name in paused]
+        axes.broken_barh(bars, (-0.09, 0.05), color=colour, lw=0)

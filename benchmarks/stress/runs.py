@@ -37,6 +37,8 @@ _CHOSEN = (
 )
 COMPARED: Mapping[str, Method] = {method.name: method for method in _CHOSEN}
 """Controllers, and schedules of the same budget without one."""
+UNBALANCED = "new speakers"
+"""The event of the suite in which one modality leads anyway."""
 RULES = ("two-stage", "pausing", "published", "nervous")
 """Of them, those that decide by what they measure."""
 
@@ -84,25 +86,25 @@ def response(line: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         "paused": number of the probe, counted from the first one within the event, that paused the leader (None: it
         never did while the event lasted). "wrong": other pauses that began within it. "resumed": as "paused", from the
-        first probe after the event (None: not in stage 1). "false": pauses and resumptions before the event, or all of
-        them where nothing happens. "probes": in stage 1, of those.
+        first probe after the event (None: not in stage 1). "false": pauses and resumptions of the twins before the
+        event, or all of them where nothing happens. "probes": in stage 1, of those.
     """
     start, end = line["event"]
     found: dict[str, Any] = {"paused": None, "wrong": 0, "resumed": None, "false": 0, "probes": 0}
     before: frozenset[str] = frozenset()
     steps = [step for step, _ in decisions(line)]
     for step, paused in decisions(line):
-        quiet = line["stress"] == "nothing" or step <= start
+        quiet = line["stress"] == "nothing" or (line["stress"] != UNBALANCED and step <= start)
         found["probes"] += quiet
         if quiet:
             found["false"] += len(paused ^ before)
-        elif step <= end:
+        elif start < step <= end:
             for name in paused - before:
                 if name == line["leader"] and found["paused"] is None:
                     found["paused"] = sum(start < s <= step for s in steps)
                 elif name != line["leader"]:
                     found["wrong"] += 1
-        elif line["leader"] in before - paused and found["resumed"] is None:
+        elif step > end and line["leader"] in before - paused and found["resumed"] is None:
             found["resumed"] = sum(end < s <= step for s in steps)
         before = paused
     return found
