@@ -63,7 +63,7 @@ class TestMemory:
     def test_two_epochs_and_the_reading_before_them_are_kept(self):
         seen = []
         for step in range(0, 101, 5):
-            remember(seen, informed(step, 2.0, step / 100))
+            remember(seen, informed(step, 2.0, step / 100), TWO)
         # step 0 is no reading of training; the last one is at epoch 10
         assert [epoch for epoch, _ in seen] == [8.0, 8.5, 9.0, 9.5, 10.0]
         # 0.1 bits an epoch: 1.0 of 2 bits now, 1.2 in two epochs
@@ -72,13 +72,21 @@ class TestMemory:
 
     def test_a_broken_value_is_named(self):
         with pytest.raises(ValueError, match=r"mutual_information\['audio'\] is nan"):
-            remember([], informed(10, 1.0, math.nan))
+            remember([], informed(10, 1.0, math.nan), TWO)
+        with pytest.raises(ValueError, match=r"mutual_information\['text'\] is missing"):
+            remember([], informed(10, 1.0, 1.0), (*TWO, "text"))
+
+    def test_a_second_reading_of_the_same_moment_replaces_the_first(self):
+        seen = []
+        for bits in (0.1, 0.2):
+            remember(seen, informed(10, 1.0, bits), TWO)
+        assert seen == [[1.0, {"image": 1.0, "audio": 0.2}]]
 
     def test_without_information_nothing_is_said(self):
         seen = []
-        remember(seen, reading(10))
+        remember(seen, reading(10), TWO)
         assert outlooks(seen, ["audio"], "image") == ""
-        remember(seen, informed(20, 0.0, 0.0))
+        remember(seen, informed(20, 0.0, 0.0), TWO)
         assert outlooks(seen, ["audio"], "image") == ""
 
 

@@ -41,12 +41,20 @@ class Outlook:
         )
 
 
-def remember(seen: list[Any], reading: Reading) -> None:
-    """Add a reading, [epoch, bits by modality], and drop those that are too old for an outlook. JSON values."""
+def remember(seen: list[Any], reading: Reading, names: Iterable[str]) -> None:
+    """Add a reading, [epoch, bits by modality], and drop those that are too old for an outlook. JSON values.
+
+    A second reading of the same moment replaces the first; one without information is left out.
+
+    Raises:
+        ValueError: the reading tells the information of some modalities only, or what is no number.
+    """
     if reading.epoch <= 0 or not reading.mutual_information:
         return
-    bits = {name: float(value) for name, value in reading.mutual_information.items()}
+    bits = {name: reading.mutual_information.get(name) for name in names}
     check_finite({f"mutual_information[{name!r}]": value for name, value in bits.items()})
+    while seen and seen[-1][0] >= reading.epoch:
+        del seen[-1]
     while len(seen) > 1 and seen[1][0] <= reading.epoch - EPOCHS:
         del seen[0]
     seen.append([reading.epoch, bits])

@@ -80,7 +80,8 @@ class PeakSynergy(Rule):
     def decide_unimodal(self, reading: Reading) -> Decision:
         if reading.step == 0:
             return self.train(reading, self._training(), "all train: step 0, nothing is learnt yet")
-        remember(self.state.setdefault("information", []), reading)  # which older checkpoints do not have
+        seen = self.state.setdefault("information", [])  # which older checkpoints do not have
+        remember(seen, reading, self.modalities)
         self._look_for_peak(reading)
         over = self._nothing_to_learn(reading) or self._past_the_peak(reading)
         if over:
