@@ -19,7 +19,8 @@ TOLERANCE = 1e-3
 """Bits; the certified interval that `fast_pid` asks the solver for."""
 ENOUGH = 0.1
 """Share of the rows that would keep noise under half of the label's entropy before correction (`enough_samples`). The
-correction makes do with a tenth of them; with fewer, it is wrong by tenths of a bit, more than the floors say."""
+correction makes do with a tenth of them; with fewer, an atom is wrong by 0.2 to 0.7 bits, more than the floors say
+(benchmarks/signatures.py)."""
 
 
 def shows_dependence(pid: PID) -> bool:
