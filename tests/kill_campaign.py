@@ -64,7 +64,11 @@ def one_run(
             }
         )
     codes = killed_run.ends(killed_run.start(folder, True, processes))
-    differing = [] if any(codes) else killed_run.differences(expected, killed_run.outcome(folder))
+    differing = (
+        []
+        if any(code != 0 for code in codes)
+        else killed_run.differences(expected, killed_run.outcome(folder))
+    )
     return {"processes": processes, "kills": kills, "exit": codes, "differs": differing}
 
 
@@ -96,7 +100,7 @@ def campaign(kills: int, processes: int, seed: int) -> Iterator[dict[str, object
 def is_bad(line: dict) -> bool:
     """Whether a run lost something, did not end, or ended otherwise."""
     return "kills" in line and bool(
-        any(line["exit"])
+        any(code != 0 for code in line["exit"])
         or line["differs"]
         or any(kill["lost"] or None in kill["exit"] for kill in line["kills"])
     )

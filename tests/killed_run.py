@@ -116,7 +116,7 @@ def differences(one: dict, other: dict) -> list[str]:
     return found
 
 
-def ends(ranks: list[multiprocessing.Process], patience: float = 120) -> list[int | None]:
+def ends(ranks: list[multiprocessing.Process], patience: float = 600) -> list[int | None]:
     """Exit codes of processes; None for one that does not end in so many seconds, which is killed."""
     for process in ranks:
         process.join(patience)
