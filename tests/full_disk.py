@@ -79,7 +79,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 # Where a run writes: what is replaced, its name, which of its calls; how the sentence starts; the file that fails when
@@ -100,7 +100,14 @@ WRITING = {
     "weights": (FusionTrainer, "_save_checkpoint", 7, "checkpoint-7 of", "model.safetensors", 20_000),
     "optimizer": (FusionTrainer, "_save_checkpoint", 7, "checkpoint-7 of", "optimizer.pt", 60_000),
     "random state": (FusionTrainer, "_save_rng_state", 7, "checkpoint-7 of", "rng_state.pth", 5_000),
-    "copy of the peak": (RESUMING, "link_folder", 20, "checkpoint-7 of", "unimodal/config.json", 1_000),
+    "copy of the peak": (
+        RESUMING,
+        "link_folder",
+        20,
+        "checkpoint-7 of",
+        "checkpoint-7/unimodal/config.json",
+        1_000,
+    ),
     "seal": (RESUMING, "seal", 7, "checkpoint-7 of", "manifest.json", 500),
 }
 

@@ -90,7 +90,7 @@ def _is_of_the_disk(error: Exception) -> bool:
 def _file_of(error: Exception, folder: Path) -> Path:
     """The file that an error is about: the one that it names, else the last that was begun."""
     if isinstance(error, OSError) and error.filename is not None:
-        return Path(os.fsdecode(error.filename))
+        return Path(os.fsdecode(error.filename2 or error.filename))  # of a copy, the second is written
     begun = [path for path in folder.rglob("*") if path.is_file()]
     if isinstance(error, SafetensorError):  # nothing of it is left; its neighbours were written before
         return max(begun, key=_time, default=folder / SAFE_WEIGHTS_NAME).with_name(SAFE_WEIGHTS_NAME)
