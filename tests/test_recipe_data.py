@@ -386,6 +386,52 @@ def test_a_sample_that_cannot_be_read_is_named_by_split_and_row(stored, tmp_path
             )
 
 
+@pytest.mark.parametrize("preprocess", ["ahead", "on-the-fly"])
+def test_rows_that_cannot_be_read_are_skipped_where_it_is_wanted(stored, tmp_path, preprocess):
+    argv = stored(replaced("picture", 7, {"bytes": b"no image", "path": None}))
+    options = [*argv, "--skip_undecodable", "true", "--preprocess", preprocess]
+    recipe, _, encoders, processor, splits = load(options, tmp_path)
+    two = {"train": splits["train"], "test": splits["test"]}
+    ready = prepare_splits(recipe, two, encoders, processor, show_progress=False)
+    labels = splits["test"]["label"][:]
+    assert ready["test"].labels == labels[:7] + labels[8:] == [row["labels"] for row in ready["test"]]
+    assert len(ready["train"]) == 120
+    assert ready["train"].undecodable == []
+    assert len(ready["test"].undecodable) == 1
+    assert "image, row 7: 8 bytes cannot be read" in ready["test"].undecodable[0]
+    assert "(row 7 of test.parquet)" in ready["test"].undecodable[0]
+
+
+def test_what_is_missing_is_not_skipped_and_a_split_keeps_a_row(stored, tmp_path):
+    argv = [*stored(replaced("audio", 7, None)), "--skip_undecodable", "true"]
+    recipe, _, encoders, processor, splits = load(argv, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"audio, row 7: missing; leave this row out \(row 7 of test\.parquet\)"
+    ):
+        prepare_splits(recipe, splits, encoders, processor, show_progress=False)
+
+    def no_image(rows, name):
+        bad = [{"bytes": b"no image", "path": None}] * len(rows)
+        features = rows.features["picture"]
+        rows = rows.remove_columns("picture").add_column("picture", bad)
+        return rows.cast_column("picture", features)
+
+    argv = [*stored(no_image), "--skip_undecodable", "true"]
+    recipe, _, encoders, processor, splits = load(argv, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"split 'train': 120 of 120 rows cannot be read, so there is nothing left"
+    ):
+        prepare_splits(recipe, splits, encoders, processor, show_progress=False)
+
+
+def test_a_row_that_was_split_off_is_named_by_the_file_that_it_lies_in(stored, tmp_path):
+    argv = stored(sizes={"train": 60})
+    *_, splits = load(argv, tmp_path)
+    places = {name: set(split["place"]) for name, split in splits.items()}
+    assert set.union(*places.values()) == {f"row {row} of train.parquet" for row in range(60)}
+    assert sum(map(len, places.values())) == 60
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
