@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from ecsfusion.pid import PID
+from ecsfusion.pid import PID, decompose
 from ecsfusion.rules.decision import PauseThreshold
 from ecsfusion.signatures.duplicate import duplicate
 from ecsfusion.signatures.estimate import beneath_noise, certificate_missed, few_rows
@@ -144,6 +144,14 @@ class TestEstimate:
         (found,) = certificate_missed(decomposition(gap=0.04))
         assert "certified to 0.040 bits only, not to 0.001" in found.sentence
         assert about(certificate_missed(decomposition(gap=0.02))) == []  # the floor of redundancy is 0.03
+
+    def test_a_solver_that_was_stopped(self) -> None:
+        table = torch.rand(12, 12, 4, generator=torch.Generator().manual_seed(0)) ** 8
+        with pytest.warns(UserWarning, match="did not reach"):
+            stopped = decompose(table, max_iterations=1)
+        assert float(stopped.gap) > 1e-3
+        assert len([*certificate_missed(stopped)]) == 1
+        assert about(certificate_missed(decompose(table))) == []
 
     def test_a_probe_that_sees_nothing_of_what_a_head_knows(self) -> None:
         blind = {"redundancy": 0.01, "synergy": 0.0, "unique": {"image": 0.04, "audio": 0.0}}
@@ -350,3 +358,4 @@ def test_the_scale_of_an_accuracy() -> None:
     assert Scale(100, 0.5).error(1.0) == pytest.approx(0.00995, rel=1e-3)  # not zero
     assert Scale(100, 0.5).is_chance(0.65)
     assert not Scale(100, 0.5).is_chance(0.66)
+    assert Scale(100, 0.0).error(0.5) == Scale(100, 0.0).error(0.0) == pytest.approx(0.1)  # of an R^2

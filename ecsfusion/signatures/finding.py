@@ -37,7 +37,12 @@ class Scale:
     chance: float
 
     def error(self, accuracy: float) -> float:
-        """Standard error of an accuracy over these rows, and at least that of a single wrong answer."""
+        """Standard error of an accuracy over these rows, and at least that of a single wrong answer.
+
+        That of an R^2, of which chance is 0, is below 1 / sqrt(rows), whatever it is.
+        """
+        if self.chance == 0.0:
+            return 1 / math.sqrt(max(self.rows, 1))
         share = min(max(accuracy, 1 / self.rows), 1 - 1 / self.rows) if self.rows > 1 else 0.5
         return math.sqrt(share * (1 - share) / max(self.rows, 1))
 

@@ -110,7 +110,8 @@ class WatchingTrainer(ProbingTrainer):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             evaluation = self.evaluate_training_rows()
         rows = evaluation.probed_rows(self.args.probe_rows, self.args.seed)
-        if len(rows) < max(pid.num_clusters[0], (pid.num_samples or 0) / 2):
+        enough = max(pid.num_clusters[0], (pid.num_samples or 0) / 2)
+        if len(rows) < enough or not set(pid.names) <= set(evaluation.present):
             return  # too few have every modality to be compared
         training = self._decompose(evaluation, rows, pid.names, num_clusters=pid.num_clusters[0])
         self._warn(memorized(training, pid, self._accuracies(evaluation), accuracy, scale))
