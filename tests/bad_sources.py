@@ -55,7 +55,7 @@ def undecodable(folder: Path, runs: Runs) -> dict[str, object]:
         f"{message} | {' '.join(warnings)}",
         wanted,
         [] if count in printed.getvalue() else ["the summary does not have the count"],
-        summary=printed.getvalue().splitlines()[-2:],
+        summary=[line for line in printed.getvalue().splitlines() if "cannot be read" in line],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from functools import partial
@@ -11,8 +12,9 @@ import datasets
 import faults
 import full_disk
 import pytest
+import torch
 
-from ecsfusion.training.checkpoints import MANIFEST, find_damage, link_folder, whole_checkpoint
+from ecsfusion.training.checkpoints import MANIFEST, find_damage, link_folder, seal, whole_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +79,22 @@ def test_a_link_in_a_folder_is_not_followed(tmp_path, kind):
     with pytest.raises(ValueError, match=r"link\.json is a link, which is not followed"):
         link_folder(folder, tmp_path / "copy")
     assert "link.json is a link" in find_damage(folder)
+
+
+def test_what_torch_cuts_off_without_a_word_is_not_sealed(tmp_path):
+    state = {"a": torch.zeros(5000), "b": [torch.zeros(3000) for _ in range(5)], "step": 3}
+    file = tmp_path / "optimizer.pt"
+    torch.save(state, file)
+    size = file.stat().st_size
+    for missing in (1, 20, 100, 300, 5000):
+        file.unlink()
+        with full_disk.small_files(size - missing) as act, contextlib.suppress(RuntimeError):
+            act()
+            torch.save(state, file)
+        assert file.stat().st_size == size - missing
+        with pytest.raises(OSError, match=r"the disk took only a part of it: .*optimizer\.pt"):
+            seal(tmp_path)
+        assert not (tmp_path / MANIFEST).exists()
+    torch.save(state, file)
+    seal(tmp_path)
+    assert find_damage(tmp_path) is None

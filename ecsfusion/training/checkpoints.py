@@ -6,11 +6,13 @@ either the whole folder or one that nothing takes for whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,23 @@ from ecsfusion.training.saving import UNFINISHED, written_whole
 MANIFEST = "manifest.json"
 """Sizes and SHA-256 of all files of a checkpoint, written last."""
 
+WRITTEN_BY_TORCH = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+"""What the Trainer writes by `torch.save`, as zip files, whose table of contents is at the end."""
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(folder: str | Path) -> None:
-    """Write the manifest of a folder; from now on it counts as whole, under whatever name."""
+    """Write the manifest of a folder; from now on it counts as whole, under whatever name.
+
+    Raises:
+        OSError: a file of torch ends too early, or the manifest cannot be written.
+    """
     folder = Path(folder)
+    for path in (path for pattern in WRITTEN_BY_TORCH for path in sorted(folder.glob(pattern))):
+        # When the last bytes find no room, torch.save says nothing: it writes them as it forgets the file.
+        if not zipfile.is_zipfile(path):
+            raise OSError(errno.ENOSPC, "the disk took only a part of it", str(path))
     files = {
         path.relative_to(folder).as_posix(): _fingerprint(path, sync=True)
         for path in sorted(folder.rglob("*"))

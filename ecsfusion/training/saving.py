@@ -81,9 +81,10 @@ def saving(what: str, folder: str | Path, latest: Path | None, remove: bool = Tr
 
 
 def _is_of_the_disk(error: Exception) -> bool:
-    """Torch's writer says nothing but where in its own source the file turned out short."""
+    """Torch's writer says nothing but where in its own source the file turned out short, or that a stream failed."""
     return not isinstance(error, RuntimeError) or any(
-        sign in str(error) for sign in ("inline_container", "PytorchStreamWriter", "file write failed")
+        sign in str(error)
+        for sign in ("inline_container", "PytorchStreamWriter", "file write failed", "iostream")
     )
 
 
