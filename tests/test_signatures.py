@@ -284,7 +284,7 @@ class TestMemorization:
         ("training", "held_out", "accuracies"),
         [
             ((1.5, 1.7), (1.3, 0.9), (0.70, 0.44)),  # a gap, but more than half is kept
-            ((0.04, 0.08), (0.0, 0.0), (0.70, 0.44)),  # within the floors
+            ((0.04, 0.08), (0.0, 0.0), (0.70, 0.44)),  # within the sum of the floors, and of no weight
             ((1.3, 0.5), (1.3, 0.1), (0.17, 0.15)),  # the head has learnt no rows
         ],
     )

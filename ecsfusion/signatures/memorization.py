@@ -12,6 +12,9 @@ KEPT = 0.5
 """Share of its information that a modality must keep on validation rows. All encoders know their training rows a little
 better; one that loses most of it has learnt the rows."""
 
+LEAST = 0.1
+"""Bits that it must lose at least: every encoder of noise has learnt a little of its rows."""
+
 
 def memorized(
     training: PID,
@@ -20,11 +23,11 @@ def memorized(
     validation_accuracy: Mapping[str, float],
     scale: Scale,
 ) -> Iterator[Finding]:
-    """For each modality that says less than `KEPT` of what it says about training rows, beyond both noise floors.
+    """For each modality that says less than `KEPT` of what it says about training rows.
 
-    Its head must say so, too: right more often on training rows by three standard errors. The information I(X_m; Y) is
-    compared, and the uniqueness reported with it: uniqueness depends on the other modalities too, and falls on training
-    rows where one of those memorizes.
+    The loss must be above `LEAST` and the sum of both noise floors, and its head must say so, too: right more often on
+    training rows by three standard errors. The information I(X_m; Y) is compared, and the uniqueness reported with it:
+    uniqueness depends on the other modalities too, and falls on training rows where one of those memorizes.
 
     Args:
         training: decomposition of training rows, about as many as of the other.
@@ -40,7 +43,11 @@ def memorized(
         )
         right, right_held_out = training_accuracy[name], validation_accuracy[name]
         noise = math.hypot(scale.error(right), scale.error(right_held_out))
-        if held_out < KEPT * seen and seen - held_out > floor and right - right_held_out > 3 * noise:
+        if (
+            held_out < KEPT * seen
+            and seen - held_out > max(floor, LEAST)
+            and right - right_held_out > 3 * noise
+        ):
             unique, unique_seen = float(validation.unique[i]), float(training.unique[i])
             yield Finding(
                 "memorization",
