@@ -215,7 +215,7 @@ def report(file: Path) -> None:
     """Print the figures of a file of results, and draw them beside it."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     suites = list(dict.fromkeys(line["suite"] for line in lines))
-    figure = Figure(figsize=(5.6 * len(suites), 4.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(suites), 5), layout="constrained")
     FigureCanvasAgg(figure)
     every = figure.subplots(1, len(suites), squeeze=False, sharey=True)[0]
     for axes, suite in zip(every, suites, strict=True):
@@ -242,7 +242,8 @@ def report(file: Path) -> None:
         axes.set_xlabel("information at the start, image - audio [bits]")
         axes.grid(alpha=0.3)
     every[0].set_ylabel("lead of the image in the end")
-    every[-1].legend(title="epochs alone", fontsize=8, loc="lower right")
+    handles, told = every[0].get_legend_handles_labels()
+    figure.legend(handles, told, title="epochs alone before", fontsize=8, ncols=6, loc="outside lower center")
     figure.suptitle("Who wins a class in joint training (a point: a class, a start, a seed)")
     figure.savefig(file.with_suffix(".png"), dpi=130)
 
