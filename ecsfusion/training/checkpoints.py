@@ -31,17 +31,19 @@ WRITTEN_BY_TORCH = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def seal(folder: str | Path) -> None:
-    """Write the manifest of a folder; from now on it counts as whole, under whatever name.
+def check_written(folder: str | Path) -> None:
+    """Raises OSError for a file of torch that ends too early.
 
-    Raises:
-        OSError: a file of torch ends too early, or the manifest cannot be written.
+    When the last bytes find no room, `torch.save` says nothing: it writes them as it lets go of the file.
     """
-    folder = Path(folder)
-    for path in (path for pattern in WRITTEN_BY_TORCH for path in sorted(folder.glob(pattern))):
-        # When the last bytes find no room, torch.save says nothing: it writes them as it forgets the file.
+    for path in (path for pattern in WRITTEN_BY_TORCH for path in sorted(Path(folder).glob(pattern))):
         if not zipfile.is_zipfile(path):
             raise OSError(errno.ENOSPC, "the disk took only a part of it", str(path))
+
+
+def seal(folder: str | Path) -> None:
+    """Write the manifest of a folder; from now on it counts as whole, under whatever name."""
+    folder = Path(folder)
     files = {
         path.relative_to(folder).as_posix(): _fingerprint(path, sync=True)
         for path in sorted(folder.rglob("*"))

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ecsfusion.training.checkpoints import (
     check_fits,
+    check_written,
     clear_up,
     latest_checkpoint,
     link_folder,
@@ -164,6 +165,7 @@ class ResumableTrainer(Trainer):
                 self.state.save_to_json(os.path.join(written, TRAINER_STATE_NAME))
             for folder in self.folders_in_use():
                 link_folder(os.path.join(self.args.output_dir, folder), os.path.join(written, folder))
+            check_written(written)
             seal(written)
             replace_folder(written, final)
             shutil.rmtree(staging, ignore_errors=True)
