@@ -51,7 +51,7 @@ def report(lines: Lines, pictures: Path) -> str:
 
 
 def simulated_table(lines: Lines) -> str:
-    """What patience and hysteresis buy, at noise far above that of the recorded runs."""
+    """What patience and hysteresis buy, at twice the largest noise of the recorded runs."""
     head = (
         "rule",
         "patience",
