@@ -313,14 +313,15 @@ def draw(line: Mapping[str, Any], path: Path) -> None:
     for axes, (title, series) in zip(grid.flat, panels, strict=True):
         for label, values in series.items():
             axes.plot(probes, values, lw=1.2, label=label or None)
-        top = max(values.max() for values in series.values())
+        low, top = (find(map(find, series.values())) for find in (min, max))
         # Memory is mostly that of Python and torch: only what it grows by is of interest.
-        axes.set_ylim(0.9 * top if top > 500 else 0, 1.05 * top)
+        is_level = low > 0.9 * top
+        axes.set_ylim(0.9 * top if is_level else 0, 1.05 * top)
         axes.axvline(border, color="k", lw=0.8, ls=":")
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
         if len(series) > 1:
-            axes.legend(fontsize=7, loc="lower right" if top > 500 else "center right")
+            axes.legend(fontsize=7, loc="lower right" if is_level else "center right")
     for axes in grid[1]:
         axes.set_xlabel("probes")
     figure.suptitle(
