@@ -313,7 +313,8 @@ def draw(line: Mapping[str, Any], path: Path) -> None:
     for axes, (title, series) in zip(grid.flat, panels, strict=True):
         for label, values in series.items():
             axes.plot(probes, values, lw=1.2, label=label or None)
-        low, top = (find(map(find, series.values())) for find in (min, max))
+        shown = np.concatenate(list(series.values()))
+        low, top = np.nanmin(shown), np.nanmax(shown)  # there is no checkpoint between some samples
         # Memory is mostly that of Python and torch: only what it grows by is of interest.
         is_level = low > 0.9 * top
         axes.set_ylim(0.9 * top if is_level else 0, 1.05 * top)
