@@ -796,7 +796,9 @@ def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
         for key, value in seen.states[start][name].items():
             assert torch.equal(value, seen.states[end][name][key])
     assert counter.rows[True] == {"left": 3 * STEPS_PER_EPOCH, "right": EPOCHS * STEPS_PER_EPOCH}
-    assert counter.rows[False] == {"left": 2 * EPOCHS, "right": 2 * EPOCHS}, "evaluation runs everything"
+    assert counter.rows[False] == dict.fromkeys(("left", "right"), 2 * EPOCHS + 2), (
+        "evaluation runs everything"
+    )
     assert any(not torch.equal(seen.weights[end][name], seen.weights[end + 1][name]) for name in names)
     moved = [name for name in seen.weights[0] if name.startswith(("encoders.right", "fusion"))]
     assert any(not torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in moved)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import has_length
@@ -110,6 +111,10 @@ class WatchingTrainer(ProbingTrainer):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             evaluation = self.evaluate_training_rows()
         rows = evaluation.probed_rows(self.args.probe_rows, self.args.seed)
+        for (
+            values
+        ) in evaluation.embeddings.values():  # a row that breaks the loss is the training step's to name
+            rows = rows[np.isfinite(values[rows]).all(axis=1)]
         enough = max(pid.num_clusters[0], (pid.num_samples or 0) / 2)
         if len(rows) < enough or not set(pid.names) <= set(evaluation.present):
             return  # too few have every modality to be compared
