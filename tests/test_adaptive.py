@@ -16,7 +16,6 @@ import torch
 from fusion_fixtures import StopAfterSaving
 from safetensors.torch import load_file
 from test_controller import TWO, reading, run
-from test_resume import ends
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import TrainerCallback
@@ -701,9 +700,9 @@ def test_decisions_have_one_line_of_reason() -> None:
 def test_two_processes_killed_while_they_scout_end_the_same(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = {"moves": False, "rule_options": {"scouting_readings": 3, "dependence": 9.0}}  # few rows: noise
-    assert ends(killed_run.start(whole, False, 2, **options)) == [0, 0]
-    assert ends(killed_run.start(killed, False, 2, "_save_rng_state", 4, **options)) == [-signal.SIGKILL] * 2
-    assert ends(killed_run.start(killed, True, 2, **options)) == [0, 0]
+    assert killed_run.ends(killed_run.start(whole, False, 2, **options)) == [0, 0]
+    assert killed_run.ends(killed_run.start(killed, False, 2, "_save_rng_state", 4, **options)) == [-signal.SIGKILL] * 2
+    assert killed_run.ends(killed_run.start(killed, True, 2, **options)) == [0, 0]
     decisions = killed_run.outcome(whole)["decisions"]
     assert [entry["step"] for entry in decisions if "each alone" in entry["reason"]] == [6]
     assert killed_run.differences(killed_run.outcome(whole), killed_run.outcome(killed)) == []
