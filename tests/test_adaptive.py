@@ -701,7 +701,10 @@ def test_two_processes_killed_while_they_scout_end_the_same(tmp_path: Path) -> N
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = {"moves": False, "rule_options": {"scouting_readings": 3, "dependence": 9.0}}  # few rows: noise
     assert killed_run.ends(killed_run.start(whole, False, 2, **options)) == [0, 0]
-    assert killed_run.ends(killed_run.start(killed, False, 2, "_save_rng_state", 4, **options)) == [-signal.SIGKILL] * 2
+    assert (
+        killed_run.ends(killed_run.start(killed, False, 2, "_save_rng_state", 4, **options))
+        == [-signal.SIGKILL] * 2
+    )
     assert killed_run.ends(killed_run.start(killed, True, 2, **options)) == [0, 0]
     decisions = killed_run.outcome(whole)["decisions"]
     assert [entry["step"] for entry in decisions if "each alone" in entry["reason"]] == [6]
