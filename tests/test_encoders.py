@@ -21,6 +21,8 @@ from transformers import (
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils.peft_utils import check_peft_version
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.model.encoders import describe_encoder, embed, load_encoder
@@ -288,6 +290,10 @@ def with_lora(way: str) -> nn.Module:
     encoder = tiny.tiny_bert()
     if way == "get_peft_model":
         return get_peft_model(encoder, config)
+    try:
+        check_peft_version(min_version=MIN_PEFT_VERSION)
+    except ValueError as error:  # transformers may ask for a PEFT that is not released yet
+        pytest.skip(f"transformers' add_adapter refuses the PEFT that is installed: {error}")
     encoder.add_adapter(config)
     return encoder
 
