@@ -232,6 +232,13 @@ class TestWaiting:
         assert over.stage_over
         assert f"{end:.0%} of the budget is used and stage 1 may use {end:.0%}" in over.reason
 
+    def test_nobody_waits_for_a_stage_that_ends_here(self) -> None:
+        rule = after_scouting()
+        assert rule.decide(seen(490, accuracy=(0.5, 0.9))).peak
+        over = rule.decide(seen(500, **LEADS))
+        assert (over.stage_over, over.reset, over.restore) == (True, (), None)
+        assert rule.withheld == ()
+
     def test_a_state_that_does_not_know_how_long_it_took_keeps_the_share(self) -> None:
         rule = adaptive()
         rule.decide(seen(150, **LEADS))

@@ -95,7 +95,11 @@ class Adaptive(Rule):
     def latest_end(self) -> float:
         """Later while a modality waits that learns so fast that it needs less of stage 2."""
         learnt_in = self.state.get("learnt_in")  # the states of older checkpoints do not have it
-        if learnt_in is None or not (self.may_extend and self.ends_early):
+        return self.max_unimodal_share if learnt_in is None else self._end_while_waiting(learnt_in)
+
+    def _end_while_waiting(self, learnt_in: float) -> float:
+        """`latest_end` while a modality waits that came to know nearly all in this share of the budget."""
+        if not (self.may_extend and self.ends_early):
             return self.max_unimodal_share
         return max(self.max_unimodal_share, min(1 - self.catch_up * learnt_in, MAX_SHARE_WHILE_WAITING))
 
@@ -150,6 +154,8 @@ class Adaptive(Rule):
         accuracy = reading.accuracy[leader]
         if accuracy < self.saturation or not lead.is_clear(self.ratio, self.margin):
             return None
+        if reading.progress >= self._end_while_waiting(reading.progress) - 1e-9:
+            return None  # stage 1 ends here: there is nothing left to wait for
         self.state |= {"waiting": leader, "learnt_in": reading.progress, "scouting": False}
         self.state |= {"best_accuracy": None, "not_risen": 0}  # of others than before
         reason = (
