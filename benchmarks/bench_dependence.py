@@ -20,8 +20,8 @@ from environment import environment
 from tqdm import tqdm
 
 from ecsfusion import fast_pid
-from ecsfusion.rules.adaptive import Adaptive
-from ecsfusion.training.probe import shows_dependence
+from ecsfusion.controller.adaptive import Adaptive
+from ecsfusion.evaluation.probe import shows_dependence
 
 RESULTS = Path(__file__).parent / "results" / "dependence.jsonl"
 SIZES = (
@@ -58,7 +58,7 @@ def measure(rows: int, classes: int, seeds: int) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that these are few rows is the point
             pid = fast_pid(*views(rows, classes, seed), bootstrap=0, seed=seed)
-        found.append(float(pid.conditional_dependence))
+        found.append(float(pid.conditional_mutual_information))
         taken += found[-1] > max(float(pid.synergy_floor), THRESHOLD)
     return {
         "benchmark": "dependence",

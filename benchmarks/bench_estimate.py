@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from published import published_probe
 
-from ecsfusion.estimate import estimate, fast_pid
-from ecsfusion.pid import PID, decompose
+from ecsfusion.pid.decomposition import PID, decompose
+from ecsfusion.pid.estimate import estimate, fast_pid
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = (2, 6, 28, 101)
@@ -58,8 +58,8 @@ def noise(shape: str, samples: int, classes: int, seed: int) -> dict[str, Any]:
     elif shape == "anisotropic":
         rows = [x * np.logspace(0, -2, 64, dtype=np.float32) for x in rows]
     elif shape == "clustered":
-        centres = generator.normal(size=(2, 9, 64)).astype(np.float32)
-        rows = [0.3 * x + c[generator.integers(0, 9, samples)] for x, c in zip(rows, centres, strict=True)]
+        centers = generator.normal(size=(2, 9, 64)).astype(np.float32)
+        rows = [0.3 * x + c[generator.integers(0, 9, samples)] for x, c in zip(rows, centers, strict=True)]
     elif shape == "same twice":
         rows = [rows[0], rows[0]]
     labels = generator.choice(classes, samples, p=generator.dirichlet(np.full(classes, 5.0)))

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from published import published_probe
 from scipy.stats import spearmanr
 
-from ecsfusion.estimate import fast_pid
+from ecsfusion.pid.estimate import fast_pid
 
 RESULTS = Path(__file__).parent / "results"
 AMOUNTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)

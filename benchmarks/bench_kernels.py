@@ -84,23 +84,23 @@ def measure_project(sizes: Sizes, device: torch.device) -> Iterator[Line]:
 
 
 def measure_nearest(sizes: Sizes, device: torch.device) -> Iterator[Line]:
-    """Points to the nearest of K centres, against N and against K."""
+    """Points to the nearest of K centers, against N and against K."""
     shapes = [(n, sizes.k) for n in sizes.points] + [(sizes.points[-2], k) for k in sizes.clusters]
     for n, k in dict.fromkeys(shapes):
         points = torch.randn(1, n, sizes.d, device=device)
-        centres = torch.randn(1, k, sizes.d, device=device)
-        labels, distances = nearest(points, centres)
+        centers = torch.randn(1, k, sizes.d, device=device)
+        labels, distances = nearest(points, centers)
         yield {
             "benchmark": "nearest",
             "shape": {"N": n, "K": k, "d": sizes.d},
             "bytes": sum(t.numel() * t.element_size() for t in (points, labels, distances)),
-            "work": lambda p=points, c=centres: nearest(p, c),
-            "baselines": {"torch": lambda p=points, c=centres: torch.cdist(p, c).min(-1)},
+            "work": lambda p=points, c=centers: nearest(p, c),
+            "baselines": {"torch": lambda p=points, c=centers: torch.cdist(p, c).min(-1)},
         }
 
 
 def measure_seed(sizes: Sizes, device: torch.device) -> Iterator[Line]:
-    """k-means++ seeding of K centres."""
+    """k-means++ seeding of K centers."""
     for n in sizes.points[:-1]:
         points = torch.randn(1, n, sizes.d, device=device)
         yield {
@@ -117,32 +117,32 @@ def measure_step(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     for d in sizes.dimensions:
         points = torch.randn(1, sizes.step_points, d, device=device)
         for k in sizes.clusters:
-            centres = points[:, :k].clone()
+            centers = points[:, :k].clone()
             yield {
                 "benchmark": "kmeans step",
                 "shape": {"N": sizes.step_points, "K": k, "d": d},
                 "bytes": 4 * points.numel(),
-                "work": lambda p=points, c=centres, n=1: lloyd(p, c, max_iterations=n, tolerance=NEVER),
+                "work": lambda p=points, c=centers, n=1: lloyd(p, c, max_iterations=n, tolerance=NEVER),
                 "iterations": ITERATIONS,
                 "baselines": {
-                    "torch": lambda p=points, c=centres, n=1: torch_kmeans(p[0], c[0], n),
-                    **other_kmeans(points, centres),
+                    "torch": lambda p=points, c=centers, n=1: torch_kmeans(p[0], c[0], n),
+                    **other_kmeans(points, centers),
                 },
             }
 
 
-def torch_kmeans(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
+def torch_kmeans(points: Tensor, centers: Tensor, iterations: int) -> Tensor:
     """Lloyd's iterations as one writes them: cdist, argmin, index_add."""
     ones = torch.ones_like(points[:, 0])
     for _ in range(iterations):
-        labels = torch.cdist(points, centres).argmin(-1)
-        sums = torch.zeros_like(centres).index_add_(0, labels, points)
-        sizes = torch.zeros_like(centres[:, 0]).index_add_(0, labels, ones).unsqueeze(-1)
-        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
-    return centres
+        labels = torch.cdist(points, centers).argmin(-1)
+        sums = torch.zeros_like(centers).index_add_(0, labels, points)
+        sizes = torch.zeros_like(centers[:, 0]).index_add_(0, labels, ones).unsqueeze(-1)
+        centers = torch.where(sizes > 0, sums / sizes.clamp_min(1), centers)
+    return centers
 
 
-def other_kmeans(points: Tensor, centres: Tensor) -> dict[str, Callable[..., Any]]:
+def other_kmeans(points: Tensor, centers: Tensor) -> dict[str, Callable[..., Any]]:
     """flash-kmeans and cuML, where they are installed and there is a GPU."""
     found: dict[str, Callable[..., Any]] = {}
     if not points.is_cuda:
@@ -151,8 +151,8 @@ def other_kmeans(points: Tensor, centres: Tensor) -> dict[str, Callable[..., Any
         from flash_kmeans import batch_kmeans_Euclid
 
         def flash(n: int = 1) -> Any:
-            k = centres.shape[1]
-            return batch_kmeans_Euclid(points, k, max_iters=n, tol=NEVER, init_centroids=centres)
+            k = centers.shape[1]
+            return batch_kmeans_Euclid(points, k, max_iters=n, tol=NEVER, init_centroids=centers)
 
         found["flash-kmeans"] = flash
     except ImportError:
@@ -161,7 +161,7 @@ def other_kmeans(points: Tensor, centres: Tensor) -> dict[str, Callable[..., Any
         import cupy
         from cuml.cluster import KMeans
 
-        rows, start = cupy.from_dlpack(points[0]), cupy.from_dlpack(centres[0])
+        rows, start = cupy.from_dlpack(points[0]), cupy.from_dlpack(centers[0])
 
         def cuml(n: int = 1) -> Any:
             return KMeans(len(start), init=start, n_init=1, max_iter=n, tol=1e-30).fit(rows)
@@ -216,8 +216,8 @@ def random_tables(count: int, k: int, classes: int, samples: int, device: torch.
     shared = torch.randn(count, samples, 4) / 2
     cells = []
     for _ in range(2):
-        centres = torch.randn(count, classes, 4)
-        rows = torch.gather(centres, 1, labels.unsqueeze(-1).expand(-1, -1, 4)) + shared
+        centers = torch.randn(count, classes, 4)
+        rows = torch.gather(centers, 1, labels.unsqueeze(-1).expand(-1, -1, 4)) + shared
         rows = rows + torch.randn(count, samples, 4)
         cells.append(reference.nearest(rows, rows[:, :k])[0])
     counts = reference.histogram(cells[0].long(), cells[1].long(), labels, k, k, classes)

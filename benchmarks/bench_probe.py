@@ -6,7 +6,7 @@ writes benchmarks/results/probe.jsonl, one JSON line per measurement (a median i
 baseline and the speedup over it), and draws benchmarks/results/probe.png: the cost against N, D, K and C.
 
 The way "call" is `fast_pid` as a user calls it, with its checks and the read of the result; "graph replay" is
-`probe_tensors` captured in a CUDA graph. Both find the clusters, count, solve, and correct with 32 permutation
+`pid_tensors` captured in a CUDA graph. Both find the clusters, count, solve, and correct with 32 permutation
 replicates, without bootstrap. The published way (`published.py`) moves the embeddings to the host for scikit-learn's
 PCA and k-means and solves on the device; as published it takes 1280 of the rows, here also all. "probe part" lines
 are the steps of a call, one by one.
@@ -30,14 +30,14 @@ from ecsfusion_kernels import histogram
 from environment import environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from published import MOST_SAMPLES, published_histogram, published_solver
+from published import MAX_SAMPLES, published_histogram, published_solver
 from timing import Timing, timed
 from torch import Tensor
 
-from ecsfusion.discretize import Questions
-from ecsfusion.estimate import MOST_ITERATIONS, fast_pid, probe_tensors
-from ecsfusion.information.correction import correct
-from ecsfusion.pid import decompose_tensors
+from ecsfusion.pid.correction import correct
+from ecsfusion.pid.decomposition import decompose_tensors
+from ecsfusion.pid.discretize import ModalityPairs
+from ecsfusion.pid.estimate import MAX_ITERATIONS, fast_pid, pid_tensors
 
 RESULTS = Path(__file__).parent / "results"
 PERMUTATIONS, TOLERANCE = 32, 1e-3
@@ -63,14 +63,14 @@ def sizes(smoke: bool, rows: int) -> tuple[Size, list[Size]]:
 
 
 def modalities(size: Size, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Two matrices (N, D) bfloat16 around the centres of C classes, and the classes (N,)."""
+    """Two matrices (N, D) bfloat16 around the centers of C classes, and the classes (N,)."""
     generator = torch.Generator(device).manual_seed(0)
     labels = torch.randint(size["C"], (size["N"],), generator=generator, device=device)
     named = {}
     for name in ("image", "audio"):
-        centres = torch.randn(size["C"], size["D"], generator=generator, device=device)
+        centers = torch.randn(size["C"], size["D"], generator=generator, device=device)
         noise = torch.randn(size["N"], size["D"], generator=generator, device=device)
-        named[name] = (0.2 * centres[labels] + noise).to(torch.bfloat16)
+        named[name] = (0.2 * centers[labels] + noise).to(torch.bfloat16)
     return named, labels
 
 
@@ -95,11 +95,11 @@ def measure_ways(size: Size, device: torch.device, seconds: float) -> Iterator[t
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(3):
-            probe_tensors(named, labels, **options(size))
+            pid_tensors(named, labels, **options(size))
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = probe_tensors(named, labels, **options(size))
+        found = pid_tensors(named, labels, **options(size))
     graph.replay()
     if int(found.counted.min()) != size["N"]:
         raise RuntimeError(f"the replay counted {int(found.counted.min())} of {size['N']} rows")
@@ -107,20 +107,20 @@ def measure_ways(size: Size, device: torch.device, seconds: float) -> Iterator[t
 
 
 def measure_parts(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
-    """The steps of `probe_tensors`, one by one, each launched eagerly."""
+    """The steps of `pid_tensors`, one by one, each launched eagerly."""
     named, labels = modalities(size, device)
     clusters, number = size["K"], size["N"]
-    questions = Questions.fit(named, clusters, size["d"], 0)
+    questions = ModalityPairs.fit(named, clusters, size["d"], 0)
     first, second = questions.assign(named)
     counts = histogram(first, second, labels, clusters, clusters, size["C"]).double()
     table = counts / number
-    plugin = decompose_tensors(table, TOLERANCE, MOST_ITERATIONS)
+    plugin = decompose_tensors(table, TOLERANCE, MAX_ITERATIONS)
     single, redundancy = plugin.mutual_information[0], plugin.redundancy[0]
     steps: dict[str, Callable[[], Any]] = {
-        "fit": lambda: Questions.fit(named, clusters, size["d"], 0),
+        "fit": lambda: ModalityPairs.fit(named, clusters, size["d"], 0),
         "assign": lambda: questions.assign(named),
         "histogram": lambda: histogram(first, second, labels, clusters, clusters, size["C"]),
-        "decompose": lambda: decompose_tensors(table, TOLERANCE, MOST_ITERATIONS),
+        "decompose": lambda: decompose_tensors(table, TOLERANCE, MAX_ITERATIONS),
         "correct": lambda: correct(counts[0], number, single, redundancy, PERMUTATIONS, 0),
     }
     for name, step in steps.items():
@@ -130,7 +130,7 @@ def measure_parts(size: Size, device: torch.device, seconds: float) -> Iterator[
 def measure_published(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
     """The published way on the 1280 rows that it takes, and on all."""
     named, labels = modalities(size, device)
-    for rows in sorted({min(MOST_SAMPLES, size["N"]), size["N"]}):
+    for rows in sorted({min(MAX_SAMPLES, size["N"]), size["N"]}):
 
         def work(rows: int = rows) -> None:
             chosen = [x[:rows].float().cpu().numpy() for x in named.values()]

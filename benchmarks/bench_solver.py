@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from published import measure, published_solver
 from torch import Tensor
 
-from ecsfusion.pid import decompose
+from ecsfusion.pid.decomposition import decompose
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = [
@@ -47,7 +47,7 @@ BATCH, BATCH_PUBLISHED = 256, 8
 
 
 def histograms(count: int, clusters: int, classes: int, samples: int, seed: int = 0) -> Tensor:
-    """Counts (count, K, K, C): two noisy views of a class centre and of a shared nuisance, cut into Voronoi cells."""
+    """Counts (count, K, K, C): two noisy views of a class center and of a shared nuisance, cut into Voronoi cells."""
     generator = np.random.default_rng(seed)
     tables = np.zeros((count, clusters, clusters, classes))
     for table in tables:
@@ -56,8 +56,8 @@ def histograms(count: int, clusters: int, classes: int, samples: int, seed: int 
         cells = []
         for _ in range(2):
             rows = generator.normal(size=(classes, 4))[labels] + generator.normal(size=(samples, 4)) + shared
-            centres = rows[generator.choice(samples, clusters, replace=False)]
-            cells.append((rows @ centres.T - 0.5 * (centres**2).sum(-1)).argmax(-1))
+            centers = rows[generator.choice(samples, clusters, replace=False)]
+            cells.append((rows @ centers.T - 0.5 * (centers**2).sum(-1)).argmax(-1))
         np.add.at(table, (*cells, labels), 1)
     return torch.from_numpy(tables)
 

@@ -31,7 +31,7 @@ GROUP = 131_072
 def write(path: Path, rows: int) -> None:
     """Modality 1 knows the class with 70 % probability, modality 2 its parity with 90 %."""
     generator = np.random.default_rng(0)
-    centres = [2 * generator.normal(size=(CLASSES, d)) for d in DIMENSIONS]
+    centers = [2 * generator.normal(size=(CLASSES, d)) for d in DIMENSIONS]
     schema = pa.schema(
         [
             ("label", pa.int16()),
@@ -45,8 +45,8 @@ def write(path: Path, rows: int) -> None:
             known = np.where(generator.random(number) < 0.7, label, generator.integers(0, CLASSES, number))
             parity = np.where(generator.random(number) < 0.9, label % 2, 1 - label % 2)
             columns = [pa.array(label.astype(np.int16))]
-            for state, centre, d in zip((known, parity), centres, DIMENSIONS, strict=True):
-                points = centre[state] + generator.standard_normal((number, d), dtype=np.float32)
+            for state, center, d in zip((known, parity), centers, DIMENSIONS, strict=True):
+                points = center[state] + generator.standard_normal((number, d), dtype=np.float32)
                 columns.append(
                     pa.FixedSizeListArray.from_arrays(pa.array(points.astype(np.float16).ravel()), d)
                 )

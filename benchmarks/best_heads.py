@@ -26,8 +26,9 @@ from torch.nn import functional as F  # noqa: N812
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
 
 from ecsfusion import FusionTrainer
-from ecsfusion.readout import FUSED, Readout, expected_calibration_error
-from ecsfusion.training.evaluation import Evaluation
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.model.names import FUSED
+from ecsfusion.model.readout import Readout, expected_calibration_error
 from hf_recipes.run import prepare
 
 RESULTS = Path(__file__).parent / "results" / "best_heads.jsonl"

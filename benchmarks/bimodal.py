@@ -2,18 +2,16 @@
 
 Modality r of a sample of class j shows its class with strength z in [1, 2], but with probability 1/K, independently in
 each modality, hardly at all (under 0.02); other classes show now and then, under 0.1. The network is that of
-`ecsfusion.competition`, trained on all samples at every step.
+`benchmarks.competition`, trained on all samples at every step.
 """
 
 import math
 from typing import NamedTuple
 
 import torch
+from competition import competitive_strength, smoothed_relu
 from torch import Tensor
 from torch.nn.functional import one_hot
-
-from ecsfusion import competitive_strength
-from ecsfusion.competition import smoothed_relu
 
 MODALITIES = 2
 ORDER, THRESHOLD = 3, 0.5

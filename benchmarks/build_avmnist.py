@@ -55,7 +55,7 @@ SIZES = {
     "full": {"train": 1600, "validation": 250, "test": 400},
 }
 POOL = 500  # training images of each digit that only validation may use
-MOST_BYTES = 1 << 26  # of an idx file, unpacked: MNIST's largest has 47 million
+MAX_BYTES = 1 << 26  # of an idx file, unpacked: MNIST's largest has 47 million
 NUM_TRAINING_IMAGES = 60_000  # test images are numbered from here
 TAKES = {"train": range(10, 50), "validation": range(5, 10), "test": range(5)}
 FOLDS = {"train": (1, 2, 3), "validation": (4,), "test": (5,)}
@@ -137,9 +137,9 @@ def read_idx(path: Path) -> np.ndarray:
     """The array in an idx file of unsigned bytes, packed by gzip or not."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         zeros, kind, rank = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{rank}I", content, 4)
         if (zeros, kind) != (0, 8):

@@ -1,13 +1,13 @@
 """The controller under stress: how soon does it react, how often wrongly, and what does that do to accuracy?
 
     OMP_NUM_THREADS=1 python benchmarks/controller_response.py simulated     # a minute
-    OMP_NUM_THREADS=1 python benchmarks/controller_response.py outlook       # slow or weak? minutes
+    OMP_NUM_THREADS=1 python benchmarks/controller_response.py forecast       # slow or weak? minutes
     OMP_NUM_THREADS=1 python benchmarks/controller_response.py runs          # half an hour of one core
     python benchmarks/controller_response.py report                          # only tables and pictures
 
 *Runs*: real trainings in the middle of which something happens to one modality and passes (`stress/events.py`).
 *Simulated*: readings with noise straight into a rule (`stress/simulated.py`), with and without patience and hysteresis.
-*Outlook*: is a slow modality told from a weak one (`stress/outlooks.py`)? Lines go to
+*Forecast*: is a slow modality told from a weak one (`stress/forecasts.py`)? Lines go to
 benchmarks/results/controller_response.jsonl as they come, and what has been trained is not trained again; the tables
 are printed, the pictures are controller_response.png and controller_response_runs.png.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 from environment import environment
 from protocol.results import append_line, read_lines
-from stress import outlooks, runs, simulated
+from stress import forecasts, runs, simulated
 from stress.report import report
 from tqdm import tqdm
 
@@ -82,18 +82,18 @@ def simulate(path: Path, seed: int) -> None:
 
 
 def rate_outlooks(path: Path) -> None:
-    """How often the outlook is right on the recorded runs and on the fresh ones."""
-    fresh = [line["bits"] for line in read_lines(path) if line["part"] == "outlook run"]
-    groups = {"recorded": outlooks.recorded(comparison_lines()), "fresh": fresh}
-    found = [{"runs": name, **row} for name, bits in groups.items() for row in outlooks.rates(bits)]
-    replace_part(path, "outlook rates", found)
+    """How often the forecast is right on the recorded runs and on the fresh ones."""
+    fresh = [line["bits"] for line in read_lines(path) if line["part"] == "forecast run"]
+    groups = {"recorded": forecasts.recorded(comparison_lines()), "fresh": fresh}
+    found = [{"runs": name, **row} for name, bits in groups.items() for row in forecasts.rates(bits)]
+    replace_part(path, "forecast rates", found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("simulated", "outlook", "runs", "report"))
+    parser.add_argument("part", choices=("simulated", "forecast", "runs", "report"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
@@ -102,9 +102,9 @@ def main() -> None:
     path = args.output / FILE
     if args.part == "simulated":
         simulate(path, seed=0)
-    elif args.part == "outlook":
-        plan = outlooks.plan(args.seeds)
-        train_missing(path, "outlook run", ("case", "rate", "seed"), outlooks.fresh_run, plan, args.jobs)
+    elif args.part == "forecast":
+        plan = forecasts.plan(args.seeds)
+        train_missing(path, "forecast run", ("case", "rate", "seed"), forecasts.fresh_run, plan, args.jobs)
         rate_outlooks(path)
     elif args.part == "runs":
         plan = runs.plan(range(args.seeds))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ecsfusion.pid import decompose
+from ecsfusion.pid.decomposition import decompose
 
 KINDS = ("unique", "redundant", "synergy")
 

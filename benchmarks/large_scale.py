@@ -84,9 +84,9 @@ WEIGHT_DECAY = 0.05
 SMOKE = {"rows": 64, "epochs": 3.0, "batch_size": 16, "evaluations": 6, "learning_rate": 1e-3}
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TINY_PIXELS = 32
-FEWEST_ROWS = 60
+MIN_ROWS = 60
 """Of validation and test, where --rows asks for few: a probe needs four of each class."""
-MOST_WORKERS = 14
+MAX_WORKERS = 14
 PREFETCH = 2
 """Batches that each worker makes ahead."""
 
@@ -557,7 +557,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image-encoder", help="name on the Hub or folder (ViT-B with random weights)")
     parser.add_argument("--audio-encoder", help="name on the Hub or folder (AST-B with random weights)")
     parser.add_argument(
-        "--workers", type=int, help=f"of the data loader (one per core, {MOST_WORKERS} at most)"
+        "--workers", type=int, help=f"of the data loader (one per core, {MAX_WORKERS} at most)"
     )
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines and the picture")
@@ -571,7 +571,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "learning_rate": 1e-4,
     }
     # The first core feeds the GPU.
-    defaults["workers"] = min(max((os.cpu_count() or 1) - 1, 0), MOST_WORKERS)
+    defaults["workers"] = min(max((os.cpu_count() or 1) - 1, 0), MAX_WORKERS)
     if args.smoke:
         if args.image_encoder or args.audio_encoder:
             parser.error("--smoke has encoders of its own; leave --image-encoder and --audio-encoder out")
@@ -612,7 +612,7 @@ def main() -> None:
         path.unlink(missing_ok=True)
     numbers = dict.fromkeys(SPLITS, args.rows)
     if args.rows is not None:
-        numbers |= dict.fromkeys(SPLITS[1:], max(args.rows // 4, FEWEST_ROWS))
+        numbers |= dict.fromkeys(SPLITS[1:], max(args.rows // 4, MIN_ROWS))
     splits = {split: Rows(data_file(f"avmnist/full/{split}.parquet"), numbers[split]) for split in SPLITS}
     settings = settings_of(args)
     lines = [

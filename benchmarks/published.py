@@ -20,8 +20,8 @@ from torch import Tensor
 LEARNING_RATE = 0.1
 RESCALINGS = 10
 SMALLEST_CHANGE = 1e-5
-MOST_STEPS = 2000
-MOST_SAMPLES = 1280
+MAX_STEPS = 2000
+MAX_SAMPLES = 1280
 COMPONENTS = 5
 CLUSTERS = 20
 TINY = 1e-12  # keeps logarithms and divisions finite in float32
@@ -51,7 +51,7 @@ def published_solver(joint: Tensor, watch: Callable[[int, Tensor], None] | None 
     optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE)
     last = torch.full_like(q0, torch.inf)
     step = 0
-    for step in range(1, MOST_STEPS + 1):
+    for step in range(1, MAX_STEPS + 1):
         q = torch.softmax(logits.flatten(), 0).view_as(p)
         for _ in range(RESCALINGS):
             q = q * (p1y / q.sum(1).clamp_min(TINY)).unsqueeze(1)
@@ -97,7 +97,7 @@ def published_probe(
 ) -> PublishedPID:
     """The published probe of two modalities (N, D1) and (N, D2) with class indices (N,); `seconds` is the whole."""
     start = time.perf_counter()
-    chosen = np.random.default_rng(seed).permutation(len(labels))[:MOST_SAMPLES]
+    chosen = np.random.default_rng(seed).permutation(len(labels))[:MAX_SAMPLES]
     table = published_histogram(embeddings1[chosen], embeddings2[chosen], labels[chosen], seed)
     pid = published_solver(table)
     return PublishedPID(**{**pid.__dict__, "seconds": time.perf_counter() - start})

@@ -44,7 +44,7 @@ from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.utils import logging
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion.rules.decision import Decision, Reading, Rule
+from ecsfusion.controller.rule import Decision, Reading, Rule
 
 RESULTS = Path(__file__).parent / "results"
 STEPS_PER_PROBE = 5
@@ -98,7 +98,7 @@ class Restless(Rule):
         """Stage 1, which is half of the run."""
         count = self._count()
         if self.length.share(count) >= 0.5:
-            return self.hand_over(reading, "half of the run is over")
+            return self.end_stage(reading, "half of the run is over")
         if count % 7 == 0:
             self.mark_peak(reading)
         reset = [self.modalities[count % len(self.modalities)]] if count % 25 == 0 else []

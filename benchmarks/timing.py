@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-MOST_RUNS = 200
-LEAST_RUNS = 5
+MAX_RUNS = 200
+MIN_RUNS = 5
 SLOW = 3.0  # seconds
 FLUSH = 256 * 2**20  # bytes, several times the largest L2 cache
 
@@ -28,7 +28,7 @@ def timed(work: Callable[[], Any], device: torch.device, seconds: float = 1.0) -
     """
     start = time.perf_counter()
     work()
-    least = LEAST_RUNS
+    least = MIN_RUNS
     if time.perf_counter() - start > SLOW:
         least = 2
     else:
@@ -54,7 +54,7 @@ def timed(work: Callable[[], Any], device: torch.device, seconds: float = 1.0) -
 
     runs = [once()]
     until = time.perf_counter() + seconds
-    while len(runs) < least or (time.perf_counter() < until and len(runs) < MOST_RUNS):
+    while len(runs) < least or (time.perf_counter() < until and len(runs) < MAX_RUNS):
         runs.append(once())
     quartiles = statistics.quantiles(runs, n=4)
     return Timing(statistics.median(runs), (quartiles[2] - quartiles[0]) / 2)

@@ -1,56 +1,72 @@
 """Two-stage multimodal training, steered by partial information decomposition (arXiv 2509.20840).
 
-Names are loaded when they are first used: measuring information does not import the Trainer.
+A name is loaded when it is first used: measuring information does not import the Trainer.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecsfusion.competition import competitive_strength
-    from ecsfusion.controller import Decision, Reading, Rule, make_rule
+    from ecsfusion.controller.registry import make_rule
+    from ecsfusion.controller.rule import Decision, Reading, Rule
     from ecsfusion.data.arrays import ArrayProcessor
-    from ecsfusion.estimate import fast_pid, fast_pids, probe_tensors
-    from ecsfusion.gradient import cluster_centres, differentiable_pid, soft_assignments, soft_joint
-    from ecsfusion.modeling import FusionConfig, FusionForClassification, FusionOutput
-    from ecsfusion.pid import PID, decompose
+    from ecsfusion.metrics import ModalityAccuracy, PIDMetric
+    from ecsfusion.model.configuration import FusionConfig
+    from ecsfusion.model.readout import Readout
+    from ecsfusion.modeling import FusionForClassification, FusionOutput
+    from ecsfusion.pid.decomposition import PID, decompose
+    from ecsfusion.pid.differentiable import cluster_centers, differentiable_pid, soft_assignments, soft_joint
+    from ecsfusion.pid.estimate import FewSamplesWarning, fast_pid, fast_pids, pid_tensors
     from ecsfusion.processing import FusionCollator, FusionProcessor
-    from ecsfusion.readout import Readout
+    from ecsfusion.reporting.hub import NotPublishedError
+    from ecsfusion.strategies import make_strategy
+    from ecsfusion.strategies.strategy import Strategy
     from ecsfusion.trainer import FusionTrainer
+    from ecsfusion.training.divergence import DivergenceError
+    from ecsfusion.training.saving import SavingError
     from ecsfusion.training_args import FusionTrainingArguments
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "PID": "pid",
+    "PID": "pid.decomposition",
     "ArrayProcessor": "data.arrays",
-    "Decision": "controller",
+    "Decision": "controller.rule",
+    "DivergenceError": "training.divergence",
+    "FewSamplesWarning": "pid.estimate",
     "FusionCollator": "processing",
-    "FusionConfig": "modeling",
+    "FusionConfig": "model.configuration",
     "FusionForClassification": "modeling",
     "FusionOutput": "modeling",
     "FusionProcessor": "processing",
     "FusionTrainer": "trainer",
     "FusionTrainingArguments": "training_args",
-    "Readout": "readout",
-    "Reading": "controller",
-    "Rule": "controller",
-    "decompose": "pid",
-    "fast_pid": "estimate",
-    "fast_pids": "estimate",
-    "cluster_centres": "gradient",
-    "competitive_strength": "competition",
-    "differentiable_pid": "gradient",
-    "make_rule": "controller",
-    "probe_tensors": "estimate",
-    "soft_assignments": "gradient",
-    "soft_joint": "gradient",
+    "ModalityAccuracy": "metrics",
+    "NotPublishedError": "reporting.hub",
+    "PIDMetric": "metrics",
+    "Readout": "model.readout",
+    "Reading": "controller.rule",
+    "Rule": "controller.rule",
+    "SavingError": "training.saving",
+    "Strategy": "strategies.strategy",
+    "cluster_centers": "pid.differentiable",
+    "decompose": "pid.decomposition",
+    "differentiable_pid": "pid.differentiable",
+    "fast_pid": "pid.estimate",
+    "fast_pids": "pid.estimate",
+    "make_rule": "controller.registry",
+    "make_strategy": "strategies",
+    "pid_tensors": "pid.estimate",
+    "soft_assignments": "pid.differentiable",
+    "soft_joint": "pid.differentiable",
 }
 
 __all__ = [
     "PID",
     "ArrayProcessor",
     "Decision",
+    "DivergenceError",
+    "FewSamplesWarning",
     "FusionCollator",
     "FusionConfig",
     "FusionForClassification",
@@ -58,17 +74,22 @@ __all__ = [
     "FusionProcessor",
     "FusionTrainer",
     "FusionTrainingArguments",
+    "ModalityAccuracy",
+    "NotPublishedError",
+    "PIDMetric",
     "Reading",
     "Readout",
     "Rule",
-    "cluster_centres",
-    "competitive_strength",
+    "SavingError",
+    "Strategy",
+    "cluster_centers",
     "decompose",
     "differentiable_pid",
     "fast_pid",
     "fast_pids",
     "make_rule",
-    "probe_tensors",
+    "make_strategy",
+    "pid_tensors",
     "soft_assignments",
     "soft_joint",
 ]

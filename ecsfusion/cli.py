@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ecsfusion.information.stream import stream_pid
-from ecsfusion.information.tables import open_table
+from ecsfusion.data.embedding_files import open_table
+from ecsfusion.pid.stream import stream_pid
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,8 +16,8 @@ import evaluate
 import numpy as np
 import torch
 
-from ecsfusion.estimate import fast_pids
-from ecsfusion.information.inputs import as_embeddings, class_labels
+from ecsfusion.pid.estimate import fast_pids
+from ecsfusion.pid.inputs import as_embeddings, class_labels
 
 CITATION = """@article{bertschinger2014quantifying,
   title={Quantifying unique information},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ecsfusion.model.configuration import FusionConfig, check_modality_name
+from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.model.encoders import (
     OWN_MODULE,
     build_encoder,
@@ -22,11 +22,12 @@ from ecsfusion.model.encoders import (
     load_encoder,
     main_input,
 )
-from ecsfusion.model.fusion_heads import build_fusion_head
+from ecsfusion.model.fused_heads import build_fusion_head
+from ecsfusion.model.names import FUSED, check_modality_name
 from ecsfusion.model.pooling import embedding_dim
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
+from ecsfusion.model.readout import Readout
 from ecsfusion.model.rows import rows_present, size_and_device, spread, take
-from ecsfusion.readout import FUSED, Readout
 
 STAGES = ("unimodal", "joint")
 MACHINE_WORDS = ("memory", "CUDA", "cuDNN", "CUBLAS", "NCCL", "HIP", "Triton")
@@ -40,7 +41,7 @@ class FusionOutput(ModelOutput):
         loss: scalar, when labels are given: of the logits below.
         logits: (B, C), of the fused head.
         unimodal_logits: (B, C) per modality that was run; NaN in rows without it. In evaluation those of its second
-            encoder and head, where the model has them (`set_standalone`).
+            encoder and head, where the model has them (`set_best_heads`).
         embeddings: (B, D_m) per modality that was run; NaN in rows without it.
         present: (B,) bool per modality that was run, which rows have it.
         probabilities: (B, C), calibrated combination of all heads; only when the model carries a readout.
@@ -69,7 +70,7 @@ class FusionForClassification(PreTrainedModel):
     - Its encoder does not see rows that lack it, so such rows leave no trace in its gradient or its batch statistics.
     - A row's loss is summed over the heads of the modalities that it has, and the fused head's; the loss of a batch is
       the mean over all its rows. So it does not matter which rows share a batch.
-    - What the fused head makes of such rows: see `ecsfusion.model.fusion_heads`.
+    - What the fused head makes of such rows: see `ecsfusion.model.fused_heads`.
     - The readout combines, row by row, the heads of the modalities present, and the fused one if none is missing.
     - A probe takes the rows that have every modality.
 
@@ -115,11 +116,11 @@ class FusionForClassification(PreTrainedModel):
         self.fusion = build_fusion_head(
             config.fusion, config.fusion_options, dims, config.num_labels, own_fusion
         )
-        self.standalone = nn.ModuleDict()
-        for name in config.standalone:
+        self.best_heads = nn.ModuleDict()
+        for name in config.best_heads:
             own = copy.deepcopy(own_encoders.get(name))
             encoder = build_encoder(name, config.encoders[name], config.adapters.get(name), own)
-            self.standalone[name] = _standalone(encoder, nn.Linear(dims[name], config.num_labels))
+            self.best_heads[name] = _best_heads(encoder, nn.Linear(dims[name], config.num_labels))
         self.label_smoothing = 0.0
         self.stage = config.stage
         self.fuses_early = False
@@ -159,7 +160,7 @@ class FusionForClassification(PreTrainedModel):
             num_labels: number of classes C; taken from `id2label` when that is given.
             id2label, label2id: names of the classes, one or both.
             fusion: name of the fused head, "concatenation", "mlp", "gated-sum", "cross-attention", "transformer",
-                "late-average" or "entropy-average", or a module of one's own (see `ecsfusion.model.fusion_heads`).
+                "late-average" or "entropy-average", or a module of one's own (see `ecsfusion.model.fused_heads`).
             trust_remote_code: run code that comes with a model on the Hub; off by default.
             **config_kwargs: further fields of [`FusionConfig`], such as `problem_type` and `fusion_options`.
 
@@ -246,9 +247,9 @@ class FusionForClassification(PreTrainedModel):
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for modality in set(_own_modalities(model.config)) & set(model.config.standalone):
+        for modality in set(_own_modalities(model.config)) & set(model.config.best_heads):
             for name, value in _unsaved_buffers(model.encoders[modality]):
-                model.standalone[modality]["encoder"].get_buffer(name).copy_(value)
+                model.best_heads[modality]["encoder"].get_buffer(name).copy_(value)
         # It also makes every weight that it loads trainable: those below adapters, Whisper's positions, one's own.
         for key in model._built_frozen:
             model.get_parameter(key).requires_grad_(False)
@@ -333,23 +334,23 @@ class FusionForClassification(PreTrainedModel):
                 if not trains:
                     parameter.grad = None
 
-    def set_standalone(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def set_best_heads(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Answer for these modalities alone by copies of their encoders and heads with these weights.
 
         Args:
             weights: by modality, named as in `ModuleDict({"encoder": ..., "head": ...})`; none for no copies at all.
         """
-        self.standalone = nn.ModuleDict()
+        self.best_heads = nn.ModuleDict()
         for name, values in weights.items():
-            part = _standalone(copy.deepcopy(self.encoders[name]), copy.deepcopy(self.heads[name]))
+            part = _best_heads(copy.deepcopy(self.encoders[name]), copy.deepcopy(self.heads[name]))
             part.load_state_dict(values)
-            self.standalone[name] = part
-        self.config.standalone = list(weights)
+            self.best_heads[name] = part
+        self.config.best_heads = list(weights)
 
     def train(self, mode: bool = True) -> FusionForClassification:
         """As `nn.Module.train`; a frozen encoder keeps its batch statistics as they are."""
         super().train(mode)
-        self.standalone.eval()
+        self.best_heads.eval()
         for name in self.frozen:
             self.encoders[name].eval()
         return self
@@ -487,8 +488,8 @@ class FusionForClassification(PreTrainedModel):
         # Stage 1 trains no fusion: running it there would only put an unused head into the graph.
         logits = None if unimodal_training or not running else self.fuse(embeddings, unimodal_logits, masks)
         if not self.training:
-            for name in (name for name in running if name in self.standalone):
-                mask, part = rows[name], cast("nn.ModuleDict", self.standalone[name])
+            for name in (name for name in running if name in self.best_heads):
+                mask, part = rows[name], cast("nn.ModuleDict", self.best_heads[name])
                 index = None if mask is None else mask.nonzero()[:, 0]
                 _, z = self._run(name, given.get(name), index, part["encoder"], part["head"])
                 if labels is not None and len(z):  # the loss is that of the logits which are returned
@@ -591,7 +592,7 @@ class FusionForClassification(PreTrainedModel):
         return answer if self.problem_type == REGRESSION else answer.exp()
 
 
-def _standalone(encoder: nn.Module, head: nn.Module) -> nn.ModuleDict:
+def _best_heads(encoder: nn.Module, head: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict({"encoder": encoder, "head": head}).requires_grad_(False).eval()
 
 

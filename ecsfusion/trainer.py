@@ -19,19 +19,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import BestRun, IntervalStrategy, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ecsfusion.callbacks import ControllerCallback, FusionProgressCallback
 from ecsfusion.controller import Rule, make_rule
 from ecsfusion.data.columns import check_columns, check_has_rows
+from ecsfusion.evaluation.probe import metric_names
 from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.modeling import FusionConfig, FusionForClassification
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
-from ecsfusion.reporting.ending import ending
+from ecsfusion.reporting.run_summary import ending
 from ecsfusion.reporting.trajectory import plot_trajectory
 from ecsfusion.strategies import Strategy, make_strategy
 from ecsfusion.training.best_heads import folder_of, load_modality, quality, save_modality, why_not_kept
+from ecsfusion.training.callbacks import ControllerCallback, FusionProgressCallback
 from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.parameter_groups import parameters_by_part
-from ecsfusion.training.probe import metric_names
 from ecsfusion.training.processes import end_processes
 from ecsfusion.training.publishing import INITIAL_FOLDER, TRAJECTORY_FILE, UNIMODAL_FOLDER
 from ecsfusion.training.record import StageRecord, check_saved_record
@@ -53,7 +53,7 @@ class FusionTrainer(WatchingTrainer):
     (`keep_best_heads`), and the calibrated combination of all heads is fitted on the evaluation set and saved in the
     model's configuration. What the readings say against a run, such as a stage 1 that was too short or a modality that
     has memorized its rows, is said once in a sentence with the remedy, kept in `record.warnings`, and listed at the end
-    and in the model card (`ecsfusion.signatures`).
+    and in the model card (`ecsfusion.diagnostics`).
 
     Args:
         model: the model to train.
@@ -264,7 +264,7 @@ class FusionTrainer(WatchingTrainer):
                 f"{resume_from_checkpoint} was saved by an older version, which did not keep {', '.join(absent)}: "
                 "training goes on, and may end otherwise than it would have without the interruption."
             )
-        self.model.set_standalone({})  # of a model that was trained before; a checkpoint has none
+        self.model.set_best_heads({})  # of a model that was trained before; a checkpoint has none
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -275,7 +275,7 @@ class FusionTrainer(WatchingTrainer):
         self.model.label_smoothing = self.args.label_smoothing_factor
         self.model.config.auxiliary_weight = self.args.auxiliary_weight
         self.model.config.readout = None
-        self.model.set_standalone({})
+        self.model.set_best_heads({})
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
         if self.args.keep_best_heads:
@@ -369,7 +369,7 @@ class FusionTrainer(WatchingTrainer):
         else:
             for name in decision["reset"]:
                 self._reset_modality(name)
-        if decision["stage_over"]:
+        if decision["ends_stage"]:
             if decision["restore"] is not None:
                 self._restore_peak(decision["restore"])
             self._begin_joint_stage()
@@ -484,7 +484,7 @@ class FusionTrainer(WatchingTrainer):
             for name, step in steps.items()
             if step != self._final_step()
         }
-        self.model.set_standalone(weights)
+        self.model.set_best_heads(weights)
         return bool(weights)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -503,7 +503,7 @@ class FusionTrainer(WatchingTrainer):
             self.save_folder(UNIMODAL_FOLDER)
             config.step = config.readout = None
         pending = record.pending
-        if self.args.stages == "unimodal" and pending is not None and pending["stage_over"]:
+        if self.args.stages == "unimodal" and pending is not None and pending["ends_stage"]:
             if pending["restore"] is not None:
                 self._restore_peak(pending["restore"])
             record.pending = None

@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ecsfusion import FusionTrainingArguments
-from ecsfusion.model.fusion_heads import FUSION_HEADS
+from ecsfusion.model.fused_heads import FUSION_HEADS
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 PREPROCESS = ("ahead", "on-the-fly")
@@ -58,7 +58,7 @@ class RecipeArguments:
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
         skip_undecodable: leave out rows whose image, sound or text cannot be read, and say how many; by default the
             first of them is an error.
-        fusion: name of the fused head, see `ecsfusion.model.fusion_heads`.
+        fusion: name of the fused head, see `ecsfusion.model.fused_heads`.
         compare: "joint" to train the same model jointly, with the same budget, as well.
         modalities: what the model sees; from the YAML only.
     """

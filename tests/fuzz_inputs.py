@@ -36,21 +36,20 @@ from ecsfusion import (
     FusionProcessor,
     Reading,
     Readout,
-    cluster_centres,
-    competitive_strength,
+    cluster_centers,
     decompose,
     differentiable_pid,
     fast_pid,
     fast_pids,
     make_rule,
-    probe_tensors,
+    pid_tensors,
     soft_assignments,
     soft_joint,
 )
 from ecsfusion.controller import RULES
-from ecsfusion.information.inputs import as_tensor
 from ecsfusion.metrics import ModalityAccuracy, PIDMetric
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ecsfusion.pid.inputs import as_tensor
 from ecsfusion.processing import TensorCollator
 
 SECONDS = 30
@@ -299,7 +298,7 @@ def check_pid(pid: Any, classes: int | None = None) -> None:
             continue
         unique, single = part.unique, part.mutual_information
         values = [part.redundancy, unique, part.synergy, single, part.joint_mutual_information, part.gap]
-        values += [part.conditional_dependence]
+        values += [part.conditional_mutual_information]
         floors = [part.redundancy_floor, part.unique_floor, part.synergy_floor]
         for value in [*values, *(floor for floor in floors if floor is not None)]:
             assert value.isfinite().all(), part
@@ -387,7 +386,7 @@ def case_probe_tensors(draw: Draw) -> str:
     labels = odd_labels(draw, rows)
     options = {key: value for key, value in pid_options(draw).items() if key != "bins"}
     options["num_classes"] = draw(mostly(st.integers(1, 6), st.sampled_from([0, -1, None, "2", 10**12])))
-    found = attempt(lambda: probe_tensors(embeddings, labels, **options), *PID_WORDS, *REPLICATES)
+    found = attempt(lambda: pid_tensors(embeddings, labels, **options), *PID_WORDS, *REPLICATES)
     if found is None:
         return "error"
     whole = found.counted == rows
@@ -455,7 +454,7 @@ def case_differentiable_pid(draw: Draw) -> str:
 
 
 def case_soft_clusters(draw: Draw) -> str:
-    """`cluster_centres`, `soft_assignments`, `soft_joint` and the decomposition of their table, with its gradient."""
+    """`cluster_centers`, `soft_assignments`, `soft_joint` and the decomposition of their table, with its gradient."""
     rows = some_rows(draw)
     sides = [odd_matrix(draw, rows) for _ in range(2)]
     clusters = draw(mostly(st.integers(1, 6), st.sampled_from([0, -1, 30, 2.5, "3", None, True])))
@@ -471,24 +470,24 @@ def case_soft_clusters(draw: Draw) -> str:
             value = value if value.is_complex() or value.device.type == "meta" else value.to_dense().float()
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided:
             value = value.detach().requires_grad_()
-        centres = attempt(
-            lambda value=value: cluster_centres(value, clusters, seed),
+        centers = attempt(
+            lambda value=value: cluster_centers(value, clusters, seed),
             "embeddings",
             "num_clusters",
             "random_seed",
         )
-        if centres is None:
+        if centers is None:
             return "error"
         assert is_finite(value)
-        assert centres.isfinite().all()
-        assert centres.shape == (clusters, value.shape[1])
+        assert centers.isfinite().all()
+        assert centers.shape == (clusters, value.shape[1])
         odd = draw(
-            mostly(st.just(centres), st.sampled_from([centres[:, :0], centres * math.nan, "abc", centres[0]]))
+            mostly(st.just(centers), st.sampled_from([centers[:, :0], centers * math.nan, "abc", centers[0]]))
         )
         assigned = attempt(
             lambda value=value, odd=odd: soft_assignments(value, odd, temperature),
             "embeddings",
-            "centres",
+            "centers",
             "temperature",
         )
         if assigned is None:
@@ -563,9 +562,14 @@ def case_readout(draw: Draw) -> str:
             ]
         )
         present = {draw(st.sampled_from([*names, "smell"])): draw(masks)}
-    withheld = draw(mostly(st.just(()), st.sampled_from([["image"], ["smell"], "image", None, 3])))
-    words = ("logits", "labels", "present", "problem_type", "withheld")
-    readout = attempt(lambda: Readout.fit(logits, labels, present, problem, withheld=withheld), *words)
+    excluded_from_readout = draw(
+        mostly(st.just(()), st.sampled_from([["image"], ["smell"], "image", None, 3]))
+    )
+    words = ("logits", "labels", "present", "problem_type", "excluded_from_readout")
+    readout = attempt(
+        lambda: Readout.fit(logits, labels, present, problem, excluded_from_readout=excluded_from_readout),
+        *words,
+    )
     if readout is None:
         return "error"
     again = Readout.from_dict(json.loads(json.dumps(readout.to_dict(), allow_nan=False)))
@@ -706,7 +710,7 @@ def case_rule(draw: Draw) -> str:
             floor=odd_values(draw, [*names, "redundancy", "synergy"]),
             accuracy=odd_values(draw, [*names, "fused"]),
             raw={"redundancy": 0.1, "synergy": odd_number(draw), "unique": odd_values(draw, names)},
-            conditional_dependence=odd_number(draw) if seldom(draw, 9) else 0.0,
+            conditional_mutual_information=odd_number(draw) if seldom(draw, 9) else 0.0,
         )
         decision = attempt(lambda reading=reading: rule.decide(reading), "reading")
         if decision is None:
@@ -717,7 +721,7 @@ def case_rule(draw: Draw) -> str:
         assert "nan" not in decision.reason
         state = json.loads(json.dumps(rule.state_dict(), allow_nan=False))
         rule.load_state_dict(state)
-        if decision.stage_over:
+        if decision.ends_stage:
             break
     return "result"
 
@@ -1040,40 +1044,6 @@ def case_model(draw: Draw) -> str:
 # ---- the rest ----
 
 
-def case_competitive_strength(draw: Draw) -> str:
-    classes, modalities, neurons = (draw(st.integers(1, 3)) for _ in range(3))
-    alignment: Any = laid_out(
-        numbers(
-            draw,
-            classes,
-            modalities,
-            neurons,
-            dtype=draw(st.sampled_from(FLOATS)),
-            kind=draw(st.sampled_from(KINDS)),
-        ),
-        draw(mostly(st.sampled_from(LAYOUTS[:5]), st.sampled_from(BAD_LAYOUTS))),
-    )
-    shape = draw(mostly(st.just((classes, modalities)), st.sampled_from([(classes,), (), (9, 9)])))
-    strength = numbers(draw, *shape, dtype=draw(st.sampled_from(FLOATS)), kind=draw(st.sampled_from(KINDS)))
-    negative = seldom(draw, 9)
-    strength = laid_out(
-        strength if negative else strength.abs(),
-        draw(mostly(st.sampled_from(LAYOUTS[:5]), st.sampled_from(BAD_LAYOUTS))),
-    )
-    if seldom(draw, 29):
-        alignment = torch.zeros(classes, modalities, 0)
-    count = draw(mostly(st.just(100), st.sampled_from([0, -1, "x", None, math.nan, 10**400])))
-    order = draw(mostly(st.sampled_from([3, 4]), st.sampled_from([2, 2.5, math.nan, "3", None, 10**400])))
-    threshold = draw(mostly(st.just(0.5), st.sampled_from([0.0, -1.0, math.nan, "x", 1e-300])))
-    words = ("alignment", "signal", "num_samples", "order", "threshold")
-    found = attempt(lambda: competitive_strength(alignment, strength, count, order, threshold), *words)
-    if found is None:
-        return "error"
-    assert found.isfinite().all()
-    assert (found >= 0).all()
-    return "result"
-
-
 def odd_references(draw: Draw, rows: int) -> Any:
     return odd_labels(draw, rows) if draw(st.booleans()) else [index % 2 for index in range(rows)]
 
@@ -1127,7 +1097,7 @@ def _close(value: float) -> Any:
 CASES: dict[str, Callable[[Draw], str]] = {
     "fast_pid": case_fast_pid,
     "fast_pids": case_fast_pids,
-    "probe_tensors": case_probe_tensors,
+    "pid_tensors": case_probe_tensors,
     "decompose": case_decompose,
     "differentiable_pid": case_differentiable_pid,
     "soft clusters": case_soft_clusters,
@@ -1138,7 +1108,6 @@ CASES: dict[str, Callable[[Draw], str]] = {
     "TensorCollator": case_tensor_collator,
     "ArrayProcessor": case_array_processor,
     "FusionForClassification": case_model,
-    "competitive_strength": case_competitive_strength,
     "PIDMetric": case_pid_metric,
     "ModalityAccuracy": case_accuracy_metric,
 }

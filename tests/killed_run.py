@@ -42,7 +42,7 @@ class Moves(Rule):
         if step == 8:
             self.mark_peak(reading)
         if step >= STAGE_CHANGE:
-            return self.hand_over(reading, "it is time")
+            return self.end_stage(reading, "it is time")
         return self.train(reading, ["left", "right"], "both")
 
 

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion import trainer as trainer_module
 from ecsfusion.controller import Decision, Reading, Rule, make_rule
-from ecsfusion.readout import FUSED
+from ecsfusion.model.names import FUSED
 from ecsfusion.training.best_heads import folder_of
 from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.publishing import INITIAL_FOLDER
@@ -34,7 +34,7 @@ LEADS = {"unique": (0.2, 0.9), "accuracy": (0.5, 0.97)}  # audio knows nearly al
 
 def seen(step: int, dependence: float = 0.0, **values: Any) -> Reading:
     """A reading of `test_controller`, whose floors are 0.05 bits, with a conditional dependence."""
-    return replace(reading(step, **values), conditional_dependence=dependence)
+    return replace(reading(step, **values), conditional_mutual_information=dependence)
 
 
 def adaptive(**options: Any) -> Rule:
@@ -52,9 +52,9 @@ class TestScouting:
         rule = adaptive()
         assert rule.fuses
         first = rule.decide(seen(10))
-        assert (rule.fuses, first.training, first.stage_over) == (True, TWO, False)
+        assert (rule.fuses, first.training, first.ends_stage) == (True, TWO, False)
         second = rule.decide(seen(20))
-        assert (rule.fuses, second.training, second.stage_over) == (False, TWO, False)
+        assert (rule.fuses, second.training, second.ends_stage) == (False, TWO, False)
         assert second.reason == (
             "all train, each alone: given the label, the modalities share 0.00 bits, not more than 0.15"
         )
@@ -83,7 +83,7 @@ class TestScouting:
     def test_it_is_over_when_the_share_is_used_up(self) -> None:
         rule = adaptive(max_unimodal_share=0.01)
         over = rule.decide(seen(10))
-        assert (over.stage_over, over.restore, over.peak) == (True, None, True)
+        assert (over.ends_stage, over.restore, over.peak) == (True, None, True)
         assert "1% of the budget is used" in over.reason
 
 
@@ -94,7 +94,7 @@ class TestDependence:
         # From the third reading on the accuracies are below the peak of the first two that train alone.
         run(rule, [seen(10 * (i + 1), accuracy=(0.9, 0.9)) for i in range(before)])
         over = rule.decide(seen(10 * (before + 1), dependence=0.16, accuracy=(0.3, 0.3)))
-        assert (over.stage_over, over.restore, over.peak, over.training) == (True, None, True, TWO)
+        assert (over.ends_stage, over.restore, over.peak, over.training) == (True, None, True, TWO)
         assert over.reason == (
             "stage 1 ends: given the label, the modalities share 0.16 bits, more than 0.15: the fused head has to "
             "learn from them together; stage 2 starts from the present weights"
@@ -110,23 +110,23 @@ class TestDependence:
     )
     def test_a_little_or_noise_does_not(self, dependence: float, floor: float, options: dict) -> None:
         readings = [seen(10 * (i + 1), dependence=dependence, floor=floor) for i in range(4)]
-        assert not any(d.stage_over for d in run(adaptive(**options), readings))
+        assert not any(d.ends_stage for d in run(adaptive(**options), readings))
 
     def test_that_is_no_number_is_named(self) -> None:
-        with pytest.raises(ValueError, match="conditional_dependence is nan"):
+        with pytest.raises(ValueError, match="conditional_mutual_information is nan"):
             adaptive().decide(seen(10, dependence=math.nan))
 
     def test_a_stage_of_given_length_goes_on_with_the_fused_head(self) -> None:
         rule = adaptive()
         rule.ends_early = False
         goes_on = run(rule, [seen(10 * (i + 1), dependence=0.5) for i in range(4)])
-        assert not any(d.stage_over for d in goes_on)
+        assert not any(d.ends_stage for d in goes_on)
         assert rule.fuses
         assert goes_on[0].reason.startswith(
             "stage 1 goes on, for its length is given: otherwise it would end, given"
         )
         over = rule.decide(seen(500, dependence=0.5))
-        assert (over.stage_over, over.restore) == (True, None)
+        assert (over.ends_stage, over.restore) == (True, None)
 
 
 class TestNothingKnownAlone:
@@ -134,8 +134,8 @@ class TestNothingKnownAlone:
 
     def test_ends_stage_one_after_scouting(self) -> None:
         first, second = run(adaptive(), [seen(10, **self.NOTHING), seen(20, **self.NOTHING)])
-        assert not first.stage_over
-        assert (second.stage_over, second.restore, second.peak) == (True, None, True)
+        assert not first.ends_stage
+        assert (second.ends_stage, second.restore, second.peak) == (True, None, True)
         assert second.reason == (
             "stage 1 ends: no modality alone is above its noise floor (best accuracy 0.120): alone they learn "
             "nothing; stage 2 starts from the present weights"
@@ -144,10 +144,10 @@ class TestNothingKnownAlone:
     @pytest.mark.parametrize("known", [{"unique": (0.05, 0.06)}, {"redundancy": 0.06}])
     def test_one_that_knows_something_keeps_it_going(self, known: dict[str, Any]) -> None:
         something = {**self.NOTHING, **known}
-        assert not run(adaptive(), [seen(10, **something), seen(20, **something)])[-1].stage_over
+        assert not run(adaptive(), [seen(10, **something), seen(20, **something)])[-1].ends_stage
 
     def test_later_it_is_a_plateau(self) -> None:
-        assert not after_scouting().decide(seen(30, **self.NOTHING)).stage_over
+        assert not after_scouting().decide(seen(30, **self.NOTHING)).ends_stage
 
 
 class TestWaiting:
@@ -157,9 +157,9 @@ class TestWaiting:
         run(rule, [seen(10)] * before)
         decision = rule.decide(seen(20, **LEADS))
         assert (decision.training, decision.reset) == ((IMAGE,), (AUDIO,))
-        assert not decision.stage_over
+        assert not decision.ends_stage
         assert not rule.fuses
-        assert rule.withheld == (AUDIO,)
+        assert rule.excluded_from_readout == (AUDIO,)
         assert decision.reason == (
             "audio waits for stage 2, from its initial weights: alone its accuracy is 0.970, which leaves nothing to "
             "learn the others from; its uniqueness 0.90 bits is 4.5 times image's, floor 0.05"
@@ -176,10 +176,10 @@ class TestWaiting:
         # Its own accuracy, of untrained weights, does not count: image alone makes peak and plateau.
         assert [d.training for d in found] == [(IMAGE,)] * 3 + [TWO]
         assert [d.peak for d in found] == [True, True, True, False]
-        assert (found[-1].stage_over, found[-1].restore) == (True, 40)
+        assert (found[-1].ends_stage, found[-1].restore) == (True, 40)
         assert found[0].reason.startswith("image trains and audio waits: ")
         assert rule.decide(seen(60, stage="joint")).training == TWO
-        assert rule.withheld == (AUDIO,)
+        assert rule.excluded_from_readout == (AUDIO,)
 
     @pytest.mark.parametrize(
         ("values", "options"),
@@ -194,18 +194,18 @@ class TestWaiting:
     def test_one_that_is_merely_ahead_goes_on(self, values: dict[str, Any], options: dict[str, Any]) -> None:
         rule = adaptive(**options)
         assert all(d.training == TWO for d in run(rule, [seen(10, **values), seen(20, **values)]))
-        assert rule.withheld == ()
+        assert rule.excluded_from_readout == ()
 
     def test_one_that_comes_to_know_all_later_is_put_back_then(self) -> None:
         rule = after_scouting(plateau_patience=2)
         run(rule, [seen(30, accuracy=(0.6, 0.9)), seen(40, accuracy=(0.6, 0.94))])
         decision = rule.decide(seen(50, **LEADS))
         assert (decision.training, decision.reset) == ((IMAGE,), (AUDIO,))
-        assert rule.withheld == (AUDIO,)
+        assert rule.excluded_from_readout == (AUDIO,)
         # Peak and plateau begin anew: the mean of both modalities says nothing of image alone.
         later = [rule.decide(seen(60 + 10 * i, accuracy=(a, 0.1))) for i, a in enumerate((0.55, 0.56, 0.5))]
         assert [d.peak for d in later] == [True, True, False]
-        assert (later[-1].stage_over, later[-1].restore) == (True, 70)
+        assert (later[-1].ends_stage, later[-1].restore) == (True, 70)
 
     @pytest.mark.parametrize(
         ("known_at", "options", "end"),
@@ -227,17 +227,17 @@ class TestWaiting:
         assert rule.latest_end == pytest.approx(end)
         last = round(1000 * end)
         if last > known_at + 10:
-            assert not rule.decide(seen(last - 10, accuracy=(0.5, 0.1))).stage_over
+            assert not rule.decide(seen(last - 10, accuracy=(0.5, 0.1))).ends_stage
         over = rule.decide(seen(last, accuracy=(0.6, 0.1)))
-        assert over.stage_over
+        assert over.ends_stage
         assert f"{end:.0%} of the budget is used and stage 1 may use {end:.0%}" in over.reason
 
     def test_nobody_waits_for_a_stage_that_ends_here(self) -> None:
         rule = after_scouting()
         assert rule.decide(seen(490, accuracy=(0.5, 0.9))).peak
         over = rule.decide(seen(500, **LEADS))
-        assert (over.stage_over, over.reset, over.restore) == (True, (), None)
-        assert rule.withheld == ()
+        assert (over.ends_stage, over.reset, over.restore) == (True, (), None)
+        assert rule.excluded_from_readout == ()
 
     def test_a_state_that_does_not_know_how_long_it_took_keeps_the_share(self) -> None:
         rule = adaptive()
@@ -246,7 +246,7 @@ class TestWaiting:
         del older["state"]["learnt_in"]  # as saved before there was such a thing
         rule = adaptive()
         rule.load_state_dict(older)
-        assert (rule.withheld, rule.latest_end) == ((AUDIO,), 0.5)
+        assert (rule.excluded_from_readout, rule.latest_end) == ((AUDIO,), 0.5)
 
     def test_a_stage_of_given_length_is_not_made_longer(self) -> None:
         rule = adaptive()
@@ -268,7 +268,7 @@ class TestPlateau:
         accuracies = (0.50, 0.60, 0.595, 0.55, 0.55)  # best 0.60 at 40; 0.595 ties with it at 50
         found = [rule.decide(seen(30 + 10 * i, accuracy=(a, a))) for i, a in enumerate(accuracies)]
         assert [d.peak for d in found] == [True, True, True, False, False]
-        assert [d.stage_over for d in found] == [False] * 4 + [True]
+        assert [d.ends_stage for d in found] == [False] * 4 + [True]
         assert found[-1].restore == 50
         assert found[-1].reason == (
             "stage 1 ends: in 3 readings the mean accuracy of image and audio has not risen by 0.01 above 0.600 and "
@@ -288,7 +288,7 @@ class TestPlateau:
             rule = after_scouting()
             rule.decide(seen(30))
             over = rule.decide(seen(500, accuracy=(accuracy, accuracy)))
-            assert (over.stage_over, over.restore) == (True, restore)
+            assert (over.ends_stage, over.restore) == (True, restore)
             assert "50% of the budget is used and stage 1 may use 50%" in over.reason
 
 
@@ -302,13 +302,13 @@ class TestWithoutAStageTwo:
         rule = self.make()
         assert not rule.fuses
         found = run(rule, [seen(10 * (i + 1), dependence=0.9, **LEADS) for i in range(3)])
-        assert all(d.training == TWO and not d.stage_over and not d.reset for d in found)
-        assert rule.withheld == ()
+        assert all(d.training == TWO and not d.ends_stage and not d.reset for d in found)
+        assert rule.excluded_from_readout == ()
 
     def test_it_ends_at_the_plateau(self) -> None:
         rule = self.make(plateau_patience=2)
         found = run(rule, [seen(10 * (i + 1), **TestNothingKnownAlone.NOTHING) for i in range(3)])
-        assert [d.stage_over for d in found] == [False, False, True]
+        assert [d.ends_stage for d in found] == [False, False, True]
         assert found[-1].reason.endswith("the model keeps the present weights")
 
 
@@ -333,15 +333,15 @@ SCENARIOS: dict[str, list[Reading]] = {
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_rule_that_is_restored_at_every_reading_decides_the_same(name: str) -> None:
     rule = adaptive()
-    expected = [(rule.fuses, rule.withheld, rule.decide(item)) for item in SCENARIOS[name]]
-    assert expected[-1][2].stage_over, "the scenario has no end"
+    expected = [(rule.fuses, rule.excluded_from_readout, rule.decide(item)) for item in SCENARIOS[name]]
+    assert expected[-1][2].ends_stage, "the scenario has no end"
     rule, found = adaptive(), []
     for item in SCENARIOS[name]:
         saved = json.dumps(rule.state_dict(), allow_nan=False)
         rule = adaptive()
         rule.load_state_dict(json.loads(saved))
         assert rule.state_dict() == json.loads(saved)
-        found.append((rule.fuses, rule.withheld, rule.decide(item)))
+        found.append((rule.fuses, rule.excluded_from_readout, rule.decide(item)))
     assert found == expected
 
 
@@ -571,7 +571,7 @@ def test_card_and_picture_say_what_happened(shortcut) -> None:
     assert (
         "first each modality by itself, after some joint training to scout, then all of them jointly" in card
     )
-    for name in run.model.standalone:
+    for name in run.model.best_heads:
         assert f"{name} with the weights of step {int(run.record.best_heads[name][0])}" in card
 
 
@@ -607,7 +607,7 @@ def outcome(run: FusionTrainer) -> dict[str, Any]:
         "history": run.record.history,
         "rule": run.controller.rule.state_dict(),
         "best heads": run.record.best_heads,
-        "standalone": run.model.config.standalone,
+        "best_heads": run.model.config.best_heads,
         "readout": run.model.config.readout,
         "peak": json.loads((Path(run.args.output_dir) / "unimodal" / "config.json").read_text())["readout"],
     }
@@ -646,7 +646,7 @@ def assert_the_same(whole: FusionTrainer, resumed: FusionTrainer) -> None:
         ("usual", 10),  # each alone
         ("shortcut", 4),  # one has just been told to wait
         ("shortcut", 6),  # and waits
-        ("shortcut", 26),  # in stage 2, where it is still withheld
+        ("shortcut", 26),  # in stage 2, where it is still excluded_from_readout
         ("synergy", 4),  # stage 1 has just ended, while it scouted
     ],
 )

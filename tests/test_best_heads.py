@@ -60,7 +60,7 @@ def test_the_best_step_of_every_modality_is_kept(run):
         step, score, _ = trained.record.best_heads[name]
         assert score == pytest.approx(max(history.values()))
         assert history[step] == max(history.values())
-        assert json.loads((last / f"best-{name}" / "step.json").read_text()) == {"step": step}
+        assert json.loads((last / f"best_heads-{name}" / "step.json").read_text()) == {"step": step}
 
 
 def test_the_model_answers_with_it_and_keeps_its_fused_head(run):
@@ -68,7 +68,7 @@ def test_the_model_answers_with_it_and_keeps_its_fused_head(run):
     model, last = trained.model, trained.state.global_step
     other = [name for name, best in trained.record.best_heads.items() if best[0] != last]
     assert other, "every modality was best at the end: this run shows nothing"
-    assert list(model.standalone) == model.config.standalone == other
+    assert list(model.best_heads) == model.config.best_heads == other
     metrics = trained.reports["validation"]["metrics"]
     for name in model.modalities:
         assert metrics[f"eval_accuracy_{name}"] == pytest.approx(max(by_step(trained, name).values()))
@@ -90,15 +90,15 @@ def test_the_model_answers_with_it_and_keeps_its_fused_head(run):
 def test_a_reloaded_model_gives_the_same_probabilities(run):
     trained, folder = run
     again = FusionForClassification.from_pretrained(folder / "final").eval()
-    assert again.config.standalone == trained.model.config.standalone
-    assert not any(p.requires_grad for p in again.standalone.parameters())
+    assert again.config.best_heads == trained.model.config.best_heads
+    assert not any(p.requires_grad for p in again.best_heads.parameters())
     batch = trained.data_collator([TwoViews(80, seed=1)[i] for i in range(80)])
     with torch.no_grad():
         expected = trained.model.eval()(**batch)
         found = again(**batch)
     assert torch.equal(found.probabilities, expected.probabilities)
     # One modality alone: the readout uses its own best head.
-    name = again.config.standalone[0]
+    name = again.config.best_heads[0]
     with torch.no_grad():
         alone = again(**{key: value for key, value in batch.items() if key in (name, "labels")})
     torch.testing.assert_close(alone.unimodal_logits[name], expected.unimodal_logits[name])
@@ -122,7 +122,7 @@ def test_an_interrupted_run_ends_with_the_same_heads(run, tmp_path):
 def test_a_new_training_starts_without_the_copies(run, tmp_path):
     folder = run[1]
     model = FusionForClassification.from_pretrained(folder / "final")
-    assert len(model.standalone)
+    assert len(model.best_heads)
     again = FusionTrainer(
         model=model,
         args=FusionTrainingArguments(output_dir=str(tmp_path), **{**SETTINGS, "num_train_epochs": 1}),
@@ -130,8 +130,8 @@ def test_a_new_training_starts_without_the_copies(run, tmp_path):
         eval_dataset=TwoViews(80, seed=1),
     )
     again.train()
-    assert not len(model.standalone)
-    assert model.config.standalone == []
+    assert not len(model.best_heads)
+    assert model.config.best_heads == []
 
 
 def test_it_is_an_option(tmp_path):
@@ -139,7 +139,7 @@ def test_it_is_an_option(tmp_path):
     plain.train()
     assert plain.record.best_heads == {}
     assert not list(tmp_path.glob("best-*"))
-    assert not len(plain.model.standalone)
+    assert not len(plain.model.best_heads)
 
 
 def test_a_folder_of_another_run_is_refused(run):
@@ -147,9 +147,9 @@ def test_a_folder_of_another_run_is_refused(run):
     folder = folder / f"checkpoint-{trained.state.global_step}"
     name = trained.model.modalities[0]
     step = int(trained.record.best_heads[name][0])
-    assert load_modality(str(folder / f"best-{name}"), step)
+    assert load_modality(str(folder / f"best_heads-{name}"), step)
     with pytest.raises(ValueError, match="another run"):
-        load_modality(str(folder / f"best-{name}"), step + 1)
+        load_modality(str(folder / f"best_heads-{name}"), step + 1)
 
 
 def test_what_only_a_run_that_goes_on_needs_is_gone(run):
@@ -176,7 +176,7 @@ def test_a_model_that_has_copies_is_trained_killed_and_resumed(run, tmp_path):
 
     def again(callbacks=()) -> FusionTrainer:
         model = FusionForClassification.from_pretrained(source / "final")
-        assert len(model.standalone)
+        assert len(model.best_heads)
         return FusionTrainer(
             model=model,
             args=FusionTrainingArguments(output_dir=str(tmp_path), **{**SETTINGS, "num_train_epochs": 3}),
@@ -204,7 +204,7 @@ def test_with_one_stage_and_the_best_model_at_the_end(tmp_path, stages):
     assert metrics["eval_accuracy"] == pytest.approx(by_step(run, "fused")[best])
     for name in run.model.modalities:
         assert metrics[f"eval_accuracy_{name}"] == pytest.approx(max(by_step(run, name).values()))
-        assert (name in run.model.standalone) == (run.record.best_heads[name][0] != best)
+        assert (name in run.model.best_heads) == (run.record.best_heads[name][0] != best)
 
 
 def test_an_encoder_that_cannot_be_copied_trains_without(tmp_path, caplog):

@@ -110,7 +110,7 @@ def test_the_card_says_whose_weights_answer_and_who_waited(facts):
     assert "The whole model has 400,000 parameters.\n" in plain
     assert "own best" not in plain
     assert "waited" not in plain
-    one = render_card(replace(facts, best_heads={"image": 1200}, withheld=("audio",)))
+    one = render_card(replace(facts, best_heads={"image": 1200}, excluded_from_readout=("audio",)))
     assert "400,000 parameters, a second encoder and head of image included." in one
     assert (
         "the model answers for image with the weights of step 1,200, its own best on validation: a second copy of its "

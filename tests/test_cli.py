@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from ecsfusion.cli import main
-from ecsfusion.estimate import fast_pid
-from ecsfusion.information import stream, tables
+from ecsfusion.data import embedding_files
+from ecsfusion.pid import stream
+from ecsfusion.pid.estimate import fast_pid
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
 NUMBER = 1200
@@ -68,7 +69,7 @@ def answer(capsys, *arguments):
 
 
 def test_every_format_gives_the_answer_of_fast_pid(files, columns, capsys, monkeypatch):
-    monkeypatch.setattr(tables, "CHUNK", 333)
+    monkeypatch.setattr(embedding_files, "CHUNK", 333)
     pid = fast_pid(
         {"image": columns["image"], "audio": columns["audio"]}, columns["label"], bootstrap=0, permutations=32
     )
@@ -92,10 +93,10 @@ def test_a_saved_data_set_gives_the_same_answer(files, columns, capsys, tmp_path
 
 
 def test_a_sample_smaller_than_the_table_decides_the_clusters(files, capsys, monkeypatch):
-    monkeypatch.setattr(stream, "MOST_ROWS", 400)
-    monkeypatch.setattr(tables, "CHUNK", 100)
+    monkeypatch.setattr(stream, "MAX_ROWS", 400)
+    monkeypatch.setattr(embedding_files, "CHUNK", 100)
     first = answer(capsys, files / "data.parquet", "--label", "label")
-    monkeypatch.setattr(tables, "CHUNK", 1000)
+    monkeypatch.setattr(embedding_files, "CHUNK", 1000)
     assert answer(capsys, files / "data.npz", "--label", "label") == first
     assert first["num_samples"] == NUMBER
     assert first["unique"]["image"] > 0.7
@@ -113,8 +114,8 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
     script.write_text(
         "import os, sys\n"
         "import torch.distributed as dist\n"
-        "from ecsfusion import cli\nfrom ecsfusion.information import stream\n"
-        "stream.MOST_ROWS = 500\n"
+        "from ecsfusion import cli\nfrom ecsfusion.pid import stream\n"
+        "stream.MAX_ROWS = 500\n"
         "whole = stream.stream_pid\n"
         "def checked(*arguments, **options):\n"
         "    assert dist.get_world_size() == 2 and os.environ['WORLD_SIZE'] == '2'\n"
@@ -142,7 +143,7 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
     assert "rank 1 of 2" in done.stderr
     both = json.loads(done.stdout)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "MOST_ROWS", 500)
+        patch.setattr(stream, "MAX_ROWS", 500)
         alone = answer(capsys, files / "data.parquet", "--label", "label")
     assert {name: both[name] for name in alone} == alone
 

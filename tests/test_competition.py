@@ -9,13 +9,13 @@ import torch
 from fusion_fixtures import TwoViews, two_views
 from torch.nn.functional import cross_entropy
 
-from ecsfusion import FusionTrainer, FusionTrainingArguments, competitive_strength
-from ecsfusion.competition import smoothed_relu
+from ecsfusion import FusionTrainer, FusionTrainingArguments
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
 
 import bimodal
 import competitive_strength as benchmark
+from competition import competitive_strength, smoothed_relu
 
 
 def test_activation_at_its_borders():

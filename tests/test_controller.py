@@ -71,25 +71,25 @@ class TestPublished:
             ],
         )
         assert [d.training for d in decisions] == [TWO, ("audio",), ("audio",), ("audio",)]
-        assert not any(d.stage_over for d in decisions)
+        assert not any(d.ends_stage for d in decisions)
 
     def test_second_change_ends_stage_one_with_the_present_weights(self) -> None:
         rule = make_rule("published", TWO)
         rule.decide(self.raw(10, 0.5, 0.1))
         over = rule.decide(self.raw(20, 0.1, 0.5))
-        assert (over.stage_over, over.restore, over.training) == (True, None, TWO)
+        assert (over.ends_stage, over.restore, over.training) == (True, None, TWO)
 
     def test_synergy_under_four_fifths_of_its_best_ends_stage_one(self) -> None:
         rule = make_rule("published", TWO)
         synergies = (0.5, 2.0, 1.61, 1.59)  # 0.8 x 2.0 = 1.6
         decisions = run(rule, [self.raw(10 * (i + 1), 0.2, 0.2, s) for i, s in enumerate(synergies)])
-        assert [d.stage_over for d in decisions] == [False, False, False, True]
+        assert [d.ends_stage for d in decisions] == [False, False, False, True]
         assert decisions[-1].restore is None  # the paper's code does not restore the peak
 
     def test_two_hundred_epochs_end_stage_one(self) -> None:
         rule = make_rule("published", TWO)
         decisions = [rule.decide(replace(self.raw(1, 0.2, 0.2), epoch=e, progress=0.1)) for e in (199, 200)]
-        assert [d.stage_over for d in decisions] == [False, True]
+        assert [d.ends_stage for d in decisions] == [False, True]
 
     def test_without_a_denominator_nothing_happens(self) -> None:
         rule = make_rule("published", TWO)
@@ -208,9 +208,9 @@ class TestPeakSynergyPeak:
             reading(100 * i, synergy=1.0 - 0.2 * i, accuracy=(0.3 + 0.1 * i, 0.3 + 0.1 * i))
             for i in (1, 2, 3, 4)
         ]
-        assert all(d.peak and not d.stage_over for d in run(rule, falling))
+        assert all(d.peak and not d.ends_stage for d in run(rule, falling))
         over = rule.decide(reading(500, synergy=0.1, accuracy=(0.8, 0.8)))
-        assert (over.stage_over, over.restore, over.peak) == (True, None, True)
+        assert (over.ends_stage, over.restore, over.peak) == (True, None, True)
         assert "50%" in over.reason
 
     def test_a_peak_within_the_noise_does_not_win_over_later_training(self) -> None:
@@ -224,14 +224,14 @@ class TestPeakSynergyPeak:
         )  # within synergy's floor of 0.05: all ties, the later is kept
         decisions = run(rule, [reading(100 * (i + 1), synergy=s) for i, s in enumerate(synergies)])
         assert all(d.peak for d in decisions)
-        assert (decisions[-1].stage_over, decisions[-1].restore) == (True, None)
+        assert (decisions[-1].ends_stage, decisions[-1].restore) == (True, None)
 
     def test_a_real_peak_is_restored_when_it_has_passed(self) -> None:
         rule = make_rule("peak-synergy", TWO, stop_patience=3)
         synergies = (0.3, 0.6, 0.8, 0.5, 0.5, 0.4)
         decisions = run(rule, [reading(10 * (i + 1), synergy=s) for i, s in enumerate(synergies)])
         assert [d.peak for d in decisions] == [True, True, True, False, False, False]
-        assert [d.stage_over for d in decisions] == [False] * 5 + [True]
+        assert [d.ends_stage for d in decisions] == [False] * 5 + [True]
         assert decisions[-1].restore == 30
         assert "synergy 0.40 bits, best 0.80" in decisions[-1].reason
         assert "the weights of step 30" in decisions[-1].reason
@@ -241,7 +241,7 @@ class TestPeakSynergyPeak:
         decisions = run(
             rule, [reading(300, synergy=0.8), reading(400, synergy=0.4), reading(500, synergy=0.4)]
         )
-        assert [d.stage_over for d in decisions] == [False, False, True]
+        assert [d.ends_stage for d in decisions] == [False, False, True]
         assert decisions[-1].restore == 300
 
     def test_slow_decay_is_not_a_row_of_ties(self) -> None:
@@ -262,7 +262,7 @@ class TestPeakSynergyNothingToLearn:
 
     def test_pure_synergy_ends_stage_one_at_once(self) -> None:
         decisions = run(make_rule("peak-synergy", TWO), [self.probe(10), self.probe(20, accuracy=0.11)])
-        assert [d.stage_over for d in decisions] == [False, True]
+        assert [d.ends_stage for d in decisions] == [False, True]
         assert "teach nothing" in decisions[-1].reason
         assert "synergy 0.90 bits" in decisions[-1].reason
 
@@ -270,13 +270,13 @@ class TestPeakSynergyNothingToLearn:
         decisions = run(
             make_rule("peak-synergy", TWO), [self.probe(10 * i, synergy=0.01) for i in range(1, 6)]
         )
-        assert [d.stage_over for d in decisions] == [False, False, False, False, True]
+        assert [d.ends_stage for d in decisions] == [False, False, False, False, True]
 
     def test_a_rising_accuracy_is_learning(self) -> None:
         rule = make_rule("peak-synergy", TWO)
         readings = [self.probe(10 * i, accuracy=0.1 + 0.05 * i) for i in range(1, 8)]
         # the first reading has nothing before it to rise above, so it counts once; the next resets the count
-        assert not any(d.stage_over for d in run(rule, readings))
+        assert not any(d.ends_stage for d in run(rule, readings))
 
 
 class TestWeakFirst:
@@ -293,8 +293,8 @@ class TestWeakFirst:
             rule, [reading(s, (0.0, 0.5), accuracy=(0.1, 0.3 + s / 1000)) for s in (100, 300, 499, 500)]
         )
         assert [d.training for d in later[:3]] == [("audio",)] * 3
-        assert not any(d.stage_over for d in later[:3])
-        assert (later[3].stage_over, later[3].restore, later[3].training) == (True, None, TWO)
+        assert not any(d.ends_stage for d in later[:3])
+        assert (later[3].ends_stage, later[3].restore, later[3].training) == (True, None, TWO)
 
     def test_plateau_ends_the_weak_phase_and_never_restores_the_leaders_head_start(self) -> None:
         rule = make_rule("weak-first", TWO, plateau_patience=3)
@@ -302,7 +302,7 @@ class TestWeakFirst:
         accuracies = (0.30, 0.50, 0.495, 0.45, 0.45)  # best 0.50 at 30; 0.495 ties with it at 40
         decisions = run(rule, [reading(20 + 10 * i, accuracy=(0.1, a)) for i, a in enumerate(accuracies)])
         assert [d.peak for d in decisions] == [True, True, True, False, False]
-        assert [d.stage_over for d in decisions] == [False] * 4 + [True]
+        assert [d.ends_stage for d in decisions] == [False] * 4 + [True]
         assert decisions[-1].restore == 40
 
     @pytest.mark.parametrize("unique", [(0.60, 0.21), (0.18, 0.04), (0.3, 0.3)])
@@ -310,7 +310,7 @@ class TestWeakFirst:
         rule = make_rule("weak-first", TWO)
         decisions = run(rule, [reading(s, unique, floor=0.01) for s in (10, 20, 30)])
         assert [d.training for d in decisions] == [TWO] * 3
-        assert [d.stage_over for d in decisions] == [False, False, True]
+        assert [d.ends_stage for d in decisions] == [False, False, True]
         assert (decisions[-1].restore, decisions[-1].reset) == (None, ())
 
     def test_a_leader_found_at_the_third_epoch_counts(self) -> None:
@@ -336,23 +336,23 @@ class TestFixedSchedule:
         assert rule.initial_training == ("audio",)
         decisions = run(rule, [reading(s) for s in (0, 199, 200, 399, 400)])
         assert [d.training for d in decisions] == [("audio",), ("audio",), TWO, TWO, TWO]
-        assert [d.stage_over for d in decisions] == [False, False, False, False, True]
+        assert [d.ends_stage for d in decisions] == [False, False, False, False, True]
         assert decisions[-1].restore is None
 
     def test_epochs(self) -> None:
         rule = make_rule("fixed", TWO, schedule=[(2, "image"), (3, "audio")], unit="epochs")
         decisions = run(rule, [reading(s) for s in (10, 20, 40, 50)])
         assert [d.training for d in decisions] == [("image",), ("audio",), ("audio",), TWO]
-        assert decisions[-1].stage_over
+        assert decisions[-1].ends_stage
 
     def test_the_bound_holds_for_epochs_too(self) -> None:
         rule = make_rule("fixed", TWO, schedule=[(60, "image")], unit="epochs")
-        assert rule.decide(reading(500)).stage_over
+        assert rule.decide(reading(500)).ends_stage
 
     def test_tenths_add_up(self) -> None:
         # 0.1 + 0.1 + 0.1 is 0.30000000000000004
         rule = make_rule("fixed", TWO, schedule=[(0.1, "image")] * 3)
-        assert rule.decide(reading(300)).stage_over
+        assert rule.decide(reading(300)).ends_stage
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -425,15 +425,15 @@ class TestEveryRule:
         rule = self.make(name)
         decisions = run(rule, [replace(item, stage="joint", progress=0.9) for item in scattered_readings()])
         assert all(
-            d.training == TWO and not d.stage_over and d.restore is None and not d.peak for d in decisions
+            d.training == TWO and not d.ends_stage and d.restore is None and not d.peak for d in decisions
         )
 
     def test_stage_one_ends_at_its_share_of_the_budget(self, name: str) -> None:
         rule = self.make(name, max_unimodal_share=0.25)
-        assert not rule.decide(reading(9)).stage_over
+        assert not rule.decide(reading(9)).ends_stage
         # 0.1 + 0.2 is 0.30000000000000004, a hair above the progress of 0.3
-        assert self.make(name, max_unimodal_share=0.1 + 0.2).decide(reading(300)).stage_over
-        assert rule.decide(reading(250)).stage_over
+        assert self.make(name, max_unimodal_share=0.1 + 0.2).decide(reading(300)).ends_stage
+        assert rule.decide(reading(250)).ends_stage
 
     def test_a_restored_step_had_its_peak_marked_last(self, name: str) -> None:
         rule, peaks = self.make(name), []
@@ -441,12 +441,12 @@ class TestEveryRule:
             decision = rule.decide(item)
             if decision.peak:
                 peaks.append(item.step)
-            if decision.stage_over:
+            if decision.ends_stage:
                 assert decision.restore is None or decision.restore == peaks[-1]
                 break
         else:
             last = rule.decide(reading(900))
-            assert last.stage_over
+            assert last.ends_stage
             assert last.restore is None or last.restore == peaks[-1]
 
     def test_every_decision_has_a_reason_in_one_line(self, name: str) -> None:
@@ -499,7 +499,7 @@ class AudioFirst(Rule):
     def decide_unimodal(self, reading: Reading) -> Decision:
         if reading.accuracy["audio"] < 0.5:
             return self.train(reading, ["audio"], "audio trains alone until its accuracy is 0.5")
-        return self.hand_over(reading, "audio's accuracy has reached 0.5")
+        return self.end_stage(reading, "audio's accuracy has reached 0.5")
 
 
 class TestOwnRule:
@@ -507,8 +507,8 @@ class TestOwnRule:
         for rule in (make_rule(AudioFirst, TWO), make_rule(AudioFirst(TWO), TWO)):
             assert rule.initial_training == ("audio",)
             alone, over = run(rule, [reading(10, accuracy=(0.9, 0.4)), reading(20, accuracy=(0.9, 0.6))])
-            assert (alone.training, alone.stage_over) == (("audio",), False)
-            assert (over.training, over.stage_over) == (TWO, True)
+            assert (alone.training, alone.ends_stage) == (("audio",), False)
+            assert (over.training, over.ends_stage) == (TWO, True)
 
     def test_options_reach_a_class_that_passes_them_on(self) -> None:
         class Passing(AudioFirst):
@@ -582,12 +582,12 @@ class TestStageTwo:
             found[3].reason
             == f"{TWO[0]} paused: its uniqueness 0.82 bits is 4.1 times {TWO[1]}'s, floor 0.05"
         )
-        assert not any(d.stage_over for d in found)
+        assert not any(d.ends_stage for d in found)
 
     def test_a_decision_that_stage_two_does_not_know_is_refused(self) -> None:
         class Ends(Rule):
             def decide_joint(self, reading: Reading) -> Decision:
-                return self.hand_over(reading, "no reason")
+                return self.end_stage(reading, "no reason")
 
         rule = Ends(TWO)
         rule.joint_pausing = True
@@ -599,7 +599,7 @@ def test_a_given_length_of_stage_one_outlasts_the_rule() -> None:
     rule = make_rule("fixed", TWO, schedule=[(0.1, [TWO[0]])])
     rule.ends_early = False
     early, late = (rule.decide(reading(step)) for step in (200, 500))
-    assert (early.stage_over, late.stage_over) == (False, True)
+    assert (early.ends_stage, late.ends_stage) == (False, True)
     assert early.reason == (
         "stage 1 goes on, for its length is given: otherwise it would end, the fixed schedule is over at 20% of the "
         "budget"

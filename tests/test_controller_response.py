@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no i
 from protocol.results import Run, Setting
 from protocol.training import train
 from stress.events import STRESSES, Disturbed, Event, FasterRate, shuffle
-from stress.outlooks import judgement, rates
+from stress.forecasts import judgement, rates
 from stress.report import report
 from stress.runs import COMPARED, decisions, plan, response
 from stress.simulated import (
@@ -248,7 +248,7 @@ def test_report_makes_tables_and_pictures_of_what_is_there(tmp_path):
     lines = [{"part": "simulated", **line} for line in sweep(episodes=1, seed=0)]
     lines += [
         {
-            "part": "outlook rates",
+            "part": "forecast rates",
             "runs": "fresh",
             "after": 1,
             "slow": 0.5,

@@ -7,15 +7,15 @@ from ecsfusion_kernels import histogram, lloyd, nearest, project, seed, uniform
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from ecsfusion.discretize import Discretizer, Questions, principal_directions, sample_rows
+from ecsfusion.pid.discretize import Discretizer, ModalityPairs, principal_directions, sample_rows
 
 
 def blobs(number=600, clusters=6, dimension=12, spread=0.05, random_seed=0):
     """Well separated points on the sphere and the blob of each."""
     generator = torch.Generator().manual_seed(random_seed)
-    centres = torch.nn.functional.normalize(torch.randn(clusters, dimension, generator=generator), dim=-1)
+    centers = torch.nn.functional.normalize(torch.randn(clusters, dimension, generator=generator), dim=-1)
     blob = torch.arange(number) % clusters
-    return centres[blob] + spread * torch.randn(number, dimension, generator=generator), blob
+    return centers[blob] + spread * torch.randn(number, dimension, generator=generator), blob
 
 
 def same_partition(first, second):
@@ -55,8 +55,8 @@ def test_uniform_numbers_are_uniform_and_seeds_are_unrelated():
 
 def test_seeding_draws_distinct_points_far_apart():
     points, blob = blobs(clusters=6)
-    centres = seed(points.expand(20, -1, -1), 6, 3)
-    hit = torch.stack([blob[nearest(c.unsqueeze(0), points.unsqueeze(0))[0][0]] for c in centres])
+    centers = seed(points.expand(20, -1, -1), 6, 3)
+    hit = torch.stack([blob[nearest(c.unsqueeze(0), points.unsqueeze(0))[0][0]] for c in centers])
     assert all(len(set(row.tolist())) >= 5 for row in hit)
     assert len({tuple(row.tolist()) for row in hit}) > 1, "problems of one batch must draw differently"
 
@@ -72,7 +72,7 @@ def test_lloyd_reaches_the_inertia_of_scikit_learn():
 def test_an_empty_cluster_keeps_its_centre():
     points = torch.tensor([[[0.0], [1.0], [2.0]]])
     found = lloyd(points, torch.tensor([[[1.0], [50.0]]]))
-    assert found.centres.flatten().tolist() == [1.0, 50.0]
+    assert found.centers.flatten().tolist() == [1.0, 50.0]
     assert found.sizes.tolist() == [[3, 0]]
 
 
@@ -146,7 +146,7 @@ def test_three_modalities_are_asked_in_pairs_and_against_the_rest():
     named = {
         name: torch.randn(90, 4, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("abc")
     }
-    questions = Questions.fit(named, 5, 3, 0)
+    questions = ModalityPairs.fit(named, 5, 3, 0)
     assert questions.pairs == [
         ("a", "b"),
         ("a", "c"),

@@ -464,7 +464,7 @@ def test_second_copies_of_ones_own_encoder_and_of_lora_are_saved_and_loaded(tmp_
         for name in model.modalities
     }
     shifted = {name: {key: value + 0.1 for key, value in part.items()} for name, part in better.items()}
-    model.set_standalone(shifted)
+    model.set_best_heads(shifted)
     rows = [SensorText(4, 0)[i] for i in range(4)]
     batch = {
         "sensor": torch.stack([row["sensor"] for row in rows]),
@@ -474,10 +474,10 @@ def test_second_copies_of_ones_own_encoder_and_of_lora_are_saved_and_loaded(tmp_
     again = FusionForClassification.from_pretrained(tmp_path, encoders={"sensor": tiny.Sensor()}).eval()
     with torch.no_grad():
         expected, found = model(**batch), again(**batch)
-        model.set_standalone({})
+        model.set_best_heads({})
         plain = model(**batch)
     for name in model.modalities:
         assert torch.equal(found.unimodal_logits[name], expected.unimodal_logits[name])
         assert not torch.allclose(found.unimodal_logits[name], plain.unimodal_logits[name])
     assert torch.equal(found.logits, plain.logits)
-    assert not any(p.requires_grad for p in again.standalone.parameters())
+    assert not any(p.requires_grad for p in again.best_heads.parameters())

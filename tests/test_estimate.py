@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ecsfusion.estimate import choose_clusters, enough_samples, estimate, fast_pid, fast_pids, probe_tensors
-from ecsfusion.pid import decompose
+from ecsfusion.pid.decomposition import decompose
+from ecsfusion.pid.estimate import choose_clusters, enough_samples, estimate, fast_pid, fast_pids, pid_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
 def embed(state, dimension, spread=0.1, random_seed=0):
     """Discrete states as points around random directions, with nuisance; (N, dimension) float32."""
     generator = np.random.default_rng(random_seed)
-    centres = generator.normal(size=(int(state.max()) + 1, dimension))
-    return (centres[state] + spread * generator.normal(size=(len(state), dimension))).astype(np.float32)
+    centers = generator.normal(size=(int(state.max()) + 1, dimension))
+    return (centers[state] + spread * generator.normal(size=(len(state), dimension))).astype(np.float32)
 
 
 def atoms(pid):
@@ -317,8 +317,8 @@ def test_the_probe_compiles_as_one_graph(number):
     labels = torch.randint(3, (number,), generator=generator)
     rows = {name: torch.randn(number, 6, generator=generator) for name in "ab"}
     options = {"num_classes": 3, "num_clusters": 4, "num_components": 3, "permutations": 3, "bootstrap": 3}
-    compiled = torch.compile(lambda x, y: probe_tensors(x, y, **options), fullgraph=True, backend="eager")
-    found, expected = compiled(rows, labels), probe_tensors(rows, labels, **options)
+    compiled = torch.compile(lambda x, y: pid_tensors(x, y, **options), fullgraph=True, backend="eager")
+    found, expected = compiled(rows, labels), pid_tensors(rows, labels, **options)
     torch.testing.assert_close(found.corrected.synergy_interval, expected.corrected.synergy_interval)
     torch.testing.assert_close(found.plugin.unique, expected.plugin.unique)
     assert found.counted.tolist() == [float(number)]
@@ -330,6 +330,6 @@ def test_rows_and_labels_that_cannot_be_counted_are_left_out_and_reported():
     rows = {name: torch.randn(400, 6, generator=generator) for name in "ab"}
     rows["a"][3], rows["b"][7, 3] = torch.nan, torch.inf
     labels[10], labels[11] = -1, 3
-    found = probe_tensors(rows, labels, num_classes=3, num_clusters=5, bootstrap=0)
+    found = pid_tensors(rows, labels, num_classes=3, num_clusters=5, bootstrap=0)
     assert found.counted.tolist() == [396.0]
     assert bool(torch.isfinite(found.corrected.synergy).all())

@@ -10,7 +10,7 @@ from fusion_fixtures import NUM_CLASSES, Sensor, tiny_bert, tiny_resnet, tiny_vi
 from torch import nn
 
 from ecsfusion import FusionForClassification
-from ecsfusion.model.fusion_heads import FUSION_HEADS, EntropyAverageHead, GatedSumHead
+from ecsfusion.model.fused_heads import FUSION_HEADS, EntropyAverageHead, GatedSumHead
 
 ENSEMBLES = [
     name for name, head in FUSION_HEADS.items() if name == "late-average" or hasattr(head, "start_from")

@@ -7,8 +7,8 @@ from fuzz_inputs import CASES, no_hang
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ecsfusion import cluster_centres, differentiable_pid, fast_pid, probe_tensors, soft_assignments
-from ecsfusion.information.inputs import as_embeddings
+from ecsfusion import cluster_centers, differentiable_pid, fast_pid, pid_tensors, soft_assignments
+from ecsfusion.pid.inputs import as_embeddings
 
 SAMPLE = 40
 
@@ -40,7 +40,7 @@ def test_arrays_of_one_row_backwards_of_another_byte_order_and_of_long_doubles()
 
 def test_a_probe_without_a_row_that_can_be_counted_says_so():
     nothing = {"image": torch.full((8, 2), torch.nan), "audio": torch.randn(8, 2)}
-    found = probe_tensors(
+    found = pid_tensors(
         nothing, torch.arange(8) % 2, num_classes=2, num_clusters=2, permutations=2, bootstrap=0
     )
     assert found.counted.tolist() == [0]
@@ -50,9 +50,9 @@ def test_a_probe_without_a_row_that_can_be_counted_says_so():
 def test_soft_clusters_do_not_depend_on_the_unit(unit):
     torch.manual_seed(0)
     rows = torch.randn(30, 3)
-    expected = soft_assignments(rows, cluster_centres(rows, 4))
+    expected = soft_assignments(rows, cluster_centers(rows, 4))
     rows = (rows * unit).requires_grad_()
-    found = soft_assignments(rows, cluster_centres(rows, 4))
+    found = soft_assignments(rows, cluster_centers(rows, 4))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
     found[:, 0].sum().backward()
     assert rows.grad.isfinite().all()

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ecsfusion.estimate import fast_pid
 from ecsfusion.metrics import ModalityAccuracy, PIDMetric
+from ecsfusion.pid.estimate import fast_pid
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
 

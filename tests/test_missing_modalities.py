@@ -7,7 +7,7 @@ import torch
 from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_resnet, tiny_vit, two_views
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments, Readout
-from ecsfusion.model.fusion_heads import FUSION_HEADS
+from ecsfusion.model.fused_heads import FUSION_HEADS
 from ecsfusion.training.head_losses import LossOfAllHeads
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -19,8 +19,8 @@ from transformers import AutoModel, ViTForImageClassification
 
 from ecsfusion import FusionForClassification
 from ecsfusion.model.pooling import pool
+from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionConfig
-from ecsfusion.readout import Readout
 
 
 def batch(size: int = 5) -> dict[str, dict[str, torch.Tensor]]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from ecsfusion.pid import PID, decompose
+from ecsfusion.pid.decomposition import PID, decompose
 
 ROUNDING = 1e-9
 
@@ -72,10 +72,10 @@ def test_gates(name: str) -> None:
     assert float(pid.joint_mutual_information) == pytest.approx(sum(known), abs=1e-12)
 
 
-def test_conditional_dependence() -> None:
+def test_conditional_mutual_information() -> None:
     """Given the label of XOR, one bit determines the other; given that of UNQ, it says nothing."""
-    assert float(decompose(gate(GATES["XOR"][0])).conditional_dependence) == pytest.approx(1)
-    assert float(decompose(gate(GATES["UNQ"][0])).conditional_dependence) == pytest.approx(0)
+    assert float(decompose(gate(GATES["XOR"][0])).conditional_mutual_information) == pytest.approx(1)
+    assert float(decompose(gate(GATES["UNQ"][0])).conditional_mutual_information) == pytest.approx(0)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -90,7 +90,7 @@ def test_atoms_are_nonnegative_and_add_up(table: np.ndarray) -> None:
         float(pid.joint_mutual_information), abs=ROUNDING
     )
     assert 0 <= float(pid.gap) <= 1e-4
-    assert float(pid.conditional_dependence) >= 0
+    assert float(pid.conditional_mutual_information) >= 0
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)

@@ -11,10 +11,10 @@ from fusion_fixtures import TwoViews, tiny_vit, two_views
 from torch.nn import functional as F  # noqa: N812
 
 from ecsfusion import FusionConfig, FusionForClassification, FusionTrainer, FusionTrainingArguments, Readout
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.evaluation.probe import probe_metrics, score
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
 from ecsfusion.reporting.summary import results_table
-from ecsfusion.training.evaluation import Evaluation
-from ecsfusion.training.probe import probe_metrics, score
 
 BATCH = {name: {"pixel_values": torch.randn(5, 1, 4, 4)} for name in ("left", "right")}
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
-from ecsfusion.readout import FUSED, Readout, expected_calibration_error
+from ecsfusion.model.names import FUSED
+from ecsfusion.model.readout import Readout, expected_calibration_error
 
 
 def gaussian_views(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecsfusion.readout import expected_calibration_error
+from ecsfusion.model.readout import expected_calibration_error
 from ecsfusion.reporting.reliability import Reliability, plot_reliability
 
 

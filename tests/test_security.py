@@ -562,13 +562,13 @@ def test_a_wav_that_claims_more_than_it_has_ends_where_it_ends():
 def test_the_limit_of_samples_can_be_set_and_holds_after_the_change_of_rates(monkeypatch):
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros(900), 8000, format="WAV")
-    monkeypatch.setattr(media, "MOST_SAMPLES", 1000)
+    monkeypatch.setattr(media, "MAX_SAMPLES", 1000)
     assert read_audio(buffer.getvalue(), 8000).size == 900
     with pytest.raises(
         ValueError, match=r"at 16000 Hz instead of 8000 the sound has more than the 1,000 samples"
     ):
         read_audio(buffer.getvalue(), 16000)
-    monkeypatch.setattr(media, "MOST_SAMPLES", 800)
+    monkeypatch.setattr(media, "MAX_SAMPLES", 800)
     with pytest.raises(ValueError, match="its header claims 900 samples"):
         read_audio(buffer.getvalue(), 8000)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy.optimize import minimize
 
-from ecsfusion.pid import decompose
+from ecsfusion.pid.decomposition import decompose
 
 ROUNDING = 1e-9
 

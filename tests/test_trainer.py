@@ -18,7 +18,7 @@ from ecsfusion import (
     FusionTrainingArguments,
     Rule,
 )
-from ecsfusion.training.probe import metric_names
+from ecsfusion.evaluation.probe import metric_names
 
 EPOCHS, BATCH, ROWS = 4, 16, 64
 STEPS_PER_EPOCH = ROWS // BATCH
@@ -92,7 +92,7 @@ def trainer(folder: Path, *, rule: Rule | None = None, callbacks=None, **overrid
 PEAK_FIRST_THEN_RESTORE = [
     {"peak": True},
     {},
-    {"stage_over": True, "restore": STEPS_PER_EPOCH},
+    {"ends_stage": True, "restore": STEPS_PER_EPOCH},
 ]
 
 

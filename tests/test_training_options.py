@@ -212,7 +212,7 @@ def half_or_full(folder: Path, half: bool, overflow: str | None = None, **option
         train_dataset=TwoViews(ROWS, seed=0),
         eval_dataset=TwoViews(80, seed=1),
         callbacks=[seen],
-        rule=Scripted([{"training": ("right",)}, {}, {"stage_over": True}]),
+        rule=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
     )
     run.train()
     assert heads == {torch.float16 if half else torch.float32}
@@ -303,7 +303,7 @@ def test_float16_resumes_with_its_loss_scale(tmp_path):
         args=whole.args,
         train_dataset=TwoViews(ROWS, seed=0),
         eval_dataset=TwoViews(80, seed=1),
-        rule=Scripted([{"training": ("right",)}, {}, {"stage_over": True}]),
+        rule=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
     )
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{OVERFLOW + 1}"))
     assert again.accelerator.scaler.get_scale() == whole.accelerator.scaler.get_scale() == SCALE / 2
@@ -311,7 +311,7 @@ def test_float16_resumes_with_its_loss_scale(tmp_path):
 
 
 def test_a_compiled_model_trains_as_the_plain_one(tmp_path):
-    script = [{"training": ("right",)}, {"stage_over": True}]
+    script = [{"training": ("right",)}, {"ends_stage": True}]
     options = {"num_train_epochs": 3}
     plain = run_with(tmp_path / "plain", rule=Scripted(script), **options)
     compiled = run_with(
@@ -498,7 +498,7 @@ def test_early_stopping_counts_in_stage_two_only(tmp_path):
         train_dataset=TwoViews(ROWS, seed=0),
         eval_dataset=TwoViews(80, seed=1),
         compute_metrics=Falling(),
-        rule=Scripted([{}, {}, {}, {"stage_over": True}]),
+        rule=Scripted([{}, {}, {}, {"ends_stage": True}]),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
     )
     run.train()
@@ -583,7 +583,7 @@ def test_a_search_maximizes_the_metric_for_the_best_model(tmp_path):
 )
 def test_every_optimizer_pauses_and_starts_stage_two_afresh(tmp_path, optim):
     seen = Snapshots()
-    script = [{"training": ("right",)}, {"stage_over": True}]
+    script = [{"training": ("right",)}, {"ends_stage": True}]
     run_with(
         tmp_path, optim=optim, rule=Scripted(script), callbacks=[seen], weight_decay=0.1, num_train_epochs=3
     )
@@ -621,7 +621,7 @@ def test_stage_one_has_its_given_length_and_schedule(tmp_path):
     seen = Snapshots()
     run = run_with(
         tmp_path,
-        rule=Scripted([{"stage_over": True}, *ALL_TRAIN]),
+        rule=Scripted([{"ends_stage": True}, *ALL_TRAIN]),
         num_train_epochs=5,
         unimodal_epochs=2,
         unimodal_lr_scheduler_type="constant",
@@ -651,7 +651,7 @@ def test_a_plateau_schedule_starts_again_too(tmp_path):
         lr_scheduler_type="reduce_lr_on_plateau",
         lr_scheduler_kwargs={"patience": 0, "factor": 0.1, "threshold": 10.0, "threshold_mode": "abs"},
         metric_for_best_model="loss",
-        rule=Scripted([{}, {}, {"stage_over": True}]),
+        rule=Scripted([{}, {}, {"ends_stage": True}]),
         callbacks=[seen],
     )
     assert seen.rates[2 * STEPS_PER_EPOCH + 1] < 3e-3
@@ -699,7 +699,7 @@ def test_tensorboard_sees_stage_modalities_and_the_cost_of_probes(tmp_path):
 
     run = run_with(
         tmp_path / "run",
-        rule=Scripted([{"training": ("right",)}, {"stage_over": True}]),
+        rule=Scripted([{"training": ("right",)}, {"ends_stage": True}]),
         report_to="tensorboard",
         num_train_epochs=3,
         logging_strategy="epoch",
@@ -761,7 +761,7 @@ class PauseLeft(Scripted):
     """Stage 1 ends at once; in stage 2 the left view is paused at its second reading, and then resumed."""
 
     def __init__(self) -> None:
-        super().__init__([{"stage_over": True}])
+        super().__init__([{"ends_stage": True}])
         self.state["joint"] = 0
 
     def decide_joint(self, reading):
@@ -858,7 +858,7 @@ def test_a_modality_paused_in_stage_two_keeps_its_batch_statistics():
 def test_bars_say_stage_pauses_and_probes(tmp_path, capsys):
     run_with(
         tmp_path,
-        rule=Scripted([{"training": ("right",)}, {}, {"stage_over": True}]),
+        rule=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
         disable_tqdm=False,
         logging_strategy="steps",
         logging_steps=1,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion.rules.peak_synergy import PeakSynergy
+from ecsfusion.controller.peak_synergy import PeakSynergy
 from ecsfusion.training.watching import WatchingTrainer
 
 ROWS, VALIDATION = 160, 150

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ecsfusion.rules.decision import Decision, Reading, Rule
-from ecsfusion.rules.peak_synergy import PeakSynergy
+from ecsfusion.controller.peak_synergy import PeakSynergy
+from ecsfusion.controller.rule import Decision, Reading, Rule
 
 STOP_PATIENCE = 5
 TOLERANCES = {"accuracy": 0.02, "information": 0.05, "synergy": 0.05}
@@ -26,10 +26,10 @@ class NotRestored(PeakSynergy):
 
     name = "not-restored"
 
-    def hand_over(self, reading: Reading, why: str) -> Decision:
+    def end_stage(self, reading: Reading, why: str) -> Decision:
         """Stage 1 ends where it is."""
         self.peak_step = None
-        return super().hand_over(reading, why)
+        return super().end_stage(reading, why)
 
 
 class _EndsBy(Rule):
@@ -57,7 +57,7 @@ class _EndsBy(Rule):
             self.mark_peak(reading)
         self.state["waited"] = 0 if best is None or value > best + tolerance else self.state["waited"] + 1
         if self.state["waited"] >= STOP_PATIENCE:
-            return self.hand_over(
+            return self.end_stage(
                 reading, f"{self.signal} has not risen in {STOP_PATIENCE} readings and is {value:.2f}"
             )
         return self.train(reading, self.modalities, f"{self.signal} is {value:.2f}")

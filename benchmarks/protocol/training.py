@@ -17,9 +17,10 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
+from ecsfusion.evaluation.probe import calibrated_answers
+from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import SINGLE_LABEL
-from ecsfusion.readout import FUSED, Readout, expected_calibration_error
-from ecsfusion.training.probe import calibrated_answers
+from ecsfusion.model.readout import Readout, expected_calibration_error
 from protocol.ablations import RULES
 from protocol.methods import AVERAGE, BEST_SINGLE, CALIBRATED, CALIBRATED_ENSEMBLE, ONE_EPOCH
 from protocol.results import Run
@@ -113,7 +114,7 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
         snapshots.trainer = trainer
         trainer.train()
     rule = trainer.controller.rule
-    figures = judge(trainer.model, snapshots, suite, () if rule is None else rule.withheld)
+    figures = judge(trainer.model, snapshots, suite, () if rule is None else rule.excluded_from_readout)
     return {
         "suite": suite.name,
         "description": suite.description,
@@ -155,7 +156,7 @@ def trajectory(history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) 
         "redundancy": [entry["redundancy"] for entry in history],
         "synergy": [entry["synergy"] for entry in history],
         "synergy_floor": [entry["floor"]["synergy"] for entry in history],
-        "conditional_dependence": [entry["conditional_dependence"] for entry in history],
+        "conditional_mutual_information": [entry["conditional_mutual_information"] for entry in history],
     }
     for name in modalities:
         columns[f"unique_{name}"] = [entry["unique"][name] for entry in history]
@@ -201,7 +202,7 @@ def answers(model: FusionForClassification, split: Split) -> dict[str, Tensor]:
 
 
 def judge(
-    model: FusionForClassification, snapshots: Snapshots, suite: Suite, withheld: Sequence[str]
+    model: FusionForClassification, snapshots: Snapshots, suite: Suite, excluded_from_readout: Sequence[str]
 ) -> dict[str, Any]:
     """Accuracy of every readout on validation and test, each from the epoch that is best for it on validation."""
     splits = {"validation": suite.validation, "test": suite.test}
@@ -234,11 +235,13 @@ def judge(
         (CALIBRATED, {split: {**own[split], FUSED: found[FUSED][split][FUSED]} for split in splits}),
         (ONE_EPOCH, found[CALIBRATED]),
     ):
-        readout = Readout.fit(heads["validation"], labels["validation"], withheld=withheld)
+        readout = Readout.fit(
+            heads["validation"], labels["validation"], excluded_from_readout=excluded_from_readout
+        )
         log_p = {
             # On validation by two-fold cross-fitting: the fit has seen these rows.
             "validation": calibrated_answers(
-                heads["validation"], labels["validation"], None, everyone, SINGLE_LABEL, withheld
+                heads["validation"], labels["validation"], None, everyone, SINGLE_LABEL, excluded_from_readout
             ),
             "test": readout(heads["test"]),
         }

@@ -38,15 +38,15 @@ def of(lines: Lines, **wanted: Any) -> list[Mapping[str, Any]]:
 def report(lines: Lines, pictures: Path) -> str:
     """Draw the pictures of what is there, and return its tables as Markdown."""
     parts = []
-    simulated, runs, outlooks = (of(lines, part=part) for part in ("simulated", "run", "outlook rates"))
+    simulated, runs, forecasts = (of(lines, part=part) for part in ("simulated", "run", "forecast rates"))
     if simulated:
         parts.append(simulated_table(simulated))
-        draw_simulated(simulated, outlooks, pictures / "controller_response.png")
+        draw_simulated(simulated, forecasts, pictures / "controller_response.png")
     if runs:
         parts += [response_table(runs), accuracy_table(runs)]
         draw_runs(runs, pictures / "controller_response_runs.png")
-    if outlooks:
-        parts.append(outlook_table(outlooks))
+    if forecasts:
+        parts.append(outlook_table(forecasts))
     return "\n\n".join(parts)
 
 
@@ -145,7 +145,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def outlook_table(lines: Lines) -> str:
-    """How often the outlook is right."""
+    """How often the forecast is right."""
     rows = ["| runs | after | slow: right | weak: right | mean of both |", "| --- " * 5 + "|"]
     for line in lines:
         slow, weak = line["slow"], line["weak"]
@@ -156,8 +156,8 @@ def outlook_table(lines: Lines) -> str:
     return "\n".join(rows)
 
 
-def draw_simulated(lines: Lines, outlooks: Lines, path: Path) -> None:
-    """Switches against noise, delay against patience, and how often the outlook is right."""
+def draw_simulated(lines: Lines, forecasts: Lines, path: Path) -> None:
+    """Switches against noise, delay against patience, and how often the forecast is right."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     styles = {1: ":", 2: "-", 3: "--"}
     for patience in PATIENCES:
@@ -189,7 +189,7 @@ def draw_simulated(lines: Lines, outlooks: Lines, path: Path) -> None:
     middle.minorticks_off()
     middle.set_title("nobody leads, and little is known yet (0.06 bits each)", fontsize=9)
     for name, colour in (("recorded", "tab:blue"), ("fresh", "tab:orange")):
-        mine = of(outlooks, runs=name)
+        mine = of(forecasts, runs=name)
         for kind, line_style in (("slow", "-"), ("weak", "--")):
             right.plot(
                 [line["after"] for line in mine],
@@ -200,7 +200,7 @@ def draw_simulated(lines: Lines, outlooks: Lines, path: Path) -> None:
                 ls=line_style,
                 label=f"{kind} modalities, {name} runs",
             )
-    right.set(xlabel="epochs of training", ylabel="outlook is right, %", ylim=(0, 103))
+    right.set(xlabel="epochs of training", ylabel="forecast is right, %", ylim=(0, 103))
     right.set_title("slow or weak?", fontsize=9)
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ecsfusion.controller import RULES, Reading, Rule
-from ecsfusion.rules.lead import Lead
+from ecsfusion.controller.lead import Lead
 
 NAMES = ("first", "second")
 PROBES = 40
@@ -97,7 +97,7 @@ def play(
         truth = scene.unique(t, trained)
         decision = rule.decide(_reading(t, truth, noise, generator, training))
         training = decision.training
-        if decision.stage_over:
+        if decision.ends_stage:
             rule = make()
         for name in training:
             trained[name] += 1

@@ -4,7 +4,7 @@ Decoding needs Pillow and libsndfile (soundfile) only: no torchvision, torchaudi
 
 Files may come from strangers. What is too large is refused from its header, before it is decoded: images of more
 pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million; set it, None for no limit), and sounds of more samples than
-`MOST_SAMPLES`, before or after they are brought to another rate.
+`MAX_SAMPLES`, before or after they are brought to another rate.
 """
 
 import io
@@ -23,8 +23,8 @@ from scipy.signal import resample_poly
 
 from ecsfusion.data.arrays import array_of
 
-MOST_SAMPLES = 1 << 28
-"""Of one sound, all channels together: 93 minutes of one channel at 48 kHz. Set `ecsfusion.data.media.MOST_SAMPLES`."""
+MAX_SAMPLES = 1 << 28
+"""Of one sound, all channels together: 93 minutes of one channel at 48 kHz. Set `ecsfusion.data.media.MAX_SAMPLES`."""
 HIGHEST_RATE = 768_000
 """In Hz: the filter for a change of rates is as long as the rates are large."""
 PROGRAMS = ("EPS",)
@@ -209,10 +209,10 @@ def _decode_audio(source: Encoded) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(file) as sound:
             rate, number = sound.samplerate, sound.frames * sound.channels
-            if number > MOST_SAMPLES:
+            if number > MAX_SAMPLES:
                 raise ValueError(
-                    f"its header claims {number:,} samples, more than the {MOST_SAMPLES:,} of "
-                    "ecsfusion.data.media.MOST_SAMPLES"
+                    f"its header claims {number:,} samples, more than the {MAX_SAMPLES:,} of "
+                    "ecsfusion.data.media.MAX_SAMPLES"
                 )
             samples = sound.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
@@ -241,10 +241,10 @@ def _resample(samples: np.ndarray, rate: Any, wanted: int) -> np.ndarray:
         raise ValueError(
             f"the sampling rate is {rate!r}; give a positive whole number of Hz, at most {HIGHEST_RATE}"
         )
-    if len(samples) * wanted > MOST_SAMPLES * rate:
+    if len(samples) * wanted > MAX_SAMPLES * rate:
         raise ValueError(
-            f"at {wanted} Hz instead of {rate} the sound has more than the {MOST_SAMPLES:,} samples of "
-            "ecsfusion.data.media.MOST_SAMPLES"
+            f"at {wanted} Hz instead of {rate} the sound has more than the {MAX_SAMPLES:,} samples of "
+            "ecsfusion.data.media.MAX_SAMPLES"
         )
     common = gcd(int(rate), wanted)
     return resample_poly(samples, wanted // common, int(rate) // common).astype(np.float32)

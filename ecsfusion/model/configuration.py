@@ -4,26 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import nn
 from transformers import PreTrainedConfig
-
-from ecsfusion.readout import FUSED
-
-# Words that the model's inputs, metrics, the readout, parameter groups or the folders of a run use already.
-RESERVED_NAMES = frozenset(
-    {
-        "calibrated",
-        "fusion",
-        FUSED,
-        "initial",
-        "label",
-        "labels",
-        "present",
-        "redundancy",
-        "synergy",
-        "unimodal",
-    }
-)
 
 
 class FusionConfig(PreTrainedConfig):
@@ -33,15 +14,15 @@ class FusionConfig(PreTrainedConfig):
         encoders: configuration of each modality's encoder by name, as a plain dictionary with its `model_type`.
         modalities: names of the modalities, in the order of the fusion head's inputs; by default that of
             `encoders`.
-        fusion: name of the fusion head: one of `ecsfusion.model.fusion_heads.FUSION_HEADS`, or that of one's own class.
+        fusion: name of the fusion head: one of `ecsfusion.model.fused_heads.FUSION_HEADS`, or that of one's own class.
         fusion_options: keyword arguments of the fusion head, such as `{"width": 256}` for cross-attention.
         adapters: PEFT configurations (LoRA and others) inside the encoders: by modality, then by adapter.
-        standalone: modalities whose own answer comes from a second copy of their encoder and head, of another step
+        best_heads: modalities whose own answer comes from a second copy of their encoder and head, of another step
             (see `ecsfusion.training.best_heads`).
         auxiliary_weight: weight of each unimodal loss in the joint stage (arXiv 2509.20840 uses 0.6).
         stage: "unimodal" (stage 1) or "joint" (stage 2): the stage these weights come from.
         step: optimizer step at which these weights were saved, or None.
-        readout: calibrated combination of the heads (see `ecsfusion.readout`), or None before it is fitted.
+        readout: calibrated combination of the heads (see `ecsfusion.model.readout`), or None before it is fitted.
         **kwargs: as in every configuration; `num_labels`, `id2label`, and `problem_type` (see
             `ecsfusion.model.problem_types`) among them.
     """
@@ -62,7 +43,7 @@ class FusionConfig(PreTrainedConfig):
         fusion: str = "concatenation",
         fusion_options: dict[str, Any] | None = None,
         adapters: dict[str, dict[str, Any]] | None = None,
-        standalone: list[str] | None = None,
+        best_heads: list[str] | None = None,
         auxiliary_weight: float = 0.6,
         stage: str = "joint",
         step: int | None = None,
@@ -75,19 +56,9 @@ class FusionConfig(PreTrainedConfig):
         self.fusion = fusion
         self.fusion_options = dict(fusion_options or {})
         self.adapters = dict(adapters or {})
-        self.standalone = list(standalone or ())
+        self.best_heads = list(best_heads or ())
         self.auxiliary_weight = auxiliary_weight
         self.stage = stage
         self.step = step
         self.readout = readout
         super().__init__(**kwargs)
-
-
-def check_modality_name(name: str) -> None:
-    """Raises ValueError for a name that is no Python identifier, or that means something else already."""
-    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_NAMES:
-        raise ValueError(
-            f"{name!r} cannot name a modality: use a Python identifier other than {sorted(RESERVED_NAMES)}."
-        )
-    if hasattr(nn.ModuleDict, name):  # such as "type": the name of a part is an attribute of the whole
-        raise ValueError(f"{name!r} cannot name a modality: torch.nn modules have an attribute of this name.")

@@ -120,7 +120,7 @@ class CardFacts:
         num_parameters: Parameters of the whole model; None leaves the sentence out.
         best_heads: Step of the weights that answer for a modality alone and in the calibrated combination, for each
             modality with a second copy of its encoder for that.
-        withheld: Modalities that waited in stage 1, and so have no weight of their own in the calibrated combination.
+        excluded_from_readout: Modalities that waited in stage 1, and so have no weight of their own in the calibrated combination.
         score: What the accuracies are: "accuracy", or "r2" in regression, where they are shares of variance explained.
         calibration_error: Expected calibration error by name, such as ``{"before": 0.08, "after": 0.02}``.
         comparison: Accuracy of the fused head on the last split by schedule, such as
@@ -151,7 +151,7 @@ class CardFacts:
     phases: Sequence[str] = ()
     num_parameters: int | None = None
     best_heads: Mapping[str, int] = field(default_factory=dict)
-    withheld: Sequence[str] = ()
+    excluded_from_readout: Sequence[str] = ()
     calibration_error: Mapping[str, float] = field(default_factory=dict)
     score: str = "accuracy"
     comparison: Mapping[str, float] = field(default_factory=dict)
@@ -241,7 +241,7 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         accuracy_table=_accuracy_table(facts.accuracy, list(facts.encoders)),
         accuracy_sentences=compare_heads(facts.accuracy, list(facts.encoders), counted),
         best_heads_sentence=_best_heads_sentence(facts.best_heads),
-        withheld_sentence=_withheld_sentence(facts.withheld),
+        excluded_sentence=_excluded_sentence(facts.excluded_from_readout),
         calibration_sentence=_calibration_sentence(facts.calibration_error, list(facts.accuracy)[-1]),
         comparison_table=_comparison_table(facts),
         pid_table=_pid_table(facts.pid),
@@ -435,12 +435,10 @@ def _best_heads_sentence(best_heads: Mapping[str, int]) -> str:
     return f"Alone, and in the calibrated combination, the model answers for {steps}, {copies} head reads."
 
 
-def _withheld_sentence(withheld: Sequence[str]) -> str:
-    if not withheld:
+def _excluded_sentence(excluded_from_readout: Sequence[str]) -> str:
+    if not excluded_from_readout:
         return ""
-    heads = (
-        f"{_enumerate(list(withheld))} waited in stage 1, so that the others could learn what it leaves them"
-    )
+    heads = f"{_enumerate(list(excluded_from_readout))} waited in stage 1, so that the others could learn what it leaves them"
     return (
         f"{heads}. In the calibrated combination its own head has no weight beside others, which it would overrule; "
         "where it alone is at hand, it answers."

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.evaluation.probe import calibrated_answers, head_answers
+from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION
-from ecsfusion.readout import FUSED, Readout
-from ecsfusion.training.evaluation import Evaluation
-from ecsfusion.training.probe import calibrated_answers, head_answers
+from ecsfusion.model.readout import Readout
 
 COLORS = ("#D55E00", "#0072B2", "#009E73")  # of Okabe and Ito
 MARKERS = ("o", "s", "^")
@@ -48,7 +49,7 @@ class Reliability:
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean distance of accuracy and confidence, weighed by rows (see `ecsfusion.readout`)."""
+        """Mean distance of accuracy and confidence, weighed by rows (see `ecsfusion.model.readout`)."""
         parts = zip(self.confidence, self.accuracy, self.rows, strict=True)
         return sum(rows * abs(accuracy - sure) for sure, accuracy, rows in parts) / sum(self.rows)
 
@@ -67,7 +68,7 @@ def reliability_of(
     answers = {
         "fused head": head_answers(heads[FUSED], problem_type),
         "calibrated combination": calibrated_answers(
-            heads, labels, readout, present, problem_type, evaluation.withheld
+            heads, labels, readout, present, problem_type, evaluation.excluded_from_readout
         ),
     }
     if problem_type == MULTI_LABEL:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecsfusion.controller import Rule
 from ecsfusion.model.encoders import main_input
-from ecsfusion.readout import FUSED
+from ecsfusion.model.names import FUSED
 from ecsfusion.reporting.card import CALIBRATED, CardFacts, EncoderFacts, PIDFacts, compare_heads, hub_name
 from ecsfusion.reporting.run import Run
 from ecsfusion.reporting.trajectory import phase
@@ -131,8 +131,10 @@ def run_facts(
         stages=trainer.args.stages,
         phases=tuple(dict.fromkeys(map(phase, history))),
         num_parameters=model.num_parameters(),
-        best_heads={name: int(trainer.record.best_heads[name][0]) for name in model.standalone},
-        withheld=() if trainer.controller.rule is None else trainer.controller.rule.withheld,
+        best_heads={name: int(trainer.record.best_heads[name][0]) for name in model.best_heads},
+        excluded_from_readout=()
+        if trainer.controller.rule is None
+        else trainer.controller.rule.excluded_from_readout,
         score=score_in(metrics, prefix),
         calibration_error={
             when: metrics[f"{prefix}_{name}"]

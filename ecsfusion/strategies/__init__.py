@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ecsfusion.options import check_options
+from ecsfusion.controller.options import check_options
 from ecsfusion.strategies.agm import AGM
 from ecsfusion.strategies.distillation import UnimodalDistillation
 from ecsfusion.strategies.g_blending import GBlending

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from ecsfusion.controller.pretrain_then_reset import PretrainThenReset
 from ecsfusion.model.rows import take
-from ecsfusion.rules.rehearsal import Rehearsal
 from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share, rows_of
 
 if TYPE_CHECKING:
+    from ecsfusion.controller.rule import Rule
     from ecsfusion.modeling import FusionForClassification, FusionOutput
-    from ecsfusion.rules.decision import Rule
 
 
 class UnimodalDistillation(Strategy):
@@ -46,7 +46,7 @@ class UnimodalDistillation(Strategy):
 
     def rule(self) -> Rule:
         """All modalities train alone for that share, then everything starts anew."""
-        return Rehearsal(self.modalities, max_unimodal_share=self.share)
+        return PretrainThenReset(self.modalities, max_unimodal_share=self.share)
 
     def begin_stage(self, trainer: TrainerOfStrategy) -> None:
         """Call the teachers, when joint training begins or goes on."""

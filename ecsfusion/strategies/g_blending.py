@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ecsfusion.readout import FUSED
+from ecsfusion.model.names import FUSED
 from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes, rows_of
 
 if TYPE_CHECKING:
+    from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification, FusionOutput
-    from ecsfusion.training.evaluation import Evaluation
 
-LEAST_OVERFITTING = 1e-3
+MIN_OVERFITTING = 1e-3
 """Nats; a smaller O_k, which no evaluation could tell from none, counts as this."""
 
 
@@ -104,7 +104,7 @@ class GBlending(Strategy):
             (validation_before, training_before), (validation, training) = before[head], now[head]
             gain = max(validation_before - validation, 0.0)
             overfitting = (validation - training) - (validation_before - training_before)
-            blend[head] = gain / max(abs(overfitting), LEAST_OVERFITTING) ** 2
+            blend[head] = gain / max(abs(overfitting), MIN_OVERFITTING) ** 2
         total = sum(blend.values())
         if total == 0.0:
             return dict.fromkeys(self.heads, 1 / len(self.heads))

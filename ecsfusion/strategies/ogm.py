@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ecsfusion.model.fusion_heads import ConcatenationHead
+from ecsfusion.model.fused_heads import ConcatenationHead
 from ecsfusion.strategies.strategy import Strategy, mean_over_processes, rows_of
 
 if TYPE_CHECKING:

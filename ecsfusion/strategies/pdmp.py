@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ecsfusion.rules.rehearsal import Rehearsal
+from ecsfusion.controller.pretrain_then_reset import PretrainThenReset
 from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share
 from ecsfusion.training.best_heads import quality
 
 if TYPE_CHECKING:
+    from ecsfusion.controller.rule import Rule
+    from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification
-    from ecsfusion.rules.decision import Rule
-    from ecsfusion.training.evaluation import Evaluation
 
 
 class PDMP(Strategy):
@@ -48,7 +48,7 @@ class PDMP(Strategy):
 
     def rule(self) -> Rule:
         """All train alone for that share, and start anew."""
-        return Rehearsal(self.modalities, max_unimodal_share=self.share)
+        return PretrainThenReset(self.modalities, max_unimodal_share=self.share)
 
     def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Rank the modalities; the last ranking of stage 1 counts."""

@@ -13,8 +13,8 @@ from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over
 from ecsfusion.strategies.tensors import from_json, to_json
 
 if TYPE_CHECKING:
+    from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification, FusionOutput
-    from ecsfusion.training.evaluation import Evaluation
 
 
 class PMR(Strategy):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ecsfusion.discretize import Discretizer
+from ecsfusion.pid.discretize import Discretizer
 from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes
 
 if TYPE_CHECKING:
+    from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification
-    from ecsfusion.training.evaluation import Evaluation
 
 
 class DiagnosingRelearning(Strategy):

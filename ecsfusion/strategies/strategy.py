@@ -16,9 +16,9 @@ from accelerate import PartialState
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ecsfusion.controller.rule import Rule
+    from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification, FusionOutput
-    from ecsfusion.rules.decision import Rule
-    from ecsfusion.training.evaluation import Evaluation
 
 
 class TrainerOfStrategy(Protocol):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ecsfusion.rules.fixed import FixedSchedule
+from ecsfusion.controller.fixed import FixedSchedule
 from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share
 
 if TYPE_CHECKING:
-    from ecsfusion.rules.decision import Rule
+    from ecsfusion.controller.rule import Rule
 
 
 class Unimodal(Strategy):

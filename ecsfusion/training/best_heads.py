@@ -18,10 +18,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.evaluation.probe import head_answers, score
 from ecsfusion.model.problem_types import mean_loss
 from ecsfusion.modeling import FusionForClassification
-from ecsfusion.training.evaluation import Evaluation
-from ecsfusion.training.probe import head_answers, score
 
 WEIGHTS_FILE = "model.safetensors"
 STEP_FILE = "step.json"
@@ -29,7 +29,7 @@ STEP_FILE = "step.json"
 
 def folder_of(name: str) -> str:
     """The folder of a run that holds a modality's best weights."""
-    return f"best-{name}"  # which is no Python identifier, and so no modality's own folder
+    return f"best_heads-{name}"  # which is no Python identifier, and so no modality's own folder
 
 
 def why_not_kept(model: FusionForClassification) -> str | None:

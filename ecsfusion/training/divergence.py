@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecsfusion.model.names import FUSED
 from ecsfusion.modeling import FusionOutput
-from ecsfusion.readout import FUSED
 
 
 class DivergenceError(FloatingPointError):

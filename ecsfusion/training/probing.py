@@ -15,14 +15,14 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from ecsfusion.callbacks import ControllerCallback, StageRecord
-from ecsfusion.estimate import FewSamplesWarning
+from ecsfusion.evaluation.outputs import Evaluation, check_probe_set
+from ecsfusion.evaluation.probe import head_answers, probe_metrics, scale_of, score, score_name
 from ecsfusion.model.problem_types import SINGLE_LABEL
-from ecsfusion.pid import PID
-from ecsfusion.readout import Readout
+from ecsfusion.model.readout import Readout
+from ecsfusion.pid.decomposition import PID
+from ecsfusion.pid.estimate import FewSamplesWarning
 from ecsfusion.reporting.reliability import reliability_of
-from ecsfusion.training.evaluation import Evaluation, check_probe_set
-from ecsfusion.training.probe import head_answers, probe_metrics, scale_of, score, score_name
+from ecsfusion.training.callbacks import ControllerCallback, StageRecord
 from ecsfusion.training.stepping import SteppingTrainer
 
 logger = logging.get_logger(__name__)
@@ -157,7 +157,7 @@ class ProbingTrainer(SteppingTrainer):
             )
         self._evaluated = Evaluation.from_outputs(outputs, labels)
         rule = self.controller.rule
-        self._evaluated.withheld = () if rule is None else rule.withheld
+        self._evaluated.excluded_from_readout = () if rule is None else rule.excluded_from_readout
         self._evaluated.check_finite()
         return {**self._measure(self._evaluated), **extra}
 
@@ -186,7 +186,7 @@ class ProbingTrainer(SteppingTrainer):
         fitted = self.model.config.readout
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            # Where it matters that samples are few, the run warns of it (`ecsfusion.signatures.estimate`).
+            # Where it matters that samples are few, the run warns of it (`ecsfusion.diagnostics.estimate`).
             warnings.simplefilter("ignore", FewSamplesWarning)
             measured = probe_metrics(
                 evaluation,

@@ -28,7 +28,7 @@ class StageRecord:
         rule: the state of the rule.
         strategy: the state of the strategy.
         history: one dictionary per probe (see `ecsfusion.reporting.trajectory`).
-        warnings: what the run has warned of: step, and what `ecsfusion.signatures.finding.Finding` has.
+        warnings: what the run has warned of: step, and what `ecsfusion.diagnostics.finding.Finding` has.
     """
 
     stage: str = "unimodal"

@@ -14,20 +14,20 @@ from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from ecsfusion.callbacks import reading_from_metrics, reading_values
-from ecsfusion.estimate import FewSamplesWarning
-from ecsfusion.pid import PID
-from ecsfusion.signatures.duplicate import duplicate
-from ecsfusion.signatures.estimate import beneath_noise, certificate_missed, few_rows
-from ecsfusion.signatures.finding import Finding, Scale
-from ecsfusion.signatures.lag import late_hand_over, late_pause
-from ecsfusion.signatures.memorization import memorized
-from ecsfusion.signatures.shortcut import shortcut
-from ecsfusion.signatures.silence import lost_modality, silent_modality
-from ecsfusion.signatures.stage_one import stage_one_too_short
+from ecsfusion.diagnostics.duplicate import duplicate
+from ecsfusion.diagnostics.estimate import beneath_noise, certificate_missed, few_rows
+from ecsfusion.diagnostics.finding import Finding, Scale
+from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
+from ecsfusion.diagnostics.memorization import memorized
+from ecsfusion.diagnostics.no_information import lost_modality, silent_modality
+from ecsfusion.diagnostics.short_stage import stage_one_too_short
+from ecsfusion.diagnostics.shortcut import shortcut
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.evaluation.probe import decompose_embeddings, scale_of
+from ecsfusion.pid.decomposition import PID
+from ecsfusion.pid.estimate import FewSamplesWarning
 from ecsfusion.training.best_heads import quality
-from ecsfusion.training.evaluation import Evaluation
-from ecsfusion.training.probe import decompose_embeddings, scale_of
+from ecsfusion.training.callbacks import reading_from_metrics, reading_values
 from ecsfusion.training.probing import ProbingTrainer
 
 logger = logging.get_logger(__name__)
@@ -42,7 +42,7 @@ class WatchingTrainer(ProbingTrainer):
 
     A warning is said once about each modality, by the first process, and kept in `record.warnings`, which every
     checkpoint holds: a resumed run does not repeat it. The end of training and the model card list them all. Every
-    signature is a function of its own (`ecsfusion.signatures`), and none of them changes what a run does.
+    signature is a function of its own (`ecsfusion.diagnostics`), and none of them changes what a run does.
 
     At the hand-over, and when training is over, training rows are evaluated too, to see whether a modality has
     memorized them: as many as the evaluation set has at most, so it costs as much as two more evaluations and
@@ -78,7 +78,7 @@ class WatchingTrainer(ProbingTrainer):
     def _watch_end_of_stage_one(
         self, history: Sequence[Mapping[str, Any]], evaluation: Evaluation, pid: PID, scale: Scale
     ) -> None:
-        self._warn(late_hand_over(history))
+        self._warn(late_end_of_stage(history))
         if self.args.stages == "two-stage":
             self._warn(stage_one_too_short(history, scale))
         if len(history) >= SILENT_READINGS:

@@ -22,14 +22,14 @@ def layouts(points):
     }
 
 
-def assert_nearest(labels, distance, points, centres):
-    """Labels and distances against float64, where labels may differ only among centres that are equally near."""
-    exact = torch.cdist(points.double(), centres.double()).square()
+def assert_nearest(labels, distance, points, centers):
+    """Labels and distances against float64, where labels may differ only among centers that are equally near."""
+    exact = torch.cdist(points.double(), centers.double()).square()
     tolerance = 1e-5 * (
-        points.double().square().sum(-1) + centres.double().square().sum(-1).amax(-1, keepdim=True)
+        points.double().square().sum(-1) + centers.double().square().sum(-1).amax(-1, keepdim=True)
     )
     assert labels.dtype == torch.int64
-    assert bool(((labels >= 0) & (labels < centres.shape[1])).all())
+    assert bool(((labels >= 0) & (labels < centers.shape[1])).all())
     chosen = exact.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     assert bool((chosen - exact.amin(-1) <= tolerance).all())
     assert bool(((distance.double() - chosen).abs() <= tolerance).all())
@@ -49,20 +49,20 @@ def assert_nearest(labels, distance, points, centres):
     ],
 )
 def test_nearest_against_float64(device, number, clusters, dimension):
-    points, centres = make(2, number, dimension), make(2, clusters, dimension, random_seed=1)
-    labels, distance = nearest(points.to(device), centres.to(device))
-    assert_nearest(labels.cpu(), distance.cpu(), points, centres)
+    points, centers = make(2, number, dimension), make(2, clusters, dimension, random_seed=1)
+    labels, distance = nearest(points.to(device), centers.to(device))
+    assert_nearest(labels.cpu(), distance.cpu(), points, centers)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "columns of wider rows", "every second row"])
 def test_strides_change_nothing(device, layout):
-    points, centres = make(2, 70, 8), make(2, 5, 8, random_seed=1)
+    points, centers = make(2, 70, 8), make(2, 5, 8, random_seed=1)
     other = layouts(points)[layout]
     for_all = [
         (
-            nearest(p.to(device), centres.to(device)),
+            nearest(p.to(device), centers.to(device)),
             seed(p.to(device), 4, 1),
-            lloyd(p.to(device), centres.to(device)),
+            lloyd(p.to(device), centers.to(device)),
         )
         for p in (
             points,
@@ -77,17 +77,17 @@ def test_strides_change_nothing(device, layout):
 def test_the_first_of_equal_centres_wins(device):
     points = torch.randint(-9, 9, (1, 40, 4)).float()  # whole numbers: no product is rounded
     for clusters in (8, 140):
-        centres = points[:, :1].expand(1, clusters, 4)
-        assert not nearest(points.to(device), centres.to(device))[0].any()
+        centers = points[:, :1].expand(1, clusters, 4)
+        assert not nearest(points.to(device), centers.to(device))[0].any()
 
 
 def test_points_and_centres_that_are_not_finite(device):
-    points, centres = make(1, 130, 5), make(1, 40, 5, random_seed=1)
+    points, centers = make(1, 130, 5), make(1, 40, 5, random_seed=1)
     points[0, 3, 2], points[0, 77, 4], points[0, 129, 0] = torch.nan, torch.inf, 1e25
-    centres[0, 7, 1], centres[0, 0, 0] = torch.nan, -torch.inf
+    centers[0, 7, 1], centers[0, 0, 0] = torch.nan, -torch.inf
     for kept in (slice(None, 20), slice(None)):
-        labels, distance = nearest(points.to(device), centres[:, kept].to(device))
-        expected, _ = reference.nearest(points, centres[:, kept])
+        labels, distance = nearest(points.to(device), centers[:, kept].to(device))
+        expected, _ = reference.nearest(points, centers[:, kept])
         assert torch.equal(labels.cpu(), expected)
         assert torch.nonzero(labels[0] < 0).flatten().tolist() == [3, 77, 129]
         assert torch.equal(distance.isnan(), labels < 0)
@@ -98,7 +98,7 @@ def test_points_and_centres_that_are_not_finite(device):
     ("number", "clusters", "dimension"), [(1, 3, 2), (1025, 4, 17), (600, 20, 8), (70, 3, 40), (9000, 3, 9)]
 )
 def test_seed_draws_the_points_of_the_reference(device, number, clusters, dimension):
-    """9000 points are too many for one block: every centre is a launch."""
+    """9000 points are too many for one block: every center is a launch."""
     points = make(1, number, dimension).expand(2, -1, -1)
     for key in (0, -5):
         found = seed(points.to(device), clusters, key).cpu()
@@ -123,7 +123,7 @@ def assert_clustering(found, points):
     for b in range(len(points)):
         assert torch.equal(torch.bincount(labels[b][labels[b] >= 0], minlength=sizes.shape[1]), sizes[b])
     exact = (
-        points - found.centres.cpu().gather(1, labels.clamp_min(0).unsqueeze(-1).expand_as(points))
+        points - found.centers.cpu().gather(1, labels.clamp_min(0).unsqueeze(-1).expand_as(points))
     ).double()
     exact = exact.square().sum(-1).masked_fill(labels < 0, 0.0).sum(-1)
     torch.testing.assert_close(found.inertia.cpu().double(), exact, rtol=1e-4, atol=1e-4)
@@ -142,7 +142,7 @@ def test_lloyd_equals_its_reference(device, number, clusters, dimension):
     found = lloyd(points.to(device), start.to(device), 4)
     expected = reference.lloyd(points, start, 4)
     assert_clustering(found, points)
-    torch.testing.assert_close(found.centres.cpu(), expected.centres, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.centers.cpu(), expected.centers, rtol=1e-5, atol=1e-4)
     assert torch.equal(found.labels.cpu(), expected.labels)
     assert torch.equal(found.sizes.cpu(), expected.sizes)
     torch.testing.assert_close(found.inertia.cpu(), expected.inertia, rtol=1e-3, atol=1e-3)
@@ -155,10 +155,10 @@ def test_points_left_out_and_empty_clusters(device):
     found, kept = lloyd(points.to(device), start.to(device)), points[:, torch.isfinite(points[0]).all(-1)]
     assert int(found.sizes.sum()) == 198
     assert int(found.sizes[0, 3]) == 0
-    assert torch.equal(found.centres[0, 3].cpu(), start[0, 3])
+    assert torch.equal(found.centers[0, 3].cpu(), start[0, 3])
     expected = reference.lloyd(kept, start)
     torch.testing.assert_close(found.inertia.cpu(), expected.inertia, rtol=1e-2, atol=1e-3)
-    assert torch.isfinite(found.centres).all()
+    assert torch.isfinite(found.centers).all()
 
 
 def test_a_problem_does_not_depend_on_its_batch(device):
@@ -183,10 +183,10 @@ def test_runs_are_equal_bit_by_bit(device, large):
 def test_no_iterations_and_no_points(device):
     points, start = make(1, 20, 3).to(device), make(1, 4, 3, random_seed=1).to(device)
     found = lloyd(points, start, 0)
-    assert torch.equal(found.centres, start)
+    assert torch.equal(found.centers, start)
     assert torch.equal(found.labels, nearest(points, start)[0])
     empty = lloyd(points[:, :0], start)
-    assert torch.equal(empty.centres, start)
+    assert torch.equal(empty.centers, start)
     assert empty.labels.shape == (1, 0)
     assert not empty.sizes.any()
     assert nearest(points[:0], start[:0])[0].shape == (0, 20)
@@ -194,11 +194,11 @@ def test_no_iterations_and_no_points(device):
 
 
 def test_what_is_wrong_is_said(device):
-    points, centres = torch.zeros(1, 5, 3, device=device), torch.zeros(1, 2, 3, device=device)
+    points, centers = torch.zeros(1, 5, 3, device=device), torch.zeros(1, 2, 3, device=device)
     with pytest.raises(TypeError, match=r"points must be float32, got torch.float64"):
-        nearest(points.double(), centres)
-    with pytest.raises(ValueError, match="centres must be"):
-        lloyd(points, centres[..., :2])
+        nearest(points.double(), centers)
+    with pytest.raises(ValueError, match="centers must be"):
+        lloyd(points, centers[..., :2])
     with pytest.raises(ValueError, match="no rows"):
         seed(points[:, :0], 2)
 

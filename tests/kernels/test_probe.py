@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from ecsfusion import joint
-from ecsfusion.estimate import fast_pid, probe_tensors
+from ecsfusion.pid import replicates
+from ecsfusion.pid.estimate import fast_pid, pid_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
 
@@ -24,13 +24,13 @@ OPTIONS = {
 
 
 def data(number=100, dimensions=(9, 7)):
-    """Two modalities around three well separated centres each, and the label: their sum modulo 3."""
+    """Two modalities around three well separated centers each, and the label: their sum modulo 3."""
     generator = torch.Generator().manual_seed(1)
     states = torch.randint(3, (2, number), generator=generator)
     named = {}
     for name, state, dimension in zip("ab", states, dimensions, strict=True):
-        centres = torch.randn(3, dimension, generator=generator)
-        named[name] = centres[state] + 0.1 * torch.randn(number, dimension, generator=generator)
+        centers = torch.randn(3, dimension, generator=generator)
+        named[name] = centers[state] + 0.1 * torch.randn(number, dimension, generator=generator)
     return named, states.sum(0) % 3
 
 
@@ -43,9 +43,9 @@ def atoms(part):
 
 
 def answer(most_rows, device="cpu"):
-    joint.MOST_ROWS = most_rows
+    replicates.MAX_ROWS = most_rows
     named, labels = moved(*data(), device)
-    found = probe_tensors(named, labels, **OPTIONS)
+    found = pid_tensors(named, labels, **OPTIONS)
     return {
         "corrected": atoms(found.corrected),
         "plugin": atoms(found.plugin),
@@ -58,7 +58,7 @@ def test_kernels_and_references_agree(device, large, most_rows, monkeypatch):
     """To the tolerance of the solver, 1e-3 bits; the references run in a process where no kernel can."""
     if most_rows and not large:
         pytest.skip("the interpreter takes ten seconds a probe")
-    monkeypatch.setattr(joint, "MOST_ROWS", joint.MOST_ROWS)
+    monkeypatch.setattr(replicates, "MAX_ROWS", replicates.MAX_ROWS)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     code = f"import json, sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_probe;"
     code += f"print(json.dumps(test_probe.answer({most_rows})))"
@@ -77,7 +77,7 @@ def test_rows_and_labels_that_cannot_be_counted_are_left_out_and_reported(device
     named["a"][3] = torch.nan
     named["b"][7, 3], named["b"][8, 2] = torch.inf, -torch.inf
     labels[10], labels[11], labels[12] = -1, 3, 2**40
-    found = probe_tensors(*moved(named, labels, device), **OPTIONS)
+    found = pid_tensors(*moved(named, labels, device), **OPTIONS)
     assert found.counted.tolist() == [94.0]
     assert bool(torch.isfinite(found.plugin.synergy).all())
     assert bool(torch.isfinite(found.corrected.synergy).all())
@@ -115,8 +115,8 @@ def test_a_gpu_gives_the_answer_of_the_processor(device, large):
     first, second = torch.randint(4, (2, 3000), generator=generator)
     named = {}
     for name, state, dimension in (("a", first, 64), ("b", second, 32)):
-        centres = torch.randn(4, dimension, generator=generator)
-        named[name] = centres[state] + 0.1 * torch.randn(3000, dimension, generator=generator)
+        centers = torch.randn(4, dimension, generator=generator)
+        named[name] = centers[state] + 0.1 * torch.randn(3000, dimension, generator=generator)
     labels = (first + second) % 4
     there, here = fast_pid(*moved(named, labels, device)), fast_pid(named, labels)
     assert there.synergy.device.type == device.type
@@ -130,8 +130,8 @@ def test_the_probe_compiles_as_one_graph(device, large):
             "the interpreter takes ten seconds a probe; tests/test_estimate.py compiles it on the CPU"
         )
     named, labels = moved(*data(), device)
-    compiled = torch.compile(lambda x, y: probe_tensors(x, y, **OPTIONS), fullgraph=True, backend="eager")
-    found, expected = compiled(named, labels), probe_tensors(named, labels, **OPTIONS)
+    compiled = torch.compile(lambda x, y: pid_tensors(x, y, **OPTIONS), fullgraph=True, backend="eager")
+    found, expected = compiled(named, labels), pid_tensors(named, labels, **OPTIONS)
     torch.testing.assert_close(found.corrected.synergy, expected.corrected.synergy)
     torch.testing.assert_close(found.plugin.unique, expected.plugin.unique)
 
@@ -141,11 +141,11 @@ def test_the_host_reads_nothing_and_a_graph_replays(device, number):
     if device.type == "cpu":
         pytest.skip("host reads and graphs are CUDA's")
     named, labels = moved(*data(number), device)
-    expected = probe_tensors(named, labels, **OPTIONS)  # compiles the kernels
+    expected = pid_tensors(named, labels, **OPTIONS)  # compiles the kernels
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        again = probe_tensors(named, labels, **OPTIONS)
+        again = pid_tensors(named, labels, **OPTIONS)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(again.corrected.synergy, expected.corrected.synergy)
@@ -154,11 +154,11 @@ def test_the_host_reads_nothing_and_a_graph_replays(device, number):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        probe_tensors(named, labels, **OPTIONS)
+        pid_tensors(named, labels, **OPTIONS)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = probe_tensors(named, labels, **OPTIONS)
+        captured = pid_tensors(named, labels, **OPTIONS)
     for part in captured.corrected[:7]:
         part.fill_(torch.nan)
     graph.replay()

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.trainer_callback import PrinterCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion.readout import FUSED
+from ecsfusion.model.names import FUSED
 
 VIEWS = ("left", "right", "noise")
 STEPS = 8
@@ -174,6 +174,6 @@ def fused_only(heads: dict[str, torch.Tensor], *rest: Any) -> torch.Tensor:
 NO_PICTURES = {"ecsfusion.trainer.plot_trajectory": lambda *_: None}
 """What makes a tiny run quicker: what to replace, by what."""
 NO_READOUTS = {
-    "ecsfusion.training.probe.calibrated_answers": fused_only,
+    "ecsfusion.evaluation.probe.calibrated_answers": fused_only,
     "ecsfusion.trainer.FusionTrainer._fit_readout_once_evaluated": lambda self: None,
 }

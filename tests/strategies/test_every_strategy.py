@@ -318,7 +318,7 @@ class Pauses(Rule):
         self.state = {"readings": 0}
 
     def decide_unimodal(self, reading):
-        return Decision(TWO, "a script", stage_over=True)
+        return Decision(TWO, "a script", ends_stage=True)
 
     def decide_joint(self, reading):
         self.state["readings"] += 1

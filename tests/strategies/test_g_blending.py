@@ -9,9 +9,9 @@ import torch
 from strategy_runs import Views, trained, trainer, views, weights
 from torch.nn import functional as F  # noqa: N812
 
-from ecsfusion.readout import FUSED
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.model.names import FUSED
 from ecsfusion.strategies.g_blending import GBlending
-from ecsfusion.training.evaluation import Evaluation
 
 HEADS = ("left", "right", FUSED)
 

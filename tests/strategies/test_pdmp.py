@@ -10,8 +10,8 @@ from strategy_runs import VIEWS, trained, trainer, views, weights
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification
-from ecsfusion.rules.decision import Reading
-from ecsfusion.rules.rehearsal import Rehearsal
+from ecsfusion.controller.pretrain_then_reset import PretrainThenReset
+from ecsfusion.controller.rule import Reading
 from ecsfusion.strategies.pdmp import PDMP
 
 
@@ -22,16 +22,16 @@ def reading(step: int, of: int = 100) -> Reading:
 
 
 def test_the_rule_ends_the_rehearsal_and_keeps_and_resets_everything():
-    rule = Rehearsal(("left", "right"), max_unimodal_share=0.3)
+    rule = PretrainThenReset(("left", "right"), max_unimodal_share=0.3)
     early = rule.decide(reading(20))
-    assert (early.stage_over, early.peak, early.reset, early.training) == (
+    assert (early.ends_stage, early.peak, early.reset, early.training) == (
         False,
         False,
         (),
         ("left", "right"),
     )
     end = rule.decide(reading(30))
-    assert (end.stage_over, end.peak, end.restore) == (True, True, None)
+    assert (end.ends_stage, end.peak, end.restore) == (True, True, None)
     assert end.reset == end.training == ("left", "right")
     assert rule.peak_step == 30
 

@@ -11,9 +11,9 @@ from fusion_fixtures import TwoViews, two_views
 from torch import nn
 
 from ecsfusion import FusionTrainer, FusionTrainingArguments
+from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.strategies import make_strategy, relearning
 from ecsfusion.strategies.relearning import DiagnosingRelearning, lead_back, purity, purity_of
-from ecsfusion.training.evaluation import Evaluation
 
 
 def test_the_purity_of_a_known_clustering():

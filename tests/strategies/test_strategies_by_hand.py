@@ -10,7 +10,7 @@ from strategy_runs import CLASSES, ROWS, STEPS, VIEWS, Views, trained, trainer, 
 from torch.nn import functional as F  # noqa: N812
 from transformers import TrainerCallback
 
-from ecsfusion.rules.published import Published as PublishedRule
+from ecsfusion.controller.published import Published as PublishedRule
 from ecsfusion.strategies import STRATEGIES, make_strategy
 from ecsfusion.strategies.ogm import OGM, OGMGE, parts_of_fused_logits
 

@@ -23,7 +23,7 @@ from .reference import BrojaSolution
 # The sums of the two bounds, some 10 bits, and their products are exact to about 1e-7: the estimate is good to a few
 # 1e-7 bits. A table stops this far below the tolerance, and smaller tolerances are left to the reference.
 MARGIN = 2e-6  # bits
-LEAST_TOLERANCE = 1e-5  # bits
+MIN_TOLERANCE = 1e-5  # bits
 
 
 @jit
@@ -325,7 +325,7 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of BrojaSolutio
 def _broja_op(
     p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not (runs_kernels(p1y) and tolerance >= LEAST_TOLERANCE and p1y.numel() and p2y.numel()):
+    if not (runs_kernels(p1y) and tolerance >= MIN_TOLERANCE and p1y.numel() and p2y.numel()):
         return cast(Parts, tuple(reference.broja(p1y, p2y, tolerance, max_iterations)))
     p1, p2 = (p.to(torch.float64).reshape(-1, *p.shape[-2:]) for p in (p1y, p2y))
     solution = _launch_broja(p1, p2, tolerance, max_iterations)

@@ -36,7 +36,7 @@ KERNEL_FILES = (
     "random",
 )
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes that one block may have, by architecture
-MOST_SPILLS = 64  # bytes per thread
+MAX_SPILLS = 64  # bytes per thread
 
 
 class Report(NamedTuple):
@@ -55,8 +55,8 @@ class Report(NamedTuple):
         """What is wrong with it, or nothing."""
         if self.error:
             return self.error
-        if self.spills > MOST_SPILLS:
-            return f"spills {self.spills} bytes, over {MOST_SPILLS}"
+        if self.spills > MAX_SPILLS:
+            return f"spills {self.spills} bytes, over {MAX_SPILLS}"
         most = SHARED_MEMORY[self.architecture]
         return f"needs {self.shared} bytes of shared memory, over {most}" if self.shared > most else ""
 

@@ -1,6 +1,6 @@
 """k-means of many problems at once: assignment and iterations.
 
-A problem is one set of points with one set of centres; restarts are problems on the same points, which an expanded
+A problem is one set of points with one set of centers; restarts are problems on the same points, which an expanded
 tensor does not copy. The host starts a number of launches that depends on shapes alone and reads nothing: a problem
 that has settled is marked on the device, and its blocks return at once.
 """
@@ -15,7 +15,7 @@ from . import reference
 from .language import NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
 from .reference import Clustering
 
-MOST_GROUPS = 256  # blocks of one problem that sum up its clusters; the last reads one partial sum of each
+MAX_GROUPS = 256  # blocks of one problem that sum up its clusters; the last reads one partial sum of each
 ASSIGNERS = 1056  # blocks that share the points: 8 for each of the 132 multiprocessors of an H100 or H200
 
 
@@ -64,8 +64,8 @@ def _assign(
 ):
     """label = argmin_k |c_k|^2 - 2 <x, c_k>, distance = max(min_k (...) + |x|^2, 0); tile after tile of the points.
 
-    With WHOLE one tile holds all centres: they stay in registers, and while one tile of points is compared the next
-    ones are on their way. Else blocks of centres pass by, in pieces of BLOCK_D dimensions. If `asks`, a problem that
+    With WHOLE one tile holds all centers: they stay in registers, and while one tile of points is compared the next
+    ones are on their way. Else blocks of centers pass by, in pieces of BLOCK_D dimensions. If `asks`, a problem that
     is not active is left as it is.
     """
     problem, program = (tl.program_id(0) // programs).to(tl.int64), tl.program_id(0) % programs
@@ -85,11 +85,11 @@ def _assign(
     index, entry = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
     infinity = float("inf")
     if WHOLE:
-        centres = _load_tile(centres_ptr, index, clusters, entry, dimension, dimension, 1)
-        bias = tl.sum(centres * centres, 1)
-        finite = (bias < infinity) & (index < clusters)  # no point goes to a centre that is not
+        centers = _load_tile(centres_ptr, index, clusters, entry, dimension, dimension, 1)
+        bias = tl.sum(centers * centers, 1)
+        finite = (bias < infinity) & (index < clusters)  # no point goes to a center that is not
         bias = tl.where(finite, bias, infinity)
-        turned = tl.trans(tl.where(finite[:, None], -2.0 * centres, 0.0))
+        turned = tl.trans(tl.where(finite[:, None], -2.0 * centers, 0.0))
         for tile in range(program, tiles, programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
             x = _load_tile(points_ptr, point, number, entry, dimension, step_point, step_entry)
@@ -110,11 +110,11 @@ def _assign(
                     x = _load_tile(
                         points_ptr, point, number, start + entry, dimension, step_point, step_entry
                     )
-                    centres = _load_tile(
+                    centers = _load_tile(
                         centres_ptr, first + index, clusters, start + entry, dimension, dimension, 1
                     )
-                    scores = tl.dot(x, tl.trans(centres), scores, input_precision="tf32x3")
-                    bias += tl.sum(centres * centres, 1)
+                    scores = tl.dot(x, tl.trans(centers), scores, input_precision="tf32x3")
+                    bias += tl.sum(centers * centers, 1)
                     length += tl.sum(x * x, 1)
                 finite = (bias < infinity) & (first + index < clusters)
                 scores = tl.where(finite[None, :], bias[None, :] - 2.0 * scores, infinity)
@@ -157,7 +157,7 @@ def _update(
 ):
     """c_k = mean of the points of label k; sizes, inertia, and whether the problem goes on; without `moves` c_k stays.
 
-    A group of points and a part (BLOCK_K centres times BLOCK_D dimensions) make a block. It leaves its sums, the
+    A group of points and a part (BLOCK_K centers times BLOCK_D dimensions) make a block. It leaves its sums, the
     product of the one-hot labels with the points, and the last of a part's groups to arrive adds up those of all, in an
     order that does not depend on who is last. What it decides is for the next iteration, in a place of its own: blocks
     of other parts may not have looked yet whether they are active in this one.
@@ -223,7 +223,7 @@ def _update(
             size += tl.sum(count.to(tl.int64), 0)
             error += tl.load(errors_ptr + place + other, real, other=0.0, cache_modifier=".cg")
         target = (problem * clusters + index)[:, None] * dimension + entry[None, :]
-        # An empty cluster keeps its centre.
+        # An empty cluster keeps its center.
         real = ((index < clusters) & (size > 0))[:, None] & (entry < dimension)[None, :]
         if moves != 0:
             tl.store(centres_ptr + target, total / size.to(tl.float32)[:, None], real)
@@ -247,9 +247,9 @@ def _vector(points: Tensor) -> int:
 def assign_configuration(clusters: int, dimension: int, vector: int) -> tuple[dict[str, int], int, int]:
     """Constants of `_assign`, warps and pipeline stages.
 
-    Up to 32 centres of 16 dimensions stay in registers; 128 points are one tile for the 4 warps of a tensor core
-    product. Beyond, up to 128 centres are compared at once (64 registers of each of 256 threads), so that the points
-    come from the caches at most twice for 256 centres.
+    Up to 32 centers of 16 dimensions stay in registers; 128 points are one tile for the 4 warps of a tensor core
+    product. Beyond, up to 128 centers are compared at once (64 registers of each of 256 threads), so that the points
+    come from the caches at most twice for 256 centers.
     """
     whole = clusters <= 32 and dimension <= 16
     block_k = min(
@@ -261,16 +261,16 @@ def assign_configuration(clusters: int, dimension: int, vector: int) -> tuple[di
 
 
 def _launch_assign(
-    points: Tensor, centres: Tensor, labels: Tensor, distance: Tensor, active: Tensor | None
+    points: Tensor, centers: Tensor, labels: Tensor, distance: Tensor, active: Tensor | None
 ) -> None:
-    (problems, number, dimension), clusters = points.shape, centres.shape[1]
+    (problems, number, dimension), clusters = points.shape, centers.shape[1]
     if labels.numel() == 0:
         return
     constants, num_warps, num_stages = assign_configuration(clusters, dimension, _vector(points))
     programs = min(-(-number // constants["BLOCK_N"]), max(1, ASSIGNERS // problems))
     _assign[(problems * programs,)](
         points,
-        centres,
+        centers,
         labels if active is None else active,
         labels,
         distance,
@@ -293,21 +293,21 @@ def update_configuration(clusters: int, dimension: int, vector: int) -> tuple[di
 
 
 def _launch_lloyd(
-    points: Tensor, centres: Tensor, max_iterations: int, tolerance: float
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (problems, number, dimension), clusters, device = points.shape, centres.shape[1], points.device
-    centres = centres.clone(memory_format=torch.contiguous_format)
+    (problems, number, dimension), clusters, device = points.shape, centers.shape[1], points.device
+    centers = centers.clone(memory_format=torch.contiguous_format)
     labels = torch.empty(problems, number, dtype=torch.int64, device=device)
     distance = torch.empty(problems, number, dtype=torch.float32, device=device)
     inertia = torch.full((problems,), torch.inf, dtype=torch.float32, device=device)
     sizes = torch.empty(problems, clusters, dtype=torch.int64, device=device)
     if problems == 0:
-        return centres, labels, inertia, sizes
+        return centers, labels, inertia, sizes
     constants, num_warps, num_stages = update_configuration(clusters, dimension, _vector(points))
     block_n, block_k, block_d = (constants[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_D"))
     # Of N alone: which points are added up first must not depend on the batch.
     tiles = max(1, -(-number // block_n))
-    share = block_n * max(2, -(-tiles // MOST_GROUPS))
+    share = block_n * max(2, -(-tiles // MAX_GROUPS))
     groups = max(1, -(-number // share))
     parts = -(-clusters // block_k) * -(-dimension // block_d)
     sums = torch.empty(problems, parts, groups, block_k, block_d, dtype=torch.float32, device=device)
@@ -323,7 +323,7 @@ def _launch_lloyd(
             points,
             labels,
             distance,
-            centres,
+            centers,
             sizes,
             inertia,
             active[iteration],
@@ -346,11 +346,11 @@ def _launch_lloyd(
         )
 
     for iteration in range(max_iterations):
-        _launch_assign(points, centres, labels, distance, active[iteration])
+        _launch_assign(points, centers, labels, distance, active[iteration])
         update(iteration, moves=True)
-    _launch_assign(points, centres, labels, distance, None)
+    _launch_assign(points, centers, labels, distance, None)
     update(max_iterations, moves=False)
-    return centres, labels, inertia, sizes
+    return centers, labels, inertia, sizes
 
 
 def variants() -> list[Variant]:
@@ -390,94 +390,94 @@ def variants() -> list[Variant]:
 
 
 @custom_op(f"{NAMESPACE}::nearest", mutates_args=())
-def _nearest_op(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest_op(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     if not runs_kernels(points):
-        return reference.nearest(points, centres)
+        return reference.nearest(points, centers)
     labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
     distance = torch.empty(points.shape[:2], dtype=torch.float32, device=points.device)
-    _launch_assign(points, centres.contiguous(), labels, distance, None)
+    _launch_assign(points, centers.contiguous(), labels, distance, None)
     return labels, distance
 
 
 @_nearest_op.register_fake
-def _(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+def _(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     return points.new_empty(points.shape[:2], dtype=torch.int64), points.new_empty(points.shape[:2])
 
 
 @custom_op(f"{NAMESPACE}::lloyd", mutates_args=())
 def _lloyd_op(
-    points: Tensor, centres: Tensor, max_iterations: int, tolerance: float
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if runs_kernels(points):
-        return _launch_lloyd(points, centres, max_iterations, tolerance)
-    found = reference.lloyd(points, centres, max_iterations, tolerance)
+        return _launch_lloyd(points, centers, max_iterations, tolerance)
+    found = reference.lloyd(points, centers, max_iterations, tolerance)
     # An op must not return what it was given.
-    return found.centres.clone(), found.labels, found.inertia, found.sizes
+    return found.centers.clone(), found.labels, found.inertia, found.sizes
 
 
 @_lloyd_op.register_fake
 def _(
-    points: Tensor, centres: Tensor, max_iterations: int, tolerance: float
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (problems, number, dimension), clusters = points.shape, centres.shape[1]
-    centres = points.new_empty(problems, clusters, dimension)
+    (problems, number, dimension), clusters = points.shape, centers.shape[1]
+    centers = points.new_empty(problems, clusters, dimension)
     labels = points.new_empty(problems, number, dtype=torch.int64)
     return (
-        centres,
+        centers,
         labels,
         points.new_empty(problems),
         points.new_empty(problems, clusters, dtype=torch.int64),
     )
 
 
-def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centre of each point, argmin_k |x - c_k|^2, and its squared distance.
+def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest center of each point, argmin_k |x - c_k|^2, and its squared distance.
 
     Args:
         points: (B, N, d) float32, any strides.
-        centres: (B, K, d) float32, K at least 1.
+        centers: (B, K, d) float32, K at least 1.
 
     Returns:
-        labels (B, N) int64, the first centre among equals, and squared distances (B, N) float32. A point whose squared
+        labels (B, N) int64, the first center among equals, and squared distances (B, N) float32. A point whose squared
         length is not finite in float32 (a NaN, an infinity, entries beyond 1e19) has label -1 and distance NaN.
 
     Raises:
         TypeError, ValueError: for arguments of another dtype or shape.
     """
-    check(points, centres)
-    return _nearest_op(points, centres)
+    check(points, centers)
+    return _nearest_op(points, centers)
 
 
-def lloyd(points: Tensor, centres: Tensor, max_iterations: int = 30, tolerance: float = 1e-3) -> Clustering:
-    """Lloyd's iterations until the inertia settles: assign each point to its nearest centre, move centres to means.
+def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: float = 1e-3) -> Clustering:
+    """Lloyd's iterations until the inertia settles: assign each point to its nearest center, move centers to means.
 
-    An empty cluster keeps its centre. Points with label -1 (see `nearest`) take no part. Every problem stops by
+    An empty cluster keeps its center. Points with label -1 (see `nearest`) take no part. Every problem stops by
     itself, so its result does not depend on what else is in the batch; equal inputs give equal bits.
 
     Args:
         points: (B, N, d) float32, any strides; problems may share their points (`expand`).
-        centres: (B, K, d) float32, where to begin.
+        centers: (B, K, d) float32, where to begin.
         max_iterations: of assignment and update.
         tolerance: a problem's iterations end when its inertia fell by no more than this share.
 
     Raises:
         TypeError, ValueError: for arguments of another dtype or shape.
     """
-    check(points, centres)
-    return Clustering(*_lloyd_op(points, centres, max_iterations, tolerance))
+    check(points, centers)
+    return Clustering(*_lloyd_op(points, centers, max_iterations, tolerance))
 
 
-def check(points: Tensor, centres: Tensor | None = None) -> None:
-    """Raise TypeError or ValueError where points (B, N, d) and centres (B, K, d) are not float32 or do not match."""
-    for name, tensor in (("points", points), ("centres", centres)):
+def check(points: Tensor, centers: Tensor | None = None) -> None:
+    """Raise TypeError or ValueError where points (B, N, d) and centers (B, K, d) are not float32 or do not match."""
+    for name, tensor in (("points", points), ("centers", centers)):
         if tensor is None:
             continue
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {tensor.dtype}; convert with .float()")
         if tensor.ndim != 3 or tensor.shape[2] == 0:
             raise ValueError(f"{name} must be (B, rows, d) with d at least 1, got {tuple(tensor.shape)}")
-    if centres is not None and (centres.shape[::2] != points.shape[::2] or not centres.shape[1]):
+    if centers is not None and (centers.shape[::2] != points.shape[::2] or not centers.shape[1]):
         raise ValueError(
-            "centres must be (B, K, d) with the B and d of points and K at least 1, "
-            f"got {tuple(centres.shape)} for points {tuple(points.shape)}"
+            "centers must be (B, K, d) with the B and d of points and K at least 1, "
+            f"got {tuple(centers.shape)} for points {tuple(points.shape)}"
         )

@@ -32,7 +32,7 @@ except ImportError:
 
 NAMESPACE = add_op_namespace_prefix("").removesuffix("::")
 INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
-LEAST_CAPABILITY = (8, 0)
+MIN_CAPABILITY = (8, 0)
 
 
 class Variant(NamedTuple):
@@ -83,7 +83,7 @@ def _capable(device: int) -> bool:
         reason = "Triton is not installed (pip install triton)"
     elif torch.version.hip is not None:
         reason = "this GPU is not one of NVIDIA's"
-    elif torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+    elif torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         found = ".".join(str(part) for part in torch.cuda.get_device_capability(device))
         reason = f"cuda:{device} has compute capability {found}, the kernels need 8.0"
     if reason:

@@ -8,20 +8,20 @@ from torch.library import custom_op
 
 from . import reference
 from .language import NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
-from .reference.principal import ITERATIONS, LEAST_SQUARE, SPARE, start
+from .reference.principal import ITERATIONS, MIN_SQUARE, SPARE, start
 
-MOST_COLUMNS = 32  # of one block: two 32 x 32 matrices of float64 are the registers of 4 warps
+MAX_COLUMNS = 32  # of one block: two 32 x 32 matrices of float64 are the registers of 4 warps
 BLOCK = 32  # rows at a time; one block per problem runs through them, which is 50 KB for 768 x 16
 SWEEPS = 12  # of Jacobi's method at most; 4 to 6 suffice, the iteration before has nearly diagonalized
 
 
 @jit
-def _whitening(gram, column, WIDTH: tl.constexpr, LEAST_SQUARE: tl.constexpr):
+def _whitening(gram, column, WIDTH: tl.constexpr, MIN_SQUARE: tl.constexpr):
     """T with T^T S T = 1 for S = L L^T, T = L^-T: Gauss-Jordan; columns that depend on earlier ones become zero."""
     row = column[:, None]
     other = column[None, :]
     inverse = tl.where(row == other, 1.0, 0.0).to(tl.float64)
-    least = LEAST_SQUARE * tl.max(tl.sum(tl.where(row == other, gram, 0.0), 1), 0)
+    least = MIN_SQUARE * tl.max(tl.sum(tl.where(row == other, gram, 0.0), 1), 0)
     for k in range(WIDTH):
         pivot_row = tl.sum(tl.where(row == k, gram, 0.0), 0)
         pivot_column = tl.sum(tl.where(other == k, gram, 0.0), 1)
@@ -86,7 +86,7 @@ def _orthonormalize(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     SWEEPS: tl.constexpr,
-    LEAST_SQUARE: tl.constexpr,
+    MIN_SQUARE: tl.constexpr,
 ):
     """V = W T with V^T V = 1 for W (dimension, width), one problem a block; with ROTATE, V^T W W^T V is diagonal.
 
@@ -104,10 +104,10 @@ def _orthonormalize(
         gram += tl.dot(tl.trans(image), image, out_dtype=tl.float64)
     if ROTATE:
         vectors, values = _eigenvectors(gram, column, WIDTH, SWEEPS)
-        kept = values > LEAST_SQUARE * tl.max(values, 0)
+        kept = values > MIN_SQUARE * tl.max(values, 0)
         transform = vectors * tl.where(kept, 1.0 / tl.sqrt(tl.maximum(values, 1e-300)), 0.0)[None, :]
     else:
-        transform = _whitening(gram, column, WIDTH, LEAST_SQUARE)
+        transform = _whitening(gram, column, WIDTH, MIN_SQUARE)
     for begin in range(0, dimension, BLOCK):
         row = begin + tl.arange(0, BLOCK)
         inside = (row[:, None] < dimension) & (column[None, :] < width)
@@ -117,7 +117,7 @@ def _orthonormalize(
 
 
 def _constants(width: int, rotate: bool) -> dict[str, int | float]:
-    fixed = {"BLOCK": BLOCK, "SWEEPS": SWEEPS, "LEAST_SQUARE": LEAST_SQUARE}
+    fixed = {"BLOCK": BLOCK, "SWEEPS": SWEEPS, "MIN_SQUARE": MIN_SQUARE}
     return {"ROTATE": rotate, "WIDTH": padded(width), **fixed}
 
 
@@ -143,7 +143,7 @@ def variants() -> list[Variant]:
     types = {"image_ptr": "*fp32", "out_ptr": "*fp32", "dimension": "i32", "width": "i32"}
     return [
         Variant(_orthonormalize, types, _constants(width, rotate), num_warps=4)
-        for width in (16, MOST_COLUMNS)
+        for width in (16, MAX_COLUMNS)
         for rotate in (False, True)
     ]
 
@@ -166,7 +166,7 @@ def principal_directions(rows: Tensor, number: int) -> Tensor:
     Returns:
         (B, D, d) float32, orthonormal columns, each with an arbitrary sign.
     """
-    if runs_kernels(rows) and number + SPARE <= MOST_COLUMNS:
+    if runs_kernels(rows) and number + SPARE <= MAX_COLUMNS:
         return _launch_principal_directions(rows, number)
     return reference.principal_directions(rows, number)
 

@@ -16,9 +16,9 @@ from .language import NAMESPACE, Variant, jit, options, padded, runs_kernels, si
 from .random import uniform_at
 from .reference.random import keys
 
-MOST_SHARES = 1024  # blocks of one problem that draw a centre; the next launch reads one candidate of each
+MAX_SHARES = 1024  # blocks of one problem that draw a center; the next launch reads one candidate of each
 ALONE = (
-    8192  # points that one block draws all centres from; for more, every centre is a launch of many blocks
+    8192  # points that one block draws all centers from; for more, every center is a launch of many blocks
 )
 
 
@@ -46,7 +46,7 @@ def _seed(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Step k: take centre k - 1, the point with the least E / D^2; D^2 = min(D^2, |x - c|^2); draw for centre k.
+    """Step k: take center k - 1, the point with the least E / D^2; D^2 = min(D^2, |x - c|^2); draw for center k.
 
     Each block leaves the best of its share of the points, and in the next step every block compares all of these.
     Steps from `first` to `last`: one a launch, or all in one launch where a problem has one block only.
@@ -65,11 +65,11 @@ def _seed(
             if part == 0:
                 for start in range(0, dimension, BLOCK_D):
                     entry = start + tl.arange(0, BLOCK_D)
-                    centre = tl.load(
+                    center = tl.load(
                         points_ptr + chosen * step_point + entry * step_entry, entry < dimension, other=0.0
                     )
                     to = (problem.to(tl.int64) * clusters + k - 1) * dimension + entry
-                    tl.store(centres_ptr + to, centre, entry < dimension)
+                    tl.store(centres_ptr + to, center, entry < dimension)
         if k < clusters:
             begin = part * share
             end = tl.minimum(begin + share, number)
@@ -85,8 +85,8 @@ def _seed(
                     used = entry < dimension
                     at = points_ptr + point[:, None] * step_point + entry[None, :] * step_entry
                     x = tl.load(at, inside[:, None] & used[None, :], other=0.0)
-                    centre = tl.load(points_ptr + chosen * step_point + entry * step_entry, used, other=0.0)
-                    away = tl.where(used[None, :], x - centre[None, :], 0.0)
+                    center = tl.load(points_ptr + chosen * step_point + entry * step_entry, used, other=0.0)
+                    away = tl.where(used[None, :], x - center[None, :], 0.0)
                     length += tl.sum(x * x, 1)
                     distance += tl.sum(away * away, 1)
                 weight = distance
@@ -98,7 +98,7 @@ def _seed(
                     tl.store(weight_ptr + point, weight, inside)
                 counter = point + number * (k + clusters * problem.to(tl.int64))
                 wait = -tl.log(uniform_at(counter, key1, key2)) / weight
-                # Whoever is a centre waits as long as a number can tell, but not as long as a point left out.
+                # Whoever is a center waits as long as a number can tell, but not as long as a point left out.
                 largest = 3.4028234663852886e38  # of float32
                 wait = tl.where((weight > 0) & (wait < largest), wait, largest)
                 wait = tl.where(inside & (length < float("inf")), wait, float("inf"))
@@ -118,17 +118,17 @@ def configuration(dimension: int) -> tuple[dict[str, int], int]:
     Several pieces of a point need more registers a thread, so fewer threads.
     """
     block_d = min(padded(dimension, 8), 32)
-    return {"SHARES": MOST_SHARES, "BLOCK_N": 8192 // block_d, "BLOCK_D": block_d}, 16 if block_d < 32 else 8
+    return {"SHARES": MAX_SHARES, "BLOCK_N": 8192 // block_d, "BLOCK_D": block_d}, 16 if block_d < 32 else 8
 
 
 def _launch_seed(points: Tensor, num_clusters: int, seed: int) -> Tensor:
     (problems, number, dimension), device = points.shape, points.device
-    centres = torch.empty(problems, num_clusters, dimension, dtype=torch.float32, device=device)
-    if centres.numel() == 0:
-        return centres
+    centers = torch.empty(problems, num_clusters, dimension, dtype=torch.float32, device=device)
+    if centers.numel() == 0:
+        return centers
     constants, num_warps = configuration(dimension)
-    # One block keeps a problem for itself as long as that takes less time than a launch for each centre.
-    share = number if number <= ALONE else max(-(-number // MOST_SHARES), constants["BLOCK_N"])
+    # One block keeps a problem for itself as long as that takes less time than a launch for each center.
+    share = number if number <= ALONE else max(-(-number // MAX_SHARES), constants["BLOCK_N"])
     shares = -(-number // share)
     weight = torch.empty(problems, number, dtype=torch.float32, device=device)
     wait = torch.empty(2, problems, shares, dtype=torch.float32, device=device)
@@ -137,10 +137,10 @@ def _launch_seed(points: Tensor, num_clusters: int, seed: int) -> Tensor:
     steps = num_clusters + 1
     for first in range(0, steps, steps if shares == 1 else 1):
         last = steps if shares == 1 else first + 1
-        # The last step only takes the last centre, which needs one block of each problem; the others do nothing.
+        # The last step only takes the last center, which needs one block of each problem; the others do nothing.
         _seed[(problems * shares,)](
             points,
-            centres,
+            centers,
             weight,
             wait,
             where,
@@ -158,7 +158,7 @@ def _launch_seed(points: Tensor, num_clusters: int, seed: int) -> Tensor:
             **constants,
             **options(num_warps),
         )
-    return centres
+    return centers
 
 
 def variants() -> list[Variant]:
@@ -182,11 +182,11 @@ def _(points: Tensor, num_clusters: int, seed: int) -> Tensor:
 
 
 def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
-    """k-means++ seeding (Arthur and Vassilvitskii 2007): each centre is a point, drawn with probability D^2.
+    """k-means++ seeding (Arthur and Vassilvitskii 2007): each center is a point, drawn with probability D^2.
 
     The draw is the Gumbel-max trick in its exponential form: the point with the least E / D^2 is taken, where E is
-    -log of a hash of (seed, problem, centre, point) and D^2 the squared distance to the nearest centre so far. When
-    all points coincide with a centre already, the first point is repeated. Points with a NaN or an infinity are left
+    -log of a hash of (seed, problem, center, point) and D^2 the squared distance to the nearest center so far. When
+    all points coincide with a center already, the first point is repeated. Points with a NaN or an infinity are left
     out.
 
     Args:
@@ -202,5 +202,5 @@ def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     """
     check(points)
     if points.shape[1] == 0:
-        raise ValueError("points has no rows to draw centres from")
+        raise ValueError("points has no rows to draw centers from")
     return _seed_op(points, num_clusters, seed)

@@ -31,7 +31,7 @@ except ImportError:  # PyTorch works without NumPy, and so does the kernel packa
 Array = Any  # numpy.ndarray or torch.Tensor, batch first
 
 LN2 = 0.6931471805599453
-MOST_SWEEPS = 50
+MAX_SWEEPS = 50
 FLOAT32_ITERATIONS = 1000
 FLOAT32_TOLERANCE = 1e-6
 CHECK_EVERY = 5  # iterations
@@ -228,7 +228,7 @@ def _solve_single(p1: Array, p2: Array, solution: Any, tolerance: float, max_ite
     age, restarts, change = 0, 0, 1.0
     for iteration in range(1, max_iterations + 1):
         np.exp(log_r, r)
-        for sweep in range(MOST_SWEEPS):
+        for sweep in range(MAX_SWEEPS):
             r.dot(b, rb)
             if sweep:
                 np.multiply(a, rb, a)
@@ -280,7 +280,7 @@ def _fit(
     """
     r_t = r.swapaxes(-1, -2)
     rb, ra = xp.empty_like(a), xp.empty_like(b)
-    for sweep in range(MOST_SWEEPS):
+    for sweep in range(MAX_SWEEPS):
         xp.matmul(r, b, out=rb)
         if sweep:
             a *= rb

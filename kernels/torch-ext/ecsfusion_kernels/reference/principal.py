@@ -7,7 +7,7 @@ from .random import uniform
 
 ITERATIONS = 10
 SPARE = 8  # columns beyond the directions asked for, which let those converge
-LEAST_SQUARE = (
+MIN_SQUARE = (
     1e-13  # eigenvalues of the squared matrix below this share of the largest are rounding in float32
 )
 
@@ -33,7 +33,7 @@ def principal_directions(rows: Tensor, number: int) -> Tensor:
         image = (rows.mT @ (rows @ vectors)).to(torch.float64)
         values, rotation = torch.linalg.eigh(image.mT @ image)
         values, rotation = values.flip(-1), rotation.flip(-1)
-        kept = values > LEAST_SQUARE * values[..., :1]
+        kept = values > MIN_SQUARE * values[..., :1]
         scale = torch.where(kept, values, torch.inf).rsqrt()
         vectors = (image @ (rotation * scale.unsqueeze(-2))).to(torch.float32)
     return vectors[..., :number].contiguous()

@@ -1,0 +1,58 @@
+"""How far ahead a modality is, and the words that rules share for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ecsfusion.controller.rule import Reading
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far one modality's uniqueness (bits) is ahead of its strongest rival's."""
+
+    unique: float
+    floor: float
+    rival: str
+    rival_unique: float
+    rival_floor: float
+
+    @classmethod
+    def over(cls, reading: Reading, name: str, rivals: Iterable[str]) -> Lead:
+        rival = max(rivals, key=lambda other: reading.unique[other])
+        unique, floor = reading.unique, reading.floor
+        return cls(unique[name], floor[name], rival, unique[rival], floor[rival])
+
+    @property
+    def ratio(self) -> float:
+        """To the rival's uniqueness, or to its noise floor where that is larger: noise is no denominator."""
+        reference = max(self.rival_unique, self.rival_floor)
+        return self.unique / reference if reference > 0 else math.copysign(math.inf, self.unique)
+
+    def is_clear(self, ratio: float, margin: float) -> bool:
+        """Above its own noise floor, and ahead by more than the ratio and more than the margin (bits)."""
+        above_floor = self.unique > max(self.floor, 0.0)
+        return above_floor and self.unique - self.rival_unique > margin and self.ratio > ratio
+
+    def __str__(self) -> str:
+        is_noise = self.rival_unique < self.rival_floor
+        rival = f"the noise floor of {self.rival}'s" if is_noise else f"{self.rival}'s"
+        return (
+            f"its uniqueness {self.unique:.2f} bits is {self.ratio:.1f} times {rival}, floor {self.floor:.2f}"
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    return " and ".join(names)
+
+
+def uniqueness_of(reading: Reading, names: Iterable[str]) -> str:
+    return "uniqueness " + ", ".join(f"{name} {reading.unique[name]:.2f}" for name in names) + " bits"
+
+
+def check_positive(**options: float) -> None:
+    for name, value in options.items():
+        if not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{name} must be a positive number, got {value!r}.")

@@ -1,0 +1,73 @@
+"""The rule of the paper, to the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ecsfusion.controller.lead import check_positive, listed
+from ecsfusion.controller.rule import Decision, Reading, Rule, check_finite
+
+
+class Published(Rule):
+    """The rule of arXiv 2509.20840, to the letter, for comparison; two modalities.
+
+    rho = U1 / U2 of the uncorrected atoms. If rho > tau, only modality 2 trains from now on; if 1/rho > tau,
+    only modality 1; in between, whoever trained goes on. Stage 1 ends at the second change of who trains
+    (the first pause is the first change), when the uncorrected synergy falls under ``synergy_drop`` of its
+    best, or after ``max_epochs`` epochs. The peak is not restored. A reading with U2 = 0 has no rho and is
+    skipped.
+
+    The uncorrected synergy is mostly estimation bias, so noise may end stage 1 after a few epochs.
+    ``max_unimodal_share`` bounds shorter budgets; its default is 200 of the published 300 epochs.
+    """
+
+    name = "published"
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        *,
+        tau: float = 3.0,
+        synergy_drop: float = 0.8,
+        max_epochs: float = 200.0,
+        max_unimodal_share: float = 2 / 3,
+    ) -> None:
+        super().__init__(modalities, max_unimodal_share=max_unimodal_share)
+        if len(self.modalities) != 2:
+            raise ValueError(
+                f"the rule 'published' is defined for two modalities, got {list(self.modalities)}; "
+                "use 'peak-synergy' or 'weak-first'."
+            )
+        check_positive(tau=tau, synergy_drop=synergy_drop, max_epochs=max_epochs)
+        self.tau, self.synergy_drop, self.max_epochs = tau, synergy_drop, max_epochs
+        self.state = {"training": list(self.modalities), "changes": 0, "best_synergy": 0.0}
+
+    def decide_unimodal(self, reading: Reading) -> Decision:
+        u1, u2, synergy = self._raw_atoms(reading)
+        state, (first, second) = self.state, self.modalities
+        uniqueness = f"raw uniqueness {first} {u1:.2f}, {second} {u2:.2f} bits"
+        over = ""
+        if u2 > 0:
+            side = [second] if u1 > self.tau * u2 else [first] if u2 > self.tau * u1 else state["training"]
+            state["changes"] += side != state["training"]
+            state["training"] = side
+            best = state["best_synergy"] = max(state["best_synergy"], synergy)
+            if synergy < self.synergy_drop * best:
+                over = f"raw synergy {synergy:.2f} bits is under {self.synergy_drop:g} of its best {best:.2f}"
+        if state["changes"] == 2:
+            over = f"this is the second change of who trains, {uniqueness}"
+        if reading.epoch >= self.max_epochs:
+            over = f"{reading.epoch:g} epochs are done and the limit is {self.max_epochs:g}"
+        if over:
+            return self.end_stage(reading, over)
+        verb = "train" if len(state["training"]) == 2 else "trains alone"
+        return self.train(reading, state["training"], f"{listed(state['training'])} {verb}: {uniqueness}")
+
+    def _raw_atoms(self, reading: Reading) -> tuple[float, float, float]:
+        unique = reading.raw.get("unique") or {}
+        values: dict[str, Any] = {f"raw['unique'][{name!r}]": unique.get(name) for name in self.modalities}
+        values["raw['synergy']"] = reading.raw.get("synergy")
+        check_finite(values)
+        u1, u2, synergy = (float(value) for value in values.values())
+        return u1, u2, synergy

@@ -1,0 +1,89 @@
+"""The slower modalities learn alone first, and the leader starts anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ecsfusion.controller.forecast import forecasts, remember
+from ecsfusion.controller.lead import Lead, check_positive, listed, uniqueness_of
+from ecsfusion.controller.rule import Decision, Reading, Rule
+
+
+class WeakFirst(Rule):
+    """Let the slower modalities learn alone first, with the leader put back to its initial weights.
+
+    All modalities train for ``min_epochs`` to ``max_epochs``. As soon as one is above its noise floor and
+    leads every other by more than ``ratio`` and ``margin`` bits of uniqueness, it goes back to its initial
+    weights (an epoch of head start is felt to the end) and is paused. The others train until
+    ``max_unimodal_share`` of the budget is used, or until their mean accuracy has not risen by
+    ``accuracy_tolerance`` in ``plateau_patience`` readings; their latest weights that are not behind their
+    best by more than that start stage 2. With no leader after ``max_epochs``, joint training starts at once.
+
+    Judged so early, the weaker modality is the slower one, not always one that can catch up: where it is
+    merely noisy, this rule can cost accuracy. The reason says which of the two it looks like
+    (`ecsfusion.controller.forecast`, which says how often that is right); the decision does not depend on it.
+    """
+
+    name = "weak-first"
+    resets = True
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        *,
+        ratio: float = 3.0,
+        margin: float = 0.15,
+        min_epochs: float = 1.0,
+        max_epochs: float = 3.0,
+        accuracy_tolerance: float = 0.01,
+        plateau_patience: int = 5,
+        max_unimodal_share: float = 0.5,
+    ) -> None:
+        super().__init__(modalities, max_unimodal_share=max_unimodal_share)
+        check_positive(ratio=ratio, margin=margin, max_epochs=max_epochs, plateau_patience=plateau_patience)
+        if min_epochs > max_epochs:
+            raise ValueError(f"min_epochs is {min_epochs} and must not be above max_epochs {max_epochs}.")
+        self.ratio, self.margin = ratio, margin
+        self.min_epochs, self.max_epochs = min_epochs, max_epochs
+        self.accuracy_tolerance, self.plateau_patience = accuracy_tolerance, plateau_patience
+        self.state = {"leader": None, "best_accuracy": None, "waited": 0, "information": []}
+
+    def decide_unimodal(self, reading: Reading) -> Decision:
+        if self.state["leader"] is not None:
+            return self._others_alone(reading)
+        seen = self.state.setdefault("information", [])  # which older checkpoints do not have
+        remember(seen, reading, self.modalities)
+        if reading.epoch < self.min_epochs - 1e-9:
+            reason = f"all train: the first comparison is at epoch {self.min_epochs:g}"
+            return self.train(reading, self.modalities, reason)
+        leader = max(self.modalities, key=lambda name: reading.unique[name])
+        others = [name for name in self.modalities if name != leader]
+        lead = Lead.over(reading, leader, others)
+        if lead.is_clear(self.ratio, self.margin):
+            self.state["leader"] = leader
+            reason = f"{leader} paused and put back to its initial weights: {lead}"
+            reason += forecasts(self.state["information"], others, leader)
+            return self.train(reading, others, reason, reset=[leader])
+        seen = f"nobody leads clearly at epoch {reading.epoch:g}, {uniqueness_of(reading, self.modalities)}"
+        if reading.epoch >= self.max_epochs - 1e-9:
+            return self.end_stage(reading, seen)
+        return self.train(reading, self.modalities, f"all train: {seen}")
+
+    def _others_alone(self, reading: Reading) -> Decision:
+        state = self.state
+        others = [name for name in self.modalities if name != state["leader"]]
+        accuracy, best = reading.mean_accuracy(others), state["best_accuracy"]
+        if best is None or accuracy >= best - self.accuracy_tolerance:
+            self.mark_peak(reading)
+        state["waited"] += 1
+        if best is None or accuracy > best + self.accuracy_tolerance:
+            state["best_accuracy"], state["waited"] = accuracy, 0
+        if state["waited"] >= self.plateau_patience:
+            why = (
+                f"in {self.plateau_patience} readings the accuracy of {listed(others)} has not risen by "
+                f"{self.accuracy_tolerance:g} above {best:.3f} and is {accuracy:.3f}"
+            )
+            return self.end_stage(reading, why)
+        verb = "train" if len(others) > 1 else "trains"
+        reason = f"{listed(others)} {verb} and {state['leader']} waits: accuracy {accuracy:.3f}"
+        return self.train(reading, others, reason)

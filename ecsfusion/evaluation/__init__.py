@@ -1,0 +1,1 @@
+"""One pass over an evaluation set, and the one measurement that is made of it."""

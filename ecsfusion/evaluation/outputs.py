@@ -1,0 +1,103 @@
+"""One pass over an evaluation set, kept: the probe, the readout and the last report are all made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ecsfusion.model.names import FUSED
+from ecsfusion.model.readout import Readout
+
+MIN_ROWS_PER_CLASS = 4
+
+
+@dataclass
+class Evaluation:
+    """What the model answered, row by row.
+
+    Attributes:
+        heads: logits (N, C) by head; NaN in rows without its modality.
+        embeddings: (N, D_m) by modality; likewise.
+        present: (N,) bool by modality.
+        labels: (N,) class indices, or what the problem type asks for.
+        metrics: what was reported, with the prefix of the evaluation set.
+        excluded_from_readout: modalities whose own heads get no weight in the readout beside others (`Rule.excluded_from_readout`).
+    """
+
+    heads: dict[str, Tensor]
+    embeddings: dict[str, np.ndarray]
+    present: dict[str, Tensor]
+    labels: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    excluded_from_readout: tuple[str, ...] = ()
+
+    @classmethod
+    def from_outputs(cls, outputs: Sequence[Any], labels: np.ndarray) -> Evaluation:
+        """From the model's gathered outputs (logits, unimodal logits, embeddings, present, ...)."""
+        logits, unimodal_logits, embeddings, present = outputs[:4]
+        heads = {FUSED: logits, **unimodal_logits}
+        return cls(
+            {name: torch.from_numpy(values) for name, values in heads.items()},
+            dict(embeddings),
+            {name: torch.from_numpy(values) for name, values in present.items()},
+            torch.from_numpy(labels),
+        )
+
+    def check_finite(self) -> None:
+        """Raises ValueError for the first head, of a modality or the fused one, that gave a row NaN."""
+        for name in [*self.present, FUSED]:
+            bad = self.heads[name].isnan().flatten(1).any(dim=1) & self.present.get(name, torch.tensor(True))
+            if bool(bad.any()):
+                raise ValueError(
+                    f"the logits of {name} are NaN in {int(bad.sum())} of {len(bad)} rows of the evaluation set, first "
+                    f"in row {int(bad.nonzero()[0, 0])}; look at the inputs there, or, if all rows have it, at the "
+                    "weights: lower the learning rate."
+                )
+
+    def probed_rows(self, most: int | None, seed: int) -> np.ndarray:
+        """The rows (n,) that a probe decomposes: those with every modality, at most so many, drawn by the seed."""
+        complete = torch.stack(list(self.present.values())).all(dim=0).nonzero()[:, 0].numpy()
+        if most is None or len(complete) <= most:
+            return complete
+        return np.sort(np.random.default_rng(seed).choice(complete, most, replace=False))
+
+    def fit_readout(self, problem_type: str) -> Readout:
+        """The calibrated combination of the heads, fitted on these rows."""
+        return Readout.fit(
+            self.heads,
+            self.labels,
+            self.present,
+            problem_type,
+            excluded_from_readout=self.excluded_from_readout,
+        )
+
+
+def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int | None) -> None:
+    """Whether class labels (N,) of a probe set are enough for decisions.
+
+    Args:
+        labels: of the rows that are decomposed.
+        names: of all classes, by index.
+        clusters: per modality, if the user chose a number.
+
+    Raises:
+        ValueError: there are too few rows, or a class has none.
+    """
+    needed = max(MIN_ROWS_PER_CLASS * len(names), clusters or min(max(len(names), 12), 20))
+    if len(labels) < needed:
+        raise ValueError(
+            f"the probe set (the first evaluation set) has {len(labels)} usable rows, too few to decide on; give at "
+            f"least {needed}, {MIN_ROWS_PER_CLASS} per class and one per cluster, or train with stages='joint'."
+        )
+    found = set(np.unique(labels).tolist())
+    missing = [f"{index} ({names[index]})" for index in sorted(names) if index not in found]
+    if missing:
+        raise ValueError(
+            f"the probe set (the first evaluation set) has no row of class {', '.join(missing)}; give rows of every "
+            "class, for instance by a stratified split, or train with stages='joint'."
+        )

@@ -1,0 +1,42 @@
+"""Names with a meaning: those of the heads, and those that no modality may have."""
+
+from __future__ import annotations
+
+FUSED = "fused"
+"""The fused head."""
+
+CALIBRATED = "calibrated"
+"""The calibrated combination of all heads."""
+
+RESERVED_NAMES = frozenset(
+    {
+        CALIBRATED,
+        "fusion",
+        FUSED,
+        "initial",
+        "label",
+        "labels",
+        "present",
+        "redundancy",
+        "synergy",
+        "unimodal",
+    }
+)
+"""Words that inputs, metrics, the readout, parameter groups or the folders of a run use already."""
+
+
+def check_modality_name(name: str) -> None:
+    """Check that a modality can have this name.
+
+    Raises:
+        ValueError: it is no Python identifier, or it means something else already.
+    """
+    from torch import nn  # the controller reads the names above, and needs no tensors
+
+    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_NAMES:
+        raise ValueError(
+            f"{name!r} cannot name a modality: use a Python identifier other than {sorted(RESERVED_NAMES)}."
+        )
+    # The name of a part is an attribute of the whole, such as "type".
+    if hasattr(nn.ModuleDict, name):
+        raise ValueError(f"{name!r} cannot name a modality: torch.nn modules have an attribute of this name.")

@@ -1,0 +1,412 @@
+"""One calibrated answer from all heads of a model: the fused one and one per modality.
+
+The heads' log-probabilities are weighed and added, and the sum is normalized (a logarithmic opinion pool,
+Genest and Zidek 1986; with one head it is temperature scaling, Guo et al. 2017, arXiv 1706.04599):
+
+    p(y) proportional to prod_h softmax(z_h)[y] ** w_h,    w_h >= 0
+
+A weight is at once the trust in a head and its inverse temperature. With several labels a row, every label is such a
+question of its own with the answers yes and no, and all share the weights. In regression the answer is
+b + sum_h w_h z_h. The weights are fitted on a validation set (see `ecsfusion.model.readout_weights`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ecsfusion.model.names import FUSED
+from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ecsfusion.model.readout_weights import pool_opinions, weigh_predictions
+from ecsfusion.pid.inputs import as_tensor, check_values
+
+MAX_PREDICTION = 1e100
+"""In regression; squares of larger ones are no numbers any more."""
+
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+
+MIN_LOG_PROBABILITY = -36.0
+"""Of a class under one head: exp(-36) is the resolution of a float64 probability; infinite logits end here."""
+
+MAX_MODALITIES_FOR_ALL_SUBSETS = 4
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Weights of the heads for every set of heads that may be at hand.
+
+    A fused head needs all modalities. Where some are missing, only the heads of the present ones are
+    combined, by weights that were fitted for them alone: with one modality left, the answer is its own
+    calibrated one.
+
+    Attributes:
+        modalities: names of the unimodal heads.
+        num_classes: C, the number of classes, labels or targets.
+        fitted: weight per head, for each fitted set of heads.
+        problem_type: see `ecsfusion.model.problem_types`.
+        offsets: in regression, what is added to each target (C numbers), for each fitted set of heads.
+    """
+
+    modalities: tuple[str, ...]
+    num_classes: int
+    fitted: dict[frozenset[str], dict[str, float]]
+    problem_type: str = SINGLE_LABEL
+    offsets: dict[frozenset[str], list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        logits: Mapping[str, Tensor | np.ndarray],
+        labels: Tensor | np.ndarray,
+        present: Mapping[str, Tensor | np.ndarray] | None = None,
+        problem_type: str = SINGLE_LABEL,
+        subsets: bool = True,
+        excluded_from_readout: Collection[str] = (),
+    ) -> Readout:
+        """Fit the weights on validation samples that trained nothing.
+
+        On these samples the combination's loss (cross-entropy; in regression the squared error) is never above that of
+        the best single calibrated head. Where its accuracy is below that of the most accurate head, by a few samples
+        as a rule, the weights are moved towards this head, as far as needed and as the bound on cross-entropy allows.
+        Heads that are not worth (log N) / 2 nats over all N samples get the weight zero.
+
+        With up to 4 modalities every subset of them is fitted; with more, all together and each alone. A set of
+        heads is fitted on the rows that have all of its modalities; one that no row has is left out.
+
+        Args:
+            logits: (N, C) per head; names of modalities, and "fused" for the fused head.
+            labels: (N,) class indices, of which some may be absent; or what the problem type asks for.
+            present: (N,) bool per modality, which rows have it; by default all. Logits elsewhere do not matter.
+            problem_type: see `ecsfusion.model.problem_types`.
+            subsets: False to fit only the combination of all heads, for rows that have every modality.
+            excluded_from_readout: modalities whose own heads get no weight where there are others (see `Rule.excluded_from_readout`); the
+                combination may then be behind them.
+
+        Raises:
+            ValueError, TypeError: see the message; it names the argument.
+        """
+        if problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type is {problem_type!r}; give one of {', '.join(PROBLEM_TYPES)}.")
+        if isinstance(excluded_from_readout, str) or not isinstance(excluded_from_readout, Collection):
+            raise TypeError(
+                f"excluded_from_readout must be names of modalities, like ['image'], got {excluded_from_readout!r}."
+            )
+        labels = _as_tensor(labels, "labels")
+        if not labels.ndim or not len(labels):
+            raise ValueError(f"labels must have one entry per row, got the shape {tuple(labels.shape)}.")
+        rows = _check_present(present, logits, len(labels))
+        heads = _check_logits(logits, rows, problem_type)
+        N, C = next(iter(heads.values())).shape[:2]
+        targets = _check_targets(labels, N, C, problem_type)
+        modalities = tuple(name for name in heads if name != FUSED)
+        fitted, offsets = {}, {}
+        sets = _head_sets(modalities, with_fused=FUSED in heads) if subsets else [tuple(heads)]
+        for names in sets:
+            needed = modalities if FUSED in names else names
+            chosen = np.logical_and.reduce([rows[name] for name in needed]) if needed else np.ones(N, bool)
+            if not chosen.any():
+                continue
+            weighed = [name for name in names if name not in excluded_from_readout] or names
+            stacked = np.stack([heads[name][chosen] for name in weighed])
+            if problem_type == REGRESSION:
+                weights, offset = weigh_predictions(stacked, targets[chosen])
+                offsets[frozenset(names)] = offset.tolist()
+            else:  # with several labels, every label of every row is a question of its own
+                flat = stacked.reshape(len(weighed), -1, stacked.shape[-1])
+                weights = pool_opinions(flat, targets[chosen].reshape(-1))
+            weight = dict(zip(weighed, weights.tolist(), strict=True))
+            fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
+        return cls(modalities, C, fitted, problem_type, offsets)
+
+    def weights(self, heads: Collection[str] | None = None) -> dict[str, float]:
+        """The weight of each head when these are combined; by default all of them."""
+        if heads is None:
+            return self.fitted[max(self.fitted, key=len)]
+        names = frozenset(heads)
+        if names in self.fitted:
+            return self.fitted[names]
+        if not names or not names <= set(self.modalities):
+            raise ValueError(
+                f"heads {sorted(names)} were not fitted together; the modalities are {self.modalities}."
+            )
+        # not fitted together: the (geometric) mean of their calibrated answers
+        known = [name for name in self.modalities if name in names and frozenset([name]) in self.fitted]
+        if not known:  # no row of the validation set had any of them: their answers as they are
+            return dict.fromkeys(names, 1 / len(names))
+        return {
+            name: self.fitted[frozenset([name])][name] / len(known) if name in known else 0.0
+            for name in self.modalities
+            if name in names
+        }
+
+    def offset(self, heads: Collection[str]) -> list[float]:
+        """What is added to each target when these heads are combined in regression."""
+        names = frozenset(heads)
+        if names in self.offsets:
+            return self.offsets[names]
+        known = [self.offsets[key] for key in map(frozenset, zip(names)) if key in self.offsets]
+        return np.mean(known, axis=0).tolist() if known else [0.0] * self.num_classes
+
+    def __call__(
+        self,
+        logits: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | Collection[str] | None = None,
+    ) -> Tensor:
+        """Combine the heads.
+
+        Args:
+            logits: (B, C) per head. The fused head is used where all modalities are present, or when it is
+                the only head.
+            present: the modalities to use, for all rows; or for each modality which rows have it, (B,) bool. By default
+                those with logits.
+
+        Returns:
+            (B, C), in float32 or the logits' wider type: log-probabilities of the classes; with several labels that
+            each of them is 1; in regression the predictions.
+        """
+        if not isinstance(logits, Mapping) or not all(isinstance(z, Tensor) for z in logits.values()):
+            raise TypeError("logits must be a mapping of a head's name to a tensor (B, C).")
+        if isinstance(present, str) or not isinstance(present, Mapping | Collection | None):
+            raise TypeError(f"present must be names of modalities, or masks by name, got {present!r}.")
+        if len({len(z) if z.ndim else -1 for z in logits.values()}) > 1:
+            raise ValueError(
+                f"logits must have one row per sample, got { {n: tuple(z.shape) for n, z in logits.items()} }."
+            )
+        if not isinstance(present, Mapping):
+            return self._combine(logits, present)
+        names = [name for name in present if name in logits]
+        for name in present:
+            mask, some = present[name], next(iter(logits.values()), None)
+            if (
+                not isinstance(mask, Tensor)
+                or mask.dtype != torch.bool
+                or some is None
+                or mask.shape != some.shape[:1]
+            ):
+                raise ValueError(f"present[{name!r}] must be one bool for each row of the logits.")
+        if not names or not len(present[names[0]]):
+            raise ValueError(
+                "present and logits leave no row and no head; at least one modality must be there."
+            )
+        patterns, of_row = torch.stack([present[name] for name in names], dim=1).unique(
+            dim=0, return_inverse=True
+        )
+        parts, order = [], []
+        for k, pattern in enumerate(patterns.tolist()):
+            rows = (of_row == k).nonzero()[:, 0]
+            there = [name for name, here in zip(names, pattern, strict=True) if here]
+            parts.append(self._combine({name: z[rows] for name, z in logits.items()}, there))
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def _combine(self, logits: Mapping[str, Tensor], present: Collection[str] | None) -> Tensor:
+        """The answer (B, C) for rows that have the same modalities."""
+        names = {*logits} - {FUSED} if present is None else {*present}
+        unknown = sorted(name for name in {*logits, *names} if name not in {*self.modalities, FUSED})
+        if unknown or not names <= {*logits}:
+            wrong = unknown[0] if unknown else min(names - {*logits})
+            raise ValueError(
+                f"there is no head for {wrong!r}: the readout has {[*self.modalities, FUSED]}, logits "
+                f"{list(logits)}."
+            )
+        complete = len(names) == len(self.modalities) or (not names and present is None)
+        if FUSED in logits and complete and any(FUSED in fitted for fitted in self.fitted):
+            names.add(FUSED)
+        if not names:
+            raise ValueError("present and logits leave no head; at least one modality must be there.")
+        heads = {name: _answers(logits[name], name, self.problem_type, self.num_classes) for name in names}
+        for name, head in heads.items():
+            bad = head.detach().isnan().flatten(1).any(-1).nonzero()
+            if len(bad):
+                raise ValueError(
+                    f"logits[{name!r}] holds NaN in {len(bad)} rows that have it; look at the inputs and the weights."
+                )
+        pooled = torch.zeros_like(next(iter(heads.values())))
+        for name, weight in self.weights(names).items():
+            pooled = pooled + weight * heads[name]
+        if self.problem_type == REGRESSION:
+            return pooled + pooled.new_tensor(self.offset(names))
+        log_p = pooled.log_softmax(dim=-1)
+        return log_p[..., 1] if self.problem_type == MULTI_LABEL else log_p
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`from_dict` reads them."""
+        sets = sorted(self.fitted.values(), key=lambda weights: (-len(weights), list(weights)))
+        values = {
+            "modalities": list(self.modalities),
+            "num_classes": self.num_classes,
+            "problem_type": self.problem_type,
+            "weights": [dict(weights) for weights in sets],
+        }
+        if self.offsets:
+            values["offsets"] = [self.offsets[frozenset(weights)] for weights in sets]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Readout:
+        for key in ("modalities", "num_classes", "weights"):
+            if key not in values:
+                raise ValueError(f"values lacks {key!r}: it is not the dictionary of a Readout.")
+        sets = [frozenset(weights) for weights in values["weights"]]
+        return cls(
+            tuple(values["modalities"]),
+            values["num_classes"],
+            {names: dict(weights) for names, weights in zip(sets, values["weights"], strict=True)},
+            values.get("problem_type", SINGLE_LABEL),
+            dict(zip(sets, values["offsets"], strict=True)) if "offsets" in values else {},
+        )
+
+
+def expected_calibration_error(
+    probabilities: Tensor | np.ndarray, labels: Tensor | np.ndarray, num_bins: int = 15
+) -> float:
+    """Mean distance between confidence and accuracy: sum over bins of n_b / N * |accuracy_b - confidence_b|.
+
+    Confidence is the largest probability; the bins (of equal width) are closed on the right. Guo et al.
+    2017, arXiv 1706.04599, eq. 3.
+
+    Args:
+        probabilities: (N, C), rows that sum to 1.
+        labels: (N,) class indices.
+        num_bins: number of bins.
+    """
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
+    p = _as_tensor(probabilities, "probabilities").to(torch.float64)
+    if (
+        p.ndim != 2
+        or not len(p)
+        or not torch.allclose(p.sum(dim=1), torch.ones(len(p), dtype=p.dtype), atol=1e-2)
+    ):
+        raise ValueError(f"probabilities must be (N, C) with rows that sum to 1, got shape {tuple(p.shape)}.")
+    targets = _check_targets(labels, len(p), p.shape[1], SINGLE_LABEL)
+    confidence, predicted = p.max(dim=1)
+    correct = (predicted == torch.from_numpy(targets)).double()
+    bins = (confidence * num_bins).ceil().clamp(1, num_bins).long() - 1
+    gap = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, correct - confidence)
+    return float(gap.abs().sum() / len(p))
+
+
+def _answers(logits: Tensor, name: str, problem_type: str, num_classes: int | None = None) -> Tensor:
+    """What is weighed: log softmax (N, C); with several labels log-probabilities of no and yes (N, C, 2); in regression
+    the predictions. Log-probabilities are bounded from below; an infinite logit is a very large one."""
+    if logits.ndim != 2 or (num_classes is not None and logits.shape[1] != num_classes):
+        wanted = "C" if num_classes is None else num_classes
+        raise ValueError(f"logits[{name!r}] must have shape (N, {wanted}), got {tuple(logits.shape)}.")
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    if problem_type == REGRESSION:
+        return wide
+    finite = wide.nan_to_num(nan=torch.nan, posinf=1e30, neginf=-1e30)
+    if problem_type == MULTI_LABEL:
+        log_p = torch.stack([F.logsigmoid(-finite), F.logsigmoid(finite)], dim=-1)
+    else:
+        log_p = finite.log_softmax(dim=-1)
+    return log_p.clamp_min(MIN_LOG_PROBABILITY)
+
+
+def _as_tensor(values: Any, name: str) -> Tensor:
+    """`values` detached on the CPU; raises TypeError or ValueError with `name` in it."""
+    try:
+        is_array = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
+        made = as_tensor(values) if is_array else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(
+            f"{name} must be a tensor or an array of numbers, got {type(values).__name__} ({error})."
+        ) from error
+    check_values(made, name)
+    if made.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got dtype {made.dtype}.")
+    return made.detach().cpu()
+
+
+def _check_present(
+    present: Mapping[str, Tensor | np.ndarray] | None, logits: Any, num_rows: int
+) -> dict[str, np.ndarray]:
+    """Which rows (N,) have each modality."""
+    if not isinstance(logits, Mapping) or not logits:
+        raise TypeError("logits must be a mapping with at least one head, name to (N, C).")
+    if not isinstance(present, Mapping | None):
+        raise TypeError(
+            f"present must be a mapping of a modality's name to (N,) bool, got {type(present).__name__}."
+        )
+    rows = {name: np.ones(num_rows, dtype=bool) for name in logits if name != FUSED}
+    for name, mask in (present or {}).items():
+        values = _as_tensor(mask, f"present[{name!r}]").numpy()
+        if name not in rows or values.shape != (num_rows,) or values.dtype != bool:
+            raise ValueError(
+                f"present[{name!r}] is {values.dtype} of shape {values.shape}; give one bool for each "
+                f"of the {num_rows} rows and modalities with logits, {list(rows)}."
+            )
+        rows[name] = values
+    return rows
+
+
+def _check_logits(
+    logits: Mapping[str, Tensor | np.ndarray], present: Mapping[str, np.ndarray], problem_type: str
+) -> dict[str, np.ndarray]:
+    """What is weighed, (N, C) or (N, C, 2) float64 per head; of rows without the modality, anything."""
+    heads: dict[str, np.ndarray] = {}
+    given = {name: _as_tensor(values, f"logits[{name!r}]") for name, values in logits.items()}
+    shape = tuple(next(iter(given.values())).shape)
+    for name, values in given.items():
+        head = values.to(torch.float64)
+        if tuple(head.shape) != shape or len(shape) != 2 or not head.numel():
+            raise ValueError(
+                f"logits[{name!r}] has shape {tuple(head.shape)}; all heads need the same (N, C)."
+            )
+        if name in present and len(head) == len(present[name]):
+            head = torch.where(torch.from_numpy(present[name])[:, None], head, 0.0)
+        bad = head.isnan().nonzero()
+        if len(bad):
+            raise ValueError(f"logits[{name!r}] holds NaN, first in row {int(bad[0, 0])}.")
+        if problem_type == REGRESSION and bool((head.abs() > MAX_PREDICTION).any()):
+            raise ValueError(
+                f"logits[{name!r}] holds predictions beyond {MAX_PREDICTION:g}; look at the head's rate."
+            )
+        heads[name] = _answers(head, name, problem_type).numpy()
+    return heads
+
+
+def _check_targets(
+    labels: Tensor | np.ndarray, num_samples: int, num_classes: int, problem_type: str
+) -> np.ndarray:
+    """Class indices (N,), zeros and ones (N, C), or real targets (N, C)."""
+    targets = _as_tensor(labels, "labels")
+    if problem_type == SINGLE_LABEL:
+        if targets.shape != (num_samples,) or targets.is_floating_point() or targets.is_complex():
+            raise ValueError(
+                f"labels must be {num_samples} class indices, one per row of the logits, got shape "
+                f"{tuple(targets.shape)} of {targets.dtype}."
+            )
+        wrong = ((targets < 0) | (targets >= num_classes)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(f"labels[{row}] is {int(targets[row])}, outside of 0..{num_classes - 1}.")
+        return targets.long().numpy()
+    if targets.numel() != num_samples * num_classes or len(targets) != num_samples:
+        raise ValueError(
+            f"labels must have the shape {(num_samples, num_classes)} of the logits, got {tuple(targets.shape)}."
+        )
+    values = targets.double().reshape(num_samples, num_classes)
+    if not bool(values.isfinite().all()):
+        raise ValueError("labels hold NaN or infinite values; remove these rows.")
+    return values.numpy() if problem_type == REGRESSION else (values > 0.5).long().numpy()
+
+
+def _head_sets(modalities: tuple[str, ...], with_fused: bool) -> list[tuple[str, ...]]:
+    """The sets of heads to fit: subsets of the modalities, and the fused head with all of them and alone."""
+    M = len(modalities)
+    sizes = range(1, M + 1) if M <= MAX_MODALITIES_FOR_ALL_SUBSETS else (1, M)
+    sets = [names for size in sizes for names in itertools.combinations(modalities, size)]
+    if with_fused:
+        sets.append((FUSED,))
+        if modalities:
+            sets.append((*modalities, FUSED))
+    return sets

@@ -1,0 +1,310 @@
+"""Joint tables -> partial information decomposition (PID): redundancy, uniqueness, synergy.
+
+The definition is that of Bertschinger et al. 2014, "Quantifying unique information" (BROJA): with Q the
+distribution of largest H_Q(Y | X1, X2) among those with P's pair marginals (X1, Y) and (X2, Y), in bits,
+
+    R  = I(Y; X1) + I(Y; X2) - I_Q(Y; X1, X2)        U1 = I_Q(Y; X1, X2) - I(Y; X2)
+    S  = I_P(Y; X1, X2) - I_Q(Y; X1, X2)             U2 = I_Q(Y; X1, X2) - I(Y; X1)
+"""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ecsfusion_kernels import broja
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecsfusion.pid.inputs import as_tensor, check_values, is_number, is_whole
+
+LN2 = 0.6931471805599453
+
+
+@dataclass(frozen=True)
+class PID:
+    """A partial information decomposition, in bits; (...) are the leading dimensions of the tables.
+
+    All tensors are float64 on the device of the tables. What `decompose` returns is certified: the redundancy of
+    the table lies in [redundancy, redundancy + gap], its synergy in [synergy, synergy + gap] and each uniqueness
+    in [unique - gap, unique].
+    """
+
+    names: tuple[str, ...]
+    """The modalities, in the order of `unique` and `mutual_information`."""
+    redundancy: Tensor
+    """(...): what both modalities say about the label."""
+    unique: Tensor
+    """(..., M): what one modality says and the other does not."""
+    synergy: Tensor
+    """(...): what only both together say."""
+    mutual_information: Tensor
+    """(..., M): I(X_m; Y) of each modality."""
+    joint_mutual_information: Tensor
+    """(...): I(X1, X2; Y)."""
+    conditional_mutual_information: Tensor
+    """(...): I(X1; X2 | Y); zero when the modalities are independent given the label."""
+    gap: Tensor
+    """(...): the width of the certified interval."""
+    redundancy_floor: Tensor | None = None
+    """(...): the redundancy that pure noise reaches; None where no noise was drawn. Likewise the next two."""
+    unique_floor: Tensor | None = None
+    """(..., M)."""
+    synergy_floor: Tensor | None = None
+    """(...)."""
+    redundancy_interval: Tensor | None = None
+    """(..., 2): the ends of the confidence interval; None until estimated. Likewise the next two."""
+    unique_interval: Tensor | None = None
+    """(..., M, 2)."""
+    synergy_interval: Tensor | None = None
+    """(..., 2)."""
+    plugin: "PID | None" = None
+    """The values before bias correction; None where none was corrected."""
+    num_samples: int | None = None
+    num_clusters: tuple[int, ...] = ()
+    """Rows and columns of the table: the number of clusters of each modality."""
+    num_classes: int = 0
+    seconds: float = 0.0
+    """Time it took."""
+
+    def __str__(self) -> str:
+        if self.redundancy.ndim:
+            return f"PID of {self.redundancy.numel()} tables {tuple(self.redundancy.shape)}, {self._size()}"
+        rows = [
+            ("redundancy", self.redundancy, self.redundancy_floor, self.redundancy_interval),
+            *(
+                (
+                    f"unique {name}",
+                    self.unique[i],
+                    _part(self.unique_floor, i),
+                    _part(self.unique_interval, i),
+                )
+                for i, name in enumerate(self.names)
+            ),
+            ("synergy", self.synergy, self.synergy_floor, self.synergy_interval),
+        ]
+        width = max(len(f"I({name}; label)") for name in self.names)
+        width = max(width, *(len(row[0]) for row in rows), len("I(all; label)"))
+        lines = [f"PID in bits, {self._size()}"]
+        for label, value, floor, interval in rows:
+            line = f"  {label:<{width}}  {float(value):7.4f}"
+            if interval is not None:
+                line += f"  [{float(interval[0]):7.4f}, {float(interval[1]):7.4f}]"
+            if floor is not None:
+                line += f"  noise {float(floor):7.4f}"
+            lines.append(line)
+        for name, value in zip(self.names, self.mutual_information.tolist(), strict=True):
+            lines.append(f"  {f'I({name}; label)':<{width}}  {value:7.4f}")
+        lines.append(f"  {'I(all; label)':<{width}}  {float(self.joint_mutual_information):7.4f}")
+        lines.append(f"  certified to {float(self.gap):.1e} bits, {self.seconds:.3g} s")
+        return "\n".join(lines)
+
+    def __getitem__(self, index: Any) -> "PID":
+        """The decomposition of one table, or of some, of a batch: `index` goes to the leading dimensions."""
+        if not self.redundancy.ndim:
+            raise IndexError("this PID holds a single table")
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        values: dict[str, Any] = {name: v[index] for name, v in parts.items() if isinstance(v, (Tensor, PID))}
+        return replace(self, **values)
+
+    def _size(self) -> str:
+        clusters = " x ".join(str(k) for k in self.num_clusters)
+        size = f"{clusters} clusters, {self.num_classes} classes"
+        return size if self.num_samples is None else f"{self.num_samples} samples, {size}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain floats and lists, keyed by modality name where there is one value per modality; for JSON."""
+
+        def per_modality(values: Tensor | None, axis: int) -> dict[str, Any] | None:
+            if values is None:
+                return None
+            return {name: values.select(axis, i).tolist() for i, name in enumerate(self.names)}
+
+        def plain(values: Tensor | None) -> Any:
+            return None if values is None else values.tolist()
+
+        return {
+            "redundancy": plain(self.redundancy),
+            "unique": per_modality(self.unique, -1),
+            "synergy": plain(self.synergy),
+            "mutual_information": per_modality(self.mutual_information, -1),
+            "joint_mutual_information": plain(self.joint_mutual_information),
+            "conditional_mutual_information": plain(self.conditional_mutual_information),
+            "gap": plain(self.gap),
+            "floor": {
+                "redundancy": plain(self.redundancy_floor),
+                "unique": per_modality(self.unique_floor, -1),
+                "synergy": plain(self.synergy_floor),
+            },
+            "interval": {
+                "redundancy": plain(self.redundancy_interval),
+                "unique": per_modality(self.unique_interval, -2),
+                "synergy": plain(self.synergy_interval),
+            },
+            "plugin": None if self.plugin is None else self.plugin.to_dict(),
+            "num_samples": self.num_samples,
+            "num_clusters": list(self.num_clusters),
+            "num_classes": self.num_classes,
+            "seconds": self.seconds,
+        }
+
+    def plot(self, path: str | None = None) -> Any:
+        """Draw the atoms as bars with intervals and noise floors; saved to `path` when given.
+
+        Returns the `matplotlib.figure.Figure`. Raises ValueError for a batch of tables.
+        """
+        from ecsfusion.pid.plotting import plot_pid
+
+        return plot_pid(self, path)
+
+
+class Decomposition(NamedTuple):
+    """The tensors of a `PID`, under the same names."""
+
+    redundancy: Tensor
+    unique: Tensor
+    synergy: Tensor
+    mutual_information: Tensor
+    joint_mutual_information: Tensor
+    conditional_mutual_information: Tensor
+    gap: Tensor
+    redundancy_floor: Tensor | None = None
+    unique_floor: Tensor | None = None
+    synergy_floor: Tensor | None = None
+    redundancy_interval: Tensor | None = None
+    unique_interval: Tensor | None = None
+    synergy_interval: Tensor | None = None
+
+
+def decompose(
+    joint: Tensor | NDArray[Any],
+    *,
+    tolerance: float = 1e-4,
+    max_iterations: int = 20_000,
+    names: Sequence[str] | None = None,
+) -> PID:
+    """Partial information decomposition (Bertschinger et al. 2014) of joint tables, certified.
+
+    Args:
+        joint: (..., K1, K2, C) tensor or array of counts or probabilities, any real dtype, on any device; each
+            table is divided by its sum. Rows, columns, cells and classes may be empty.
+        tolerance: the widest certified interval, in bits, with which a table may stop.
+        max_iterations: at which a table stops in any case: its wider interval stays valid, a warning says so.
+        names: the two modalities; "x1" and "x2" when None.
+
+    Returns:
+        PID with plug-in values (no bias correction), on the device of `joint`.
+
+    Raises:
+        TypeError, ValueError: for a `joint` that is no non-negative finite table with mass, and bad options.
+    """
+    start = time.perf_counter()
+    table = normalized_table(joint)
+    names = checked_options(tolerance, max_iterations, names)
+    found = decompose_tensors(table, tolerance, max_iterations)
+    if found.gap.numel() and float(found.gap.max()) > tolerance:
+        warnings.warn(
+            f"{int((found.gap > tolerance).sum())} of {found.gap.numel()} tables did not reach the tolerance of"
+            f" {tolerance:g} bits in {max_iterations} iterations; the largest certified gap is"
+            f" {float(found.gap.max()):.2g} bits",
+            stacklevel=2,
+        )
+    return PID(
+        **found._asdict(),
+        names=names,
+        num_clusters=tuple(table.shape[-3:-1]),
+        num_classes=table.shape[-1],
+        seconds=time.perf_counter() - start,
+    )
+
+
+def checked_options(tolerance: float, max_iterations: int, names: Sequence[str] | None) -> tuple[str, str]:
+    """The names of the two modalities; raises ValueError for bad options of `decompose`."""
+    if not is_number(tolerance) or not tolerance > 0:
+        raise ValueError(f"tolerance must be a positive number of bits, got {tolerance!r}")
+    if not is_whole(max_iterations) or max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, got {max_iterations!r}")
+    if names is None:
+        names = ("x1", "x2")
+    if (
+        isinstance(names, str)
+        or not isinstance(names, Sequence)
+        or not all(isinstance(n, str) for n in names)
+    ):
+        raise ValueError(f"names must be two different modality names, got {names!r}")
+    names = tuple(names)
+    if len(names) != 2 or len(set(names)) != 2:
+        raise ValueError(f"names must be two different modality names, got {names}")
+    return names[0], names[1]
+
+
+def decompose_tensors(table: Tensor, tolerance: float, max_iterations: int) -> Decomposition:
+    """The arithmetic of `decompose`: float64 tables (..., K1, K2, C) of sum 1 -> tensors, unchecked.
+
+    Where the solver runs as a kernel the host reads nothing.
+    """
+    p1y, p2y = table.sum(-2), table.sum(-3)
+    marginals = (p1y.sum(-2), p1y.sum(-1), p2y.sum(-1), p1y, p2y, table.sum(-1), table)
+    batch = table.ndim - 3
+    label, x1, x2, x1y, x2y, x1x2, whole = torch.stack([_nats(p.flatten(batch)) for p in marginals]) / -LN2
+    single = torch.stack([label + x1 - x1y, label + x2 - x2y], -1).clamp_min(0.0)
+    solution = broja(p1y, p2y, tolerance=tolerance, max_iterations=max_iterations)
+
+    # I_Q lies in [union - gap, union]; R, S >= 0 and U1, U2 >= 0 bound it as well, so no atom is below zero.
+    larger, both = single.amax(-1), single.sum(-1)
+    joint = torch.maximum(label + x1x2 - whole, larger)
+    union = torch.minimum(label - solution.conditional_entropy, torch.minimum(both, joint))
+    least = torch.maximum(label - solution.conditional_entropy - solution.gap, larger)
+    union = torch.maximum(union, larger)
+    return Decomposition(
+        redundancy=both - union,
+        unique=union.unsqueeze(-1) - single.flip(-1),
+        synergy=joint - union,
+        mutual_information=single,
+        joint_mutual_information=joint,
+        conditional_mutual_information=(x1y + x2y - whole - label).clamp_min(0.0),
+        gap=(union - least).clamp_min(0.0),
+    )
+
+
+def normalized_table(joint: Tensor | NDArray[Any]) -> Tensor:
+    """`joint` (..., K1, K2, C) as float64 tables of sum 1 on the same device; raises for what is no table."""
+    if isinstance(joint, np.ndarray):
+        if joint.dtype.kind not in "biuf":
+            raise TypeError(f"joint must be real numbers, got dtype {joint.dtype}")
+        joint = as_tensor(joint)
+    if not isinstance(joint, Tensor):
+        raise TypeError(f"joint must be a torch.Tensor or numpy array, got {type(joint).__name__}")
+    check_values(joint, "joint")
+    if joint.is_complex():
+        raise TypeError(f"joint must be real numbers, got dtype {joint.dtype}")
+    if joint.ndim < 3 or 0 in joint.shape[-3:]:
+        raise ValueError(f"joint must have the shape (..., K1, K2, C), got {tuple(joint.shape)}")
+    table = joint.detach().to(torch.float64)
+    if not bool(torch.isfinite(table).all()):
+        raise ValueError("joint must be finite, found NaN or infinite cells; remove them before counting")
+    if bool((table < 0).any()):
+        raise ValueError(
+            f"joint must not be negative, found {float(table.min()):g}; give counts or probabilities"
+        )
+    peak = table.amax((-3, -2, -1), keepdim=True)
+    if bool((peak == 0).any()):
+        raise ValueError("joint has a table whose cells are all zero; leave tables without samples out")
+    table = table / peak
+    return table / table.sum((-3, -2, -1), keepdim=True)
+
+
+def entropy(table: Tensor, dims: int) -> Tensor:
+    """Entropy in bits of distributions over the last `dims` dimensions of `table`; (...) float64."""
+    return _nats(table.flatten(-dims)) / -LN2
+
+
+def _nats(p: Tensor) -> Tensor:
+    return torch.xlogy(p, p).sum(-1)
+
+
+def _part(values: Tensor | None, index: int) -> Tensor | None:
+    return None if values is None else values[index]

@@ -1,0 +1,234 @@
+"""Differentiable PID: gradients of the atoms with respect to joint tables, and through soft clusters to embeddings.
+
+By the envelope theorem the dual solution of the BROJA problem is the gradient of its optimal value: with A and B the
+factors of the optimum, scaled to A B^T <= 1, dH*/dP(x1, y) = -log A and dH*/dP(x2, y) = -log B. So nothing is
+unrolled and memory does not grow with the iterations; all other terms of the atoms are entropies of the table.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from ecsfusion_kernels import broja, lloyd, seed
+from ecsfusion_kernels.reference.broja import dual_shift
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ecsfusion.pid.decomposition import checked_options
+from ecsfusion.pid.inputs import (
+    check_cells,
+    check_classes,
+    check_positive,
+    check_seed,
+    check_values,
+    class_labels,
+    is_number,
+)
+
+LN2 = 0.6931471805599453
+
+
+class Atoms(NamedTuple):
+    """The atoms in bits, float64, with gradients; (...) are the leading dimensions of the table."""
+
+    redundancy: Tensor  # (...)
+    unique: Tensor  # (..., 2)
+    synergy: Tensor  # (...)
+
+
+def differentiable_pid(joint: Tensor, tolerance: float = 1e-6, max_iterations: int = 20_000) -> Atoms:
+    """Partial information decomposition (Bertschinger et al. 2014) with gradients with respect to the table.
+
+    Args:
+        joint: (..., K1, K2, C) floating point, non-negative, each table with mass; divided by its sum. CPU or CUDA.
+        tolerance: certified width in bits at which the solver stops. The error of the gradient goes with its root:
+            about 1e-4 at 1e-6, 1e-7 at 1e-9.
+        max_iterations: at which the solver stops in any case.
+
+    Returns:
+        Atoms, each within `tolerance` of the true value (they may be so much below zero). At an empty cell the true
+        slope is infinite and zero is returned: use soft tables. Not twice differentiable.
+
+    Raises:
+        TypeError, ValueError: for a `joint` that is no floating point table.
+
+    The atoms of a table do not depend on its scale, so gradients are orthogonal to it.
+    """
+    if not isinstance(joint, Tensor) or not joint.is_floating_point():
+        found = joint.dtype if isinstance(joint, Tensor) else type(joint).__name__
+        raise TypeError(f"joint must be a floating point tensor, got {found}; use decompose for counts")
+    check_values(joint, "joint")
+    checked_options(tolerance, max_iterations, None)
+    if joint.ndim < 3 or 0 in joint.shape:
+        raise ValueError(f"joint must have the shape (..., K1, K2, C), got {tuple(joint.shape)}")
+    cells = joint.detach().to(torch.float64)
+    if not bool((cells >= 0).all() and torch.isfinite(cells).all()):
+        raise ValueError("joint must be finite and not negative; soft assignments give such a table")
+    table = joint.to(torch.float64)
+    peak = table.detach().amax((-3, -2, -1), keepdim=True)
+    if bool((peak == 0).any()):
+        raise ValueError("joint has a table whose cells are all zero; leave tables without samples out")
+    table = table / peak  # so that no sum overflows
+    table = table / table.sum((-3, -2, -1), keepdim=True)
+
+    p1y, p2y, p12 = table.sum(-2), table.sum(-3), table.sum(-1)
+    label = _entropy(p1y.sum(-2), 1)
+    given1, given2 = _entropy(p1y, 2) - _entropy(p1y.sum(-1), 1), _entropy(p2y, 2) - _entropy(p2y.sum(-1), 1)
+    given_both = _entropy(table, 3) - _entropy(p12, 2)
+    largest = _LargestConditionalEntropy.apply(p1y, p2y, tolerance, max_iterations)
+    return Atoms(
+        redundancy=label - given1 - given2 + largest,
+        unique=torch.stack([given2 - largest, given1 - largest], -1),
+        synergy=largest - given_both,
+    )
+
+
+def soft_joint(
+    assignments1: Tensor, assignments2: Tensor, labels: Tensor, num_classes: int | None = None
+) -> Tensor:
+    """The joint table of soft assignments, (K1, K2, C), of sum 1, with gradients.
+
+    Args:
+        assignments1: (N, K1) each row a distribution over the clusters of the first modality.
+        assignments2: (N, K2) the same of the second.
+        labels: (N,) class indices from 0.
+        num_classes: C; None for the largest label + 1.
+
+    Raises:
+        TypeError, ValueError: for what is none of these.
+    """
+    sides = (("assignments1", assignments1), ("assignments2", assignments2))
+    for name, rows in sides:
+        _check_floats(rows, name)
+    sizes = [
+        len(assignments1),
+        len(assignments2),
+        len(labels) if hasattr(labels, "shape") and labels.ndim else None,
+    ]
+    if len({size for size in sizes if size is not None}) > 1:
+        raise ValueError(
+            "assignments1, assignments2 and labels must have one row per sample, got "
+            f"{sizes[0]}, {sizes[1]} and {sizes[2]} rows"
+        )
+    for name, rows in sides:
+        if not bool((rows.detach() >= 0).all()):
+            raise ValueError(f"{name} must not be negative; take the rows of soft_assignments")
+        if not bool(((rows.detach().double().sum(-1) - 1).abs() < 0.05).all()):
+            raise ValueError(f"{name} must have rows that sum to 1; take those of soft_assignments")
+    if assignments1.dtype != assignments2.dtype or assignments1.device != assignments2.device:
+        raise ValueError(
+            f"assignments1 is {assignments1.dtype} on {assignments1.device}, assignments2 {assignments2.dtype} on "
+            f"{assignments2.device}; convert one of them"
+        )
+    if num_classes is not None:
+        check_positive(num_classes, "num_classes")
+    labels = class_labels(labels, len(assignments1), assignments1.device, None)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels must have the shape (N,), got {tuple(labels.shape)}; take one label at a time"
+        )
+    num_classes = check_classes(labels, num_classes)
+    check_cells(assignments1.shape[1], assignments2.shape[1], num_classes)
+    one_hot = torch.nn.functional.one_hot(labels, num_classes).to(assignments1.dtype)
+    by_class = (assignments1.unsqueeze(-1) * one_hot.unsqueeze(-2)).flatten(1)  # (N, K1 * C)
+    table = (by_class.mT @ assignments2).unflatten(0, (assignments1.shape[1], -1))  # (K1, C, K2)
+    return table.mT / len(labels)
+
+
+def soft_assignments(embeddings: Tensor, centers: Tensor, temperature: float = 0.5) -> Tensor:
+    """Soft clusters: softmax over the centers of minus the squared distance, (N, K), with gradients.
+
+    Args:
+        embeddings: (N, D).
+        centers: (K, D), from `cluster_centers`.
+        temperature: in units of the mean squared distance of a row to its nearest center; toward 0 the assignments
+            become hard and gradients vanish.
+
+    Raises:
+        TypeError, ValueError: for what is none of these.
+    """
+    if not is_number(temperature) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive, got {temperature!r}; use hard clusters for 0")
+    _check_floats(embeddings, "embeddings")
+    _check_floats(centers, "centers")
+    if embeddings.shape[1] != centers.shape[1]:
+        raise ValueError(
+            f"centers must be as wide as the embeddings, got {tuple(centers.shape)} for {tuple(embeddings.shape)}"
+        )
+    if embeddings.device != centers.device:
+        raise ValueError(
+            f"centers are on {centers.device}, embeddings on {embeddings.device}; move one of them"
+        )
+    # Nothing depends on the unit of the embeddings, and squares of large and of small numbers would be lost.
+    unit = _power_of_two(torch.stack([_largest(embeddings), _largest(centers)]).amax())
+    wide = torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
+    x, c = (embeddings / unit).to(wide), (centers / unit).to(wide)
+    squared = (x.square().sum(-1, keepdim=True) + c.square().sum(-1) - 2 * x @ c.mT).clamp_min(0.0)
+    nearest = squared.amin(-1).mean().clamp_min(torch.finfo(wide).eps ** 2)
+    return torch.softmax(-squared / (temperature * nearest), -1).to(embeddings.dtype)
+
+
+def cluster_centers(embeddings: Tensor, num_clusters: int, random_seed: int = 0) -> Tensor:
+    """Centres (K, D) of k-means on embeddings (N, D), without gradients: the anchors of `soft_assignments`.
+
+    Raises:
+        TypeError, ValueError: for embeddings that are no finite floating point matrix with rows; for K under 1.
+    """
+    _check_floats(embeddings, "embeddings")
+    check_positive(num_clusters, "num_clusters")
+    check_seed(random_seed, "random_seed")
+    with torch.no_grad():
+        unit = _power_of_two(_largest(embeddings))
+        points = (embeddings.detach() / unit).float().unsqueeze(0)
+        centers = lloyd(points, seed(points, num_clusters, random_seed)).centers[0]
+        return (centers.double() * unit).to(embeddings.dtype)
+
+
+def _check_floats(value: Tensor, name: str) -> None:
+    """Raises TypeError or ValueError unless it is a finite floating point matrix with rows and columns."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.itemsize < 2:
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating point tensor, got {found}; convert it with .float()")
+    check_values(value, name)
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(f"{name} must be a matrix with rows and columns, got the shape {tuple(value.shape)}")
+    if not bool(torch.isfinite(value.detach()).all()):
+        raise ValueError(
+            f"{name} must be finite, found NaN or infinite values; look at the encoder and its rate"
+        )
+
+
+def _largest(value: Tensor) -> Tensor:
+    return value.detach().abs().amax().double()
+
+
+def _power_of_two(value: Tensor) -> Tensor:
+    """A power of two near `value` (a scalar, float64), by which dividing is exact; 1 for 0."""
+    exponent = torch.frexp(value).exponent.clamp(-1000, 1000)
+    return torch.where(value > 0, torch.ldexp(torch.ones_like(value), exponent), 1.0)
+
+
+class _LargestConditionalEntropy(torch.autograd.Function):
+    """max H_Q(Y | X1, X2) in bits as a function of the two pair marginals; only the two gradients are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int) -> Tensor:
+        solution = broja(p1y, p2y, tolerance=tolerance, max_iterations=max_iterations)
+        shift1, shift2 = dual_shift(torch, solution.factor1, solution.factor2, p1y.sum(-1), p2y.sum(-1))
+        slope1 = (shift1.unsqueeze(-1) - solution.factor1.clamp_min(1e-300).log()) / LN2
+        slope2 = (shift2.unsqueeze(-1) - solution.factor2.clamp_min(1e-300).log()) / LN2
+        ctx.save_for_backward(torch.where(p1y > 0, slope1, 0.0), torch.where(p2y > 0, slope2, 0.0))
+        return solution.conditional_entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        slope1, slope2 = ctx.saved_tensors
+        grad = grad.unsqueeze(-1).unsqueeze(-1)
+        return grad * slope1, grad * slope2, None, None
+
+
+def _entropy(table: Tensor, dims: int) -> Tensor:
+    """Entropy in bits over the last `dims` dimensions, whose gradient at an empty cell is zero."""
+    p = table.flatten(-dims)
+    return -(p * torch.where(p > 0, p, 1.0).log()).sum(-1) / LN2

@@ -1,0 +1,203 @@
+"""What users pass -> checked tensors: embeddings by modality name, class indices.
+
+Every error is one sentence: the argument, what was found, what to do.
+"""
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = Tensor | NDArray[Any]
+
+MAX_BINS = 1 << 16
+MAX_CELLS = 1 << 25
+"""Of a joint table: a label that is no class index, such as a number of a person, asks for more."""
+
+
+def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[str, Tensor]:
+    """Checked tensors (N, D_m) by name, all with N > 0 rows and on one device; see `check_finite`."""
+    if isinstance(embeddings, (Tensor, np.ndarray)) or not isinstance(embeddings, (Mapping, Sequence)):
+        raise TypeError(
+            "embeddings must be a mapping of modality name to (N, D) matrix, or a sequence of matrices, got"
+            f" {type(embeddings).__name__}"
+        )
+    if isinstance(embeddings, Mapping):
+        pairs = [(str(name), value) for name, value in embeddings.items()]
+    else:
+        pairs = [(f"x{i + 1}", value) for i, value in enumerate(embeddings)]
+    if len(pairs) < 2:
+        raise ValueError(
+            f"embeddings must hold at least two modalities, got {len(pairs)}: {[name for name, _ in pairs]}"
+        )
+    if len(pairs) > 2 and "rest" in dict(pairs):
+        raise ValueError('embeddings must not name a modality "rest", which stands for all others; rename it')
+    named = {name: as_embeddings(value, f"embeddings[{name!r}]") for name, value in pairs}
+    if len({len(rows) for rows in named.values()}) > 1:
+        sizes = {name: len(rows) for name, rows in named.items()}
+        raise ValueError(f"embeddings must have one row per sample in every modality, got {sizes} rows")
+    if len(next(iter(named.values()))) == 0:
+        raise ValueError("embeddings have no rows; give at least one sample")
+    devices = {name: rows.device for name, rows in named.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"embeddings must be on one device, got { {n: str(d) for n, d in devices.items()} }")
+    return named
+
+
+def class_labels(
+    labels: Array | Sequence[Any], number: int, device: torch.device, bins: int | None
+) -> Tensor:
+    """Class indices (N,) or (N, L) int64 on `device`, see `check_classes`; with `bins`, of a binned real target."""
+    if isinstance(labels, Tensor):
+        given = labels.detach()
+        check_values(given, "labels")
+    else:
+        try:
+            array = np.asarray(labels)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"labels are no array of one shape ({error}); give one class per row") from error
+        if array.dtype.kind not in "biuf":
+            raise TypeError(
+                f"labels must be integers from 0, got dtype {array.dtype}; map the classes to 0 .. C - 1"
+            )
+        given = as_tensor(array).to(device)
+    if given.ndim not in (1, 2) or 0 in given.shape[1:]:
+        raise ValueError(f"labels must have the shape (N,), or (N, L) for L labels, got {tuple(given.shape)}")
+    if len(given) != number:
+        raise ValueError(
+            f"labels must have one entry per row of the embeddings, got {len(given)} for {number} rows"
+        )
+    if given.device != device:
+        raise ValueError(f"labels are on {given.device}, embeddings on {device}; move them to one device")
+    if bins is not None:
+        return quantile_bins(given, bins)
+    if given.is_floating_point() or given.is_complex():
+        raise TypeError(
+            f"labels must be integers from 0, got dtype {given.dtype}; for a real target pass bins=8, say"
+        )
+    return given.to(torch.int64)
+
+
+def check_classes(labels: Tensor, num_classes: int | None) -> int:
+    """The number of classes, which is the largest label + 1 where None; raises for a label outside of them.
+
+    The host reads the smallest and the largest.
+    """
+    least, most = torch.stack([labels.min(), labels.max()]).tolist()
+    if least < 0:
+        raise ValueError(f"labels must not be negative, found {least}; remove unlabelled rows")
+    if num_classes is not None and most >= num_classes:
+        raise ValueError(f"labels must be below num_classes={num_classes}, found {most}")
+    return most + 1 if num_classes is None else num_classes
+
+
+def check_finite(embeddings: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for the first modality with NaN or infinite values; the host reads."""
+    for name, rows in embeddings.items():
+        finite = torch.isfinite(rows).all(-1)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"embeddings[{name!r}] has NaN or infinite values in {int((~finite).sum())} of {len(finite)} rows,"
+                f" first in row {int((~finite).nonzero()[0])}; remove these rows from all modalities and labels"
+            )
+
+
+def quantile_bins(target: Tensor, bins: int) -> Tensor:
+    """A real target (N,) or (N, L) cut at its quantiles into `bins` classes, int64; equal values share one."""
+    check_positive(bins, "bins")
+    if bins > MAX_BINS:
+        raise ValueError(f"bins must be at most {MAX_BINS}, got {bins}")
+    values = target.to(torch.float64)
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            "labels must be finite to be binned, found NaN or infinite values; remove these rows"
+        )
+    columns = values.reshape(len(values), -1).mT.contiguous()
+    ordered = columns.sort(-1).values
+    cuts = ordered[:, [len(values) * k // bins for k in range(1, bins)]]
+    return torch.searchsorted(cuts.contiguous(), columns, right=True).mT.reshape(target.shape)
+
+
+def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
+    """`value` as a detached (N, D) tensor on its device; raises TypeError or ValueError with `name` in it.
+
+    Floating dtypes stay, integers and booleans become float32.
+    """
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise TypeError(
+                f"{name} must hold real numbers, got dtype {value.dtype}; convert it to a float array"
+            )
+        value = as_tensor(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or numpy array (N, D), got {type(value).__name__}")
+    check_values(value, name)
+    if value.is_complex():
+        raise TypeError(
+            f"{name} must hold real numbers, got dtype {value.dtype}; pass real and imaginary parts"
+        )
+    if value.ndim != 2:
+        raise ValueError(
+            f"{name} must have the shape (N, D), got {tuple(value.shape)}; flatten or pool it to one row each"
+        )
+    if value.shape[1] == 0:
+        raise ValueError(
+            f"{name} has no columns, got the shape {tuple(value.shape)}; give at least one feature"
+        )
+    is_wide = value.is_floating_point() and value.itemsize > 1  # nothing is computed in 8 bits
+    return value.detach() if is_wide else value.detach().to(torch.float32)
+
+
+def check_values(value: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor without values to read: on the device meta, sparse, or quantized."""
+    if value.device.type == "meta" or value.layout != torch.strided or value.is_quantized:
+        what = "on the device meta" if value.device.type == "meta" else f"of the layout {value.layout}"
+        raise ValueError(f"{name} must be a dense tensor that holds values, got one {what}; give it as such")
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """An array of real numbers as a tensor; torch knows neither long doubles nor another order of bytes."""
+    long = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    wanted = np.dtype(np.float64) if long else array.dtype.newbyteorder("=")
+    if min(array.strides, default=0) < 0:  # which NumPy may take for contiguous where there is one row
+        array = array.copy()
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=wanted))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or NumPy."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an integer, of Python or NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_cells(rows: int, columns: int, num_classes: int) -> None:
+    """Raises ValueError for a joint table that is too large."""
+    cells = rows * columns * num_classes
+    if cells > MAX_CELLS:
+        raise ValueError(
+            f"labels with num_classes={num_classes} and num_clusters={max(rows, columns)} make a table of "
+            f"{cells:.3g} cells, more than {MAX_CELLS:.3g}; number the classes that there are from 0, or take fewer "
+            "clusters"
+        )
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raises TypeError or ValueError unless `seed` is a whole number of 64 bits."""
+    if not is_whole(seed):
+        raise TypeError(f"{name} must be a whole number, got {seed!r}")
+    if not -(2**63) <= seed < 2**63 - 2:
+        raise ValueError(f"{name} must fit into 64 bits, got {seed}")
+
+
+def check_positive(value: int, name: str) -> None:
+    """Raises ValueError unless `value` is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -1,1 +1,0 @@
-"""The controller's rules, one a file, and what a rule sees and answers (`decision`)."""

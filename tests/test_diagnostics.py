@@ -1,0 +1,364 @@
+"""Every failure signature on hand-made readings: one that has it, and healthy ones that are near and have not."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from ecsfusion.controller.rule import PauseThreshold
+from ecsfusion.diagnostics.duplicate import duplicate
+from ecsfusion.diagnostics.estimate import beneath_noise, certificate_missed, few_rows
+from ecsfusion.diagnostics.finding import Finding, Scale
+from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
+from ecsfusion.diagnostics.memorization import memorized
+from ecsfusion.diagnostics.no_information import lost_modality, silent_modality
+from ecsfusion.diagnostics.short_stage import stage_one_too_short
+from ecsfusion.diagnostics.shortcut import shortcut
+from ecsfusion.pid.decomposition import PID, decompose
+
+BOTH = ("image", "audio")
+SCALE = Scale(rows=500, chance=0.1)
+THRESHOLD = PauseThreshold(ratio=3.0, margin=0.15, patience=2)
+
+
+def entry(step: int = 100, **values: Any) -> dict[str, Any]:
+    """A probe of a healthy run of ten classes."""
+    return {
+        "step": step,
+        "stage": "unimodal",
+        "training": list(BOTH),
+        "redundancy": 0.5,
+        "unique": {"image": 0.8, "audio": 0.4},
+        "synergy": 0.05,
+        "information": {"image": 1.3, "audio": 0.9},
+        "conditional_mutual_information": 0.02,
+        "floor": {"image": 0.05, "audio": 0.05, "redundancy": 0.05, "synergy": 0.1},
+        "accuracy": {"image": 0.6, "audio": 0.45, "fused": 0.7},
+        "overdue": False,
+        "reset": [],
+        "reason": "all train",
+        "restored": None,
+        **values,
+    }
+
+
+def stage_one(
+    image: list[float], audio: list[float], bits: list[float] | None = None, **end: Any
+) -> list[dict]:
+    """Probes with these accuracies, and bits of audio, the last of which ends stage 1."""
+    history = [
+        entry(
+            100 * (i + 1),
+            accuracy={"image": a, "audio": b, "fused": 0.7},
+            information={"image": 1.3, "audio": 0.9 if bits is None else bits[i]},
+        )
+        for i, (a, b) in enumerate(zip(image, audio, strict=True))
+    ]
+    history[-1] |= {"restored": history[-1]["step"], **end}
+    return history
+
+
+def decomposition(
+    information: tuple[float, float] = (1.3, 0.9),
+    unique: tuple[float, float] = (0.8, 0.4),
+    synergy: float = 0.02,
+    dependence: float = 0.02,
+    **others: Any,
+) -> PID:
+    bits = {"redundancy": information[0] - unique[0], "synergy": synergy, "joint_mutual_information": 1.7}
+    sizes = {"num_samples": 1000, "num_clusters": (20, 20), "num_classes": 10, "gap": 1e-4, **others}
+    return PID(
+        names=BOTH,
+        **{name: torch.tensor(value, dtype=torch.float64) for name, value in bits.items()},
+        unique=torch.tensor(unique, dtype=torch.float64),
+        mutual_information=torch.tensor(information, dtype=torch.float64),
+        conditional_mutual_information=torch.tensor(dependence, dtype=torch.float64),
+        redundancy_floor=torch.tensor(0.03),
+        unique_floor=torch.tensor([0.05, 0.05]),
+        synergy_floor=torch.tensor(0.1),
+        **{**sizes, "gap": torch.tensor(sizes["gap"], dtype=torch.float64)},
+    )
+
+
+def about(findings: Any) -> list[str]:
+    return [finding.about for finding in findings]
+
+
+FLAT, RISING = [0.58, 0.62, 0.59, 0.61], [0.2, 0.25, 0.35, 0.4]
+
+
+class TestStageOneTooShort:
+    def test_a_modality_that_was_still_learning_is_named_with_its_rise(self) -> None:
+        (found,) = stage_one_too_short(stage_one(FLAT, RISING), SCALE)
+        assert found == Finding(
+            "stage 1 too short",
+            "audio",
+            "stage 1 ended at step 400 while audio was still learning: on the average of two readings its accuracy of "
+            "0.375 is 0.150 above that of the two readings before; give stage 1 more steps: a larger "
+            "max_unimodal_share or unimodal_epochs, or more epochs in all.",
+        )
+
+    def test_information_counts_where_accuracy_does_not_rise(self) -> None:
+        (found,) = stage_one_too_short(stage_one(FLAT, [0.1] * 4, bits=[0.1, 0.2, 0.4, 0.7]), SCALE)
+        assert found.about == "audio"
+        assert "its 0.55 bits about the label are 0.40 more" in found.sentence
+
+    @pytest.mark.parametrize(
+        ("why", "history"),
+        [
+            ("a plateau that jumps by the noise of 500 rows", stage_one(FLAT, [0.40, 0.44, 0.43, 0.45])),
+            ("a rise of a tenth of what was learnt", stage_one([0.80, 0.82, 0.87, 0.89], FLAT)),
+            ("a jump that is over", stage_one([0.2, 0.6, 0.79, 0.8], FLAT)),
+            ("too few readings to tell", stage_one(FLAT[:3], RISING[:3])),
+            (
+                "the modalities depend on each other",
+                stage_one(FLAT, RISING, conditional_mutual_information=0.4),
+            ),
+            ("stage 2 starts anew", stage_one(FLAT, RISING, restored=0)),
+            ("it was paused", stage_one(FLAT, RISING, training=["image"])),
+        ],
+    )
+    def test_nothing_is_said_of(self, why: str, history: list[dict]) -> None:
+        assert about(stage_one_too_short(history, SCALE)) == [], why
+
+    def test_the_readings_that_count_end_at_the_restored_weights(self) -> None:
+        history = stage_one([*FLAT, 0.6, 0.6], [*RISING, 0.4, 0.4], restored=400)
+        assert about(stage_one_too_short(history, SCALE)) == ["audio"]
+        history[-1]["restored"] = 600
+        assert about(stage_one_too_short(history, SCALE)) == []
+
+
+class TestEstimate:
+    def test_too_few_rows_for_the_classes(self) -> None:
+        (found,) = few_rows(decomposition(num_samples=199))
+        assert "199 probed rows of 10 classes" in found.sentence
+        assert "here 200" in found.sentence
+        assert about(few_rows(decomposition(num_samples=200))) == []
+
+    def test_too_few_rows_for_the_cells(self) -> None:
+        # 0.1 x 64 x 64 x 9 / ln 10 = 1 601
+        (found,) = few_rows(decomposition(num_samples=1600, num_clusters=(64, 64)))
+        assert "at least 1601 rows, or fewer probe_clusters" in found.sentence
+        assert about(few_rows(decomposition(num_samples=1601, num_clusters=(64, 64)))) == []
+
+    def test_a_gap_counts_above_what_was_asked_for_and_above_the_noise(self) -> None:
+        (found,) = certificate_missed(decomposition(gap=0.04))
+        assert "certified to 0.040 bits only, not to 0.001" in found.sentence
+        assert about(certificate_missed(decomposition(gap=0.02))) == []  # the floor of redundancy is 0.03
+
+    def test_a_solver_that_was_stopped(self) -> None:
+        table = torch.rand(12, 12, 4, generator=torch.Generator().manual_seed(0)) ** 8
+        with pytest.warns(UserWarning, match="did not reach"):
+            stopped = decompose(table, max_iterations=1)
+        assert float(stopped.gap) > 1e-3
+        assert len([*certificate_missed(stopped)]) == 1
+        assert about(certificate_missed(decompose(table))) == []
+
+    def test_a_probe_that_sees_nothing_of_what_a_head_knows(self) -> None:
+        blind = {"redundancy": 0.01, "synergy": 0.0, "unique": {"image": 0.04, "audio": 0.0}}
+        (found,) = beneath_noise(entry(**blind), SCALE)
+        assert "the largest, uniqueness of image, is 0.040 bits, floor 0.050" in found.sentence
+        assert "the fused head has an accuracy of 0.700, chance 0.100" in found.sentence
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {},
+            {
+                "redundancy": 0.06,
+                "synergy": 0.0,
+                "unique": {"image": 0.0, "audio": 0.0},
+            },  # one atom is enough
+            {  # nothing is known, and no head knows anything
+                "redundancy": 0.0,
+                "synergy": 0.0,
+                "unique": {"image": 0.0, "audio": 0.0},
+                "accuracy": {"image": 0.12, "audio": 0.1, "fused": 0.14},
+            },
+        ],
+    )
+    def test_a_probe_that_agrees_with_the_heads(self, values: dict) -> None:
+        assert about(beneath_noise(entry(**values), SCALE)) == []
+
+
+def led(readings: int, unique: tuple[float, float] = (0.9, 0.1), **values: Any) -> list[dict]:
+    return [
+        entry(100 * (i + 1), unique=dict(zip(BOTH, unique, strict=True)), **values) for i in range(readings)
+    ]
+
+
+class TestLag:
+    def test_a_leader_that_trains_on_after_the_patience(self) -> None:
+        (found,) = late_pause(led(3), THRESHOLD)
+        assert found.about == "pause of image"
+        assert "has led clearly since step 100 and still trained up to step 300, 3 readings" in found.sentence
+        assert "9.0 times audio's" in found.sentence
+
+    @pytest.mark.parametrize(
+        "history",
+        [
+            led(2),  # within the patience
+            led(9, unique=(0.25, 0.1)),  # no clear lead
+            [*led(2), *led(1, unique=(0.2, 0.1)), *led(2)],  # not in a row
+            led(9, training=["audio"]),  # paused
+            [*led(1, training=["audio"]), *led(9)],  # resumed for good
+            [*led(2, stage="unimodal"), *led(2, stage="joint")],  # another stage
+        ],
+    )
+    def test_no_lag(self, history: list[dict]) -> None:
+        assert about(late_pause(history, THRESHOLD)) == []
+
+    def test_a_stage_one_that_went_on_after_its_rule_was_done(self) -> None:
+        reason = "stage 1 goes on, for its length is given: otherwise it would end, nothing has risen"
+        late = [entry(100 * i, overdue=i > 2, reason=reason) for i in range(1, 7)]
+        late[-1]["overdue"] = False  # the last reading ends it
+        (found,) = late_end_of_stage(late)
+        assert "ended at step 600, 3 readings after the rule would have ended it" in found.sentence
+        assert "(step 300: nothing has risen)" in found.sentence
+        assert about(late_end_of_stage([*late[1:5], entry(600)])) == ["hand-over"]
+        assert about(late_end_of_stage([*late[:4], entry(600)])) == []  # two readings late
+        assert about(late_end_of_stage([*late[:4], entry(450), entry(600)])) == []  # the rule changed its mind
+
+
+class TestSilence:
+    SILENT: ClassVar[dict[str, Any]] = {
+        "information": {"image": 1.3, "audio": 0.03},
+        "accuracy": {"image": 0.6, "audio": 0.12, "fused": 0.6},
+    }
+
+    def test_a_modality_that_says_nothing(self) -> None:
+        (found,) = silent_modality([entry(**self.SILENT)] * 3, SCALE)
+        assert found.about == "audio"
+        assert "(0.030 bits, noise floor 0.050; its head's accuracy is 0.120, chance 0.100)" in found.sentence
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {},
+            {"information": {"image": 1.3, "audio": 0.06}},
+            {"accuracy": {"image": 0.6, "audio": 0.2, "fused": 0.6}},
+            {"synergy": 0.4},  # it may say nothing alone and much with the other
+            {"training": ["image"]},  # it never trained
+        ],
+    )
+    def test_one_reading_that_disagrees_is_enough(self, other: dict) -> None:
+        last = entry(**{**self.SILENT, **other}) if other else entry()
+        assert about(silent_modality([entry(**self.SILENT), last], SCALE)) == []
+
+    def test_a_modality_that_fell_silent(self) -> None:
+        (found,) = lost_modality([entry(100), entry(200, **self.SILENT), entry(300, **self.SILENT)], SCALE)
+        assert found.about == "audio"
+        assert "said 0.90 bits about the label at step 100, with an accuracy of 0.450" in found.sentence
+        assert "nothing since step 200 (accuracy 0.120, chance 0.100)" in found.sentence
+
+    @pytest.mark.parametrize(
+        "history",
+        [
+            [{}, {}, {}],
+            [{}, {}, SILENT],  # one reading may be an accident
+            [{}, SILENT, {}],  # it came back
+            [SILENT, SILENT, SILENT],  # it never knew
+            [{"accuracy": {"image": 0.6, "audio": 0.17, "fused": 0.6}}, SILENT, SILENT],  # it hardly knew
+            [{"reset": ["audio"]}, SILENT, SILENT],  # it starts anew
+            [{}, {**SILENT, "reset": ["audio"]}, SILENT],
+        ],
+    )
+    def test_nothing_is_lost(self, history: list[dict]) -> None:
+        probes = [entry(100 * (i + 1), **values) for i, values in enumerate(history)]
+        assert about(lost_modality(probes, SCALE)) == []
+
+
+class TestMemorization:
+    def test_what_is_known_of_training_rows_only(self) -> None:
+        (found,) = memorized(
+            decomposition((1.4, 3.2), (0.0, 1.8)),
+            decomposition((1.3, 0.9)),
+            {"image": 0.65, "audio": 0.99},
+            {"image": 0.60, "audio": 0.44},
+            SCALE,
+        )
+        assert found.about == "audio"
+        assert "about these it says 3.20 bits (uniqueness 1.80, accuracy 0.990)" in found.sentence
+        assert "about validation rows 0.90 (0.40, 0.440)" in found.sentence
+
+    @pytest.mark.parametrize(
+        ("training", "held_out", "accuracies"),
+        [
+            ((1.5, 1.7), (1.3, 0.9), (0.70, 0.44)),  # a gap, but more than half is kept
+            ((0.04, 0.08), (0.0, 0.0), (0.70, 0.44)),  # within the sum of the floors, and of no weight
+            ((1.3, 0.5), (1.3, 0.1), (0.17, 0.15)),  # the head has learnt no rows
+        ],
+    )
+    def test_encoders_know_their_rows_a_little_better(self, training, held_out, accuracies) -> None:
+        heads = [{"image": accuracy, "audio": accuracy} for accuracy in accuracies]
+        found = memorized(decomposition(training), decomposition(held_out), *heads, SCALE)
+        assert about(found) == []
+
+
+class TestShortcut:
+    def test_a_unique_modality_that_is_useless_elsewhere(self) -> None:
+        elsewhere = entry(accuracy={"image": 0.11, "audio": 0.42, "fused": 0.3})
+        (found,) = shortcut(entry(), SCALE, elsewhere, SCALE, "night")
+        assert found.about == "image, night"
+        assert "says 0.80 bits about the label that no other modality says" in found.sentence
+        assert "accuracy of 0.600 on validation, but 0.110 on night (chance 0.100)" in found.sentence
+
+    @pytest.mark.parametrize(
+        ("unique", "accuracy"),
+        [
+            (0.8, 0.58),  # the same data
+            (0.8, 0.40),  # harder data
+            (0.04, 0.11),  # what it knows, others know too
+            (0.8, float("nan")),  # a set without this modality
+        ],
+    )
+    def test_no_shortcut(self, unique: float, accuracy: float) -> None:
+        here = entry(unique={"image": unique, "audio": 0.4})
+        elsewhere = entry(accuracy={"image": accuracy, "audio": 0.42, "fused": 0.3})
+        assert about(shortcut(here, SCALE, elsewhere, SCALE, "night")) == []
+
+
+class TestDuplicate:
+    def test_a_copy_shares_more_than_the_label_and_has_nothing_of_its_own(self) -> None:
+        (found,) = duplicate(decomposition((1.3, 1.1), (0.3, 0.04), dependence=0.9))
+        assert found.about == "audio, image"
+        assert (
+            "audio says nothing about the label that image does not (uniqueness 0.04 of 1.10"
+            in found.sentence
+        )
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {},
+            {
+                "information": (1.3, 1.3),
+                "unique": (0.0, 0.0),
+            },  # both know the label, and nothing else in common
+            {"unique": (0.8, 0.4), "dependence": 0.9},  # related, each with something of its own
+            {
+                "information": (1.3, 0.5),
+                "unique": (0.8, 0.0),
+                "dependence": 0.9,
+            },  # it knows a part of the other
+            {
+                "information": (0.3, 0.3),
+                "unique": (0.0, 0.0),
+                "dependence": 0.9,
+                "synergy": 0.8,
+            },  # exclusive or
+            {"information": (1.3, 0.0), "unique": (1.3, 0.0), "dependence": 0.9},  # nothing to copy
+        ],
+    )
+    def test_modalities_that_are_related_or_agree_are_no_copies(self, values: dict) -> None:
+        assert about(duplicate(decomposition(**values))) == []
+
+
+def test_the_scale_of_an_accuracy() -> None:
+    assert Scale(100, 0.5).error(0.5) == pytest.approx(0.05)
+    assert Scale(100, 0.5).error(1.0) == pytest.approx(0.00995, rel=1e-3)  # not zero
+    assert Scale(100, 0.5).is_chance(0.65)
+    assert not Scale(100, 0.5).is_chance(0.66)
+    assert Scale(100, 0.0).error(0.5) == Scale(100, 0.0).error(0.0) == pytest.approx(0.1)  # of an R^2
