@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecsfusion.controller.decision import Decision
+    from ecsfusion.controller.reading import Reading
     from ecsfusion.controller.registry import make_rule
-    from ecsfusion.controller.rule import Decision, Reading, Rule
+    from ecsfusion.controller.rule import Rule
     from ecsfusion.data.arrays import ArrayProcessor
     from ecsfusion.metrics import ModalityAccuracy, PIDMetric
     from ecsfusion.model.configuration import FusionConfig
@@ -31,7 +33,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "PID": "pid.decomposition",
     "ArrayProcessor": "data.arrays",
-    "Decision": "controller.rule",
+    "Decision": "controller.decision",
     "DivergenceError": "training.divergence",
     "FewSamplesWarning": "pid.estimate",
     "FusionCollator": "processing",
@@ -45,7 +47,7 @@ _MODULES = {
     "NotPublishedError": "reporting.hub",
     "PIDMetric": "metrics",
     "Readout": "model.readout",
-    "Reading": "controller.rule",
+    "Reading": "controller.reading",
     "Rule": "controller.rule",
     "SavingError": "training.saving",
     "Strategy": "strategies.strategy",

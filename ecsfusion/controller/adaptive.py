@@ -5,32 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.lead import Lead, check_positive, listed, uniqueness_of
-from ecsfusion.controller.rule import Decision, Reading, Rule, check_finite
+from ecsfusion.controller.plateau import is_behind, plateau, readings_without_rise
+from ecsfusion.controller.reading import Reading, check_finite
+from ecsfusion.controller.rule import Rule
 
-MAX_SHARE_WHILE_WAITING = 0.75  # the fused head has to be learned as well, however fast the modality was
+DEPENDENCE = 0.15
+"""Bits of I(X1; X2 | Y) above which modalities count as dependent on each other given the label."""
+
+MAX_SHARE_WHILE_WAITING = 0.75
+"""The fused head has to be learned as well, however fast the modality was that waits."""
 
 
 class Adaptive(Rule):
     """What the probe says about the modalities decides what stage 1 is for. The default.
 
-    *Scouting.* The first ``scouting_readings`` readings are of joint training with unimodal losses, which shows what
+    *Scouting.* The first `scouting_readings` readings are of joint training with unimodal losses, which shows what
     unimodal training cannot.
 
     *Modalities that depend on each other train jointly.* Where their conditional dependence I(X1; X2 | Y) is zero, the
-    modalities' own posteriors say all that there is to say. Where it is above its noise floor and ``dependence`` bits,
+    modalities' own posteriors say all that there is to say. Where it is above its noise floor and `dependence` bits,
     in whatever reading of stage 1, the fused head has to learn from them together: stage 2 starts from the present
     weights. So it does after scouting where no modality alone is above its noise floor.
 
     *A modality that knows all at once waits.* Fused training learns from errors only, and a modality that is right in
-    nearly every row leaves none to learn the others from. So the first modality that has an accuracy of ``saturation``
-    in a reading of stage 1, is above its noise floor and leads every other by more than ``ratio`` and ``margin`` bits
+    nearly every row leaves none to learn the others from. So the first modality that has an accuracy of `saturation`
+    in a reading of stage 1, is above its noise floor and leads every other by more than `ratio` and `margin` bits
     of uniqueness goes back to its initial weights and is paused until stage 2. (One that is merely ahead is not paused:
     in stage 1 the encoders share nothing, so it would only lose training.)
 
-    *Otherwise* all train alone, until the mean accuracy of those who train has not risen by ``accuracy_tolerance`` in
-    ``plateau_patience`` readings, or until ``max_unimodal_share`` of the budget is used. If that is None it is half;
-    while a modality waits it is all but ``catch_up`` times what that modality took to know nearly all, if that is more,
+    *Otherwise* all train alone, until the mean accuracy of those who train has not risen by `accuracy_tolerance` in
+    `plateau_patience` readings, or until `max_unimodal_share` of the budget is used. If that is None it is half;
+    while a modality waits it is all but `catch_up` times what that modality took to know nearly all, if that is more,
     up to three quarters. Stage 2 starts from the latest weights that are not behind the best by more than the
     tolerance.
 
@@ -45,7 +52,7 @@ class Adaptive(Rule):
         modalities: Sequence[str],
         *,
         scouting_readings: int = 2,
-        dependence: float = 0.15,
+        dependence: float = DEPENDENCE,
         saturation: float = 0.95,
         ratio: float = 3.0,
         margin: float = 0.15,
@@ -57,7 +64,7 @@ class Adaptive(Rule):
         super().__init__(
             modalities, max_unimodal_share=0.5 if max_unimodal_share is None else max_unimodal_share
         )
-        self.may_extend = max_unimodal_share is None
+        self.has_own_share = max_unimodal_share is not None
         check_positive(
             dependence=dependence,
             ratio=ratio,
@@ -87,9 +94,9 @@ class Adaptive(Rule):
         }
 
     @property
-    def fuses(self) -> bool:
+    def trains_fused_head(self) -> bool:
         """While it scouts, where there will be a stage 2."""
-        return bool(self.state["scouting"]) and self.joint_follows
+        return bool(self.state["scouting"]) and self.context.joint_follows
 
     @property
     def latest_end(self) -> float:
@@ -99,7 +106,8 @@ class Adaptive(Rule):
 
     def _end_while_waiting(self, learnt_in: float) -> float:
         """`latest_end` while a modality waits that came to know nearly all in this share of the budget."""
-        if not (self.may_extend and self.ends_early):
+        context = self.context
+        if self.has_own_share or context.unimodal_share is not None or not context.ends_early:
             return self.max_unimodal_share
         return max(self.max_unimodal_share, min(1 - self.catch_up * learnt_in, MAX_SHARE_WHILE_WAITING))
 
@@ -112,7 +120,7 @@ class Adaptive(Rule):
         check_finite({"conditional_mutual_information": reading.conditional_mutual_information})
         if reading.step == 0:
             return self.train(reading, self.modalities, "all train: step 0, nothing is learnt yet")
-        if not self.joint_follows:
+        if not self.context.joint_follows:
             return self._until_the_plateau(reading)
         depend = f"given the label, the modalities share {reading.conditional_mutual_information:.2f} bits"
         floor = max(reading.floor["synergy"], self.dependence)
@@ -131,19 +139,12 @@ class Adaptive(Rule):
                 reading, self.modalities, f"all train, the fused head too, to see more: {depend}"
             )
         self.state["scouting"] = False
-        if not self._informed(reading):
+        if not reading.information.is_above_noise:
             best = max(reading.accuracy[name] for name in self.modalities)
             why = f"no modality alone is above its noise floor (best accuracy {best:.3f}): alone they learn nothing"
             return self.end_stage(reading, why)
         return self.train(
             reading, self.modalities, f"all train, each alone: {depend}, not more than {floor:.2f}"
-        )
-
-    def _informed(self, reading: Reading) -> bool:
-        """Whether any modality alone knows something about the label."""
-        floor = reading.floor
-        return reading.redundancy > floor["redundancy"] or any(
-            reading.unique[name] > floor[name] for name in self.modalities
         )
 
     def _saturated(self, reading: Reading) -> Decision | None:
@@ -167,18 +168,11 @@ class Adaptive(Rule):
     def _until_the_plateau(self, reading: Reading) -> Decision:
         state = self.state
         training = [name for name in self.modalities if name != state["waiting"]]
-        accuracy, best = reading.mean_accuracy(training), state["best_accuracy"]
-        if best is None or accuracy >= best - self.accuracy_tolerance:
+        accuracy = reading.mean_accuracy(training)
+        if not is_behind(state, accuracy, self.accuracy_tolerance):
             self.mark_peak(reading)
-        state["not_risen"] += 1
-        if best is None or accuracy > best + self.accuracy_tolerance:
-            state["best_accuracy"], state["not_risen"] = accuracy, 0
-        if state["not_risen"] >= self.plateau_patience:
-            why = (
-                f"in {self.plateau_patience} readings the mean accuracy of {listed(training)} has not risen by "
-                f"{self.accuracy_tolerance:g} above {state['best_accuracy']:.3f} and is {accuracy:.3f}"
-            )
-            return self.end_stage(reading, why)
+        if readings_without_rise(state, accuracy, self.accuracy_tolerance) >= self.plateau_patience:
+            return self.end_stage(reading, plateau(state, accuracy, self.accuracy_tolerance, training))
         waits = f" and {state['waiting']} waits" if state["waiting"] else ""
         verb = "trains" if len(training) == 1 else "train"
         seen = f"mean accuracy {accuracy:.3f}, {uniqueness_of(reading, self.modalities)}"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.lead import listed
-from ecsfusion.controller.rule import Decision, Reading, Rule
+from ecsfusion.controller.reading import Reading
+from ecsfusion.controller.rule import Rule
 
 
 class FixedSchedule(Rule):
     """Phases that are known beforehand, then joint training.
 
     Args:
-        schedule: pairs (length, modalities) in order: ``[(0.2, ["audio"]), (0.3, ["image", "audio"])]``. A
+        schedule: pairs (length, modalities) in order: `[(0.2, ["audio"]), (0.3, ["image", "audio"])]`. A
             phase ends at the first reading at which its length is over.
         unit: of the lengths: "share" of the whole budget, or "epochs".
     """

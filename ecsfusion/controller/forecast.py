@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ecsfusion.controller.rule import Reading, check_finite
+from ecsfusion.controller.reading import Reading, check_finite
 
 EPOCHS = 2.0
 """The pace is that of the last so many epochs, and the forecast reaches as far ahead."""

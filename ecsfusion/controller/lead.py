@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ecsfusion.controller.rule import Reading
+from ecsfusion.controller.reading import Reading
 
 
 @dataclass(frozen=True)

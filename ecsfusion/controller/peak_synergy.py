@@ -10,32 +10,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ecsfusion.controller.decision import Decision, PauseThreshold
 from ecsfusion.controller.forecast import forecasts, remember
 from ecsfusion.controller.lead import Lead, check_positive, listed, uniqueness_of
-from ecsfusion.controller.rule import Decision, PauseThreshold, Reading, Rule
+from ecsfusion.controller.plateau import readings_without_rise
+from ecsfusion.controller.reading import Reading
+from ecsfusion.controller.rule import Rule
 
 
 class PeakSynergy(Rule):
     """Pause a clear leader, and start stage 2 at the peak of synergy that costs no training.
 
     *Pausing.* Among the training modalities, the one with the largest uniqueness is paused when, in
-    ``patience`` readings in a row, it is above its noise floor and ahead of the next by more than ``ratio``
-    and ``margin`` bits. It resumes when that lead, at ``hysteresis`` times both thresholds, has been gone
-    for ``patience`` readings. It resumes for good when the mean accuracy of those that train has not risen
-    by ``accuracy_tolerance`` in ``wait`` readings: waiting is useless. One modality always trains. Reasons say
+    `patience` readings in a row, it is above its noise floor and ahead of the next by more than `ratio`
+    and `margin` bits. It resumes when that lead, at `hysteresis` times both thresholds, has been gone
+    for `patience` readings. It resumes for good when the mean accuracy of those that train has not risen
+    by `accuracy_tolerance` in `wait` readings: waiting is useless. One modality always trains. Reasons say
     whether those behind look slow or weak (`ecsfusion.controller.forecast`); the decision does not depend on it.
 
     *The peak.* Synergy corrected for bias mostly falls while encoders learn, and training time itself helps.
     So the untrained start is never a peak, and a reading is the new peak when the mean unimodal accuracy is
-    above its best by more than ``accuracy_tolerance``, or when neither it nor synergy is below its best
-    since then by more than noise (``accuracy_tolerance``; the larger of synergy's floor and
-    ``synergy_margin`` bits): ties go to the later reading. After ``stop_patience`` readings without a new
-    peak, or at ``max_unimodal_share`` of the budget, stage 1 ends and the peak is restored.
+    above its best by more than `accuracy_tolerance`, or when neither it nor synergy is below its best
+    since then by more than noise (`accuracy_tolerance`; the larger of synergy's floor and
+    `synergy_margin` bits): ties go to the later reading. After `stop_patience` readings without a new
+    peak, or at `max_unimodal_share` of the budget, stage 1 ends and the peak is restored.
 
     *Nothing to learn alone.* While redundancy and every uniqueness are within their noise floors and no
     accuracy is above the mean of the readings before, unimodal losses teach nothing. Stage 1 ends after
-    ``patience`` such readings in a row if synergy is above its floor (the label needs all modalities
-    together), else after ``stop_patience``.
+    `patience` such readings in a row if synergy is above its floor (the label needs all modalities
+    together), else after `stop_patience`.
     """
 
     name = "peak-synergy"
@@ -70,8 +73,8 @@ class PeakSynergy(Rule):
             "leader": None,
             "leader_readings": 0,
             "paused": {},  # name: readings in a row without its lead
-            "waited": 0,
-            "waiting_accuracy": 0.0,
+            # of those that train, since one was paused
+            "waiting": {"best_accuracy": None, "not_risen": 0},
             "not_again": [],
             "joint": False,
             "information": [],
@@ -92,7 +95,8 @@ class PeakSynergy(Rule):
     def decide_joint(self, reading: Reading) -> Decision:
         """Pause and resume as in stage 1, without a memory of who was paused there."""
         if not self.state["joint"]:
-            self.state |= {"joint": True, "paused": {}, "leader": None, "leader_readings": 0, "waited": 0}
+            self.state |= {"joint": True, "paused": {}, "leader": None, "leader_readings": 0}
+            self.state["waiting"] = {"best_accuracy": 0.0, "not_risen": 0}
             self.state["information"] = []
         reason = self._resume(reading) or self._pause(reading) or self._unchanged(reading)
         return Decision(self.ordered(self._training()), reason)
@@ -129,9 +133,7 @@ class PeakSynergy(Rule):
 
     def _nothing_to_learn(self, reading: Reading) -> str:
         state, floor = self.state, reading.floor
-        informed = reading.redundancy > floor["redundancy"] or any(
-            reading.unique[name] > floor[name] for name in self.modalities
-        )
+        informed = reading.information.is_above_noise
         risen = state["readings"] > 0 and any(
             reading.accuracy[name] > state["accuracy_sum"][name] / state["readings"] + self.accuracy_tolerance
             for name in self.modalities
@@ -155,10 +157,7 @@ class PeakSynergy(Rule):
         if not state["paused"]:
             return ""
         accuracy = reading.mean_accuracy(training)
-        state["waited"] += 1
-        if accuracy > state["waiting_accuracy"] + self.accuracy_tolerance:
-            state["waiting_accuracy"], state["waited"] = accuracy, 0
-        if state["waited"] >= self.wait:
+        if readings_without_rise(state["waiting"], accuracy, self.accuracy_tolerance) >= self.wait:
             resumed = list(state["paused"])
             state["paused"], state["not_again"] = {}, [*state["not_again"], *resumed]
             return (
@@ -195,7 +194,7 @@ class PeakSynergy(Rule):
         return f"{leader} paused: {lead}{forecasts(state['information'], rivals, leader)}"
 
     def _start_waiting(self, reading: Reading) -> None:
-        self.state["waiting_accuracy"], self.state["waited"] = reading.mean_accuracy(self._training()), 0
+        self.state["waiting"] = {"best_accuracy": reading.mean_accuracy(self._training()), "not_risen": 0}
 
     def _unchanged(self, reading: Reading) -> str:
         training = self._training()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ecsfusion.controller.rule import Decision, Reading, Rule
+from ecsfusion.controller.decision import Decision
+from ecsfusion.controller.reading import Reading
+from ecsfusion.controller.rule import Rule
 
 
 class PretrainThenReset(Rule):
-    """Unimodal training for ``max_unimodal_share`` of the budget, then everything starts anew.
+    """Unimodal training for `max_unimodal_share` of the budget, then everything starts anew.
 
     The weights at the end of stage 1 are kept as its peak, in the folder "unimodal": they are what the rehearsal was
     for (a ranking of the modalities, teachers). Stage 2 starts from the initial weights, the fused head's too.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.lead import check_positive, listed
-from ecsfusion.controller.rule import Decision, Reading, Rule, check_finite
+from ecsfusion.controller.reading import Reading, check_finite
+from ecsfusion.controller.rule import Rule
 
 
 class Published(Rule):
@@ -14,12 +16,12 @@ class Published(Rule):
 
     rho = U1 / U2 of the uncorrected atoms. If rho > tau, only modality 2 trains from now on; if 1/rho > tau,
     only modality 1; in between, whoever trained goes on. Stage 1 ends at the second change of who trains
-    (the first pause is the first change), when the uncorrected synergy falls under ``synergy_drop`` of its
-    best, or after ``max_epochs`` epochs. The peak is not restored. A reading with U2 = 0 has no rho and is
+    (the first pause is the first change), when the uncorrected synergy falls under `synergy_drop` of its
+    best, or after `max_epochs` epochs. The peak is not restored. A reading with U2 = 0 has no rho and is
     skipped.
 
     The uncorrected synergy is mostly estimation bias, so noise may end stage 1 after a few epochs.
-    ``max_unimodal_share`` bounds shorter budgets; its default is 200 of the published 300 epochs.
+    `max_unimodal_share` bounds shorter budgets; its default is 200 of the published 300 epochs.
     """
 
     name = "published"
@@ -44,9 +46,9 @@ class Published(Rule):
         self.state = {"training": list(self.modalities), "changes": 0, "best_synergy": 0.0}
 
     def decide_unimodal(self, reading: Reading) -> Decision:
-        u1, u2, synergy = self._raw_atoms(reading)
+        u1, u2, synergy = self._plugin_atoms(reading)
         state, (first, second) = self.state, self.modalities
-        uniqueness = f"raw uniqueness {first} {u1:.2f}, {second} {u2:.2f} bits"
+        uniqueness = f"plug-in uniqueness {first} {u1:.2f}, {second} {u2:.2f} bits"
         over = ""
         if u2 > 0:
             side = [second] if u1 > self.tau * u2 else [first] if u2 > self.tau * u1 else state["training"]
@@ -54,7 +56,7 @@ class Published(Rule):
             state["training"] = side
             best = state["best_synergy"] = max(state["best_synergy"], synergy)
             if synergy < self.synergy_drop * best:
-                over = f"raw synergy {synergy:.2f} bits is under {self.synergy_drop:g} of its best {best:.2f}"
+                over = f"plug-in synergy {synergy:.2f} bits is under {self.synergy_drop:g} of its best {best:.2f}"
         if state["changes"] == 2:
             over = f"this is the second change of who trains, {uniqueness}"
         if reading.epoch >= self.max_epochs:
@@ -64,10 +66,10 @@ class Published(Rule):
         verb = "train" if len(state["training"]) == 2 else "trains alone"
         return self.train(reading, state["training"], f"{listed(state['training'])} {verb}: {uniqueness}")
 
-    def _raw_atoms(self, reading: Reading) -> tuple[float, float, float]:
-        unique = reading.raw.get("unique") or {}
-        values: dict[str, Any] = {f"raw['unique'][{name!r}]": unique.get(name) for name in self.modalities}
-        values["raw['synergy']"] = reading.raw.get("synergy")
+    def _plugin_atoms(self, reading: Reading) -> tuple[float, float, float]:
+        unique = reading.plugin.get("unique") or {}
+        values: dict[str, Any] = {f"plugin['unique'][{name!r}]": unique.get(name) for name in self.modalities}
+        values["plugin['synergy']"] = reading.plugin.get("synergy")
         check_finite(values)
         u1, u2, synergy = (float(value) for value in values.values())
         return u1, u2, synergy

@@ -1,6 +1,6 @@
 """The controller of stage 1: who trains now, and when does unimodal training end?
 
-A rule reads every probe and decides. ``make_rule`` finds one by name; :class:`~ecsfusion.controller.rule.Rule`
+A rule reads every probe and decides. `make_rule` finds one by name; `~ecsfusion.controller.rule.Rule`
 tells how to write your own.
 """
 
@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ecsfusion.controller.adaptive import Adaptive
+from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.fixed import FixedSchedule
 from ecsfusion.controller.options import check_options
 from ecsfusion.controller.peak_synergy import PeakSynergy
 from ecsfusion.controller.published import Published
-from ecsfusion.controller.rule import Decision, Reading, Rule
+from ecsfusion.controller.reading import Reading
+from ecsfusion.controller.rule import Rule
 from ecsfusion.controller.weak_first import WeakFirst
 
 __all__ = ["RULES", "Decision", "Reading", "Rule", "make_rule"]

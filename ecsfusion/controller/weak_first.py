@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.forecast import forecasts, remember
 from ecsfusion.controller.lead import Lead, check_positive, listed, uniqueness_of
-from ecsfusion.controller.rule import Decision, Reading, Rule
+from ecsfusion.controller.plateau import is_behind, plateau, readings_without_rise
+from ecsfusion.controller.reading import Reading
+from ecsfusion.controller.rule import Rule
 
 
 class WeakFirst(Rule):
     """Let the slower modalities learn alone first, with the leader put back to its initial weights.
 
-    All modalities train for ``min_epochs`` to ``max_epochs``. As soon as one is above its noise floor and
-    leads every other by more than ``ratio`` and ``margin`` bits of uniqueness, it goes back to its initial
+    All modalities train for `min_epochs` to `max_epochs`. As soon as one is above its noise floor and
+    leads every other by more than `ratio` and `margin` bits of uniqueness, it goes back to its initial
     weights (an epoch of head start is felt to the end) and is paused. The others train until
-    ``max_unimodal_share`` of the budget is used, or until their mean accuracy has not risen by
-    ``accuracy_tolerance`` in ``plateau_patience`` readings; their latest weights that are not behind their
-    best by more than that start stage 2. With no leader after ``max_epochs``, joint training starts at once.
+    `max_unimodal_share` of the budget is used, or until their mean accuracy has not risen by
+    `accuracy_tolerance` in `plateau_patience` readings; their latest weights that are not behind their
+    best by more than that start stage 2. With no leader after `max_epochs`, joint training starts at once.
 
     Judged so early, the weaker modality is the slower one, not always one that can catch up: where it is
     merely noisy, this rule can cost accuracy. The reason says which of the two it looks like
@@ -46,7 +49,7 @@ class WeakFirst(Rule):
         self.ratio, self.margin = ratio, margin
         self.min_epochs, self.max_epochs = min_epochs, max_epochs
         self.accuracy_tolerance, self.plateau_patience = accuracy_tolerance, plateau_patience
-        self.state = {"leader": None, "best_accuracy": None, "waited": 0, "information": []}
+        self.state = {"leader": None, "best_accuracy": None, "not_risen": 0, "information": []}
 
     def decide_unimodal(self, reading: Reading) -> Decision:
         if self.state["leader"] is not None:
@@ -72,18 +75,11 @@ class WeakFirst(Rule):
     def _others_alone(self, reading: Reading) -> Decision:
         state = self.state
         others = [name for name in self.modalities if name != state["leader"]]
-        accuracy, best = reading.mean_accuracy(others), state["best_accuracy"]
-        if best is None or accuracy >= best - self.accuracy_tolerance:
+        accuracy = reading.mean_accuracy(others)
+        if not is_behind(state, accuracy, self.accuracy_tolerance):
             self.mark_peak(reading)
-        state["waited"] += 1
-        if best is None or accuracy > best + self.accuracy_tolerance:
-            state["best_accuracy"], state["waited"] = accuracy, 0
-        if state["waited"] >= self.plateau_patience:
-            why = (
-                f"in {self.plateau_patience} readings the accuracy of {listed(others)} has not risen by "
-                f"{self.accuracy_tolerance:g} above {best:.3f} and is {accuracy:.3f}"
-            )
-            return self.end_stage(reading, why)
+        if readings_without_rise(state, accuracy, self.accuracy_tolerance) >= self.plateau_patience:
+            return self.end_stage(reading, plateau(state, accuracy, self.accuracy_tolerance, others))
         verb = "train" if len(others) > 1 else "trains"
         reason = f"{listed(others)} {verb} and {state['leader']} waits: accuracy {accuracy:.3f}"
         return self.train(reading, others, reason)

@@ -1,0 +1,71 @@
+"""One entry of a run's history: a reading and the decision that followed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ecsfusion.controller.decision import Decision
+from ecsfusion.controller.reading import Reading
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe of a run.
+
+    Attributes:
+        reading: what was measured.
+        decision: what the rule decided.
+        trained_fused_head: whether the fused head trained up to this probe.
+    """
+
+    reading: Reading
+    decision: Decision
+    trained_fused_head: bool
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.reading.step
+
+    @property
+    def stage(self) -> str:
+        """The stage up to this probe: "unimodal" or "joint"."""
+        return self.reading.stage
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """The modalities that trained up to this probe."""
+        return self.reading.training
+
+    @property
+    def phase(self) -> str:
+        """As `stage`, but "scouting" for the part of stage 1 in which the fused head trained as well."""
+        return "scouting" if self.stage == "unimodal" and self.trained_fused_head else self.stage
+
+    @property
+    def restored(self) -> int | None:
+        """At the end of stage 1, the step whose weights are kept or start stage 2 (0: the initial weights)."""
+        if not (self.decision.ends_stage and self.stage == "unimodal"):
+            return None
+        if set(self.decision.reset) == set(self.decision.training):
+            return 0
+        return self.step if self.decision.restore is None else self.decision.restore
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them."""
+        return {
+            "reading": self.reading.to_json(),
+            "decision": self.decision.to_json(),
+            "trained_fused_head": self.trained_fused_head,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Probe:
+        """The probe that `to_json` made these values of."""
+        return cls(
+            Reading.from_json(values["reading"]),
+            Decision.from_json(values["decision"]),
+            values["trained_fused_head"],
+        )

@@ -1,0 +1,138 @@
+"""What a rule is given: a measurement of the probe set, and the moment of the run at which it was taken."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from ecsfusion.evaluation.measurement import Information, Measurement
+
+STAGES = ("unimodal", "joint")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measurement of the model on held-out rows, and when it was taken.
+
+    Information is in bits, scores and shares are in 0..1.
+
+    Attributes:
+        step: optimizer steps done; 0 is the untrained start.
+        epoch: epochs done.
+        progress: share of the whole training budget, both stages, that is used.
+        stage: "unimodal" or "joint".
+        training: the modalities that trained up to this reading.
+        measurement: scores of all heads and the decomposition.
+    """
+
+    step: int
+    epoch: float
+    progress: float
+    stage: str
+    training: tuple[str, ...]
+    measurement: Measurement
+
+    @property
+    def information(self) -> Information:
+        """The decomposition."""
+        return cast("Information", self.measurement.information)
+
+    @property
+    def redundancy(self) -> float:
+        """Redundancy, corrected for the bias of estimation."""
+        return self.information.redundancy
+
+    @property
+    def unique(self) -> dict[str, float]:
+        """Uniqueness by modality, corrected likewise."""
+        return self.information.unique
+
+    @property
+    def synergy(self) -> float:
+        """Synergy, corrected likewise."""
+        return self.information.synergy
+
+    @property
+    def floor(self) -> dict[str, float]:
+        """The level that noise alone reaches, by modality for its uniqueness, of "redundancy" and of "synergy"."""
+        return self.information.floor
+
+    @property
+    def mutual_information(self) -> dict[str, float]:
+        """I(X_m; Y) by modality."""
+        return self.information.mutual_information
+
+    @property
+    def conditional_mutual_information(self) -> float:
+        """I(X1; X2 | Y): what the modalities know of each other beyond the label; 0 where there are too few rows.
+
+        Its noise is that of synergy. Where it is zero, the modalities' own posteriors say all that there is to say.
+        """
+        return self.information.dependence
+
+    @property
+    def plugin(self) -> dict[str, Any]:
+        """The atoms before the correction of bias: "redundancy", "unique" by modality, "synergy"."""
+        return self.information.plugin
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """The score of each modality's own head, of the "fused" head, and of the "calibrated" combination."""
+        return self.measurement.scores
+
+    def mean_accuracy(self, names: Sequence[str]) -> float:
+        """The mean score of these modalities' own heads."""
+        return float(sum(self.accuracy[name] for name in names) / len(names))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "progress": self.progress,
+            "stage": self.stage,
+            "training": list(self.training),
+            "measurement": self.measurement.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Reading:
+        """The reading that `to_json` made these values of."""
+        measurement = Measurement.from_json(values["measurement"])
+        return cls(**{**values, "training": tuple(values["training"]), "measurement": measurement})
+
+
+def check_reading(reading: Reading, modalities: Sequence[str]) -> None:
+    """Check that a reading has every value that rules work with.
+
+    Raises:
+        ValueError: it names the first value that is missing or no finite number.
+    """
+    if reading.stage not in STAGES:
+        raise ValueError(f"reading.stage must be one of {list(STAGES)}, got {reading.stage!r}.")
+    if reading.measurement.information is None:
+        raise ValueError("reading.measurement has no decomposition; a rule needs one at every probe.")
+    values: dict[str, Any] = {"progress": reading.progress, "epoch": reading.epoch, "step": reading.step}
+    values |= {"redundancy": reading.redundancy, "synergy": reading.synergy}
+    for group in ("unique", "accuracy", "floor"):
+        if not isinstance(getattr(reading, group), Mapping):
+            raise ValueError(f"reading.{group} is {getattr(reading, group)!r}; give numbers by modality.")
+        names = [*modalities, "redundancy", "synergy"] if group == "floor" else modalities
+        values |= {f"{group}[{name!r}]": getattr(reading, group).get(name) for name in names}
+    check_finite(values)
+
+
+def check_finite(values: dict[str, Any]) -> None:
+    """Check values of a reading, by their names.
+
+    Raises:
+        ValueError: it names the first that is missing or no finite number.
+    """
+    for name, value in values.items():
+        if value is None:
+            raise ValueError(f"reading.{name} is missing; the rule needs it at every probe.")
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"reading.{name} is {value}; look for NaN in the embeddings and in the loss.")

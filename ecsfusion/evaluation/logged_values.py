@@ -1,0 +1,100 @@
+"""What an evaluation logs: one line here for each value, and nowhere else.
+
+A `Measurement` becomes the flat dictionary that `transformers.Trainer` logs. Nothing reads these names back, except
+`metric_for_best_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from ecsfusion.evaluation.measurement import Information, Measurement
+from ecsfusion.model.names import CALIBRATED, FUSED
+
+
+@dataclass(frozen=True)
+class LoggedValue:
+    """One value of the log.
+
+    Attributes:
+        name: its key; "score" in it becomes "accuracy" or "r2". A value by modality is logged as NAME_MODALITY.
+        value: takes it from the measurement; a dictionary for a value by modality.
+        by_modality: whether there is one for each modality.
+        needs_information: whether it is logged only where a decomposition was made.
+        needs_probabilities: whether it is left out in regression.
+    """
+
+    name: str
+    value: Callable[[Measurement], Any]
+    by_modality: bool = False
+    needs_information: bool = False
+    needs_probabilities: bool = False
+
+
+def _information(name: str, value: Callable[[Information], Any], by_modality: bool = False) -> LoggedValue:
+    def of_measurement(measurement: Measurement) -> Any:
+        return value(cast("Information", measurement.information))
+
+    return LoggedValue(name, of_measurement, by_modality, needs_information=True)
+
+
+LOGGED_VALUES = (
+    LoggedValue("score", lambda m: m.scores[FUSED]),
+    LoggedValue("score", lambda m: m.modality_scores, by_modality=True),
+    LoggedValue("score_calibrated", lambda m: m.scores[CALIBRATED]),
+    LoggedValue("calibration_error", lambda m: m.calibration_error[FUSED], needs_probabilities=True),
+    LoggedValue(
+        "calibration_error_calibrated", lambda m: m.calibration_error[CALIBRATED], needs_probabilities=True
+    ),
+    LoggedValue("complete_rows", lambda m: float(m.complete_rows)),
+    _information("redundancy", lambda i: i.redundancy),
+    _information("synergy", lambda i: i.synergy),
+    _information("conditional_mutual_information", lambda i: i.dependence),
+    _information("unique", lambda i: i.unique, by_modality=True),
+    _information("mutual_information", lambda i: i.mutual_information, by_modality=True),
+    _information("redundancy_floor", lambda i: i.floor["redundancy"]),
+    _information("synergy_floor", lambda i: i.floor["synergy"]),
+    _information("unique_floor", lambda i: {name: i.floor[name] for name in i.unique}, by_modality=True),
+    _information("plugin_redundancy", lambda i: i.plugin["redundancy"]),
+    _information("plugin_synergy", lambda i: i.plugin["synergy"]),
+    _information("plugin_unique", lambda i: i.plugin["unique"], by_modality=True),
+    LoggedValue("probe_seconds", lambda m: round(m.seconds, 4), needs_information=True),
+)
+
+
+def log_values(measurement: Measurement) -> dict[str, float]:
+    """The flat dictionary of an evaluation's log, without a prefix.
+
+    Args:
+        measurement: of the evaluation. The keys are the same at every evaluation that makes a decomposition.
+    """
+    values: dict[str, float] = {}
+    for logged in LOGGED_VALUES:
+        if logged.needs_information and measurement.information is None:
+            continue
+        if logged.needs_probabilities and not measurement.calibration_error:
+            continue
+        name, value = logged.name.replace("score", measurement.score), logged.value(measurement)
+        if logged.by_modality:
+            values |= {f"{name}_{modality}": number for modality, number in value.items()}
+        else:
+            values[name] = value
+    return values
+
+
+def logged_names(modalities: Sequence[str], score: str) -> tuple[str, ...]:
+    """The keys of `log_values` of an evaluation that makes a decomposition.
+
+    Args:
+        modalities: of the model.
+        score: "accuracy" or "r2".
+    """
+    names: list[str] = []
+    for logged in LOGGED_VALUES:
+        if logged.needs_probabilities and score == "r2":
+            continue
+        name = logged.name.replace("score", score)
+        names += [f"{name}_{modality}" for modality in modalities] if logged.by_modality else [name]
+    return tuple(names)

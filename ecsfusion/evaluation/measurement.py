@@ -1,0 +1,188 @@
+"""The record of one evaluation: the scores of all heads and the decomposition, as plain numbers.
+
+Rules, diagnostics, the model card, pictures, the history of a run and its logs all read this record. It holds no
+tensors, and nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ecsfusion.model.names import CALIBRATED, FUSED
+
+if TYPE_CHECKING:
+    from ecsfusion.pid.decomposition import PID
+
+MIN_ROWS_PER_CLASS_FOR_DEPENDENCE = 20
+MIN_ROWS_FOR_DEPENDENCE = 64
+"""With fewer rows, independent modalities often look dependent given the label, by whole bits. With 64 rows that
+happens in up to one case of five, with 100 in one of eight, with 400 in none that was tried
+(benchmarks/bench_dependence.py)."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the scores of an evaluation set are measured against.
+
+    Attributes:
+        rows: number of rows of the modality that has the fewest.
+        chance: score of the best answer that is the same for every row; 0 for R^2.
+    """
+
+    rows: int
+    chance: float
+
+    def error(self, score: float) -> float:
+        """Standard error of a score over these rows, at least that of a single wrong answer.
+
+        The standard error of an R^2, whose chance is 0, is below 1 / sqrt(rows) for every value.
+        """
+        if self.chance == 0.0:
+            return 1 / math.sqrt(max(self.rows, 1))
+        share = min(max(score, 1 / self.rows), 1 - 1 / self.rows) if self.rows > 1 else 0.5
+        return math.sqrt(share * (1 - share) / max(self.rows, 1))
+
+    def is_chance(self, score: float) -> bool:
+        """Whether a score is within three standard errors of chance, or below."""
+        return score <= self.chance + 3 * self.error(self.chance)
+
+
+@dataclass(frozen=True)
+class Information:
+    """What the embeddings know about the label, in bits: the numbers of an `ecsfusion.PID`.
+
+    Attributes:
+        redundancy: known to every modality.
+        unique: by modality, known to it alone.
+        synergy: known only to all modalities together.
+        mutual_information: I(X_m; Y) by modality.
+        joint_mutual_information: I(X1, X2; Y).
+        conditional_mutual_information: I(X1; X2 | Y), what the modalities know of each other beyond the label.
+        gap: width of the solver's certified interval.
+        floor: the value that noise alone reaches, by modality for its uniqueness, and for "redundancy" and "synergy".
+        interval: the ends (low, high) of the confidence intervals, under the same keys; empty where none was asked for.
+        plugin: the atoms before the correction of bias: "redundancy", "unique" by modality, "synergy".
+        num_samples: rows that were decomposed.
+        num_clusters: clusters of each side of the table.
+        num_classes: classes of the label.
+    """
+
+    redundancy: float
+    unique: dict[str, float]
+    synergy: float
+    mutual_information: dict[str, float]
+    joint_mutual_information: float
+    conditional_mutual_information: float
+    gap: float = 0.0
+    floor: dict[str, float] = field(default_factory=dict)
+    interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+    plugin: dict[str, Any] = field(default_factory=dict)
+    num_samples: int = 0
+    num_clusters: tuple[int, ...] = ()
+    num_classes: int = 0
+
+    @classmethod
+    def from_pid(cls, pid: PID) -> Information:
+        """The numbers of the decomposition of one table."""
+        values = pid.to_dict()
+        plugin = values["plugin"] or values
+        return cls(
+            redundancy=values["redundancy"],
+            unique=values["unique"],
+            synergy=values["synergy"],
+            mutual_information=values["mutual_information"],
+            joint_mutual_information=values["joint_mutual_information"],
+            conditional_mutual_information=values["conditional_mutual_information"],
+            gap=values["gap"],
+            floor=_by_atom(values["floor"]),
+            interval={name: (ends[0], ends[1]) for name, ends in _by_atom(values["interval"]).items()},
+            plugin={name: plugin[name] for name in ("redundancy", "unique", "synergy")},
+            num_samples=values["num_samples"] or 0,
+            num_clusters=tuple(values["num_clusters"]),
+            num_classes=values["num_classes"],
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Information:
+        """The record that these JSON values were made of."""
+        interval = {name: (ends[0], ends[1]) for name, ends in values["interval"].items()}
+        return cls(**{**values, "interval": interval, "num_clusters": tuple(values["num_clusters"])})
+
+    @property
+    def atoms(self) -> dict[str, float]:
+        """All atoms under the keys of `floor`: "redundancy", "synergy", and each modality's uniqueness."""
+        return {"redundancy": self.redundancy, "synergy": self.synergy, **self.unique}
+
+    @property
+    def shows_dependence(self) -> bool:
+        """Whether there were enough rows to say something about I(X1; X2 | Y)."""
+        enough = max(MIN_ROWS_FOR_DEPENDENCE, MIN_ROWS_PER_CLASS_FOR_DEPENDENCE * self.num_classes)
+        return self.num_samples >= enough
+
+    @property
+    def dependence(self) -> float:
+        """I(X1; X2 | Y) in bits, or 0 where there were too few rows to tell."""
+        return self.conditional_mutual_information if self.shows_dependence else 0.0
+
+    @property
+    def is_above_noise(self) -> bool:
+        """Whether some modality alone knows something: redundancy or a uniqueness is above its floor."""
+        return self.redundancy > self.floor["redundancy"] or any(
+            bits > self.floor[name] for name, bits in self.unique.items()
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation of the model.
+
+    Attributes:
+        score: what the heads are judged by: "accuracy", or "r2" in regression.
+        scores: by head: each modality's, "fused", and "calibrated", their calibrated combination. Fractions.
+        calibration_error: expected calibration error of "fused" and "calibrated"; empty in regression.
+        num_rows: rows of the evaluation set.
+        complete_rows: rows that have every modality.
+        scale: what the scores are measured against.
+        information: the decomposition, or None where none was made.
+        reliability: confidence and accuracy by head, for the picture; None while training.
+        seconds: time that scores and decomposition took.
+    """
+
+    score: str
+    scores: dict[str, float]
+    calibration_error: dict[str, float]
+    num_rows: int
+    complete_rows: int
+    scale: Scale
+    information: Information | None = None
+    reliability: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    @property
+    def modality_scores(self) -> dict[str, float]:
+        """The score of each modality's own head."""
+        return {head: value for head, value in self.scores.items() if head not in (FUSED, CALIBRATED)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Measurement:
+        """The record that `to_json` made these values of."""
+        information = values["information"]
+        return cls(
+            **{
+                **values,
+                "scale": Scale(**values["scale"]),
+                "information": None if information is None else Information.from_json(information),
+            }
+        )
+
+
+def _by_atom(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {"redundancy": values["redundancy"], "synergy": values["synergy"], **(values["unique"] or {})}
+    return {name: value for name, value in flat.items() if value is not None}
