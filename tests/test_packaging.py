@@ -138,24 +138,6 @@ print(module.broja.__name__)
     assert run_python(code, tmp_path) == "broja"
 
 
-def imports_of(name, cwd):
-    """Top-level modules that `import name` brings along in a new interpreter."""
-    code = f"import {name}, sys; print(*sorted({{module.split('.')[0] for module in sys.modules}}))"
-    return set(run_python(code, cwd).split())
-
-
-def test_imports_go_one_way(tmp_path):
-    assert not imports_of("ecsfusion_kernels", tmp_path) & {"ecsfusion", "transformers"}
-    controller = ROOT / "ecsfusion" / "controller.py"
-    code = (
-        "import importlib.util, sys; "
-        f"spec = importlib.util.spec_from_file_location('controller', {str(controller)!r}); "
-        "module = importlib.util.module_from_spec(spec); sys.modules['controller'] = module; "
-        "spec.loader.exec_module(module); print('torch' in sys.modules, 'transformers' in sys.modules)"
-    )
-    assert run_python(code, tmp_path) == "False False"
-
-
 def test_nothing_but_tests_benchmarks_and_recipes_knows_the_shared_data():
     for file in [*(ROOT / "ecsfusion").rglob("*"), *KERNELS.rglob("*")]:
         if file.suffix in {".py", ".md"}:
