@@ -25,6 +25,7 @@ import soundfile
 import torch
 from hypothesis import strategies as st
 from PIL import Image
+from readings import make_reading
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoImageProcessor, PreTrainedTokenizerFast, Wav2Vec2FeatureExtractor
 
@@ -34,7 +35,6 @@ from ecsfusion import (
     FusionCollator,
     FusionForClassification,
     FusionProcessor,
-    Reading,
     Readout,
     cluster_centers,
     decompose,
@@ -698,18 +698,20 @@ def case_rule(draw: Draw) -> str:
         return "error"
     names = list(rule.modalities)
     for step in range(draw(st.integers(1, 6))):
-        reading = Reading(
+        reading = make_reading(
             step=step if not seldom(draw, 9) else odd_number(draw),
             epoch=float(step) if not seldom(draw, 9) else odd_number(draw),
             progress=step / 10 if not seldom(draw, 9) else odd_number(draw),
             stage=draw(mostly(st.just("unimodal"), st.sampled_from(["joint", "third", None, 3]))),
-            training=tuple(names),
+            training=names,
+            modalities=names,
             redundancy=odd_number(draw) if seldom(draw, 9) else 0.1,
             unique=odd_values(draw, names),
             synergy=odd_number(draw) if seldom(draw, 9) else 0.1,
+            mutual_information=dict.fromkeys(names, 0.2),
             floor=odd_values(draw, [*names, "redundancy", "synergy"]),
             accuracy=odd_values(draw, [*names, "fused"]),
-            raw={"redundancy": 0.1, "synergy": odd_number(draw), "unique": odd_values(draw, names)},
+            plugin={"redundancy": 0.1, "synergy": odd_number(draw), "unique": odd_values(draw, names)},
             conditional_mutual_information=odd_number(draw) if seldom(draw, 9) else 0.0,
         )
         decision = attempt(lambda reading=reading: rule.decide(reading), "reading")

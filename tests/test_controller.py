@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from readings import make_reading
 
 from ecsfusion import controller
 from ecsfusion.controller import RULES, Decision, Reading, Rule, make_rule
@@ -24,28 +25,32 @@ def reading(
     *,
     modalities: tuple[str, ...] = TWO,
     redundancy: float = 0.5,
-    floor: float = 0.05,
+    floor: float | dict[str, float] = 0.05,
     budget: int = 1000,
     stage: str = "unimodal",
-    raw_unique: tuple[float, ...] | None = None,
-    raw_synergy: float = 1.0,
+    plugin_unique: tuple[float, ...] | None = None,
+    plugin_synergy: float = 1.0,
+    **values: Any,
 ) -> Reading:
-    """One epoch is 10 steps."""
-    return Reading(
-        step=step,
-        epoch=step / 10,
+    """One epoch is 10 steps; other values are those of `readings.make_reading`."""
+    return make_reading(
+        step,
         progress=step / budget,
         stage=stage,
-        training=modalities,
+        modalities=modalities,
         redundancy=redundancy,
         unique=dict(zip(modalities, unique, strict=True)),
         synergy=synergy,
-        floor=dict.fromkeys((*modalities, "redundancy", "synergy"), floor),
-        accuracy={**dict(zip(modalities, accuracy, strict=True)), "fused": 0.1},
-        raw={
+        floor=floor,
+        plugin={
             "redundancy": 1.0,
-            "unique": dict(zip(modalities, raw_unique or unique, strict=True)),
-            "synergy": raw_synergy,
+            "unique": dict(zip(modalities, plugin_unique or unique, strict=True)),
+            "synergy": plugin_synergy,
+        },
+        **{
+            "conditional_mutual_information": 0.0,
+            "accuracy": {**dict(zip(modalities, accuracy, strict=True)), "fused": 0.1},
+            **values,
         },
     )
 
@@ -55,19 +60,19 @@ def run(rule: Rule, readings: list[Reading]) -> list[Decision]:
 
 
 class TestPublished:
-    def raw(self, step: int, u1: float, u2: float, synergy: float = 1.0) -> Reading:
+    def plugin(self, step: int, u1: float, u2: float, synergy: float = 1.0) -> Reading:
         # the corrected atoms say the opposite: the published rule must not look at them
-        return reading(step, unique=(u2, u1), raw_unique=(u1, u2), raw_synergy=synergy)
+        return reading(step, unique=(u2, u1), plugin_unique=(u1, u2), plugin_synergy=synergy)
 
     def test_trains_the_other_side_beyond_tau_and_stays_in_between(self) -> None:
         rule = make_rule("published", TWO)
         decisions = run(
             rule,
             [
-                self.raw(10, 0.30, 0.10),  # rho = 3, not above tau: both
-                self.raw(20, 0.50, 0.10),  # rho = 5: only audio, first change
-                self.raw(30, 0.20, 0.20),  # rho = 1: audio goes on alone
-                self.raw(40, 0.90, 0.10),  # rho = 9: no change
+                self.plugin(10, 0.30, 0.10),  # rho = 3, not above tau: both
+                self.plugin(20, 0.50, 0.10),  # rho = 5: only audio, first change
+                self.plugin(30, 0.20, 0.20),  # rho = 1: audio goes on alone
+                self.plugin(40, 0.90, 0.10),  # rho = 9: no change
             ],
         )
         assert [d.training for d in decisions] == [TWO, ("audio",), ("audio",), ("audio",)]
@@ -75,27 +80,29 @@ class TestPublished:
 
     def test_second_change_ends_stage_one_with_the_present_weights(self) -> None:
         rule = make_rule("published", TWO)
-        rule.decide(self.raw(10, 0.5, 0.1))
-        over = rule.decide(self.raw(20, 0.1, 0.5))
+        rule.decide(self.plugin(10, 0.5, 0.1))
+        over = rule.decide(self.plugin(20, 0.1, 0.5))
         assert (over.ends_stage, over.restore, over.training) == (True, None, TWO)
 
     def test_synergy_under_four_fifths_of_its_best_ends_stage_one(self) -> None:
         rule = make_rule("published", TWO)
         synergies = (0.5, 2.0, 1.61, 1.59)  # 0.8 x 2.0 = 1.6
-        decisions = run(rule, [self.raw(10 * (i + 1), 0.2, 0.2, s) for i, s in enumerate(synergies)])
+        decisions = run(rule, [self.plugin(10 * (i + 1), 0.2, 0.2, s) for i, s in enumerate(synergies)])
         assert [d.ends_stage for d in decisions] == [False, False, False, True]
         assert decisions[-1].restore is None  # the paper's code does not restore the peak
 
     def test_two_hundred_epochs_end_stage_one(self) -> None:
         rule = make_rule("published", TWO)
-        decisions = [rule.decide(replace(self.raw(1, 0.2, 0.2), epoch=e, progress=0.1)) for e in (199, 200)]
+        decisions = [
+            rule.decide(replace(self.plugin(1, 0.2, 0.2), epoch=e, progress=0.1)) for e in (199, 200)
+        ]
         assert [d.ends_stage for d in decisions] == [False, True]
 
     def test_without_a_denominator_nothing_happens(self) -> None:
         rule = make_rule("published", TWO)
-        rule.decide(self.raw(10, 0.2, 0.2, 1.0))
-        assert rule.decide(self.raw(20, 0.5, 0.0, 0.1)).training == TWO
-        assert rule.decide(self.raw(30, 0.0, 0.5, 1.0)).training == ("image",)  # 1/rho is infinite
+        rule.decide(self.plugin(10, 0.2, 0.2, 1.0))
+        assert rule.decide(self.plugin(20, 0.5, 0.0, 0.1)).training == TWO
+        assert rule.decide(self.plugin(30, 0.0, 0.5, 1.0)).training == ("image",)  # 1/rho is infinite
 
     def test_is_for_two_modalities(self) -> None:
         with pytest.raises(ValueError, match=r"two modalities.*'a', 'b', 'c'.*peak-synergy"):
@@ -397,7 +404,7 @@ def scattered_readings() -> list[Reading]:
         ((0.7, 0.6), 0.4, (0.7, 0.65)),
         ((0.7, 0.6), 0.4, (0.7, 0.65)),
     ]
-    return [reading(10 * (i + 1), u, s, a, raw_synergy=1.0 + s) for i, (u, s, a) in enumerate(rows)]
+    return [reading(10 * (i + 1), u, s, a, plugin_synergy=1.0 + s) for i, (u, s, a) in enumerate(rows)]
 
 
 @pytest.mark.parametrize("name", list(RULES))

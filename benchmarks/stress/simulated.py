@@ -17,6 +17,8 @@ import numpy as np
 
 from ecsfusion.controller import RULES, Reading, Rule
 from ecsfusion.controller.lead import Lead
+from ecsfusion.evaluation.measurement import Information, Measurement, Scale
+from ecsfusion.model.names import CALIBRATED, FUSED
 
 NAMES = ("first", "second")
 PROBES = 40
@@ -63,8 +65,9 @@ SCENES: Mapping[str, Scene] = {
 }
 NOISES = (0.025, 0.05, 0.1, 0.2)
 """Bits. Recorded runs fluctuate by 0.003 to 0.053, most of them by 0.01 to 0.03 (`fluctuation`)."""
+ROWS = 1000
 FLOOR = 0.03
-"""Bits, of uniqueness with 1 000 rows. It does not grow with the noise here, so it protects from little of it."""
+"""Bits, of uniqueness with `ROWS` rows. It does not grow with the noise here, so it protects from little of it."""
 PATIENCES = (1, 2, 3)
 HYSTERESES = (1.0, 2 / 3, 1 / 3)
 
@@ -109,22 +112,29 @@ def play(
 def _reading(
     t: int, truth: Unique, noise: float, generator: np.random.Generator, training: tuple[str, ...]
 ) -> Reading:
-    """Corrected atoms are never negative. The raw atoms are the same."""
+    """Corrected atoms are never negative. The atoms without correction are the same."""
     first, second = (max(0.0, value + noise * generator.standard_normal()) for value in truth)
     unique = {"first": first, "second": second}
-    return Reading(
-        step=t,
-        epoch=float(t),
-        progress=t / NEVER,
-        stage="unimodal",
-        training=training,
+    information = Information(
         redundancy=1.0,
         unique=unique,
         synergy=0.2,
+        mutual_information={name: 1.0 + bits for name, bits in unique.items()},
+        joint_mutual_information=1.2 + first + second,
+        conditional_mutual_information=0.0,
         floor=dict.fromkeys((*NAMES, "redundancy", "synergy"), FLOOR),
-        accuracy=dict.fromkeys(NAMES, 0.5),
-        raw={"redundancy": 1.0, "unique": unique, "synergy": 0.2},
+        plugin={"redundancy": 1.0, "unique": unique, "synergy": 0.2},
     )
+    measurement = Measurement(
+        score="accuracy",
+        scores=dict.fromkeys((*NAMES, FUSED, CALIBRATED), 0.5),
+        calibration_error={},
+        num_rows=ROWS,
+        complete_rows=ROWS,
+        scale=Scale(rows=ROWS, chance=0.1),
+        information=information,
+    )
+    return Reading(t, float(t), t / NEVER, "unimodal", training, measurement)
 
 
 def pausing(patience: int, hysteresis: float) -> Callable[[], Rule]:

@@ -1,1 +1,4 @@
-"""Failure signatures: what the readings of a run say against it, one file each, pure functions with their sentence."""
+"""What the readings of a run say against it: one file per kind of failure, and `RunDiagnostics`, which looks for them.
+
+Each diagnostic is a pure function of plain records that yields `Finding`s, one sentence each.
+"""

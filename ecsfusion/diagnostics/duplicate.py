@@ -1,50 +1,52 @@
-"""One modality is a copy of another."""
+"""Diagnostic: one modality is a copy of another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ecsfusion.diagnostics.finding import SYNERGY, Finding
-from ecsfusion.pid.decomposition import PID
+from ecsfusion.diagnostics.finding import NEGLIGIBLE_SYNERGY, Finding
+from ecsfusion.evaluation.measurement import Information
 
-SHARED = 0.25
-"""Bits of I(X1; X2 | Y). Copies share more beyond the label, and independent modalities never so much, whether or not
-they know all of the label (benchmarks/diagnostics.py)."""
-OWN = 0.15
-"""Share of its information that the lesser of two copies seems to have for itself."""
-KNOWN = 0.5
-"""Share of the other's information that it must know: a modality that knows a part of it is no copy."""
-SYNERGETIC = 0.5
-"""Of what two copies share, that may appear as synergy, because two encoders keep different parts of one input."""
+MIN_SHARED = 0.25
+"""Bits of I(X1; X2 | Y) that copies share at least. Independent modalities never share so much beyond the label,
+whether or not they know all of it (benchmarks/diagnostics.py)."""
+MAX_UNIQUE_SHARE = 0.15
+"""Share of its information that may seem to be unique to the lesser of two copies."""
+MIN_KNOWN_SHARE = 0.5
+"""Share of the other's information that a copy must know. A modality that knows a smaller part of it is no copy."""
+MAX_SYNERGY_SHARE = 0.5
+"""Share of I(X1; X2 | Y) that may appear as synergy of two copies, because two encoders keep different parts of one
+input."""
 
 
-def duplicate(pid: PID) -> Iterator[Finding]:
-    """The lesser of two modalities says nothing that the other does not, and they share more than the label.
+def duplicate(information: Information) -> Iterator[Finding]:
+    """Find a modality that says nothing that the other does not, where the two share more than the label.
 
-    For copies both uniquenesses and S are 0 and I(X1; X2 | Y) > 0, but for what their encoders lose. Two modalities
-    that merely both know the label share nothing beyond it, and where the label needs both, S is what they share.
+    For copies both uniquenesses and the synergy are 0 and I(X1; X2 | Y) > 0, except for what their encoders lose. Two
+    modalities that merely both know the label share nothing beyond it. Where the label needs both modalities, what they
+    share appears as synergy.
 
     Args:
-        pid: of two modalities.
+        information: of two modalities.
     """
-    if pid.unique_floor is None or pid.synergy_floor is None:
+    if not information.floor:
         return
-    known = pid.mutual_information.tolist()
-    lesser = known.index(min(known))
-    copy, other = pid.names[lesser], pid.names[1 - lesser]
-    own, floor = float(pid.unique[lesser]), float(pid.unique_floor[lesser])
-    shared, synergy_floor = float(pid.conditional_mutual_information), float(pid.synergy_floor)
+    known = information.mutual_information
+    copy = min(known, key=lambda name: known[name])
+    other = next(name for name in known if name != copy)
+    unique, floor = information.unique[copy], information.floor[copy]
+    shared, synergy_floor = information.conditional_mutual_information, information.floor["synergy"]
     if (
-        known[lesser] > floor
-        and own <= max(floor, OWN * known[lesser])
-        and float(pid.redundancy) >= KNOWN * max(known)
-        and float(pid.synergy) <= max(synergy_floor, SYNERGY, SYNERGETIC * shared)
-        and shared > max(synergy_floor, SHARED)
+        known[copy] > floor
+        and unique <= max(floor, MAX_UNIQUE_SHARE * known[copy])
+        and information.redundancy >= MIN_KNOWN_SHARE * max(known.values())
+        and information.synergy <= max(synergy_floor, NEGLIGIBLE_SYNERGY, MAX_SYNERGY_SHARE * shared)
+        and shared > max(synergy_floor, MIN_SHARED)
     ):
         yield Finding(
             "copy",
             f"{copy}, {other}",
-            f"{copy} says nothing about the label that {other} does not (uniqueness {own:.2f} of {known[lesser]:.2f} "
+            f"{copy} says nothing about the label that {other} does not (uniqueness {unique:.2f} of {known[copy]:.2f} "
             f"bits, noise floor {floor:.2f}), and the two share {shared:.2f} bits beyond the label, as copies do: look "
             f"whether both read the same input, or leave {copy} out.",
         )

@@ -1,48 +1,48 @@
-"""The estimate is not to be trusted: too few rows, a solver that stopped early, or noise above all that was found."""
+"""Diagnostics of the estimate: too few rows, a solver that stopped early, or noise above every measured value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from ecsfusion.diagnostics.finding import Finding, Scale
-from ecsfusion.pid.decomposition import PID
-
-ROWS_PER_CLASS_FOR_DEPENDENCE = 20
-ROWS_FOR_DEPENDENCE = 64
-"""With fewer rows, chance often makes independent modalities look dependent given the label, by bits. With 64 rows it
-still does so in up to one case of five, with 100 in one of eight, with 400 in none of those tried
-(benchmarks/bench_dependence.py)."""
+from ecsfusion.diagnostics.finding import Finding
+from ecsfusion.evaluation.measurement import (
+    MIN_ROWS_FOR_DEPENDENCE,
+    MIN_ROWS_PER_CLASS_FOR_DEPENDENCE,
+    Information,
+    Measurement,
+)
+from ecsfusion.model.names import CALIBRATED
 
 TOLERANCE = 1e-3
-"""Bits; the certified interval that `fast_pid` asks the solver for."""
-ENOUGH = 0.1
-"""Share of the rows that would keep noise under half of the label's entropy before correction (`enough_samples`). The
-correction makes do with a tenth of them; with fewer, an atom is wrong by 0.2 to 0.7 bits, more than the floors say
+"""Bits: the width of the certified interval that `fast_pid` asks the solver for."""
+MIN_SHARE_OF_ENOUGH_SAMPLES = 0.1
+"""Share of `enough_samples`, the rows with which noise is less than half of the label's entropy before correction. With
+the correction a tenth of them is enough. With fewer, an atom is wrong by 0.2 to 0.7 bits, more than the floors say
 (benchmarks/diagnostics.py)."""
 
 
-def shows_dependence(pid: PID) -> bool:
-    """Whether the decomposition is of enough rows to say something about I(X1; X2 | Y)."""
-    return (pid.num_samples or 0) >= max(ROWS_FOR_DEPENDENCE, ROWS_PER_CLASS_FOR_DEPENDENCE * pid.num_classes)
+def few_rows(information: Information) -> Iterator[Finding]:
+    """Find that a decomposition is of too few rows for its classes, or for the cells of its table.
 
-
-def few_rows(pid: PID) -> Iterator[Finding]:
-    """The decomposition is of too few rows for its classes, or for the cells of its table."""
-    rows, classes = pid.num_samples or 0, pid.num_classes
-    if not shows_dependence(pid):
-        needed = max(ROWS_FOR_DEPENDENCE, ROWS_PER_CLASS_FOR_DEPENDENCE * classes)
+    Args:
+        information: of the probe set.
+    """
+    rows, classes = information.num_samples, information.num_classes
+    if not information.shows_dependence:
+        needed = max(MIN_ROWS_FOR_DEPENDENCE, MIN_ROWS_PER_CLASS_FOR_DEPENDENCE * classes)
         yield Finding(
             "few rows",
             "",
             f"{rows} probed rows of {classes} classes are too few to see whether the modalities depend on each other "
-            f"given the label; the rule takes it that they do not: give at least {ROWS_PER_CLASS_FOR_DEPENDENCE} rows "
-            f"a class and {ROWS_FOR_DEPENDENCE} in all, here {needed}.",
+            "given the label; the rule takes it that they do not: give at least "
+            f"{MIN_ROWS_PER_CLASS_FOR_DEPENDENCE} rows a class and {MIN_ROWS_FOR_DEPENDENCE} in all, here {needed}.",
         )
         return
-    first, second = pid.num_clusters
-    needed = math.ceil(ENOUGH * first * second * (classes - 1) / math.log(classes)) if classes > 1 else 0
+    first, second = information.num_clusters
+    cells = first * second
+    enough = cells * (classes - 1) / math.log(classes) if classes > 1 else 0.0
+    needed = math.ceil(MIN_SHARE_OF_ENOUGH_SAMPLES * enough)
     if rows < needed:
         yield Finding(
             "few rows",
@@ -52,14 +52,16 @@ def few_rows(pid: PID) -> Iterator[Finding]:
         )
 
 
-def certificate_missed(pid: PID) -> Iterator[Finding]:
-    """The solver stopped before its interval was narrow, and the rest is no small part of the noise.
+def certificate_missed(information: Information) -> Iterator[Finding]:
+    """Find that the solver stopped before its certified interval was narrow.
 
-    An interval wider than asked for, but within the noise floor of redundancy, changes nothing that a rule sees.
+    An interval that is wider than asked for, but within the noise floor of redundancy, changes nothing for a rule.
+
+    Args:
+        information: of the probe set.
     """
-    gap = float(pid.gap)
-    floor = 0.0 if pid.redundancy_floor is None else float(pid.redundancy_floor)
-    if gap > max(TOLERANCE, floor):
+    gap = information.gap
+    if gap > max(TOLERANCE, information.floor.get("redundancy", 0.0)):
         yield Finding(
             "certificate missed",
             "",
@@ -68,24 +70,28 @@ def certificate_missed(pid: PID) -> Iterator[Finding]:
         )
 
 
-def beneath_noise(entry: Mapping[str, Any], scale: Scale) -> Iterator[Finding]:
-    """No atom is above its noise floor, although a head knows the label: the probe is blind here.
+def beneath_noise(measurement: Measurement) -> Iterator[Finding]:
+    """Find that no atom is above its noise floor although a head knows the label: the probe sees nothing.
 
-    That a single atom is within its floor is no failure, but what most runs have. The head must be above chance by five
-    standard errors, because a head sees a little before a table of counts can.
+    A single atom within its floor is no failure; most runs have one. The head must be above chance by five standard
+    errors, because a head notices a little before a table of counts can.
+
+    Args:
+        measurement: of the probe set.
     """
-    floor, accuracy = entry["floor"], entry["accuracy"]
-    atoms = {"redundancy": entry["redundancy"], "synergy": entry["synergy"], **entry["unique"]}
-    if any(bits > floor[name] for name, bits in atoms.items()):
+    information, scale = measurement.information, measurement.scale
+    if information is None or any(bits > information.floor[name] for name, bits in information.atoms.items()):
         return
-    head = max(accuracy, key=lambda name: accuracy[name])
-    if accuracy[head] > scale.chance + 5 * scale.error(scale.chance):
+    scores = {head: score for head, score in measurement.scores.items() if head != CALIBRATED}
+    head = max(scores, key=lambda name: scores[name])
+    if scores[head] > scale.chance + 5 * scale.error(scale.chance):
+        atoms = information.atoms
         atom = max(atoms, key=lambda name: atoms[name])
         kind = atom if atom in ("redundancy", "synergy") else f"uniqueness of {atom}"
         yield Finding(
             "noise above the atoms",
             "",
             f"no information is above its noise floor (the largest, {kind}, is {atoms[atom]:.3f} bits, floor "
-            f"{floor[atom]:.3f}), although the {head} head has an accuracy of {accuracy[head]:.3f}, chance "
+            f"{information.floor[atom]:.3f}), although the {head} head has an accuracy of {scores[head]:.3f}, chance "
             f"{scale.chance:.3f}: what the rule decides here is noise; give more evaluation rows.",
         )

@@ -1,77 +1,78 @@
-"""Lag: a pause, or the end of stage 1, that came later than the rule's own threshold and patience say."""
+"""Diagnostics of the rule: a pause, or the end of stage 1, that came later than its own threshold and patience say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from typing import Any
 
+from ecsfusion.controller.decision import PauseThreshold
 from ecsfusion.controller.lead import Lead
-from ecsfusion.controller.rule import PauseThreshold
+from ecsfusion.controller.probe import Probe
+from ecsfusion.controller.reading import Reading
 from ecsfusion.diagnostics.finding import Finding
 
-LATE_READINGS = 2
-"""A rule ends stage 1 after a patience of its own. One or two readings later may be the end of an epoch."""
+MAX_LATE_READINGS = 2
+"""A rule ends stage 1 after a patience of its own; one or two readings later may be the end of an epoch."""
 
 
-def late_pause(history: Sequence[Mapping[str, Any]], threshold: PauseThreshold | None) -> Iterator[Finding]:
-    """A modality leads clearly in more readings than the rule's patience, and trains on.
+def late_pause(history: Sequence[Probe], threshold: PauseThreshold | None) -> Iterator[Finding]:
+    """Find a modality that leads clearly in more readings than the rule's patience, and still trains.
 
-    A modality that was paused in this stage before is left out: the rule has let it go on knowingly. So is a rule that
-    pauses nobody for a lead, whose threshold is None.
+    A modality that was paused earlier in this stage is left out, because the rule resumed it on purpose.
+
+    Args:
+        history: the probes up to now, at least one.
+        threshold: of the rule; None for a rule that pauses no modality because of a lead, of which nothing is said.
     """
     if threshold is None:
         return
     now = history[-1]
-    stage = [entry for entry in history if entry["stage"] == now["stage"]]
-    for name in now["training"]:
-        if any(name not in entry["training"] for entry in stage):
+    readings = [probe.reading for probe in history if probe.stage == now.stage]
+    for name in now.training:
+        if any(name not in reading.training for reading in readings):
             continue
-        leading = _readings_in_the_lead(stage, name, threshold)
+        leading = _readings_in_the_lead(readings, name, threshold)
         if len(leading) > threshold.patience:
-            lead = _lead(now, name)
+            lead = _lead(now.reading, name)
             yield Finding(
-                "lag",
+                "late decision",
                 f"pause of {name}",
-                f"{name} has led clearly since step {leading[-1]['step']} and still trained up to step {now['step']}, "
+                f"{name} has led clearly since step {leading[-1].step} and still trained up to step {now.step}, "
                 f"{len(leading)} readings where the rule's patience is {threshold.patience} ({lead}): the rule reacts "
-                "later than its own threshold; pause the modality there, or use rule='peak-synergy'.",
+                "later than its own threshold; pause the modality there, or use strategy='peak-synergy'.",
             )
 
 
-def late_end_of_stage(history: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Stage 1 had a given length, and the rule had wanted to end it more than `LATE_READINGS` readings before.
+def late_end_of_stage(history: Sequence[Probe]) -> Iterator[Finding]:
+    """Find that stage 1, of a given length, ended many readings after the rule would have ended it.
+
+    Many are more than `MAX_LATE_READINGS`.
 
     Args:
         history: the probes up to the one that ended stage 1.
     """
-    late = list(takewhile(lambda entry: entry["overdue"], reversed(history[:-1])))
-    if len(late) > LATE_READINGS:
-        first = late[-1]
+    overdue = list(takewhile(lambda probe: probe.decision.overdue, reversed(history[:-1])))
+    if len(overdue) > MAX_LATE_READINGS:
+        first = overdue[-1]
+        why = first.decision.reason.split("otherwise it would end, ")[-1]
         yield Finding(
-            "lag",
-            "hand-over",
-            f"stage 1 ended at step {history[-1]['step']}, {len(late)} readings after the rule would have ended it "
-            f"(step {first['step']}: {first['reason'].split('otherwise it would end, ')[-1]}): give a smaller "
-            "unimodal_epochs, or leave it out.",
+            "late decision",
+            "end of stage 1",
+            f"stage 1 ended at step {history[-1].step}, {len(overdue)} readings after the rule would have ended it "
+            f"(step {first.step}: {why}): give a smaller unimodal_epochs, or leave it out.",
         )
 
 
-def _lead(entry: Mapping[str, Any], name: str) -> Lead:
-    rivals = [other for other in entry["training"] if other != name]
-    unique, floor = entry["unique"], entry["floor"]
-    rival = max(rivals, key=lambda other: unique[other])
-    return Lead(unique[name], floor[name], rival, unique[rival], floor[rival])
+def _lead(reading: Reading, name: str) -> Lead:
+    return Lead.over(reading, name, [other for other in reading.training if other != name])
 
 
-def _readings_in_the_lead(
-    stage: Sequence[Mapping[str, Any]], name: str, threshold: PauseThreshold
-) -> list[Mapping[str, Any]]:
-    """The latest readings in a row, the last one first."""
-    return list(takewhile(lambda entry: _leads(entry, name, threshold), reversed(stage)))
+def _readings_in_the_lead(readings: Sequence[Reading], name: str, threshold: PauseThreshold) -> list[Reading]:
+    """The latest readings in a row in which the modality leads, the last one first."""
+    return list(takewhile(lambda reading: _leads(reading, name, threshold), reversed(readings)))
 
 
-def _leads(entry: Mapping[str, Any], name: str, threshold: PauseThreshold) -> bool:
-    if entry["step"] == 0 or len(entry["training"]) < 2 or name not in entry["training"]:
+def _leads(reading: Reading, name: str, threshold: PauseThreshold) -> bool:
+    if reading.step == 0 or len(reading.training) < 2 or name not in reading.training:
         return False
-    return _lead(entry, name).is_clear(threshold.ratio, threshold.margin)
+    return _lead(reading, name).is_clear(threshold.ratio, threshold.margin)

@@ -1,54 +1,50 @@
-"""Memorization: what a modality says about training rows is not what it says about others."""
+"""Diagnostic: a modality knows much more about training rows than about others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 
-from ecsfusion.diagnostics.finding import Finding, Scale
-from ecsfusion.pid.decomposition import PID
+from ecsfusion.diagnostics.finding import Finding
+from ecsfusion.evaluation.measurement import Information, Measurement
 
-KEPT = 0.5
+MIN_KEPT_SHARE = 0.5
 """Share of its information that a modality must keep on validation rows. All encoders know their training rows a little
-better; one that loses most of it has learnt the rows."""
+better; one that loses most of its information has memorized the rows."""
 
-LEAST = 0.1
-"""Bits that it must lose at least: every encoder of noise has learnt a little of its rows."""
+MIN_LOST_BITS = 0.1
+"""Bits below which a loss does not count: every encoder of noise has memorized a little of its rows."""
 
 
 def memorized(
-    training: PID,
-    validation: PID,
-    training_accuracy: Mapping[str, float],
-    validation_accuracy: Mapping[str, float],
-    scale: Scale,
+    training: Information, training_scores: Mapping[str, float], validation: Measurement
 ) -> Iterator[Finding]:
-    """For each modality that says less than `KEPT` of what it says about training rows.
+    """Find each modality that keeps less than `MIN_KEPT_SHARE` of its information about training rows.
 
-    The loss must be above `LEAST` and the sum of both noise floors, and its head must say so, too: right more often on
-    training rows by three standard errors. The information I(X_m; Y) is compared, and the uniqueness reported with it:
-    uniqueness depends on the other modalities too, and falls on training rows where one of those memorizes.
+    The loss must be above `MIN_LOST_BITS` and above the sum of both noise floors, and the modality's head must be right
+    more often on training rows by three standard errors. What is compared is the information I(X_m; Y). The uniqueness
+    is only reported, because it depends on the other modalities too: it falls on training rows where one of those
+    memorizes.
 
     Args:
-        training: decomposition of training rows, about as many as of the other.
-        validation: decomposition of the probe set.
-        training_accuracy: of each modality's head on the training rows.
-        validation_accuracy: the same on the probe set.
-        scale: of that set; the training rows are about as many.
+        training: decomposition of training rows, about as many as the probe set has.
+        training_scores: of each modality's head on these rows.
+        validation: of the probe set.
     """
-    for i, name in enumerate(validation.names):
-        seen, held_out = (float(pid.mutual_information[i]) for pid in (training, validation))
-        floor = sum(
-            float(pid.unique_floor[i]) for pid in (training, validation) if pid.unique_floor is not None
-        )
-        right, right_held_out = training_accuracy[name], validation_accuracy[name]
+    information, scale = validation.information, validation.scale
+    if information is None:
+        return
+    for name, held_out in information.mutual_information.items():
+        seen = training.mutual_information[name]
+        floor = training.floor.get(name, 0.0) + information.floor.get(name, 0.0)
+        right, right_held_out = training_scores[name], validation.scores[name]
         noise = math.hypot(scale.error(right), scale.error(right_held_out))
         if (
-            held_out < KEPT * seen
-            and seen - held_out > max(floor, LEAST)
+            held_out < MIN_KEPT_SHARE * seen
+            and seen - held_out > max(floor, MIN_LOST_BITS)
             and right - right_held_out > 3 * noise
         ):
-            unique, unique_seen = float(validation.unique[i]), float(training.unique[i])
+            unique, unique_seen = information.unique[name], training.unique[name]
             yield Finding(
                 "memorization",
                 name,

@@ -1,77 +1,82 @@
-"""A modality without any information about the label: it never had some, or lost it."""
+"""Diagnostics: a modality says nothing about the label, from the start or after it did."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from ecsfusion.diagnostics.finding import SYNERGY, Finding, Scale
+from ecsfusion.controller.probe import Probe
+from ecsfusion.controller.reading import Reading
+from ecsfusion.diagnostics.finding import NEGLIGIBLE_SYNERGY, Finding
 
-INFORMATION = 0.02
+NEGLIGIBLE_INFORMATION = 0.02
 """Bits about the label that count as none although the noise floor is lower."""
 LOST_READINGS = 2
-"""In a row: one reading may be that of a step that went astray."""
+"""Readings in a row without information after which it counts as lost: a single one may follow an unlucky step."""
 
 
-def silent_modality(entries: Sequence[Mapping[str, Any]], scale: Scale) -> Iterator[Finding]:
-    """For each modality that trained and says nothing, neither alone nor with others, in any of these probes.
+def silent_modality(readings: Sequence[Reading]) -> Iterator[Finding]:
+    """Find each modality that trained and says nothing, alone or with others, in any of these readings.
 
-    Its information is within its noise floor, its head's accuracy within three standard errors of chance, and so is
-    synergy within its floor: where the label needs several modalities together, each alone says nothing, and that is no
+    Its information is within its noise floor, and its head's accuracy within three standard errors of chance. Synergy
+    is within its floor too: where the label needs several modalities together, each says nothing alone, which is no
     failure.
 
     Args:
-        entries: probes in a row, or one of the trained model.
-        scale: of the probe set.
+        readings: in a row, or a single one of the trained model.
     """
-    last = entries[-1]
-    for name in last["unique"]:
-        if all(name in entry["training"] and _is_silent(entry, name, scale) for entry in entries):
+    last = readings[-1]
+    scale = last.measurement.scale
+    for name in last.unique:
+        if all(name in reading.training and _is_silent(reading, name) for reading in readings):
             yield Finding(
                 "no information",
                 name,
-                f"{name} says nothing about the label ({last['information'][name]:.3f} bits, noise floor "
-                f"{last['floor'][name]:.3f}; its head's accuracy is {last['accuracy'][name]:.3f}, chance "
+                f"{name} says nothing about the label ({last.mutual_information[name]:.3f} bits, noise floor "
+                f"{last.floor[name]:.3f}; its head's accuracy is {last.accuracy[name]:.3f}, chance "
                 f"{scale.chance:.3f}): look at its inputs and whether its rows belong to these labels, raise its rate "
                 "in modality_learning_rates, or leave it out.",
             )
 
 
-def lost_modality(history: Sequence[Mapping[str, Any]], scale: Scale) -> Iterator[Finding]:
-    """For each modality that clearly knew the label and has said nothing in the last `LOST_READINGS` probes.
+def lost_modality(history: Sequence[Probe]) -> Iterator[Finding]:
+    """Find each modality that clearly knew the label and has said nothing in the last `LOST_READINGS` probes.
 
-    It clearly knew where its accuracy was six standard errors above chance and its information twice the noise floor;
-    what it knew before it was put back to its initial weights does not count.
+    It clearly knew the label where its accuracy was six standard errors above chance and its information was twice the
+    noise floor. What it knew before it was reset to its initial weights does not count.
+
+    Args:
+        history: the probes up to now, at least one.
     """
-    for name in history[-1]["unique"]:
-        since = max((i + 1 for i, entry in enumerate(history) if name in entry["reset"]), default=0)
-        before, latest = history[since:-LOST_READINGS], history[-LOST_READINGS:]
-        knew = [entry for entry in before if _clearly_knows(entry, name, scale)]
-        if (
-            since <= len(history) - LOST_READINGS
-            and knew
-            and all(_is_silent(entry, name, scale) for entry in latest)
-        ):
-            then = knew[-1]
+    for name in history[-1].reading.unique:
+        since = max((i + 1 for i, probe in enumerate(history) if name in probe.decision.reset), default=0)
+        if since > len(history) - LOST_READINGS:
+            continue
+        earlier = [probe.reading for probe in history[since:-LOST_READINGS]]
+        latest = [probe.reading for probe in history[-LOST_READINGS:]]
+        known = [reading for reading in earlier if _clearly_knows(reading, name)]
+        if known and all(_is_silent(reading, name) for reading in latest):
+            last_known, chance = known[-1], latest[-1].measurement.scale.chance
             yield Finding(
                 "information lost",
                 name,
-                f"{name} said {then['information'][name]:.2f} bits about the label at step {then['step']}, with an "
-                f"accuracy of {then['accuracy'][name]:.3f}, and has said nothing since step {latest[0]['step']} "
-                f"(accuracy {latest[-1]['accuracy'][name]:.3f}, chance {scale.chance:.3f}): look whether its inputs "
-                "have failed, or lower its rate in modality_learning_rates.",
+                f"{name} said {last_known.mutual_information[name]:.2f} bits about the label at step "
+                f"{last_known.step}, with an accuracy of {last_known.accuracy[name]:.3f}, and has said nothing since "
+                f"step {latest[0].step} (accuracy {latest[-1].accuracy[name]:.3f}, chance {chance:.3f}): look whether "
+                "its inputs have failed, or lower its rate in modality_learning_rates.",
             )
 
 
-def _clearly_knows(entry: Mapping[str, Any], name: str, scale: Scale) -> bool:
-    clear = max(entry["floor"][name], INFORMATION)
-    is_right = entry["accuracy"][name] > scale.chance + 6 * scale.error(scale.chance)
-    return is_right and entry["information"][name] > 2 * clear
+def _clearly_knows(reading: Reading, name: str) -> bool:
+    scale = reading.measurement.scale
+    is_right = reading.accuracy[name] > scale.chance + 6 * scale.error(scale.chance)
+    return is_right and reading.mutual_information[name] > 2 * max(
+        reading.floor[name], NEGLIGIBLE_INFORMATION
+    )
 
 
-def _is_silent(entry: Mapping[str, Any], name: str, scale: Scale) -> bool:
+def _is_silent(reading: Reading, name: str) -> bool:
     return (
-        entry["information"][name] <= max(entry["floor"][name], INFORMATION)
-        and entry["synergy"] <= max(entry["floor"]["synergy"], SYNERGY)
-        and scale.is_chance(entry["accuracy"][name])
+        reading.mutual_information[name] <= max(reading.floor[name], NEGLIGIBLE_INFORMATION)
+        and reading.synergy <= max(reading.floor["synergy"], NEGLIGIBLE_SYNERGY)
+        and reading.measurement.scale.is_chance(reading.accuracy[name])
     )

@@ -1,56 +1,59 @@
-"""Stage 1 too short: a modality was still learning when it was handed over."""
+"""Diagnostic: stage 1 was too short, because a modality was still learning when it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from ecsfusion.diagnostics.finding import Finding, Scale
+from ecsfusion.controller.adaptive import DEPENDENCE
+from ecsfusion.controller.probe import Probe
+from ecsfusion.diagnostics.finding import Finding
 
-READINGS = 4
-"""Two readings are compared with the two before: single ones jump from epoch to epoch."""
-SHARE = 0.2
-"""Of all that the modality has learnt, which it must have learnt in the last two readings."""
-LASTING = 0.25
-"""Of that rise, which the last reading must still have gained: a jump that is over is no rise."""
-DEPENDENCE = 0.15
-"""Bits of I(X1; X2 | Y), as in the rule `adaptive`: where modalities depend on each other given the label, it is not
-unimodal training that they need."""
+NUM_READINGS = 4
+"""Readings that are looked at: the last two are compared with the two before, because single ones jump from epoch to
+epoch."""
+MIN_LEARNT_SHARE = 0.2
+"""Share of all that the modality has learnt that it must have learnt in the last two readings."""
+MIN_LASTING_SHARE = 0.25
+"""Share of the rise that the last reading must still have gained: a jump that is over is no rise."""
 
 
-def stage_one_too_short(history: Sequence[Mapping[str, Any]], scale: Scale) -> Iterator[Finding]:
-    """For each modality whose accuracy, or information, rose up to the weights that stage 2 starts from.
+def short_stage(history: Sequence[Probe]) -> Iterator[Finding]:
+    """Find each modality whose accuracy, or information, rose up to the weights that stage 2 starts from.
 
-    The rise is that of the last two readings over the two before. It counts where it lasts, is more than `SHARE` of all
-    that was learnt, and is beyond noise: two standard errors of an accuracy, or the noise floor of the information.
-    Nothing is said where stage 2 starts anew or the modalities depend on each other, nor of a modality that did not
-    train. (What such modalities learnt afterwards, in the recorded comparisons: benchmarks/diagnostics.py.)
+    The rise is that of the last two readings over the two before. It counts where it lasts, is more than
+    `MIN_LEARNT_SHARE` of all that was learnt, and is beyond noise: two standard errors of an accuracy, or the noise
+    floor of the information. Nothing is said where stage 2 starts from the initial weights, nor where the modalities
+    depend on each other given the label (more unimodal training is not what they need), nor of a modality that did not
+    train. benchmarks/diagnostics.py shows what such modalities learnt afterwards in the recorded comparisons.
 
     Args:
         history: the probes up to the one that ended stage 1.
-        scale: of the probe set.
     """
-    start = history[-1]["restored"]
-    readings = [entry for entry in history if entry["stage"] == "unimodal" and entry["step"] <= (start or 0)]
-    if len(readings) < READINGS:
+    start = history[-1].restored
+    readings = [
+        probe.reading for probe in history if probe.stage == "unimodal" and probe.step <= (start or 0)
+    ]
+    if len(readings) < NUM_READINGS:
         return
-    last = readings[-READINGS:]
-    if last[-1]["conditional_mutual_information"] > max(last[-1]["floor"]["synergy"], DEPENDENCE):
+    latest = readings[-NUM_READINGS:]
+    last = latest[-1]
+    if last.conditional_mutual_information > max(last.floor["synergy"], DEPENDENCE):
         return
-    for name in last[-1]["unique"]:
-        if not all(name in entry["training"] for entry in last):
+    scale = history[-1].reading.measurement.scale
+    for name in last.unique:
+        if not all(name in reading.training for reading in latest):
             continue
-        accuracy, gained = _level_and_rise([entry["accuracy"][name] for entry in last])
-        bits, gained_bits = _level_and_rise([entry["information"][name] for entry in last])
+        accuracy, gained = _level_and_rise([reading.accuracy[name] for reading in latest])
+        bits, gained_bits = _level_and_rise([reading.mutual_information[name] for reading in latest])
         learnt = accuracy - scale.chance
-        if gained > max(2 * scale.error(accuracy), SHARE * learnt):
+        if gained > max(2 * scale.error(accuracy), MIN_LEARNT_SHARE * learnt):
             grown = f"its accuracy of {accuracy:.3f} is {gained:.3f} above that of the two readings before"
-        elif gained_bits > max(last[-1]["floor"][name], SHARE * bits):
+        elif gained_bits > max(last.floor[name], MIN_LEARNT_SHARE * bits):
             grown = f"its {bits:.2f} bits about the label are {gained_bits:.2f} more than in the two readings before"
         else:
             continue
         yield Finding(
-            "stage 1 too short",
+            "short stage",
             name,
             f"stage 1 ended at step {start} while {name} was still learning: on the average of two readings {grown}; "
             "give stage 1 more steps: a larger max_unimodal_share or unimodal_epochs, or more epochs in all.",
@@ -60,5 +63,5 @@ def stage_one_too_short(history: Sequence[Mapping[str, Any]], scale: Scale) -> I
 def _level_and_rise(values: Sequence[float]) -> tuple[float, float]:
     """The mean of the last two of four readings, and how far it is above that of the first two; 0 if that is over."""
     before, now = (values[0] + values[1]) / 2, (values[2] + values[3]) / 2
-    lasts = values[3] - values[2] > LASTING * (now - before)
+    lasts = values[3] - values[2] > MIN_LASTING_SHARE * (now - before)
     return now, now - before if lasts else 0.0

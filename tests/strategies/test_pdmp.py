@@ -6,19 +6,20 @@ import copy
 
 import pytest
 import torch
+from readings import make_reading
 from strategy_runs import VIEWS, trained, trainer, views, weights
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification
 from ecsfusion.controller.pretrain_then_reset import PretrainThenReset
-from ecsfusion.controller.rule import Reading
+from ecsfusion.controller.reading import Reading
 from ecsfusion.strategies.pdmp import PDMP
 
 
 def reading(step: int, of: int = 100) -> Reading:
-    each = {"left": 0.5, "right": 0.5}
-    floor = {**each, "redundancy": 0.0, "synergy": 0.0}
-    return Reading(step, 1.0, step / of, "unimodal", ("left", "right"), 0.1, each, 0.1, floor, each)
+    return make_reading(
+        step, 1.0, step / of, modalities=("left", "right"), unique=0.5, accuracy=0.5, floor=0.0
+    )
 
 
 def test_the_rule_ends_the_rehearsal_and_keeps_and_resets_everything():

@@ -1,0 +1,263 @@
+"""`RunDiagnostics`: looks for what a run has to be warned of, at probes, at the end of stage 1 and after training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerState
+from transformers.trainer_utils import has_length
+from transformers.utils import logging
+
+from ecsfusion.controller.probe import Probe
+from ecsfusion.controller.reading import Reading
+from ecsfusion.controller.rule import Rule
+from ecsfusion.diagnostics.duplicate import duplicate
+from ecsfusion.diagnostics.estimate import beneath_noise, certificate_missed, few_rows
+from ecsfusion.diagnostics.finding import Finding
+from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
+from ecsfusion.diagnostics.memorization import memorized
+from ecsfusion.diagnostics.no_information import lost_modality, silent_modality
+from ecsfusion.diagnostics.short_stage import short_stage
+from ecsfusion.diagnostics.shortcut import shortcut
+from ecsfusion.evaluation.information import decompose_embeddings
+from ecsfusion.evaluation.measurement import Information, Measurement
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.evaluation.scores import quality
+from ecsfusion.pid.estimate import FewSamplesWarning
+
+logger = logging.get_logger(__name__)
+
+MIN_SILENT_READINGS = 3
+"""Readings without information after which a modality is named: some learn nothing in their first epoch or two."""
+MIN_BLIND_READINGS = 2
+"""Readings without any atom above its noise floor after which the probe is said to see nothing."""
+
+
+class ObservedModel(Protocol):
+    """What the diagnostics read of the model."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities."""
+
+    @property
+    def problem_type(self) -> str:
+        """What the labels are; see `ecsfusion.model.problem_types`."""
+
+
+class ObservedPlan(Protocol):
+    """What the diagnostics read of the plan of a run."""
+
+    @property
+    def stages(self) -> str:
+        """The stages that are trained: "two-stage", "joint" or "unimodal"."""
+
+
+class ObservedRecord(Protocol):
+    """What the diagnostics read of a run's record, and where they write."""
+
+    stage: str
+    """The present stage: "unimodal" or "joint"."""
+    training: list[str]
+    """The modalities that train now."""
+    history: list[Probe]
+    """The probes up to now."""
+    warnings: list[dict[str, Any]]
+    """What the run was warned of: dictionaries with "step" and the fields of a `Finding`."""
+
+
+class ObservedRun(Protocol):
+    """What the diagnostics read of a trainer.
+
+    Attributes:
+        args: a `FusionTrainingArguments`, of which `probe_rows`, `seed` and `device` are read.
+        state: of the trainer.
+        train_dataset: the training rows.
+        measurements: evaluations after training, by split; "validation" is the probe set.
+    """
+
+    args: Any
+    state: TrainerState
+    train_dataset: Any
+    measurements: dict[str, Measurement]
+
+    @property
+    def model(self) -> ObservedModel:
+        """The model that is trained."""
+
+    @property
+    def record(self) -> ObservedRecord:
+        """The record that checkpoints keep."""
+
+    @property
+    def rule(self) -> Rule | None:
+        """The controller's rule; None where none decides."""
+
+    @property
+    def plan(self) -> ObservedPlan:
+        """What the run does, as resolved when training started."""
+
+    def evaluation_sets(self) -> dict[str, Any]:
+        """The evaluation sets by name, the probe set first."""
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this is the first process."""
+
+    def evaluate_training_rows(self) -> Evaluation:
+        """What the model answers on training rows, at most as many as the probe set has."""
+
+    def probe_options(self) -> dict[str, Any]:
+        """Keyword arguments of this run for `decompose_embeddings`."""
+
+
+class RunDiagnostics:
+    """Warns of what the readings of a run say against it, in one sentence each.
+
+    A warning is logged once about each modality, by the first process, and kept in `run.record.warnings`, which every
+    checkpoint holds, so that a resumed run does not repeat it. The text at the end of training and the model card list
+    all warnings. No diagnostic changes what a run does.
+
+    At the end of stage 1 and after training, training rows are evaluated too, to see whether a modality has memorized
+    them. These are at most as many rows as the probe set has, so in the whole run it costs as much as two more
+    evaluations and decompositions. It is left out where the training set is a stream.
+
+    Args:
+        run: the trainer.
+    """
+
+    def __init__(self, run: ObservedRun) -> None:
+        self.run = run
+
+    def after_probe(self, evaluation: Evaluation, measurement: Measurement) -> None:
+        """Look at a probe in training. Its entry is the last one of `run.record.history`.
+
+        Args:
+            evaluation: the model's outputs on the probe set.
+            measurement: what was made of them, decomposition included.
+        """
+        run, information = self.run, measurement.information
+        # Probes in checkpoints of an older version lack the information by modality.
+        history = [probe for probe in run.record.history if probe.reading.mutual_information]
+        if information is None or not history:
+            return
+        now = history[-1]
+        self._warn([*few_rows(information), *certificate_missed(information), *lost_modality(history)])
+        if run.rule is not None and (run.rule.context.joint_pausing or now.stage == "unimodal"):
+            self._warn(late_pause(history, run.rule.pauses_at))
+        ends_stage_one = now.restored is not None
+        if ends_stage_one or run.state.global_step >= run.state.max_steps:
+            self._warn(
+                finding for pair in self._pairs(evaluation, information) for finding in duplicate(pair)
+            )
+        if ends_stage_one:
+            self._after_stage_one(history, measurement)
+
+    def after_training(self) -> None:
+        """Look at the model as training left it, once `run.measurements` holds the evaluations of that model."""
+        run, measurement = self.run, self.run.measurements.get("validation")
+        if measurement is None or measurement.information is None:
+            return
+        reading = Reading(
+            step=run.state.global_step,
+            epoch=float(run.state.epoch or 0.0),
+            progress=run.state.global_step / max(run.state.max_steps, 1),
+            stage=run.record.stage,
+            training=tuple(run.record.training),
+            measurement=measurement,
+        )
+        self._warn([*silent_modality([reading]), *beneath_noise(measurement), *self._shortcuts()])
+        self._compare_with_training_rows(measurement)
+
+    def after_evaluation(self) -> None:
+        """Look for shortcuts, after an evaluation of the trained model."""
+        self._warn(self._shortcuts())
+
+    def _after_stage_one(self, history: Sequence[Probe], measurement: Measurement) -> None:
+        self._warn(late_end_of_stage(history))
+        if self.run.plan.stages == "two-stage":
+            self._warn(short_stage(history))
+        readings = [probe.reading for probe in history]
+        if len(readings) >= MIN_SILENT_READINGS:
+            self._warn(silent_modality(readings[-MIN_SILENT_READINGS:]))
+        blind = [[*beneath_noise(reading.measurement)] for reading in readings[-MIN_BLIND_READINGS:]]
+        if len(blind) >= MIN_BLIND_READINGS and all(blind):
+            self._warn(blind[-1])
+        self._compare_with_training_rows(measurement)
+
+    def _compare_with_training_rows(self, validation: Measurement) -> None:
+        """Look for memorization: one pass over training rows, and one decomposition of them.
+
+        As many rows are taken as the probe set has. No random number of the run is used.
+        """
+        run, information = self.run, validation.information
+        if information is None:
+            return
+        if not all(map(has_length, [run.train_dataset, *run.evaluation_sets().values()])):
+            logger.info("A stream has no rows to draw from: nothing is said about memorized training rows.")
+            return
+        device = run.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            evaluation = run.evaluate_training_rows()
+        rows = evaluation.probed_rows(run.args.probe_rows, run.args.seed)
+        # A row that is not finite is left out here; a training step names it in an error of its own.
+        for values in evaluation.embeddings.values():
+            rows = rows[np.isfinite(values[rows]).all(axis=1)]
+        names, num_clusters = tuple(information.unique), information.num_clusters[0]
+        min_rows = max(num_clusters, information.num_samples / 2)
+        if len(rows) < min_rows or not set(names) <= set(evaluation.present):
+            return  # too few rows have every modality
+        training = self._decompose(evaluation, rows, names, num_clusters=num_clusters)
+        scores = {name: quality(evaluation, name, run.model.problem_type)[0] for name in run.model.modalities}
+        self._warn(memorized(training, scores, validation))
+
+    def _pairs(self, evaluation: Evaluation, information: Information) -> Iterator[Information]:
+        """The decomposition of every two modalities; with only two it is the one that exists."""
+        names = tuple(information.unique)
+        if len(names) == 2:
+            yield information
+            return
+        rows = evaluation.probed_rows(self.run.args.probe_rows, self.run.args.seed)
+        for pair in combinations(names, 2):
+            yield self._decompose(evaluation, rows, pair)
+
+    def _decompose(
+        self, evaluation: Evaluation, rows: np.ndarray, names: Sequence[str], **options: Any
+    ) -> Information:
+        """The decomposition of these rows and modalities. The first process makes it for all."""
+        decomposed: list[Any] = [None]
+        if self.run.is_world_process_zero():
+            embeddings = {name: evaluation.embeddings[name][rows] for name in names}
+            labels = evaluation.labels.numpy()[rows]
+            options = {**self.run.probe_options(), "bootstrap": 0, **options}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FewSamplesWarning)
+                decomposed = [Information.from_pid(decompose_embeddings(embeddings, labels, **options))]
+        return broadcast_object_list(decomposed)[0]
+
+    def _shortcuts(self) -> Iterator[Finding]:
+        """Every other set that was evaluated after training, compared with the probe set."""
+        measurements = self.run.measurements
+        if "validation" in measurements:
+            for split, other in measurements.items():
+                if split != "validation":
+                    yield from shortcut(measurements["validation"], other, split.removeprefix("eval_"))
+
+    def _warn(self, findings: Iterable[Finding]) -> None:
+        """Log and keep each finding that the run has not been warned of yet."""
+        record, step = self.run.record, self.run.state.global_step
+        for finding in findings:
+            if any(
+                (warning["diagnostic"], warning["about"]) == (finding.diagnostic, finding.about)
+                for warning in record.warnings
+            ):
+                continue
+            record.warnings.append({"step": step, **asdict(finding)})
+            if self.run.is_world_process_zero():
+                logger.warning(f"Step {step}, {finding.diagnostic}: {finding.sentence}")
