@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainingArguments
@@ -153,6 +153,21 @@ class FusionTrainingArguments(TrainingArguments):
                 f"hub_strategy is {HubStrategy(self.hub_strategy).value!r}; both stages are published together at the "
                 "end: use 'end'."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `TrainingArguments.to_dict`; a class or an instance among the options of the strategy by its name."""
+        values = super().to_dict()
+        options = cast("dict[str, Any]", self.strategy_options or {})
+        values["strategy_options"] = {name: _json_value(value) for name, value in options.items()} or None
+        return values
+
+
+def _json_value(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return getattr(value, "__name__", type(value).__name__)
+    return value
 
 
 def _parse_mapping(name: str, text: str) -> dict[str, Any]:
