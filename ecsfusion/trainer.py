@@ -32,7 +32,7 @@ from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.processing import FusionProcessor
-from ecsfusion.reporting.run_summary import run_summary
+from ecsfusion.reporting.results import run_summary
 from ecsfusion.strategies import Strategy
 from ecsfusion.training.best_heads import BestHeads, bring_back_older_folders, folder_of
 from ecsfusion.training.callbacks import ControllerCallback, FusionProgressCallback

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fusion_fixtures import TwoViews, tiny_vit, two_views
+from fusion_fixtures import TwoViews, stage_one_only, tiny_vit, two_views
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -17,8 +17,9 @@ from ecsfusion import (
     FusionTrainer,
     FusionTrainingArguments,
     Rule,
+    Strategy,
 )
-from ecsfusion.evaluation.probe import metric_names
+from ecsfusion.evaluation.logged_values import logged_names
 
 EPOCHS, BATCH, ROWS = 4, 16, 64
 STEPS_PER_EPOCH = ROWS // BATCH
@@ -386,11 +387,11 @@ def test_three_modalities_are_probed_each_against_the_rest(tmp_path):
     )
     run.train()
     run.create_model_card(dataset="three views")
-    last = run.record.history[-1]
+    last = run.record.history[-1].reading
     assert set(last.reading.unique) == {"left", "right", "noise"}
     assert last.reading.unique["left"] > last.reading.floor["left"]
-    assert abs(last["unique"]["noise"]) < 0.1
-    assert last["redundancy"] > 0.3
+    assert abs(last.unique["noise"]) < 0.1
+    assert last.redundancy > 0.3
     card = (tmp_path / "README.md").read_text()
     assert "uniqueness of noise" in card
     assert "known to a modality and to the others as well" in card
@@ -404,13 +405,12 @@ def test_the_names_of_the_metrics_are_those_that_are_reported(tmp_path):
     timing = {
         "epoch",
         "loss",
-        "probe_seconds",
         "runtime",
         "samples_per_second",
         "steps_per_second",
         "model_preparation_time",
     }
-    assert reported - timing == set(metric_names(("left", "right")))
+    assert reported - timing == set(logged_names(("left", "right"), "accuracy"))
 
 
 def test_an_evaluation_set_without_a_modality_is_named(tmp_path):
