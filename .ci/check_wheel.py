@@ -7,7 +7,9 @@ Run by `.ci/run` in an environment that has the wheel and its dependencies, in a
 
 import importlib.metadata
 import importlib.util
+import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -36,6 +38,9 @@ def check_installed() -> None:
     assert not missing, f"public names that cannot be imported: {missing}"
     for command in importlib.metadata.distribution("ecsfusion").entry_points.select(group="console_scripts"):
         command.load()
+    script = Path(sysconfig.get_path("scripts")) / "ecsfusion"
+    answer = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)  # noqa: S603
+    assert "usage: ecsfusion" in answer.stdout, f"ecsfusion --help answers {answer.stdout!r}"
 
     xor = torch.zeros(2, 2, 2)
     for x1 in range(2):

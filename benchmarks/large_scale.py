@@ -396,7 +396,7 @@ def train(
         "peak_memory_bytes": {"training": watch.training_memory, "all": peak_memory(device)},
         "answer": METHODS[strategy].answer,
         "curve": watch.curve,
-        "reasons": [entry["reason"] for entry in trainer.record.history] if strategy != "joint" else [],
+        "reasons": [entry.decision.reason for entry in trainer.record.history] if strategy != "joint" else [],
         **{split: {head: round(v, 5) for head, v in heads.items()} for split, heads in ends.items()},
         **environment("transformers", "accelerate", "triton"),
         "device": device_name(device),

@@ -1,6 +1,6 @@
 """Two-stage multimodal training, steered by partial information decomposition (arXiv 2509.20840).
 
-A name is loaded when it is first used: measuring information does not import the Trainer.
+A public name is imported when it is first used, so that measuring information does not import `transformers`.
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ecsfusion.training.saving import SavingError
     from ecsfusion.training_args import FusionTrainingArguments
 
-__version__ = "0.1.0"
+    __version__: str
 
 _MODULES = {
     "PID": "pid.decomposition",
@@ -98,6 +98,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # The number is written in pyproject.toml alone.
+        from importlib.metadata import version
+
+        return version("ecsfusion")
     if name not in _MODULES:
         raise AttributeError(f"module 'ecsfusion' has no attribute {name!r}; it has {', '.join(__all__)}.")
     return getattr(import_module(f"ecsfusion.{_MODULES[name]}"), name)

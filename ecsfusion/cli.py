@@ -1,4 +1,8 @@
-"""`ecsfusion pid FILE --label LABEL --modality image=COL --modality audio=COL`, and `ecsfusion push FOLDER NAME`."""
+"""The command line: `ecsfusion pid` measures a file of embeddings, `ecsfusion push` publishes a trained model.
+
+Arguments are parsed with the standard library alone. Each command imports what it needs after that, so that help and
+misspelt options do not wait for torch.
+"""
 
 import argparse
 import json
@@ -6,37 +10,60 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-
-from ecsfusion.data.embedding_files import open_table
-from ecsfusion.pid.stream import stream_pid
+if TYPE_CHECKING:
+    import torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 after an error, which is one sentence on stderr."""
+    """Run the command `ecsfusion`.
+
+    Args:
+        arguments: The words after `ecsfusion`; those of `sys.argv` if None.
+
+    Returns:
+        The exit code: 0; 2 after an error, which is printed as one sentence on stderr; 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: From argparse, with the code 0 after `--help` and 2 for arguments that it does not accept.
+    """
     options = _parser().parse_args(arguments)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        dist.init_process_group("gloo")
     try:
         return {"pid": _pid, "push": _push}[options.command](options)
+    except KeyboardInterrupt:
+        print(f"ecsfusion {options.command}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, TypeError, OSError) as error:
         print(f"ecsfusion {options.command}: error: {error}", file=sys.stderr)
         return 2
-    finally:
-        if processes > 1:
-            dist.destroy_process_group()
 
 
 def _pid(options: argparse.Namespace) -> int:
+    """Measure a file; under torchrun, as one of several processes."""
     modalities = dict(options.modality)
     if len(modalities) < 2 or len(modalities) < len(options.modality):
         raise ValueError(
             f"--modality must be given for two or more different names, got {sorted(modalities)}"
         )
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _measure(options, modalities, 0, 1)
+
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        return _measure(options, modalities, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def _measure(options: argparse.Namespace, modalities: dict[str, str], rank: int, processes: int) -> int:
+    """Measure the rows of this process together with the others'; the first process prints the answer."""
+    from ecsfusion.data.embedding_files import open_table
+    from ecsfusion.pid.stream import stream_pid
+
+    device = _device(options.device)
     table = open_table(options.file.replace("{rank}", str(rank)), options.split)
     rows = range(table.num_rows)
     if "{rank}" not in options.file:
@@ -50,7 +77,7 @@ def _pid(options: argparse.Namespace) -> int:
         num_components=options.components,
         bins=options.bins,
         seed=options.seed,
-        device=options.device,
+        device=device,
         progress=not options.quiet and rank == 0,
         correction=not options.no_correction,
         bootstrap=options.bootstrap,
@@ -73,7 +100,8 @@ def _pid(options: argparse.Namespace) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from ecsfusion.reporting.hub import push  # which measuring has no use for
+    """Publish the model of a run."""
+    from ecsfusion.reporting.hub import push
 
     commit = push(
         options.name, options.folder, options.peak, revision=options.revision, private=options.private or None
@@ -82,62 +110,116 @@ def _push(options: argparse.Namespace) -> int:
     return 0
 
 
+def _device(text: str) -> "torch.device":
+    """The device called `text`; raises ValueError where it is misspelt or this machine does not have it."""
+    import torch
+
+    available = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = str(torch.accelerator.current_accelerator())
+        available += [kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))]
+    if text not in available:
+        raise ValueError(f"--device must be a device of this machine, one of {available}, got {text!r}")
+    return torch.device(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ecsfusion", description=__doc__)
+    """The options of both commands."""
+    parser = argparse.ArgumentParser(
+        prog="ecsfusion",
+        description="Measure what the embeddings of each modality know about a label, or publish a trained model.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     pid = commands.add_parser(
         "pid",
-        help="what each modality knows about a label, in bits",
-        description="What each modality's embeddings know about a label: alone, both, only together; in bits. Under"
-        " torchrun the processes share the rows of FILE, or each reads its own when FILE holds {rank}.",
+        help="measure what each modality knows about a label, in bits",
+        description="Measure what the embeddings of each modality know about a label, in bits: what both know"
+        " (redundancy), what one alone knows (unique), and what only both together know (synergy). Under torchrun the"
+        " processes share the rows of FILE; if FILE contains {rank}, each process reads a file of its own.",
     )
     pid.add_argument(
-        "file", metavar="FILE", help=".parquet, .npz, .safetensors, or a data set by name or folder"
+        "file",
+        metavar="FILE",
+        help="a .parquet, .npz or .safetensors file, or the name or folder of a data set",
     )
-    pid.add_argument("--label", required=True, metavar="COL", help="column of integers or strings")
+    pid.add_argument(
+        "--label", required=True, metavar="COL", help="the column of the label: integers or strings"
+    )
     pid.add_argument(
         "--modality",
         required=True,
         action="append",
         type=_named_column,
         metavar="NAME=COL",
-        help="a modality's name and the column of its embeddings; two or more",
-    )
-    pid.add_argument("--split", default="train", help="of a data set (default: %(default)s)")
-    pid.add_argument(
-        "--clusters", default=20, type=_clusters, metavar="K", help="or auto (default: %(default)s)"
-    )
-    pid.add_argument("--components", type=int, metavar="D", help="principal directions (default: from C)")
-    pid.add_argument("--bins", type=int, metavar="B", help="cut a real label at its quantiles into B classes")
-    pid.add_argument("--no-correction", action="store_true", help="plug-in values, biased upward")
-    pid.add_argument(
-        "--bootstrap", type=int, default=200, metavar="N", help="replicates (default: %(default)s)"
+        help="the name of a modality and the column of its embeddings; give it twice or more",
     )
     pid.add_argument(
-        "--permutations", type=int, default=32, metavar="N", help="per null (default: %(default)s)"
+        "--split", default="train", help="the split of a data set to read (default: %(default)s)"
     )
-    pid.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    pid.add_argument("--device", default="cpu", type=torch.device, help="(default: %(default)s)")
+    pid.add_argument(
+        "--clusters",
+        default=20,
+        type=_clusters,
+        metavar="K",
+        help="clusters per modality, or auto to choose them from the classes (default: %(default)s)",
+    )
+    pid.add_argument(
+        "--components",
+        type=int,
+        metavar="D",
+        help="principal directions per modality (default: chosen from the number of classes)",
+    )
+    pid.add_argument(
+        "--bins", type=int, metavar="B", help="cut a label of real numbers into B classes at its quantiles"
+    )
+    pid.add_argument(
+        "--no-correction", action="store_true", help="print plug-in values, which are too large on average"
+    )
+    pid.add_argument(
+        "--bootstrap",
+        type=int,
+        default=200,
+        metavar="N",
+        help="bootstrap replicates for the intervals; 0 for none (default: %(default)s)",
+    )
+    pid.add_argument(
+        "--permutations",
+        type=int,
+        default=32,
+        metavar="N",
+        help="random tables per noise floor (default: %(default)s)",
+    )
+    pid.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    pid.add_argument(
+        "--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: %(default)s)"
+    )
     pid.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    pid.add_argument("--plot", metavar="PNG", help="draw atoms, intervals and noise floor; one file per pair")
-    pid.add_argument("--quiet", action="store_true", help="no progress bars")
+    pid.add_argument(
+        "--plot", metavar="PNG", help="also draw values, intervals and noise floors; one file per pair"
+    )
+    pid.add_argument("--quiet", action="store_true", help="show no progress bars")
     publish = commands.add_parser(
         "push",
-        help="publish on the Hub what a run left in its output folder",
+        help="publish on the Hub the model in the output folder of a run",
         description="Publish the model of a run on the Hub: weights, configurations, processors, card and pictures."
-        " The token is the one that `hf auth login` keeps, or HF_TOKEN.",
+        " The token is taken from HF_TOKEN, or from `hf auth login`.",
     )
-    publish.add_argument("folder", metavar="FOLDER", help="output folder of the run")
+    publish.add_argument("folder", metavar="FOLDER", help="the output folder of the run")
     publish.add_argument(
-        "name", metavar="NAME", help="of the repository, such as you/digits; made if there is none"
+        "name", metavar="NAME", help="the repository, such as you/digits; it is created if it does not exist"
     )
-    publish.add_argument("--peak", metavar="FOLDER", help="peak of stage 1, published on the branch unimodal")
-    publish.add_argument("--revision", metavar="BRANCH", help="for the model (default: main)")
-    publish.add_argument("--private", action="store_true", help="make a new repository private")
+    publish.add_argument(
+        "--peak", metavar="FOLDER", help="the folder of the peak of stage 1, published on the branch unimodal"
+    )
+    publish.add_argument("--revision", metavar="BRANCH", help="the branch of the model (default: main)")
+    publish.add_argument(
+        "--private", action="store_true", help="make the repository private if it is created"
+    )
     return parser
 
 
 def _clusters(text: str) -> int | None:
+    """The number of clusters, None for auto."""
     if text == "auto":
         return None
     if not text.isdigit():
@@ -146,6 +228,7 @@ def _clusters(text: str) -> int | None:
 
 
 def _named_column(text: str) -> tuple[str, str]:
+    """The name of a modality and its column, from NAME=COL."""
     name, separator, column = text.partition("=")
     if not (name and separator and column):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COL, for example image=image_embedding")

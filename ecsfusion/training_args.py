@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SchedulerType
 
-from ecsfusion.strategies import Strategy, find_strategy
-
-STAGE_CHOICES = ("two-stage", "joint", "unimodal")
+from ecsfusion.strategies import check_strategy_name
 
 
 @dataclass
@@ -21,14 +19,15 @@ class FusionTrainingArguments(TrainingArguments):
 
     `num_train_epochs` (or `max_steps`) is the budget of both stages together. Every evaluation is a probe.
 
+    The arguments are never written to by a run: what follows from them is resolved when training starts
+    (`ecsfusion.training.plan`).
+
     Args:
-        strategy: how the model is trained: "two-stage" (ours, by the arguments below), "joint", or one of the methods
-            that it is compared with (`ecsfusion.strategies.STRATEGIES`). One's own is given to the trainer instead.
-        strategy_options: options of the strategy by name.
-        stages: "two-stage" (stage 1 unimodal, stage 2 joint), "joint", or "unimodal" (stage 1 only).
-        rule: what decides who trains in stage 1 and when it ends: "adaptive", "peak-synergy", "weak-first", "published"
-            or "fixed" (`ecsfusion.controller`). An instance of one's own rule is given to the trainer instead.
-        rule_options: options of the rule by name.
+        strategy: how the model is trained, by name: "two-stage" (the default, steered by the rule "adaptive"), the name
+            of another rule that steers two stages ("peak-synergy", "weak-first", "published", "fixed"), "joint",
+            "joint-auxiliary", "unimodal", or another strategy in `ecsfusion.strategies.STRATEGIES`. A class or an
+            instance is given to the trainer instead.
+        strategy_options: options of the strategy, or of the rule, by name.
         max_unimodal_share: stage 1 ends at the latest when this share of the budget is used; None for the rule's
             own (half, and two thirds for "published").
         unimodal_epochs: exact length of stage 1 in epochs, out of `num_train_epochs`; the rule then only decides who
@@ -41,9 +40,10 @@ class FusionTrainingArguments(TrainingArguments):
             modality alone, and so in the readout (see `ecsfusion.training.best_heads`). It costs a second copy, and at
             inference a second forward, of the encoders that were best before the end; False does without. It is off,
             with a warning, where an encoder cannot be copied and under FSDP and DeepSpeed.
-        joint_pausing: let the rule pause modalities in stage 2 as well (with rule="peak-synergy", or one of one's own
-            that has `decide_joint`; the default rule has none).
-        auxiliary_weight: weight of each unimodal cross-entropy in stage 2.
+        joint_pausing: let the rule pause modalities in stage 2 as well (with strategy="peak-synergy", or a rule of your
+            own that has `decide_joint`; the default rule has none).
+        auxiliary_weight: weight of each unimodal loss in stage 2; None for the strategy's own, which is 0.6 where the
+            strategy does not say otherwise (arXiv 2509.20840).
         modality_learning_rates: learning rate by modality (or "fusion"); the others use `learning_rate`.
         modality_weight_decays: weight decay by modality (or "fusion"); the others use `weight_decay`.
         probe_clusters: clusters per modality in the probe, or None to choose from samples and classes.
@@ -59,9 +59,6 @@ class FusionTrainingArguments(TrainingArguments):
     strategy_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "options of the strategy"}
     )
-    stages: str = field(default="two-stage", metadata={"help": "two-stage, joint, or unimodal"})
-    rule: str = field(default="adaptive", metadata={"help": "the controller's rule by name"})
-    rule_options: dict[str, Any] | str | None = field(default=None, metadata={"help": "options of the rule"})
     max_unimodal_share: float | None = field(
         default=None, metadata={"help": "stage 1's largest share of the budget"}
     )
@@ -73,7 +70,9 @@ class FusionTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "every modality's own best weights answer for it alone"}
     )
     joint_pausing: bool = field(default=False, metadata={"help": "the rule may pause in stage 2 too"})
-    auxiliary_weight: float = field(default=0.6, metadata={"help": "weight of unimodal losses in stage 2"})
+    auxiliary_weight: float | None = field(
+        default=None, metadata={"help": "weight of unimodal losses in stage 2"}
+    )
     modality_learning_rates: dict[str, float] | str | None = field(
         default=None, metadata={"help": "learning rate by modality"}
     )
@@ -100,9 +99,11 @@ class FusionTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # it would only warn
-        for name in ("strategy_options", "rule_options", "modality_learning_rates", "modality_weight_decays"):
-            if isinstance(getattr(self, name), str):  # from a command line
+            # It would only warn.
+            self.dataloader_pin_memory = False
+        for name in ("strategy_options", "modality_learning_rates", "modality_weight_decays"):
+            # Text comes from a command line.
+            if isinstance(getattr(self, name), str):
                 setattr(self, name, _parse_mapping(name, getattr(self, name)))
         for name in ("modality_learning_rates", "modality_weight_decays"):
             for modality, value in (getattr(self, name) or {}).items():
@@ -110,9 +111,7 @@ class FusionTrainingArguments(TrainingArguments):
                     raise ValueError(
                         f"{name}[{modality!r}] is {value!r}; give a number that is not negative."
                     )
-        self.take_settings_of(find_strategy(self.strategy))
-        if self.stages not in STAGE_CHOICES:
-            raise ValueError(f"stages is {self.stages!r}; it must be one of {', '.join(STAGE_CHOICES)}.")
+        check_strategy_name(self.strategy)
         if self.max_unimodal_share is not None and not 0.0 < self.max_unimodal_share < 1.0:
             raise ValueError(
                 f"max_unimodal_share is {self.max_unimodal_share}; it is a share of the budget, between 0 and 1."
@@ -121,13 +120,8 @@ class FusionTrainingArguments(TrainingArguments):
             raise ValueError(f"num_train_epochs is {self.num_train_epochs}; the budget must be positive.")
         if self.label_names not in (None, ["labels"]):
             raise ValueError(f"label_names is {self.label_names}; the model's labels are called 'labels'.")
-        if self.auxiliary_weight < 0.0:
+        if self.auxiliary_weight is not None and self.auxiliary_weight < 0.0:
             raise ValueError(f"auxiliary_weight is {self.auxiliary_weight}; it must not be negative.")
-        if self.stages != "joint" and self.eval_strategy == IntervalStrategy.NO:
-            raise ValueError(
-                "eval_strategy is 'no', but the controller of stage 1 lives on evaluations; use 'epoch' or "
-                "'steps', or stages='joint'."
-            )
         for name, needed in (
             ("prediction_loss_only", False),
             ("batch_eval_metrics", False),
@@ -138,7 +132,6 @@ class FusionTrainingArguments(TrainingArguments):
                     f"{name} is {not needed}, but a probe reads the embeddings of the whole evaluation set at "
                     f"once; leave it {needed}."
                 )
-        self._check_unimodal_epochs()
         if self.unimodal_lr_scheduler_type is not None:
             self.unimodal_lr_scheduler_type = SchedulerType(self.unimodal_lr_scheduler_type)
         for name in ("probe_clusters", "probe_components", "probe_rows"):
@@ -161,54 +154,20 @@ class FusionTrainingArguments(TrainingArguments):
                 "end: use 'end'."
             )
 
-    def take_settings_of(self, strategy: type[Strategy]) -> None:
-        """Set the fields that the strategy sets.
+    def to_dict(self) -> dict[str, Any]:
+        """As `TrainingArguments.to_dict`; a class or an instance among the options of the strategy by its name."""
+        values = super().to_dict()
+        options = cast("dict[str, Any]", self.strategy_options or {})
+        values["strategy_options"] = {name: _json_value(value) for name, value in options.items()} or None
+        return values
 
-        Raises:
-            ValueError: one of them is set otherwise; or the strategy has a rule of its own, and one is given here.
-        """
-        defaults = {f.name: f.default for f in fields(self)}
-        settings = dict(strategy.settings)
-        if strategy.rule is not Strategy.rule:  # what steers stage 1 otherwise has nothing to steer
-            steering = ("rule", "rule_options", "max_unimodal_share", "unimodal_epochs")
-            settings |= {name: defaults[name] for name in steering}
-        for name, value in settings.items():
-            found = getattr(self, name)
-            if found not in (value, defaults[name]):
-                raise ValueError(
-                    f"{name} is {found!r}, but the strategy {strategy.name or strategy.__name__!r} sets it to "
-                    f"{value!r}; leave it out, or choose another strategy."
-                )
-            setattr(self, name, value)
 
-    def _check_unimodal_epochs(self) -> None:
-        if self.unimodal_epochs is None:
-            return
-        if self.stages != "two-stage":
-            raise ValueError(
-                f"unimodal_epochs is {self.unimodal_epochs} but stages is {self.stages!r}; leave it out, "
-                "num_train_epochs is the length of the only stage."
-            )
-        if self.max_steps > 0 or self.max_unimodal_share is not None:
-            other = "max_steps" if self.max_steps > 0 else "max_unimodal_share"
-            raise ValueError(
-                f"unimodal_epochs and {other} are both given; with max_steps, use max_unimodal_share for the "
-                "longest stage 1, else only one of them."
-            )
-        if not 0.0 < self.unimodal_epochs < self.num_train_epochs:
-            raise ValueError(
-                f"unimodal_epochs is {self.unimodal_epochs}; it is a part of num_train_epochs, "
-                f"{self.num_train_epochs}, and must leave some for stage 2."
-            )
-
-    @property
-    def unimodal_share(self) -> float | None:
-        """The share of the budget that stage 1 may use, as far as the arguments say."""
-        if self.stages == "unimodal":
-            return 1.0
-        if self.unimodal_epochs is not None:
-            return self.unimodal_epochs / self.num_train_epochs
-        return self.max_unimodal_share
+def _json_value(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return getattr(value, "__name__", type(value).__name__)
+    return value
 
 
 def _parse_mapping(name: str, text: str) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from transformers.utils import logging
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes itself, wherever this is started
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
-from ecsfusion.reporting.summary import results_table
+from ecsfusion.model.names import FUSED
+from ecsfusion.reporting.results import results_table
 from hf_recipes.configuration import RecipeArguments, parse_arguments
 from hf_recipes.data import ProcessedSplit, load_splits, prepare_splits
 from hf_recipes.encoders import build_encoders, build_processor
@@ -81,12 +82,16 @@ def joint_accuracy(job: Job, model: FusionForClassification) -> float:
     args = replace(
         job.args,
         output_dir=str(Path(job.args.output_dir) / "joint"),
-        stages="joint",
-        auxiliary_weight=0.0,
+        strategy="joint",
+        strategy_options=None,
+        auxiliary_weight=None,
+        unimodal_epochs=None,
+        max_unimodal_share=None,
+        joint_pausing=False,
         push_to_hub=False,
         resume_from_checkpoint=None,
     )
-    return train(job, model, args).reports["test"]["metrics"]["test_accuracy"]
+    return train(job, model, args).measurements["test"].scores[FUSED]
 
 
 def name_of_data(recipe: RecipeArguments) -> str:

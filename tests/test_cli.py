@@ -121,7 +121,7 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
         "    assert dist.get_world_size() == 2 and os.environ['WORLD_SIZE'] == '2'\n"
         "    sys.stderr.write(f'rank {dist.get_rank()} of {dist.get_world_size()}\\n')\n"
         "    return whole(*arguments, **options)\n"
-        "cli.stream_pid = checked\n"
+        "stream.stream_pid = checked\n"
         "sys.exit(cli.main())\n"
     )
     command = [
@@ -176,6 +176,9 @@ def test_progress_is_shown_unless_quiet(files, capsys):
         ),
         (["data.parquet", "--label", "name", "--bins", "3", *MODALITIES], "one finite number per row"),
         (["data.npz", "--label", "label", "--clusters", "0", *MODALITIES], "num_clusters"),
+        (["data.npz", "--label", "label", "--device", "gpu", *MODALITIES], "one of ['cpu'"),
+        (["data.npz", "--label", "label", "--device", "cuda:99", *MODALITIES], "got 'cuda:99'"),
+        (["data.npz", "--label", "label", "--device", "meta", *MODALITIES], "got 'meta'"),
     ],
 )
 def test_errors_are_one_sentence(files, capsys, monkeypatch, arguments, message):

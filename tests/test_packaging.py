@@ -10,6 +10,7 @@ from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,24 +139,6 @@ print(module.broja.__name__)
     assert run_python(code, tmp_path) == "broja"
 
 
-def imports_of(name, cwd):
-    """Top-level modules that `import name` brings along in a new interpreter."""
-    code = f"import {name}, sys; print(*sorted({{module.split('.')[0] for module in sys.modules}}))"
-    return set(run_python(code, cwd).split())
-
-
-def test_imports_go_one_way(tmp_path):
-    assert not imports_of("ecsfusion_kernels", tmp_path) & {"ecsfusion", "transformers"}
-    controller = ROOT / "ecsfusion" / "controller.py"
-    code = (
-        "import importlib.util, sys; "
-        f"spec = importlib.util.spec_from_file_location('controller', {str(controller)!r}); "
-        "module = importlib.util.module_from_spec(spec); sys.modules['controller'] = module; "
-        "spec.loader.exec_module(module); print('torch' in sys.modules, 'transformers' in sys.modules)"
-    )
-    assert run_python(code, tmp_path) == "False False"
-
-
 def test_nothing_but_tests_benchmarks_and_recipes_knows_the_shared_data():
     for file in [*(ROOT / "ecsfusion").rglob("*"), *KERNELS.rglob("*")]:
         if file.suffix in {".py", ".md"}:
@@ -183,3 +166,90 @@ def test_public_names_exist():
 
     assert ecsfusion.__all__
     assert [name for name in ecsfusion.__all__ if not hasattr(ecsfusion, name)] == []
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def load_workflow(name):
+    """A workflow as a mapping; YAML reads the key `on` as True."""
+    return yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8"))
+
+
+def shell_commands(job):
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_the_gate_and_the_tests_run_for_every_change():
+    workflow = load_workflow("ci.yml")
+    assert {"push", "pull_request"} <= set(workflow[True])
+    assert shell_commands(workflow["jobs"]["gate"]) == [".ci/run"]
+    assert shell_commands(workflow["jobs"]["tests"]) == [readme_commands()["tests"]]
+
+
+def test_every_supported_python_is_tested(pyproject):
+    jobs = load_workflow("ci.yml")["jobs"]
+    setup = next(step["with"] for step in jobs["gate"]["steps"] if "setup-python" in step.get("uses", ""))
+    tested = {setup["python-version"].split()[-1], *jobs["tests"]["strategy"]["matrix"]["python-version"]}
+    words = [text.split(" :: ")[-1] for text in pyproject["project"]["classifiers"]]
+    assert tested == {word for word in words if re.fullmatch(r"3\.\d+", word)}
+
+
+def test_newest_dependencies_are_tried_every_week():
+    workflow = load_workflow("newest.yml")
+    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", workflow[True]["schedule"][0]["cron"])
+    assert "workflow_dispatch" in workflow[True]
+    commands = shell_commands(workflow["jobs"]["tests"])
+    assert "pip install --upgrade --pre transformers accelerate triton" in commands
+    assert commands[-1] == "pytest"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_may_only_read_and_name_versions(path):
+    workflow = load_workflow(path.name)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert workflow["concurrency"]["group"]
+    for name, job in workflow["jobs"].items():
+        assert job["timeout-minutes"] <= 60
+        # To publish on PyPI is the only other right that any job has.
+        allowed = {"id-token": "write"} if (path.name, name) == ("release.yml", "publish") else None
+        assert job.get("permissions") == allowed
+        for step in job["steps"]:
+            assert re.fullmatch(
+                r"actions/[a-z-]+@v\d+|pypa/\S+@release/v1", step.get("uses", "actions/none@v0")
+            )
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+
+
+def test_publishing_waits_for_the_checked_wheel_and_an_approval():
+    jobs = load_workflow("release.yml")["jobs"]
+    assert jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["environment"] == "pypi"
+    assert any("check_wheel.py" in command for command in shell_commands(jobs["build"]))
+
+
+def test_issue_forms_are_complete_and_the_command_for_versions_runs(tmp_path):
+    folder = ROOT / ".github" / "ISSUE_TEMPLATE"
+    forms = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("*.yml")}
+    assert set(forms) == {"config", "bug_report", "feature_request"}
+    for name in ("bug_report", "feature_request"):
+        assert forms[name]["name"]
+        assert forms[name]["description"]
+        fields = [field for field in forms[name]["body"] if field["type"] != "markdown"]
+        assert len({field["id"] for field in fields}) == len(fields)
+        assert all(field["attributes"]["label"] for field in fields)
+    versions = next(field for field in forms["bug_report"]["body"] if field.get("id") == "versions")
+    command = re.search(r"`python -c \"(.*)\"`", versions["attributes"]["description"]).group(1)
+    printed = run_python(command, tmp_path).splitlines()
+    assert f"torch=={metadata.version('torch')}" in printed
+    assert f"ecsfusion=={metadata.version('ecsfusion')}" in printed
+
+
+def test_the_version_is_written_in_pyproject_and_in_the_citation_alone(pyproject):
+    import ecsfusion
+
+    version = pyproject["project"]["version"]
+    assert ecsfusion.__version__ == version
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "ecsfusion").rglob("*.py")]
+    assert not [text for text in sources if f'"{version}"' in text]

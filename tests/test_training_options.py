@@ -68,7 +68,7 @@ def test_gradient_accumulation_equals_the_large_batch(tmp_path):
         tmp_path / "small", per_device_train_batch_size=4, gradient_accumulation_steps=4, **options
     )
     assert large.state.global_step == small.state.global_step == 2 * STEPS_PER_EPOCH
-    assert {entry["stage"] for entry in small.record.history} == {"unimodal", "joint"}
+    assert {entry.stage for entry in small.record.history} == {"unimodal", "joint"}
     assert_same(weights(large), weights(small), rtol=1e-4, atol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_norms_are_logged_by_modality_and_in_all(tmp_path, max_grad_norm):
     first, last = (
         [entry for entry in run.state.log_history if "grad_norm" in entry][index] for index in (0, -1)
     )
-    assert (first["stage"], last["stage"]) == (1, 2)
+    assert (first["stage"], last.stage) == (1, 2)
     assert "grad_norm_fusion" not in first
     assert first["training_left"] == first["training_right"] == 1
     for entry, parts in ((first, ("left", "right")), (last, ("left", "right", "fusion"))):
@@ -217,7 +217,7 @@ def half_or_full(folder: Path, half: bool, overflow: str | None = None, **option
     run.train()
     assert heads == {torch.float16 if half else torch.float32}
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
-    assert [entry["stage"] for entry in run.record.history] == ["unimodal"] * 3 + ["joint"]
+    assert [entry.stage for entry in run.record.history] == ["unimodal"] * 3 + ["joint"]
     return run, seen
 
 
@@ -321,8 +321,8 @@ def test_a_compiled_model_trains_as_the_plain_one(tmp_path):
         torch_compile_backend="eager",
         **options,
     )
-    assert [entry["training"] for entry in plain.record.history] == [
-        entry["training"] for entry in compiled.record.history
+    assert [list(entry.training) for entry in plain.record.history] == [
+        list(entry.training) for entry in compiled.record.history
     ]
     assert_same(weights(plain), weights(compiled), rtol=1e-4, atol=1e-5)
 
@@ -502,7 +502,7 @@ def test_early_stopping_counts_in_stage_two_only(tmp_path):
         callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
     )
     run.train()
-    stages = [entry["stage"] for entry in run.record.history]
+    stages = [entry.stage for entry in run.record.history]
     assert stages == ["unimodal"] * 4 + ["joint"] * 3, "one joint best, then two that are worse"
     assert run.state.best_global_step == 5 * STEPS_PER_EPOCH
     kept = {folder.name for folder in tmp_path.glob("checkpoint-*")}
@@ -630,7 +630,7 @@ def test_stage_one_has_its_given_length_and_schedule(tmp_path):
     )
     change = 2 * STEPS_PER_EPOCH
     assert run.record.stage_start == change
-    assert run.record.history[0]["reason"].startswith("stage 1 goes on, for its length is given")
+    assert run.record.history[0].decision.reason.startswith("stage 1 goes on, for its length is given")
     assert seen.rates[:change] == pytest.approx([3e-3] * change)
     steps = 3 * STEPS_PER_EPOCH
     assert seen.rates[change:] == pytest.approx([3e-3 * (1 - step / steps) for step in range(steps)])
@@ -664,7 +664,7 @@ def test_a_plateau_schedule_starts_again_too(tmp_path):
         ({"unimodal_epochs": 9.0}, "part of num_train_epochs, 4"),
         ({"unimodal_epochs": 1.0, "max_steps": 5}, "unimodal_epochs and max_steps"),
         ({"unimodal_epochs": 1.0, "max_unimodal_share": 0.3}, "unimodal_epochs and max_unimodal_share"),
-        ({"unimodal_epochs": 1.0, "stages": "joint"}, "stages is 'joint'"),
+        ({"unimodal_epochs": 1.0, "strategy": "joint-auxiliary"}, "stages is 'joint'"),
         ({"joint_pausing": True, "rule": "weak-first"}, "'weak-first' has no decide_joint"),
         ({"probe_rows": 0}, "probe_rows is 0"),
     ],
@@ -689,7 +689,7 @@ class Stream(torch.utils.data.IterableDataset):
 def test_a_stream_of_rows_trains_in_two_stages(tmp_path):
     run = run_with(tmp_path, train=Stream(), max_steps=12, eval_strategy="steps", eval_steps=4)
     assert run.state.global_step == 12
-    assert [entry["step"] for entry in run.record.history] == [4, 6, 8, 12]
+    assert [entry.step for entry in run.record.history] == [4, 6, 8, 12]
     assert (run.record.stage, run.record.stage_start) == ("joint", 6)
 
 
@@ -748,7 +748,7 @@ def test_only_so_many_rows_are_decomposed(tmp_path):
     few = trainer(tmp_path, probe_rows=50)
     metrics = few.evaluate()
     assert few.pid.num_samples == 50
-    assert few.reports["validation"]["rows"] == 80
+    assert few.measurements["validation"].num_rows == 80
     assert metrics["eval_accuracy"] == trainer(tmp_path).evaluate()["eval_accuracy"]
     again = trainer(tmp_path, probe_rows=50).evaluate()
     assert again["eval_synergy"] == metrics["eval_synergy"]
@@ -787,7 +787,7 @@ def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
         keep_best_heads=False,
     )
     both = ["left", "right"]
-    assert [entry["training"] for entry in run.record.history] == [both, both, ["right"], both]
+    assert [list(entry.training) for entry in run.record.history] == [both, both, ["right"], both]
     start, end = 2 * STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH
     names = [name for name in seen.weights[0] if name.startswith(("encoders.left", "heads.left"))]
     assert all(torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in names)
@@ -804,7 +804,7 @@ def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
     assert any(not torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in moved)
     assert "    -> left paused: a script" in capsys.readouterr().out
     off = run_with(tmp_path / "off", rule=PauseLeft())
-    assert all(entry["training"] == ["left", "right"] for entry in off.record.history)
+    assert all(list(entry.training) == ["left", "right"] for entry in off.record.history)
 
 
 def test_pausing_in_stage_two_with_gaps_and_a_loss_of_ones_own(tmp_path):
@@ -823,7 +823,7 @@ def test_pausing_in_stage_two_with_gaps_and_a_loss_of_ones_own(tmp_path):
     }
     own = run_with(tmp_path / "own", rule=PauseLeft(), **options)
     given = run_with(tmp_path / "given", rule=PauseLeft(), compute_loss_func=plain_loss, **options)
-    assert [entry["training"] for entry in own.record.history][2] == ["right"]
+    assert [list(entry.training) for entry in own.record.history][2] == ["right"]
     assert all(value.isfinite().all() for value in weights(own).values())
     assert_same(weights(own), weights(given), rtol=1e-4, atol=1e-5)
 
@@ -873,7 +873,7 @@ def test_without_a_second_stage_no_sentence_announces_one(tmp_path, capsys):
     assert run.record.stage == "unimodal"
     default = run_with(tmp_path / "default", stages="unimodal")
     assert "stage 2" not in capsys.readouterr().out
-    assert "; the model keeps the " in default.record.history[-1]["reason"]
+    assert "; the model keeps the " in default.record.history[-1].decision.reason
 
 
 # ---- errors ----
@@ -931,7 +931,7 @@ def test_a_class_without_rows_in_the_probe_set_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no row of class 2 \(LABEL_2\)"):
         run_with(tmp_path, evaluation=TwoClasses(80, 1))
     assert (
-        run_with(tmp_path, evaluation=TwoClasses(80, 1), stages="joint", num_train_epochs=1).pid is not None
+        run_with(tmp_path, evaluation=TwoClasses(80, 1), strategy="joint-auxiliary", num_train_epochs=1).pid is not None
     )
 
 

@@ -53,7 +53,7 @@ def main(folder: Path, *words: str) -> None:
         "wrapped": type(trainer.model_wrapped).__name__,
         "history": trainer.record.history,
         "warnings": trainer.record.warnings,
-        "rows": trainer.reports["test"]["rows"],
+        "rows": trainer.measurements["test"].num_rows,
         "labels": labels,
         "weights": {name: float(p.detach().double().sum()) for name, p in trainer.model.named_parameters()},
         "readout": trainer.model.config.readout,

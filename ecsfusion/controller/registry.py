@@ -1,39 +1,48 @@
-"""The controller of stage 1: who trains now, and when does unimodal training end?
-
-A rule reads every probe and decides. `make_rule` finds one by name; `~ecsfusion.controller.rule.Rule`
-tells how to write your own.
-"""
+"""The rules by their names, and how one is made."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from ecsfusion.controller.adaptive import Adaptive
-from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.fixed import FixedSchedule
 from ecsfusion.controller.options import check_options
 from ecsfusion.controller.peak_synergy import PeakSynergy
 from ecsfusion.controller.published import Published
-from ecsfusion.controller.reading import Reading
-from ecsfusion.controller.rule import Rule
+from ecsfusion.controller.rule import Rule, RunContext
 from ecsfusion.controller.weak_first import WeakFirst
-
-__all__ = ["RULES", "Decision", "Reading", "Rule", "make_rule"]
 
 RULES: dict[str, type[Rule]] = {
     rule.name: rule for rule in (Adaptive, Published, PeakSynergy, WeakFirst, FixedSchedule)
 }
 
 
-def make_rule(rule: str | type[Rule] | Rule, modalities: Sequence[str], **options: Any) -> Rule:
-    """The rule of this name or class, made with these options; or the given instance itself.
+def make_rule(
+    rule: str | type[Rule] | Rule,
+    modalities: Sequence[str],
+    *,
+    context: RunContext | None = None,
+    **options: Any,
+) -> Rule:
+    """A rule from its name, its class or an instance, made with these options.
+
+    Args:
+        rule: the choice.
+        modalities: of the model.
+        context: of the run that it decides for; by default a run of two stages without further demands.
+        **options: of the rule.
+
+    Returns:
+        A new rule; of an instance a copy.
 
     Raises:
-        ValueError: an unknown name or option (the message lists the allowed ones), or an instance that was
-            made for other modalities.
+        ValueError: an unknown name or option (the message lists the allowed ones), an instance that was made for other
+            modalities or is given options, or a context that the rule cannot serve.
         TypeError: neither a name nor a rule.
     """
+    context = RunContext() if context is None else context
     if isinstance(rule, Rule):
         if options:
             raise ValueError(f"options {sorted(options)} do not apply to a rule that is made already.")
@@ -41,7 +50,7 @@ def make_rule(rule: str | type[Rule] | Rule, modalities: Sequence[str], **option
             raise ValueError(
                 f"rule is for modalities {list(rule.modalities)}, the model has {list(modalities)}."
             )
-        return rule
+        return rule.in_context(context)
     if isinstance(rule, str):
         if rule not in RULES:
             raise ValueError(f"unknown rule {rule!r}; allowed are {sorted(RULES)}, or a Rule of your own.")
@@ -50,11 +59,15 @@ def make_rule(rule: str | type[Rule] | Rule, modalities: Sequence[str], **option
         kind = rule
     else:
         raise TypeError(f"rule must be a name, a Rule class or a Rule, got {type(rule).__name__}.")
-    check_options(kind, options, f"the rule {kind.name or kind.__name__!r}", "rule_options")
+    label = f"the rule {kind.name or kind.__name__!r}"
+    if context.unimodal_share is not None and "max_unimodal_share" in inspect.signature(kind).parameters:
+        # Some rules check their other options against the share.
+        options = {**options, "max_unimodal_share": context.unimodal_share}
+    check_options(kind, options, label, "strategy_options")
     try:
-        return kind(modalities, **options)
-    except TypeError as error:  # such as a word where a number is compared
+        return kind(modalities, **options).in_context(context)
+    # Such as a word where a number is compared.
+    except TypeError as error:
         raise TypeError(
-            f"the rule {kind.name or kind.__name__!r} cannot be made for the modalities {modalities} with rule_options "
-            f"{options}: {error}"
+            f"{label} cannot be made for the modalities {modalities} with the options {options}: {error}"
         ) from error

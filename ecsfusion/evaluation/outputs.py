@@ -1,9 +1,9 @@
-"""One pass over an evaluation set, kept: the probe, the readout and the last report are all made from it."""
+"""The outputs of one pass over an evaluation set, of which the measurement and the readout are made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,15 +25,14 @@ class Evaluation:
         embeddings: (N, D_m) by modality; likewise.
         present: (N,) bool by modality.
         labels: (N,) class indices, or what the problem type asks for.
-        metrics: what was reported, with the prefix of the evaluation set.
-        excluded_from_readout: modalities whose own heads get no weight in the readout beside others (`Rule.excluded_from_readout`).
+        excluded_from_readout: modalities whose own heads get no weight in the readout beside others, see
+            `Rule.excluded_from_readout`.
     """
 
     heads: dict[str, Tensor]
     embeddings: dict[str, np.ndarray]
     present: dict[str, Tensor]
     labels: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
     excluded_from_readout: tuple[str, ...] = ()
 
     @classmethod
@@ -49,7 +48,11 @@ class Evaluation:
         )
 
     def check_finite(self) -> None:
-        """Raises ValueError for the first head, of a modality or the fused one, that gave a row NaN."""
+        """Check that every head answered every row that it is for.
+
+        Raises:
+            ValueError: it names the first head, of a modality or the fused one, whose logits are NaN.
+        """
         for name in [*self.present, FUSED]:
             bad = self.heads[name].isnan().flatten(1).any(dim=1) & self.present.get(name, torch.tensor(True))
             if bool(bad.any()):
@@ -59,12 +62,12 @@ class Evaluation:
                     "weights: lower the learning rate."
                 )
 
-    def probed_rows(self, most: int | None, seed: int) -> np.ndarray:
-        """The rows (n,) that a probe decomposes: those with every modality, at most so many, drawn by the seed."""
+    def probed_rows(self, max_rows: int | None, seed: int) -> np.ndarray:
+        """The rows (n,) that a probe decomposes: those with every modality, at most `max_rows`, drawn by the seed."""
         complete = torch.stack(list(self.present.values())).all(dim=0).nonzero()[:, 0].numpy()
-        if most is None or len(complete) <= most:
+        if max_rows is None or len(complete) <= max_rows:
             return complete
-        return np.sort(np.random.default_rng(seed).choice(complete, most, replace=False))
+        return np.sort(np.random.default_rng(seed).choice(complete, max_rows, replace=False))
 
     def fit_readout(self, problem_type: str) -> Readout:
         """The calibrated combination of the heads, fitted on these rows."""
@@ -92,12 +95,13 @@ def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int 
     if len(labels) < needed:
         raise ValueError(
             f"the probe set (the first evaluation set) has {len(labels)} usable rows, too few to decide on; give at "
-            f"least {needed}, {MIN_ROWS_PER_CLASS} per class and one per cluster, or train with stages='joint'."
+            f"least {needed}, {MIN_ROWS_PER_CLASS} per class and one per cluster, or train jointly, with "
+            "strategy='joint-auxiliary'."
         )
     found = set(np.unique(labels).tolist())
     missing = [f"{index} ({names[index]})" for index in sorted(names) if index not in found]
     if missing:
         raise ValueError(
             f"the probe set (the first evaluation set) has no row of class {', '.join(missing)}; give rows of every "
-            "class, for instance by a stratified split, or train with stages='joint'."
+            "class, for instance by a stratified split, or train jointly, with strategy='joint-auxiliary'."
         )

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 from ecsfusion.controller.options import check_options
+from ecsfusion.controller.registry import RULES
+from ecsfusion.controller.rule import Rule
 from ecsfusion.strategies.agm import AGM
 from ecsfusion.strategies.distillation import UnimodalDistillation
 from ecsfusion.strategies.g_blending import GBlending
@@ -23,7 +26,7 @@ from ecsfusion.strategies.strategy import Strategy
 from ecsfusion.strategies.two_stage import Published, TwoStage
 from ecsfusion.strategies.unimodal import Sequential, Unimodal, UniPreFinetuned, UniPreFrozen, WarmUp
 
-__all__ = ["STRATEGIES", "Strategy", "find_strategy", "make_strategy"]
+__all__ = ["STRATEGIES", "Strategy", "check_strategy_name", "make_strategy"]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
@@ -53,29 +56,63 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
-def find_strategy(name: str) -> type[Strategy]:
-    """The strategy of this name.
+def check_strategy_name(name: str) -> None:
+    """Check that a strategy, or a rule that steers two stages, has this name.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"strategy is {name!r}; it must be one of {', '.join(STRATEGIES)}.")
-    return STRATEGIES[name]
+    if name not in STRATEGIES and name not in RULES:
+        raise ValueError(
+            f"strategy is {name!r}; it must be one of {', '.join(STRATEGIES)}, or a rule that steers two stages: "
+            f"{', '.join(RULES)}."
+        )
 
 
-def make_strategy(strategy: str | type[Strategy], modalities: Sequence[str], **options: Any) -> Strategy:
-    """The strategy of this name or class, made with these options.
+def make_strategy(
+    strategy: str | type[Strategy] | Strategy | type[Rule] | Rule, modalities: Sequence[str], **options: Any
+) -> Strategy:
+    """A strategy from its name, its class or an instance, made with these options.
+
+    A rule, again by its name, class or instance, stands for `TwoStage` steered by it.
+
+    Args:
+        strategy: the choice.
+        modalities: of the model.
+        **options: of the strategy, or of the rule.
+
+    Returns:
+        A new strategy; of an instance a copy.
 
     Raises:
-        ValueError: an unknown name, an unknown or missing option, or a number of modalities that it is not for.
-        TypeError: neither a name nor a class.
+        ValueError: an unknown name, an unknown or missing option, a number of modalities that it is not for, or an
+            instance that was made for other modalities or is given options.
+        TypeError: none of the above.
     """
+    if isinstance(strategy, Strategy):
+        if options:
+            raise ValueError(
+                f"strategy_options are {sorted(options)}, but the strategy {strategy.label!r} is an instance, which "
+                "has its options; leave them out."
+            )
+        if strategy.modalities != tuple(modalities):
+            raise ValueError(
+                f"the strategy is for the modalities {list(strategy.modalities)}, the model has {list(modalities)}."
+            )
+        return copy.deepcopy(strategy)
+    if isinstance(strategy, Rule) or (isinstance(strategy, type) and issubclass(strategy, Rule)):
+        return TwoStage(modalities, rule=strategy, **options)
     if isinstance(strategy, str):
-        kind = find_strategy(strategy)
+        check_strategy_name(strategy)
+        if strategy not in STRATEGIES:
+            return TwoStage(modalities, rule=strategy, **options)
+        kind = STRATEGIES[strategy]
     elif isinstance(strategy, type) and issubclass(strategy, Strategy):
         kind = strategy
     else:
-        raise TypeError(f"strategy must be a name or a subclass of Strategy, got {type(strategy).__name__}.")
+        raise TypeError(
+            "strategy must be the name, the class or an instance of a strategy or of a rule, got "
+            f"{type(strategy).__name__}."
+        )
     check_options(kind, options, f"the strategy {kind.name or kind.__name__!r}", "strategy_options")
     return kind(modalities, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ class AGM(Strategy):
     """
 
     name = "agm"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
     has_own_loss = True
 
     def __init__(self, modalities: Sequence[str], *, alpha: float = 1.0, cap: float = 10.0) -> None:

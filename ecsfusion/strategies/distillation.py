@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ecsfusion.model.rows import take
 from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share, rows_of
 
 if TYPE_CHECKING:
-    from ecsfusion.controller.rule import Rule
+    from ecsfusion.controller.rule import Rule, RunContext
     from ecsfusion.modeling import FusionForClassification, FusionOutput
 
 
@@ -33,7 +33,7 @@ class UnimodalDistillation(Strategy):
     """
 
     name = "unimodal-distillation"
-    settings: ClassVar[dict[str, Any]] = {"stages": "two-stage", "auxiliary_weight": 0.0}
+    auxiliary_weight = 0.0
     has_own_loss = True
 
     def __init__(self, modalities: Sequence[str], *, share: float = 0.5, weight: float = 1.0) -> None:
@@ -44,9 +44,9 @@ class UnimodalDistillation(Strategy):
         self.share, self.weight = share, weight
         self.teachers: dict[str, nn.Module] = {}  # no part of the model: neither counted nor saved with it
 
-    def rule(self) -> Rule:
+    def make_rule(self, context: RunContext) -> Rule:
         """All modalities train alone for that share, then everything starts anew."""
-        return PretrainThenReset(self.modalities, max_unimodal_share=self.share)
+        return PretrainThenReset(self.modalities, max_unimodal_share=self.share).in_context(context)
 
     def begin_stage(self, trainer: TrainerOfStrategy) -> None:
         """Call the teachers, when joint training begins or goes on."""

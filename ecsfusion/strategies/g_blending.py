@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ class GBlending(Strategy):
     """
 
     name = "g-blending"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
     needs_evaluations = "it weighs the heads by their validation loss"
     has_own_loss = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,14 +17,15 @@ class Joint(Strategy):
     """Plain joint training: the loss of the fused head, CE(z), and nothing else."""
 
     name = "joint"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
 
 
 class JointAuxiliary(Strategy):
     """Joint training with unimodal losses ("multi-loss"): CE(z) + auxiliary_weight * sum_m CE(z_m)."""
 
     name = "joint-auxiliary"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint"}
+    stages = "joint"
 
 
 class ModalityDropout(Strategy):
@@ -38,7 +39,8 @@ class ModalityDropout(Strategy):
     """
 
     name = "modality-dropout"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
 
     def __init__(self, modalities: Sequence[str], *, probability: float = 0.3) -> None:
         super().__init__(modalities)
@@ -71,7 +73,8 @@ class RatePerModality(Strategy):
     """
 
     name = "rate-per-modality"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
 
     def __init__(self, modalities: Sequence[str], *, slow: str, factor: float = 3.0) -> None:
         super().__init__(modalities)

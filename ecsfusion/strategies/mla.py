@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,8 @@ class MLA(Strategy):
     """
 
     name = "mla"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
     only_single_label = "the fused head weighs by the entropy over classes"
     only_fusion = "entropy-average"
     has_own_loss = True

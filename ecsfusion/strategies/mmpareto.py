@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ class MMPareto(Strategy):
     """
 
     name = "mmpareto"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 1.0}
+    stages = "joint"
+    auxiliary_weight = 1.0
     not_fp16 = "its unimodal gradients are taken apart from the others, without a loss scale"
     has_own_loss = True
 

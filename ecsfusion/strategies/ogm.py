@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ class OGM(Strategy):
     """
 
     name = "ogm"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
     only_two = "a modality is compared with the other one"
     only_single_label = "a score is the probability of the row's class"
 

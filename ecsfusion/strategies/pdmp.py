@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from ecsfusion.controller.pretrain_then_reset import PretrainThenReset
+from ecsfusion.evaluation.scores import quality
 from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share
-from ecsfusion.training.best_heads import quality
 
 if TYPE_CHECKING:
-    from ecsfusion.controller.rule import Rule
+    from ecsfusion.controller.rule import Rule, RunContext
     from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification
 
@@ -34,7 +34,7 @@ class PDMP(Strategy):
     """
 
     name = "pdmp"
-    settings: ClassVar[dict[str, Any]] = {"stages": "two-stage", "auxiliary_weight": 0.0}
+    auxiliary_weight = 0.0
 
     def __init__(
         self, modalities: Sequence[str], *, share: float = 0.25, gamma_p: float = 1.0, gamma_r: float = 0.5
@@ -46,9 +46,9 @@ class PDMP(Strategy):
         self.share, self.gamma_p, self.gamma_r = share, gamma_p, gamma_r
         self.state = {"ranking": []}  # best first
 
-    def rule(self) -> Rule:
+    def make_rule(self, context: RunContext) -> Rule:
         """All train alone for that share, and start anew."""
-        return PretrainThenReset(self.modalities, max_unimodal_share=self.share)
+        return PretrainThenReset(self.modalities, max_unimodal_share=self.share).in_context(context)
 
     def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Rank the modalities; the last ranking of stage 1 counts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ class PMR(Strategy):
     """
 
     name = "pmr"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
     only_two = "a modality is compared with the other one"
     only_single_label = "a prototype belongs to one class"
     needs_evaluations = "prototypes are computed after each"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ class DiagnosingRelearning(Strategy):
     """
 
     name = "diagnosing-relearning"
-    settings: ClassVar[dict[str, Any]] = {"stages": "joint", "auxiliary_weight": 0.0}
+    stages = "joint"
+    auxiliary_weight = 0.0
     only_single_label = "the purity of a cluster is that of its class"
     needs_evaluations = "it compares the training rows with those of the evaluation set"
     resets = True

@@ -1,8 +1,7 @@
-"""What a training strategy may do: settings of a run, and hooks in the order in which a training step meets them.
+"""The base class of training strategies: what a strategy sets, and its hooks in the order of a training step.
 
-A strategy is a way to train the fusion model: our own two stages, or one of the methods that they are compared with.
-`FusionTrainer` owns the loop and calls the hooks; a strategy holds its rule, its numbers and its state, and nothing
-else of it is known to the trainer.
+A strategy is a way to train the fusion model: two stages under a rule, or one of the methods that they are compared
+with. `FusionTrainer` owns the loop and calls the hooks; a strategy holds its rule, its numbers and its state.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ecsfusion.controller.rule import Rule
+    from ecsfusion.controller.rule import Rule, RunContext
     from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification, FusionOutput
 
@@ -41,7 +40,7 @@ class Strategy:
 
         class LouderAudio(Strategy):
             name = "louder-audio"
-            settings = {"stages": "joint"}
+            stages = "joint"
 
             def adjust_gradients(self, model):
                 for parameter in model.modality_parameters("audio").values():
@@ -62,8 +61,12 @@ class Strategy:
     """
 
     name: ClassVar[str] = ""
-    settings: ClassVar[dict[str, Any]] = {}
-    """Fields of `FusionTrainingArguments` that this strategy sets; the user cannot set them otherwise."""
+    stages: ClassVar[str] = "two-stage"
+    """What it trains: "two-stage", "joint" (stage 2 alone) or "unimodal" (stage 1 alone)."""
+    auxiliary_weight: ClassVar[float | None] = None
+    """Weight of each unimodal loss in stage 2; None to leave it to the arguments."""
+    takes_unimodal_share: ClassVar[bool] = False
+    """Whether the arguments `max_unimodal_share` and `unimodal_epochs` have a say in its stage 1."""
     only_two: ClassVar[str] = ""
     """Why the strategy is for two modalities only, in a few words; empty if it is not."""
     only_one_process: ClassVar[str] = ""
@@ -87,17 +90,26 @@ class Strategy:
         self.modalities = tuple(modalities)
         if self.only_two and len(self.modalities) != 2:
             raise ValueError(
-                f"the strategy {self.name!r} is for two modalities ({self.only_two}), and the model has "
+                f"the strategy {self.label!r} is for two modalities ({self.only_two}), and the model has "
                 f"{list(self.modalities)}; choose another strategy."
             )
         self.state: dict[str, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """The strategy's name, or that of its class where it has none."""
+        return self.name or type(self).__name__
 
     def learning_rates(self, learning_rate: float) -> dict[str, float]:
         """Learning rates by modality (or "fusion") that this strategy sets, given the common one."""
         return {}
 
-    def rule(self) -> Rule | None:
-        """A fresh rule that decides who trains in stage 1; None to leave that to `args.rule`."""
+    def make_rule(self, context: RunContext) -> Rule | None:
+        """A fresh rule that decides in this run who trains in stage 1; None where there is no stage 1.
+
+        Raises:
+            ValueError: a rule that cannot do what the context asks for.
+        """
         return None
 
     def begin_stage(self, trainer: TrainerOfStrategy) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 from ecsfusion.controller.fixed import FixedSchedule
+from ecsfusion.controller.registry import make_rule
+from ecsfusion.controller.rule import Rule, RunContext
 from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_share
-
-if TYPE_CHECKING:
-    from ecsfusion.controller.rule import Rule
 
 
 class Unimodal(Strategy):
@@ -17,14 +17,36 @@ class Unimodal(Strategy):
 
     The fused head becomes the sum of the unimodal ones (the product of their softmax), and the readout is the
     calibrated ensemble, p proportional to prod_m softmax(z_m)^w_m with w_m fitted on validation.
+
+    Args:
+        modalities: of the model.
+        rule: what decides who trains, and when training ends: a name, a class or an instance as for `TwoStage`; by
+            default all train to the end.
+        **rule_options: options of the rule by name.
     """
 
     name = "unimodal"
-    settings: ClassVar[dict[str, Any]] = {"stages": "unimodal"}
+    stages = "unimodal"
 
-    def rule(self) -> Rule:
-        """All train to the end."""
-        return FixedSchedule(self.modalities, schedule=[(1.0, self.modalities)], max_unimodal_share=1.0)
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        *,
+        rule: str | type[Rule] | Rule | None = None,
+        **rule_options: Any,
+    ) -> None:
+        super().__init__(modalities)
+        self._rule, self._rule_options = rule, rule_options
+        # Wrong options are found when the strategy is made.
+        self.make_rule(RunContext())
+
+    def make_rule(self, context: RunContext) -> Rule:
+        """The given rule, or all train to the end."""
+        context = replace(context, unimodal_share=1.0)
+        if self._rule is not None:
+            return make_rule(self._rule, self.modalities, context=context, **self._rule_options)
+        schedule = [(1.0, self.modalities)]
+        return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=1.0).in_context(context)
 
 
 class _ThenFused(Strategy):
@@ -40,10 +62,12 @@ class _ThenFused(Strategy):
         check_share(share)
         self.share = share
 
-    def rule(self) -> Rule:
+    def make_rule(self, context: RunContext) -> Rule:
         """All train for that share."""
         schedule = [(self.share, self.modalities)]
-        return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=self.share)
+        return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=self.share).in_context(
+            context
+        )
 
 
 class UniPreFrozen(_ThenFused):
@@ -55,7 +79,7 @@ class UniPreFrozen(_ThenFused):
     """
 
     name = "uni-pre-frozen"
-    settings: ClassVar[dict[str, Any]] = {"stages": "two-stage", "auxiliary_weight": 0.0}
+    auxiliary_weight = 0.0
 
     def __init__(self, modalities: Sequence[str], *, share: float = 0.8) -> None:
         super().__init__(modalities, share=share)
@@ -75,7 +99,7 @@ class UniPreFinetuned(_ThenFused):
     """
 
     name = "uni-pre-finetuned"
-    settings: ClassVar[dict[str, Any]] = {"stages": "two-stage", "auxiliary_weight": 0.0}
+    auxiliary_weight = 0.0
 
     def __init__(self, modalities: Sequence[str], *, share: float = 2 / 3) -> None:
         super().__init__(modalities, share=share)
@@ -90,7 +114,6 @@ class WarmUp(_ThenFused):
     """
 
     name = "warm-up"
-    settings: ClassVar[dict[str, Any]] = {"stages": "two-stage"}
 
     def __init__(self, modalities: Sequence[str], *, share: float = 0.5) -> None:
         super().__init__(modalities, share=share)
@@ -106,7 +129,7 @@ class Sequential(Strategy):
     """
 
     name = "sequential"
-    settings: ClassVar[dict[str, Any]] = {"stages": "two-stage", "auxiliary_weight": 0.0}
+    auxiliary_weight = 0.0
 
     def __init__(self, modalities: Sequence[str], *, order: Sequence[str], share: float = 0.25) -> None:
         super().__init__(modalities)
@@ -116,8 +139,8 @@ class Sequential(Strategy):
             raise ValueError(f"share is {share}; {len(order)} of them must leave some of the budget.")
         self.order, self.share = tuple(order), share
 
-    def rule(self) -> Rule:
+    def make_rule(self, context: RunContext) -> Rule:
         """One phase for each modality, in order."""
         phases = [(self.share, (name,)) for name in self.order]
         share = self.share * len(phases)
-        return FixedSchedule(self.modalities, schedule=phases, max_unimodal_share=share)
+        return FixedSchedule(self.modalities, schedule=phases, max_unimodal_share=share).in_context(context)

@@ -12,52 +12,120 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ecsfusion.evaluation.outputs import Evaluation
-from ecsfusion.evaluation.probe import head_answers, score
-from ecsfusion.model.problem_types import mean_loss
+from ecsfusion.evaluation.scores import quality
 from ecsfusion.modeling import FusionForClassification
+from ecsfusion.training.checkpoints import link_folder, replace_folder
+from ecsfusion.training.run import Run
+
+logger = logging.get_logger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 STEP_FILE = "step.json"
 
 
+class BestHeads:
+    """Keeps each modality's best weights while a run trains, and gives them to the model at its end.
+
+    Args:
+        run: the trainer.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._are_kept = False
+
+    def begin(self, sharded_by: str | None) -> None:
+        """Start a run: the model answers with its present weights, and its heads can be copied or not.
+
+        Args:
+            sharded_by: "DeepSpeed", "FSDP", or None where every process has whole heads.
+        """
+        self._run.model.set_best_heads({})
+        self._are_kept = self._run.args.keep_best_heads
+        if not self._are_kept:
+            return
+        obstacle = (
+            f"no process has whole heads under {sharded_by}" if sharded_by else _obstacle(self._run.model)
+        )
+        if obstacle is not None:
+            self._are_kept = False
+            logger.warning(f"keep_best_heads is off in this run: {obstacle}.")
+
+    def folders_in_use(self) -> list[str]:
+        """The folders of weights that a checkpoint of this moment refers to."""
+        return [folder_of(name) for name in self._run.record.best_heads]
+
+    def keep(self, evaluation: Evaluation) -> None:
+        """Write the weights of every modality whose head has not been as good before."""
+        if not self._are_kept:
+            return
+        run, record, step = self._run, self._run.record, self._run.state.global_step
+        model = run.model
+        qualities = {name: quality(evaluation, name, model.problem_type) for name in model.modalities}
+        # The first process judges for all, as it probes.
+        for name, reached in broadcast_object_list([qualities])[0].items():
+            best = record.best_heads.get(name)
+            if best is not None and reached <= tuple(best[1:]):
+                continue
+            record.best_heads[name] = [step, *reached]
+            if run.args.should_save:
+                folder = os.path.join(run.args.output_dir, folder_of(name))
+                shutil.rmtree(f"{folder}.writing", ignore_errors=True)
+                with run.saving(f"The best weights of {name!r}", f"{folder}.writing"):
+                    save_modality(model, name, step, f"{folder}.writing")
+                    replace_folder(f"{folder}.writing", folder)
+        run.accelerator.wait_for_everyone()
+
+    def give_to_model(self, final_step: int) -> bool:
+        """Let every modality whose best step is not that of the final weights answer with its own.
+
+        Args:
+            final_step: of the weights that training ended with.
+
+        Returns:
+            Whether there is such a modality.
+        """
+        weights = {
+            name: load_modality(os.path.join(self._run.args.output_dir, folder_of(name)), int(best[0]))
+            for name, best in self._run.record.best_heads.items()
+            if int(best[0]) != final_step
+        }
+        self._run.model.set_best_heads(weights)
+        return bool(weights)
+
+
 def folder_of(name: str) -> str:
     """The folder of a run that holds a modality's best weights."""
-    return f"best_heads-{name}"  # which is no Python identifier, and so no modality's own folder
+    # It is no Python identifier, and so no modality's own folder.
+    return f"best_heads-{name}"
 
 
-def why_not_kept(model: FusionForClassification) -> str | None:
-    """Why the best heads of this model cannot be kept, as the end of a sentence; None where they can."""
-    for name in model.modalities:
-        part = _parts(model, name)
-        try:  # now, and not when training is over
-            copy.deepcopy(part).load_state_dict(_weights(part))
-        except Exception as error:  # of a module of one's own: anything
-            kind = type(model.encoders[name]).__name__
-            return f"a second copy of the encoder {kind} of {name!r} cannot be made ({' '.join(str(error).split())})"
-    return None
+def bring_back_older_folders(checkpoint: str, output_dir: str, modalities: Sequence[str]) -> None:
+    """Take the best weights out of a checkpoint of an earlier version, whose folders had other names.
 
-
-def _parts(model: FusionForClassification, name: str) -> nn.ModuleDict:
-    return nn.ModuleDict({"encoder": model.encoders[name], "head": model.heads[name]})
-
-
-def _weights(part: nn.ModuleDict) -> dict[str, Tensor]:
-    return {key: value.contiguous().cpu().clone() for key, value in part.state_dict().items()}
-
-
-def quality(evaluation: Evaluation, name: str, problem_type: str) -> tuple[float, float]:
-    """How good a modality's head is on the rows that have it: its score, and among equals minus its loss."""
-    rows = evaluation.present[name]
-    logits, labels = evaluation.heads[name][rows], evaluation.labels[rows]
-    answers = head_answers(logits, problem_type)
-    return score(answers, labels, problem_type), -float(mean_loss(logits, labels, problem_type))
+    Args:
+        checkpoint: that the run resumes from.
+        output_dir: of the run.
+        modalities: of the model.
+    """
+    for name in modalities:
+        older, folder = os.path.join(checkpoint, f"best-{name}"), os.path.join(output_dir, folder_of(name))
+        if os.path.isdir(older):
+            shutil.rmtree(f"{folder}.writing", ignore_errors=True)
+            link_folder(older, f"{folder}.writing")
+            replace_folder(f"{folder}.writing", folder)
 
 
 def save_modality(model: FusionForClassification, name: str, step: int, folder: str) -> None:
@@ -75,10 +143,32 @@ def load_modality(folder: str, step: int) -> dict[str, Tensor]:
         ValueError: the folder holds another step.
     """
     path = Path(folder)
-    found: dict[str, Any] = json.loads((path / STEP_FILE).read_text(encoding="utf-8"))
-    if found["step"] != step:
+    saved: dict[str, Any] = json.loads((path / STEP_FILE).read_text(encoding="utf-8"))
+    if saved["step"] != step:
         raise ValueError(
-            f"{folder} holds step {found['step']}, not {step}: another run wrote there. Train again in an empty "
+            f"{folder} holds step {saved['step']}, not {step}: another run wrote there. Train again in an empty "
             "output_dir."
         )
     return load_file(path / WEIGHTS_FILE)
+
+
+def _obstacle(model: FusionForClassification) -> str | None:
+    """Why the best heads of this model cannot be kept, as the end of a sentence; None where they can."""
+    for name in model.modalities:
+        part = _parts(model, name)
+        try:
+            # Now, and not when training is over.
+            copy.deepcopy(part).load_state_dict(_weights(part))
+        # A module of one's own may raise anything.
+        except Exception as error:
+            kind = type(model.encoders[name]).__name__
+            return f"a second copy of the encoder {kind} of {name!r} cannot be made ({' '.join(str(error).split())})"
+    return None
+
+
+def _parts(model: FusionForClassification, name: str) -> nn.ModuleDict:
+    return nn.ModuleDict({"encoder": model.encoders[name], "head": model.heads[name]})
+
+
+def _weights(part: nn.ModuleDict) -> dict[str, Tensor]:
+    return {key: value.contiguous().cpu().clone() for key, value in part.state_dict().items()}

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from transformers.trainer_utils import get_last_checkpoint
 
 from ecsfusion.model.names import FUSED
 from ecsfusion.modeling import FusionOutput
+from ecsfusion.training.run import Run
 
 
 class DivergenceError(FloatingPointError):
     """The loss or a gradient is no finite number any more; the optimizer has not stepped on it."""
+
+
+def raise_divergence(run: Run, broken: str, why: str) -> NoReturn:
+    """End training, in a sentence that names what broke, why, and the last checkpoint.
+
+    Args:
+        run: the trainer.
+        broken: what is no finite number.
+        why: where to look.
+    """
+    folder = run.args.output_dir
+    last = get_last_checkpoint(folder) if os.path.isdir(folder) else None
+    kept = "no checkpoint had been saved" if last is None else f"the last checkpoint, {last}, is as it was"
+    raise DivergenceError(f"after {run.state.global_step} steps, {broken}: {why}. Training stops; {kept}.")
 
 
 def logits_by_head(outputs: FusionOutput) -> dict[str, Tensor]:

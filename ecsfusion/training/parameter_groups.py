@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, cast
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import nn
 
 from ecsfusion.modeling import FusionForClassification
-from ecsfusion.training_args import FusionTrainingArguments
 
 
 def parameter_groups(
-    model: FusionForClassification, args: FusionTrainingArguments, decayed: Collection[str]
+    model: FusionForClassification,
+    decayed: Collection[str],
+    *,
+    weight_decay: float,
+    learning_rates: Mapping[str, float],
+    weight_decays: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Parameter groups named `MODALITY` and `MODALITY.no_decay`, and `fusion` likewise.
 
@@ -20,19 +24,17 @@ def parameter_groups(
 
     Args:
         model: the model to train.
-        args: its learning rates and weight decays, by name where they differ.
         decayed: full names of the parameters that weight decay applies to.
-
-    A learning rate that is not given by name is left to the optimizer's own default.
+        weight_decay: the common one.
+        learning_rates: by modality, or "fusion"; where there is none, the optimizer's own default holds.
+        weight_decays: by modality, or "fusion", where they differ from the common one.
 
     Raises:
         ValueError: a learning rate or weight decay for a name that is neither a modality nor "fusion".
     """
     members = parameters_by_part(model)
-    # The arguments have turned JSON text from a command line into dictionaries by now.
-    rates = cast("dict[str, float]", args.modality_learning_rates or {})
-    decays = cast("dict[str, float]", args.modality_weight_decays or {})
-    for argument, by_name in (("modality_learning_rates", rates), ("modality_weight_decays", decays)):
+    by_argument = {"modality_learning_rates": learning_rates, "modality_weight_decays": weight_decays}
+    for argument, by_name in by_argument.items():
         unknown = [name for name in by_name if name not in members]
         if unknown:
             raise ValueError(f"{argument} names {unknown}, but the parameter groups are {list(members)}.")
@@ -46,8 +48,8 @@ def parameter_groups(
                     {
                         "params": chosen,
                         "name": name + suffix,
-                        **({"lr": rates[name]} if name in rates else {}),
-                        "weight_decay": decays.get(name, args.weight_decay) if with_decay else 0.0,
+                        **({"lr": learning_rates[name]} if name in learning_rates else {}),
+                        "weight_decay": weight_decays.get(name, weight_decay) if with_decay else 0.0,
                     }
                 )
     return groups

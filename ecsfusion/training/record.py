@@ -1,21 +1,24 @@
-"""What the controller must remember across a restart, and how a checkpoint keeps it: in a format with a number."""
+"""What a run must remember across a restart, and how a checkpoint keeps it: in a format with a number."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ecsfusion import __version__
+from ecsfusion.controller.decision import Decision
+from ecsfusion.controller.probe import Probe
+from ecsfusion.training.record_formats import FORMAT, FORMATS, to_present_format
 
 
 @dataclass
 class StageRecord:
-    """Everything the controller must remember across a restart, as plain JSON values.
+    """Everything that a run must remember across a restart.
 
     Attributes:
         stage: "unimodal" or "joint".
@@ -27,52 +30,55 @@ class StageRecord:
         processes: how many processes train; 0 before the first step.
         rule: the state of the rule.
         strategy: the state of the strategy.
-        history: one dictionary per probe (see `ecsfusion.reporting.trajectory`).
-        warnings: what the run has warned of: step, and what `ecsfusion.diagnostics.finding.Finding` has.
+        history: the probes, in order.
+        warnings: what the run has warned of: "step", and what `ecsfusion.diagnostics.finding.Finding` has.
     """
 
     stage: str = "unimodal"
     training: list[str] = field(default_factory=list)
     stage_start: int = 0
     peak_step: int | None = None
-    pending: dict[str, Any] | None = None
+    pending: Decision | None = None
     best_heads: dict[str, list[float]] = field(default_factory=dict)
     processes: int = 0
     rule: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Probe] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, with the number of their format and the version that saved them."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["pending"] = None if self.pending is None else self.pending.to_json()
+        values["history"] = [probe.to_json() for probe in self.history]
+        return {"format": FORMAT, "ecsfusion": __version__, **values}
 
-RECORD_FORMAT = 1
-"""Of the record in a checkpoint; raised when fields change. Records without a number are older, of format 0."""
-FIELDS_OF_0 = frozenset({"stage", "training", "stage_start", "peak_step", "pending", "rule", "history"})
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> StageRecord:
+        """The record that `to_json` made these values of, in this version or an earlier one.
 
+        What an older format did not know yet is as at the start of a run.
 
-def plain(record: StageRecord) -> dict[str, Any]:
-    """The record as JSON values, with the number of its format and the version that saved it."""
-    return {"format": RECORD_FORMAT, "ecsfusion": __version__, **asdict(record)}
-
-
-def record_of(saved: Mapping[str, Any]) -> StageRecord:
-    """The record that `plain` made these values of; what format 0 did not know yet is as at the start of a run.
-
-    Raises:
-        ValueError: the record is of another version, and cannot be read.
-    """
-    number, version = saved.get("format", 0), saved.get("ecsfusion", "before 0.1.0")
-    values = {key: value for key, value in saved.items() if key not in ("format", "ecsfusion")}
-    fields_of = {0: FIELDS_OF_0, RECORD_FORMAT: frozenset(each.name for each in fields(StageRecord))}
-    absent = sorted(fields_of.get(number, frozenset()) - values.keys())
-    unknown = sorted(values.keys() - fields_of[RECORD_FORMAT])
-    if number not in fields_of or absent or unknown:
-        raise ValueError(
-            f"the controller's state was saved by ecsfusion {version} in format {number!r}"
-            + "".join(f", without {name!r}" for name in absent)
-            + "".join(f", with {name!r}" for name in unknown)
-            + f"; this is ecsfusion {__version__}, which reads formats 0 to {RECORD_FORMAT}"
-        )
-    return StageRecord(**values)
+        Raises:
+            ValueError: the record is of another version, and cannot be read.
+        """
+        number, version = saved.get("format", 0), saved.get("ecsfusion", "before 0.1.0")
+        values = {key: value for key, value in saved.items() if key not in ("format", "ecsfusion")}
+        known = {each.name for each in fields(cls)}
+        absent = sorted(FORMATS.get(number, frozenset()) - values.keys())
+        unknown = sorted(values.keys() - known)
+        if number not in FORMATS or absent or unknown:
+            raise ValueError(
+                f"the controller's state was saved by ecsfusion {version} in format {number!r}"
+                + "".join(f", without {name!r}" for name in absent)
+                + "".join(f", with {name!r}" for name in unknown)
+                + f"; this is ecsfusion {__version__}, which reads formats 0 to {FORMAT}"
+            )
+        values = to_present_format(values, number)
+        pending = values.get("pending")
+        values["pending"] = None if pending is None else Decision.from_json(pending)
+        values["history"] = [Probe.from_json(probe) for probe in values.get("history", [])]
+        return cls(**values)
 
 
 def check_saved_record(checkpoint: str | Path) -> list[str]:
@@ -92,9 +98,9 @@ def check_saved_record(checkpoint: str | Path) -> list[str]:
             f"{anew}."
         ) from None
     try:
-        record = record_of(saved)
+        record = StageRecord.from_json(saved)
     except ValueError as error:
         raise ValueError(
             f"{file}: {error}. Install the version that saved it to go on, or {anew}."
         ) from error
-    return sorted(asdict(record).keys() - saved.keys())
+    return sorted({each.name for each in fields(record)} - saved.keys())

@@ -1,0 +1,95 @@
+"""From the outputs of one pass to the measurement of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ecsfusion.evaluation.information import decompose_embeddings
+from ecsfusion.evaluation.measurement import Information, Measurement
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.evaluation.scores import (
+    calibrated_answers,
+    calibration_error,
+    head_answers,
+    scale_of,
+    score,
+    score_name,
+)
+from ecsfusion.model.names import CALIBRATED, FUSED
+from ecsfusion.model.problem_types import REGRESSION, SINGLE_LABEL
+from ecsfusion.model.readout import Readout
+from ecsfusion.pid.decomposition import PID
+
+
+def measure(
+    evaluation: Evaluation,
+    rows: np.ndarray | None,
+    *,
+    readout: Readout | None,
+    problem_type: str = SINGLE_LABEL,
+    **pid_options: Any,
+) -> tuple[Measurement, PID | None]:
+    """The scores of all heads and the decomposition of the label's information, from one pass.
+
+    The score of a head is its accuracy (with several labels: the share of right decisions), in regression the share of
+    variance that it explains, R^2. That of a modality's head is over the rows that have it.
+
+    Args:
+        evaluation: the outputs of the pass.
+        rows: (n,) indices of the rows to decompose, which have every modality; None to decompose none.
+        readout: the model's fitted readout, or None to estimate the calibrated score by two-fold cross-fitting on these
+            rows.
+        problem_type: see `ecsfusion.model.problem_types`.
+        **pid_options: passed to `decompose_embeddings`.
+
+    Returns:
+        The measurement, and the decomposition with its tensors.
+
+    Raises:
+        ValueError: no row has every modality.
+    """
+    start = time.perf_counter()
+    heads, labels = evaluation.heads, evaluation.labels
+    masks = {name: mask.numpy() for name, mask in evaluation.present.items()}
+    complete = np.logical_and.reduce(list(masks.values()))
+    if not complete.any():
+        counts = ", ".join(f"{int(mask.sum())} have {name}" for name, mask in masks.items())
+        raise ValueError(
+            f"no row of the evaluation set has every modality (of {len(labels)}, {counts}); a probe needs such rows."
+        )
+    excluded = evaluation.excluded_from_readout
+    calibrated = calibrated_answers(heads, labels, readout, masks, problem_type, excluded)
+    fused = head_answers(heads[FUSED], problem_type)
+    scores = {
+        name: score(head_answers(heads[name][mask], problem_type), labels[mask], problem_type)
+        for name, mask in evaluation.present.items()
+    }
+    scores |= {
+        FUSED: score(fused, labels, problem_type),
+        CALIBRATED: score(calibrated, labels, problem_type),
+    }
+    errors = {} if problem_type == REGRESSION else {FUSED: fused, CALIBRATED: calibrated}
+    pid = None
+    if rows is not None:
+        pid = decompose_embeddings(
+            {name: values[rows] for name, values in evaluation.embeddings.items()},
+            labels.numpy()[rows],
+            problem_type=problem_type,
+            **pid_options,
+        )
+    measurement = Measurement(
+        score=score_name(problem_type),
+        scores=scores,
+        calibration_error={
+            head: calibration_error(answers, labels, problem_type) for head, answers in errors.items()
+        },
+        num_rows=len(labels),
+        complete_rows=int(complete.sum()),
+        scale=scale_of(evaluation, problem_type),
+        information=None if pid is None else Information.from_pid(pid),
+        seconds=time.perf_counter() - start,
+    )
+    return measurement, pid

@@ -1,0 +1,109 @@
+"""How well each head predicts: accuracy or explained variance, calibration, and what they are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ecsfusion.evaluation.measurement import Scale
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.model.names import FUSED
+from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, mean_loss
+from ecsfusion.model.readout import Readout, expected_calibration_error
+
+
+def score_name(problem_type: str) -> str:
+    """The name of the score in metrics: "accuracy", or "r2" in regression."""
+    return "r2" if problem_type == REGRESSION else "accuracy"
+
+
+def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
+    """How good answers (N, C) are, 1 at best: of probabilities the share of right decisions, of predictions R^2.
+
+    R^2 is 1 - (squared error) / (variance), the mean over targets; NaN without rows.
+    """
+    if problem_type == SINGLE_LABEL:
+        return float((answers.argmax(dim=-1) == labels).double().mean())
+    if problem_type == MULTI_LABEL:
+        return float(((answers > 0.5) == (labels > 0.5)).double().mean())
+    targets = labels.double().reshape(answers.shape)
+    error = (answers.double() - targets).square().sum(dim=0)
+    spread = (targets - targets.mean(dim=0)).square().sum(dim=0)
+    return float((1 - error / spread.clamp_min(torch.finfo(torch.float64).tiny)).mean())
+
+
+def scale_of(evaluation: Evaluation, problem_type: str) -> Scale:
+    """What scores on an evaluation set are measured against: its rows, and what a constant answer scores there.
+
+    Rows are those of the modality that has the fewest. A constant is the most frequent class, in regression the mean.
+    """
+    rows = min(int(mask.sum()) for mask in evaluation.present.values())
+    if problem_type == REGRESSION:
+        return Scale(rows, 0.0)
+    if problem_type == MULTI_LABEL:
+        share = (evaluation.labels > 0.5).double().mean(dim=0)
+        return Scale(rows, float(torch.maximum(share, 1 - share).mean()))
+    return Scale(rows, float(evaluation.labels.bincount().max()) / len(evaluation.labels))
+
+
+def head_answers(logits: torch.Tensor, problem_type: str) -> torch.Tensor:
+    """Probabilities (N, C) of one head, or its predictions in regression."""
+    if problem_type == SINGLE_LABEL:
+        return logits.softmax(dim=-1)
+    return logits.sigmoid() if problem_type == MULTI_LABEL else logits
+
+
+def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
+    if problem_type == MULTI_LABEL:  # every label of every row is a question of its own
+        yes = probabilities.double().reshape(-1)
+        probabilities = torch.stack([1 - yes, yes], dim=1)
+        labels = (labels > 0.5).long().reshape(-1)
+    return expected_calibration_error(probabilities, labels)
+
+
+def quality(evaluation: Evaluation, name: str, problem_type: str) -> tuple[float, float]:
+    """How good a modality's head is on the rows that have it: its score, and among equals minus its loss."""
+    rows = evaluation.present[name]
+    logits, labels = evaluation.heads[name][rows], evaluation.labels[rows]
+    answers = head_answers(logits, problem_type)
+    return score(answers, labels, problem_type), -float(mean_loss(logits, labels, problem_type))
+
+
+def calibrated_answers(
+    heads: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    readout: Readout | None,
+    present: Mapping[str, np.ndarray],
+    problem_type: str,
+    excluded_from_readout: Sequence[str] = (),
+) -> torch.Tensor:
+    """Probabilities or predictions (N, C) of the calibrated combination, by the given readout or one of other rows.
+
+    Without a readout, even rows are combined by a fit on the odd rows and the other way round, so that no row
+    judges itself; a single row is left to the fused head.
+    """
+    rows = {m: torch.from_numpy(mask) for m, mask in present.items()}
+
+    def combine(fitted: Readout, part: slice) -> torch.Tensor:
+        answers = fitted({h: z[part] for h, z in heads.items()}, {m: mask[part] for m, mask in rows.items()})
+        return answers if problem_type == REGRESSION else answers.exp()
+
+    if readout is not None:
+        return combine(readout, slice(None))
+    if len(labels) < 2:
+        return head_answers(heads[FUSED], problem_type)
+    answers = torch.empty(next(iter(heads.values())).shape, dtype=torch.float64)
+    for fold in (0, 1):
+        others = slice(1 - fold, None, 2)
+        fitted = Readout.fit(
+            {h: z[others] for h, z in heads.items()},
+            labels[others],
+            {m: mask[others] for m, mask in rows.items()},
+            problem_type,
+            subsets=not all(bool(mask.all()) for mask in rows.values()),
+            excluded_from_readout=excluded_from_readout,
+        )
+        answers[fold::2] = combine(fitted, slice(fold, None, 2)).double()
+    return answers

@@ -1,0 +1,230 @@
+"""What a run does, resolved from its arguments when training starts. Nothing here writes to the arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from transformers.trainer_utils import IntervalStrategy
+
+from ecsfusion.controller.rule import Rule, RunContext
+from ecsfusion.model.problem_types import SINGLE_LABEL
+from ecsfusion.strategies import Strategy, make_strategy
+from ecsfusion.training_args import FusionTrainingArguments
+
+if TYPE_CHECKING:
+    from ecsfusion.modeling import FusionForClassification
+
+AUXILIARY_WEIGHT = 0.6
+"""Of each unimodal loss in stage 2, where neither arguments nor strategy say otherwise (arXiv 2509.20840)."""
+
+StrategyChoice = str | type[Strategy] | Strategy | type[Rule] | Rule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, as its arguments and its strategy have it.
+
+    Attributes:
+        strategy: a fresh one, whose state belongs to this run.
+        rule: a fresh one likewise; None where there is no stage 1.
+        auxiliary_weight: of each unimodal loss in stage 2.
+        learning_rates: by modality, or "fusion", where they differ from the common one.
+        unimodal_share: of the budget, which is the exact length of stage 1; None where the rule decides.
+    """
+
+    strategy: Strategy
+    rule: Rule | None
+    auxiliary_weight: float
+    learning_rates: Mapping[str, float]
+    unimodal_share: float | None
+
+    @property
+    def stages(self) -> str:
+        """What is trained: "two-stage", "joint" or "unimodal"."""
+        return self.strategy.stages
+
+    @property
+    def first_stage(self) -> str:
+        """The stage that the run starts with: "unimodal" or "joint"."""
+        return "joint" if self.stages == "joint" else "unimodal"
+
+    @property
+    def excluded_from_readout(self) -> tuple[str, ...]:
+        """Modalities whose own heads get no weight in the readout, see `Rule.excluded_from_readout`."""
+        return () if self.rule is None else self.rule.excluded_from_readout
+
+    def keeps_initial_weights(self, stage: str) -> bool:
+        """Whether a modality may still go back to its initial weights in this stage or a later one."""
+        return self.strategy.resets or (stage == "unimodal" and self.rule is not None and self.rule.resets)
+
+
+def make_plan(
+    choice: StrategyChoice | None, args: FusionTrainingArguments, model: FusionForClassification
+) -> Plan:
+    """Resolve the arguments of a run.
+
+    Args:
+        choice: a strategy, or a rule that steers two stages, given to the trainer; None for `args.strategy`.
+        args: of the run.
+        model: that is trained.
+
+    Raises:
+        ValueError: arguments that contradict each other or the strategy.
+        TypeError: a choice that is none.
+    """
+    options = cast("dict", args.strategy_options or {})
+    strategy = make_strategy(args.strategy if choice is None else choice, model.modalities, **options)
+    share = _unimodal_share(strategy, args)
+    if args.joint_pausing and not strategy.takes_unimodal_share:
+        raise ValueError(
+            f"joint_pausing is True, but the strategy {strategy.label!r} has no rule that pauses modalities; use "
+            "strategy='peak-synergy', or leave it out."
+        )
+    context = RunContext(
+        unimodal_share=share,
+        ends_early=args.unimodal_epochs is None,
+        joint_follows=strategy.stages != "unimodal",
+        joint_pausing=args.joint_pausing,
+    )
+    given = cast("dict[str, float]", args.modality_learning_rates or {})
+    return Plan(
+        strategy=strategy,
+        rule=strategy.make_rule(context),
+        auxiliary_weight=_auxiliary_weight(strategy, args),
+        learning_rates={**strategy.learning_rates(args.learning_rate), **given},
+        unimodal_share=share if args.unimodal_epochs is not None else None,
+    )
+
+
+def _auxiliary_weight(strategy: Strategy, args: FusionTrainingArguments) -> float:
+    if strategy.auxiliary_weight is None:
+        return AUXILIARY_WEIGHT if args.auxiliary_weight is None else args.auxiliary_weight
+    if args.auxiliary_weight not in (None, strategy.auxiliary_weight):
+        raise ValueError(
+            f"auxiliary_weight is {args.auxiliary_weight}, but the strategy {strategy.label!r} sets it to "
+            f"{strategy.auxiliary_weight}; leave it out, or choose another strategy."
+        )
+    return strategy.auxiliary_weight
+
+
+def _unimodal_share(strategy: Strategy, args: FusionTrainingArguments) -> float | None:
+    """The share of the budget that stage 1 may use, as far as the arguments say."""
+    for name in ("unimodal_epochs", "max_unimodal_share"):
+        value = getattr(args, name)
+        if value is not None and not strategy.takes_unimodal_share:
+            raise ValueError(
+                f"{name} is {value}, but the strategy {strategy.label!r} has no stage 1 whose length could be chosen; "
+                "leave it out, or choose another strategy."
+            )
+    epochs = args.unimodal_epochs
+    if epochs is None:
+        return args.max_unimodal_share
+    if args.max_steps > 0 or args.max_unimodal_share is not None:
+        other = "max_steps" if args.max_steps > 0 else "max_unimodal_share"
+        raise ValueError(
+            f"unimodal_epochs and {other} are both given; with max_steps, use max_unimodal_share for the longest "
+            "stage 1, else only one of them."
+        )
+    if not 0.0 < epochs < args.num_train_epochs:
+        raise ValueError(
+            f"unimodal_epochs is {epochs}; it is a part of num_train_epochs, {args.num_train_epochs}, and must leave "
+            "some for stage 2."
+        )
+    return epochs / args.num_train_epochs
+
+
+def check_plan(
+    plan: Plan,
+    args: FusionTrainingArguments,
+    model: FusionForClassification,
+    *,
+    has_evaluation_set: bool,
+    has_loss_function: bool,
+) -> None:
+    """Check that a run can be carried out as planned.
+
+    Args:
+        plan: of the run.
+        args: its arguments.
+        model: that is trained.
+        has_evaluation_set: whether the trainer was given one.
+        has_loss_function: whether it was given a loss function of the user's.
+
+    Raises:
+        ValueError: what is in the way, and what to do.
+    """
+    strategy = plan.strategy
+    evaluates = args.eval_strategy != IntervalStrategy.NO
+    if plan.stages != "joint" and not has_evaluation_set:
+        raise ValueError(
+            f"eval_dataset is missing, which the controller probes in stage 1 of the strategy {strategy.label!r}; give "
+            "one, or train jointly, with strategy='joint-auxiliary'."
+        )
+    if plan.stages != "joint" and not evaluates:
+        raise ValueError(
+            f"eval_strategy is 'no', but the controller needs evaluations in stage 1 of the strategy "
+            f"{strategy.label!r}; use 'epoch' or 'steps', or strategy='joint-auxiliary'."
+        )
+    for problem, applies, remedy in (
+        (strategy.only_one_process, args.world_size > 1, "start one process"),
+        (strategy.not_fp16, args.fp16, "use bf16"),
+        (strategy.only_two, args.joint_pausing, "leave joint_pausing out"),
+        (strategy.only_single_label, model.problem_type != SINGLE_LABEL, "choose another strategy"),
+        (
+            strategy.needs_evaluations,
+            not (has_evaluation_set and evaluates),
+            "give an eval_dataset and an eval_strategy",
+        ),
+    ):
+        if problem and applies:
+            raise ValueError(
+                f"the strategy {strategy.label!r} cannot be trained like this: {problem}; {remedy}."
+            )
+    if strategy.only_fusion and strategy.only_fusion != model.config.fusion:
+        raise ValueError(
+            f"the strategy {strategy.label!r} needs the fused head {strategy.only_fusion!r}, and the model has "
+            f"{model.config.fusion!r}; build it with fusion={strategy.only_fusion!r}."
+        )
+    if strategy.has_own_loss and has_loss_function:
+        raise ValueError(
+            f"compute_loss_func is given, but the strategy {strategy.label!r} has a loss of its own; leave it out, or "
+            "set model.head_loss, of which every loss is made."
+        )
+
+
+def check_sharding(plan: Plan, args: FusionTrainingArguments, kind: str | None) -> None:
+    """Refuse what would silently train something else where weights are sharded.
+
+    Pausing a modality and restoring the peak of stage 1 need the weights and the optimizer's state as they are.
+    DeepSpeed (ZeRO-2 as well) trains flat copies of its own, which neither would reach: a paused modality would go on
+    with its momentum, and the next step would undo the restored peak. FSDP leaves each process a part of every weight.
+    Neither shows a strategy the gradients of a modality.
+
+    Args:
+        plan: of the run.
+        args: its arguments.
+        kind: "DeepSpeed", "FSDP", or None where weights are whole.
+
+    Raises:
+        ValueError: a stage 1, `joint_pausing`, or a strategy that changes gradients, under DeepSpeed or FSDP.
+    """
+    strategy = plan.strategy
+    if kind is not None and type(strategy).adjust_gradients is not Strategy.adjust_gradients:
+        raise ValueError(
+            f"the strategy {strategy.label!r} changes gradients, which {kind} keeps to itself; use another strategy, "
+            "or DistributedDataParallel (torchrun or accelerate launch --multi_gpu)."
+        )
+    if kind is None or (plan.stages == "joint" and not args.joint_pausing):
+        return
+    what = (
+        "joint_pausing is True"
+        if plan.stages == "joint"
+        else f"the strategy {strategy.label!r} has a stage 1"
+    )
+    raise ValueError(
+        f"{what}, but training runs under {kind}, whose weights can be neither paused by modality nor put back to "
+        "stage 1's peak; use strategy='joint' or 'joint-auxiliary' without joint_pausing, or DistributedDataParallel "
+        "(torchrun or accelerate launch --multi_gpu), which needs the whole model on every device."
+    )

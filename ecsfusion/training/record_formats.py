@@ -1,0 +1,111 @@
+"""Older formats of the record in a checkpoint, brought to the present one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FORMAT = 2
+"""Of the record in a checkpoint; raised when fields change. Records without a number are of format 0."""
+
+_FIELDS_OF_0 = frozenset({"stage", "training", "stage_start", "peak_step", "pending", "rule", "history"})
+_FIELDS_OF_1 = _FIELDS_OF_0 | {"best_heads", "processes", "strategy", "warnings"}
+FORMATS: dict[int, frozenset[str]] = {0: _FIELDS_OF_0, 1: _FIELDS_OF_1, FORMAT: _FIELDS_OF_1}
+"""The fields that a record of each format must have."""
+
+
+def to_present_format(values: dict[str, Any], number: int) -> dict[str, Any]:
+    """The fields of a record as the present format has them.
+
+    Args:
+        values: the fields of a record that was saved.
+        number: of the format that it was saved in.
+    """
+    if number == FORMAT:
+        return values
+    history = values["history"]
+    pending = values["pending"]
+    return {
+        **values,
+        "pending": None if pending is None else _decision(pending),
+        "rule": _rule_state(values["rule"]),
+        "history": [
+            _probe(entry, following) for entry, following in zip(history, [*history[1:], None], strict=True)
+        ],
+        "warnings": [
+            {"diagnostic" if key == "signature" else key: value for key, value in warning.items()}
+            for warning in values.get("warnings", [])
+        ],
+    }
+
+
+def _decision(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"ends_stage" if key == "stage_over" else key: value for key, value in values.items()}
+
+
+def _probe(entry: Mapping[str, Any], following: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An entry of the history, which was flat; what it did not keep is as in an evaluation that said nothing of it."""
+    calibrated = entry.get("calibrated")
+    scores = {**entry["accuracy"], **({} if calibrated is None else {"calibrated": calibrated})}
+    restored = entry["restored"]
+    at_step = restored is None or restored == entry["step"]
+    information = {
+        "redundancy": entry["redundancy"],
+        "unique": entry["unique"],
+        "synergy": entry["synergy"],
+        "mutual_information": entry.get("information", {}),
+        "joint_mutual_information": sum(entry["unique"].values()) + entry["redundancy"] + entry["synergy"],
+        "conditional_mutual_information": entry.get("conditional_dependence", 0.0),
+        "gap": 0.0,
+        "floor": entry["floor"],
+        "interval": {},
+        "plugin": {},
+        # So many that the conditional mutual information counts: it was zero where there were too few.
+        "num_samples": 1 << 30,
+        "num_clusters": [],
+        "num_classes": 1,
+    }
+    return {
+        "reading": {
+            "step": entry["step"],
+            "epoch": entry.get("epoch", 0.0),
+            "progress": 0.0,
+            "stage": entry["stage"],
+            "training": entry["training"],
+            "measurement": {
+                "score": "accuracy",
+                "scores": scores,
+                "calibration_error": {},
+                "num_rows": 0,
+                "complete_rows": 0,
+                "scale": {"rows": 0, "chance": 0.0},
+                "information": information,
+                "reliability": None,
+                "seconds": 0.0,
+            },
+        },
+        "decision": {
+            "training": list(entry["training"] if following is None else following["training"]),
+            "reason": entry["reason"],
+            "ends_stage": restored is not None,
+            "restore": None if at_step else restored,
+            "peak": entry["peak"],
+            "reset": entry.get("reset", []),
+            "overdue": entry.get("overdue", False),
+        },
+        "trained_fused_head": entry.get("fused_trains", entry["stage"] == "joint"),
+    }
+
+
+def _rule_state(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rule remembers, under the names that it has now."""
+    if not values:
+        return {}
+    state = dict(values["state"])
+    name = {"rehearsal": "pretrain-then-reset"}.get(values["rule"], values["rule"])
+    if name == "weak-first" and "waited" in state:
+        state["not_risen"] = state.pop("waited")
+    if name == "peak-synergy" and "waited" in state:
+        waiting = {"best_accuracy": state.pop("waiting_accuracy"), "not_risen": state.pop("waited")}
+        state["waiting"] = waiting
+    return {**values, "rule": name, "state": state}

@@ -1,0 +1,229 @@
+"""The stages of a run: readings go to the rule, and its decisions are carried out on model and optimizer."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from typing import Any
+
+import torch
+from safetensors.torch import load_model
+from torch import nn
+from tqdm.auto import tqdm
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ecsfusion.controller.decision import Decision
+from ecsfusion.controller.probe import Probe
+from ecsfusion.controller.reading import Reading
+from ecsfusion.evaluation.measurement import Measurement
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.model.configuration import FusionConfig
+from ecsfusion.reporting.probe_line import probe_line
+from ecsfusion.training.run import Run
+
+UNIMODAL_FOLDER = "unimodal"
+"""Holds stage 1's peak, in the output folder; on the Hub it is a branch of this name."""
+INITIAL_FOLDER = "initial"
+"""Holds the weights before training, where a modality may go back to them."""
+
+
+class Stages:
+    """Leads a run through its stages.
+
+    Args:
+        run: the trainer.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._kept_step: int | None = None
+        """Of the weights in the folder of stage 1's peak."""
+        self._fresh_state: dict[nn.Parameter, Any] = {}
+        self._fresh_rates: list[float] = []
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take up the record, which is new or that of a checkpoint, when the optimizer has just been made."""
+        run, record = self._run, self._run.record
+        # What a fresh optimizer holds: nothing as a rule, but Adagrad starts with sums.
+        self._fresh_state = {p: copy.deepcopy(state) for p, state in optimizer.state.items()}
+        self._fresh_rates = [group["lr"] for group in optimizer.param_groups]
+        self._kept_step = None
+        _check_processes(run)
+        rule, strategy = run.plan.rule, run.plan.strategy
+        if record.strategy:
+            strategy.load_state_dict(record.strategy)
+        if rule is not None and record.rule:
+            rule.load_state_dict(record.rule)
+        elif rule is not None and record.stage == "unimodal":
+            record.training = list(rule.initial_training)
+        record.training = record.training or list(run.model.modalities)
+        self._set_stage()
+        if run.plan.keeps_initial_weights(record.stage) and run.state.global_step == 0:
+            run.save_folder(INITIAL_FOLDER)
+
+    def folders_in_use(self) -> list[str]:
+        """The folders of weights that a checkpoint of this moment refers to."""
+        record = self._run.record
+        kept = {
+            UNIMODAL_FOLDER: record.peak_step is not None,
+            INITIAL_FOLDER: self._run.plan.keeps_initial_weights(record.stage),
+        }
+        return [name for name, needed in kept.items() if needed]
+
+    # ---- before a step ----
+
+    def prepare_step(self) -> None:
+        """Carry out what was decided after the last evaluation."""
+        record, model = self._run.record, self._run.model
+        if record.pending is not None:
+            self._carry_out(record.pending)
+        if set(model.active) != set(record.training):
+            model.set_active(record.training)
+
+    def _carry_out(self, decision: Decision) -> None:
+        record = self._run.record
+        if set(decision.reset) == set(self._run.model.modalities):
+            # The fused head as well.
+            self._reset("")
+        else:
+            for name in decision.reset:
+                self._reset(f"encoders.{name}.", f"heads.{name}.")
+        if decision.ends_stage:
+            if decision.restore is not None:
+                self._restore_peak(decision.restore)
+            self._begin_joint_stage()
+        else:
+            record.training = list(decision.training)
+            self._set_stage()
+        record.pending = None
+
+    def _reset(self, *prefixes: str) -> None:
+        """Put weights and batch statistics of these names back; the optimizer's state goes with them."""
+        optimizer = self._run.optimizer
+        initial = self._run.load_folder(INITIAL_FOLDER).state_dict()
+        with torch.no_grad():
+            for key, value in self._run.model.state_dict(keep_vars=True).items():
+                if not key.startswith(prefixes):
+                    continue
+                value.copy_(initial[key])
+                optimizer.state.pop(value, None)
+                if value in self._fresh_state:
+                    optimizer.state[value] = copy.deepcopy(self._fresh_state[value])
+
+    def _restore_peak(self, step: int) -> None:
+        folder = os.path.join(self._run.args.output_dir, UNIMODAL_FOLDER)
+        kept = FusionConfig.from_pretrained(folder).step
+        if kept != step:
+            raise ValueError(
+                f"stage 1's peak is at step {step}, but {folder} holds step {kept}: another run wrote there. "
+                "Train again in an empty output_dir."
+            )
+        # Read on the CPU: no device is called "cpu:0".
+        load_model(self._run.model, os.path.join(folder, SAFE_WEIGHTS_NAME))
+
+    def _begin_joint_stage(self) -> None:
+        run, record = self._run, self._run.record
+        record.stage, record.stage_start = "joint", run.state.global_step
+        record.training = list(run.model.modalities)
+        self._set_stage()
+        run.begin_stage()
+        run.optimizer.state.clear()
+        run.optimizer.state.update({p: copy.deepcopy(state) for p, state in self._fresh_state.items()})
+        # The best model of this run is a joint one; stage 1's peak has its own folder.
+        run.state.best_metric = run.state.best_global_step = run.state.best_model_checkpoint = None
+        run.restart_schedule(self._fresh_rates)
+
+    def _set_stage(self) -> None:
+        """Tell the model its stage, and whether the fused head trains in it."""
+        rule, stage = self._run.plan.rule, self._run.record.stage
+        self._run.model.set_stage(stage, stage == "joint" or (rule is not None and rule.trains_fused_head))
+
+    # ---- after a step ----
+
+    def must_probe(self) -> bool:
+        """Whether stage 1 must end at this step, however rarely the arguments ask for an evaluation."""
+        args, state, rule = self._run.args, self._run.state, self._run.plan.rule
+        if rule is None or self._run.record.stage != "unimodal":
+            return False
+        last = math.ceil(rule.latest_end * state.max_steps - 1e-9)
+        # The end of an epoch is probed anyway.
+        end_of_epoch = args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0.0).is_integer()
+        return state.global_step == last and not end_of_epoch
+
+    # ---- around a probe ----
+
+    def prepare_probe(self) -> None:
+        """In stage 1 the fused head is the sum of the unimodal ones, where it does not train."""
+        if self._run.record.stage == "unimodal" and not self._run.model.trains_fused_head:
+            self._run.model.start_fusion_from_heads()
+
+    def read(self, measurement: Measurement) -> Probe:
+        """Let the rule decide on a measurement of the probe set, and remember it in the history."""
+        run, record = self._run, self._run.record
+        state, rule = run.state, run.plan.rule
+        reading = Reading(
+            step=state.global_step,
+            epoch=float(state.epoch or 0.0),
+            progress=state.global_step / max(state.max_steps, 1),
+            stage=record.stage,
+            training=tuple(record.training),
+            measurement=measurement,
+        )
+        trained_fused_head = record.stage == "joint" or (rule is not None and rule.trains_fused_head)
+        if rule is None:
+            decision = Decision(run.model.modalities, "all modalities train jointly")
+        else:
+            decision = rule.decide(reading)
+            record.rule = rule.state_dict()
+        changes_who_trains = bool(
+            decision.ends_stage or decision.reset or set(decision.training) != set(record.training)
+        )
+        ends_scouting = (
+            record.stage == "unimodal"
+            and trained_fused_head
+            and rule is not None
+            and not rule.trains_fused_head
+        )
+        if record.stage == "unimodal":
+            record.pending = decision
+            if decision.peak or (decision.ends_stage and decision.restore is None):
+                record.peak_step = state.global_step
+        elif changes_who_trains:
+            record.pending = decision
+        probe = Probe(reading, decision, trained_fused_head)
+        record.history.append(probe)
+        if run.is_world_process_zero():
+            tqdm.write(probe_line(probe, run.model.modalities))
+            if changes_who_trains or ends_scouting:
+                tqdm.write(f"    -> {decision.reason}")
+        return probe
+
+    def keep_peak(self, evaluation: Evaluation) -> None:
+        """In stage 1, keep the weights that the rule marked; where no stage follows, end training with them."""
+        run, record, step = self._run, self._run.record, self._run.state.global_step
+        if record.stage != "unimodal":
+            return
+        if record.peak_step == step != self._kept_step:
+            self._kept_step = step
+            config = run.model.config
+            config.step, config.readout = step, evaluation.fit_readout(run.model.problem_type).to_dict()
+            run.save_folder(UNIMODAL_FOLDER)
+            config.step = config.readout = None
+        pending = record.pending
+        if run.plan.stages == "unimodal" and pending is not None and pending.ends_stage:
+            if pending.restore is not None:
+                self._restore_peak(pending.restore)
+            record.pending = None
+            run.control.should_training_stop = True
+
+
+def _check_processes(run: Run) -> None:
+    record, processes = run.record, run.args.world_size
+    if record.processes not in (0, processes):
+        raise ValueError(
+            f"the checkpoint was written by {record.processes} processes and this run has {processes}: batches and "
+            f"random numbers would be others. Resume with {record.processes}, or start anew."
+        )
+    record.processes = processes

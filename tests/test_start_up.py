@@ -1,0 +1,107 @@
+"""What starting up imports: the command line answers before torch is loaded, and names are loaded when used."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = [str(ROOT), str(ROOT / "kernels" / "torch-ext")]
+
+IMPORTED = "print(json.dumps([code, sorted(set(sys.modules) - before)]))\n"
+COMMAND = """import json, sys
+before = set(sys.modules)
+from ecsfusion.cli import main
+try:
+    code = main({arguments!r})
+except SystemExit as stop:
+    code = stop.code
+"""
+STATEMENT = """import json, sys
+before, code = set(sys.modules), 0
+{statement}
+"""
+INTERRUPTED = """import signal, sys
+from ecsfusion import cli
+from ecsfusion.pid import stream
+def interrupted(*arguments, **options):
+    signal.raise_signal(signal.SIGINT)
+stream.stream_pid = interrupted
+sys.exit(cli.main({arguments!r}))
+"""
+
+
+def run_python(code, cwd):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def exit_code_and_imports(code, cwd):
+    """The exit code that `code` computes, the modules that it imports, and its standard error."""
+    done = run_python(code + IMPORTED, cwd)
+    assert done.returncode == 0, done.stderr
+    exit_code, modules = json.loads(done.stdout.splitlines()[-1])
+    return exit_code, set(modules), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "message"),
+    [
+        ("--help", 0, ""),
+        ("pid --help", 0, ""),
+        ("push --help", 0, ""),
+        ("", 2, "required: command"),
+        ("pdi data.npz", 2, "invalid choice: 'pdi'"),
+        ("pid", 2, "required: FILE, --label, --modality"),
+        ("pid data.npz --modality a=x --modality b=y", 2, "required: --label"),
+        ("pid data.npz --label y --modality a=x --modality b=y --botstrap 3", 2, "--botstrap"),
+        ("pid data.npz --label y --modality a=x --modality b", 2, "NAME=COL"),
+        ("pid data.npz --label y --modality a=x", 2, "two or more different names"),
+        ("pid data.npz --label y --modality a=x --modality b=y --clusters many", 2, "nor auto"),
+        ("push run", 2, "required: NAME"),
+        ("push run me/model --privat --peek peak", 2, "--peek"),
+    ],
+)
+def test_the_command_line_answers_with_the_standard_library_alone(tmp_path, words, exit_code, message):
+    found, modules, err = exit_code_and_imports(COMMAND.format(arguments=words.split()), tmp_path)
+    assert found == exit_code
+    assert message in err
+    assert {name for name in modules if name.startswith("ecsfusion")} == {"ecsfusion", "ecsfusion.cli"}
+    assert {name.split(".")[0] for name in modules} <= {*sys.stdlib_module_names, "ecsfusion"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import ecsfusion", "torch numpy transformers ecsfusion_kernels argparse"),
+        ("import ecsfusion.controller", "torch transformers"),
+        ("from ecsfusion import Decision, Reading, Rule, make_rule", "torch transformers"),
+        ("from ecsfusion import __version__", "torch numpy transformers"),
+        (
+            "from ecsfusion import PID, decompose, fast_pid, fast_pids, pid_tensors",
+            "transformers matplotlib datasets accelerate evaluate pyarrow scipy",
+        ),
+        ("from ecsfusion.pid.stream import stream_pid", "transformers matplotlib datasets"),
+        ("import ecsfusion_kernels", "ecsfusion transformers"),
+    ],
+)
+def test_a_name_imports_only_what_it_needs(tmp_path, statement, absent):
+    _, modules, _ = exit_code_and_imports(STATEMENT.format(statement=statement), tmp_path)
+    assert modules & set(absent.split()) == set()
+
+
+def test_interrupting_a_measurement_ends_in_one_line(tmp_path):
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(50, 3)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=rows, label=np.arange(50) % 2)
+    words = ["pid", "data.npz", "--label", "label", "--modality", "a=x", "--modality", "b=x", "--quiet"]
+    done = run_python(INTERRUPTED.format(arguments=words), tmp_path)
+    assert done.returncode == 130
+    assert done.stderr == "ecsfusion pid: interrupted\n"
+    assert done.stdout == ""
