@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
+
+# The error of whichever HTTP library this version of huggingface_hub uses.
 from huggingface_hub.errors import HTTPError
 
 from ecsfusion.reporting.privacy import check_no_secrets
