@@ -306,7 +306,7 @@ class FusionTrainer(WatchingTrainer):
         self.model.set_stage(record.stage)
         if self._needs_initial() and self.state.global_step == 0:
             self.save_folder(INITIAL_FOLDER)
-        self.model.fuses_early = self._fuses_early()
+        self.model.set_stage(self.record.stage, self._fuses_early())
         self.strategy.begin_stage(self)
         return optimizer
 
@@ -375,7 +375,7 @@ class FusionTrainer(WatchingTrainer):
             self._begin_joint_stage()
         else:
             record.training = list(decision["training"])
-        self.model.fuses_early = self._fuses_early()
+        self.model.set_stage(self.record.stage, self._fuses_early())
         record.pending = None
 
     def _fuses_early(self) -> bool:
@@ -434,7 +434,7 @@ class FusionTrainer(WatchingTrainer):
     ) -> dict[str, float]:
         """As `WatchingTrainer.evaluate`; during stage 1, keep the peak."""
         in_stage_one = self.is_in_train and self.record.stage == "unimodal"
-        if in_stage_one and not self.model.fuses_early:
+        if in_stage_one and not self.model.trains_fused_head:
             self.model.start_fusion_from_heads()
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.is_in_train and metric_key_prefix == self._probe_prefix():

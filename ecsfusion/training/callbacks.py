@@ -160,7 +160,7 @@ def stage_name(model: Any) -> str:
     """What trains now, for a progress bar: "stage 1, audio paused"."""
     paused = [name for name in model.modalities if name not in model.active]
     stage = "stage 1" if model.stage == "unimodal" else "stage 2"
-    if model.stage == "unimodal" and model.fuses_early:
+    if model.stage == "unimodal" and model.trains_fused_head:
         stage = f"{stage}, scouting"
     return f"{stage}, {' and '.join(paused)} paused" if paused else stage
 
