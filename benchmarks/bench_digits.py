@@ -30,8 +30,8 @@ from hf_recipes.run import prepare, train
 
 SCHEDULES = {
     "two-stage": {},
-    "joint": {"stages": "joint", "auxiliary_weight": 0.0},
-    "joint + unimodal losses": {"stages": "joint", "auxiliary_weight": 0.6},
+    "joint": {"strategy": "joint"},
+    "joint + unimodal losses": {"strategy": "joint-auxiliary"},
 }
 RESULTS = Path(__file__).parent / "results" / "digits.jsonl"
 
@@ -46,7 +46,7 @@ def run(schedule: str, seed: int) -> dict[str, Any]:
             shutil.copyfile(Path(folder, "trajectory.png"), RESULTS.with_suffix(".png"))
         reports = trainer.reports
         modalities = trainer.model.modalities
-        steps = [entry["step"] for entry in trainer.record.history]
+        steps = [entry.step for entry in trainer.record.history]
         lengths = [after - before for before, after in zip([0, *steps[:-1]], steps, strict=True)]
         return {
             "benchmark": "digits",
@@ -57,7 +57,7 @@ def run(schedule: str, seed: int) -> dict[str, Any]:
                 for split, report in reports.items()
             },
             "modality_steps": sum(
-                length * len(entry["training"])
+                length * len(list(entry.training))
                 for length, entry in zip(lengths, trainer.record.history, strict=True)
             ),
             "seconds": round(time.perf_counter() - start, 1),

@@ -76,7 +76,7 @@ def too_short() -> dict[str, Any]:
     for history, afterwards in recorded_hand_overs():
         named = {found.about for found in stage_one_too_short(history, SCALE)}
         for name, accuracies in afterwards.items():
-            at_the_end = history[-1]["accuracy"][name]
+            at_the_end = history[-1].reading.accuracy[name]
             learnt = max(at_the_end - SCALE.chance, 0.02)
             later[name in named].append((max(accuracies) - at_the_end) / learnt)
     return {
@@ -123,7 +123,7 @@ def probes(run: Mapping[str, Any], names: Sequence[str], length: int) -> list[di
         }
         for i in range(length)
     ]
-    history[-1]["restored"] = run["restored"][0]
+    history[-1].restored = run["restored"][0]
     return history
 
 

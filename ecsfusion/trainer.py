@@ -32,7 +32,8 @@ from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.processing import FusionProcessor
-from ecsfusion.reporting.run_summary import run_summary
+from ecsfusion.reporting.results import run_summary
+from ecsfusion.strategies import Strategy
 from ecsfusion.training.best_heads import BestHeads, bring_back_older_folders, folder_of
 from ecsfusion.training.callbacks import ControllerCallback, FusionProgressCallback
 from ecsfusion.training.clipping import clip_by_part, total_norm
@@ -160,6 +161,11 @@ class FusionTrainer(ResumableTrainer):
     def record(self) -> StageRecord:
         """Stage, who trains, and the history of probes."""
         return self.controller.record
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy of the present run, or of the next one."""
+        return self.plan.strategy
 
     @property
     def rule(self) -> Rule | None:

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes itse
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
 from ecsfusion.model.names import FUSED
-from ecsfusion.reporting.run_summary import results_table
+from ecsfusion.reporting.results import results_table
 from hf_recipes.configuration import RecipeArguments, parse_arguments
 from hf_recipes.data import ProcessedSplit, load_splits, prepare_splits
 from hf_recipes.encoders import build_encoders, build_processor

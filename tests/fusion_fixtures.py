@@ -32,7 +32,8 @@ from transformers import (
     WhisperModel,
 )
 
-from ecsfusion import FusionForClassification
+from ecsfusion import FusionForClassification, Rule
+from ecsfusion.strategies.unimodal import Unimodal
 
 NUM_CLASSES = 3
 
@@ -200,6 +201,11 @@ class TwoViews(torch.utils.data.Dataset):
             "right": {"pixel_values": right},
             "labels": int(self.labels[index]),
         }
+
+
+def stage_one_only(rule: Rule | type[Rule] | str, *modalities: str) -> Unimodal:
+    """Unimodal training that this rule steers, without a stage 2."""
+    return Unimodal(modalities or ("left", "right"), rule=rule)
 
 
 class StopAfterSaving(TrainerCallback):

@@ -484,7 +484,7 @@ def test_while_it_scouts_the_loss_is_that_of_stage_two(tmp_path: Path, own_loss:
     run.train()
     ends = 2 * PER_EPOCH
     assert run.record.stage_start > ends, "there is no step after scouting"
-    assert [entry["fused_trains"] for entry in run.record.history][:3] == [True, True, False]
+    assert [entry.trained_fused_head for entry in run.record.history][:3] == [True, True, False]
     for step, (loss, outputs, labels) in enumerate(run.heard[: run.record.stage_start]):
         alone = sum(F.cross_entropy(z, labels) for z in outputs.unimodal_logits.values())
         if step < ends:
@@ -501,7 +501,7 @@ def test_after_scouting_the_fused_head_is_the_ensemble_of_the_others(tmp_path: P
     watch = Watch()
     run = trainer(tmp_path, "usual", more={"callbacks": [watch]})
     run.train()
-    stages = {entry["step"]: (entry["stage"], entry["fused_trains"]) for entry in run.record.history}
+    stages = {entry.step: (entry.stage, entry.trained_fused_head) for entry in run.record.history}
     assert set(stages.values()) == {("unimodal", True), ("unimodal", False), ("joint", True)}
     for step, where in stages.items():
         weights = watch.evaluations[step]
@@ -514,11 +514,13 @@ def test_where_only_both_together_know_the_label_they_train_jointly_after_scouti
     run = trainer(tmp_path, "synergy")
     run.train()
     assert run.record.stage_start <= 2 * PER_EPOCH
-    end = next(entry for entry in run.record.history if entry["restored"] is not None)
-    assert "learn from them together" in end["reason"] or "alone they learn nothing" in end["reason"]
-    assert end["restored"] == end["step"] == run.record.stage_start
-    assert {entry["stage"] for entry in run.record.history if entry["fused_trains"]} == {"unimodal", "joint"}
-    assert run.reports["validation"]["metrics"]["eval_accuracy"] > 0.9
+    end = next(entry for entry in run.record.history if entry.restored is not None)
+    assert (
+        "learn from them together" in end.decision.reason or "alone they learn nothing" in end.decision.reason
+    )
+    assert end.restored == end.step == run.record.stage_start
+    assert {entry.stage for entry in run.record.history if entry.trained_fused_head} == {"unimodal", "joint"}
+    assert run.measurements["validation"]["eval_accuracy"] > 0.9
     run.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "jointly: stage 1 ended while it scouted, and no modality was trained by itself" in card
@@ -534,7 +536,7 @@ def shortcut(tmp_path_factory) -> tuple[Listening, Watch]:
 
 def test_a_view_that_shows_the_label_waits_at_its_initial_weights(shortcut) -> None:
     run, watch = shortcut
-    start = next(e["step"] for e in run.record.history if e["training"] == ["right"]) - PER_EPOCH
+    start = next(e.step for e in run.record.history if list(e.training) == ["right"]) - PER_EPOCH
     assert start <= 2 * PER_EPOCH
     left = [name for name in watch.steps[0] if name.startswith(("encoders.left.", "heads.left."))]
     assert any(not torch.equal(watch.steps[start - 1][n], watch.steps[0][n]) for n in left), "never trained"
@@ -584,7 +586,7 @@ def test_stage_one_alone_trains_no_fused_head(tmp_path: Path) -> None:
     run = trainer(tmp_path, "shortcut", stages="unimodal")
     run.train()
     assert all(outputs.logits is None for _, outputs, _ in run.heard)
-    assert all(entry["training"] == ["left", "right"] for entry in run.record.history)
+    assert all(list(entry.training) == ["left", "right"] for entry in run.record.history)
     weights = {frozenset(w): w for w in run.model.config.readout["weights"]}
     assert weights[frozenset({"left", "right"})]["left"] > 0
 
@@ -605,7 +607,7 @@ SAVING = {
 def outcome(run: FusionTrainer) -> dict[str, Any]:
     return {
         "history": run.record.history,
-        "rule": run.controller.rule.state_dict(),
+        "rule": run.rule.state_dict(),
         "best heads": run.record.best_heads,
         "best_heads": run.model.config.best_heads,
         "readout": run.model.config.readout,
@@ -664,9 +666,9 @@ def test_stopped_and_resumed_it_ends_bit_for_bit_the_same(
 
 def test_the_runs_that_are_stopped_are_where_they_should_be(wholes) -> None:
     usual, shortcut, synergy = (wholes(kind).record for kind in ("usual", "shortcut", "synergy"))
-    assert [e["step"] for e in usual.history if e["stage"] == "unimodal" and e["fused_trains"]] == [4, 8]
+    assert [e.step for e in usual.history if e.stage == "unimodal" and e.trained_fused_head] == [4, 8]
     assert usual.stage_start > 10
-    assert next(e["step"] for e in shortcut.history if e["training"] == ["right"]) == 8
+    assert next(e.step for e in shortcut.history if list(e.training) == ["right"]) == 8
     assert 6 < shortcut.stage_start < 26
     assert synergy.stage_start == 4
 

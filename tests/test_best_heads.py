@@ -49,7 +49,7 @@ def run(tmp_path_factory):
 
 
 def by_step(trained, name):
-    return {e["step"]: e["accuracy"][name] for e in trained.record.history}
+    return {e.step: e.reading.accuracy[name] for e in trained.record.history}
 
 
 def test_the_best_step_of_every_modality_is_kept(run):
@@ -69,7 +69,7 @@ def test_the_model_answers_with_it_and_keeps_its_fused_head(run):
     other = [name for name, best in trained.record.best_heads.items() if best[0] != last]
     assert other, "every modality was best at the end: this run shows nothing"
     assert list(model.best_heads) == model.config.best_heads == other
-    metrics = trained.reports["validation"]["metrics"]
+    metrics = trained.measurements["validation"]
     for name in model.modalities:
         assert metrics[f"eval_accuracy_{name}"] == pytest.approx(max(by_step(trained, name).values()))
     # The fused head and the embeddings are those of the last step.
@@ -199,7 +199,7 @@ def test_with_one_stage_and_the_best_model_at_the_end(tmp_path, stages):
     options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
     run = trainer(tmp_path, stages=stages, **options)
     run.train()
-    metrics = run.reports["validation"]["metrics"]
+    metrics = run.measurements["validation"]
     best = run.state.best_global_step if stages == "joint" else run._final_step()
     assert metrics["eval_accuracy"] == pytest.approx(by_step(run, "fused")[best])
     for name in run.model.modalities:
@@ -231,7 +231,7 @@ def test_an_encoder_that_cannot_be_copied_trains_without(tmp_path, caplog):
         model=model,
         args=FusionTrainingArguments(
             output_dir=str(tmp_path),
-            **{**SETTINGS, "num_train_epochs": 2, "stages": "joint", "save_strategy": "no"},
+            **{**SETTINGS, "num_train_epochs": 2, "strategy": "joint-auxiliary", "save_strategy": "no"},
         ),
         train_dataset=Plain(ROWS, seed=0),
         eval_dataset=Plain(80, seed=1),
@@ -246,7 +246,7 @@ def test_an_encoder_that_cannot_be_copied_trains_without(tmp_path, caplog):
 
 
 def test_where_weights_are_sharded_none_are_kept(tmp_path, caplog):
-    run = trainer(tmp_path, stages="joint")
+    run = trainer(tmp_path, strategy="joint-auxiliary")
     run.is_fsdp_enabled = True
     run.controller.record.stage = "joint"
     run.create_optimizer()

@@ -3,15 +3,10 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from readings import make_information
 
-from ecsfusion.reporting.card import (
-    CardFacts,
-    EncoderFacts,
-    PIDFacts,
-    check_no_secrets,
-    hub_name,
-    render_card,
-)
+from ecsfusion.reporting.card import CardFacts, EncoderFacts, render_card
+from ecsfusion.reporting.privacy import check_no_secrets, hub_name
 
 TOKEN = "hf_" + "aB3" * 11 + "x"
 
@@ -33,16 +28,21 @@ def facts():
         num_classes=10,
         num_parameters=400_000,
         peak_folder="unimodal",
-        calibration_error={"before": 0.081, "after": 0.024},
-        pid={
-            "end of stage 1": PIDFacts(1.2, {"image": 0.4, "audio": 0.1}, 0.05, step=120),
-            "end of training": PIDFacts(
-                1.5,
-                {"image": 0.5, "audio": 0.02},
-                0.01,
-                floor={"image": 0.03, "audio": 0.03, "synergy": 0.04, "redundancy": 0.02},
-                interval={"redundancy": (1.4, 1.6)},
-                step=240,
+        calibration_error={"fused": 0.081, "calibrated": 0.024},
+        information={
+            "end of stage 1": (
+                120,
+                make_information(redundancy=1.2, unique={"image": 0.4, "audio": 0.1}, synergy=0.05, floor={}),
+            ),
+            "end of training": (
+                240,
+                make_information(
+                    redundancy=1.5,
+                    unique={"image": 0.5, "audio": 0.02},
+                    synergy=0.01,
+                    floor={"image": 0.03, "audio": 0.03, "synergy": 0.04, "redundancy": 0.02},
+                    interval={"redundancy": (1.4, 1.6)},
+                ),
             ),
         },
         rule="peak-synergy",
@@ -152,7 +152,18 @@ def test_three_modalities(facts):
         facts,
         encoders={**facts.encoders, "text": EncoderFacts("BertModel", 9_000, pretrained=True, kind="text")},
         accuracy={"test": {"image": 0.5, "audio": 0.4, "text": 0.7, "fused": 0.8}},
-        pid={"end of training": PIDFacts(0.2, {"image": 0.1, "audio": 0.05, "text": 0.6}, 0.0)},
+        information={
+            "end of training": (
+                240,
+                make_information(
+                    ("image", "audio", "text"),
+                    redundancy=0.2,
+                    unique={"image": 0.1, "audio": 0.05, "text": 0.6},
+                    synergy=0.0,
+                    floor={},
+                ),
+            )
+        },
     )
     card = render_card(facts)
     assert "fuses image, audio and text" in card
@@ -200,14 +211,15 @@ def test_pid_sentence_ranks_what_is_clear_and_names_what_is_noise(facts):
         "At the end of training, 1.50 bits about the label are known to both modalities and 0.50 bits are "
         "known to image alone; uniqueness of audio and synergy are not above the noise."
     ) in text
-    doubtful = replace(facts.pid["end of training"], interval={"image": (-0.1, 1.1)})
+    step, information = facts.information["end of training"]
+    doubtful = replace(information, interval={"image": (-0.1, 1.1)})
     assert "uniqueness of image, uniqueness of audio and synergy are not above" in render_card(
-        replace(facts, pid={"end of training": doubtful})
+        replace(facts, information={"end of training": (step, doubtful)})
     )
     floor = {"redundancy": 9.0, "image": 9.0, "audio": 9.0, "synergy": 9.0}
-    silent = replace(facts.pid["end of training"], floor=floor)
+    silent = replace(information, floor=floor)
     assert "nothing that the embeddings say about the label rises above" in render_card(
-        replace(facts, pid={"end of training": silent})
+        replace(facts, information={"end of training": (step, silent)})
     )
 
 
@@ -222,7 +234,13 @@ def test_decisions_picture_and_calibration(facts):
 
 
 def test_sections_without_facts_are_left_out(facts):
-    nothing = {"pid": {}, "decisions": (), "trajectory": None, "hyperparameters": {}, "calibration_error": {}}
+    nothing = {
+        "information": {},
+        "decisions": (),
+        "trajectory": None,
+        "hyperparameters": {},
+        "calibration_error": {},
+    }
     card = render_card(replace(facts, **nothing)).replace("Information in bits is", "")
     for word in ("bits", "trajectory", "Decisions", "Hyperparameters", "calibration error", "None", "\n\n\n"):
         assert word not in card

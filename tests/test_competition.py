@@ -120,7 +120,7 @@ def test_every_probe_logs_what_stands_in_for_the_strength(tmp_path):
     )
     trainer.train()
     probes = [entry for entry in trainer.state.log_history if "eval_synergy" in entry]
-    assert [entry["epoch"] for entry in probes][:4] == [1, 2, 3, 4]
+    assert [entry.reading.epoch for entry in probes][:4] == [1, 2, 3, 4]
     for entry in probes:
         left, right = (entry[f"eval_information_{name}"] for name in ("left", "right"))
         unique = entry["eval_unique_left"] - entry["eval_unique_right"]

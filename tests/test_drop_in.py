@@ -94,6 +94,6 @@ def test_three_names_turn_a_trainer_script_into_two_stages(tmp_path):
     after = run_script(converted, str(tmp_path / "after"))
     assert before["metrics"].keys() <= after["metrics"].keys(), "what was reported before still is"
     assert before["trainer"].state.global_step == after["trainer"].state.global_step == 16
-    assert [entry["stage"] for entry in after["trainer"].record.history] == ["unimodal"] * 2 + ["joint"] * 2
+    assert [entry.stage for entry in after["trainer"].record.history] == ["unimodal"] * 2 + ["joint"] * 2
     assert after["metrics"]["eval_accuracy"] > 0.7
     assert (tmp_path / "after" / "unimodal" / "model.safetensors").exists()

@@ -170,7 +170,7 @@ def checkpoint(tmp_path_factory) -> str:
         output_dir=str(folder),
         max_steps=1,
         save_steps=1,
-        stages="joint",
+        strategy="joint-auxiliary",
         eval_strategy="no",
         use_cpu=True,
         report_to="none",
@@ -211,7 +211,7 @@ def test_resuming_with_another_model(checkpoint, tmp_path, encoders, options, me
         args=FusionTrainingArguments(
             output_dir=str(tmp_path),
             max_steps=2,
-            stages="joint",
+            strategy="joint-auxiliary",
             eval_strategy="no",
             use_cpu=True,
             report_to="none",

@@ -53,11 +53,11 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
     assert first["threads_left"] == [], "a thread of gloo may abort its process while Python shuts down"
     assert first["rows"] == two_processes.ROWS, "rows that only fill the last batch were counted"
     assert first["labels"] == one["labels"] == TwoViews(two_processes.ROWS, 2).labels.tolist()
-    assert {entry["stage"] for entry in first["history"]} == {"unimodal", "joint"}
-    assert [entry["training"] for entry in first["history"]] == [["right"], *[["left", "right"]] * 3]
+    assert {entry.stage for entry in first["history"]} == {"unimodal", "joint"}
+    assert [list(entry.training) for entry in first["history"]] == [["right"], *[["left", "right"]] * 3]
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     assert len(lines) == len(first["history"])
-    assert [found["signature"] for found in first["warnings"]] == ["few rows"]
+    assert [found["diagnostic"] for found in first["warnings"]] == ["few rows"]
     assert done.stderr.count(", few rows: ") == 1, "only the first process warns"
 
     for key in ("step", "stage", "training", "reason", "restored"):

@@ -245,7 +245,7 @@ def test_a_suite_trains_and_evaluates_on_splits_that_share_no_group(suite, store
         encoder = [(key, value) for key, value in job.model.named_parameters() if f".{name}." in f".{key}"]
         assert any(not value.equal(before[key]) for key, value in encoder), name
         assert all(torch.isfinite(value).all() for _, value in encoder)
-    metrics = trainer.reports["test"]["metrics"]
+    metrics = trainer.measurements["test"]
     assert 0 <= metrics["test_accuracy"] <= 1
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from readings import make_measurement
 
 from ecsfusion.model.readout import expected_calibration_error
-from ecsfusion.reporting.reliability import Reliability, plot_reliability
+from ecsfusion.reporting.reliability import answers_by_confidence, plot_reliability
 
 
 def answers(sure: float, right: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,26 +21,35 @@ def answers(sure: float, right: int, rows: int) -> tuple[torch.Tensor, torch.Ten
 
 def test_bins_hold_what_was_put_in():
     p, labels = (torch.cat(pair) for pair in zip(answers(0.95, 6, 10), answers(0.62, 3, 4), strict=True))
-    found = Reliability.of(p, labels)
-    assert found.rows == (4, 10)
-    assert found.confidence == pytest.approx((0.62, 0.95))
-    assert found.accuracy == pytest.approx((0.75, 0.6))
-    assert found.expected_calibration_error == pytest.approx((4 * 0.13 + 10 * 0.35) / 14)
+    found = answers_by_confidence(p, labels)
+    assert found["rows"] == [4, 10]
+    assert found["confidence"] == pytest.approx((0.62, 0.95))
+    assert found["accuracy"] == pytest.approx((0.75, 0.6))
+    assert calibration_error(found) == pytest.approx((4 * 0.13 + 10 * 0.35) / 14)
+    assert json.loads(json.dumps(found)) == found
 
 
-def test_the_error_is_that_of_the_readout():
+def calibration_error(bins: dict[str, list]) -> float:
+    rows, confidence, accuracy = (torch.tensor(bins[key]) for key in ("rows", "confidence", "accuracy"))
+    return float((rows * (accuracy - confidence).abs()).sum() / rows.sum())
+
+
+def test_the_bins_are_those_of_the_calibration_error():
     generator = torch.Generator().manual_seed(0)
     p = torch.randn(500, 5, generator=generator).mul(3).softmax(1)
     labels = torch.randint(5, (500,), generator=generator)
     expected = expected_calibration_error(p, labels)
-    assert Reliability.of(p, labels).expected_calibration_error == pytest.approx(expected)
+    assert calibration_error(answers_by_confidence(p, labels)) == pytest.approx(expected)
 
 
 def test_the_picture_shows_every_bin_and_names_the_errors(tmp_path):
-    sure, unsure = Reliability.of(*answers(0.9, 3, 10)), Reliability.of(*answers(0.6, 6, 10))
-    figure = plot_reliability(
-        {"fused head": sure, "calibrated combination": unsure}, "test", tmp_path / "a.png"
-    )
+    reliability = {
+        "fused": answers_by_confidence(*answers(0.9, 3, 10)),
+        "calibrated": answers_by_confidence(*answers(0.6, 6, 10)),
+    }
+    errors = {head: calibration_error(bins) for head, bins in reliability.items()}
+    measurement = make_measurement(reliability=reliability, calibration_error=errors)
+    figure = plot_reliability(measurement, "test", tmp_path / "a.png")
     upper, lower = figure.axes
     drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in upper.lines[1:]]
     assert drawn == [([pytest.approx(0.9)], [0.3]), ([pytest.approx(0.6)], [0.6])]
@@ -48,5 +60,5 @@ def test_the_picture_shows_every_bin_and_names_the_errors(tmp_path):
     ]
     assert [bar.get_height() for bar in lower.patches] == [1.0, 1.0]
     assert (tmp_path / "a.png").stat().st_size > 5_000
-    with pytest.raises(ValueError, match="found is empty"):
-        plot_reliability({}, "test")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_reliability(make_measurement(score="r2", reliability={}), "test")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fusion_fixtures import TwoViews, tiny_vit, two_views
+from fusion_fixtures import TwoViews, stage_one_only, tiny_vit, two_views
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -17,8 +17,9 @@ from ecsfusion import (
     FusionTrainer,
     FusionTrainingArguments,
     Rule,
+    Strategy,
 )
-from ecsfusion.evaluation.probe import metric_names
+from ecsfusion.evaluation.logged_values import logged_names
 
 EPOCHS, BATCH, ROWS = 4, 16, 64
 STEPS_PER_EPOCH = ROWS // BATCH
@@ -78,13 +79,15 @@ def arguments(folder: Path, **overrides: object) -> FusionTrainingArguments:
     return FusionTrainingArguments(**options)
 
 
-def trainer(folder: Path, *, rule: Rule | None = None, callbacks=None, **overrides: object) -> FusionTrainer:
+def trainer(
+    folder: Path, *, strategy: Rule | Strategy | None = None, callbacks=None, **overrides: object
+) -> FusionTrainer:
     return FusionTrainer(
         model=two_views(),
         args=arguments(folder, **overrides),
         train_dataset=TwoViews(ROWS, seed=0),
         eval_dataset=TwoViews(80, seed=1),
-        rule=rule,
+        strategy=strategy,
         callbacks=callbacks,
     )
 
@@ -98,7 +101,7 @@ PEAK_FIRST_THEN_RESTORE = [
 
 def test_the_first_joint_step_starts_at_the_restored_peak(tmp_path):
     seen = Snapshots()
-    run = trainer(tmp_path, rule=Scripted(PEAK_FIRST_THEN_RESTORE), callbacks=[seen])
+    run = trainer(tmp_path, strategy=Scripted(PEAK_FIRST_THEN_RESTORE), callbacks=[seen])
     run.train()
     peak = load_file(tmp_path / "unimodal" / "model.safetensors")
     first_joint = seen.weights[3 * STEPS_PER_EPOCH]
@@ -110,7 +113,7 @@ def test_the_first_joint_step_starts_at_the_restored_peak(tmp_path):
 
 def test_the_joint_stage_starts_with_a_fresh_optimizer_and_schedule(tmp_path):
     seen = Snapshots()
-    run = trainer(tmp_path, rule=Scripted(PEAK_FIRST_THEN_RESTORE), callbacks=[seen])
+    run = trainer(tmp_path, strategy=Scripted(PEAK_FIRST_THEN_RESTORE), callbacks=[seen])
     run.train()
     change = 3 * STEPS_PER_EPOCH
     assert seen.states[change - 1] != {}
@@ -125,7 +128,7 @@ def test_pausing_leaves_weights_and_optimizer_state_bit_identical(tmp_path):
     seen = Snapshots()
     script = [{"training": ("right",)}, {"training": ("right",)}, {}]
     run = trainer(
-        tmp_path, rule=Scripted([*script, {}]), callbacks=[seen], weight_decay=0.1, stages="unimodal"
+        tmp_path, strategy=stage_one_only(Scripted([*script, {}])), callbacks=[seen], weight_decay=0.1
     )
     run.train()
     start, end = STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH
@@ -144,7 +147,7 @@ def test_a_reset_modality_goes_back_to_its_initial_weights(tmp_path):
     seen = Snapshots()
     initial = {name: p.detach().clone() for name, p in two_views().named_parameters()}
     script = [{"training": ("right",), "reset": ("left",)}, {"training": ("right",)}, {}, {}]
-    run = trainer(tmp_path, rule=Scripted(script), callbacks=[seen], stages="unimodal")
+    run = trainer(tmp_path, strategy=stage_one_only(Scripted(script)), callbacks=[seen])
     run.train()
     after = seen.weights[STEPS_PER_EPOCH]
     for name, value in initial.items():
@@ -156,7 +159,7 @@ def test_a_reset_modality_goes_back_to_its_initial_weights(tmp_path):
 
 
 def test_output_folder_holds_both_stages_and_no_pickle(tmp_path):
-    run = trainer(tmp_path, rule=Scripted(PEAK_FIRST_THEN_RESTORE))
+    run = trainer(tmp_path, strategy=Scripted(PEAK_FIRST_THEN_RESTORE))
     run.train()
     run.save_model()
     final = FusionForClassification.from_pretrained(tmp_path).eval()
@@ -188,13 +191,13 @@ def test_learning_beats_chance_and_every_evaluation_has_the_same_keys(tmp_path):
     assert evaluations[-1]["eval_accuracy"] > 0.8
     assert evaluations[-1]["eval_accuracy_left"] > evaluations[0]["eval_accuracy_left"] - 0.05
     assert run.record.stage == "joint"
-    assert [entry["step"] for entry in run.record.history] == [
+    assert [entry.step for entry in run.record.history] == [
         STEPS_PER_EPOCH * (epoch + 1) for epoch in range(8)
     ]
 
 
 def test_a_probe_is_one_readable_line(tmp_path, capsys):
-    run = trainer(tmp_path, rule=Scripted([{"training": ("right",), "reason": "left leads"}] + [{}] * 9))
+    run = trainer(tmp_path, strategy=Scripted([{"training": ("right",), "reason": "left leads"}] + [{}] * 9))
     run.train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert len(lines) == EPOCHS
@@ -206,15 +209,15 @@ def test_a_probe_is_one_readable_line(tmp_path, capsys):
 
 
 def test_joint_training_never_enters_stage_one(tmp_path):
-    run = trainer(tmp_path, stages="joint")
+    run = trainer(tmp_path, strategy="joint-auxiliary")
     run.train()
-    assert {entry["stage"] for entry in run.record.history} == {"joint"}
+    assert {entry.stage for entry in run.record.history} == {"joint"}
     assert not (tmp_path / "unimodal").exists()
 
 
 def test_unimodal_training_stops_at_its_peak(tmp_path):
     script = Scripted(PEAK_FIRST_THEN_RESTORE)
-    run = trainer(tmp_path, rule=script, stages="unimodal", keep_best_heads=False)
+    run = trainer(tmp_path, strategy=stage_one_only(script), keep_best_heads=False)
     run.train()
     assert run.state.global_step == 3 * STEPS_PER_EPOCH
     peak = load_file(tmp_path / "unimodal" / "model.safetensors")
@@ -255,7 +258,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_decisions(tmp_path, steps)
 def test_the_best_model_at_the_end_is_a_joint_one(tmp_path):
     run = trainer(
         tmp_path,
-        rule=Scripted(PEAK_FIRST_THEN_RESTORE),
+        strategy=Scripted(PEAK_FIRST_THEN_RESTORE),
         num_train_epochs=5,
         save_strategy="epoch",
         load_best_model_at_end=True,
@@ -297,7 +300,7 @@ def test_user_metrics_see_the_fused_logits(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"stages": "three"}, "two-stage, joint, unimodal"),
+        ({"strategy": "three"}, "must be one of two-stage, published, joint"),
         ({"max_unimodal_share": 1.5}, "between 0 and 1"),
         ({"eval_strategy": "no"}, "eval_strategy is 'no'"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
@@ -308,11 +311,14 @@ def test_user_metrics_see_the_fused_logits(tmp_path):
         ({"label_names": ["target"]}, "label_names"),
         ({"metric_for_best_model": "acuracy"}, "metric_for_best_model is 'acuracy'"),
         ({"modality_learning_rates": {"audio": 0.1}}, r"names \['audio'\]"),
-        ({"rule": "strong-first"}, "unknown rule 'strong-first'"),
-        ({"rule_options": {"patients": 2}}, "unknown option 'patients'"),
-        ({"rule_options": {"ratio": "large"}}, "ratio must be a positive number, got 'large'"),
-        ({"rule": "fixed", "rule_options": {"schedule": 3}}, "schedule must be a list of pairs"),
-        ({"rule": "fixed", "rule_options": {"schedule": [["x", ["left"]]]}}, "schedule must hold pairs"),
+        ({"strategy": "strong-first"}, "strategy is 'strong-first'"),
+        ({"strategy_options": {"patients": 2}}, "unknown option 'patients'"),
+        ({"strategy_options": {"ratio": "large"}}, "ratio must be a positive number, got 'large'"),
+        ({"strategy": "fixed", "strategy_options": {"schedule": 3}}, "schedule must be a list of pairs"),
+        (
+            {"strategy": "fixed", "strategy_options": {"schedule": [["x", ["left"]]]}},
+            "schedule must hold pairs",
+        ),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, overrides, message):
@@ -333,7 +339,7 @@ def test_a_model_of_another_kind_is_named(tmp_path):
 def test_stage_one_ends_at_its_share_although_no_evaluation_is_due(tmp_path):
     run = trainer(tmp_path, num_train_epochs=1)
     run.train()
-    assert [entry["step"] for entry in run.record.history] == [STEPS_PER_EPOCH // 2, STEPS_PER_EPOCH]
+    assert [entry.step for entry in run.record.history] == [STEPS_PER_EPOCH // 2, STEPS_PER_EPOCH]
     assert (run.record.stage, run.record.stage_start) == ("joint", STEPS_PER_EPOCH // 2)
     assert (tmp_path / "unimodal" / "model.safetensors").exists()
 
@@ -386,11 +392,11 @@ def test_three_modalities_are_probed_each_against_the_rest(tmp_path):
     )
     run.train()
     run.create_model_card(dataset="three views")
-    last = run.record.history[-1]
-    assert set(last["unique"]) == {"left", "right", "noise"}
-    assert last["unique"]["left"] > last["floor"]["left"]
-    assert abs(last["unique"]["noise"]) < 0.1
-    assert last["redundancy"] > 0.3
+    last = run.record.history[-1].reading
+    assert set(last.reading.unique) == {"left", "right", "noise"}
+    assert last.reading.unique["left"] > last.reading.floor["left"]
+    assert abs(last.unique["noise"]) < 0.1
+    assert last.redundancy > 0.3
     card = (tmp_path / "README.md").read_text()
     assert "uniqueness of noise" in card
     assert "known to a modality and to the others as well" in card
@@ -404,13 +410,12 @@ def test_the_names_of_the_metrics_are_those_that_are_reported(tmp_path):
     timing = {
         "epoch",
         "loss",
-        "probe_seconds",
         "runtime",
         "samples_per_second",
         "steps_per_second",
         "model_preparation_time",
     }
-    assert reported - timing == set(metric_names(("left", "right")))
+    assert reported - timing == set(logged_names(("left", "right"), "accuracy"))
 
 
 def test_an_evaluation_set_without_a_modality_is_named(tmp_path):

@@ -11,38 +11,34 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from readings import make_measurement, make_probe
 
+from ecsfusion.controller.probe import Probe
 from ecsfusion.reporting.trajectory import plot_trajectory
 
 TWO = ("image", "audio")
 
 
-def probe(
-    step: int, stage: str = "unimodal", training: tuple[str, ...] = TWO, **values: Any
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "epoch": step / 10,
-        "stage": stage,
-        "training": list(training),
+def probe(step: int, stage: str = "unimodal", training: tuple[str, ...] = TWO, **values: Any) -> Probe:
+    defaults = {
         "redundancy": 0.01 * step,
         "unique": {"image": 0.5 + 0.001 * step, "audio": 0.1, "text": 0.2},
         "synergy": 0.3 - 0.001 * step,
         "floor": {"image": 0.04, "audio": 0.05, "text": 0.06, "redundancy": 0.02, "synergy": 0.09},
-        "accuracy": {"image": 0.5, "audio": 0.4, "text": 0.3, "fused": 0.001 * step},
-        "calibrated": 0.6,
-        "reason": "",
-        "peak": False,
-        "restored": None,
-        **values,
+        "accuracy": accuracy(step),
     }
+    return make_probe(step, stage=stage, training=training, **{**defaults, **values})
+
+
+def accuracy(step: int, **values: Any) -> dict[str, float | None]:
+    return {"image": 0.5, "audio": 0.4, "text": 0.3, "fused": 0.001 * step, "calibrated": 0.6, **values}
 
 
 HISTORY = [
     probe(10),
     probe(20, training=("audio",), peak=True),
     probe(30, training=("audio",)),
-    probe(40, restored=20),
+    probe(40, ends_stage=True, restore=20),
     probe(50, "joint"),
     probe(60, "joint"),
 ]
@@ -88,13 +84,13 @@ def test_information_and_its_noise_floor() -> None:
 
 
 def test_accuracies_of_all_heads() -> None:
-    *_, accuracy = plot_trajectory(HISTORY, TWO).axes
-    drawn = series(accuracy)
+    *_, accuracies = plot_trajectory(HISTORY, TWO).axes
+    drawn = series(accuracies)
     assert drawn["image alone"][1] == [0.5] * 6
     assert drawn["audio alone"][1] == [0.4] * 6
     assert drawn["fused head"][1] == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05, 0.06])
     assert drawn["all heads,\ncalibrated"][1] == [0.6] * 6
-    assert [t.get_text() for t in accuracy.get_legend().get_texts()] == list(drawn)[:4]
+    assert [t.get_text() for t in accuracies.get_legend().get_texts()] == list(drawn)[:4]
 
 
 def test_stages_are_shaded_and_named() -> None:
@@ -105,7 +101,7 @@ def test_stages_are_shaded_and_named() -> None:
 
 
 def test_scouting_is_a_part_of_stage_one_of_its_own() -> None:
-    scouting, unimodal = {"fused_trains": True}, {"fused_trains": False}
+    scouting, unimodal = {"trained_fused_head": True}, {"trained_fused_head": False}
     history = [
         probe(10, **scouting),
         probe(20, **scouting),
@@ -124,7 +120,7 @@ def test_scouting_is_a_part_of_stage_one_of_its_own() -> None:
 
 
 def test_a_name_that_does_not_fit_is_shortened_or_left_out() -> None:
-    history = [probe(3, fused_trains=True), probe(12), probe(100, "joint")]
+    history = [probe(3, trained_fused_head=True), probe(12), probe(100, "joint")]
     found = texts(plot_trajectory(history, TWO))
     assert {"stage 1", "stage 2: joint"} <= set(found)
     assert not {"scouting", "scout", "stage 1: unimodal"} & set(found)
@@ -151,7 +147,7 @@ def test_the_restored_peak_is_marked_in_every_panel() -> None:
 
 
 def test_a_stage_that_ended_with_its_present_weights_is_not_called_restored() -> None:
-    history = [probe(10), probe(20, restored=20), probe(30, "joint")]
+    history = [probe(10), probe(20, ends_stage=True), probe(30, "joint")]
     figure = plot_trajectory(history, TWO)
     assert series(figure.axes[1])["_stage 2 starts from here"][0] == [20, 20]
     assert not any("restored" in text for text in texts(figure))
@@ -164,25 +160,30 @@ def test_joint_training_has_no_mark() -> None:
 
 
 def test_three_modalities_look_different() -> None:
-    lanes, information, accuracy = plot_trajectory(HISTORY, (*TWO, "text")).axes
+    lanes, information, accuracies = plot_trajectory(HISTORY, (*TWO, "text")).axes
     assert "unique to text" in series(information)
-    assert "text alone" in series(accuracy)
+    assert "text alone" in series(accuracies)
     assert len(lanes.get_yticks()) == 3
     named = [line for line in information.lines if not line.get_label().startswith("_")]
     assert len({line.get_color() for line in named}) == len({line.get_marker() for line in named}) == 5
 
 
 def test_missing_values_leave_gaps() -> None:
-    history = [probe(10, calibrated=None), probe(20, synergy=math.nan), {**probe(30), "synergy": None}]
-    _, information, accuracy = plot_trajectory(history, TWO).axes
+    history = [
+        probe(10, accuracy=accuracy(10, calibrated=None)),
+        probe(20, synergy=math.nan),
+        probe(30, synergy=None),
+    ]
+    _, information, accuracies = plot_trajectory(history, TWO).axes
     assert np.isnan(series(information)["synergy"][1]).tolist() == [False, True, True]
-    assert np.isnan(series(accuracy)["all heads,\ncalibrated"][1]).tolist() == [True, False, False]
-    without = [{key: value for key, value in probe(10).items() if key != "calibrated"}]
+    assert np.isnan(series(accuracies)["all heads,\ncalibrated"][1]).tolist() == [True, False, False]
+    uncalibrated = {head: value for head, value in accuracy(10).items() if head != "calibrated"}
+    without = [probe(10, accuracy=uncalibrated)]
     assert "all heads,\ncalibrated" not in series(plot_trajectory(without, TWO).axes[2])
 
 
 @pytest.mark.parametrize("history", [[probe(0)], [probe(10)], [probe(0), probe(10)]])
-def test_short_histories(history: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_short_histories(history: list[Probe], tmp_path: Path) -> None:
     plot_trajectory(history, TWO, tmp_path / "short.png")
     assert (tmp_path / "short.png").stat().st_size > 0
 
@@ -200,9 +201,11 @@ def test_saved_picture_and_no_global_state(tmp_path: Path) -> None:
 def test_bad_histories() -> None:
     with pytest.raises(ValueError, match="history is empty"):
         plot_trajectory([], TWO)
-    lacking = {key: value for key, value in probe(10).items() if key != "synergy"}
-    with pytest.raises(ValueError, match=r"history\[1\] lacks synergy"):
-        plot_trajectory([probe(10), lacking], TWO)
+    without_decomposition = make_probe(20, measurement=make_measurement(TWO, information=None))
+    with pytest.raises(ValueError, match=r"history\[1\] lacks the decomposition"):
+        plot_trajectory([probe(10), without_decomposition], TWO)
+    with pytest.raises(ValueError, match=r"history\[1\] lacks floor\['synergy'\]"):
+        plot_trajectory([probe(10), probe(20, floor={"image": 0.1, "audio": 0.1, "redundancy": 0.1})], TWO)
     with pytest.raises(ValueError, match=r"history\[0\] lacks unique\['video'\]"):
         plot_trajectory(HISTORY, ("image", "video"))
     with pytest.raises(ValueError, match=r"history\[0\] lacks accuracy\['fused'\]"):

@@ -67,7 +67,7 @@ def trainer(
     rows: int = ROWS,
     validation: int = VALIDATION,
     further: dict[str, Views] | None = None,
-    rule: type | None = None,
+    strategy: type | None = None,
     callbacks: list | None = None,
     dropout: float = 0.0,
     **options: object,
@@ -88,13 +88,13 @@ def trainer(
         ),
         train_dataset=Views(rows, 0, noise, right),
         eval_dataset={"probed": probed, **further} if further else probed,
-        rule=rule,
+        strategy=strategy,
         callbacks=callbacks,
     )
 
 
 def said(run: FusionTrainer) -> list[tuple[str, str]]:
-    return [(found["signature"], found["about"]) for found in run.record.warnings]
+    return [(found["diagnostic"], found["about"]) for found in run.record.warnings]
 
 
 def test_a_healthy_run_warns_of_nothing(tmp_path, caplog, capsys):
@@ -145,7 +145,7 @@ def test_a_modality_that_dies_while_it_trains(tmp_path):
         num_train_epochs=6,
     )
     run.train()
-    lost = next(found for found in run.record.warnings if found["signature"] == "information lost")
+    lost = next(found for found in run.record.warnings if found["diagnostic"] == "information lost")
     assert (lost["about"], lost["step"]) == ("right", 32)
     assert "at step 16" in lost["sentence"]
     assert "nothing since step 24" in lost["sentence"]
@@ -154,7 +154,7 @@ def test_a_modality_that_dies_while_it_trains(tmp_path):
 def test_a_copy_and_a_stage_one_that_is_too_long(tmp_path):
     run = trainer(tmp_path, right=copied, num_train_epochs=16, unimodal_epochs=14)
     run.train()
-    found = {warning["signature"]: warning["sentence"] for warning in run.record.warnings}
+    found = {warning["diagnostic"]: warning["sentence"] for warning in run.record.warnings}
     assert set(found) == {"copy", "lag"}
     assert "share" in found["copy"]
     assert f"stage 1 ended at step {run.record.stage_start}" in found["lag"]
@@ -198,12 +198,12 @@ class Lazy(PeakSynergy):
 
 
 def test_a_leader_that_its_rule_does_not_pause(tmp_path):
-    run = trainer(tmp_path, noise=(0.3, 3.0), rule=Lazy, num_train_epochs=8)
+    run = trainer(tmp_path, noise=(0.3, 3.0), strategy=Lazy, num_train_epochs=8)
     run.train()
     assert ("lag", "pause of left") in said(run)
-    prompt = trainer(tmp_path / "prompt", noise=(0.3, 3.0), rule=PeakSynergy, num_train_epochs=8)
+    prompt = trainer(tmp_path / "prompt", noise=(0.3, 3.0), strategy=PeakSynergy, num_train_epochs=8)
     prompt.train()
-    assert any("left" not in entry["training"] for entry in prompt.record.history)
+    assert any("left" not in list(entry.training) for entry in prompt.record.history)
     assert ("lag", "pause of left") not in said(prompt)
 
 

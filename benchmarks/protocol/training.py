@@ -150,31 +150,31 @@ class Quiet(FusionTrainer):
 def trajectory(history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> dict[str, Any]:
     """All probes of a run, column by column: bits and accuracies with three digits."""
     columns: dict[str, list[Any]] = {
-        "step": [entry["step"] for entry in history],
-        "stage": [1 if entry["stage"] == "unimodal" else 2 for entry in history],
-        "paused": [[name for name in modalities if name not in entry["training"]] for entry in history],
-        "redundancy": [entry["redundancy"] for entry in history],
-        "synergy": [entry["synergy"] for entry in history],
-        "synergy_floor": [entry["floor"]["synergy"] for entry in history],
+        "step": [entry.step for entry in history],
+        "stage": [1 if entry.stage == "unimodal" else 2 for entry in history],
+        "paused": [[name for name in modalities if name not in list(entry.training)] for entry in history],
+        "redundancy": [entry.reading.redundancy for entry in history],
+        "synergy": [entry.reading.synergy for entry in history],
+        "synergy_floor": [entry.reading.floor["synergy"] for entry in history],
         "conditional_mutual_information": [entry["conditional_mutual_information"] for entry in history],
     }
     for name in modalities:
-        columns[f"unique_{name}"] = [entry["unique"][name] for entry in history]
+        columns[f"unique_{name}"] = [entry.reading.unique[name] for entry in history]
     for name in (*modalities, FUSED):
-        columns[f"accuracy_{name}"] = [entry["accuracy"][name] for entry in history]
+        columns[f"accuracy_{name}"] = [entry.reading.accuracy[name] for entry in history]
     columns["accuracy_calibrated"] = [entry["calibrated"] for entry in history]
     return {
         key: [round(value, 3) if isinstance(value, float) else value for value in values]
         for key, values in columns.items()
-    } | {"restored": [entry["restored"] for entry in history if entry["restored"] is not None]}
+    } | {"restored": [entry.restored for entry in history if entry.restored is not None]}
 
 
 def modality_steps(trainer: FusionTrainer) -> int:
     """Steps of encoders: how many modalities trained, summed over the optimizer steps."""
     steps, before = 0, 0
     for entry in trainer.record.history:
-        if entry["stage"] == "unimodal" or trainer.args.strategy != "uni-pre-frozen":
-            per_step = trainer.strategy.modalities_per_step or len(entry["training"])
+        if entry.stage == "unimodal" or trainer.args.strategy != "uni-pre-frozen":
+            per_step = trainer.strategy.modalities_per_step or len(list(entry.training))
             steps += per_step * (entry["step"] - before)
         before = entry["step"]
     return steps

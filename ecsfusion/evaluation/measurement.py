@@ -159,7 +159,7 @@ class Measurement:
     scale: Scale
     information: Information | None = None
     reliability: dict[str, Any] | None = None
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def modality_scores(self) -> dict[str, float]:

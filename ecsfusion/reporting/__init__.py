@@ -1,1 +1,1 @@
-"""What a run says of itself: card, pictures, summary, the Hub."""
+"""What a run says of itself: the model card, the pictures, the table of results, and both stages on the Hub."""

@@ -1,9 +1,10 @@
 """The model card: what was trained, on what, how well each part does, and why training went as it did.
 
-`render_card` turns a `CardFacts` into the text of a Hugging Face model card (``README.md``). The fixed
-prose is in ``model_card.md``; this file makes the tables, the sentences that depend on the numbers, and the
-YAML header.
+`render_card` turns a `CardFacts` into the text of a Hugging Face model card (`README.md`). The fixed prose is in
+`model_card.md`. This file makes the tables, the sentences that depend on the numbers, and the YAML header.
 """
+
+from __future__ import annotations
 
 import platform
 import re
@@ -15,26 +16,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-__all__ = [
-    "CardFacts",
-    "EncoderFacts",
-    "PIDFacts",
-    "check_no_secrets",
-    "compare_heads",
-    "hub_name",
-    "installed_versions",
-    "render_card",
-]
+from ecsfusion.evaluation.measurement import Information
+from ecsfusion.model.names import CALIBRATED, FUSED
+from ecsfusion.reporting.heads import COMBINED_HEADS, compare_heads, head_label, percent
+from ecsfusion.reporting.privacy import check_no_secrets, hub_name
 
-FUSED = "fused"
-CALIBRATED = "calibrated"
-_HEAD_LABELS = {FUSED: "fused head", CALIBRATED: "calibrated combination"}
-
-# A Hub token is "hf_" and 34 letters and digits; 16 is on the safe side and lets "hf_recipes" pass.
-_TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}")
-# A path: "~/x", "../x", "./x", "file://x", "C:\x", or two components from the root. A slash after a letter, a
-# digit, ":" or "/" belongs to a URL or to a name on the Hub.
-_LOCAL_PATH = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*/|\.{1,2}/|/[\w.@+~-]+/[\w.@+~-]+)|file://|\b[A-Za-z]:\\")
 _TRAINED = {
     "two-stage": "in two stages: first each modality by itself, then all of them jointly",
     "scouted": "in two stages: first each modality by itself, after some joint training to scout, then all of them "
@@ -44,7 +30,6 @@ _TRAINED = {
     "unimodal": "in one stage, each modality by itself",
 }
 _STAGES = ("two-stage", "joint", "unimodal")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -52,12 +37,12 @@ class EncoderFacts:
     """One modality's encoder.
 
     Attributes:
-        type: The model's class or `model_type`, such as ``"ViTModel"``.
-        parameters: Number of parameters.
-        hub_name: Name on the Hub of the weights it started from (see `hub_name`); None when there is none.
-        pretrained: Whether the weights were pretrained. Without a `hub_name` the card then says "pretrained,
-            from local files"; otherwise "randomly initialised".
-        kind: ``"image"``, ``"audio"``, ``"text"`` or another tag of the Hub for the input; None for none.
+        type: the model's class or `model_type`, such as "ViTModel".
+        parameters: number of parameters.
+        hub_name: name on the Hub of the weights that it started from; None when there is none.
+        pretrained: whether the weights were pretrained. Without a `hub_name` the card then says "pretrained, from local
+            files"; otherwise "randomly initialised".
+        kind: "image", "audio", "text" or another tag of the Hub for the input; None for none.
     """
 
     type: str
@@ -65,27 +50,6 @@ class EncoderFacts:
     hub_name: str | None = None
     pretrained: bool = False
     kind: str | None = None
-
-
-@dataclass(frozen=True)
-class PIDFacts:
-    """A partial information decomposition at one moment of training, in bits.
-
-    Attributes:
-        redundancy: Redundancy R.
-        unique: Uniqueness U by modality.
-        synergy: Synergy S.
-        floor: Noise floors by modality (its uniqueness), ``"redundancy"``, ``"synergy"``; any may be absent.
-        interval: Confidence intervals (low, high) under the same keys; any may be absent.
-        step: Training step of the reading; None when not known.
-    """
-
-    redundancy: float
-    unique: Mapping[str, float]
-    synergy: float
-    floor: Mapping[str, float] = field(default_factory=dict)
-    interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    step: int | None = None
 
 
 def installed_versions() -> dict[str, str]:
@@ -101,41 +65,44 @@ def installed_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything a card states. Accuracies and calibration errors are shares (0 to 1), information in bits.
+    """Everything a card states. Accuracies and calibration errors are shares (0 to 1), information is in bits.
 
     Attributes:
-        title: Headline of the card.
+        title: headline of the card.
         encoders: `EncoderFacts` by modality name, in the model's order.
-        accuracy: ``{split: {head: accuracy}}``; a head is a modality's name, ``"fused"`` or ``"calibrated"``.
-            The headline speaks of the last split: give ``"validation"``, then ``"test"``.
-        dataset: Plain name of the data, such as ``"AV-MNIST"``.
-        rows: Number of rows by split.
-        num_classes: Number of classes.
-        dataset_hub_name: Name of the data on the Hub; None for local data.
-        repo_id: Name of the model on the Hub; None while it only lives in a folder.
-        peak_folder: Folder inside the model's folder that holds the peak of stage 1; None when there is none.
-        stages: ``"two-stage"``, ``"joint"`` or ``"unimodal"``: how the model was trained.
-        phases: What training was made of, in order, of "scouting" (stage 1 with the fused head in training too, to
-            see what to do), "unimodal" and "joint"; empty when not known.
-        num_parameters: Parameters of the whole model; None leaves the sentence out.
-        best_heads: Step of the weights that answer for a modality alone and in the calibrated combination, for each
+        accuracy: `{split: {head: accuracy}}`; a head is a modality's name, "fused" or "calibrated". The headline speaks
+            of the last split: give "validation", then "test".
+        dataset: plain name of the data, such as "AV-MNIST".
+        rows: number of rows by split.
+        num_classes: number of classes.
+        dataset_hub_name: name of the data on the Hub; None for local data.
+        repo_id: name of the model on the Hub; None while it only lives in a folder.
+        peak_folder: folder inside the model's folder that holds the peak of stage 1; None when there is none.
+        stages: "two-stage", "joint" or "unimodal": how the model was trained.
+        phases: what training was made of, in order, of "scouting" (stage 1 with the fused head in training too, to see
+            what to do), "unimodal" and "joint"; empty when not known.
+        num_parameters: parameters of the whole model; None leaves the sentence out.
+        best_heads: step of the weights that answer for a modality alone and in the calibrated combination, for each
             modality with a second copy of its encoder for that.
-        excluded_from_readout: Modalities that waited in stage 1, and so have no weight of their own in the calibrated combination.
-        score: What the accuracies are: "accuracy", or "r2" in regression, where they are shares of variance explained.
-        calibration_error: Expected calibration error by name, such as ``{"before": 0.08, "after": 0.02}``.
-        comparison: Accuracy of the fused head on the last split by schedule, such as
-            ``{"two stages": 0.91, "joint training": 0.88}``.
-        pid: `PIDFacts` by moment, in order, such as ``{"end of stage 1": ..., "end of training": ...}``.
-        rule: Name of the controller's rule.
-        decisions: Pairs (step, reason) of the controller's decisions, in order.
-        warnings: Pairs (step, sentence) of what the run warned of, in order.
-        trajectory: File name of the picture beside the card; None for no picture.
-        reliability: The same of the picture of confidence and accuracy.
-        hyperparameters: Values by name; entries that are None are left out.
-        limitations: More sentences for the list of limitations.
-        license: Identifier of the license of the weights; None leaves it out of the header.
-        tags: More tags for the header.
-        versions: Versions by name.
+        excluded_from_readout: modalities that waited in stage 1, and so have no weight of their own in the calibrated
+            combination.
+        calibration_error: expected calibration error on the last split of "fused", which is before calibration, and of
+            "calibrated", which is after; empty in regression.
+        score: what the accuracies are: "accuracy", or "r2" in regression, where they are shares of variance explained.
+        comparison: accuracy of the fused head on the last split by schedule, such as
+            `{"two stages": 0.91, "joint training": 0.88}`.
+        information: by moment, in order, the training step and the decomposition, such as
+            `{"end of stage 1": (120, ...), "end of training": (240, ...)}`. Floors and intervals may be absent.
+        rule: name of the controller's rule.
+        decisions: pairs (step, reason) of the controller's decisions, in order.
+        warnings: pairs (step, sentence) of what the run warned of, in order.
+        trajectory: file name of the picture of the run beside the card; None for no picture.
+        reliability: file name of the picture of confidence and accuracy; None for no picture.
+        hyperparameters: values by name; entries that are None are left out.
+        limitations: more sentences for the list of limitations.
+        license: identifier of the license of the weights; None leaves it out of the header.
+        tags: more tags for the header.
+        versions: versions of the libraries by name.
     """
 
     title: str
@@ -155,7 +122,7 @@ class CardFacts:
     calibration_error: Mapping[str, float] = field(default_factory=dict)
     score: str = "accuracy"
     comparison: Mapping[str, float] = field(default_factory=dict)
-    pid: Mapping[str, PIDFacts] = field(default_factory=dict)
+    information: Mapping[str, tuple[int, Information]] = field(default_factory=dict)
     rule: str = ""
     decisions: Sequence[tuple[int, str]] = ()
     warnings: Sequence[tuple[int, str]] = ()
@@ -168,61 +135,24 @@ class CardFacts:
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
 
-def hub_name(name: str | None) -> str | None:
-    """`name` when it can be a name on the Hugging Face Hub; None for a path, which must not be published.
-
-    A name that exists as a file or folder here is taken for a path.
-    """
-    if name is None or not _HUB_NAME.fullmatch(name) or Path(name).exists():
-        return None
-    return name
-
-
-def check_no_secrets(text: str, forbidden: Iterable[str | Path] = ()) -> None:
-    """Refuse a text that names a local path or carries a Hub token.
-
-    Args:
-        text: What is about to be written or uploaded.
-        forbidden: Further paths that must not appear, as given or made absolute (output folder, data folder).
-            The home folder is always among them.
-
-    Raises:
-        ValueError: Naming the line and what was found (a token is not repeated).
-    """
-    paths = {str(Path.home())}
-    for path in forbidden:
-        paths.add(str(Path(path).absolute()))
-        if len(Path(path).parts) > 1:  # a bare word such as "output" may well be part of a sentence
-            paths.add(str(path))
-    named = re.compile(r"(?<![\w.:/~-])(?:" + "|".join(map(re.escape, sorted(paths - {"/"}))) + r")\b")
-    for number, line in enumerate(text.splitlines(), start=1):
-        if _TOKEN.search(line):
-            raise ValueError(f"line {number} holds what looks like a Hub token; remove it before publishing.")
-        local = _LOCAL_PATH.search(line) or named.search(line)
-        if local:
-            raise ValueError(
-                f"line {number} holds the local path {local.group(0)!r}; name the model or the data by its "
-                f"name on the Hub or in plain words: {line.strip()[:200]!r}"
-            )
-
-
 def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
-    """The text of the model card.
+    """Write the text of the model card.
 
     Args:
-        facts: What the card states.
-        forbidden: Paths that must not appear in it, see `check_no_secrets`.
+        facts: what the card states.
+        forbidden: paths that must not appear in it, see `check_no_secrets`.
 
     Returns:
-        Markdown with a YAML header, ready to be written as ``README.md``.
+        Markdown with a YAML header, ready to be written as `README.md`.
 
     Raises:
-        ValueError: When no accuracy or no encoder is given, when an accuracy is not between 0 and 1, when a
-            name on the Hub is a path, or when a local path or a token would be published.
+        ValueError: no accuracy or no encoder is given, an accuracy is not between 0 and 1, a name on the Hub is a path,
+            or a local path or a token would be published.
     """
     _check(facts)
     template = resources.files("ecsfusion.reporting").joinpath("model_card.md").read_text(encoding="utf-8")
-    counted = facts.rows if facts.score == "accuracy" else {}  # a lack of R² is no number of rows
+    # A difference in R² is no number of rows.
+    counted = facts.rows if facts.score == "accuracy" else {}
     content = ModelCard.from_template(
         _header(facts),
         template_str=template,
@@ -244,8 +174,8 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         excluded_sentence=_excluded_sentence(facts.excluded_from_readout),
         calibration_sentence=_calibration_sentence(facts.calibration_error, list(facts.accuracy)[-1]),
         comparison_table=_comparison_table(facts),
-        pid_table=_pid_table(facts.pid),
-        pid_sentence=_explain_pid(facts.pid),
+        pid_table=_information_table(facts.information),
+        pid_sentence=_information_sentence(facts.information),
         trajectory=facts.trajectory,
         reliability=facts.reliability,
         rule=facts.rule,
@@ -292,7 +222,8 @@ def _header(facts: CardFacts) -> ModelCardData:
     kinds = sorted({encoder.kind for encoder in facts.encoders.values() if encoder.kind})
     base_models = sorted({encoder.hub_name for encoder in facts.encoders.values() if encoder.hub_name})
     results = None
-    if facts.dataset_hub_name:  # the Hub ties a result to a data set of its own, so local data gets no entry
+    # The Hub ties a result to a data set that it holds, so local data gets no entry.
+    if facts.dataset_hub_name:
         split, heads = list(facts.accuracy.items())[-1]
         results = [
             EvalResult(
@@ -301,7 +232,7 @@ def _header(facts: CardFacts) -> ModelCardData:
                 dataset_name=facts.dataset,
                 dataset_split=split,
                 metric_type=facts.score,
-                metric_name=f"{facts.score} ({_HEAD_LABELS[head]})",
+                metric_name=f"{facts.score} ({COMBINED_HEADS[head]})",
                 metric_value=heads[head],
             )
             for head in (FUSED, CALIBRATED)
@@ -364,60 +295,16 @@ def _heads(accuracy: Mapping[str, Mapping[str, float]], modalities: Sequence[str
     return [head for head in (*modalities, FUSED, CALIBRATED) if head in given]
 
 
-def _label(head: str) -> str:
-    return _HEAD_LABELS.get(head, f"{head} alone")
-
-
 def _accuracy_table(accuracy: Mapping[str, Mapping[str, float]], modalities: Sequence[str]) -> str:
     splits = list(accuracy)
     rows = [
         [
-            _label(head),
-            *(_percent(accuracy[split][head]) if head in accuracy[split] else "" for split in splits),
+            head_label(head),
+            *(percent(accuracy[split][head]) if head in accuracy[split] else "" for split in splits),
         ]
         for head in _heads(accuracy, modalities)
     ]
     return _table(["head", *splits], rows)
-
-
-def compare_heads(
-    accuracy: Mapping[str, Mapping[str, float]],
-    modalities: Sequence[str],
-    rows: Mapping[str, int],
-    last_only: bool = False,
-) -> str:
-    """Whether the fused head and the calibrated combination are better than their parts, split by split.
-
-    Args:
-        accuracy: ``{split: {head: accuracy}}``, accuracies between 0 and 1.
-        modalities: Names of the modalities.
-        rows: Number of rows by split, so that a shortfall is also counted in rows; a split may be absent.
-        last_only: Speak of the last split only.
-    """
-    sentences = []
-    for split, heads in list(accuracy.items())[-1 if last_only else 0 :]:
-        alone = {head: heads[head] for head in modalities if head in heads}
-        parts = {head: heads[head] for head in (*modalities, FUSED) if head in heads}
-        if alone and FUSED in heads:
-            sentences.append(_compare(split, rows.get(split), FUSED, heads[FUSED], alone))
-        if parts and CALIBRATED in heads:
-            sentences.append(_compare(split, rows.get(split), CALIBRATED, heads[CALIBRATED], parts))
-    return " ".join(sentences)
-
-
-def _compare(split: str, rows: int | None, head: str, value: float, parts: Mapping[str, float]) -> str:
-    best = max(parts, key=lambda part: parts[part])
-    figures = f"{_percent(value)} against {_percent(parts[best])}"
-    if value < parts[best]:
-        short = f" ({round((parts[best] - value) * rows):,} of {rows:,} rows)" if rows else ""
-        return f"**On {split} the {_label(head)} is worse than {_the(best)}: {figures}{short}.**"
-    if value == parts[best]:
-        return f"On {split} the {_label(head)} equals {_the(best)}, the best part: {_percent(value)}."
-    return f"On {split} the {_label(head)} is better than {_the(best)}, the best part: {figures}."
-
-
-def _the(head: str) -> str:
-    return f"the {_label(head)}" if head in _HEAD_LABELS else _label(head)
 
 
 def _best_heads_sentence(best_heads: Mapping[str, int]) -> str:
@@ -438,73 +325,72 @@ def _best_heads_sentence(best_heads: Mapping[str, int]) -> str:
 def _excluded_sentence(excluded_from_readout: Sequence[str]) -> str:
     if not excluded_from_readout:
         return ""
-    heads = f"{_enumerate(list(excluded_from_readout))} waited in stage 1, so that the others could learn what it leaves them"
     return (
-        f"{heads}. In the calibrated combination its own head has no weight beside others, which it would overrule; "
-        "where it alone is at hand, it answers."
+        f"{_enumerate(list(excluded_from_readout))} waited in stage 1, so that the others could learn what it leaves "
+        "them. In the calibrated combination its own head has no weight beside others, which it would overrule; where "
+        "it alone is at hand, it answers."
     )
 
 
 def _calibration_sentence(errors: Mapping[str, float], split: str) -> str:
     if not errors:
         return ""
-    figures = _enumerate([f"{value:.3f} {name}" for name, value in errors.items()])
+    before_and_after = _enumerate(
+        [f"{errors[head]:.3f} {when}" for head, when in ((FUSED, "before"), (CALIBRATED, "after"))]
+    )
     return (
-        f"Expected calibration error on {split}: {figures} calibration (the fused head alone, and the calibrated "
-        "combination)."
+        f"Expected calibration error on {split}: {before_and_after} calibration (the fused head alone, and the "
+        "calibrated combination)."
     )
 
 
 def _comparison_table(facts: CardFacts) -> str:
     split = list(facts.accuracy)[-1]
-    rows = [[schedule, _percent(value)] for schedule, value in facts.comparison.items()]
+    rows = [[schedule, percent(value)] for schedule, value in facts.comparison.items()]
     return _table(["schedule", f"fused head, {split}"], rows)
 
 
-def _pid_atoms(reading: PIDFacts) -> list[tuple[str, str, float]]:
-    """(key of floor and interval, label, bits) of every atom, in the order of the table."""
-    unique = [(name, f"uniqueness of {name}", value) for name, value in reading.unique.items()]
+def _labeled_atoms(information: Information) -> list[tuple[str, str, float]]:
+    """Key of floor and interval, label, and bits of every atom, in the order of the table."""
     return [
-        ("redundancy", "redundancy", reading.redundancy),
-        *unique,
-        ("synergy", "synergy", reading.synergy),
+        ("redundancy", "redundancy", information.redundancy),
+        *((name, f"uniqueness of {name}", bits) for name, bits in information.unique.items()),
+        ("synergy", "synergy", information.synergy),
     ]
 
 
-def _pid_table(readings: Mapping[str, PIDFacts]) -> str:
-    if not readings:
+def _information_table(moments: Mapping[str, tuple[int, Information]]) -> str:
+    if not moments:
         return ""
     columns = []
-    for reading in readings.values():
+    for _, information in moments.values():
         cells = {}
-        for key, label, value in _pid_atoms(reading):
-            low_high = reading.interval.get(key)
-            notes = [f"{low_high[0]:.3f} to {low_high[1]:.3f}"] if low_high else []
-            notes += [f"floor {reading.floor[key]:.3f}"] if key in reading.floor else []
-            cells[label] = f"{value:.3f}" + (f" ({', '.join(notes)})" if notes else "")
+        for key, label, bits in _labeled_atoms(information):
+            ends = information.interval.get(key)
+            notes = [f"{ends[0]:.3f} to {ends[1]:.3f}"] if ends else []
+            notes += [f"floor {information.floor[key]:.3f}"] if key in information.floor else []
+            cells[label] = f"{bits:.3f}" + (f" ({', '.join(notes)})" if notes else "")
         columns.append(cells)
-    headers = [
-        moment if reading.step is None else f"{moment} (step {reading.step:,})"
-        for moment, reading in readings.items()
-    ]
+    headers = [f"{moment} (step {step:,})" for moment, (step, _) in moments.items()]
     rows = [[label, *(column.get(label, "") for column in columns)] for label in columns[-1]]
     return _table(["bits", *headers], rows)
 
 
-def _explain_pid(readings: Mapping[str, PIDFacts]) -> str:
-    """One sentence on the last reading: what is shared, known to one modality alone, or only to the whole."""
-    if not readings:
+def _information_sentence(moments: Mapping[str, tuple[int, Information]]) -> str:
+    """One sentence on the last moment: what all know, what one modality alone knows, and what only the whole shows."""
+    if not moments:
         return ""
-    moment, reading = list(readings.items())[-1]
+    moment, (_, information) = list(moments.items())[-1]
     clear = [
         (key, label, bits)
-        for key, label, bits in _pid_atoms(reading)
-        if bits > max(reading.floor.get(key, 0.0), 0.0) and reading.interval.get(key, (bits,))[0] > 0
+        for key, label, bits in _labeled_atoms(information)
+        if bits > max(information.floor.get(key, 0.0), 0.0)
+        and information.interval.get(key, (bits, bits))[0] > 0
     ]
     if not clear:
         return f"At the {moment} nothing that the embeddings say about the label rises above the noise floor."
     # Of more than two modalities, each is compared with all others together.
-    knowers = "both modalities" if len(reading.unique) == 2 else "a modality and to the others as well"
+    knowers = "both modalities" if len(information.unique) == 2 else "a modality and to the others as well"
     meaning = {
         "redundancy": "{bits:.2f} bits about the label are known to " + knowers,
         "synergy": "{bits:.2f} bits appear only when the modalities are read together",
@@ -513,15 +399,12 @@ def _explain_pid(readings: Mapping[str, PIDFacts]) -> str:
         meaning.get(key, "{bits:.2f} bits are known to {name} alone").format(bits=bits, name=key)
         for key, _, bits in sorted(clear, key=lambda atom: -atom[2])
     ]
-    silent = [label for key, label, _ in _pid_atoms(reading) if key not in {atom[0] for atom in clear}]
+    clear_labels = {label for _, label, _ in clear}
+    silent = [label for _, label, _ in _labeled_atoms(information) if label not in clear_labels]
     noise = (
         f"; {_enumerate(silent)} {'is' if len(silent) == 1 else 'are'} not above the noise" if silent else ""
     )
     return f"At the {moment}, {_enumerate(parts)}{noise}."
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _enumerate(words: Sequence[str]) -> str:

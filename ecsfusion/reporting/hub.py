@@ -9,16 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HTTPError  # of the HTTP library that this version of huggingface_hub uses
 
-from ecsfusion.reporting.card import check_no_secrets
+# The error of whichever HTTP library this version of huggingface_hub uses.
+from huggingface_hub.errors import HTTPError
+
+from ecsfusion.reporting.privacy import check_no_secrets
 
 UNIMODAL_BRANCH = "unimodal"
-# All that is ever published: weights, configurations, processors, the card and its pictures.
+"""The branch on the Hub that holds stage 1's peak."""
 PUBLIC_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "README.md", "*.png")
+"""Everything that is ever published: weights, configurations, processors, the card and its pictures."""
 TEXT_FILES = frozenset({".json", ".txt", ".md"})
-# A byte-pair vocabulary has pieces such as "../" and "/usr/bin"; they say nothing about this machine.
+"""Suffixes of the files that are searched for local paths and tokens."""
 VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"})
+"""Text files that are not searched: a byte-pair vocabulary has pieces such as "../" and "/usr/bin", which say nothing
+about this machine."""
 
 
 class NotPublishedError(ConnectionError):
@@ -27,11 +32,11 @@ class NotPublishedError(ConnectionError):
 
 @contextmanager
 def reachable(folder: str | Path, command: str) -> Iterator[None]:
-    """Around what speaks to the Hub about a folder; where that fails, say that nothing is lost, and what to do.
+    """Surround requests to the Hub: where one fails, the error says that nothing is lost, and what to do.
 
     Args:
-        folder: what is to be published.
-        command: what publishes it, see `push_command`.
+        folder: the folder that is to be published.
+        command: the command that publishes it, see `push_command`.
 
     Raises:
         NotPublishedError: the Hub cannot be reached, or refuses.
@@ -53,7 +58,7 @@ def push_command(
     revision: str | None = None,
     private: bool | None = None,
 ) -> str:
-    """The line for a shell that publishes what is in these folders."""
+    """The shell command that publishes what is in these folders; the arguments are those of `publish`."""
     words = ["ecsfusion", "push", str(final_folder), repo_id]
     words += [] if unimodal_folder is None else ["--peak", str(unimodal_folder)]
     words += [] if revision is None else ["--revision", revision]
@@ -71,7 +76,16 @@ def push(
 ) -> CommitInfo:
     """Publish what a run left in its output folder, once more or for the first time.
 
-    Args and returns as of `publish`; the repository is made where there is none, `private` if that is True.
+    Args:
+        repo_id: name of the repository on the Hub, which is made where there is none.
+        final_folder: as in `publish`.
+        unimodal_folder: as in `publish`.
+        revision: as in `publish`.
+        private: whether a repository that is made is private.
+        token: as in `publish`.
+
+    Returns:
+        What `HfApi.upload_folder` answers about the final model.
 
     Raises:
         ValueError: the folder holds no model, or a text that names a local path or a token; nothing is uploaded.
@@ -83,9 +97,9 @@ def push(
     config = json.loads(Path(final_folder, "config.json").read_text(encoding="utf-8"))
     command = push_command(repo_id, final_folder, unimodal_folder, revision, private)
     with reachable(final_folder, command):
-        found = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+        full_repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
     return publish(
-        found,
+        full_repo_id,
         final_folder,
         unimodal_folder,
         modalities=tuple(config.get("modalities", ())),
@@ -114,14 +128,15 @@ def publish(
         repo_id: an existing repository on the Hub.
         final_folder: holds the final model, its processor, card and picture; anything else there stays here.
         unimodal_folder: the same for stage 1's peak, or None when there was no stage 1.
-        modalities: their names; the processors are in folders of these names.
-        commit_message: of the commit on `revision` (`main` by default).
-        private: how the repository was made, for the command of an error.
+        modalities: names of the modalities; the processors are in folders of these names.
+        commit_message: of the commit of the final model.
+        revision: branch of the final model, `main` by default.
+        private: whether the repository is private; only the command in an error needs it.
         token: with permission to write; by default the one that `hf auth login` keeps.
         forbidden: strings that no published text may contain (local paths, tokens).
 
     Returns:
-        What `HfApi.upload_folder` says of the final model.
+        What `HfApi.upload_folder` answers about the final model.
 
     Raises:
         ValueError: a text file that would be published names a local path or a token; nothing is uploaded.
@@ -162,9 +177,14 @@ def publish(
 
 
 def published_files(folder: str | Path, modalities: tuple[str, ...]) -> list[Path]:
-    """The files of a folder that `publish` uploads: its own, and those of the processors' folders."""
+    """The files of a folder that `publish` uploads: its own, and those in the folders of the processors.
+
+    Args:
+        folder: of a model.
+        modalities: names of the processors' folders.
+    """
     folder = Path(folder)
-    places = [folder, *(folder / name for name in modalities)]
+    folders = [folder, *(folder / name for name in modalities)]
     return sorted(
-        file for place in places for pattern in PUBLIC_FILES for file in place.glob(pattern) if file.is_file()
+        file for each in folders for pattern in PUBLIC_FILES for file in each.glob(pattern) if file.is_file()
     )

@@ -1,23 +1,96 @@
-"""What a report reads of a run."""
+"""What a report reads of a trainer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+from torch import nn
+
+from ecsfusion.controller.rule import Rule
+from ecsfusion.diagnostics.run import ObservedModel, ObservedPlan, ObservedRecord
+from ecsfusion.evaluation.measurement import Measurement
+
+
+class ReportedModel(ObservedModel, Protocol):
+    """What a report reads of the model."""
+
+    config: Any
+    """A `FusionConfig`, of which `num_labels` is read."""
+    encoders: nn.ModuleDict
+    """The encoder of each modality."""
+    best_heads: nn.ModuleDict
+    """The second copies of encoder and head, by modality."""
+    sources: dict[str, str | None]
+    """By modality, the name or path of the weights that the encoder started from."""
+
+    def num_parameters(self) -> int:
+        """Number of parameters."""
+
+
+class ReportedStrategy(Protocol):
+    """What a report reads of the strategy."""
+
+    @property
+    def name(self) -> str:
+        """Its name; empty for a class of one's own without a name."""
+
+
+class ReportedPlan(ObservedPlan, Protocol):
+    """What a report reads of the plan of a run."""
+
+    @property
+    def strategy(self) -> ReportedStrategy:
+        """How the model was trained."""
+
+    @property
+    def auxiliary_weight(self) -> float:
+        """The weight of the unimodal losses in stage 2."""
+
+
+class ReportedRecord(ObservedRecord, Protocol):
+    """What a report reads of a run's record."""
+
+    stage_start: int
+    """The step at which the present stage began."""
+    best_heads: dict[str, list[float]]
+    """By modality, the step, score and negative loss of its best weights."""
 
 
 class Run(Protocol):
-    """A [`FusionTrainer`] after training, as far as a report looks at it."""
+    """A trainer after training, as far as a report reads it.
+
+    Attributes:
+        args: a `FusionTrainingArguments`.
+        state: a `transformers.TrainerState`.
+        train_dataset: the training rows.
+        measurements: evaluations after training, by split; "validation" is the probe set.
+    """
 
     args: Any
-    model: Any
     state: Any
     train_dataset: Any
-    reports: dict[str, dict[str, Any]]
+    measurements: dict[str, Measurement]
 
     @property
-    def controller(self) -> Any:
-        """The callback that holds the rule."""
+    def model(self) -> ReportedModel:
+        """The trained model."""
 
     @property
-    def record(self) -> Any:
-        """Stage, who trains, and the history of probes."""
+    def record(self) -> ReportedRecord:
+        """The record that checkpoints keep."""
+
+    @property
+    def rule(self) -> Rule | None:
+        """The controller's rule; None where none decided."""
+
+    @property
+    def plan(self) -> ReportedPlan:
+        """What the run did, as resolved when training started."""
+
+
+def rows_by_split(run: Run) -> dict[str, int]:
+    """The number of rows of the training set, where it has a length, and of every split that was evaluated."""
+    rows = {"train": len(run.train_dataset)} if hasattr(run.train_dataset, "__len__") else {}
+    measured: Mapping[str, Measurement] = run.measurements
+    return rows | {split: each.num_rows for split, each in measured.items() if each.num_rows}

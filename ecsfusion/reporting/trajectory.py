@@ -1,9 +1,9 @@
-"""A run in one picture: what the modalities know, who trained when, and how well each head predicts."""
+"""A run in one picture: what the modalities know, which of them trained when, and how well each head predicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -12,19 +12,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; black is left for the heads that combine all.
+from ecsfusion.controller.probe import Probe
+from ecsfusion.model.names import CALIBRATED, FUSED
+
 MODALITY_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
+"""Of the palette of Okabe and Ito, which colour-blind readers can tell apart. Black is left for the heads that combine
+all modalities."""
 MODALITY_MARKERS = ("o", "s", "^", "D", "v")
 SYNERGY_COLOR, REDUNDANCY_COLOR, FUSED_COLOR = "#D55E00", "#777777", "#000000"
 STAGE_COLORS = {"scouting": "#E9F1DF", "unimodal": "#FFF3D6", "joint": "#E4EEF8"}
 STAGE_NAMES = {"scouting": "scouting", "unimodal": "stage 1: unimodal", "joint": "stage 2: joint"}
 SHORT_NAMES = {"scouting": "scout", "unimodal": "stage 1", "joint": "stage 2"}
-CHARACTER = 0.0105  # a character of a stage's name, as a share of the width
-REQUIRED = ("step", "stage", "training", "redundancy", "unique", "synergy", "floor", "accuracy")
+CHARACTER_WIDTH = 0.0105
+"""Width of a character of a stage's name, as a share of the width of the picture."""
 
 
 def plot_trajectory(
-    history: Sequence[Mapping[str, Any]], modalities: Sequence[str], path: str | PathLike[str] | None = None
+    history: Sequence[Probe], modalities: Sequence[str], path: str | PathLike[str] | None = None
 ) -> Figure:
     """Draw the probes of a run over optimizer steps.
 
@@ -34,17 +38,13 @@ def plot_trajectory(
     stages are shaded, and so is the part of stage 1 in which the fused head was trained too, to scout. A vertical
     line marks the probe whose weights started stage 2.
 
-    Args: history: one dictionary per probe, in order: "step", "stage" ("unimodal" or "joint"), "training"
-        (names that
-            trained up to this probe), "redundancy", "unique" (per modality), "synergy", "floor" (per
-            modality, "redundancy" and "synergy"), "accuracy" (per modality and "fused"); optional
-            "calibrated" (accuracy), "fused_trains" (whether the fused head trained up to this probe) and
-            "restored" (at the end of stage 1, the step whose weights start stage 2). NaN and None leave a gap.
+    Args:
+        history: the probes, in order. NaN and None leave a gap.
         modalities: names, in the order of drawing.
         path: where to save the picture (1200 x 800 pixels as PNG); not saved when None.
 
     Raises:
-        ValueError: an empty history, or a probe without one of these values.
+        ValueError: an empty history, or a probe without one of the values.
     """
     _check(history, modalities)
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
@@ -63,35 +63,32 @@ def plot_trajectory(
     _name_stages(lanes, history)
     _name_restored(information, history)
     accuracy.set_xlabel("optimizer step")
-    accuracy.set_xlim(0, 1.01 * max(entry["step"] for entry in history) or 1)
+    accuracy.set_xlim(0, 1.01 * _last_step(history) or 1)
     figure.align_ylabels([information, accuracy])
     if path is not None:
         figure.savefig(path)
     return figure
 
 
-def phase(entry: Mapping[str, Any]) -> str:
-    """What a probe followed: "scouting" (stage 1 with the fused head in training too), "unimodal", or "joint"."""
-    return "scouting" if entry["stage"] == "unimodal" and entry.get("fused_trains") else entry["stage"]
+def _last_step(history: Sequence[Probe]) -> int:
+    return max(probe.step for probe in history)
 
 
-def _phases(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, Any]]:
-    return _intervals([{"step": entry["step"], "phase": phase(entry)} for entry in history], "phase")
-
-
-def _check(history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> None:
+def _check(history: Sequence[Probe], modalities: Sequence[str]) -> None:
     if not history:
         raise ValueError("history is empty: there is no probe to draw.")
-    for number, entry in enumerate(history):
-        missing = [key for key in REQUIRED if key not in entry]
-        missing += [f"unique[{name!r}]" for name in modalities if name not in entry.get("unique", {})]
-        missing += [
-            f"accuracy[{name!r}]" for name in (*modalities, "fused") if name not in entry.get("accuracy", {})
-        ]
-        names = (*modalities, "redundancy", "synergy")
-        missing += [f"floor[{name!r}]" for name in names if name not in entry.get("floor", {})]
-        if missing:
-            raise ValueError(f"history[{number}] lacks {missing[0]}.")
+    for number, probe in enumerate(history):
+        if probe.reading.measurement.information is None:
+            raise ValueError(f"history[{number}] lacks the decomposition.")
+        needed = (
+            ("unique", probe.reading.unique, modalities),
+            ("accuracy", probe.reading.accuracy, (*modalities, FUSED)),
+            ("floor", probe.reading.floor, (*modalities, "redundancy", "synergy")),
+        )
+        for kind, values, names in needed:
+            for name in names:
+                if name not in values:
+                    raise ValueError(f"history[{number}] lacks {kind}[{name!r}].")
 
 
 def _look(modalities: Sequence[str], name: str) -> dict[str, Any]:
@@ -102,12 +99,12 @@ def _look(modalities: Sequence[str], name: str) -> dict[str, Any]:
     }
 
 
-def _intervals(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, int, Any]]:
-    """(start, end, value) of each stretch of steps over which a value of the probes does not change."""
+def _intervals(history: Sequence[Probe], value_of: Callable[[Probe], Hashable]) -> list[tuple[int, int, Any]]:
+    """The start, end and value of each stretch of steps over which a value of the probes does not change."""
     stretches: list[tuple[int, int, Any]] = []
     start = 0
-    for entry in history:
-        value, end = entry[key], entry["step"]
+    for probe in history:
+        value, end = value_of(probe), probe.step
         if stretches and stretches[-1][2] == value:
             stretches[-1] = (stretches[-1][0], end, value)
         elif end > start:
@@ -116,15 +113,17 @@ def _intervals(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int
     return stretches
 
 
-def _draw_lanes(axes: Axes, history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> None:
-    total = max(entry["step"] for entry in history)
+def _phases(history: Sequence[Probe]) -> list[tuple[int, int, str]]:
+    return _intervals(history, lambda probe: probe.phase)
+
+
+def _draw_lanes(axes: Axes, history: Sequence[Probe], modalities: Sequence[str]) -> None:
+    total = _last_step(history)
     for lane, name in enumerate(modalities):
         color = _look(modalities, name)["color"]
-        for start, end, training in _intervals(
-            [{**entry, "training": name in entry["training"]} for entry in history], "training"
-        ):
+        for start, end, trains in _intervals(history, lambda probe, name=name: name in probe.training):
             width = end - start
-            if training:
+            if trains:
                 axes.barh(lane, width, left=start, height=0.7, color=color, label=f"{name} trains")
                 continue
             paused = {"facecolor": "#FFFFFF", "edgecolor": color, "hatch": "////", "linewidth": 1}
@@ -139,39 +138,43 @@ def _draw_lanes(axes: Axes, history: Sequence[Mapping[str, Any]], modalities: Se
 
 
 def _series(
-    axes: Axes, history: Sequence[Mapping[str, Any]], values: Sequence[Any], label: str, **look: Any
+    axes: Axes, history: Sequence[Probe], values: Sequence[float | None], label: str, **look: Any
 ) -> None:
     numbers = [math.nan if value is None else value for value in values]
     style = {"marker": "o", "markersize": 4, "linewidth": 2, **look}
-    axes.plot([entry["step"] for entry in history], numbers, label=label, **style)
+    axes.plot([probe.step for probe in history], numbers, label=label, **style)
 
 
-def _draw_information(axes: Axes, history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> None:
+def _draw_information(axes: Axes, history: Sequence[Probe], modalities: Sequence[str]) -> None:
+    readings = [probe.reading for probe in history]
     looks = {name: _look(modalities, name) for name in modalities}
     floor_style: dict[str, Any] = {"marker": "", "linestyle": ":", "linewidth": 1.3, "alpha": 0.8}
     for name, look in looks.items():
-        _series(axes, history, [entry["unique"][name] for entry in history], f"unique to {name}", **look)
+        _series(axes, history, [reading.unique[name] for reading in readings], f"unique to {name}", **look)
     for name, color, marker in (("synergy", SYNERGY_COLOR, "P"), ("redundancy", REDUNDANCY_COLOR, "X")):
         looks[name] = {"color": color, "marker": marker}
-        _series(axes, history, [entry[name] for entry in history], name, **looks[name])
+        _series(axes, history, [getattr(reading, name) for reading in readings], name, **looks[name])
     for name, look in looks.items():
-        floors = [entry["floor"][name] for entry in history]
+        floors = [reading.floor[name] for reading in readings]
         _series(axes, history, floors, f"_noise floor of {name}", **{**look, **floor_style})
     handles, labels = axes.get_legend_handles_labels()
     noise = Line2D([], [], color="#333333", **floor_style)
     axes.legend([*handles, noise], [*labels, "noise floor\n(same colour)"], **_legend_place())
     bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top + 0.14 * (top - bottom))  # room for the name of the restored peak
+    # This leaves room for the name of the restored peak.
+    axes.set_ylim(bottom, top + 0.14 * (top - bottom))
     axes.set_ylabel("information about the label [bits]")
 
 
-def _draw_accuracy(axes: Axes, history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> None:
+def _draw_accuracy(axes: Axes, history: Sequence[Probe], modalities: Sequence[str]) -> None:
+    scores = [probe.reading.accuracy for probe in history]
     for name in modalities:
-        values = [entry["accuracy"][name] for entry in history]
+        values = [each[name] for each in scores]
         _series(axes, history, values, f"{name} alone", **_look(modalities, name))
-    fused = [entry["accuracy"]["fused"] for entry in history]
+    fused = [each[FUSED] for each in scores]
     _series(axes, history, fused, "fused head", color=FUSED_COLOR, marker="*", markersize=7)
-    calibrated = [entry.get("calibrated") for entry in history]
+    # Probes of older versions may lack it.
+    calibrated = [each.get(CALIBRATED) for each in scores]
     if any(value is not None for value in calibrated):
         look = {"color": FUSED_COLOR, "marker": ".", "linestyle": "--", "linewidth": 1.6}
         _series(axes, history, calibrated, "all heads,\ncalibrated", **look)
@@ -184,63 +187,53 @@ def _legend_place() -> dict[str, Any]:
     return {"loc": "upper left", "bbox_to_anchor": (1.005, 1.0), "frameon": False, "fontsize": 10}
 
 
-def _shade_stages(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+def _text_place(axes: Axes) -> dict[str, Any]:
+    """Positions in data units along x and in shares of the panel along y, with an offset in points."""
+    return {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+
+
+def _shade_stages(axes: Axes, history: Sequence[Probe]) -> None:
     for start, end, stage in _phases(history):
         axes.axvspan(
             start, end, color=STAGE_COLORS[stage], zorder=0, linewidth=0, label=f"_{STAGE_NAMES[stage]}"
         )
 
 
-def _name_stages(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    total = max(entry["step"] for entry in history)
+def _name_stages(axes: Axes, history: Sequence[Probe]) -> None:
+    total = _last_step(history)
+    style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 12, "weight": "bold"}
     for start, end, stage in _phases(history):
         names = (STAGE_NAMES[stage], SHORT_NAMES[stage])
-        fitting = [name for name in names if CHARACTER * len(name) * total <= end - start]
-        if not fitting:
-            continue
-        place: dict[str, Any] = {
-            "xycoords": axes.get_xaxis_transform(),
-            "textcoords": "offset points",
-            "ha": "center",
-            "va": "bottom",
-        }
-        axes.annotate(fitting[0], ((start + end) / 2, 1.0), (0, 4), fontsize=12, weight="bold", **place)
+        fitting = [name for name in names if CHARACTER_WIDTH * len(name) * total <= end - start]
+        if fitting:
+            axes.annotate(fitting[0], ((start + end) / 2, 1.0), (0, 4), **_text_place(axes), **style)
 
 
-def _restored(history: Sequence[Mapping[str, Any]]) -> tuple[int, bool] | None:
-    """The step whose weights started stage 2, and whether stage 1 had gone on beyond it."""
-    for entry in history:
-        if entry.get("restored") is not None:
-            return entry["restored"], entry["restored"] != entry["step"]
-    return None
+def _end_of_stage_one(history: Sequence[Probe]) -> Probe | None:
+    return next((probe for probe in history if probe.restored is not None), None)
 
 
-def _mark_restored(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    found = _restored(history)
-    if found:
+def _mark_restored(axes: Axes, history: Sequence[Probe]) -> None:
+    end = _end_of_stage_one(history)
+    if end is not None and end.restored is not None:
         axes.axvline(
-            found[0], color="#333333", linestyle="--", linewidth=1.5, label="_stage 2 starts from here"
+            end.restored, color="#333333", linestyle="--", linewidth=1.5, label="_stage 2 starts from here"
         )
 
 
-def _name_restored(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    found = _restored(history)
-    if found:
-        step, earlier = found
-        if all(entry["stage"] == "unimodal" for entry in history):
-            text = f"the model keeps\nthe weights of step {step}"
-        elif step == 0:
-            text = "stage 2 starts anew,\nfrom the initial weights"
-        elif earlier:
-            text = f"peak restored: stage 2\nstarts from step {step}"
-        else:
-            text = "stage 2 starts\nfrom these weights"
-        room_left = step > 0.25 * max(entry["step"] for entry in history)
-        place: dict[str, Any] = {
-            "xycoords": axes.get_xaxis_transform(),
-            "textcoords": "offset points",
-            "va": "top",
-            "fontsize": 10,
-        }
-        offset, side = ((-5, -3), "right") if room_left else ((5, -3), "left")
-        axes.annotate(text, (step, 1.0), offset, ha=side, **place)
+def _name_restored(axes: Axes, history: Sequence[Probe]) -> None:
+    end = _end_of_stage_one(history)
+    if end is None or end.restored is None:
+        return
+    step = end.restored
+    if all(probe.stage == "unimodal" for probe in history):
+        text = f"the model keeps\nthe weights of step {step}"
+    elif step == 0:
+        text = "stage 2 starts anew,\nfrom the initial weights"
+    elif step != end.step:
+        text = f"peak restored: stage 2\nstarts from step {step}"
+    else:
+        text = "stage 2 starts\nfrom these weights"
+    is_room_left = step > 0.25 * _last_step(history)
+    offset, side = ((-5, -3), "right") if is_room_left else ((5, -3), "left")
+    axes.annotate(text, (step, 1.0), offset, ha=side, va="top", fontsize=10, **_text_place(axes))

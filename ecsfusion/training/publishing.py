@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from transformers.utils import logging
 
 from ecsfusion.reporting.card import render_card
-from ecsfusion.reporting.card_facts import run_facts
+from ecsfusion.reporting.facts import run_facts
 from ecsfusion.reporting.hub import publish, push_command, reachable
 from ecsfusion.reporting.reliability import plot_reliability
 from ecsfusion.reporting.trajectory import plot_trajectory
@@ -78,11 +78,10 @@ class Publishing:
         if not self._run.measurements:
             return None
         split, measurement = list(self._run.measurements.items())[-1]
-        reliability = measurement.reliability
         # A regression has none.
-        if not reliability:
+        if not measurement.reliability:
             return None
-        drawn = self._draw(RELIABILITY_FILE, lambda file: plot_reliability(reliability, split, file))
+        drawn = self._draw(RELIABILITY_FILE, lambda file: plot_reliability(measurement, split, file))
         return RELIABILITY_FILE if drawn else None
 
     def _draw(self, name: str, draw: Callable[[Path], object]) -> bool:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import TrainerControl, TrainerState
 
+    from ecsfusion.controller.rule import Rule
     from ecsfusion.modeling import FusionForClassification
     from ecsfusion.training.plan import Plan
     from ecsfusion.training.record import StageRecord
@@ -33,6 +34,10 @@ class Run(Protocol):
     @property
     def record(self) -> StageRecord:
         """Stage, who trains, and the history of probes."""
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule of the run; None where there is no stage 1."""
 
     def is_world_process_zero(self) -> bool:
         """Whether this process speaks for all."""

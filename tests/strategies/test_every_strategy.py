@@ -336,7 +336,7 @@ def test_a_rule_that_pauses_in_stage_two_works_or_is_refused(tmp_path, name):
         return
     run = by_name(tmp_path, name, more={"rule": Pauses()}, **options)
     run.train()
-    assert {tuple(entry["training"]) for entry in run.record.history} == {("right",), ("left",), TWO}
+    assert {tuple(list(entry.training)) for entry in run.record.history} == {("right",), ("left",), TWO}
     assert finite(run)
 
 
@@ -387,7 +387,7 @@ def one_step(folder: Path, **options) -> dict[str, torch.Tensor]:
 
 
 def test_a_strategy_of_ones_own_doubles_the_gradient(tmp_path):
-    plain = one_step(tmp_path / "plain", stages="joint")
+    plain = one_step(tmp_path / "plain", strategy="joint-auxiliary")
     louder = one_step(tmp_path / "louder", more={"strategy": LouderLeft})
     for name, value in louder.items():
         factor = 2.0 if name.startswith(("encoders.left", "heads.left")) else 1.0

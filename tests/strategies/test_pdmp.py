@@ -43,7 +43,7 @@ def test_with_equal_factors_it_is_joint_training_from_the_initial_weights(tmp_pa
     equal = {"share": 0.5, "gamma_p": 1.0, "gamma_r": 1.0}
     pdmp = trained(tmp_path / "pdmp", strategy="pdmp", strategy_options=equal, **options)
     joint = trained(tmp_path / "joint", strategy="joint", max_steps=4, **options)
-    assert [entry["stage"] for entry in pdmp.record.history] == ["unimodal"] * 2 + ["joint"] * 2
+    assert [entry.stage for entry in pdmp.record.history] == ["unimodal"] * 2 + ["joint"] * 2
     found, expected = weights(pdmp), weights(joint)
     assert all(torch.equal(found[name], value) for name, value in expected.items()), [
         name for name, value in expected.items() if not torch.equal(found[name], value)
@@ -60,7 +60,7 @@ def test_the_peak_is_kept_and_the_card_says_where_stage_two_starts(tmp_path):
     moved = [name for name, value in teacher.state_dict().items() if not torch.equal(value, initial[name])]
     assert "encoders.left.first.weight" in moved
     assert "heads.right.weight" in moved
-    assert [entry["restored"] for entry in run.record.history] == [0, None, None, None]
+    assert [entry.restored for entry in run.record.history] == [0, None, None, None]
     run.create_model_card(dataset="views")
     assert "stage 2 starts anew" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
@@ -104,7 +104,7 @@ def test_a_run_ranks_by_validation_and_scales_in_stage_two_only(tmp_path):
         )
         run.train()
         seen.append(gradients.seen)
-        accuracy = run.record.history[1]["accuracy"]  # at the end of stage 1
+        accuracy = run.record.history[1].reading.accuracy  # at the end of stage 1
         ranking = run.strategy.state["ranking"]
         assert ranking[-1] == "noise"
         assert accuracy[ranking[0]] >= accuracy[ranking[1]] >= accuracy[ranking[2]]

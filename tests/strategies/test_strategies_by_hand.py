@@ -396,7 +396,7 @@ def test_sequential_trains_the_weakest_first_and_then_the_next(tmp_path):
     assert seen.stages == ["unimodal"] * 6 + ["joint"] * 4
     moved = [seen.moved(step) - {"fusion"} for step in range(10)]
     assert moved == [{"noise"}] * 2 + [{"right"}] * 2 + [{"left"}] * 2 + [set(VIEWS)] * 4
-    assert [entry["training"] for entry in run.record.history[:4]] == [
+    assert [list(entry.training) for entry in run.record.history[:4]] == [
         *([name] for name in order),
         list(VIEWS),
     ]

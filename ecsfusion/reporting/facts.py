@@ -1,0 +1,167 @@
+"""The facts of the model card, read from a trainer that has trained and evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from ecsfusion.controller.probe import Probe
+from ecsfusion.evaluation.measurement import Information
+from ecsfusion.model.encoders import main_input
+from ecsfusion.reporting.card import CardFacts, EncoderFacts
+from ecsfusion.reporting.heads import score_shares
+from ecsfusion.reporting.privacy import hub_name
+from ecsfusion.reporting.run import Run, rows_by_split
+
+KINDS = {"pixel_values": "image", "input_values": "audio", "input_features": "audio", "input_ids": "text"}
+"""The kind of an encoder's input, by the name of its first argument."""
+HYPERPARAMETERS = (
+    "strategy",
+    "strategy_options",
+    "max_unimodal_share",
+    "auxiliary_weight",
+    "keep_best_heads",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "modality_learning_rates",
+    "weight_decay",
+    "modality_weight_decays",
+    "optim",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "seed",
+)
+"""The training arguments that the card lists."""
+
+
+def run_facts(
+    run: Run,
+    *,
+    title: str,
+    dataset: str,
+    dataset_hub_name: str | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+    tags: Sequence[str] = (),
+    peak_folder: str | None = None,
+    trajectory: str | None = None,
+    reliability: str | None = None,
+    comparison: Mapping[str, float] | None = None,
+) -> CardFacts:
+    """Collect the facts of the model card.
+
+    Args:
+        run: the trainer, which has trained and evaluated.
+        title: as in `CardFacts`, like all further arguments.
+        dataset: plain name of the data.
+        dataset_hub_name: name of the data on the Hub.
+        repo_id: name of the model on the Hub.
+        license: identifier of the license of the weights.
+        tags: more tags for the header.
+        peak_folder: folder that holds the peak of stage 1.
+        trajectory: file name of the picture of the run.
+        reliability: file name of the picture of confidence and accuracy.
+        comparison: accuracy of other schedules on the last split.
+
+    Raises:
+        ValueError: nothing has been evaluated yet.
+    """
+    if not run.measurements:
+        raise ValueError("the trainer has evaluated nothing yet; call train() or evaluate() before the card.")
+    model, record = run.model, run.record
+    last = list(run.measurements.values())[-1]
+    return CardFacts(
+        title=title,
+        encoders={name: _encoder_facts(run, name) for name in model.modalities},
+        accuracy={split: score_shares(each) for split, each in run.measurements.items()},
+        dataset=dataset,
+        rows=rows_by_split(run),
+        num_classes=model.config.num_labels,
+        dataset_hub_name=dataset_hub_name,
+        repo_id=repo_id,
+        peak_folder=peak_folder,
+        stages=run.plan.stages,
+        phases=tuple(dict.fromkeys(probe.phase for probe in record.history)),
+        num_parameters=model.num_parameters(),
+        best_heads={name: int(record.best_heads[name][0]) for name in model.best_heads},
+        excluded_from_readout=() if run.rule is None else run.rule.excluded_from_readout,
+        score=last.score,
+        calibration_error=last.calibration_error,
+        comparison=comparison or {},
+        information=_information(run),
+        rule="" if run.rule is None else run.rule.label,
+        decisions=_decisions(record.history),
+        warnings=[(warning["step"], warning["sentence"]) for warning in record.warnings],
+        trajectory=trajectory,
+        reliability=reliability,
+        hyperparameters=_hyperparameters(run),
+        license=license,
+        tags=tags,
+    )
+
+
+def _encoder_facts(run: Run, name: str) -> EncoderFacts:
+    encoder = run.model.encoders[name]
+    source = run.model.sources.get(name)
+    return EncoderFacts(
+        type=type(encoder).__name__,
+        parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        hub_name=hub_name(source),
+        pretrained=source is not None,
+        kind=KINDS.get(main_input(encoder) or ""),
+    )
+
+
+def _information(run: Run) -> dict[str, tuple[int, Information]]:
+    """The step and the decomposition at the start of stage 2 and at the end of training, as far as there are some."""
+    moments: dict[str, tuple[int, Information]] = {}
+    history = run.record.history
+    start = next((probe.restored for probe in history if probe.restored is not None), None)
+    for probe in history:
+        if probe.step == start and probe.stage == "unimodal":
+            moments["start of stage 2"] = (probe.step, probe.reading.information)
+    measurement = run.measurements.get("validation")
+    if measurement is not None and measurement.information is not None:
+        best = run.state.best_global_step if run.args.load_best_model_at_end else None
+        moments["end of training"] = (best or run.state.global_step, measurement.information)
+    return moments
+
+
+def _decisions(history: Sequence[Probe]) -> list[tuple[int, str]]:
+    """The step and reason of each decision that changed who trains, ended the scouting, or ended stage 1."""
+    decisions = []
+    for probe, following in zip_longest(history, history[1:]):
+        if probe.stage != "unimodal":
+            continue
+        is_change = following is not None and (
+            following.training != probe.training or following.phase != probe.phase
+        )
+        if probe.restored is not None or is_change:
+            decisions.append((probe.step, probe.decision.reason))
+    return decisions
+
+
+def _hyperparameters(run: Run) -> dict[str, Any]:
+    """The values of `HYPERPARAMETERS`; what the strategy decides is as the plan of the run has it."""
+    strategy = run.plan.strategy
+    resolved = {
+        "strategy": strategy.name or type(strategy).__name__,
+        "auxiliary_weight": run.plan.auxiliary_weight,
+    }
+    return {
+        name: _plain(resolved[name] if name in resolved else getattr(run.args, name))
+        for name in HYPERPARAMETERS
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The value of an enumeration; None, which the card leaves out, for options that are off (False, -1, empty)."""
+    value = getattr(value, "value", value)
+    return None if value is False or value in ({}, -1) else value
