@@ -1,7 +1,9 @@
 """The tables of the documentation that are made of the registries; nothing between their markers is typed by hand.
 
-python docs/tables.py            # writes them
-python docs/tables.py --check    # only says whether they are up to date; the exit status is 1 if they are not
+    python docs/tables.py            # writes them
+    python docs/tables.py --check    # only says whether they are up to date; the exit status is 1 if they are not
+
+The registries are those of strategies, rules and logged values.
 """
 
 from __future__ import annotations
