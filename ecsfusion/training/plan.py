@@ -157,11 +157,6 @@ def check_plan(
     """
     strategy = plan.strategy
     evaluates = args.eval_strategy != IntervalStrategy.NO
-    if plan.stages != "joint" and not has_evaluation_set:
-        raise ValueError(
-            f"eval_dataset is missing, which the controller probes in stage 1 of the strategy {strategy.label!r}; give "
-            "one, or train jointly, with strategy='joint-auxiliary'."
-        )
     if plan.stages != "joint" and not evaluates:
         raise ValueError(
             f"eval_strategy is 'no', but the controller needs evaluations in stage 1 of the strategy "

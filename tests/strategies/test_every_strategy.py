@@ -225,25 +225,19 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path, name):
     ("options", "message"),
     [
         (
-            {"strategy": "ogm", "stages": "unimodal"},
-            "stages is 'unimodal', but the strategy 'ogm' sets it to 'joint'",
-        ),
-        (
             {"strategy": "joint", "auxiliary_weight": 0.3},
             "auxiliary_weight is 0.3, but the strategy 'joint' sets it",
         ),
         (
-            {"strategy": "published", "rule": "weak-first"},
-            "rule is 'weak-first', but the strategy 'published' sets it",
+            {"strategy": "warm-up", "strategy_options": {"tau": 2}},
+            "unknown option 'tau' of the strategy 'warm-up'; allowed",
         ),
+        ({"strategy": "published", "strategy_options": {"patience": 2}}, "unknown option 'patience' of the rule"),
         (
-            {"strategy": "warm-up", "rule": "weak-first"},
-            "rule is 'weak-first', but the strategy 'warm-up' sets it",
+            {"strategy": "warm-up", "max_unimodal_share": 0.5},
+            "max_unimodal_share is 0.5, but the strategy 'warm-up' has no stage 1 whose length could be chosen",
         ),
-        (
-            {"strategy": "warm-up", "rule_options": {"tau": 2}},
-            "rule_options is .*, but the strategy 'warm-up' sets it",
-        ),
+        ({"strategy": "joint", "joint_pausing": True}, "the strategy 'joint' has no rule that pauses"),
         (
             {"strategy": "unimodal", "max_unimodal_share": 0.5},
             "max_unimodal_share is 0.5, but the strategy 'unimodal'",
@@ -270,15 +264,18 @@ def test_contradictions_are_named(tmp_path, options, message):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_field_that_a_strategy_sets_is_set_and_defended(tmp_path, name):
-    others = {"stages": "unimodal", "auxiliary_weight": 0.123, "rule": "weak-first"}
-    for field, value in STRATEGIES[name].settings.items():
-        assert getattr(by_name(tmp_path, name).args, field) == value
-        other = "joint" if value == "unimodal" else others[field]
-        with pytest.raises(
-            ValueError, match=f"{field} is {other!r}, but the strategy '{name}' sets it to {value!r}"
-        ):
-            by_name(tmp_path, name, **{field: other})
+def test_a_weight_that_a_strategy_sets_is_set_and_defended(tmp_path, name):
+    weight = STRATEGIES[name].auxiliary_weight
+    run = by_name(tmp_path, name)
+    assert run.plan.auxiliary_weight == (0.6 if weight is None else weight)
+    assert run.plan.stages == STRATEGIES[name].stages
+    assert run.args.auxiliary_weight is None
+    if weight is None:
+        assert by_name(tmp_path, name, auxiliary_weight=0.123).plan.auxiliary_weight == 0.123
+        return
+    message = f"auxiliary_weight is 0.123, but the strategy '{name}' sets it to {weight}"
+    with pytest.raises(ValueError, match=message):
+        by_name(tmp_path, name, auxiliary_weight=0.123)
 
 
 def of_ones_own(outputs, labels, num_items_in_batch=None):
