@@ -88,10 +88,16 @@ def make_plan(
         joint_follows=strategy.stages != "unimodal",
         joint_pausing=args.joint_pausing,
     )
+    rule = strategy.make_rule(context)
+    if rule is None and strategy.stages != "joint":
+        raise ValueError(
+            f"the strategy {strategy.label!r} has a stage 1 and no rule that ends it; write its make_rule, or derive it "
+            "from ecsfusion.strategies.two_stage.TwoStage."
+        )
     given = cast("dict[str, float]", args.modality_learning_rates or {})
     return Plan(
         strategy=strategy,
-        rule=strategy.make_rule(context),
+        rule=rule,
         auxiliary_weight=_auxiliary_weight(strategy, args),
         learning_rates={**strategy.learning_rates(args.learning_rate), **given},
         unimodal_share=share if args.unimodal_epochs is not None else None,
