@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -68,7 +69,7 @@ def strategies_table() -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, kind in STRATEGIES.items():
-        # Stage 1 alone has no stage 2, whose losses could be weighed; a strategy may also bring a loss of its own.
+        # Stage 1 alone has no stage 2, whose losses could be weighed.
         weight = kind.auxiliary_weight
         losses = "" if kind.stages == "unimodal" else "as given" if weight is None else f"{weight:g}"
         link = f"[`{name}`](../{file_of(kind)})"
@@ -87,9 +88,11 @@ def rules_table() -> str:
 
 def logged_values_list() -> str:
     """The keys of an evaluation's log, for a modality called NAME."""
-    return ", ".join(f"`{name}`" for name in logged_names(("NAME",), "accuracy")) + (
-        ". In regression `r2` takes the place of `accuracy`, and the calibration errors are left out."
+    keys = ", ".join(f"`{name}`" for name in logged_names(("NAME",), "accuracy"))
+    text = (
+        f"{keys}. In regression `r2` takes the place of `accuracy`, and the calibration errors are left out."
     )
+    return textwrap.fill(text, width=118, break_on_hyphens=False)
 
 
 def file_of(kind: type) -> str:
