@@ -118,6 +118,7 @@ def outdated_pages() -> dict[Path, str]:
 
 
 def main() -> int:
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
