@@ -76,7 +76,7 @@ def trained(tmp_path, hub) -> FusionTrainer:
         train_dataset=TwoViews(64, seed=0),
         eval_dataset=TwoViews(80, seed=1),
         processing_class=processor(),
-        rule=Scripted(PEAK_FIRST_THEN_RESTORE),
+        strategy=Scripted(PEAK_FIRST_THEN_RESTORE),
     )
     run.train()
     run.evaluate(TwoViews(60, seed=2), metric_key_prefix="test")
