@@ -194,7 +194,7 @@ class Stopwatch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """A step is over, and nobody has been evaluated or switched yet."""
-        fused = model.trains_fusion
+        fused = model.trains_fused_head
         key = (1 if model.stage == "unimodal" else 2, tuple(model.active), fused)
         self.steps[key].append(self.now() - self._step_began)
         self.modality_steps += len(model.active)

@@ -1,4 +1,4 @@
-"""The fusion model: one encoder and one head per modality, and a head over all of them."""
+"""The fusion model: one encoder and one head per modality, and a fused head over all embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from transformers.utils import ModelOutput
 
 from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.model.encoders import (
-    OWN_MODULE,
     build_encoder,
     describe_adapters,
     describe_encoder,
@@ -23,14 +22,20 @@ from ecsfusion.model.encoders import (
     main_input,
 )
 from ecsfusion.model.fused_heads import build_fusion_head
+from ecsfusion.model.losses import HeadLoss, Present, loss_of_fused_head, sum_of_losses
 from ecsfusion.model.names import FUSED, check_modality_name
+from ecsfusion.model.own_modules import OWN_MODULE, unsaved_buffers
 from ecsfusion.model.pooling import embedding_dim
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.model.readout import Readout
 from ecsfusion.model.rows import rows_present, size_and_device, spread, take
 
 STAGES = ("unimodal", "joint")
-MACHINE_WORDS = ("memory", "CUDA", "cuDNN", "CUBLAS", "NCCL", "HIP", "Triton")
+OLDER_WEIGHT_NAMES = {r"^standalone\.": "best_heads."}
+"""Names of weights in models that earlier versions saved, as patterns, and their present names."""
+
+DEVICE_ERROR_WORDS = ("memory", "CUDA", "cuDNN", "CUBLAS", "NCCL", "HIP", "Triton")
+"""Words in a `RuntimeError` that is about the device and not about the inputs."""
 
 
 @dataclass
@@ -38,14 +43,15 @@ class FusionOutput(ModelOutput):
     """What [`FusionForClassification`] returns.
 
     Attributes:
-        loss: scalar, when labels are given: of the logits below.
-        logits: (B, C), of the fused head.
-        unimodal_logits: (B, C) per modality that was run; NaN in rows without it. In evaluation those of its second
-            encoder and head, where the model has them (`set_best_heads`).
+        loss: the loss of the batch, a scalar; None without labels.
+        logits: (B, C), of the fused head; None where it was not run.
+        unimodal_logits: (B, C) per modality that was run; NaN in rows without it. In evaluation they come from the
+            second copy of its encoder and head, where the model has one (`set_best_heads`).
         embeddings: (B, D_m) per modality that was run; NaN in rows without it.
-        present: (B,) bool per modality that was run, which rows have it.
-        probabilities: (B, C), calibrated combination of all heads; only when the model carries a readout.
-        predictions: (B, C), the same in regression.
+        present: (B,) bool per modality that was run: which rows have it.
+        probabilities: (B, C), the calibrated combination of all heads; only in evaluation and if the model has a
+            readout.
+        predictions: (B, C), the same in regression, in place of `probabilities`.
     """
 
     loss: Tensor | None = None
@@ -58,26 +64,40 @@ class FusionOutput(ModelOutput):
 
 
 class FusionForClassification(PreTrainedModel):
-    """Several encoders, a linear head on each, and a fusion head over all embeddings.
+    """Several encoders, a linear head on each, and a fused head over all embeddings.
 
-    In stage "unimodal" the loss is the sum of the losses of the active modalities; a modality that is not active is
-    not run at all while training. In stage "joint", and where `fuses_early`, it is that of the fused head +
-    auxiliary_weight times the sum of the unimodal ones (arXiv 2509.20840, section 1 of the method). In evaluation every
-    modality that is given is run.
+    In training, the loss is the sum of the losses of the active modalities in stage "unimodal". In stage "joint" it is
+    the fused head's loss + `auxiliary_weight` times that sum (arXiv 2509.20840, section 1 of the method), and in stage
+    "unimodal" too where `set_stage` was told to train the fused head. A modality that is not active is not run in
+    training. In evaluation every modality whose inputs are passed is run.
 
     A modality may be missing, in all rows of a batch or in some:
 
-    - Its encoder does not see rows that lack it, so such rows leave no trace in its gradient or its batch statistics.
+    - Its encoder does not see rows that lack it, so such rows change neither its gradient nor its batch statistics.
     - A row's loss is summed over the heads of the modalities that it has, and the fused head's; the loss of a batch is
       the mean over all its rows. So it does not matter which rows share a batch.
-    - What the fused head makes of such rows: see `ecsfusion.model.fused_heads`.
-    - The readout combines, row by row, the heads of the modalities present, and the fused one if none is missing.
-    - A probe takes the rows that have every modality.
+    - How the fused head treats such rows: see `ecsfusion.model.fused_heads`.
+    - The readout combines, row by row, the heads of the modalities that the row has, and the fused one if the row has
+      all of them.
+    - The PID is estimated on the rows that have every modality.
 
     Args:
-        config: its configuration.
-        own_encoders: modules of one's own by modality, where the configuration cannot build them.
-        own_fusion: the same for the fused head.
+        config: the configuration.
+        own_encoders: by modality, the user's own modules, which the configuration cannot build.
+        own_fusion: the user's own fused head, likewise.
+
+    Attributes:
+        trains_fused_head: whether the loss in training contains the fused head's.
+        stage: "unimodal" or "joint"; see `set_stage`.
+        active: names of the modalities that are trained; see `set_active`.
+        frozen: names of the modalities whose weights are frozen; see `set_frozen`.
+        sources: by modality, the name or path that its pretrained encoder was loaded from, or None if unknown.
+        embedding_dims: D_m by modality.
+        label_smoothing: share of a label's weight that `head_loss` spreads over all classes.
+
+    Raises:
+        ValueError: fewer than two modalities, a name that no modality can have, an unknown problem type, or encoders
+            that do not fit the configuration.
     """
 
     config_class = FusionConfig
@@ -103,7 +123,7 @@ class FusionForClassification(PreTrainedModel):
             check_modality_name(name)
         unknown = [name for name in own_encoders if name not in config.encoders]
         if unknown:
-            raise ValueError(f"encoders names {unknown}, but the modalities are {config.modalities}.")
+            raise ValueError(f"encoders has the keys {unknown}, but the modalities are {config.modalities}.")
         self.encoders = nn.ModuleDict(
             {
                 name: build_encoder(name, values, config.adapters.get(name), own_encoders.get(name))
@@ -123,11 +143,9 @@ class FusionForClassification(PreTrainedModel):
             self.best_heads[name] = _best_heads(encoder, nn.Linear(dims[name], config.num_labels))
         self.label_smoothing = 0.0
         self.stage = config.stage
-        self.fuses_early = False
-        """Whether the fused head is trained in stage 1 too, with the loss of stage 2."""
+        self.trains_fused_head = config.stage == "joint"
         self.active: tuple[str, ...] = tuple(config.modalities)
         self.sources: dict[str, str | None] = {}
-        """Where the weights of each encoder came from, when that is known."""
         self.frozen: tuple[str, ...] = ()
         self._paused_parameters: set[str] = set()
         self._frozen_parameters: set[str] = set()
@@ -157,12 +175,16 @@ class FusionForClassification(PreTrainedModel):
         Args:
             encoders: for each modality's name a Hub name, a local folder, a `PreTrainedModel` (with PEFT adapters or
                 without), or any `nn.Module` that returns embeddings (see `ecsfusion.model.encoders`).
-            num_labels: number of classes C; taken from `id2label` when that is given.
-            id2label, label2id: names of the classes, one or both.
+            num_labels: number of classes C; by default the length of `id2label`.
+            id2label: names of the classes by index.
+            label2id: indices of the classes by name; one of both mappings is enough.
             fusion: name of the fused head, "concatenation", "mlp", "gated-sum", "cross-attention", "transformer",
-                "late-average" or "entropy-average", or a module of one's own (see `ecsfusion.model.fused_heads`).
+                "late-average" or "entropy-average", or your own module (see `ecsfusion.model.fused_heads`).
             trust_remote_code: run code that comes with a model on the Hub; off by default.
             **config_kwargs: further fields of [`FusionConfig`], such as `problem_type` and `fusion_options`.
+
+        Returns:
+            The model, in stage "joint" unless `stage` says otherwise.
 
         Raises:
             ValueError: fewer than two modalities, an unusable modality name, an encoder without a hidden size.
@@ -205,7 +227,7 @@ class FusionForClassification(PreTrainedModel):
         config = FusionConfig(
             encoders={name: describe_encoder(module) for name, module in modules.items()},
             fusion=fusion if isinstance(fusion, str) else type(fusion).__name__,
-            adapters={name: found for name, found in adapters.items() if found},
+            adapters={name: configs for name, configs in adapters.items() if configs},
             **labels,
             **config_kwargs,
         )
@@ -225,49 +247,65 @@ class FusionForClassification(PreTrainedModel):
         fusion: nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `PreTrainedModel.from_pretrained`. Parameters that were frozen by hand are not frozen again.
+        """Load a model as `PreTrainedModel.from_pretrained` does; models that older versions saved are read too.
 
-        Weights are read from safetensors files only, never from pickles.
+        Weights are read from safetensors files only, never from pickles. Parameters that the user froze before saving
+        are not frozen again.
 
         Args:
             pretrained_model_name_or_path: a folder or the name of a repository on the Hub.
-            encoders: the modules of one's own among the encoders, by modality. Their weights are loaded into them.
-            fusion: the fused head, where it is a module of one's own.
-            *model_args, **kwargs: as there.
+            *model_args: passed on.
+            encoders: the user's own modules among the encoders, by modality. Their weights are loaded into them.
+            fusion: the fused head, where it is the user's own module.
+            **kwargs: passed on.
+
+        Returns:
+            The model; with `output_loading_info=True` the model and a dictionary.
         """
         kwargs.setdefault("use_safetensors", True)
+        kwargs["key_mapping"] = OLDER_WEIGHT_NAMES | (kwargs.get("key_mapping") or {})
         own = [*(encoders or {}).values(), *([] if fusion is None else [fusion])]
-        buffers = [
-            (module, name, value.clone()) for module in own for name, value in _unsaved_buffers(module)
-        ]
+        buffers = [(module, name, value.clone()) for module in own for name, value in unsaved_buffers(module)]
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, own_encoders=encoders, own_fusion=fusion, **kwargs
         )
-        # transformers empties the buffers that are not saved, and lets its own models compute them again.
+        # transformers clears the buffers that are not saved and lets its own models compute them again; the user's
+        # own modules cannot do that.
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for modality in set(_own_modalities(model.config)) & set(model.config.best_heads):
-            for name, value in _unsaved_buffers(model.encoders[modality]):
+            for name, value in unsaved_buffers(model.encoders[modality]):
                 model.best_heads[modality]["encoder"].get_buffer(name).copy_(value)
-        # It also makes every weight that it loads trainable: those below adapters, Whisper's positions, one's own.
+        # transformers also makes every weight that it loads trainable, although weights under adapters, Whisper's
+        # positions and some of the user's own were built frozen.
         for key in model._built_frozen:
             model.get_parameter(key).requires_grad_(False)
         return loaded
 
     def own_modules(self) -> dict[str, Any]:
-        """Copies of the modules of one's own, as the arguments of `from_pretrained` that build this model again."""
+        """Copies of the user's own modules, as the arguments of `from_pretrained` that build this model again.
+
+        Returns:
+            `encoders`, a module for each modality that has its own, and `fusion`, a module or None.
+        """
         encoders = {name: copy.deepcopy(self.encoders[name]) for name in _own_modalities(self.config)}
-        own_fusion = self.config.fusion == type(self.fusion).__name__  # others have a name of their own
+        # The configuration names a built-in head by its key in FUSION_HEADS, and the user's own by its class.
+        own_fusion = self.config.fusion == type(self.fusion).__name__
         return {"encoders": encoders, "fusion": copy.deepcopy(self.fusion) if own_fusion else None}
 
     def save_pretrained(
         self, save_directory: Any, *, save_original_format: bool = False, **kwargs: Any
     ) -> None:
-        """As `PreTrainedModel.save_pretrained`, with the weights under their present names.
+        """Save the model as `PreTrainedModel.save_pretrained` does, with the weights under their present names.
 
-        The older names that transformers can translate some encoders' weights to would not match when the
-        Trainer reads a checkpoint back: it ignores names that it does not know, and the encoder stays as it was.
+        transformers can save the weights of some encoders under older names. When the Trainer reads a checkpoint, it
+        ignores names that it does not know, and would leave such an encoder as it is.
+
+        Args:
+            save_directory: the folder, which is made if it does not exist.
+            save_original_format: save under the older names.
+            **kwargs: passed on.
         """
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
@@ -278,27 +316,35 @@ class FusionForClassification(PreTrainedModel):
 
     @property
     def problem_type(self) -> str:
-        """What the labels are; see `ecsfusion.model.problem_types`."""
+        """The kind of labels, one of `ecsfusion.model.problem_types.PROBLEM_TYPES`."""
         return problem_type_of(self.config)
 
-    def set_stage(self, stage: str) -> None:
-        """Switch the loss between stage 1 ("unimodal") and stage 2 ("joint")."""
+    def set_stage(self, stage: str, trains_fused_head: bool | None = None) -> None:
+        """Switch the loss between stage 1 and stage 2.
+
+        Args:
+            stage: "unimodal" (stage 1) or "joint" (stage 2).
+            trains_fused_head: True to train the fused head in stage 1 too, with the loss of stage 2. In stage 2 the
+                fused head is always trained.
+
+        Raises:
+            ValueError: an unknown stage.
+        """
         if stage not in STAGES:
             raise ValueError(f"stage is {stage!r}; it must be one of {', '.join(STAGES)}.")
         self.stage = stage
         self.config.stage = stage
-
-    @property
-    def trains_fusion(self) -> bool:
-        """Whether the loss in training holds the fused head's."""
-        return self.stage == "joint" or self.fuses_early
+        self.trains_fused_head = stage == "joint" or bool(trains_fused_head)
 
     def set_active(self, names: Iterable[str]) -> None:
-        """Choose the modalities that train; all others are paused.
+        """Choose the modalities that are trained; all others are paused.
 
-        A paused modality is not run in training (to the fused head of stage 2 it is missing) and its parameters do
-        not require gradients, so that its weights and its optimizer state stay bit for bit what they are. Parameters
-        that the user froze stay frozen.
+        A paused modality is not run in training (the fused head treats it as missing) and its parameters do not
+        require gradients, so that its weights and its optimizer state do not change by a bit. Parameters that the
+        user froze stay frozen.
+
+        Raises:
+            ValueError: no name, or one that is no modality.
         """
         names = tuple(names)
         unknown = [name for name in names if name not in self.modalities]
@@ -310,7 +356,11 @@ class FusionForClassification(PreTrainedModel):
         self._switch_gradients()
 
     def set_frozen(self, names: Iterable[str]) -> None:
-        """Freeze the weights of these modalities, and of no others: unlike paused ones they are still run."""
+        """Freeze the weights of these modalities, and of no others. Unlike paused ones they are still run.
+
+        Raises:
+            ValueError: a name that is no modality.
+        """
         names = tuple(names)
         unknown = [name for name in names if name not in self.modalities]
         if unknown:
@@ -319,11 +369,12 @@ class FusionForClassification(PreTrainedModel):
         self._switch_gradients()
 
     def _switch_gradients(self) -> None:
-        """Let the parameters of modalities that are active and not frozen require gradients, and no others."""
+        """Make the parameters of active modalities that are not frozen require gradients, and no others."""
         for name in self.modalities:
             for key, parameter in self.modality_parameters(name).items():
+                # A parameter without gradient that neither pausing nor freezing stopped was frozen by the user.
                 if not (parameter.requires_grad or key in self._paused_parameters | self._frozen_parameters):
-                    continue  # the user froze it
+                    continue
                 for reason, keys in (
                     (name not in self.active, self._paused_parameters),
                     (name in self.frozen, self._frozen_parameters),
@@ -335,10 +386,13 @@ class FusionForClassification(PreTrainedModel):
                     parameter.grad = None
 
     def set_best_heads(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Answer for these modalities alone by copies of their encoders and heads with these weights.
+        """Give these modalities a second copy of encoder and head, which computes their unimodal logits in evaluation.
+
+        The fused head keeps the embeddings of the first copy.
 
         Args:
-            weights: by modality, named as in `ModuleDict({"encoder": ..., "head": ...})`; none for no copies at all.
+            weights: by modality, the state dictionary of `ModuleDict({"encoder": ..., "head": ...})`; an empty
+                mapping removes all second copies.
         """
         self.best_heads = nn.ModuleDict()
         for name, values in weights.items():
@@ -348,7 +402,10 @@ class FusionForClassification(PreTrainedModel):
         self.config.best_heads = list(weights)
 
     def train(self, mode: bool = True) -> FusionForClassification:
-        """As `nn.Module.train`; a frozen encoder keeps its batch statistics as they are."""
+        """Set training mode as `nn.Module.train` does, but leave frozen encoders and second copies in evaluation mode.
+
+        So their batch statistics do not change.
+        """
         super().train(mode)
         self.best_heads.eval()
         for name in self.frozen:
@@ -361,14 +418,14 @@ class FusionForClassification(PreTrainedModel):
         return {key: value for key, value in self.named_parameters() if key.startswith(prefixes)}
 
     def is_paused(self, parameter_name: str) -> bool:
-        """Whether `set_active` turned this parameter's gradient off (and will turn it on again)."""
+        """Whether this parameter does not require a gradient because `set_active` paused its modality."""
         return parameter_name in self._paused_parameters
 
     @torch.no_grad()
     def start_fusion_from_heads(self) -> None:
         """Set the fused head to an ensemble of the unimodal heads, if it has a method `start_from`.
 
-        The built-in heads become their sum in classification, and their mean in regression.
+        A built-in fused head becomes their sum in classification, and their mean in regression.
         """
         start_from = getattr(self.fusion, "start_from", None)
         if start_from is None:
@@ -383,9 +440,18 @@ class FusionForClassification(PreTrainedModel):
     def embed(
         self, name: str, inputs: Mapping[str, Tensor] | Tensor, encoder: nn.Module | None = None
     ) -> Tensor:
-        """Embeddings (B, D_m) of one modality's processed inputs, all of whose rows have it.
+        """Embed one modality.
 
-        By its encoder, or by another one of the same kind.
+        Args:
+            name: the modality.
+            inputs: its processed inputs by name, or the first of them, (B, ...); every row has the modality.
+            encoder: another encoder of the same kind as the modality's, to use in its place.
+
+        Returns:
+            Embeddings (B, D_m).
+
+        Raises:
+            ValueError: inputs that the encoder cannot take, or embeddings of another width than it declares.
         """
         encoder = self.encoders[name] if encoder is None else encoder
         expected = main_input(encoder)
@@ -399,12 +465,15 @@ class FusionForClassification(PreTrainedModel):
         try:
             embeddings = embed(encoder, inputs)
         except (ValueError, RuntimeError, IndexError) as error:
-            if type(error) not in (ValueError, RuntimeError, IndexError):  # such as memory that is used up
+            # Subclasses, such as torch.OutOfMemoryError, are not about the inputs.
+            if type(error) not in (ValueError, RuntimeError, IndexError):
                 raise
             shapes = {key: tuple(value.shape) for key, value in inputs.items()}
-            # What is no fault of the input keeps its type: some look for it, to take a smaller batch.
-            of_machine = isinstance(error, RuntimeError) and any(word in str(error) for word in MACHINE_WORDS)
-            raise (RuntimeError if of_machine else ValueError)(
+            # An error of the device stays a RuntimeError: `auto_find_batch_size` catches it and reduces the batch.
+            of_device = isinstance(error, RuntimeError) and any(
+                word in str(error) for word in DEVICE_ERROR_WORDS
+            )
+            raise (RuntimeError if of_device else ValueError)(
                 f"the encoder {type(encoder).__name__} of modality {name!r} cannot take {shapes}: {error} Is this the "
                 "processor that belongs to it?"
             ) from error
@@ -412,24 +481,25 @@ class FusionForClassification(PreTrainedModel):
         if embeddings.shape[1] != width:
             raise ValueError(
                 f"the encoder {type(encoder).__name__} of modality {name!r} returned embeddings of shape "
-                f"{tuple(embeddings.shape)}; it says that their width is {width}."
+                f"{tuple(embeddings.shape)}, but declares the width {width}."
             )
         return embeddings
 
     def head_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of one head, a scalar: the mean over its rows.
 
-        Every loss in training is made of this one. To use another, a function or a module, set the attribute:
+        The losses of both stages are sums of this one. To use another function or module, set the attribute:
         `model.head_loss = torch.nn.CrossEntropyLoss(weight=...)`. It is not saved, nor moved to another device.
 
         Args:
             logits: (N, C), of the rows that have this head's modality.
-            labels: theirs.
+            labels: of these rows.
         """
         return mean_loss(logits, labels, self.problem_type, self.label_smoothing)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "head_loss":  # torch would file a module where the method above hides it
+        # nn.Module would register a module in a place where the method `head_loss` hides it.
+        if name == "head_loss":
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -437,12 +507,12 @@ class FusionForClassification(PreTrainedModel):
     def forward(
         self, labels: Tensor | None = None, present: Mapping[str, Tensor] | None = None, **inputs: Any
     ) -> FusionOutput:
-        """Run the modalities that are given.
+        """Run the modalities whose inputs are passed.
 
         Args:
-            labels: class indices (B,), or what the problem type asks for, or None.
+            labels: class indices (B,), or labels as the problem type asks for, or None.
             present: for each modality that some rows lack, which rows have it, (B,) bool. The other rows of its inputs
-                are filled with anything, or the inputs are left out if no row has it.
+                may hold any values. If no row has the modality, its inputs may be left out.
             **inputs: for each modality its processed inputs, e.g. `image={"pixel_values": (B, 3, H, W)}`,
                 or one tensor; a modality that is absent or None is missing in all rows.
 
@@ -452,6 +522,7 @@ class FusionForClassification(PreTrainedModel):
         Raises:
             ValueError: an input that is no modality of this model, no modality at all in a row, a mask of another
                 shape; labels that do not fit the problem type.
+            TypeError: inputs that are no tensors, or `present` that is no mapping.
         """
         inputs.pop("return_dict", None)
         if not isinstance(present, Mapping | None):
@@ -461,10 +532,10 @@ class FusionForClassification(PreTrainedModel):
             raise ValueError(
                 f"inputs {unknown} are not modalities of this model; it has {list(self.modalities)}."
             )
-        given = {name: inputs[name] for name in self.modalities if inputs.get(name) is not None}
-        if not given:
+        passed = {name: inputs[name] for name in self.modalities if inputs.get(name) is not None}
+        if not passed:
             raise ValueError(f"no modality to run: give at least one of {list(self.modalities)}.")
-        size, device = size_and_device(given, next(self.parameters()).device)
+        size, device = size_and_device(passed, next(self.parameters()).device)
         if labels is not None:
             check_labels(labels, self.config.num_labels, self.problem_type)
             if len(labels) != size or labels.device.type == "meta" != device.type:
@@ -472,55 +543,46 @@ class FusionForClassification(PreTrainedModel):
                     f"labels have shape {tuple(labels.shape)} on {labels.device}; give one for each of the {size} "
                     f"rows, on {device}."
                 )
-        rows = rows_present(given, present or {}, size, device)
-        unimodal_training = self.training and not self.trains_fusion
+        rows = rows_present(passed, present or {}, size, device)
         running = [name for name in self.modalities if name in rows and self._runs(name)]
-        everyone = torch.ones(size, dtype=torch.bool, device=device)
-        masks, embeddings, unimodal_logits, losses = {}, {}, {}, {}
-        for name in running:
-            mask = rows[name]
-            index = None if mask is None else mask.nonzero()[:, 0]
-            h, z = self._run(name, given.get(name), index, self.encoders[name], self.heads[name])
-            if labels is not None and len(z):
-                losses[name] = self._share_of_loss(z, labels, index)
+        rows = {name: rows[name] for name in running}
+        indices = {name: None if mask is None else mask.nonzero()[:, 0] for name, mask in rows.items()}
+        every_row = torch.ones(size, dtype=torch.bool, device=device)
+        masks = {name: every_row if mask is None else mask for name, mask in rows.items()}
+        embeddings, unimodal_logits = {}, {}
+        for name, index in indices.items():
+            h, z = self._run(name, passed.get(name), index, self.encoders[name], self.heads[name])
             embeddings[name], unimodal_logits[name] = spread(h, index, size), spread(z, index, size)
-            masks[name] = everyone if mask is None else mask
-        # Stage 1 trains no fusion: running it there would only put an unused head into the graph.
-        logits = None if unimodal_training or not running else self.fuse(embeddings, unimodal_logits, masks)
+        # Where the fused head is not trained, running it would put unused parameters into the graph.
+        is_fused = bool(running) and (self.trains_fused_head or not self.training)
+        logits = self.fuse(embeddings, unimodal_logits, masks) if is_fused else None
         if not self.training:
             for name in (name for name in running if name in self.best_heads):
-                mask, part = rows[name], cast("nn.ModuleDict", self.best_heads[name])
-                index = None if mask is None else mask.nonzero()[:, 0]
-                _, z = self._run(name, given.get(name), index, part["encoder"], part["head"])
-                if labels is not None and len(z):  # the loss is that of the logits which are returned
-                    losses[name] = self._share_of_loss(z, labels, index)
+                part, index = cast("nn.ModuleDict", self.best_heads[name]), indices[name]
+                _, z = self._run(name, passed.get(name), index, part["encoder"], part["head"])
                 unimodal_logits[name] = spread(z, index, size)
-        answer = self._read_out(logits, unimodal_logits, masks)
+        combined = self._read_out(logits, unimodal_logits, masks)
         regression = self.problem_type == REGRESSION
         return FusionOutput(
-            loss=None if labels is None else self._sum_of_losses([*losses.values()], logits, labels, masks),
+            loss=None if labels is None else self.sum_of_losses(unimodal_logits, logits, labels, rows),
             logits=logits,
             unimodal_logits=unimodal_logits,
             embeddings=embeddings,
             present=masks,
-            probabilities=None if regression else answer,
-            predictions=answer if regression else None,
+            probabilities=None if regression else combined,
+            predictions=combined if regression else None,
         )
 
-    def _share_of_loss(self, logits: Tensor, labels: Tensor, index: Tensor | None) -> Tensor:
-        """A head's part of the loss of a batch, from its logits (N, C) on the rows `index`, or on all."""
-        loss = self.head_loss(logits, labels if index is None else labels[index])
-        return loss if index is None else loss * (len(index) / len(labels))
-
     def _runs(self, name: str) -> bool:
-        """A paused modality is not run in training, in either stage: to the fused head it is a missing one."""
+        """Whether the modality is run: in training, a paused one is not."""
         return name in self.active or not self.training
 
     def _run(
         self, name: str, inputs: Any, index: Tensor | None, encoder: nn.Module, head: Any
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (N, D_m) and logits (N, C) of the N rows of `index`, or of all."""
-        if index is not None and not len(index):  # nobody has it: the encoder is not run on nothing
+        """Embeddings (N, D_m) and logits (N, C) of the N rows of `index`, or of all rows where it is None."""
+        # Encoders cannot be run on zero rows.
+        if index is not None and not len(index):
             return head.weight.new_zeros(0, head.in_features), head.weight.new_zeros(0, head.out_features)
         if index is not None:
             inputs = take(inputs, index)
@@ -533,54 +595,84 @@ class FusionForClassification(PreTrainedModel):
         unimodal_logits: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
     ) -> Tensor:
-        """Logits (B, C) of the fused head, which gets zeros where a modality is missing.
+        """Run the fused head, with zeros where a modality is missing.
 
         Args:
             embeddings: (B, D_m) by modality; one that is left out is missing in all rows.
-            unimodal_logits: (B, C) likewise.
-            present: (B,) bool likewise, which rows have it.
+            unimodal_logits: (B, C) for the same modalities.
+            present: (B,) bool for the same modalities: which rows have it.
+
+        Returns:
+            Logits (B, C).
+
+        Raises:
+            ValueError: the fused head, the user's own, returned something else.
         """
         some = next(iter(embeddings.values()))
         size = len(some)
-        h, z, there = {}, {}, {}
+        h, z, masks = {}, {}, {}
         for name in self.modalities:
             if name in present:
                 mask = present[name].unsqueeze(1)
                 h[name], z[name] = embeddings[name].where(mask, 0.0), unimodal_logits[name].where(mask, 0.0)
-                there[name] = present[name]
+                masks[name] = present[name]
             else:
                 h[name] = some.new_zeros(size, self.embedding_dims[name])
                 z[name] = some.new_zeros(size, self.config.num_labels)
-                there[name] = torch.zeros(size, dtype=torch.bool, device=some.device)
-        logits = self.fusion(h, z, there)
+                masks[name] = torch.zeros(size, dtype=torch.bool, device=some.device)
+        logits = self.fusion(h, z, masks)
         if not isinstance(logits, Tensor) or logits.shape != (size, self.config.num_labels):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
-                f"the fused head {type(self.fusion).__name__} returned {found}; it must return logits of shape "
+                f"the fused head {type(self.fusion).__name__} returned {returned}; it must return logits of shape "
                 f"{(size, self.config.num_labels)}."
             )
         return logits
 
-    def _sum_of_losses(
-        self, losses: list[Tensor], logits: Tensor | None, labels: Tensor, present: dict[str, Tensor]
+    def sum_of_losses(
+        self,
+        unimodal_logits: Mapping[str, Tensor],
+        logits: Tensor | None,
+        labels: Tensor,
+        present: Present,
+        head_loss: HeadLoss | None = None,
     ) -> Tensor:
-        if losses:
-            total = torch.stack(losses).sum()
-        else:  # no row has a modality that trains: a loss of zero that has a gradient, also zero
-            heads = [cast("nn.Linear", self.heads[name]) for name in self.active]
-            total = torch.stack([head.bias.sum() for head in heads]).sum() * 0.0
-        if not self.trains_fusion or logits is None:
-            return total
-        return self.fused_loss(logits, labels, present) + self.config.auxiliary_weight * total
+        """The loss of a batch in the present stage; see `ecsfusion.model.losses.sum_of_losses`.
+
+        Args:
+            unimodal_logits: (B, C) by modality that was run.
+            logits: (B, C) of the fused head, or None if it was not run.
+            labels: of all B rows.
+            present: for each of these modalities, which rows have it, (B,) bool, or None for all rows.
+            head_loss: the loss of one head; by default `self.head_loss`.
+
+        Returns:
+            A scalar.
+        """
+        return sum_of_losses(
+            head_loss or self.head_loss,
+            unimodal_logits,
+            logits if self.trains_fused_head else None,
+            labels,
+            present,
+            self.config.auxiliary_weight,
+            (cast("nn.Linear", self.heads[name]) for name in self.active),
+        )
 
     def fused_loss(self, logits: Tensor, labels: Tensor, present: Mapping[str, Tensor]) -> Tensor:
-        """The loss of the fused head, a scalar: the sum over the rows that have a modality that runs / all rows."""
-        seen = torch.stack(list(present.values())).any(dim=0)
-        if len(self.active) == len(self.modalities) or bool(seen.all()):
-            return self.head_loss(logits, labels)
-        if not bool(seen.any()):  # the mean over no row is NaN
-            return logits.sum() * 0.0
-        return self.head_loss(logits[seen], labels[seen]) * seen.float().mean()
+        """The fused head's part of the loss of a batch.
+
+        Args:
+            logits: (B, C).
+            labels: of all B rows.
+            present: for each modality that was run, which rows have it, (B,) bool.
+
+        Returns:
+            A scalar: the mean over the rows that have one of these modalities, times their share of all rows.
+        """
+        # Every row has a modality. So if all are run, no row is left out, and the device need not be waited for.
+        all_run = len(self.active) == len(self.modalities)
+        return loss_of_fused_head(self.head_loss, logits, labels, [None] if all_run else [*present.values()])
 
     def _read_out(
         self, logits: Tensor | None, unimodal_logits: dict[str, Tensor], present: dict[str, Tensor]
@@ -598,11 +690,6 @@ def _best_heads(encoder: nn.Module, head: nn.Module) -> nn.ModuleDict:
 
 def _own_modalities(config: FusionConfig) -> list[str]:
     return [name for name in config.modalities if config.encoders[name].get("model_type") == OWN_MODULE]
-
-
-def _unsaved_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    saved = module.state_dict()
-    return [(name, value) for name, value in module.named_buffers() if name not in saved]
 
 
 AutoConfig.register("ecsfusion", FusionConfig)

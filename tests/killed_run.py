@@ -78,18 +78,17 @@ def train(
         args=FusionTrainingArguments(**(arguments | options)),
         train_dataset=TwoViews(56, 0),
         eval_dataset=TwoViews(41, 1),
-        rule=Moves() if moves else None,
+        strategy=Moves() if moves else None,
     )
     trainer.pop_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        decisions = [{key: entry[key] for key in DECISION} for entry in trainer.record.history]
+        decisions = [probe.to_json() for probe in trainer.record.history]
+        for decision in decisions:
+            del decision["reading"]["measurement"]["seconds"]
         (folder / "decisions.json").write_text(json.dumps(decisions))
     return trainer
-
-
-DECISION = ("step", "stage", "training", "reason", "peak", "restored", "unique", "synergy", "accuracy")
 
 
 def outcome(folder: Path) -> dict[str, object]:

@@ -515,7 +515,9 @@ def test_where_only_both_together_know_the_label_they_train_jointly_after_scouti
     run.train()
     assert run.record.stage_start <= 2 * PER_EPOCH
     end = next(entry for entry in run.record.history if entry.restored is not None)
-    assert "learn from them together" in end.decision.reason or "alone they learn nothing" in end.decision.reason
+    assert (
+        "learn from them together" in end.decision.reason or "alone they learn nothing" in end.decision.reason
+    )
     assert end.restored == end.step == run.record.stage_start
     assert {entry.stage for entry in run.record.history if entry.trained_fused_head} == {"unimodal", "joint"}
     assert run.measurements["validation"]["eval_accuracy"] > 0.9

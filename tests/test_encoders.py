@@ -254,7 +254,7 @@ def test_what_a_module_of_ones_own_needs_is_said(tmp_path):
         FusionForClassification.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="width 7, but the saved one of 6"):
         FusionForClassification.from_pretrained(tmp_path, encoders={"it": nn.Linear(3, 7)})
-    with pytest.raises(ValueError, match=r"encoders names \['sensor'\]"):
+    with pytest.raises(ValueError, match=r"encoders has the keys \['sensor'\]"):
         FusionForClassification.from_pretrained(tmp_path, encoders={"sensor": tiny.Sensor()})
     with pytest.raises(ValueError, match="'other', but that is a vit"):
         FusionForClassification.from_pretrained(
@@ -266,7 +266,7 @@ def test_what_a_module_of_ones_own_needs_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"shape \(2, 5, 4\); an embedding has the shape \(B, D\)"):
         fused(steps).embed("it", torch.randn(2, 5, 3))
     steps.embedding_dim = 9
-    with pytest.raises(ValueError, match=r"returned embeddings of shape \(2, 4\); it says.*width is 9"):
+    with pytest.raises(ValueError, match=r"returned embeddings of shape \(2, 4\), but declares the width 9"):
         fused(steps).embed("it", torch.randn(2, 3))
 
 

@@ -122,7 +122,7 @@ def test_steps_are_timed_by_stage_and_by_who_trains(monkeypatch):
         ("joint", ("image", "audio")),
         ("joint", ("image", "audio")),
     ):
-        model = SimpleNamespace(stage=stage, active=active, trains_fusion=stage == "joint")
+        model = SimpleNamespace(stage=stage, active=active, trains_fused_head=stage == "joint")
         watch.on_step_begin(None, None, None)
         watch.on_step_end(None, None, None, model=model)
     assert watch.modality_steps == 5

@@ -14,6 +14,7 @@ from fusion_fixtures import (
     tiny_wav2vec2,
     two_views,
 )
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModel, ViTForImageClassification
 
@@ -125,6 +126,28 @@ def test_pausing_and_resuming_leaves_frozen_parameters_frozen():
     model.set_active(["left", "right"])
     assert not frozen.requires_grad
     assert model.heads["left"].weight.requires_grad
+
+
+def test_the_fused_head_trains_in_stage_two_always_and_in_stage_one_where_that_is_said():
+    model = two_views()
+    assert model.trains_fused_head
+    for stage, value, expected in (
+        ("unimodal", None, False),
+        ("unimodal", True, True),
+        ("unimodal", None, False),
+        ("unimodal", False, False),
+        ("joint", False, True),
+        ("joint", None, True),
+    ):
+        model.set_stage(stage, value)
+        assert model.trains_fused_head == expected, (stage, value)
+        assert model.stage == model.config.stage == stage
+    model.set_stage("unimodal", trains_fused_head=True)
+    inputs, labels = batch(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    scouting = model(**inputs, labels=labels)
+    model.set_stage("joint")
+    assert torch.equal(scouting.loss, model(**inputs, labels=labels).loss)
+    assert not two_views(stage="unimodal").trains_fused_head
 
 
 def test_fusion_started_from_the_heads_is_their_sum():
@@ -316,3 +339,34 @@ def test_one_encoder_for_two_modalities_is_refused():
     encoder = tiny_vit()
     with pytest.raises(ValueError, match=r"encoders\['left'\] and encoders\['right'\] are the same object"):
         FusionForClassification.from_modality_pretrained({"left": encoder, "right": encoder}, num_labels=3)
+
+
+def test_best_heads_of_a_model_that_an_earlier_version_saved(tmp_path):
+    model = two_views().eval()
+    parts = torch.nn.ModuleDict({"encoder": model.encoders["right"], "head": model.heads["right"]})
+    model.set_best_heads({"right": {key: value + 0.1 for key, value in parts.state_dict().items()}})
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert any(key.startswith("best_heads.right.encoder.") for key in weights)
+    older = {key.replace("best_heads.", "standalone.", 1): value for key, value in weights.items()}
+    save_file(older, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["standalone"] = config.pop("best_heads")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    again, loading = FusionForClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    inputs = batch(4)
+    with torch.no_grad():
+        expected = model(**inputs)
+        for loaded in (again.eval(), AutoModel.from_pretrained(tmp_path).eval()):
+            out = loaded(**inputs)
+            assert torch.equal(out.unimodal_logits["right"], expected.unimodal_logits["right"])
+            assert torch.equal(out.logits, expected.logits)
+        model.set_best_heads({})
+        assert not torch.equal(model(**inputs).unimodal_logits["right"], expected.unimodal_logits["right"])
+    again.save_pretrained(tmp_path / "new")
+    saved = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert saved["best_heads"] == ["right"]
+    assert "standalone" not in saved
+    assert load_file(tmp_path / "new" / "model.safetensors").keys() == weights.keys()

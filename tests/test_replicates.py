@@ -61,7 +61,10 @@ def test_replicates_average_to_what_they_are_drawn_from(table, drawn_by):
     model = without_interaction(table.double().unsqueeze(0), torch.zeros(2))[0]
     means = {
         "bootstrap": (replicates.bootstrap(table, 700, number), table.double()),
-        "labels": (replicates.draw_labels(table, model, 700, number), pairs * model / model.sum(-1, keepdim=True)),
+        "labels": (
+            replicates.draw_labels(table, model, 700, number),
+            pairs * model / model.sum(-1, keepdim=True),
+        ),
     }
     for name, (drawn, expected) in means.items():
         error = (drawn.mean(0) - expected) / (expected.clamp_min(0.5) / number).sqrt()

@@ -56,7 +56,7 @@ def test_the_run_that_is_killed_has_all_that_could_go_wrong(whole, tmp_path):
             11,
         ),  # while the folder of the peak is replaced (with 8 checkpoints and 2 folders before)
         ("_begin_joint_stage", 1),  # at the stage change
-        ("_take_best_heads", 1),  # after the last step
+        ("give_to_model", 1),  # after the last step
         ("_remove_folders", 1),  # when all is done but this
     ],
 )
@@ -75,9 +75,12 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(whole, tmp_path):
 def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
     """Stage 1 alone ends at step 12 of 20; killed after that, it must not go on to step 13."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(whole, False, stages="unimodal") == 0
-    assert run(killed, False, "_take_best_heads", 1, stages="unimodal") == -signal.SIGKILL
-    assert run(killed, True, stages="unimodal") == 0
+    assert run(whole, False, strategy="unimodal", strategy_options={"rule": "adaptive"}) == 0
+    assert (
+        run(killed, False, "give_to_model", 1, strategy="unimodal", strategy_options={"rule": "adaptive"})
+        == -signal.SIGKILL
+    )
+    assert run(killed, True, strategy="unimodal", strategy_options={"rule": "adaptive"}) == 0
     assert not list(killed.glob("checkpoint-13*"))
     assert killed_run.differences(killed_run.outcome(whole), killed_run.outcome(killed)) == []
 

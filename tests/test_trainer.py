@@ -79,7 +79,9 @@ def arguments(folder: Path, **overrides: object) -> FusionTrainingArguments:
     return FusionTrainingArguments(**options)
 
 
-def trainer(folder: Path, *, strategy: Rule | Strategy | None = None, callbacks=None, **overrides: object) -> FusionTrainer:
+def trainer(
+    folder: Path, *, strategy: Rule | Strategy | None = None, callbacks=None, **overrides: object
+) -> FusionTrainer:
     return FusionTrainer(
         model=two_views(),
         args=arguments(folder, **overrides),
@@ -313,7 +315,10 @@ def test_user_metrics_see_the_fused_logits(tmp_path):
         ({"strategy_options": {"patients": 2}}, "unknown option 'patients'"),
         ({"strategy_options": {"ratio": "large"}}, "ratio must be a positive number, got 'large'"),
         ({"strategy": "fixed", "strategy_options": {"schedule": 3}}, "schedule must be a list of pairs"),
-        ({"strategy": "fixed", "strategy_options": {"schedule": [["x", ["left"]]]}}, "schedule must hold pairs"),
+        (
+            {"strategy": "fixed", "strategy_options": {"schedule": [["x", ["left"]]]}},
+            "schedule must hold pairs",
+        ),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, overrides, message):

@@ -30,7 +30,10 @@ ALL_TRAIN = [{}] * 20
 def run_with(
     folder: Path, *, model=None, train=None, evaluation=None, callbacks=None, **options
 ) -> FusionTrainer:
-    extra = {key: options.pop(key) for key in ("compute_loss_func", "rule", "optimizers") if key in options}
+    extra = {key: options.pop(key) for key in ("compute_loss_func", "optimizers") if key in options}
+    # A name goes to the arguments; what is no name can only be given to the trainer.
+    if not isinstance(options.get("strategy", ""), str):
+        extra["strategy"] = options.pop("strategy")
     run = FusionTrainer(
         model=model or two_views(),
         args=arguments(folder, **options),
@@ -81,7 +84,13 @@ class LoudLeft(TwoViews):
 
 
 def one_step(folder: Path, scale: float, **options) -> FusionTrainer:
-    options = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 1, "stages": "unimodal", **options}
+    options = {
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "max_steps": 1,
+        "strategy": stage_one_only("adaptive"),
+        **options,
+    }
     return run_with(
         folder, train=LoudLeft(16, 0, scale=scale), logging_steps=1, logging_strategy="steps", **options
     )
@@ -110,7 +119,7 @@ def test_norms_are_logged_by_modality_and_in_all(tmp_path, max_grad_norm):
         logging_strategy="steps",
         logging_steps=1,
         max_steps=8,
-        rule_options={"scouting_readings": 0},  # the fused head does not train in stage 1
+        strategy_options={"scouting_readings": 0},  # the fused head does not train in stage 1
     )
     first, last = (
         [entry for entry in run.state.log_history if "grad_norm" in entry][index] for index in (0, -1)
@@ -212,7 +221,7 @@ def half_or_full(folder: Path, half: bool, overflow: str | None = None, **option
         train_dataset=TwoViews(ROWS, seed=0),
         eval_dataset=TwoViews(80, seed=1),
         callbacks=[seen],
-        rule=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
+        strategy=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
     )
     run.train()
     assert heads == {torch.float16 if half else torch.float32}
@@ -303,7 +312,7 @@ def test_float16_resumes_with_its_loss_scale(tmp_path):
         args=whole.args,
         train_dataset=TwoViews(ROWS, seed=0),
         eval_dataset=TwoViews(80, seed=1),
-        rule=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
+        strategy=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
     )
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{OVERFLOW + 1}"))
     assert again.accelerator.scaler.get_scale() == whole.accelerator.scaler.get_scale() == SCALE / 2
@@ -313,10 +322,10 @@ def test_float16_resumes_with_its_loss_scale(tmp_path):
 def test_a_compiled_model_trains_as_the_plain_one(tmp_path):
     script = [{"training": ("right",)}, {"ends_stage": True}]
     options = {"num_train_epochs": 3}
-    plain = run_with(tmp_path / "plain", rule=Scripted(script), **options)
+    plain = run_with(tmp_path / "plain", strategy=Scripted(script), **options)
     compiled = run_with(
         tmp_path / "compiled",
-        rule=Scripted(script),
+        strategy=Scripted(script),
         torch_compile=True,
         torch_compile_backend="eager",
         **options,
@@ -498,7 +507,7 @@ def test_early_stopping_counts_in_stage_two_only(tmp_path):
         train_dataset=TwoViews(ROWS, seed=0),
         eval_dataset=TwoViews(80, seed=1),
         compute_metrics=Falling(),
-        rule=Scripted([{}, {}, {}, {"ends_stage": True}]),
+        strategy=Scripted([{}, {}, {}, {"ends_stage": True}]),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
     )
     run.train()
@@ -548,7 +557,7 @@ def test_the_end_of_training_evaluates_nothing_twice(tmp_path, best):
 def test_a_paused_modality_is_not_run_at_all(tmp_path):
     model = two_views()
     counter = CountForwards(model)
-    run_with(tmp_path, model=model, rule=Scripted([{"training": ("right",)}] * 4), stages="unimodal")
+    run_with(tmp_path, model=model, strategy=stage_one_only(Scripted([{"training": ("right",)}] * 4)))
     assert counter.rows[True] == {"left": STEPS_PER_EPOCH, "right": EPOCHS * STEPS_PER_EPOCH}
 
 
@@ -585,7 +594,12 @@ def test_every_optimizer_pauses_and_starts_stage_two_afresh(tmp_path, optim):
     seen = Snapshots()
     script = [{"training": ("right",)}, {"ends_stage": True}]
     run_with(
-        tmp_path, optim=optim, rule=Scripted(script), callbacks=[seen], weight_decay=0.1, num_train_epochs=3
+        tmp_path,
+        optim=optim,
+        strategy=Scripted(script),
+        callbacks=[seen],
+        weight_decay=0.1,
+        num_train_epochs=3,
     )
     start, end = STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH - 1
     for name, value in seen.weights[start].items():
@@ -621,7 +635,7 @@ def test_stage_one_has_its_given_length_and_schedule(tmp_path):
     seen = Snapshots()
     run = run_with(
         tmp_path,
-        rule=Scripted([{"ends_stage": True}, *ALL_TRAIN]),
+        strategy=Scripted([{"ends_stage": True}, *ALL_TRAIN]),
         num_train_epochs=5,
         unimodal_epochs=2,
         unimodal_lr_scheduler_type="constant",
@@ -651,7 +665,7 @@ def test_a_plateau_schedule_starts_again_too(tmp_path):
         lr_scheduler_type="reduce_lr_on_plateau",
         lr_scheduler_kwargs={"patience": 0, "factor": 0.1, "threshold": 10.0, "threshold_mode": "abs"},
         metric_for_best_model="loss",
-        rule=Scripted([{}, {}, {"ends_stage": True}]),
+        strategy=Scripted([{}, {}, {"ends_stage": True}]),
         callbacks=[seen],
     )
     assert seen.rates[2 * STEPS_PER_EPOCH + 1] < 3e-3
@@ -664,8 +678,8 @@ def test_a_plateau_schedule_starts_again_too(tmp_path):
         ({"unimodal_epochs": 9.0}, "part of num_train_epochs, 4"),
         ({"unimodal_epochs": 1.0, "max_steps": 5}, "unimodal_epochs and max_steps"),
         ({"unimodal_epochs": 1.0, "max_unimodal_share": 0.3}, "unimodal_epochs and max_unimodal_share"),
-        ({"unimodal_epochs": 1.0, "strategy": "joint-auxiliary"}, "stages is 'joint'"),
-        ({"joint_pausing": True, "rule": "weak-first"}, "'weak-first' has no decide_joint"),
+        ({"unimodal_epochs": 1.0, "strategy": "joint-auxiliary"}, "no stage 1 whose length"),
+        ({"joint_pausing": True, "strategy": "weak-first"}, "'weak-first' has no decide_joint"),
         ({"probe_rows": 0}, "probe_rows is 0"),
     ],
 )
@@ -699,7 +713,7 @@ def test_tensorboard_sees_stage_modalities_and_the_cost_of_probes(tmp_path):
 
     run = run_with(
         tmp_path / "run",
-        rule=Scripted([{"training": ("right",)}, {"ends_stage": True}]),
+        strategy=Scripted([{"training": ("right",)}, {"ends_stage": True}]),
         report_to="tensorboard",
         num_train_epochs=3,
         logging_strategy="epoch",
@@ -780,7 +794,7 @@ def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
     run = run_with(
         tmp_path,
         model=model,
-        rule=PauseLeft(),
+        strategy=PauseLeft(),
         joint_pausing=True,
         callbacks=[seen],
         weight_decay=0.1,
@@ -803,7 +817,7 @@ def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
     moved = [name for name in seen.weights[0] if name.startswith(("encoders.right", "fusion"))]
     assert any(not torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in moved)
     assert "    -> left paused: a script" in capsys.readouterr().out
-    off = run_with(tmp_path / "off", rule=PauseLeft())
+    off = run_with(tmp_path / "off", strategy=PauseLeft())
     assert all(list(entry.training) == ["left", "right"] for entry in off.record.history)
 
 
@@ -821,8 +835,8 @@ def test_pausing_in_stage_two_with_gaps_and_a_loss_of_ones_own(tmp_path):
         "per_device_train_batch_size": 1,
         "learning_rate": 1e-3,
     }
-    own = run_with(tmp_path / "own", rule=PauseLeft(), **options)
-    given = run_with(tmp_path / "given", rule=PauseLeft(), compute_loss_func=plain_loss, **options)
+    own = run_with(tmp_path / "own", strategy=PauseLeft(), **options)
+    given = run_with(tmp_path / "given", strategy=PauseLeft(), compute_loss_func=plain_loss, **options)
     assert [list(entry.training) for entry in own.record.history][2] == ["right"]
     assert all(value.isfinite().all() for value in weights(own).values())
     assert_same(weights(own), weights(given), rtol=1e-4, atol=1e-5)
@@ -858,7 +872,7 @@ def test_a_modality_paused_in_stage_two_keeps_its_batch_statistics():
 def test_bars_say_stage_pauses_and_probes(tmp_path, capsys):
     run_with(
         tmp_path,
-        rule=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
+        strategy=Scripted([{"training": ("right",)}, {}, {"ends_stage": True}]),
         disable_tqdm=False,
         logging_strategy="steps",
         logging_steps=1,
@@ -869,9 +883,9 @@ def test_bars_say_stage_pauses_and_probes(tmp_path, capsys):
 
 
 def test_without_a_second_stage_no_sentence_announces_one(tmp_path, capsys):
-    run = run_with(tmp_path, stages="unimodal", rule=Scripted(PEAK_FIRST_THEN_RESTORE))
+    run = run_with(tmp_path, strategy=stage_one_only(Scripted(PEAK_FIRST_THEN_RESTORE)))
     assert run.record.stage == "unimodal"
-    default = run_with(tmp_path / "default", stages="unimodal")
+    default = run_with(tmp_path / "default", strategy=stage_one_only("adaptive"))
     assert "stage 2" not in capsys.readouterr().out
     assert "; the model keeps the " in default.record.history[-1].decision.reason
 
@@ -931,7 +945,8 @@ def test_a_class_without_rows_in_the_probe_set_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no row of class 2 \(LABEL_2\)"):
         run_with(tmp_path, evaluation=TwoClasses(80, 1))
     assert (
-        run_with(tmp_path, evaluation=TwoClasses(80, 1), strategy="joint-auxiliary", num_train_epochs=1).pid is not None
+        run_with(tmp_path, evaluation=TwoClasses(80, 1), strategy="joint-auxiliary", num_train_epochs=1).pid
+        is not None
     )
 
 

@@ -67,7 +67,7 @@ def trainer(
     rows: int = ROWS,
     validation: int = VALIDATION,
     further: dict[str, Views] | None = None,
-    rule: type | None = None,
+    strategy: type | None = None,
     callbacks: list | None = None,
     dropout: float = 0.0,
     **options: object,
@@ -88,7 +88,7 @@ def trainer(
         ),
         train_dataset=Views(rows, 0, noise, right),
         eval_dataset={"probed": probed, **further} if further else probed,
-        rule=rule,
+        strategy=strategy,
         callbacks=callbacks,
     )
 
@@ -198,10 +198,10 @@ class Lazy(PeakSynergy):
 
 
 def test_a_leader_that_its_rule_does_not_pause(tmp_path):
-    run = trainer(tmp_path, noise=(0.3, 3.0), rule=Lazy, num_train_epochs=8)
+    run = trainer(tmp_path, noise=(0.3, 3.0), strategy=Lazy, num_train_epochs=8)
     run.train()
     assert ("lag", "pause of left") in said(run)
-    prompt = trainer(tmp_path / "prompt", noise=(0.3, 3.0), rule=PeakSynergy, num_train_epochs=8)
+    prompt = trainer(tmp_path / "prompt", noise=(0.3, 3.0), strategy=PeakSynergy, num_train_epochs=8)
     prompt.train()
     assert any("left" not in list(entry.training) for entry in prompt.record.history)
     assert ("lag", "pause of left") not in said(prompt)

@@ -24,8 +24,8 @@ def main(folder: Path, *words: str) -> None:
         per_device_train_batch_size=GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", "1")),
         per_device_eval_batch_size=8,
         learning_rate=3e-3,
-        rule="fixed",  # the first phase starts with a paused modality
-        rule_options={"schedule": [[0.25, ["right"]], [0.25, ["left", "right"]]]},
+        strategy="fixed",  # the first phase starts with a paused modality
+        strategy_options={"schedule": [[0.25, ["right"]], [0.25, ["left", "right"]]]},
         save_strategy="no",
         disable_tqdm=True,
         use_cpu="--use_cpu" in words,

@@ -1,4 +1,4 @@
-"""The configuration of a fusion model: everything that is needed to build it again, as plain JSON."""
+"""The configuration of a fusion model: what is needed to build it again, as plain JSON."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ class FusionConfig(PreTrainedConfig):
 
     Args:
         encoders: configuration of each modality's encoder by name, as a plain dictionary with its `model_type`.
-        modalities: names of the modalities, in the order of the fusion head's inputs; by default that of
+        modalities: names of the modalities, in the order of the fused head's inputs; by default the order of
             `encoders`.
-        fusion: name of the fusion head: one of `ecsfusion.model.fused_heads.FUSION_HEADS`, or that of one's own class.
-        fusion_options: keyword arguments of the fusion head, such as `{"width": 256}` for cross-attention.
+        fusion: name of the fused head: a key of `ecsfusion.model.fused_heads.FUSION_HEADS`, or the name of the class
+            of the user's own head.
+        fusion_options: keyword arguments of the fused head, such as `{"width": 256}` for cross-attention.
         adapters: PEFT configurations (LoRA and others) inside the encoders: by modality, then by adapter.
-        best_heads: modalities whose own answer comes from a second copy of their encoder and head, of another step
-            (see `ecsfusion.training.best_heads`).
+        best_heads: modalities whose unimodal logits come from a second copy of their encoder and head, with the
+            weights of another step (see `ecsfusion.training.best_heads`). Models that earlier versions saved have it
+            under the name `standalone`, which is read too.
         auxiliary_weight: weight of each unimodal loss in the joint stage (arXiv 2509.20840 uses 0.6).
-        stage: "unimodal" (stage 1) or "joint" (stage 2): the stage these weights come from.
+        stage: "unimodal" (stage 1) or "joint" (stage 2): the stage that these weights come from.
         step: optimizer step at which these weights were saved, or None.
         readout: calibrated combination of the heads (see `ecsfusion.model.readout`), or None before it is fitted.
-        **kwargs: as in every configuration; `num_labels`, `id2label`, and `problem_type` (see
-            `ecsfusion.model.problem_types`) among them.
+        **kwargs: fields of every `PreTrainedConfig`, among them `num_labels`, `id2label`, and `problem_type` (see
+            `ecsfusion.model.problem_types`).
     """
 
     model_type = "ecsfusion"
@@ -50,13 +52,14 @@ class FusionConfig(PreTrainedConfig):
         readout: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # A list of its own, because a saved config has its keys sorted, and the fusion head is not.
+        older_best_heads = kwargs.pop("standalone", None)
+        # The order is kept in a list of its own, because the keys of a saved configuration are sorted.
         self.modalities = list(modalities or encoders or ())
         self.encoders = {name: (encoders or {})[name] for name in self.modalities}
         self.fusion = fusion
         self.fusion_options = dict(fusion_options or {})
         self.adapters = dict(adapters or {})
-        self.best_heads = list(best_heads or ())
+        self.best_heads = list(best_heads or older_best_heads or ())
         self.auxiliary_weight = auxiliary_weight
         self.stage = stage
         self.step = step

@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
+from ecsfusion.model.own_modules import OWN_MODULE, keep_weights
 from ecsfusion.model.pooling import TRAINED_POOLER_FAMILIES, embedding_dim, pool
-
-OWN_MODULE = "own_module"
-"""The `model_type` in a configuration of a module whose code the library does not know."""
 
 
 def load_encoder(name: str, encoder: str | nn.Module, trust_remote_code: bool = False) -> nn.Module:
@@ -197,10 +195,7 @@ def _check_own(name: str, values: Mapping[str, Any], own: nn.Module | None) -> n
             f"encoders[{name!r}] returns embeddings of width {embedding_dim(own)}, but the saved one of {width}; "
             f"make the {class_name} with the arguments that it had."
         )
-    # The weights are the user's, or will be loaded: transformers must not draw new ones.
-    for part in own.modules():
-        part._is_hf_initialized = True  # type: ignore[assignment]
-    return own
+    return keep_weights(own)
 
 
 def _inside_of_peft(name: str, module: Any) -> Any:

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecsfusion.model.own_modules import keep_weights
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -302,9 +304,7 @@ def build_fusion_head(
         ValueError: an unknown name, an option that the head does not have, or a module of one's own that is missing.
     """
     if own is not None:
-        for part in own.modules():  # its weights are the user's, or will be loaded
-            part._is_hf_initialized = True  # type: ignore[assignment]
-        return own
+        return keep_weights(own)
     if name not in FUSION_HEADS:
         raise ValueError(
             f"fusion is {name!r}; choose one of {', '.join(FUSION_HEADS)}. If it is a head of one's own, its code is "
