@@ -6,7 +6,6 @@ import json
 import math
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +33,7 @@ LEADS = {"unique": (0.2, 0.9), "accuracy": (0.5, 0.97)}  # audio knows nearly al
 
 def seen(step: int, dependence: float = 0.0, **values: Any) -> Reading:
     """A reading of `test_controller`, whose floors are 0.05 bits, with a conditional dependence."""
-    return replace(reading(step, **values), conditional_mutual_information=dependence)
+    return reading(step, conditional_mutual_information=dependence, **values)
 
 
 def adaptive(**options: Any) -> Rule:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from test_controller import TWO, reading
@@ -56,7 +55,7 @@ class TestOutlook:
 
 def informed(step, image, audio, **values):
     """A reading of 10 steps an epoch with what each modality knows about the label; image leads by uniqueness."""
-    return replace(reading(step, **values), mutual_information={"image": image, "audio": audio})
+    return reading(step, mutual_information={"image": image, "audio": audio}, **values)
 
 
 class TestMemory:
