@@ -31,6 +31,7 @@ from published import published_probe
 
 from ecsfusion.pid.decomposition import PID, decompose
 from ecsfusion.pid.estimate import estimate, fast_pid
+from ecsfusion.pid.options import EstimatorOptions
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = (2, 6, 28, 101)
@@ -129,7 +130,7 @@ def known(family: str, samples: int, classes: int, seed: int) -> dict[str, Any]:
     counts = generator.multinomial(samples, (table / table.sum()).ravel()).reshape(table.shape)
     truth = decompose(table, tolerance=1e-3)
     start = time.perf_counter()
-    pid = estimate(torch.from_numpy(counts), seed=seed)
+    pid = estimate(torch.from_numpy(counts), EstimatorOptions(seed=seed))
     low, high = interval_ends(pid)
     return {
         "question": "tables",
