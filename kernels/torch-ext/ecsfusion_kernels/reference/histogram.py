@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+__all__ = ["histogram"]
+
 
 def histogram(
     first: Tensor, second: Tensor, labels: Tensor, num_first: int, num_second: int, num_classes: int
@@ -18,13 +20,14 @@ def histogram(
         (..., num_first, num_second, num_classes) int32.
     """
     parts = ((first, num_first), (second, num_second), (labels, num_classes))
-    counted = torch.ones((), dtype=torch.bool, device=first.device)
+    is_counted = torch.ones((), dtype=torch.bool, device=first.device)
     cell = torch.zeros((), dtype=torch.int64, device=first.device)
     for index, size in parts:
-        counted = counted & (index >= 0) & (index < size)
+        is_counted = is_counted & (index >= 0) & (index < size)
         cell = cell * size + index.to(torch.int64)
-    cells = num_first * num_second * num_classes
-    cell = torch.where(counted, cell, cells)  # one cell more takes what is not counted
-    counts = torch.zeros(*cell.shape[:-1], cells + 1, dtype=torch.int32, device=cell.device)
+    num_cells = num_first * num_second * num_classes
+    # One cell more takes what is not counted.
+    cell = torch.where(is_counted, cell, num_cells)
+    counts = torch.zeros(*cell.shape[:-1], num_cells + 1, dtype=torch.int32, device=cell.device)
     counts.scatter_add_(-1, cell, torch.ones((), dtype=torch.int32, device=cell.device).expand_as(cell))
     return counts[..., :-1].reshape(*cell.shape[:-1], num_first, num_second, num_classes)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+__all__ = ["project", "scale_rows"]
+
 
 def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | float = 0.0) -> Tensor:
     """Scale each row into the unit ball, express it in `basis`: x / sqrt(|x|^2 + radius^2) @ basis - offset.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+__all__ = ["uniform"]
+
 
 def uniform(counter: Tensor, seed: int) -> Tensor:
     """Numbers in (0, 1) that depend on (seed, counter) alone; float32, the shape of `counter` (int64, >= 0).

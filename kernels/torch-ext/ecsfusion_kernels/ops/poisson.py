@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import reference
-from .language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl
+from ..reference.poisson import MAX_COUNT, MIN_EXPANSION_MEAN
+from ..reference.poisson import poisson as reference_poisson
+from ..reference.random import keys
 from .random import uniform_at
-from .reference.poisson import LARGE, MOST
-from .reference.random import keys
 
-BLOCK = 256  # 32 replicates of 4 000 cells are 500 blocks: some for every multiprocessor
+__all__ = ["poisson"]
+
+# 32 replicates of 4 000 cells are 500 blocks: some for every multiprocessor.
+BLOCK = 256
 
 
 @jit
@@ -28,61 +31,69 @@ def normal_quantile(u):
     return tl.where(tl.abs(q) <= 0.425, middle, tl.where(q < 0.0, -tail, tail))
 
 
-@jit
+@jit(do_not_specialize=["num_values", "num_cells", "key1", "key2"])
 def _poisson(
     expected_ptr,
     out_ptr,
-    number: tl.int64,
-    cells: tl.int64,
+    num_values: tl.int64,
+    num_cells: tl.int64,
     key1: tl.int32,
     key2: tl.int32,
-    LARGE: tl.constexpr,
-    MOST: tl.constexpr,
+    MIN_EXPANSION_MEAN: tl.constexpr,
+    MAX_COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The quantile of a hashed uniform number: the smallest k with P(X <= k) >= u."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < number
-    mean = tl.load(expected_ptr + index % cells, inside, other=0.0)
+    inside = index < num_values
+    mean = tl.load(expected_ptr + index % num_cells, inside, other=0.0)
     u = uniform_at(index, key1, key2).to(tl.float64)
 
-    small = tl.minimum(mean, LARGE)
+    small = tl.minimum(mean, MIN_EXPANSION_MEAN)
     probability = tl.exp(-small)
-    below = probability  # P(X <= k)
+    # P(X <= k).
+    cumulative = probability
     count = tl.zeros([BLOCK], tl.float64)
-    for k in range(1, MOST):
-        count += tl.where(u > below, 1.0, 0.0)
+    for k in range(1, MAX_COUNT):
+        count += tl.where(u > cumulative, 1.0, 0.0)
         probability = probability * small / k
-        below += probability
+        cumulative += probability
 
     w = normal_quantile(u)
-    root = tl.sqrt(tl.maximum(mean, LARGE))
+    root = tl.sqrt(tl.maximum(mean, MIN_EXPANSION_MEAN))
     terms = (1.0 / 3.0 + w * w / 6.0) - (w / 36.0 + w * w * w / 72.0) / root
     terms += (-8.0 / 405.0 + 7.0 * w * w / 810.0 + w * w * w * w / 270.0) / (root * root)
     expansion = tl.floor(mean + root * w + terms)
-    tl.store(out_ptr + index, tl.where(mean < LARGE, count, expansion), inside)
+    tl.store(out_ptr + index, tl.where(mean < MIN_EXPANSION_MEAN, count, expansion), inside)
 
 
-def _launch_poisson(expected: Tensor, replicates: int, seed: int) -> Tensor:
+def _launch_poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
     expected = expected.to(torch.float64).contiguous()
-    out = torch.empty((replicates, *expected.shape), dtype=torch.float64, device=expected.device)
+    out = torch.empty((num_replicates, *expected.shape), dtype=torch.float64, device=expected.device)
     if out.numel():
         key1, key2 = (signed(key) for key in keys(seed))
         grid = (-(-out.numel() // BLOCK),)
-        constants = {"LARGE": LARGE, "MOST": MOST, "BLOCK": BLOCK}
+        constants = {"MIN_EXPANSION_MEAN": MIN_EXPANSION_MEAN, "MAX_COUNT": MAX_COUNT, "BLOCK": BLOCK}
         _poisson[grid](expected, out, out.numel(), expected.numel(), key1, key2, **constants, **options(4))
     return out
 
 
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
-    types = {"expected_ptr": "*fp64", "out_ptr": "*fp64", "number": "i64", "cells": "i64"}
+    types = {"expected_ptr": "*fp64", "out_ptr": "*fp64", "num_values": "i64", "num_cells": "i64"}
     types |= {"key1": "i32", "key2": "i32"}
-    return [Variant(_poisson, types, {"LARGE": LARGE, "MOST": MOST, "BLOCK": BLOCK}, num_warps=4)]
+    return [
+        Variant(
+            _poisson,
+            types,
+            {"MIN_EXPANSION_MEAN": MIN_EXPANSION_MEAN, "MAX_COUNT": MAX_COUNT, "BLOCK": BLOCK},
+            num_warps=4,
+        )
+    ]
 
 
 @custom_op(f"{NAMESPACE}::poisson", mutates_args=())
-def poisson(expected: Tensor, replicates: int, seed: int) -> Tensor:
+def poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
     """Independent Poisson numbers; a function of the expectations, the place of each and the seed alone.
 
     The quantile of a hashed uniform number: by summing probabilities for expectations below 16, beyond by the
@@ -94,10 +105,10 @@ def poisson(expected: Tensor, replicates: int, seed: int) -> Tensor:
     Returns:
         (replicates, ...) float64. Another device may differ where exp and log round differently.
     """
-    function = _launch_poisson if runs_kernels(expected) else reference.poisson
-    return function(expected, replicates, seed)
+    function = _launch_poisson if runs_kernels(expected) else reference_poisson
+    return function(expected, num_replicates, seed)
 
 
 @poisson.register_fake
-def _(expected: Tensor, replicates: int, seed: int) -> Tensor:
-    return expected.new_empty((replicates, *expected.shape), dtype=torch.float64)
+def _(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
+    return expected.new_empty((num_replicates, *expected.shape), dtype=torch.float64)
