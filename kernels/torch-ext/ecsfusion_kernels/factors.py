@@ -1,8 +1,8 @@
-"""A table A(x1, y) R(x1, x2) B(x2, y) in its factors: the matrix products that both solvers are made of.
+"""Device code for tables in factors, A(x1, y) R(x1, x2) B(x2, y): the matrix products of both solvers.
 
-One program works on one table. What it stores it reads back itself, so the state is global memory that the caches
-hold, with a barrier between a store and loads by other threads. All sides are padded with zeros to whole tiles:
-rows, columns and classes without mass, which need no masks.
+One program works on one table and reads back what it stores, so the state is in global memory (in fact in the caches),
+with a barrier between a store and loads by other threads. All sides are padded with zeros to whole tiles: rows,
+columns and classes without mass, which need no masks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def tile_at(table_ptr, row, column, row_stride, column_stride, ROWS: tl.constexp
 
 @jit
 def dot(x, y, total):
-    """total + x @ y: of float32 as three products of TF32 numbers, which is float32's rounding on tensor cores.
+    """The sum total + x @ y; of float32 as three products of TF32 numbers, which round like float32.
 
     Nothing is negative, so no sum loses digits.
     """
@@ -71,15 +71,15 @@ def configuration(num1: int, num2: int, num_classes: int) -> tuple[dict[str, int
 
     64 x 64 is the largest tile of R whose operands (TF32 number and remainder) stay in the registers of 4 warps;
     more warps leave each thread fewer of them. 4 make the barriers cheap and let several tables share a
-    multiprocessor. 16 is the least that a matrix product takes; with more classes, 32 halve the number of blocks
-    that wait for each other, and suit large tiles better.
+    multiprocessor. 16 is the smallest side of a matrix product; with more classes, 32 halve the number of blocks
+    that wait for each other, and are better for large tiles.
     """
     tile = min(padded(max(num1, num2)), 64)
     return {"TILE": tile, "CLASSES": 16 if num_classes <= 16 and tile <= 32 else 32}, 4
 
 
 def configurations() -> list[tuple[dict[str, int], int]]:
-    """All that `configuration` can answer."""
+    """Every value that `configuration` can return."""
     return [
         configuration(*sizes)
         for sizes in ((16, 16, 16), (16, 16, 32), (32, 32, 16), (32, 32, 32), (64, 64, 32))

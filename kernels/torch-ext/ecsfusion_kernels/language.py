@@ -73,7 +73,7 @@ def jit(function: Callable[..., Any] | None = None, *, do_not_specialize: Sequen
 
 def options(num_warps: int, num_stages: int = 1) -> dict[str, Any]:
     """The compiler options of a kernel, both for a launch and for `compile_check`."""
-    # Products and sums are fused into one rounding; Triton 3.10 changes its default.
+    # A product and a sum get one rounding. Said here because Triton 3.10 changes its default.
     return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 

@@ -1,9 +1,9 @@
 """Certified solver of the BROJA optimization: the whole solve of a table in one program.
 
-The iteration is that of `reference.broja` in float32; its text explains the mathematics. What differs: every block
-of classes has its own number of Sinkhorn sweeps (given R, they do not depend on each other), and a table stops by an
-estimate of the gap in float32. The bounds that are reported are evaluated in float64 afterwards, so they hold
-whatever the iterations did.
+The iteration is that of `reference.broja` in float32, where the mathematics is explained. Two things differ: every
+block of classes has its own number of Sinkhorn sweeps (given R, they do not depend on each other), and a table stops
+by an estimate of the gap in float32. The reported bounds are evaluated in float64 afterwards, so they are valid for
+any result of the iterations.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from .certificate import bounds, certify, marginals
 __all__ = ["broja"]
 
 # The sums of the two bounds, some 10 bits, and their products are exact to about 1e-7: the estimate is good to a few
-# 1e-7 bits. A table stops this far below the tolerance, and smaller tolerances are left to the reference.
-# Bits.
+# 1e-7 bits. So a table stops this many bits below the tolerance.
 MARGIN = 2e-6
-# Bits.
+# In bits; smaller tolerances are solved by the reference.
 MIN_TOLERANCE = 1e-5
 
 
 @jit
 def _log(x):
-    """log of numbers that are not negative, about -69 where there is nothing."""
+    """Logarithm of numbers that are not negative, about -69 for 0."""
     return tl.log(x + 1e-30)
 
 
@@ -89,7 +88,7 @@ def _fit(
     TILE: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    """A = q1 / (R B);  B = q2 / (R^T A): 2 to 50 times, until || A (R B) - q1 ||_1 before the last is `enough`."""
+    """A = q1 / (R B);  B = q2 / (R^T A): 2 to 50 times, until || A (R B) - q1 ||_1 is at most `max_error`."""
     sweep, error = 0, max_error + 1.0
     # R is one tile: everything stays in registers.
     if TILE <= 32:
@@ -269,7 +268,7 @@ def _broja(
             done = 1
 
         if (done == 0) & (iteration < max_iterations):
-            # In sparse tables cells of little mass would rise and crash in turn for thousands of iterations. So
+            # In sparse tables cells of little mass would oscillate for thousands of iterations. So
             # momentum never lowers a cell that clearly rises, and after k restarts raises none by over (k + 1)^-2.
             restart = (slope_along_step < 0) & (age > 2)
             restarts += tl.where(restart, 1.0, 0.0)
@@ -349,7 +348,7 @@ def variants() -> list[Variant]:
     ]
 
 
-# Of BrojaSolution.
+# The fields of BrojaSolution.
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -383,15 +382,15 @@ def _(p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int) -> Parts:
 def broja(p1y: Tensor, p2y: Tensor, tolerance: float = 1e-4, max_iterations: int = 20_000) -> BrojaSolution:
     """Maximize H_Q(Y | X1, X2) over all Q with the given pair marginals, with certified bounds.
 
+    The bounds are always evaluated in float64. On a GPU the iterations run in float32, in one kernel and without the
+    host, for tolerances of at least 1e-5 bits. Smaller ones, and CPU tensors, are solved by the plain PyTorch
+    reference, which changes to float64 where float32 does not suffice. Rows, columns and classes without mass are
+    allowed. The result has no gradient; `ecsfusion.differentiable_pid` has one.
+
     Args:
         p1y: P(x1, y), (..., K1, C), floating point, non-negative, each table of sum 1.
         p2y: P(x2, y), (..., K2, C), the same leading dimensions, class marginals and device.
         tolerance: a table stops when its certified gap, in bits, is at most this.
         max_iterations: a table stops after this many iterations in any case, with the gap reached so far.
-
-    The bounds are evaluated in float64 whatever the iterations did. On a GPU the iterations run in float32, in one
-    kernel and without the host, from a tolerance of 1e-5 bits on; smaller ones, and CPU tensors, are solved by the
-    plain PyTorch reference, which changes to float64 where float32 does not suffice. Rows, columns and classes
-    without mass are allowed. No gradient flows; `ecsfusion.differentiable_pid` has one.
     """
     return BrojaSolution(*_broja_op(p1y.detach(), p2y.detach(), tolerance, max_iterations))

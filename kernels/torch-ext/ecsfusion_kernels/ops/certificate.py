@@ -15,7 +15,7 @@ from ..reference.broja import LN2
 
 __all__ = []
 
-# The least that a matrix product takes: float64 has twice the registers.
+# The smallest sides of a matrix product, because float64 numbers take two registers each.
 TILE = CLASSES = 16
 
 
@@ -126,7 +126,7 @@ def _conditional(
         whole = tl.zeros(
             (TILE, CLASSES),
             tl.float64,
-            # Triton 3.6 cannot sum within a loop what is used twice after it.
+            # Summed after the loop: Triton 3.6 fails on a sum inside a loop that is used twice after it.
         )
         for label in range(0, num_classes, CLASSES):
             p = tl.load(tile_at(p_ptr, row, label, factor_stride, 1, TILE, CLASSES))
@@ -205,7 +205,7 @@ def _certify(
     table = tl.program_id(0).to(tl.int64)
     first, second, pair = table * num1 * factor_stride, table * num2 * factor_stride, table * num1 * r_stride
     a_ptr, b_ptr, log_w_ptr = a_ptr + first, b_ptr + second, log_w_ptr + pair
-    # A number so small that the dual's logarithm of it is still one, instead of 0.
+    # 0 is replaced by a number so small that it has no weight, but whose logarithm in the dual is finite.
     for label in range(0, num_classes, CLASSES):
         for row in range(0, num1, TILE):
             a = tl.load(tile_at(fitted1_ptr + first, row, label, factor_stride, 1, TILE, CLASSES)).to(

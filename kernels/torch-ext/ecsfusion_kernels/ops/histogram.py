@@ -1,4 +1,4 @@
-"""Cluster indices and labels -> joint tables of counts."""
+"""Joint tables of counts from cluster indices and labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..reference.histogram import histogram as reference_histogram
 
 __all__ = ["histogram"]
 
-# Samples; 8 a thread hide the latency of the loads, and 20 000 of them still fill 20 multiprocessors.
+# Samples per block. 8 per thread hide the latency of the loads, and 20 000 samples still fill 20 multiprocessors.
 BLOCK = 1024
 
 
@@ -76,10 +76,15 @@ def histogram(
 
         counts[b, i, j, y] = #{n : first[b, n] = i, second[b, n] = j, labels[b, n] = y}
 
-    A sample with an index outside of its range is not counted: a sum below N tells that there was one.
+    A sample with an index outside of its range is not counted; the sum of the table is then below N.
 
     Args:
-        first, second, labels: (..., N) integers, broadcast against each other; first in [0, num_first) and so on.
+        first: (..., N) integers in [0, num_first).
+        second: (..., N) integers in [0, num_second), broadcast against `first`.
+        labels: (..., N) integers in [0, num_classes), broadcast likewise.
+        num_first: K1.
+        num_second: K2.
+        num_classes: C.
 
     Returns:
         (..., num_first, num_second, num_classes) int32.

@@ -1,8 +1,8 @@
 """k-means of many problems at once: assignment and iterations.
 
 A problem is one set of points with one set of centers; restarts are problems on the same points, which an expanded
-tensor does not copy. The host starts a number of launches that depends on shapes alone and reads nothing: a problem
-that has settled is marked on the device, and its blocks return at once.
+tensor does not copy. The number of launches depends on shapes alone and the host reads nothing: a problem that has
+converged is marked on the device, and its blocks return at once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..reference.kmeans import nearest as reference_nearest
 
 __all__ = ["lloyd", "nearest"]
 
-# Blocks of one problem that sum up its clusters; the last reads one partial sum of each.
+# The most blocks of one problem that sum up its clusters; the last reads one partial sum of each.
 MAX_GROUPS = 256
 MAX_ASSIGN_BLOCKS = (
-    # Blocks that share the points: 8 for each of the 132 multiprocessors of an H100 or H200.
+    # The most blocks that share the points: 8 for each of the 132 multiprocessors of an H100 or H200.
     1056
 )
 
@@ -35,7 +35,7 @@ def _load_tile(ptr, row, num_rows, column, num_columns, row_stride, column_strid
 
 @jit
 def _first_minimum(scores, index, END: tl.constexpr):
-    """The least score of each row and its index, the first among equals."""
+    """The lowest score of each row and its index, the first among equals."""
     lowest = tl.min(scores, 1)
     return lowest, tl.min(tl.where(scores == lowest[:, None], index[None, :], END), 1)
 
@@ -80,17 +80,18 @@ def _assign(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """label = argmin_k |c_k|^2 - 2 <x, c_k>, distance = max(min_k (...) + |x|^2, 0); tile after tile of the points.
+    """Stores label = argmin_k |c_k|^2 - 2 <x, c_k> and distance = max(min_k (...) + |x|^2, 0), tile after tile.
 
-    With WHOLE one tile holds all centers: they stay in registers, and while one tile of points is compared the next
-    ones are on their way. Else blocks of centers pass by, in pieces of BLOCK_D dimensions. If `asks`, a problem that
-    is not active is left as it is.
+    With SINGLE_TILE one tile holds all centers: they stay in registers, and while one tile of points is compared the
+    next ones are loaded. Otherwise blocks of centers are loaded in turn, in pieces of BLOCK_D dimensions. If
+    `skip_inactive`, problems that are not active are left as they are.
     """
     problem, program = (tl.program_id(0) // num_programs).to(tl.int64), tl.program_id(0) % num_programs
     if skip_inactive != 0:  # noqa: SIM102 (no short circuit in a kernel)
         if tl.load(active_ptr + problem) == 0:
             return
-    # Rows without gaps of 16-byte pieces; the same numbers, as the compiler can see.
+    # Rows without gaps that consist of 16-byte pieces. The values do not change, but the compiler now knows that they
+    # are divisible.
     if VECTOR > 1:
         num_dims = num_dims // VECTOR * VECTOR
         problem_stride = problem_stride // VECTOR * VECTOR
@@ -106,7 +107,7 @@ def _assign(
     if SINGLE_TILE:
         centers = _load_tile(centers_ptr, index, num_clusters, entry, num_dims, num_dims, 1)
         bias = tl.sum(centers * centers, 1)
-        # No point goes to a center that is not.
+        # No point is assigned to a center that is not finite.
         finite = (bias < infinity) & (index < num_clusters)
         bias = tl.where(finite, bias, infinity)
         transposed = tl.trans(tl.where(finite[:, None], -2.0 * centers, 0.0))
@@ -188,19 +189,20 @@ def _update(
     BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """c_k = mean of the points of label k; sizes, inertia, and whether the problem goes on; without `moves` c_k stays.
+    """Stores c_k = mean of the points of label k (if `move_centers`), sizes, inertia, and whether the problem goes on.
 
-    A group of points and a part (BLOCK_K centers times BLOCK_D dimensions) make a block. It leaves its sums, the
-    product of the one-hot labels with the points, and the last of a part's groups to arrive adds up those of all, in an
-    order that does not depend on who is last. What it decides is for the next iteration, in a place of its own: blocks
-    of other parts may not have looked yet whether they are active in this one.
+    One block handles a group of points and a part (BLOCK_K centers times BLOCK_D dimensions). It stores its sums, the
+    product of the one-hot labels with the points. The last block of a part to finish adds up the sums of all groups, in
+    an order that does not depend on which block is last. Whether the problem goes on is stored for the next iteration
+    in a separate array, because blocks of other parts may still have to read whether they are active in this one.
     """
     problem = (tl.program_id(0) // num_groups).to(tl.int64)
     group, part = tl.program_id(0) % num_groups, tl.program_id(1)
     if move_centers != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
-    # Rows without gaps of 16-byte pieces; the same numbers, as the compiler can see.
+    # Rows without gaps that consist of 16-byte pieces. The values do not change, but the compiler now knows that they
+    # are divisible.
     if VECTOR > 1:
         num_dims = num_dims // VECTOR * VECTOR
         problem_stride = problem_stride // VECTOR * VECTOR
@@ -236,8 +238,8 @@ def _update(
     tl.store(sums_ptr + (first_group + group) * (BLOCK_K * BLOCK_D) + offsets, sums)
     tl.store(counts_ptr + (first_group + group) * BLOCK_K + outer, tl.sum(counts, 1))
     tl.store(errors_ptr + first_group + group, tl.sum(errors, 0))
-    # All threads have stored, then one of them tells: release. Who hears of all reads what they stored: acquire; .cg
-    # goes to the L2 cache, where all blocks meet.
+    # After the barrier all threads have stored, and one of them announces it (release). The block that sees all
+    # announcements reads what was stored (acquire); .cg reads from the L2 cache, which all blocks share.
     tl.debug_barrier()
     arrivals_ptr += problem * num_parts + part
     if tl.atomic_add(arrivals_ptr, 1, sem="acq_rel", scope="gpu") == num_groups - 1:
@@ -264,7 +266,7 @@ def _update(
             tl.store(centers_ptr + target, total / size.to(tl.float32)[:, None], valid)
         if part % num_columns == 0:
             tl.store(sizes_ptr + problem * num_clusters + index, size, index < num_clusters)
-        # Every part has seen all distances: the first one's sum is the inertia.
+        # Every part has summed all distances; the first part stores the inertia.
         if part == 0:
             previous, inertia = tl.load(inertia_ptr + problem), tl.sum(error, 0)
             tl.store(inertia_ptr + problem, inertia)
@@ -291,7 +293,7 @@ def assign_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple
     block_k = min(
         padded(num_clusters, 32),
         128 if vector > 1 else 64,
-        # An address for each number takes registers.
+        # Without vector loads every number needs an address in registers.
     )
     block_d = 16 if single_tile else 32
     blocks = {"BLOCK_N": 128 if single_tile else 64, "BLOCK_K": block_k, "BLOCK_D": block_d}
@@ -347,7 +349,7 @@ def _launch_lloyd(
         return centers, labels, inertia, sizes
     constants, num_warps, num_stages = update_configuration(num_clusters, num_dims, _vector(points))
     block_n, block_k, block_d = (constants[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_D"))
-    # Of N alone: which points are added up first must not depend on the batch.
+    # A function of N alone: the order of the sums must not depend on the batch.
     tiles = max(1, -(-num_points // block_n))
     points_per_group = block_n * max(2, -(-tiles // MAX_GROUPS))
     num_groups = max(1, -(-num_points // points_per_group))
@@ -358,7 +360,7 @@ def _launch_lloyd(
     counts = torch.empty(num_problems, num_parts, num_groups, block_k, dtype=torch.int32, device=device)
     errors = torch.empty(num_problems, num_parts, num_groups, dtype=torch.float32, device=device)
     arrivals = torch.zeros(num_problems, num_parts, dtype=torch.int32, device=device)
-    # Whether a problem is active in an iteration; who is not in one is in none after it.
+    # Whether a problem is active in an iteration. A problem that is not stays so.
     active = torch.zeros(max_iterations + 1, num_problems, dtype=torch.int32, device=device)
     active[0].fill_(1)
 
@@ -457,7 +459,7 @@ def _lloyd_op(
     if runs_kernels(points):
         return _launch_lloyd(points, centers, max_iterations, tolerance)
     configurations = reference_lloyd(points, centers, max_iterations, tolerance)
-    # An op must not return what it was given.
+    # An op must not return its own arguments.
     return configurations.centers.clone(), configurations.labels, configurations.inertia, configurations.sizes
 
 
@@ -488,33 +490,41 @@ def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         length is not finite in float32 (a NaN, an infinity, entries beyond 1e19) has label -1 and distance NaN.
 
     Raises:
-        TypeError, ValueError: for arguments of another dtype or shape.
+        TypeError: for arguments of another dtype.
+        ValueError: for arguments of another shape.
     """
     check(points, centers)
     return _nearest_op(points, centers)
 
 
 def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: float = 1e-3) -> Clustering:
-    """Lloyd's iterations until the inertia settles: assign each point to its nearest center, move centers to means.
+    """Lloyd's iterations until the inertia hardly changes.
 
-    An empty cluster keeps its center. Points with label -1 (see `nearest`) take no part. Every problem stops by
-    itself, so its result does not depend on what else is in the batch; equal inputs give equal bits.
+    An iteration assigns each point to its nearest center and moves every center to the mean of its points. An empty
+    cluster keeps its center. Points with label -1 (see `nearest`) are left out. The result of a problem does not
+    depend on the other problems of the batch; equal inputs give equal bits.
 
     Args:
         points: (B, N, d) float32, any strides; problems may share their points (`expand`).
-        centers: (B, K, d) float32, where to begin.
-        max_iterations: of assignment and update.
-        tolerance: a problem's iterations end when its inertia fell by no more than this share.
+        centers: (B, K, d) float32, the start.
+        max_iterations: the most iterations of assignment and update.
+        tolerance: a problem's iterations end when its inertia decreased by no more than this share.
 
     Raises:
-        TypeError, ValueError: for arguments of another dtype or shape.
+        TypeError: for arguments of another dtype.
+        ValueError: for arguments of another shape.
     """
     check(points, centers)
     return Clustering(*_lloyd_op(points, centers, max_iterations, tolerance))
 
 
 def check(points: Tensor, centers: Tensor | None = None) -> None:
-    """Raise TypeError or ValueError where points (B, N, d) and centers (B, K, d) are not float32 or do not match."""
+    """Check that points (B, N, d) and centers (B, K, d) are float32 and match.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for shapes that do not match.
+    """
     for name, tensor in (("points", points), ("centers", centers)):
         if tensor is None:
             continue

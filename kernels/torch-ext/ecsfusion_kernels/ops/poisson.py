@@ -1,4 +1,4 @@
-"""Poisson numbers from the hash: replicates of tables of counts."""
+"""Poisson numbers from a hash of (seed, counter)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .random import uniform_at
 
 __all__ = ["poisson"]
 
-# 32 replicates of 4 000 cells are 500 blocks: some for every multiprocessor.
+# Numbers per block. 32 replicates of 4 000 cells are 500 blocks, enough for every multiprocessor.
 BLOCK = 256
 
 
@@ -94,16 +94,18 @@ def variants() -> list[Variant]:
 
 @custom_op(f"{NAMESPACE}::poisson", mutates_args=())
 def poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
-    """Independent Poisson numbers; a function of the expectations, the place of each and the seed alone.
+    """Independent Poisson numbers that depend on the expectations, their positions and the seed alone.
 
-    The quantile of a hashed uniform number: by summing probabilities for expectations below 16, beyond by the
-    Cornish-Fisher expansion, which misplaces less than 3 in 10 000 by one.
+    A number is the quantile of a hashed uniform number. For expectations below 16 it is found by summing
+    probabilities; above, by the Cornish-Fisher expansion, by which less than 3 in 10 000 numbers are off by one.
 
     Args:
         expected: (...) floating point, >= 0.
+        num_replicates: independent numbers for each expectation.
+        seed: any whole number.
 
     Returns:
-        (replicates, ...) float64. Another device may differ where exp and log round differently.
+        (num_replicates, ...) float64. Another device may differ where exp and log round differently.
     """
     function = _launch_poisson if runs_kernels(expected) else reference_poisson
     return function(expected, num_replicates, seed)

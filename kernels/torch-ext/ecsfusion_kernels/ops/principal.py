@@ -1,4 +1,4 @@
-"""Leading principal directions by orthogonal iteration, without a host read."""
+"""Leading principal directions by orthogonal iteration; the host reads nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..reference.principal import principal_directions as reference_principal_di
 
 __all__ = ["principal_directions"]
 
-# Of one block: two 32 x 32 matrices of float64 are the registers of 4 warps.
+# The most columns of one block: two 32 x 32 matrices of float64 fill the registers of 4 warps.
 MAX_COLUMNS = 32
-# Rows at a time; one block per problem runs through them, which is 50 KB for 768 x 16.
+# Rows that are loaded at a time. One block per problem goes through all rows: 50 KB for 768 x 16.
 BLOCK = 32
-# Of Jacobi's method at most; 4 to 6 suffice, the iteration before has nearly diagonalized.
+# The most sweeps of Jacobi's method. 4 to 6 suffice, because the matrix is nearly diagonal already.
 SWEEPS = 12
 
 
@@ -79,7 +79,7 @@ def _eigenvectors(gram, column, WIDTH: tl.constexpr, SWEEPS: tl.constexpr):
     )
     rank = tl.sum(precedes.to(tl.int32), 1)
     order = tl.sum(tl.where(rank[:, None] == other, row, 0), 0)
-    # Not a number has no rank; the gather stays inside all the same.
+    # Clamped, so that the gather stays inside even if there are NaN, which have no rank.
     order = tl.minimum(order, WIDTH - 1)
     return tl.gather(vectors, row * 0 + order[None, :], 1), tl.gather(values, order, 0)
 
@@ -98,7 +98,7 @@ def _orthonormalize(
 ):
     """V = W T with V^T V = 1 for W (dimension, width), one problem a block; with ROTATE, V^T W W^T V is diagonal.
 
-    S = W^T W in float64 has all it takes: T is L^-T of S = L L^T, or E / sqrt(values) of its eigenvectors.
+    T is computed from S = W^T W in float64: it is L^-T of S = L L^T, or E / sqrt(values) of its eigenvectors.
     """
     problem = tl.program_id(0).to(tl.int64)
     image_ptr += problem * num_dims * width
@@ -158,18 +158,18 @@ def variants() -> list[Variant]:
 
 @custom_op(f"{NAMESPACE}::principal_directions", mutates_args=())
 def principal_directions(rows: Tensor, num_directions: int) -> Tensor:
-    """The leading principal directions of centred rows, by orthogonal iteration from a fixed start.
+    """The leading principal directions of centered rows, by orthogonal iteration from a fixed start.
 
         V <- orthonormal basis of X^T (X V), 10 times, with 8 columns to spare; the last basis is that of the
         principal components of X V, in the order of their variance
 
-    It never forms the D x D matrix. Directions whose variance is under 3e-7 of the largest are lost in float32 and
-    come out as zeros, as do those beyond D. On CUDA no more than 24 directions are found without a host read; more
-    take the reference.
+    The D x D matrix is never formed. Directions whose variance is under 3e-7 of the largest cannot be resolved in
+    float32 and are zeros, as are those beyond D. On CUDA up to 24 directions are found without a host
+    read; for more of them the reference is used.
 
     Args:
         rows: (B, n, D) float32, finite, each problem of mean zero.
-        number: d, from 1.
+        num_directions: d, at least 1.
 
     Returns:
         (B, D, d) float32, orthonormal columns, each with an arbitrary sign.

@@ -1,4 +1,4 @@
-"""Embeddings -> a few principal coordinates: norm, cast, product and offset in one read of the rows."""
+"""Projection of embeddings on a few directions: norm, cast, product and offset in one read of the rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _split(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """packed = [first terms | second terms | ... | 0]: b * 2^e = b1 + b2 + ..., each b_i exact in the rows' dtype.
+    """Packed = [first terms | second terms | ... | 0]: b * 2^e = b1 + b2 + ..., each b_i exact in the rows' dtype.
 
     Three bfloat16 terms hold the 24 bits of a float32 number, two float16 terms 22. 2^e brings the largest entry of a
     column between 2^13 and 2^14: nothing overflows float16, and the last term is far above its smallest number.
@@ -101,9 +101,9 @@ def _products(
     BLOCK_D: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """x @ packed, (BLOCK_N, WIDTH), and |x|^2, (BLOCK_N,), of the rows x, times their factor if SCALED."""
+    """Products x @ packed, (BLOCK_N, WIDTH), and |x|^2, (BLOCK_N,), of the rows x, times their factor if SCALED."""
     products = tl.zeros((BLOCK_N, WIDTH), tl.float32)
-    # Summed along the row once, at the end.
+    # These are summed along the row once, at the end.
     squares = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     slot = tl.arange(0, WIDTH)
     for first in range(0, num_dims, BLOCK_D):
@@ -147,10 +147,10 @@ def _project(
     BLOCK_D: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """out = x / sqrt(|x|^2 + radius^2) @ basis - offset, for BLOCK_N rows and WIDTH // TERMS columns."""
-    # 16 bytes at once: rows without gaps between entries, each beginning at such a border.
+    """Stores out = x / sqrt(|x|^2 + radius^2) @ basis - offset, for BLOCK_N rows and WIDTH // TERMS columns."""
+    # Loads of 16 bytes: rows without gaps between entries, each beginning at a multiple of 16 bytes.
     if VECTOR > 1:
-        # The same, as the compiler can see.
+        # The value does not change, but the compiler now knows that it is divisible.
         num_dims = num_dims // VECTOR * VECTOR
         row_stride = row_stride // VECTOR * VECTOR
         column_stride = 1
@@ -200,7 +200,7 @@ def _project(
             EMULATED,
         )
         length = squares + (radius * factor) * (radius * factor)
-    # A NaN or an infinity anywhere in a row makes its sum of squares one.
+    # The sum of squares of a row is NaN or infinite if any of its entries is.
     length = tl.where(squares < float("inf"), tl.maximum(tl.sqrt(length), 1e-30), float("nan"))
 
     column_in_block = tl.arange(0, OUT)
@@ -337,7 +337,8 @@ def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | 
         (N, d) float32.
 
     Raises:
-        TypeError, ValueError: for arguments that do not fit together.
+        TypeError: for embeddings that are no floating point tensor.
+        ValueError: for arguments that do not fit together.
     """
     if not embeddings.is_floating_point():
         raise TypeError(f"embeddings must be floating point, got {embeddings.dtype}")

@@ -29,7 +29,7 @@ def uniform_at(counter, key1, key2):
     low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
     mixed = mix(low ^ key1.to(tl.uint32, bitcast=True))
     mixed = mix(mixed ^ high ^ key2.to(tl.uint32, bitcast=True))
-    # The sum of the largest rounds up to 1, which is no number between 0 and 1.
+    # For the largest number the sum rounds up to 1, which is excluded.
     return tl.minimum(((mixed >> 8).to(tl.float32) + 0.5) * (1.0 / 16777216.0), 0.99999994)
 
 

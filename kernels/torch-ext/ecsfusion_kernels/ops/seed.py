@@ -18,10 +18,10 @@ from .random import uniform_at
 
 __all__ = ["seed"]
 
-# Blocks of one problem that draw a center; the next launch reads one candidate of each.
+# The most blocks of one problem that draw a center; the next launch reads one candidate of each.
 MAX_BLOCKS = 1024
 MAX_SINGLE_BLOCK_POINTS = (
-    # Points that one block draws all centers from; for more, every center is a launch of many blocks.
+    # Up to this number of points one block draws all centers; for more, every center is a launch of many blocks.
     8192
 )
 
@@ -69,7 +69,7 @@ def _seed(
     """Step k: take center k - 1, the point with the least E / D^2; D^2 = min(D^2, |x - c|^2); draw for center k.
 
     Each block leaves the best of its share of the points, and in the next step every block compares all of these.
-    Steps from `first` to `last`: one a launch, or all in one launch where a problem has one block only.
+    Steps from `first` to `last`: one per launch, or all in one launch where a problem has only one block.
     """
     problem, part = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
     points_ptr += problem.to(tl.int64) * problem_stride
@@ -122,8 +122,8 @@ def _seed(
                     tl.store(weight_ptr + point, weight, inside)
                 counter = point + num_points * (k + num_clusters * problem.to(tl.int64))
                 wait = -tl.log(uniform_at(counter, key1, key2)) / weight
-                # Whoever is a center waits as long as a number can tell, but not as long as a point left out.
-                # Of float32.
+                # A center gets the largest float32 number and a point left out infinity, so that a center is drawn
+                # again only if there is nothing else, and a point left out never.
                 largest = 3.4028234663852886e38
                 wait = tl.where((weight > 0) & (wait < largest), wait, largest)
                 wait = tl.where(inside & (length < float("inf")), wait, float("inf"))
@@ -134,7 +134,7 @@ def _seed(
             own_slot = ((k % 2) * num_problems + problem).to(tl.int64) * num_blocks + part
             tl.store(wait_ptr + own_slot, wait)
             tl.store(index_ptr + own_slot, winner)
-            # One block alone goes on to read what it has just stored.
+            # Where there is a single block, its next step reads what it has just stored.
             tl.debug_barrier()
 
 
@@ -157,7 +157,7 @@ def _launch_seed(points: Tensor, num_clusters: int, seed: int) -> Tensor:
     if centers.numel() == 0:
         return centers
     constants, num_warps = configuration(num_dims)
-    # One block keeps a problem for itself as long as that takes less time than a launch for each center.
+    # One block per problem, as long as that takes less time than a launch for each center.
     points_per_block = (
         num_points
         if num_points <= MAX_SINGLE_BLOCK_POINTS
@@ -232,7 +232,7 @@ def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     """k-means++ seeding (Arthur and Vassilvitskii 2007): each center is a point, drawn with probability D^2.
 
     The draw is the Gumbel-max trick in its exponential form: the point with the least E / D^2 is taken, where E is
-    -log of a hash of (seed, problem, center, point) and D^2 the squared distance to the nearest center so far. When
+    -log of a hash of (seed, problem, center, point) and D^2 the squared distance to the nearest center so far. If
     all points coincide with a center already, the first point is repeated. Points with a NaN or an infinity are left
     out.
 
@@ -245,7 +245,8 @@ def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
         (B, num_clusters, d) float32.
 
     Raises:
-        TypeError, ValueError: for `points` of another dtype or shape.
+        TypeError: for `points` of another dtype.
+        ValueError: for `points` of another shape.
     """
     check(points)
     if points.shape[1] == 0:

@@ -8,7 +8,7 @@ is never stored: the state is log R, A and B, and one iteration is a few small m
 scaling A and B in turn (Sinkhorn) fits the two marginals. The new R is the old one times W = A B^T; at the
 optimum W = 1 wherever R > 0. The step is accelerated in log R by Nesterov's momentum with a gradient restart.
 
-Whatever the iterations did, the answer carries bounds that hold. Lower: scale A and B down into the marginals;
+The reported bounds are valid for any result of the iterations. Lower: scale A and B down into the marginals;
 the remainder that would complete Q can only add conditional entropy. Upper: every A, B with A B^T <= 1 gives
 the dual bound - sum P1 log A - sum P2 log B.
 
@@ -38,13 +38,13 @@ LN2 = 0.6931471805599453
 MAX_SWEEPS = 50
 FLOAT32_ITERATIONS = 1000
 FLOAT32_TOLERANCE = 1e-6
-# Iterations.
+# Certified after every so many iterations.
 CHECK_EVERY = 5
-# log W from which on a cell clearly rises.
+# A cell of larger log W clearly rises.
 MIN_RISING_LOG_W = 1e-4
-# Excess of the upper bound, in tolerances, under which certifying is worth its time.
+# A table is certified when the excess of its upper bound, in tolerances, is smaller.
 MAX_EXCESS = 1.6 * LN2
-# K1 * K2 * C up to which one table is faster alone, in float64.
+# Up to so many cells K1 * K2 * C a single table is faster with the code for one table.
 MAX_SINGLE_CELLS = 100_000
 
 
@@ -73,16 +73,16 @@ class BrojaSolution(NamedTuple):
 def broja(p1y: Tensor, p2y: Tensor, tolerance: float = 1e-4, max_iterations: int = 20_000) -> BrojaSolution:
     """Maximize H_Q(Y | X1, X2) over all Q with the given pair marginals, with certified bounds.
 
+    The iterations of a batch run in float32. A table that has not converged after 1000 of them, every table when
+    the tolerance is under 1e-6, and a single small table on the CPU are iterated in float64. The bounds are
+    always evaluated in float64. Rows, columns and classes without mass are allowed. On CUDA tensors the host
+    reads a flag in every iteration.
+
     Args:
         p1y: P(x1, y), (..., K1, C), floating point, non-negative, each table of sum 1.
         p2y: P(x2, y), (..., K2, C), the same leading dimensions, class marginals and device.
         tolerance: a table stops when its certified gap, in bits, is at most this.
         max_iterations: a table stops after this many iterations in any case, with the gap reached so far.
-
-    The iterations of a batch run in float32; a table that has not converged after 1000 of them, every table when
-    the tolerance is under 1e-6, and a single small table on the CPU are iterated in float64. The bounds are
-    always evaluated in float64. Rows, columns and classes without mass are allowed. On CUDA tensors the host
-    reads a flag in every iteration.
     """
     batch = p1y.shape[:-2]
     p1 = p1y.detach().to(torch.float64).reshape(-1, *p1y.shape[-2:])
@@ -129,7 +129,7 @@ class _Tables:
     # (n,) float64, bits: the best bounds so far
     lower: Array
     upper: Array
-    # P1 and, from here on, everything in the dtype of the iterations.
+    # p1, and from here on everything, in the dtype of the iterations
     q1: Array
     q2: Array
     a: Array
@@ -203,7 +203,7 @@ def _solve(
 
 
 def _retire(xp: Any, t: _Tables, solution: Any, tolerance: float, iteration: int, certify_all: bool) -> None:
-    """Certify the tables that look converged; write those that are to `solution` and take them out of `t`."""
+    """Certify tables that seem to have converged; write those that have to `solution` and remove them from `t`."""
     excess = (t.q1.sum(-1) * xp.amax(t.log_w, -1)).sum(-1)
     candidates = xp.where((excess < MAX_EXCESS * tolerance) | certify_all)[0]
     if len(candidates) == 0:
@@ -230,9 +230,9 @@ def _retire(xp: Any, t: _Tables, solution: Any, tolerance: float, iteration: int
 
 
 def _step(xp: Any, t: _Tables, bottom: Array) -> None:
-    """log R += log W, then Nesterov's extrapolation, restarted where it leads uphill.
+    """Do log R += log W, then Nesterov's extrapolation, restarted where it increases the objective.
 
-    In sparse tables cells of little mass would rise and crash in turn for thousands of iterations. So momentum
+    In sparse tables cells of little mass would oscillate for thousands of iterations. So momentum
     never lowers a cell that the plain step clearly raises, and after k restarts raises none by over (k + 1)^-2.
     """
     t.log_r += t.log_w
@@ -253,7 +253,7 @@ def _step(xp: Any, t: _Tables, bottom: Array) -> None:
 def _solve_single(p1: Array, p2: Array, solution: Any, tolerance: float, max_iterations: int) -> None:
     """The same for one NumPy table p1 (K1, C) and p2 (K2, C), the only one of `solution`."""
     rows, columns, classes = (np.flatnonzero(x) for x in (p1.sum(1), p2.sum(1), p1.sum(0)))
-    # An empty table, as where no sample could be counted: all of its entropies are zero.
+    # An empty table, where no sample could be counted: all of its entropies are zero.
     if not len(rows):
         return
     p1, p2 = p1[np.ix_(rows, classes)], p2[np.ix_(columns, classes)]
@@ -326,10 +326,10 @@ def _solve_single(p1: Array, p2: Array, solution: Any, tolerance: float, max_ite
 def _fit(
     xp: Any, r: Array, q1: Array, q2: Array, a: Array, b: Array, max_error: Array, tiny: float
 ) -> tuple[Array, Array]:
-    """Scale A and B in turn, at least twice, until the first marginal's error is under `enough`.
+    """Scale A and B in turn, at least twice, until the first marginal's error is under `max_error`.
 
-    The error is that before the last sweep, which costs no product of its own. Tables that need more sweeps than
-    most go on alone.
+    The error is that before the last sweep, which needs no additional product. When at most half of the tables still
+    need sweeps, only those are continued.
     """
     r_t = r.swapaxes(-1, -2)
     rb, ra = xp.empty_like(a), xp.empty_like(b)
@@ -403,7 +403,7 @@ def dual_shift(xp: Any, a: Array, b: Array, p1: Array, p2: Array) -> tuple[Array
 
 
 def marginal_bounds(xp: Any, p1: Array, p2: Array) -> tuple[Array, Array]:
-    """What the marginals alone say: H(Y|X1) + H(Y|X2) - H(Y) <= max H_Q(Y|X1,X2) <= min(H(Y|X1), H(Y|X2))."""
+    """Bounds of the marginals: H(Y|X1) + H(Y|X2) - H(Y) <= max H_Q(Y|X1,X2) <= min(H(Y|X1), H(Y|X2))."""
     given1 = _entropy(xp, _flat(p1)) - _entropy(xp, p1.sum(-1))
     given2 = _entropy(xp, _flat(p2)) - _entropy(xp, p2.sum(-1))
     lower = given1 + given2 - _entropy(xp, p1.sum(-2))

@@ -1,8 +1,6 @@
-"""k-means in plain PyTorch: seeding, iterations, assignment; batched over problems.
+"""k-means in plain PyTorch: iterations and assignment; batched over problems.
 
-A problem is one set of points with one set of centers; restarts are problems on the same points. The random
-numbers are a hash of (seed, problem, center, point): they depend neither on the device nor on the global
-generator.
+A problem is one set of points with one set of centers; restarts are problems on the same points.
 
 A point whose squared length is not a finite float32 number (a NaN, an infinity, entries beyond 1e19) is left out:
 its label is -1, it is never drawn as a center, and it takes no part in any sum.
@@ -33,15 +31,15 @@ class Clustering(NamedTuple):
 
 
 def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: float = 1e-3) -> Clustering:
-    """Lloyd's iterations until the inertia settles; an empty cluster keeps its center.
+    """Lloyd's iterations until the inertia hardly changes; an empty cluster keeps its center.
 
-    Every problem stops by itself: its result does not depend on what else is in the batch.
+    The result of a problem does not depend on the other problems of the batch.
 
     Args:
         points: (B, N, d) float32.
-        centers: (B, K, d) float32, where to begin.
-        max_iterations: of assignment and update.
-        tolerance: a problem's iterations end when its inertia fell by no more than this share.
+        centers: (B, K, d) float32, the start.
+        max_iterations: the most iterations of assignment and update.
+        tolerance: a problem's iterations end when its inertia decreased by no more than this share.
     """
     inertia = torch.full(points.shape[:1], torch.inf, device=points.device)
     active = torch.ones(points.shape[:1], dtype=torch.bool, device=points.device)

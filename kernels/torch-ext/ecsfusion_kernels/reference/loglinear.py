@@ -9,8 +9,8 @@ __all__ = ["loglinear"]
 def loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int = 30) -> Tensor:
     """Tables R(x1, x2) A(x1, y) B(x2, y) with the pair tables p12 (B, K1, K2), first (B, K1, C), second (B, K2, C).
 
-    (B, K1, K2, C), in the dtype of the pair tables; p12 is met as far as rounding goes, the others as far as the
-    sweeps came: R = p12 / (A B^T), A = first / (R B), B = second / (R^T A). Where the pair tables contradict each
+    (B, K1, K2, C), in the dtype of the pair tables; p12 is met up to rounding, the others up to the convergence of
+    the sweeps: R = p12 / (A B^T), A = first / (R B), B = second / (R^T A). Where the pair tables contradict each
     other, a class may have mass in a row whose cells cannot hold it, R B = 0: then A = 0, and likewise B.
     """
     tiny = torch.finfo(p12.dtype).tiny * 1e7

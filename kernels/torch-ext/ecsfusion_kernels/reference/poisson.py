@@ -1,4 +1,4 @@
-"""Poisson numbers from the hash, in plain PyTorch."""
+"""Poisson numbers from a hash of (seed, counter), in plain PyTorch."""
 
 import torch
 from torch import Tensor
@@ -7,25 +7,27 @@ from .random import uniform
 
 __all__ = ["poisson"]
 
-# The expectation from which on the quantile is expanded.
+# From this expectation on the Cornish-Fisher expansion is used.
 MIN_EXPANSION_MEAN = 16.0
 MAX_COUNT = (
-    # An expectation below that leaves P(X >= 44) < 2^-25, the distance of the uniform numbers from 1.
+    # For smaller expectations P(X >= 44) < 2^-25, the distance of the uniform numbers from 1.
     44
 )
 
 
 def poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
-    """Independent Poisson numbers; a function of the expectations, the place of each and the seed alone.
+    """Independent Poisson numbers that depend on the expectations, their positions and the seed alone.
 
-    The quantile of a hashed uniform number: by summing probabilities for expectations below 16, beyond by the
-    Cornish-Fisher expansion, which misplaces less than 3 in 10 000 by one.
+    A number is the quantile of a hashed uniform number. For expectations below 16 it is found by summing
+    probabilities; above, by the Cornish-Fisher expansion, by which less than 3 in 10 000 numbers are off by one.
 
     Args:
         expected: (...) floating point, >= 0.
+        num_replicates: independent numbers for each expectation.
+        seed: any whole number.
 
     Returns:
-        (replicates, ...) float64. Another device may differ where exp and log round differently.
+        (num_replicates, ...) float64. Another device may differ where exp and log round differently.
     """
     mean = expected.to(torch.float64).flatten()
     counter = torch.arange(num_replicates * len(mean), device=mean.device).reshape(num_replicates, len(mean))

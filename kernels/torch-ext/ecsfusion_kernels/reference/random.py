@@ -14,7 +14,7 @@ def uniform(counter: Tensor, seed: int) -> Tensor:
     key1, key2 = keys(seed)
     mixed = _mix((counter & 0xFFFFFFFF) ^ key1)
     mixed = _mix(mixed ^ (counter >> 32) ^ key2)
-    # The sum of the largest rounds up to 1, which is no number between 0 and 1.
+    # For the largest number the sum rounds up to 1, which is excluded.
     return (((mixed >> 8).to(torch.float32) + 0.5) / 2**24).clamp_max(1 - 2**-24)
 
 

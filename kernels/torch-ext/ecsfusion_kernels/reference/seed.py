@@ -11,11 +11,15 @@ __all__ = ["seed"]
 def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     """k-means++ seeding (Arthur and Vassilvitskii 2007): each center is a point, drawn with probability D^2.
 
-    The draw is the Gumbel-max trick in its exponential form, argmin of E_i / D_i^2, one pass over the
-    points and no prefix sum. When all points coincide with a center already, the first point is repeated.
+    The draw is the Gumbel-max trick in its exponential form, argmin of E_i / D_i^2, which needs one pass over the
+    points and no prefix sum. If all points coincide with a center already, the first point is repeated. The random
+    numbers are a hash of (seed, problem, center, point), so they depend neither on the device nor on the state of a
+    generator. Points that are not finite (see `lloyd`) are never drawn.
 
     Args:
         points: (B, N, d) float32, N at least 1.
+        num_clusters: K.
+        seed: any whole number.
 
     Returns:
         (B, num_clusters, d) float32.
@@ -29,7 +33,8 @@ def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     for k in range(num_clusters):
         counter = index + num_points * (k + num_clusters * problem)
         waiting = -torch.log(uniform(counter, seed)) / squared_distance
-        # Whoever is a center waits as long as a number can tell, but not as long as a point left out.
+        # A center gets the largest finite number and a point left out infinity, so that a center is drawn again only
+        # if there is nothing else, and a point left out never.
         waiting = torch.where(squared_distance > 0, waiting, torch.finfo(torch.float32).max)
         waiting = waiting.clamp_max(torch.finfo(torch.float32).max).masked_fill(is_left_out, torch.inf)
         chosen = waiting.argmin(-1)
