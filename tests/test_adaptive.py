@@ -487,7 +487,7 @@ def test_while_it_scouts_the_loss_is_that_of_stage_two(tmp_path: Path, own_loss:
     for step, (loss, outputs, labels) in enumerate(run.heard[: run.record.stage_start]):
         alone = sum(F.cross_entropy(z, labels) for z in outputs.unimodal_logits.values())
         if step < ends:
-            expected = F.cross_entropy(outputs.logits, labels) + run.args.auxiliary_weight * alone
+            expected = F.cross_entropy(outputs.logits, labels) + run.plan.auxiliary_weight * alone
         else:
             assert outputs.logits is None
             expected = alone
