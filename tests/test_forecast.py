@@ -10,7 +10,7 @@ from ecsfusion.controller import make_rule
 from ecsfusion.controller.forecast import Forecast, forecast, forecasts, remember
 
 
-class TestOutlook:
+class TestForecast:
     @pytest.mark.parametrize(
         ("epochs", "behind", "expected"),
         [
@@ -83,7 +83,7 @@ class TestMemory:
 
     def test_without_information_nothing_is_said(self):
         seen = []
-        remember(seen, reading(10), TWO)
+        remember(seen, reading(10, mutual_information={}), TWO)
         assert forecasts(seen, ["audio"], "image") == ""
         remember(seen, informed(20, 0.0, 0.0), TWO)
         assert forecasts(seen, ["audio"], "image") == ""
