@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
@@ -29,27 +30,37 @@ from ecsfusion import FusionTrainer
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.readout import Readout, expected_calibration_error
+from ecsfusion.training.evaluator import Evaluated, Evaluator
 from hf_recipes.run import prepare
 
 RESULTS = Path(__file__).parent / "results" / "best_heads.jsonl"
 
 
-class Recording(FusionTrainer):
-    """Keeps what all heads answered at every evaluation in training."""
+class RecordingEvaluator(Evaluator):
+    """Remembers what all heads answered at every evaluation in training.
 
-    def _keep(self, prefix: str, evaluation: Evaluation) -> None:
-        super()._keep(prefix, evaluation)
-        self.__dict__.setdefault("seen", {}).setdefault(prefix, {})[self.state.global_step] = evaluation
+    Attributes:
+        outputs: by prefix of the evaluation set and by step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(user_metrics=None)
+        self.outputs: dict[str, dict[int, Evaluation]] = defaultdict(dict)
+
+    def keep(self, run: FusionTrainer, prefix: str, evaluated: Evaluated) -> None:
+        """As there, and remember the outputs."""
+        super().keep(run, prefix, evaluated)
+        self.outputs[prefix][run.state.global_step] = evaluated.outputs
 
 
-def own_best(seen: dict[int, Evaluation], head: str) -> int:
+def own_best(outputs: dict[int, Evaluation], head: str) -> int:
     """The step of the head's highest accuracy, and of these of its lowest cross-entropy."""
 
     def key(step: int) -> tuple[float, float]:
-        z, y = seen[step].heads[head], seen[step].labels
+        z, y = outputs[step].heads[head], outputs[step].labels
         return float((z.argmax(1) == y).double().mean()), -float(F.cross_entropy(z, y))
 
-    return max(seen, key=key)
+    return max(outputs, key=key)
 
 
 def run(argv: list[str], seed: int) -> list[dict[str, object]]:
@@ -58,15 +69,16 @@ def run(argv: list[str], seed: int) -> list[dict[str, object]]:
         words = ["--seed", str(seed), "--output_dir", folder, "--disable_tqdm", "true"]
         job = prepare([*argv, *words, "--metric_for_best_model", "eval_validation_accuracy_calibrated"])
         sets = {"validation": job.splits["validation"], "test": job.splits["test"]}
-        trainer = Recording(
+        trainer = FusionTrainer(
             job.model,
             job.args,
             train_dataset=job.splits["train"],
             eval_dataset=sets,
             processing_class=job.processor,
         )
+        trainer.evaluator = evaluator = RecordingEvaluator()
         trainer.train()
-    validation, test = trainer.seen["eval_validation"], trainer.seen["eval_test"]
+    validation, test = evaluator.outputs["eval_validation"], evaluator.outputs["eval_test"]
     selected = trainer.state.best_global_step
     best = {head: own_best(validation, head) for head in (*trainer.model.modalities, FUSED)}
     choices = {

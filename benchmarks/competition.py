@@ -10,7 +10,7 @@ modality grows by itself, dG/dt ~ d G^(q-1), and blows up at a time ~ 1 / (d G(0
 class, and the other has no gradient left.
 
 Of a real model neither factor is known. What stands in is the information of a modality's embeddings about the label,
-which every probe logs as `information_MODALITY`; the difference of two modalities' information is that of their
+which every probe logs as `mutual_information_MODALITY`; the difference of two modalities' information is that of their
 uniqueness (I1 - I2 = U1 - U2), by which the rules name a leader. It says what can be read off the embeddings, not how
 fast the encoder learns: benchmarks/information_proxy.py shows where that is enough, and where not.
 """

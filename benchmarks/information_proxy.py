@@ -8,7 +8,7 @@ trained alone for some epochs; every combination of these states is a start of p
 head, for two epochs: afterwards the loser is learnt too, slowly.
 
 - Before: the information of each modality about the label, as every probe of a `FusionTrainer` logs it
-  (`information_MODALITY`, bits); and about each class against the rest, by `fast_pid` of the same embeddings.
+  (`mutual_information_MODALITY`, bits); and about each class against the rest, by `fast_pid` of the same embeddings.
 - After: what each modality adds to the margin of the fused head, which is linear in the embeddings: of a class, the
   logit of that class minus the mean of the others, over the validation rows of the class, embeddings centred over all
   rows. The modality with the larger margin has won. The lead is (image - audio) / (|image| + |audio|).
@@ -79,22 +79,22 @@ class States(TrainerCallback):
         self.keep(round(state.epoch))
 
 
-def trainer_for(suite: Suite, seed: int, folder: str, stages: str, epochs: int) -> Quiet:
-    """A trainer of a fresh model; what is trained differs by `stages`, the rest is the same."""
+def trainer_for(suite: Suite, seed: int, folder: str, strategy: str, epochs: int) -> Quiet:
+    """A trainer of a fresh model, by the strategy "unimodal" or "joint"."""
     set_seed(seed)
     model = FusionForClassification.from_modality_pretrained(
         suite.build_encoders(), num_labels=suite.num_classes, fusion=suite.fusion
     )
     args = FusionTrainingArguments(
         output_dir=folder,
-        strategy={"unimodal": "unimodal", "joint": "joint"}[stages],
+        strategy=strategy,
         num_train_epochs=epochs,
         per_device_train_batch_size=suite.batch_size,
         per_device_eval_batch_size=512,
         learning_rate=suite.learning_rates[0],
         lr_scheduler_type="constant",
         seed=seed,
-        eval_strategy="epoch" if stages == "unimodal" else "no",
+        eval_strategy="epoch" if strategy == "unimodal" else "no",
         save_strategy="no",
         keep_best_heads=False,
         disable_tqdm=True,
@@ -159,7 +159,7 @@ def run(suite: Suite, seed: int) -> Iterator[dict[str, Any]]:
             "suite": suite.name,
             "seed": seed,
             "epochs_alone": [image, audio],
-            "information": [round(probe[f"eval_information_{name}"], 4) for name in (IMAGE, AUDIO)],
+            "information": [round(probe[f"eval_mutual_information_{name}"], 4) for name in (IMAGE, AUDIO)],
             "information_by_class": [[round(bits, 4) for bits in row] for row in by_class],
             "margin_by_class": [[round(value, 4) for value in row] for row in after.tolist()],
             "accuracy": round(accuracy, 4),

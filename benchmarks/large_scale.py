@@ -70,7 +70,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
 from ecsfusion.processing import FusionCollator
-from ecsfusion.reporting.summary import accuracies
 from hf_recipes.configuration import ModalityArguments, RecipeArguments
 from hf_recipes.encoders import build_encoders, build_processor
 
@@ -193,7 +192,7 @@ class Stopwatch(TrainerCallback):
         self._step_began = self.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """A step is over, and nobody has been evaluated or switched yet."""
+        """Note who trained in a step that is over; no evaluation and no change has followed it yet."""
         fused = model.trains_fused_head
         key = (1 if model.stage == "unimodal" else 2, tuple(model.active), fused)
         self.steps[key].append(self.now() - self._step_began)
@@ -202,26 +201,24 @@ class Stopwatch(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.training_memory = peak_memory(self.device)
 
-    def evaluated(self, trainer: FusionTrainer, metrics: Mapping[str, float], began: float) -> None:
-        """An evaluation within training, which is over now."""
+    def evaluated(self, trainer: FusionTrainer, began: float) -> None:
+        """Note the results of an evaluation within training, which is over now."""
         ended = self.now()
         self.evaluation += ended - began
-        entry = trainer.record.history[-1]
+        probe = trainer.record.history[-1]
+        measurement = probe.reading.measurement
         self.curve.append(
             {
-                "step": entry["step"],
-                "epoch": round(entry["epoch"], 3),
-                "stage": 1 if entry["stage"] == "unimodal" else 2,
-                "training": entry["training"],
-                "ends_stage_1": entry["restored"] is not None,
+                "step": probe.step,
+                "epoch": round(probe.reading.epoch, 3),
+                "stage": 1 if probe.stage == "unimodal" else 2,
+                "training": list(probe.training),
+                "ends_stage_1": probe.restored is not None,
                 "seconds": round(ended - self._began, 3),
                 "training_seconds": round(self.loader + self.step_seconds, 3),
                 "modality_steps": self.modality_steps,
-                "accuracy": {
-                    head: round(value, 5)
-                    for head, value in accuracies(metrics, "eval", trainer.model.modalities).items()
-                },
-                "probe_seconds": metrics["eval_probe_seconds"],
+                "accuracy": {head: round(value, 5) for head, value in measurement.scores.items()},
+                "probe_seconds": round(measurement.seconds, 4),
             }
         )
 
@@ -271,7 +268,7 @@ class TimedTrainer(FusionTrainer):
         began = self.watch.now()
         metrics = super().evaluate(*args, **kwargs)
         if self.is_in_train:
-            self.watch.evaluated(self, metrics, began)
+            self.watch.evaluated(self, began)
         return metrics
 
 
@@ -373,10 +370,7 @@ def train(
         trainer.watch = watch
         metrics = trainer.train().metrics
         trainer.evaluate(splits["test"], metric_key_prefix="test")
-    ends = {
-        split: accuracies(report["metrics"], report["prefix"], model.modalities)
-        for split, report in trainer.reports.items()
-    }
+    ends = {split: measurement.scores for split, measurement in trainer.measurements.items()}
     line = {
         "benchmark": "large_scale",
         "strategy": strategy,
@@ -396,7 +390,7 @@ def train(
         "peak_memory_bytes": {"training": watch.training_memory, "all": peak_memory(device)},
         "answer": METHODS[strategy].answer,
         "curve": watch.curve,
-        "reasons": [entry.decision.reason for entry in trainer.record.history] if strategy != "joint" else [],
+        "reasons": [probe.decision.reason for probe in trainer.record.history] if strategy != "joint" else [],
         **{split: {head: round(v, 5) for head, v in heads.items()} for split, heads in ends.items()},
         **environment("transformers", "accelerate", "triton"),
         "device": device_name(device),

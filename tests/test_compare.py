@@ -213,6 +213,25 @@ def test_a_run_is_what_its_line_says():
                 )
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("peak-synergy", {"rule": "peak-synergy"}), ("not-paused", {"own_rule": "not-paused"})],
+)
+def test_lines_from_before_a_rule_was_a_strategy_are_read(method, arguments):
+    setting = settings(method)[0]
+    assert setting.strategy == method
+    line = run_line(setting)
+    line["setting"] |= {"strategy": "two-stage", "arguments": json.dumps(arguments)}
+    assert Run.of_line(line) == Run(setting, 0)
+
+
+def test_all_recorded_runs_of_the_repository_are_of_present_methods():
+    present = {(method.strategy, json.dumps(method.arguments)) for method in METHODS.values()}
+    lines = [line for path in (compare.RESULTS / "runs").glob("*.jsonl") for line in read_lines(path)]
+    recorded = {(run.setting.strategy, run.setting.arguments) for run in map(Run.of_line, lines)}
+    assert recorded <= present
+
+
 # ---- what is trained ----
 
 
@@ -295,11 +314,10 @@ def test_a_method_for_two_modalities_is_left_out_with_three():
 
 
 def fake_run(history, strategy="two-stage", modalities_per_step=None):
-    entries = [{"step": step, "stage": stage, "training": training} for step, stage, training in history]
+    probes = [SimpleNamespace(step=step, stage=stage, training=training) for step, stage, training in history]
     return SimpleNamespace(
-        record=SimpleNamespace(history=entries),
-        strategy=SimpleNamespace(modalities_per_step=modalities_per_step),
-        args=SimpleNamespace(strategy=strategy),
+        record=SimpleNamespace(history=probes),
+        strategy=SimpleNamespace(name=strategy, modalities_per_step=modalities_per_step),
     )
 
 
@@ -363,7 +381,18 @@ def test_a_real_run_says_all_of_itself(real_runs):
         trajectory = line["trajectory"]
         assert trajectory["step"][-1] == line["steps"]
         assert len({len(values) for key, values in trajectory.items() if key != "restored"}) == 1
-    assert real_runs["ends-by-accuracy"]["config"]["rule"] == "ends-by-accuracy"
+    config = {name: line["config"] for name, line in real_runs.items()}
+    assert config["ends-by-accuracy"]["rule"] == "ends-by-accuracy"
+    assert config["joint"]["rule"] is None
+    assert {name: each["stages"] for name, each in config.items()} == {
+        "joint": "joint",
+        "uni-pre-frozen": "two-stage",
+        "sequential": "two-stage",
+        "mla": "joint",
+        "ends-by-accuracy": "two-stage",
+    }
+    assert config["joint"]["auxiliary_weight"] == 0.0
+    assert config["ends-by-accuracy"]["auxiliary_weight"] == 0.6
     assert real_runs["sequential"]["trajectory"]["paused"][0] == ["right"]
     assert real_runs["joint"]["trajectory"]["stage"] == [2, 2]
 
@@ -376,7 +405,7 @@ def test_snapshots_are_of_the_best_epochs_of_the_stage():
     model = SimpleNamespace(modalities=NAMES, state_dict=lambda: {"weight": weight.detach()})
     record = SimpleNamespace(stage="unimodal")
     snapshots = Snapshots()
-    snapshots.trainer = SimpleNamespace(model=model, record=record)
+    snapshots.trainer = SimpleNamespace(model=model, record=record, plan=SimpleNamespace(stages="two-stage"))
     epochs = [  # stage, accuracies: fused, calibrated, left, right
         ("unimodal", 0.9, 0.9, 0.5, 0.6),
         ("unimodal", 0.9, 0.9, 0.7, 0.6),
@@ -391,7 +420,7 @@ def test_snapshots_are_of_the_best_epochs_of_the_stage():
             "eval_accuracy_left": left,
             "eval_accuracy_right": right,
         }
-        snapshots.on_evaluate(SimpleNamespace(stages="two-stage"), None, None, metrics)
+        snapshots.on_evaluate(None, None, None, metrics)
     best = {name: (value, int(weights["weight"])) for name, (value, weights) in snapshots.best.items()}
     assert best == {"left": (0.7, 1), "right": (0.7, 3), FUSED: (0.7, 3), CALIBRATED: (0.8, 2)}
 
@@ -399,9 +428,11 @@ def test_snapshots_are_of_the_best_epochs_of_the_stage():
 def test_of_unimodal_training_all_epochs_count():
     snapshots = Snapshots()
     model = SimpleNamespace(modalities=(), state_dict=dict)
-    snapshots.trainer = SimpleNamespace(model=model, record=SimpleNamespace(stage="unimodal"))
+    snapshots.trainer = SimpleNamespace(
+        model=model, record=SimpleNamespace(stage="unimodal"), plan=SimpleNamespace(stages="unimodal")
+    )
     metrics = {"eval_accuracy": 0.4, "eval_accuracy_calibrated": 0.5}
-    snapshots.on_evaluate(SimpleNamespace(stages="unimodal"), None, None, metrics)
+    snapshots.on_evaluate(None, None, None, metrics)
     assert {name: value for name, (value, _) in snapshots.best.items()} == {FUSED: 0.4, CALIBRATED: 0.5}
 
 

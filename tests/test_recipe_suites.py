@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no installed package
 
 from ecsfusion import FusionProcessor
+from ecsfusion.model.names import CALIBRATED, FUSED
 from hf_recipes import run
 from hf_recipes.configuration import parse_arguments
 from hf_recipes.data import load_splits
@@ -245,8 +246,9 @@ def test_a_suite_trains_and_evaluates_on_splits_that_share_no_group(suite, store
         encoder = [(key, value) for key, value in job.model.named_parameters() if f".{name}." in f".{key}"]
         assert any(not value.equal(before[key]) for key, value in encoder), name
         assert all(torch.isfinite(value).all() for _, value in encoder)
-    metrics = trainer.measurements["test"]
-    assert 0 <= metrics["test_accuracy"] <= 1
+    scores = trainer.measurements["test"].scores
+    assert set(scores) == {*job.recipe.modalities, FUSED, CALIBRATED}
+    assert all(0 <= score <= 1 for score in scores.values())
 
 
 def test_of_a_longer_video_as_many_frames_are_seen_as_the_encoder_takes(tmp_path):
