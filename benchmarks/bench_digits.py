@@ -22,7 +22,8 @@ from typing import Any
 
 from environment import environment
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
+# `hf_recipes` is not installed; it is imported from the checkout.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from hf_recipes.run import prepare, train
 

@@ -4,9 +4,10 @@
     python benchmarks/best_heads.py --seeds 2 --config hf_recipes/configs/avmnist.yaml --data_dir FOLDER
 
 Trains as the recipe does and evaluates every epoch on validation and test. Then the calibrated combination is fitted on
-validation for three choices of heads, and judged on test: `one epoch` is what the library does (all heads of the epoch
-that the recipe selects), `own unimodal` takes each modality's head from the epoch where its validation accuracy is
-highest (its lowest cross-entropy among equals), `own` the fused head likewise. One JSON line per run and choice goes to
+validation for three choices of heads, and judged on test: `one epoch` takes all heads from the epoch that the recipe
+selects (the library with `keep_best_heads=False`), `own unimodal` takes each modality's head from the epoch where its
+validation accuracy is highest (among equals, its cross-entropy lowest; the library with `keep_best_heads=True`), and
+`own` the fused head likewise. One JSON line per run and choice goes to
 the end of benchmarks/results/best_heads.jsonl.
 """
 
@@ -24,7 +25,8 @@ import torch
 from environment import environment
 from torch.nn import functional as F  # noqa: N812
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
+# `hf_recipes` is not installed; it is imported from the checkout.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionTrainer
 from ecsfusion.evaluation.outputs import Evaluation

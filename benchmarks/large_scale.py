@@ -66,7 +66,8 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, TrainerCallback, set_seed
 from transformers.utils import logging
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
+# `hf_recipes` is not installed; it is imported from the checkout.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
 from ecsfusion.processing import FusionCollator
@@ -141,7 +142,8 @@ def modalities_of(args: argparse.Namespace) -> dict[str, ModalityArguments]:
 
 def build(args: argparse.Namespace) -> tuple[dict[str, Any], FusionProcessor]:
     """Encoders, with random weights from torch's generator where no pretrained ones are named, and their processors."""
-    recipe = RecipeArguments(data_dir="avmnist")  # what it says of the data is not used
+    # The data of the recipe are not used, only its modalities.
+    recipe = RecipeArguments(data_dir="avmnist")
     recipe.modalities = modalities_of(args)
     encoders = build_encoders(recipe)
     processor = build_processor(recipe, encoders)
@@ -229,10 +231,10 @@ class Stopwatch(TrainerCallback):
 
     def seconds_per_step(self) -> list[dict[str, Any]]:
         """By stage, by who trains, and by whether the fused head trains too."""
-        found = []
+        entries = []
         for (stage, training, fused), seconds in self.steps.items():
             low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-            found.append(
+            entries.append(
                 {
                     "stage": stage,
                     "training": list(training),
@@ -242,7 +244,7 @@ class Stopwatch(TrainerCallback):
                     "spread": round((high - low) / 2, 6),
                 }
             )
-        return found
+        return entries
 
     def shares(self, total: float) -> dict[str, float]:
         """Of the seconds of training."""
@@ -259,9 +261,9 @@ class TimedTrainer(FusionTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As there; the wait for the data loader is timed."""
         began = self.watch.now()
-        found = super().get_batch_samples(*args, **kwargs)
+        batches = super().get_batch_samples(*args, **kwargs)
         self.watch.loader += self.watch.now() - began
-        return found
+        return batches
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As there."""
@@ -308,8 +310,8 @@ def describe(model: FusionForClassification, batch: Mapping[str, Any]) -> dict[s
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """All that a run depends on, but for strategy, seed and device."""
     names = ("image_encoder", "audio_encoder", "rows", "epochs", "max_steps", "batch_size", "evaluations")
-    found = {name: getattr(args, name) for name in (*names, "learning_rate", "precision", "smoke")}
-    return found | {name: public_name(found[name]) for name in ("image_encoder", "audio_encoder")}
+    settings = {name: getattr(args, name) for name in (*names, "learning_rate", "precision", "smoke")}
+    return settings | {name: public_name(settings[name]) for name in ("image_encoder", "audio_encoder")}
 
 
 def public_name(encoder: str | None) -> str | None:
@@ -349,7 +351,8 @@ def train(
             eval_steps=math.ceil(steps / args.evaluations),
             save_strategy="no",
             keep_best_heads=strategy
-            != "joint",  # which trains no heads of modalities, and should not pay for them
+            # Joint training trains no heads of modalities, so it must not pay for keeping them.
+            != "joint",
             bf16=args.precision == "bfloat16",
             use_cpu=device.type == "cpu",
             dataloader_num_workers=workers,
@@ -420,19 +423,19 @@ def time_to_reach(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any
     by_seed: dict[int, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for line in lines:
         by_seed[line["seed"]][line["strategy"]] = line
-    found: dict[int, dict[str, Any]] = {}
+    reached: dict[int, dict[str, Any]] = {}
     for seed, runs in sorted(by_seed.items()):
         if set(runs) != set(STRATEGIES):
             continue
         target = min(answer_at(line, -1) for line in runs.values())
-        found[seed] = {"accuracy": target}
+        reached[seed] = {"accuracy": target}
         for strategy, line in runs.items():
             first = next(n for n in range(len(line["curve"])) if answer_at(line, n) >= target)
             point = line["curve"][first]
-            found[seed][strategy] = {
+            reached[seed][strategy] = {
                 key: point[key] for key in ("seconds", "training_seconds", "modality_steps")
             }
-    return found
+    return reached
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -460,7 +463,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
             for state in line["seconds_per_step"]:
                 who = " and ".join(state["training"]) + (", fused" if state["fused"] else "")
                 states[f"stage {state['stage']} ({who})"].append(state["median"])
-        times = [found[strategy] for found in reached.values()]
+        times = [by_strategy[strategy] for by_strategy in reached.values()]
 
         def average(values: Sequence[float], form: str) -> str:
             return format(statistics.mean(values), form) if values else ""
@@ -494,7 +497,8 @@ def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             color = f"C{STRATEGIES.index(strategy)}"
             x = [point[key] for point in curve]
             heads = {line["answer"]: ("-", 2.0, 1.0, f"{strategy}, its answer ({line['answer']})")}
-            if strategy != "joint":  # which does not train the heads of the modalities
+            # Joint training does not train the heads of the modalities.
+            if strategy != "joint":
                 heads |= {
                     "fused": ("-", 0.8, 0.5, f"{strategy}, fused head"),
                     "image": ("--", 0.9, 0.6, f"{strategy}, image alone"),
@@ -594,9 +598,8 @@ def main() -> None:
     args = parse()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings(
-        "ignore", message="At least one mel filter"
-    )  # of 128 bands, the lowest are narrow
+    # Of 128 mel bands, the lowest are narrow.
+    warnings.filterwarnings("ignore", message="At least one mel filter")
     device, name = args.device, f"large_scale{'_smoke' if args.smoke else ''}"
     if device.type == "cpu" and not args.smoke:
         print("no GPU is used: a step takes many seconds; --smoke shows that it runs", flush=True)

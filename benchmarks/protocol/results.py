@@ -130,11 +130,11 @@ def chosen_setting(
 
     Ties go to the earlier one.
     """
-    found = {Run.of_line(line): line["validation"][method.answer] for line in lines}
+    accuracy = {Run.of_line(line): line["validation"][method.answer] for line in lines}
     runs = [Run(setting, seed) for setting in settings]
-    if not runs or any(run not in found for run in runs):
+    if not runs or any(run not in accuracy for run in runs):
         return None
-    return max(runs, key=lambda run: found[run]).setting
+    return max(runs, key=lambda run: accuracy[run]).setting
 
 
 def method_lines(
@@ -146,13 +146,13 @@ def method_lines(
 ) -> list[dict[str, Any]]:
     """A line per method and seed, of the setting that was chosen for it."""
     by_run = {Run.of_line(line): line for line in lines}
-    found = []
+    chosen = []
     for method in methods:
         setting = chosen_setting(lines, method, settings_of(method, suite, optimizer), first_seed)
         for run, line in by_run.items():
             if run.setting == setting:
-                found.append(line_of(method, line))
-    return found
+                chosen.append(line_of(method, line))
+    return chosen
 
 
 def line_of(method: Method, run: Mapping[str, Any]) -> dict[str, Any]:

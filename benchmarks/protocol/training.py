@@ -93,7 +93,8 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
             warmup_steps=0.05,
             seed=seed,
             save_strategy="no",
-            keep_best_heads=False,  # `Snapshots` keeps them in memory, for every readout
+            # `Snapshots` keeps the best weights in memory, for every readout.
+            keep_best_heads=False,
             disable_tqdm=True,
             report_to="none",
             use_cpu=not torch.cuda.is_available(),
@@ -204,10 +205,11 @@ def judge(
 ) -> dict[str, Any]:
     """Accuracy of every readout on validation and test, each from the epoch that is best for it on validation."""
     splits = {"validation": suite.validation, "test": suite.test}
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}  # by snapshot and split
+    # By snapshot, split and head.
+    logits: dict[str, dict[str, dict[str, Tensor]]] = {}
     for what, (_, weights) in snapshots.best.items():
         model.load_state_dict(weights)
-        found[what] = {split: answers(model, rows) for split, rows in splits.items()}
+        logits[what] = {split: answers(model, rows) for split, rows in splits.items()}
     labels = {split: rows.labels for split, rows in splits.items()}
     accuracy: dict[str, dict[str, float]] = {split: {} for split in splits}
 
@@ -216,10 +218,10 @@ def judge(
             hits = (log_p[split].argmax(dim=1) == labels[split]).double()
             accuracy[split][name] = round(float(hits.mean()), 6)
 
-    note(FUSED, {split: found[FUSED][split][FUSED] for split in splits})
+    note(FUSED, {split: logits[FUSED][split][FUSED] for split in splits})
     for name in suite.modalities:
-        note(name, {split: found[name][split][name] for split in splits})
-    own = {split: {name: found[name][split][name] for name in suite.modalities} for split in splits}
+        note(name, {split: logits[name][split][name] for split in splits})
+    own = {split: {name: logits[name][split][name] for name in suite.modalities} for split in splits}
     average = {
         split: torch.stack([z.softmax(dim=1) for z in own[split].values()]).mean(dim=0) for split in splits
     }
@@ -230,8 +232,8 @@ def judge(
     errors = {}
     for name, heads in (
         (CALIBRATED_ENSEMBLE, own),
-        (CALIBRATED, {split: {**own[split], FUSED: found[FUSED][split][FUSED]} for split in splits}),
-        (ONE_EPOCH, found[CALIBRATED]),
+        (CALIBRATED, {split: {**own[split], FUSED: logits[FUSED][split][FUSED]} for split in splits}),
+        (ONE_EPOCH, logits[CALIBRATED]),
     ):
         readout = Readout.fit(
             heads["validation"], labels["validation"], excluded_from_readout=excluded_from_readout
