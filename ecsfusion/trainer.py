@@ -109,7 +109,7 @@ class FusionTrainer(ResumableTrainer):
     ) -> None:
         if args is None:
             args = FusionTrainingArguments(output_dir="fusion_trainer")
-        check_arguments(model, args, strategy)
+        check_arguments(model, args, strategy, kwargs.get("eval_dataset") is not None)
         self._choice = strategy
         self.evaluator = Evaluator(compute_metrics)
         self.stages = Stages(self)

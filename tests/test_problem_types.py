@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from ecsfusion.evaluation.probe import probe_metrics, score
+from ecsfusion.reporting.summary import results_table
 from fusion_fixtures import TwoViews, tiny_vit, two_views
 from torch.nn import functional as F  # noqa: N812
 
 from ecsfusion import FusionConfig, FusionForClassification, FusionTrainer, FusionTrainingArguments, Readout
 from ecsfusion.evaluation.outputs import Evaluation
-from ecsfusion.evaluation.probe import probe_metrics, score
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
-from ecsfusion.reporting.summary import results_table
 
 BATCH = {name: {"pixel_values": torch.randn(5, 1, 4, 4)} for name in ("left", "right")}
 

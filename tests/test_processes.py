@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import two_processes
+from ecsfusion.training.sharding import check_sharding
 from fusion_fixtures import TwoViews
 from safetensors.torch import load_file
 
 from ecsfusion.strategies import make_strategy
-from ecsfusion.training.sharding import check_sharding
 
 TESTS = Path(__file__).resolve().parent
 LAUNCHERS = {

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from ecsfusion.training.watching import WatchingTrainer
 from fusion_fixtures import NUM_CLASSES, StopAfterSaving, TwoViews
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.controller.peak_synergy import PeakSynergy
-from ecsfusion.training.watching import WatchingTrainer
 
 ROWS, VALIDATION = 160, 150
 

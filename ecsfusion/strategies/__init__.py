@@ -26,7 +26,7 @@ from ecsfusion.strategies.strategy import Strategy
 from ecsfusion.strategies.two_stage import Published, TwoStage
 from ecsfusion.strategies.unimodal import Sequential, Unimodal, UniPreFinetuned, UniPreFrozen, WarmUp
 
-__all__ = ["STRATEGIES", "Strategy", "check_strategy_name", "make_strategy"]
+__all__ = ["STRATEGIES", "Strategy", "check_strategy_name", "make_strategy", "stages_of"]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
@@ -67,6 +67,12 @@ def check_strategy_name(name: str) -> None:
             f"strategy is {name!r}; it must be one of {', '.join(STRATEGIES)}, or a rule that steers two stages: "
             f"{', '.join(RULES)}."
         )
+
+
+def stages_of(strategy: str | type[Strategy] | Strategy | type[Rule] | Rule) -> str:
+    """What a strategy trains, before it is made: "two-stage", "joint" or "unimodal"."""
+    kind = STRATEGIES.get(strategy) if isinstance(strategy, str) else strategy
+    return getattr(kind, "stages", TwoStage.stages)
 
 
 def make_strategy(

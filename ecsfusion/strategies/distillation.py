@@ -33,6 +33,7 @@ class UnimodalDistillation(Strategy):
     """
 
     name = "unimodal-distillation"
+    stages = "two-stage"
     auxiliary_weight = 0.0
     has_own_loss = True
 

@@ -34,6 +34,7 @@ class PDMP(Strategy):
     """
 
     name = "pdmp"
+    stages = "two-stage"
     auxiliary_weight = 0.0
 
     def __init__(

@@ -61,8 +61,8 @@ class Strategy:
     """
 
     name: ClassVar[str] = ""
-    stages: ClassVar[str] = "two-stage"
-    """What it trains: "two-stage", "joint" (stage 2 alone) or "unimodal" (stage 1 alone)."""
+    stages: ClassVar[str] = "joint"
+    """What it trains: "joint" (stage 2 alone), "two-stage" or "unimodal" (stage 1 alone); the latter need a rule."""
     auxiliary_weight: ClassVar[float | None] = None
     """Weight of each unimodal loss in stage 2; None to leave it to the arguments."""
     takes_unimodal_share: ClassVar[bool] = False

@@ -24,6 +24,7 @@ class TwoStage(Strategy):
     """
 
     name = "two-stage"
+    stages = "two-stage"
     takes_unimodal_share = True
 
     def __init__(

@@ -57,6 +57,8 @@ class _ThenFused(Strategy):
         share: of the budget that unimodal training takes.
     """
 
+    stages = "two-stage"
+
     def __init__(self, modalities: Sequence[str], *, share: float) -> None:
         super().__init__(modalities)
         check_share(share)
@@ -129,6 +131,7 @@ class Sequential(Strategy):
     """
 
     name = "sequential"
+    stages = "two-stage"
     auxiliary_weight = 0.0
 
     def __init__(self, modalities: Sequence[str], *, order: Sequence[str], share: float = 0.25) -> None:

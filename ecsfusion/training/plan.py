@@ -88,10 +88,16 @@ def make_plan(
         joint_follows=strategy.stages != "unimodal",
         joint_pausing=args.joint_pausing,
     )
+    rule = strategy.make_rule(context)
+    if rule is None and strategy.stages != "joint":
+        raise ValueError(
+            f"the strategy {strategy.label!r} has a stage 1 and no rule that ends it; write its make_rule, or derive it "
+            "from ecsfusion.strategies.two_stage.TwoStage."
+        )
     given = cast("dict[str, float]", args.modality_learning_rates or {})
     return Plan(
         strategy=strategy,
-        rule=strategy.make_rule(context),
+        rule=rule,
         auxiliary_weight=_auxiliary_weight(strategy, args),
         learning_rates={**strategy.learning_rates(args.learning_rate), **given},
         unimodal_share=share if args.unimodal_epochs is not None else None,
@@ -157,11 +163,6 @@ def check_plan(
     """
     strategy = plan.strategy
     evaluates = args.eval_strategy != IntervalStrategy.NO
-    if plan.stages != "joint" and not has_evaluation_set:
-        raise ValueError(
-            f"eval_dataset is missing, which the controller probes in stage 1 of the strategy {strategy.label!r}; give "
-            "one, or train jointly, with strategy='joint-auxiliary'."
-        )
     if plan.stages != "joint" and not evaluates:
         raise ValueError(
             f"eval_strategy is 'no', but the controller needs evaluations in stage 1 of the strategy "

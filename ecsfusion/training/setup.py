@@ -9,22 +9,24 @@ from transformers.utils import logging
 
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
+from ecsfusion.strategies import stages_of
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
 
 
-def check_arguments(model: Any, args: Any, strategy: Any) -> None:
+def check_arguments(model: Any, args: Any, strategy: Any, has_evaluation_set: bool) -> None:
     """Check the kinds of what a trainer is given.
 
     Args:
         model: the model, or None where `model_init` makes it.
         args: the arguments.
         strategy: the choice that is given to the trainer, or None.
+        has_evaluation_set: whether the trainer is given one.
 
     Raises:
         TypeError: a model or arguments of another kind.
-        ValueError: two choices of a strategy.
+        ValueError: two choices of a strategy; a stage 1 without an evaluation set.
     """
     if not isinstance(args, FusionTrainingArguments):
         raise TypeError(f"args is a {type(args).__name__}; give FusionTrainingArguments.")
@@ -36,6 +38,12 @@ def check_arguments(model: Any, args: Any, strategy: Any) -> None:
     if strategy is not None and args.strategy != "two-stage":
         raise ValueError(
             f"strategy is {strategy!r}, but args.strategy is {args.strategy!r}; give one of them."
+        )
+    choice = args.strategy if strategy is None else strategy
+    if stages_of(choice) != "joint" and not has_evaluation_set:
+        raise ValueError(
+            f"eval_dataset is missing, which the controller probes in stage 1 of the strategy {choice!r}; give one, or "
+            "train jointly, with strategy='joint-auxiliary'."
         )
 
 

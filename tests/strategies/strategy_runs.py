@@ -171,9 +171,9 @@ def fused_only(heads: dict[str, torch.Tensor], *rest: Any) -> torch.Tensor:
     return heads[FUSED].softmax(dim=1)
 
 
-NO_PICTURES = {"ecsfusion.trainer.plot_trajectory": lambda *_: None}
+NO_PICTURES = {"ecsfusion.training.publishing.plot_trajectory": lambda *_: None}
 """What makes a tiny run quicker: what to replace, by what."""
 NO_READOUTS = {
-    "ecsfusion.evaluation.probe.calibrated_answers": fused_only,
+    "ecsfusion.evaluation.measure.calibrated_answers": fused_only,
     "ecsfusion.trainer.FusionTrainer._fit_readout_once_evaluated": lambda self: None,
 }

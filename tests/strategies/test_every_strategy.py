@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -28,7 +29,9 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import TrainerCallback
 
 from ecsfusion import Decision, FusionTrainer, Rule
+from ecsfusion.controller.peak_synergy import PeakSynergy
 from ecsfusion.strategies import STRATEGIES, Strategy, make_strategy
+from ecsfusion.strategies.two_stage import TwoStage
 
 TWO = VIEWS[:2]
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
@@ -225,25 +228,22 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path, name):
     ("options", "message"),
     [
         (
-            {"strategy": "ogm", "stages": "unimodal"},
-            "stages is 'unimodal', but the strategy 'ogm' sets it to 'joint'",
-        ),
-        (
             {"strategy": "joint", "auxiliary_weight": 0.3},
             "auxiliary_weight is 0.3, but the strategy 'joint' sets it",
         ),
         (
-            {"strategy": "published", "rule": "weak-first"},
-            "rule is 'weak-first', but the strategy 'published' sets it",
+            {"strategy": "warm-up", "strategy_options": {"tau": 2}},
+            "unknown option 'tau' of the strategy 'warm-up'; allowed",
         ),
         (
-            {"strategy": "warm-up", "rule": "weak-first"},
-            "rule is 'weak-first', but the strategy 'warm-up' sets it",
+            {"strategy": "published", "strategy_options": {"patience": 2}},
+            "unknown option 'patience' of the rule",
         ),
         (
-            {"strategy": "warm-up", "rule_options": {"tau": 2}},
-            "rule_options is .*, but the strategy 'warm-up' sets it",
+            {"strategy": "warm-up", "max_unimodal_share": 0.5},
+            "max_unimodal_share is 0.5, but the strategy 'warm-up' has no stage 1 whose length could be chosen",
         ),
+        ({"strategy": "joint", "joint_pausing": True}, "the strategy 'joint' has no rule that pauses"),
         (
             {"strategy": "unimodal", "max_unimodal_share": 0.5},
             "max_unimodal_share is 0.5, but the strategy 'unimodal'",
@@ -270,15 +270,18 @@ def test_contradictions_are_named(tmp_path, options, message):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_field_that_a_strategy_sets_is_set_and_defended(tmp_path, name):
-    others = {"stages": "unimodal", "auxiliary_weight": 0.123, "rule": "weak-first"}
-    for field, value in STRATEGIES[name].settings.items():
-        assert getattr(by_name(tmp_path, name).args, field) == value
-        other = "joint" if value == "unimodal" else others[field]
-        with pytest.raises(
-            ValueError, match=f"{field} is {other!r}, but the strategy '{name}' sets it to {value!r}"
-        ):
-            by_name(tmp_path, name, **{field: other})
+def test_a_weight_that_a_strategy_sets_is_set_and_defended(tmp_path, name):
+    weight = STRATEGIES[name].auxiliary_weight
+    run = by_name(tmp_path, name)
+    assert run.plan.auxiliary_weight == (0.6 if weight is None else weight)
+    assert run.plan.stages == STRATEGIES[name].stages
+    assert run.args.auxiliary_weight is None
+    if weight is None:
+        assert by_name(tmp_path, name, auxiliary_weight=0.123).plan.auxiliary_weight == 0.123
+        return
+    message = f"auxiliary_weight is 0.123, but the strategy '{name}' sets it to {weight}"
+    with pytest.raises(ValueError, match=message):
+        by_name(tmp_path, name, auxiliary_weight=0.123)
 
 
 def of_ones_own(outputs, labels, num_items_in_batch=None):
@@ -304,10 +307,6 @@ def test_a_loss_function_is_applied_or_refused(tmp_path, name):
     assert_near(weights(given), weights(own), rtol=1e-3, atol=1e-4)
 
 
-def has_a_rule(name: str) -> bool:
-    return STRATEGIES_OF_TWO[name].rule() is not None or "rule" in STRATEGIES[name].settings
-
-
 class Pauses(Rule):
     """Stage 1 ends after the first evaluation; in stage 2 one view is paused, then the other, then none."""
 
@@ -328,21 +327,33 @@ class Pauses(Rule):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_rule_that_pauses_in_stage_two_works_or_is_refused(tmp_path, name):
     options = {"joint_pausing": True, "gaps": True, "per_device_train_batch_size": 2, "max_steps": 10}
-    if STRATEGIES[name].only_two or has_a_rule(name):
-        with pytest.raises(
-            ValueError, match=f"the strategy '{name}' (cannot .* joint_pausing|has one of its own)"
-        ):
-            by_name(tmp_path, name, more={"rule": Pauses()}, **options)
+    if name != "two-stage":
+        sentence = f"the strategy '{name}' has no rule that pauses|the rule 'published' has no decide_joint"
+        with pytest.raises(ValueError, match=sentence):
+            by_name(tmp_path, name, **options)
         return
-    run = by_name(tmp_path, name, more={"rule": Pauses()}, **options)
+    run = trainer(tmp_path, more={"strategy": Pauses()}, **options)
     run.train()
-    assert {tuple(list(entry.training)) for entry in run.record.history} == {("right",), ("left",), TWO}
+    assert {probe.training for probe in run.record.history} == {("right",), ("left",), TWO}
     assert finite(run)
 
 
-def test_a_rule_beside_the_papers_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="rule is given, but the strategy 'published' has one of its own"):
-        by_name(tmp_path, "published", more={"rule": Pauses()})
+def test_two_choices_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"strategy is <.*Pauses.*>, but args.strategy is 'published'; give one"
+    ):
+        by_name(tmp_path, "published", more={"strategy": Pauses()})
+
+
+class Endless(Strategy):
+    """Two stages without a rule that ends the first."""
+
+    stages = "two-stage"
+
+
+def test_a_stage_one_without_a_rule_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the strategy 'Endless' has a stage 1 and no rule that ends it"):
+        trainer(tmp_path, more={"strategy": Endless})
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -370,7 +381,7 @@ class LouderLeft(Strategy):
     """As in the docstring of `Strategy`."""
 
     name = "louder-left"
-    settings = {"stages": "joint"}  # noqa: RUF012
+    stages = "joint"
 
     def adjust_gradients(self, model):
         for parameter in model.modality_parameters("left").values():
@@ -412,11 +423,11 @@ def test_gradients_are_adjusted_before_they_are_clipped(tmp_path):
     assert float(torch.stack([moved[name].square().sum() for name in names]).sum().sqrt()) > 0.1 * 1e-3
 
 
-class Diary(Strategy):
+class Diary(TwoStage):
     """Writes down what it is told, and remembers it in checkpoints."""
 
-    def __init__(self, modalities, *, title: str = "diary"):
-        super().__init__(modalities)
+    def __init__(self, modalities, *, title: str = "diary", **options):
+        super().__init__(modalities, **options)
         self.state = {"title": title, "lines": []}
 
     def begin_stage(self, trainer):
@@ -436,9 +447,7 @@ def test_hooks_are_called_in_the_order_that_is_promised(tmp_path):
     run = trained(
         tmp_path,
         more={"strategy": Diary},
-        strategy_options={"title": "of four steps"},
-        rule="fixed",
-        rule_options={"schedule": [[0.5, list(TWO)]]},
+        strategy_options={"title": "of four steps", "rule": "fixed", "schedule": [[0.5, list(TWO)]]},
         max_steps=4,
         gradient_accumulation_steps=2,
         per_device_train_batch_size=8,
@@ -456,26 +465,69 @@ def test_hooks_are_called_in_the_order_that_is_promised(tmp_path):
     ]
 
 
+def test_a_strategy_is_given_by_name_class_or_instance(tmp_path):
+    runs = [
+        trainer(tmp_path, strategy="ogm", strategy_options={"alpha": 0.25}),
+        trainer(tmp_path, more={"strategy": "ogm"}, strategy_options={"alpha": 0.25}),
+        trainer(tmp_path, more={"strategy": STRATEGIES["ogm"]}, strategy_options={"alpha": 0.25}),
+        trainer(tmp_path, more={"strategy": STRATEGIES["ogm"](TWO, alpha=0.25)}),
+    ]
+    assert [(run.strategy.name, run.strategy.alpha, run.plan.stages) for run in runs] == [
+        ("ogm", 0.25, "joint")
+    ] * 4
+
+
+def test_a_rule_is_given_by_name_class_or_instance(tmp_path):
+    runs = [
+        trainer(tmp_path, strategy="peak-synergy", strategy_options={"patience": 3}),
+        trainer(tmp_path, strategy="two-stage", strategy_options={"rule": "peak-synergy", "patience": 3}),
+        trainer(tmp_path, more={"strategy": PeakSynergy}, strategy_options={"patience": 3}),
+        trainer(tmp_path, more={"strategy": PeakSynergy(TWO, patience=3)}),
+    ]
+    described = [(run.strategy.name, run.rule.name, run.rule.patience, run.plan.stages) for run in runs]
+    assert described == [("two-stage", "peak-synergy", 3, "two-stage")] * 4
+
+
+def test_an_instance_is_not_trained_with(tmp_path):
+    given = STRATEGIES["g-blending"](TWO)
+    state = given.state_dict()
+    run = trained(tmp_path, more={"strategy": given}, max_steps=4, eval_steps=2)
+    assert given.state_dict() == state
+    assert run.strategy.state_dict() != state
+
+
 def test_what_is_no_strategy_is_named(tmp_path):
     with pytest.raises(
-        TypeError, match="strategy is 'ogm'; give a subclass of Strategy, or name one in args"
+        TypeError, match="strategy must be the name, the class or an instance of a strategy or of a"
     ):
-        trainer(tmp_path, more={"strategy": "ogm"})
-    with pytest.raises(TypeError, match="give a subclass of Strategy"):
-        trainer(tmp_path, more={"strategy": LouderLeft(TWO)})
-    with pytest.raises(
-        ValueError, match=r"strategy is LouderLeft, but args\.strategy is 'ogm'; give one of them"
-    ):
+        trainer(tmp_path, more={"strategy": 3})
+    with pytest.raises(ValueError, match="which has its options; leave them out"):
+        trainer(tmp_path, more={"strategy": LouderLeft(TWO)}, strategy_options={"title": "x"})
+    with pytest.raises(ValueError, match=r"the strategy is for the modalities \['a', 'b'\], the model has"):
+        trainer(tmp_path, more={"strategy": LouderLeft(("a", "b"))})
+    with pytest.raises(ValueError, match=r"LouderLeft.*, but args\.strategy is 'ogm'; give one of them"):
         trainer(tmp_path, more={"strategy": LouderLeft}, strategy="ogm")
-    with pytest.raises(
-        ValueError, match="stages is 'unimodal', but the strategy 'louder-left' sets it to 'joint'"
-    ):
-        trainer(tmp_path, more={"strategy": LouderLeft}, stages="unimodal")
-    epochs = {"max_steps": -1, "num_train_epochs": 2, "unimodal_epochs": 1.0}
-    with pytest.raises(ValueError, match=r"unimodal_epochs is 1\.0 but stages is 'joint'"):
-        trainer(tmp_path, more={"strategy": LouderLeft}, **epochs)
-    with pytest.raises(TypeError, match="strategy must be a name or a subclass of Strategy, got int"):
-        make_strategy(3, TWO)
+
+
+def test_the_same_arguments_serve_two_trainers(tmp_path):
+    """Nothing is written to the arguments, so the second trainer trains what they say."""
+    first = trainer(tmp_path, more={"strategy": STRATEGIES["ogm"]})
+    given = first.args.to_dict()
+    first.train()
+    assert first.args.to_dict() == given
+    second = FusionTrainer(
+        model=views(), args=first.args, train_dataset=first.train_dataset, eval_dataset=first.eval_dataset
+    )
+    assert (first.plan.stages, second.plan.stages) == ("joint", "two-stage")
+    assert second.plan.auxiliary_weight == 0.6
+    for name in ("rate-per-modality", "two-stage", "joint", "unimodal"):
+        options = {"slow": "left"} if name == "rate-per-modality" else None
+        args = dataclasses.replace(first.args, strategy=name, strategy_options=options)
+        run = FusionTrainer(
+            model=views(), args=args, train_dataset=first.train_dataset, eval_dataset=first.eval_dataset
+        )
+        rates = {"left": 3 * args.learning_rate} if name == "rate-per-modality" else {}
+        assert (run.plan.stages, dict(run.plan.learning_rates)) == (STRATEGIES[name].stages, rates)
 
 
 class Picky(Strategy):
