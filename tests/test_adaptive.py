@@ -447,9 +447,9 @@ class Listening(FusionTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-# What makes the rule's decision certain in each problem, however well so short a training goes. In two views under noise
-# the probe sees some dependence by chance: no threshold is that high. A view without noise says all there is to know
-# about the label, so it leads whatever its accuracy is by then. The one bit of the third problem needs nothing.
+# What makes the rule's decision certain in each problem, however well so short a training goes. In two noisy views the
+# probe sees some dependence by chance: no threshold is that high. A view without noise says all there is to know about
+# the label, so it leads whatever its accuracy is by then. The one bit of the third problem needs nothing.
 RULE_OPTIONS: dict[str, dict[str, float]] = {
     "usual": {"dependence": 9.0, "saturation": 1.0, "margin": 9.0},
     "shortcut": {"dependence": 9.0, "saturation": 0.01},
