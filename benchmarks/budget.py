@@ -75,21 +75,21 @@ def planned(
 
 def curves(lines: Sequence[Mapping[str, Any]], runs: Mapping[Run, list[tuple[Method, float]]]) -> Curves:
     """Test accuracies of each method's answer by share of the budget."""
-    found: Curves = defaultdict(lambda: defaultdict(list))
+    accuracies: Curves = defaultdict(lambda: defaultdict(list))
     for line in lines:
         for method, share in runs.get(Run.of_line(line), ()):
-            found[method.name][share].append(100 * line_of(method, line)["test_accuracy"])
-    return found
+            accuracies[method.name][share].append(100 * line_of(method, line)["test_accuracy"])
+    return accuracies
 
 
-def table(found: Mapping[str, Mapping[float, Sequence[float]]], steps: int) -> str:
+def table(accuracies: Mapping[str, Mapping[float, Sequence[float]]], steps: int) -> str:
     """Mean and standard deviation by method and budget."""
     head = [f"{share * steps:.0f} modality-steps" for share in SHARES]
     rows = [f"| method | {' | '.join(head)} |", "| --- " * (len(SHARES) + 1) + "|"]
     for name in SHOWN:
         cells = [
             f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-            if (values := found[name].get(share))
+            if (values := accuracies[name].get(share))
             else ""
             for share in SHARES
         ]
@@ -97,12 +97,14 @@ def table(found: Mapping[str, Mapping[float, Sequence[float]]], steps: int) -> s
     return "\n".join(rows)
 
 
-def plot(found: Mapping[str, Mapping[float, Sequence[float]]], steps: int, title: str, path: Path) -> None:
+def plot(
+    accuracies: Mapping[str, Mapping[float, Sequence[float]]], steps: int, title: str, path: Path
+) -> None:
     """One line per method, with the spread over seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for number, name in enumerate(SHOWN):
-        shares = [share for share in SHARES if found[name].get(share)]
-        values = [found[name][share] for share in shares]
+        shares = [share for share in SHARES if accuracies[name].get(share)]
+        values = [accuracies[name][share] for share in shares]
         style = {"linewidth": 2.4, "zorder": 3} if name == "two-stage" else {"linewidth": 1.2}
         axes.errorbar(
             [share * steps * (1 + 0.012 * (number - 3)) for share in shares],
@@ -144,7 +146,8 @@ def main() -> None:
     whole = {Run.of_line(line): line for line in read_lines(runs_path(RESULTS, args.suite, "adamw"))}
     lines = read_lines(path)
     known = {Run.of_line(line) for line in lines}
-    taken = [line for run, line in whole.items() if run in runs and run not in known]  # trained by compare.py
+    # compare.py has trained these.
+    taken = [line for run, line in whole.items() if run in runs and run not in known]
     for line in taken:
         append_line(path, line)
     lines += taken
@@ -157,13 +160,13 @@ def main() -> None:
             line = future.result()
             append_line(path, line)
             lines.append(line)
-    found = curves(lines, runs)
+    accuracies = curves(lines, runs)
     suite = load_suite(args.suite)
     steps = round(suite.epochs * -(-len(suite.train) // suite.batch_size) * len(suite.modalities))
-    text = table(found, steps)
+    text = table(accuracies, steps)
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     plot(
-        found,
+        accuracies,
         steps,
         f"{args.suite}, mean and standard deviation of {args.seeds} seeds",
         path.with_suffix(".png"),

@@ -701,7 +701,15 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 def test_a_stream_of_rows_trains_in_two_stages(tmp_path):
-    run = run_with(tmp_path, train=Stream(), max_steps=12, eval_strategy="steps", eval_steps=4)
+    run = run_with(
+        tmp_path,
+        train=Stream(),
+        max_steps=12,
+        eval_strategy="steps",
+        eval_steps=4,
+        rule="fixed",
+        rule_options={"schedule": [[0.5, ["left", "right"]]]},
+    )
     assert run.state.global_step == 12
     assert [entry.step for entry in run.record.history] == [4, 6, 8, 12]
     assert (run.record.stage, run.record.stage_start) == ("joint", 6)
@@ -742,7 +750,7 @@ def test_trackio_sees_the_same(tmp_path, monkeypatch):
 
 
 def test_the_cost_of_probes_is_reported(tmp_path, capsys):
-    run = trainer(tmp_path)
+    run = trainer(tmp_path, rule=Scripted([{}, {"ends_stage": True}]))
     result = run.train()
     metrics = result.metrics
     assert metrics["probe_seconds"] > 0
