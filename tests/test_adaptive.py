@@ -472,7 +472,7 @@ def trainer(folder: Path, kind: str, *, more: dict[str, Any] | None = None, **op
         "use_cpu": True,
         "report_to": "none",
         "seed": 3,
-        "rule_options": RULE_OPTIONS[kind],
+        "strategy_options": RULE_OPTIONS[kind],
     }
     return Listening(
         model=FusionForClassification.from_modality_pretrained(encoders, num_labels=labels, fusion="mlp"),

@@ -431,7 +431,7 @@ def test_ones_own_encoder_and_lora_train_in_two_stages(rule, tmp_path):
             num_train_epochs=4,
             per_device_train_batch_size=16,
             learning_rate=1e-2,
-            rule=rule,
+            strategy=rule,
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from readings import make_information, make_measurement, make_probe, make_reading
 
-from ecsfusion.controller import RULES, Decision, Reading, Rule, make_rule
+from ecsfusion.controller import Decision, Reading, make_rule
 from ecsfusion.controller.plateau import is_behind, plateau, readings_without_rise
-from ecsfusion.controller.pretrain_then_reset import PretrainThenReset
 from ecsfusion.controller.probe import Probe
 from ecsfusion.evaluation.measurement import Information, Measurement, Scale
-from ecsfusion.training.record import StageRecord, check_saved_record
+from ecsfusion.training.record import StageRecord
 from ecsfusion.training.record_formats import FORMAT
 
 RECORDS = Path(__file__).parent / "records"
