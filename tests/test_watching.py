@@ -170,9 +170,28 @@ def test_a_shortcut_shows_on_whatever_other_set_it_does_not_hold_on(tmp_path):
     assert said(run)[-1] == ("shortcut", "right, later")
 
 
+class WarmingUp(TrainerCallback):
+    """The right sensor works in one of four rows at the first two readings, in two at the third, then in all."""
+
+    def __init__(self) -> None:
+        self.works_in = 1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.works_in = (1, 1, 1, 2, 4)[min(state.global_step // 8, 4)]
+
+
 def test_a_stage_one_that_ends_while_a_modality_learns(tmp_path):
-    slowly = {"modality_learning_rates": {"right": 1.5e-4}, "unimodal_lr_scheduler_type": "constant"}
-    run = trainer(tmp_path, unimodal_epochs=4, num_train_epochs=5, **slowly)
+    warming = WarmingUp()
+    run = trainer(
+        tmp_path,
+        right=lambda views, index, left: views.views[1][index] * (index % 4 < warming.works_in),
+        callbacks=[warming],
+        unimodal_epochs=4,
+        num_train_epochs=5,
+        unimodal_lr_scheduler_type="constant",
+        # No lead makes the left view wait, and no dependence would end stage 1.
+        rule_options={"margin": 9.0, "dependence": 9.0},
+    )
     run.train()
     assert ("short stage", "right") in said(run)
 
