@@ -95,6 +95,11 @@ class FusionTrainer(ResumableTrainer):
 
     args: FusionTrainingArguments
     model: FusionForClassification
+    # What `transformers.Trainer`, of which mypy sees nothing, sets as well.
+    compute_loss_func: Any
+    compute_metrics: Any
+    control: Any
+    optimizer_cls_and_kwargs: Any
 
     def __init__(
         self,

@@ -175,14 +175,12 @@ class Publishing:
         if not run.is_world_process_zero():
             return None
         peak = self.peak_folder()
-        where = {
-            "revision": revision or run.args.hub_revision,
-            "private": run.args.hub_private_repo if private is None else private,
-        }
+        revision = revision or run.args.hub_revision
+        is_private = run.args.hub_private_repo if private is None else private
         try:
             if run.hub_model_id is None:
                 name = run.args.hub_model_id or output.absolute().name
-                with reachable(output, push_command(name, output, peak, **where)):
+                with reachable(output, push_command(name, output, peak, revision, is_private)):
                     self._make_repository(token, private)
         # The card is part of what is safe in the folder; it knows the whole name where the Hub has answered.
         finally:
@@ -195,7 +193,8 @@ class Publishing:
             commit_message=commit_message,
             token=token,
             forbidden=self.private_paths(),
-            **where,
+            revision=revision,
+            private=is_private,
         )
 
     def _make_repository(self, token: str | None, private: bool | None) -> None:

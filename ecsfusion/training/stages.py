@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_model
-from torch import nn
 from tqdm.auto import tqdm
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -40,7 +39,7 @@ class Stages:
         self._run = run
         self._kept_step: int | None = None
         """Of the weights in the folder of stage 1's peak."""
-        self._fresh_state: dict[nn.Parameter, Any] = {}
+        self._fresh_state: dict[torch.Tensor, Any] = {}
         self._fresh_rates: list[float] = []
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
