@@ -5,7 +5,8 @@
 
 Every method trains with a quarter, half, once and twice the suite's budget of modality-steps, with a schedule of that
 length. Lines go to benchmarks/results/compare/budget/SUITE.jsonl as they come (what is there is not trained again), the
-picture to SUITE.png and the table to SUITE.md beside it, made from the lines alone.
+picture to SUITE.png and the table to SUITE.md beside it (of avmnist-small into docs/results.md as well), made from the
+lines alone.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ matplotlib.use("Agg")
 from compare import RESULTS, train_one
 from matplotlib import pyplot as plt
 from protocol.methods import METHODS, Method
-from protocol.readme import fill
+from protocol.pages import RESULTS_PAGE, fill
 from protocol.results import Run, append_line, chosen_setting, line_of, read_lines, runs_path, settings_of
 from suites import SUITES, load_suite
 from tqdm import tqdm
 
-# The suite that the README shows.
+# The suite of docs/results.md.
 SUITE = "avmnist-small"
 SHARES = (0.25, 0.5, 1.0, 2.0)
 SHOWN = (
@@ -171,7 +172,7 @@ def main() -> None:
         path.with_suffix(".png"),
     )
     if args.suite == SUITE:
-        fill("budget", text)
+        fill(RESULTS_PAGE, "budget", text)
     print(text)
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from protocol.methods import ABLATIONS, METHODS, RIVALS, STRONGEST, Method
-from protocol.readme import fill
-from protocol.report import readme_table, suites_in, write_report
+from protocol.pages import README, RESULTS_PAGE, fill
+from protocol.report import suites_in, suites_table, write_report
 from protocol.results import (
     Run,
     append_line,
@@ -38,6 +38,7 @@ from protocol.results import (
     runs_path,
     settings_of,
 )
+from protocol.rivals import rivals_table
 from suites import SUITES, load_suite
 from tqdm import tqdm
 
@@ -156,7 +157,9 @@ def main() -> None:
             write_methods(comparison, args.results, seeds[0])
     print(write_report(args.results))
     if args.results == RESULTS:
-        fill("comparison", readme_table(suites_in(RESULTS)))
+        suites = suites_in(RESULTS)
+        fill(RESULTS_PAGE, "comparison", suites_table(suites))
+        fill(README, "rivals", rivals_table(suites))
 
 
 if __name__ == "__main__":

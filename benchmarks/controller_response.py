@@ -1,7 +1,7 @@
 """The controller under stress: how soon does it react, how often wrongly, and what does that do to accuracy?
 
     OMP_NUM_THREADS=1 python benchmarks/controller_response.py simulated     # a minute
-    OMP_NUM_THREADS=1 python benchmarks/controller_response.py forecast       # slow or weak? minutes
+    OMP_NUM_THREADS=1 python benchmarks/controller_response.py forecast      # slow or weak? minutes
     OMP_NUM_THREADS=1 python benchmarks/controller_response.py runs          # half an hour of one core
     python benchmarks/controller_response.py report                          # only tables and pictures
 
@@ -81,7 +81,7 @@ def simulate(path: Path, seed: int) -> None:
     replace_part(path, "simulated", [{**line, "versions": environment()["versions"]} for line in swept])
 
 
-def rate_outlooks(path: Path) -> None:
+def rate_forecasts(path: Path) -> None:
     """How often the forecast is right on the recorded runs and on the fresh ones."""
     fresh = [line["bits"] for line in read_lines(path) if line["part"] == "forecast run"]
     groups = {"recorded": forecasts.recorded(comparison_lines()), "fresh": fresh}
@@ -105,7 +105,7 @@ def main() -> None:
     elif args.part == "forecast":
         plan = forecasts.plan(args.seeds)
         train_missing(path, "forecast run", ("case", "rate", "seed"), forecasts.fresh_run, plan, args.jobs)
-        rate_outlooks(path)
+        rate_forecasts(path)
     elif args.part == "runs":
         plan = runs.plan(range(args.seeds))
         train_missing(path, "run", ("stress", "method", "seed"), runs.stressed_run, plan, args.jobs)

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -44,7 +44,7 @@ from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.utils import logging
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion.controller.rule import Decision, Reading, Rule
+from ecsfusion.controller import Decision, Reading, Rule
 
 RESULTS = Path(__file__).parent / "results"
 STEPS_PER_PROBE = 5
@@ -192,12 +192,18 @@ def resident_bytes() -> int:
 
 
 def bytes_of(thing: Any, seen: set[int] | None = None) -> int:
-    """Memory of nested lists and dictionaries and what is in them; what is there twice counts once."""
+    """Memory of nested lists, dictionaries and data classes and what is in them; what is there twice counts once."""
     seen = set() if seen is None else seen
     if id(thing) in seen:
         return 0
     seen.add(id(thing))
-    parts = [*thing, *thing.values()] if isinstance(thing, dict) else thing if isinstance(thing, list) else []
+    if isinstance(thing, dict):
+        parts: Sequence[Any] = [*thing, *thing.values()]
+    elif isinstance(thing, (list, tuple)):
+        parts = thing
+    else:
+        # A probe of the history and what it consists of.
+        parts = [vars(thing)] if is_dataclass(thing) else []
     return sys.getsizeof(thing) + sum(bytes_of(part, seen) for part in parts)
 
 
@@ -234,7 +240,7 @@ def soak(suite: Suite, length: Length, seed: int, probes_per_sample: int = PROBE
             ),
             train_dataset=suite.train,
             eval_dataset=suite.validation,
-            rule=Restless(suite.modalities, length),
+            strategy=Restless(suite.modalities, length),
             callbacks=[watch],
         )
         watch.trainer = trainer

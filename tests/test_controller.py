@@ -13,6 +13,7 @@ from readings import make_reading
 
 from ecsfusion import controller
 from ecsfusion.controller import RULES, Decision, Reading, Rule, make_rule
+from ecsfusion.controller.rule import RunContext
 
 TWO = ("image", "audio")
 
@@ -49,9 +50,24 @@ def reading(
         },
         **{
             "conditional_mutual_information": 0.0,
+            # Without it the reasons hold no forecast.
+            "mutual_information": {},
             "accuracy": {**dict(zip(modalities, accuracy, strict=True)), "fused": 0.1},
             **values,
         },
+    )
+
+
+def changed(item: Reading, *, accuracy: Any = None, **information: Any) -> Reading:
+    """The reading with other scores, or other values of its decomposition."""
+    measurement = item.measurement
+    return replace(
+        item,
+        measurement=replace(
+            measurement,
+            scores=measurement.scores if accuracy is None else accuracy,
+            information=replace(item.information, **information),
+        ),
     )
 
 
@@ -108,9 +124,9 @@ class TestPublished:
         with pytest.raises(ValueError, match=r"two modalities.*'a', 'b', 'c'.*peak-synergy"):
             make_rule("published", ("a", "b", "c"))
 
-    def test_needs_raw_atoms(self) -> None:
-        with pytest.raises(ValueError, match=r"raw\['unique'\]\['image'\] is missing"):
-            make_rule("published", TWO).decide(replace(reading(10), raw={}))
+    def test_needs_the_atoms_without_correction(self) -> None:
+        with pytest.raises(ValueError, match=r"plugin\['unique'\]\['image'\] is missing"):
+            make_rule("published", TWO).decide(changed(reading(10), plugin={}))
 
 
 class TestPeakSynergyPausing:
@@ -139,9 +155,9 @@ class TestPeakSynergyPausing:
     def test_a_leader_under_its_own_floor_is_no_leader(self) -> None:
         rule = make_rule("peak-synergy", TWO)
         floor = {"image": 0.35, "audio": 0.01, "redundancy": 0.05, "synergy": 0.05}
-        readings = [replace(reading(s, (0.30, 0.02)), floor=floor) for s in (10, 20)]
+        readings = [changed(reading(s, (0.30, 0.02)), floor=floor) for s in (10, 20)]
         assert all(d.training == TWO for d in run(rule, readings))
-        readings = [replace(r, floor={**floor, "image": 0.25}) for r in readings]
+        readings = [changed(r, floor={**floor, "image": 0.25}) for r in readings]
         assert run(rule, readings)[-1].training == ("audio",)
 
     def test_one_noisy_reading_pauses_nobody(self) -> None:
@@ -464,7 +480,7 @@ class TestEveryRule:
     @pytest.mark.parametrize("value", [math.nan, math.inf, None])
     @pytest.mark.parametrize("group", ["unique", "accuracy", "floor"])
     def test_a_broken_value_is_named(self, name: str, group: str, value: float | None) -> None:
-        broken = replace(reading(10), **{group: {**getattr(reading(10), group), "audio": value}})
+        broken = changed(reading(10), **{group: {**getattr(reading(10), group), "audio": value}})
         with pytest.raises(ValueError, match=rf"{group}\['audio'\] is (nan|inf|missing)"):
             self.make(name).decide(broken)
 
@@ -580,8 +596,7 @@ class TestStageTwo:
         assert all(d.training == TWO for d in self.decisions(make_rule("peak-synergy", TWO))[2:])
 
     def test_a_clear_leader_is_paused_after_the_same_patience_as_in_stage_one(self) -> None:
-        rule = make_rule("peak-synergy", TWO)
-        rule.joint_pausing = True
+        rule = make_rule("peak-synergy", TWO, context=RunContext(joint_pausing=True))
         found = self.decisions(rule)
         assert found[1].training == (TWO[1],)
         assert [d.training for d in found[2:]] == [TWO, (TWO[1],), (TWO[1],)]
@@ -596,15 +611,13 @@ class TestStageTwo:
             def decide_joint(self, reading: Reading) -> Decision:
                 return self.end_stage(reading, "no reason")
 
-        rule = Ends(TWO)
-        rule.joint_pausing = True
+        rule = Ends(TWO).in_context(RunContext(joint_pausing=True))
         with pytest.raises(ValueError, match="stage 2 knows neither"):
             rule.decide(reading(10, stage="joint"))
 
 
 def test_a_given_length_of_stage_one_outlasts_the_rule() -> None:
-    rule = make_rule("fixed", TWO, schedule=[(0.1, [TWO[0]])])
-    rule.ends_early = False
+    rule = make_rule("fixed", TWO, context=RunContext(ends_early=False), schedule=[(0.1, [TWO[0]])])
     early, late = (rule.decide(reading(step)) for step in (200, 500))
     assert (early.ends_stage, late.ends_stage) == (False, True)
     assert early.reason == (
@@ -618,7 +631,7 @@ def test_the_controller_needs_neither_torch_nor_transformers() -> None:
     code = f"""
 import sys, types
 package = types.ModuleType("ecsfusion")
-package.__path__ = [{str(Path(controller.__file__).parent)!r}]
+package.__path__ = [{str(Path(controller.__file__).parents[1])!r}]
 sys.modules["ecsfusion"] = package
 import ecsfusion.controller
 sys.exit(any(name in sys.modules for name in ("torch", "transformers", "numpy")))

@@ -222,7 +222,7 @@ class TestResponse:
         assert response(line)["resumed"] is None
 
 
-class TestOutlooks:
+class TestForecasts:
     def test_it_is_judged_by_what_came_of_it(self):
         runs = [
             {

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from test_controller import TWO, reading
@@ -11,7 +10,7 @@ from ecsfusion.controller import make_rule
 from ecsfusion.controller.forecast import Forecast, forecast, forecasts, remember
 
 
-class TestOutlook:
+class TestForecast:
     @pytest.mark.parametrize(
         ("epochs", "behind", "expected"),
         [
@@ -56,7 +55,7 @@ class TestOutlook:
 
 def informed(step, image, audio, **values):
     """A reading of 10 steps an epoch with what each modality knows about the label; image leads by uniqueness."""
-    return replace(reading(step, **values), mutual_information={"image": image, "audio": audio})
+    return reading(step, mutual_information={"image": image, "audio": audio}, **values)
 
 
 class TestMemory:
@@ -84,7 +83,7 @@ class TestMemory:
 
     def test_without_information_nothing_is_said(self):
         seen = []
-        remember(seen, reading(10), TWO)
+        remember(seen, reading(10, mutual_information={}), TWO)
         assert forecasts(seen, ["audio"], "image") == ""
         remember(seen, informed(20, 0.0, 0.0), TWO)
         assert forecasts(seen, ["audio"], "image") == ""

@@ -72,7 +72,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     return mean(values), half
 
 
-def readme_table(suites: Mapping[str, Lines]) -> str:
+def suites_table(suites: Mapping[str, Lines]) -> str:
     """Test accuracy of ours, plain joint training and the controls on every suite, and what it comes to."""
     shown = (OURS, JOINT, *CONTROLS, "published")
     rows = [

@@ -46,7 +46,7 @@ def report(lines: Lines, pictures: Path) -> str:
         parts += [response_table(runs), accuracy_table(runs)]
         draw_runs(runs, pictures / "controller_response_runs.png")
     if forecasts:
-        parts.append(outlook_table(forecasts))
+        parts.append(forecast_table(forecasts))
     return "\n\n".join(parts)
 
 
@@ -144,7 +144,7 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def outlook_table(lines: Lines) -> str:
+def forecast_table(lines: Lines) -> str:
     """How often the forecast is right."""
     rows = ["| runs | after | slow: right | weak: right | mean of both |", "| --- " * 5 + "|"]
     for line in lines:

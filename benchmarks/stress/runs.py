@@ -22,8 +22,14 @@ COLUMNS = ("step", "stage", "paused", "unique_", "accuracy_")
 
 def _pausing(name: str, label: str, **options: float) -> Method:
     """Peak synergy with a stage 1 of given length: the rule only decides who trains, to the end of the event and on."""
-    arguments = {"rule": "peak-synergy", "rule_options": options, "unimodal_epochs": EPOCHS / 2}
-    return Method(name, label, "two-stage", arguments, answer=CALIBRATED)
+    return Method(
+        name,
+        label,
+        "two-stage",
+        {"unimodal_epochs": EPOCHS / 2},
+        options=lambda modalities: [{"rule": "peak-synergy", **options}],
+        answer=CALIBRATED,
+    )
 
 
 _CHOSEN = (

@@ -14,7 +14,7 @@ class PretrainThenReset(Rule):
     for (a ranking of the modalities, teachers). Stage 2 starts from the initial weights, the fused head's too.
     """
 
-    name = "rehearsal"
+    name = "pretrain-then-reset"
     resets = True
 
     def decide_unimodal(self, reading: Reading) -> Decision:

@@ -24,14 +24,15 @@ def to_present_format(values: dict[str, Any], number: int) -> dict[str, Any]:
     if number == FORMAT:
         return values
     history = values["history"]
-    pending = values["pending"]
+    pending = None if values["pending"] is None else _decision(values["pending"])
+    # Who trained after a probe trained up to the next one; after the last one, they train or are about to.
+    training_after = [entry["training"] for entry in history[1:]]
+    training_after.append(values["training"] if pending is None else pending["training"])
     return {
         **values,
-        "pending": None if pending is None else _decision(pending),
+        "pending": pending,
         "rule": _rule_state(values["rule"]),
-        "history": [
-            _probe(entry, following) for entry, following in zip(history, [*history[1:], None], strict=True)
-        ],
+        "history": [_probe(entry, after) for entry, after in zip(history, training_after, strict=False)],
         "warnings": [
             {"diagnostic" if key == "signature" else key: value for key, value in warning.items()}
             for warning in values.get("warnings", [])
@@ -43,12 +44,13 @@ def _decision(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"ends_stage" if key == "stage_over" else key: value for key, value in values.items()}
 
 
-def _probe(entry: Mapping[str, Any], following: Mapping[str, Any] | None) -> dict[str, Any]:
+def _probe(entry: Mapping[str, Any], training_after: list[str]) -> dict[str, Any]:
     """An entry of the history, which was flat; what it did not keep is as in an evaluation that said nothing of it."""
     calibrated = entry.get("calibrated")
     scores = {**entry["accuracy"], **({} if calibrated is None else {"calibrated": calibrated})}
-    restored = entry["restored"]
-    at_step = restored is None or restored == entry["step"]
+    restored, reset = entry["restored"], entry.get("reset", [])
+    # A stage 2 that started from the initial weights restored nothing: all modalities were reset.
+    restores_nothing = restored is None or restored == entry["step"] or set(reset) == set(entry["unique"])
     information = {
         "redundancy": entry["redundancy"],
         "unique": entry["unique"],
@@ -85,12 +87,12 @@ def _probe(entry: Mapping[str, Any], following: Mapping[str, Any] | None) -> dic
             },
         },
         "decision": {
-            "training": list(entry["training"] if following is None else following["training"]),
+            "training": list(training_after),
             "reason": entry["reason"],
             "ends_stage": restored is not None,
-            "restore": None if at_step else restored,
+            "restore": None if restores_nothing else restored,
             "peak": entry["peak"],
-            "reset": entry.get("reset", []),
+            "reset": list(reset),
             "overdue": entry.get("overdue", False),
         },
         "trained_fused_head": entry.get("fused_trains", entry["stage"] == "joint"),
