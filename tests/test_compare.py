@@ -506,7 +506,7 @@ def test_every_readout_is_of_the_heads_and_epochs_that_its_name_says(monkeypatch
         own = [logits[each][name][each].softmax(dim=1) for each in NAMES]
         mean = ((own[0] + own[1]) / 2).argmax(dim=1)
         assert accuracy[AVERAGE] == pytest.approx(float((mean == labels[name]).double().mean()), abs=1e-6)
-        # Without the fused head nobody is right in the last 30 % of the rows.
+        # Without the fused head no head is right in the last 30 % of the rows.
         assert 0.5 <= accuracy[CALIBRATED_ENSEMBLE] <= 0.7
         assert 0.7 <= accuracy[ONE_EPOCH] <= 0.8
     assert set(judged["calibration_error"]) == {CALIBRATED_ENSEMBLE, CALIBRATED, ONE_EPOCH}
@@ -637,7 +637,7 @@ def test_tables_and_pictures_of_every_method(tmp_path):
     assert one.startswith("one\n")
     assert TINY.description in one
     assert "a processor, cpu, 1 thread per run; torch 2." in one
-    # Of joint training nobody trains the heads of the modalities: there is nothing to show of them.
+    # Joint training does not train the heads of the modalities, so their cells are empty.
     joint = next(row for row in one.splitlines() if row.startswith("| joint |"))
     place = 0.5 + names.index("joint") / 200
     assert joint.split(" | ")[2:6] == [f"{100 * place + 0.5:.1f} ± 0.7", "", "", ""]
