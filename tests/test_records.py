@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import killed_run
 import pytest
 from readings import make_information, make_measurement, make_probe, make_reading
 
@@ -14,6 +16,8 @@ from ecsfusion.controller.plateau import is_behind, plateau, readings_without_ri
 from ecsfusion.controller.pretrain_then_reset import PretrainThenReset
 from ecsfusion.controller.probe import Probe
 from ecsfusion.evaluation.measurement import Information, Measurement, Scale
+from ecsfusion.training.best_heads import folder_of
+from ecsfusion.training.checkpoints import seal
 from ecsfusion.training.record import StageRecord, check_saved_record
 from ecsfusion.training.record_formats import FORMAT
 
@@ -457,3 +461,74 @@ def test_what_cannot_be_read_is_named(changes: dict[str, Any], message: str) -> 
     saved = {key: value for key, value in saved.items() if value is not None or key in ("pending",)}
     with pytest.raises(ValueError, match=message):
         StageRecord.from_json(saved)
+
+
+# ---- a whole checkpoint of an older version ----
+
+
+def entry_of_format_1(probe: Probe) -> dict[str, Any]:
+    reading, decision = probe.reading, probe.decision
+    scores = dict(reading.accuracy)
+    return {
+        "calibrated": scores.pop("calibrated"),
+        "accuracy": scores,
+        "conditional_dependence": reading.conditional_mutual_information,
+        "information": reading.mutual_information,
+        "fused_trains": probe.trained_fused_head,
+        "reason": decision.reason,
+        "peak": decision.peak,
+        "overdue": decision.overdue,
+        "reset": list(decision.reset),
+        "restored": probe.restored,
+        "training": list(probe.training),
+        **{key: getattr(reading, key) for key in ("step", "epoch", "stage")},
+        **{key: getattr(reading, key) for key in ("redundancy", "unique", "synergy", "floor")},
+    }
+
+
+def to_format_1(checkpoint: Path) -> None:
+    """Give a checkpoint the record and the names of folders that version 0.1.0 would have written."""
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    attributes = state["stateful_callbacks"]["ControllerCallback"]["attributes"]
+    saved = attributes["saved_record"]
+    record = StageRecord.from_json(saved)
+    pending = None
+    if record.pending is not None:
+        pending = record.pending.to_json()
+        pending["stage_over"] = pending.pop("ends_stage")
+    attributes["saved_record"] = {
+        **saved,
+        "format": 1,
+        "pending": pending,
+        "history": [entry_of_format_1(probe) for probe in record.history],
+        "warnings": [
+            {"signature" if key == "diagnostic" else key: value for key, value in warning.items()}
+            for warning in record.warnings
+        ],
+    }
+    assert set(attributes["saved_record"]) == set(saved_by_format_1("adaptive-10"))
+    file.write_text(json.dumps(state), encoding="utf-8")
+    for name in BOTH:
+        (checkpoint / folder_of(name)).rename(checkpoint / f"best-{name}")
+    seal(checkpoint)
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_format_1(tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = {"moves": False, "strategy": "adaptive", "save_steps": 8, "save_total_limit": None}
+    expected = killed_run.train(whole, False, **options)
+    shutil.copytree(whole / "checkpoint-8", resumed / "checkpoint-8")
+    to_format_1(resumed / "checkpoint-8")
+    found = killed_run.train(resumed, True, **options)
+    one, other = killed_run.outcome(whole), killed_run.outcome(resumed)
+    # The probes of before have lost what format 1 did not keep.
+    assert set(killed_run.differences(one, other)) <= {"decisions"}
+    before = [probe for probe in expected.record.history if probe.step <= 8]
+    assert found.record.history[len(before) :] == expected.record.history[len(before) :]
+    assert [entry_of_format_1(probe) for probe in found.record.history] == [
+        entry_of_format_1(probe) for probe in expected.record.history
+    ]
+    assert found.record.best_heads == expected.record.best_heads
+    assert found.model.config.best_heads == expected.model.config.best_heads
+    assert found.record.rule == expected.record.rule
