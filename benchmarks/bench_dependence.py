@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ecsfusion import fast_pid
 from ecsfusion.controller.adaptive import Adaptive
-from ecsfusion.evaluation.probe import shows_dependence
+from ecsfusion.evaluation.measurement import Information
 
 RESULTS = Path(__file__).parent / "results" / "dependence.jsonl"
 SIZES = (
@@ -68,7 +68,7 @@ def measure(rows: int, classes: int, seeds: int) -> dict[str, Any]:
         "mean_bits": round(sum(found) / seeds, 4),
         "largest_bits": round(max(found), 4),
         "taken": round(taken / seeds, 4),
-        "asked": shows_dependence(pid),
+        "asked": Information.from_pid(pid).shows_dependence,
         **environment(),
     }
 

@@ -22,9 +22,8 @@ from typing import Any
 
 from environment import environment
 
-from ecsfusion.reporting.summary import accuracies
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
+# `hf_recipes` is not installed; it is imported from the checkout.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from hf_recipes.run import prepare, train
 
@@ -44,21 +43,16 @@ def run(schedule: str, seed: int) -> dict[str, Any]:
         trainer = train(job, copy.deepcopy(job.model), replace(job.args, **SCHEDULES[schedule]))
         if schedule == "two-stage" and seed == 0:
             shutil.copyfile(Path(folder, "trajectory.png"), RESULTS.with_suffix(".png"))
-        reports = trainer.reports
-        modalities = trainer.model.modalities
-        steps = [entry.step for entry in trainer.record.history]
+        history = trainer.record.history
+        steps = [probe.step for probe in history]
         lengths = [after - before for before, after in zip([0, *steps[:-1]], steps, strict=True)]
         return {
             "benchmark": "digits",
             "schedule": schedule,
             "seed": seed,
-            **{
-                split: accuracies(report["metrics"], report["prefix"], modalities)
-                for split, report in reports.items()
-            },
+            **{split: measurement.scores for split, measurement in trainer.measurements.items()},
             "modality_steps": sum(
-                length * len(list(entry.training))
-                for length, entry in zip(lengths, trainer.record.history, strict=True)
+                length * len(probe.training) for length, probe in zip(lengths, history, strict=True)
             ),
             "seconds": round(time.perf_counter() - start, 1),
             "epochs": trainer.args.num_train_epochs,

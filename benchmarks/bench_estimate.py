@@ -31,6 +31,7 @@ from published import published_probe
 
 from ecsfusion.pid.decomposition import PID, decompose
 from ecsfusion.pid.estimate import estimate, fast_pid
+from ecsfusion.pid.options import EstimatorOptions
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = (2, 6, 28, 101)
@@ -129,7 +130,7 @@ def known(family: str, samples: int, classes: int, seed: int) -> dict[str, Any]:
     counts = generator.multinomial(samples, (table / table.sum()).ravel()).reshape(table.shape)
     truth = decompose(table, tolerance=1e-3)
     start = time.perf_counter()
-    pid = estimate(torch.from_numpy(counts), seed=seed)
+    pid = estimate(torch.from_numpy(counts), EstimatorOptions(seed=seed))
     low, high = interval_ends(pid)
     return {
         "question": "tables",
@@ -172,17 +173,17 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The numbers to quote."""
     result: dict[str, Any] = {}
     for question in ("noise", "tables"):
-        mine = [record for record in records if record["question"] == question]
+        selected = [record for record in records if record["question"] == question]
         for name in ("ours", "plugin"):
-            errors = root_mean_square(mine, name).round(4).tolist()
+            errors = root_mean_square(selected, name).round(4).tolist()
             result[f"{question}, {name}: error, bits"] = dict(zip(ATOMS, errors, strict=True))
-        inside = covered(mine).round(4).tolist()
+        inside = covered(selected).round(4).tolist()
         result[f"{question}, ours: truth in the interval"] = dict(zip(ATOMS, inside, strict=True))
     for samples in sorted({record["samples"] for record in records if record["question"] == "clusters"}):
         for number in (8, 12, 16, 20, 28, None):
-            mine = [r for r in records if r["question"] == "clusters" and r["samples"] == samples]
-            mine = [record for record in mine if record["clusters"] == number]
-            error = float(np.sqrt((root_mean_square(mine, "ours") ** 2).mean()))
+            selected = [r for r in records if r["question"] == "clusters" and r["samples"] == samples]
+            selected = [record for record in selected if record["clusters"] == number]
+            error = float(np.sqrt((root_mean_square(selected, "ours") ** 2).mean()))
             name = "auto" if number is None else number
             result[f"clusters {name}, {samples} samples: error of all atoms, bits"] = round(error, 4)
     return result
@@ -196,10 +197,10 @@ def draw_picture(records: list[dict[str, Any]], path: Path) -> None:
     shades = ("#f4a582", "#ef8a62", "#d6604d", "#b2182b")
     pure = [r for r in records if r["question"] == "noise" and r["shape"] == "gaussian"]
     for classes, shade in zip(CLASSES, shades, strict=True):
-        mine = [record for record in pure if record["classes"] == classes]
-        numbers = sorted({record["samples"] for record in mine})
+        selected = [record for record in pure if record["classes"] == classes]
+        numbers = sorted({record["samples"] for record in selected})
         for name, color, style in (("plugin", shade, "-"), ("ours", "#0077bb", "-")):
-            values = [np.mean([r[name][3] for r in mine if r["samples"] == n]) for n in numbers]
+            values = [np.mean([r[name][3] for r in selected if r["samples"] == n]) for n in numbers]
             left.plot(numbers, values, color=color, linestyle=style, marker="o", markersize=3)
             if name == "plugin":
                 left.annotate(
@@ -275,9 +276,9 @@ def main() -> None:
                 for samples in (1280, 5000):
                     for number in (8, 12, 16, 20, 28, None):
                         note(clusters(kind, samples, number, seed))
-        found = summary(records)
-        out.write(json.dumps({"summary": found}) + "\n")
-    print(json.dumps(found, indent=2))
+        results = summary(records)
+        out.write(json.dumps({"summary": results}) + "\n")
+    print(json.dumps(results, indent=2))
     draw_picture(records, options.output / "estimate.png")
 
 

@@ -62,15 +62,15 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Rank correlation and error of the injected atom, and how often the interval holds the truth."""
     result: dict[str, Any] = {}
     for kind, atom in zip(KINDS, (1, 0, 3), strict=True):
-        mine = [record for record in records if record["kind"] == kind]
-        truth = np.array([record["truth"] for record in mine])
+        selected = [record for record in records if record["kind"] == kind]
+        truth = np.array([record["truth"] for record in selected])
         for name in ("ours", "published"):
-            found = np.array([record[name] for record in mine])
+            found = np.array([record[name] for record in selected])
             result[f"{kind}, {name}: rank correlation"] = float(spearmanr(truth[:, atom], found[:, atom])[0])
             result[f"{kind}, {name}: error of all atoms, bits"] = float(
                 np.sqrt(((found - truth) ** 2).mean())
             )
-        low, high = (np.array([record[end] for record in mine]) for end in ("low", "high"))
+        low, high = (np.array([record[end] for record in selected]) for end in ("low", "high"))
         inside = (low <= truth + 1e-3) & (truth - 1e-3 <= high)
         result[f"{kind}, ours: truth in the interval"] = float(inside.mean())
     return result
@@ -84,19 +84,19 @@ def draw_picture(records: list[dict[str, Any]], path: Path) -> None:
     for axes, kind, atom, title in zip(
         figure.subplots(1, 3, sharey=True), KINDS, (1, 0, 3), titles, strict=True
     ):
-        mine = [record for record in records if record["kind"] == kind]
-        injected = [record["truth"][atom] for record in mine]
+        selected = [record for record in records if record["kind"] == kind]
+        injected = [record["truth"][atom] for record in selected]
         axes.plot([0, 2.05], [0, 2.05], color="black", linewidth=0.8, label="what was put in")
         axes.scatter(
             injected,
-            [r["published"][atom] for r in mine],
+            [r["published"][atom] for r in selected],
             s=26,
             marker="x",
             color="#cc3311",
             label="published probe",
         )
-        ours = np.array([r["ours"][atom] for r in mine])
-        ends = np.array([[r["low"][atom], r["high"][atom]] for r in mine]).T
+        ours = np.array([r["ours"][atom] for r in selected])
+        ends = np.array([[r["low"][atom], r["high"][atom]] for r in selected]).T
         errors = np.abs(ends - ours)
         style = {
             "fmt": "o",

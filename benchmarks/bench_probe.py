@@ -110,15 +110,15 @@ def measure_parts(size: Size, device: torch.device, seconds: float) -> Iterator[
     """The steps of `pid_tensors`, one by one, each launched eagerly."""
     named, labels = modalities(size, device)
     clusters, number = size["K"], size["N"]
-    questions = ModalityPairs.fit(named, clusters, size["d"], 0)
-    first, second = questions.assign(named)
+    pairs = ModalityPairs.fit(named, clusters, size["d"], 0)
+    first, second = pairs.assign(named)
     counts = histogram(first, second, labels, clusters, clusters, size["C"]).double()
     table = counts / number
     plugin = decompose_tensors(table, TOLERANCE, MAX_ITERATIONS)
     single, redundancy = plugin.mutual_information[0], plugin.redundancy[0]
     steps: dict[str, Callable[[], Any]] = {
         "fit": lambda: ModalityPairs.fit(named, clusters, size["d"], 0),
-        "assign": lambda: questions.assign(named),
+        "assign": lambda: pairs.assign(named),
         "histogram": lambda: histogram(first, second, labels, clusters, clusters, size["C"]),
         "decompose": lambda: decompose_tensors(table, TOLERANCE, MAX_ITERATIONS),
         "correct": lambda: correct(counts[0], number, single, redundancy, PERMUTATIONS, 0),

@@ -4,9 +4,10 @@
     python benchmarks/best_heads.py --seeds 2 --config hf_recipes/configs/avmnist.yaml --data_dir FOLDER
 
 Trains as the recipe does and evaluates every epoch on validation and test. Then the calibrated combination is fitted on
-validation for three choices of heads, and judged on test: `one epoch` is what the library does (all heads of the epoch
-that the recipe selects), `own unimodal` takes each modality's head from the epoch where its validation accuracy is
-highest (its lowest cross-entropy among equals), `own` the fused head likewise. One JSON line per run and choice goes to
+validation for three choices of heads, and judged on test: `one epoch` takes all heads from the epoch that the recipe
+selects (the library with `keep_best_heads=False`), `own unimodal` takes each modality's head from the epoch where its
+validation accuracy is highest (among equals, its cross-entropy lowest; the library with `keep_best_heads=True`), and
+`own` the fused head likewise. One JSON line per run and choice goes to
 the end of benchmarks/results/best_heads.jsonl.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
@@ -23,33 +25,44 @@ import torch
 from environment import environment
 from torch.nn import functional as F  # noqa: N812
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
+# `hf_recipes` is not installed; it is imported from the checkout.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionTrainer
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.readout import Readout, expected_calibration_error
+from ecsfusion.training.evaluator import Evaluated, Evaluator
 from hf_recipes.run import prepare
 
 RESULTS = Path(__file__).parent / "results" / "best_heads.jsonl"
 
 
-class Recording(FusionTrainer):
-    """Keeps what all heads answered at every evaluation in training."""
+class RecordingEvaluator(Evaluator):
+    """Remembers what all heads answered at every evaluation in training.
 
-    def _keep(self, prefix: str, evaluation: Evaluation) -> None:
-        super()._keep(prefix, evaluation)
-        self.__dict__.setdefault("seen", {}).setdefault(prefix, {})[self.state.global_step] = evaluation
+    Attributes:
+        outputs: by prefix of the evaluation set and by step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(user_metrics=None)
+        self.outputs: dict[str, dict[int, Evaluation]] = defaultdict(dict)
+
+    def keep(self, run: FusionTrainer, prefix: str, evaluated: Evaluated) -> None:
+        """As there, and remember the outputs."""
+        super().keep(run, prefix, evaluated)
+        self.outputs[prefix][run.state.global_step] = evaluated.outputs
 
 
-def own_best(seen: dict[int, Evaluation], head: str) -> int:
+def own_best(outputs: dict[int, Evaluation], head: str) -> int:
     """The step of the head's highest accuracy, and of these of its lowest cross-entropy."""
 
     def key(step: int) -> tuple[float, float]:
-        z, y = seen[step].heads[head], seen[step].labels
+        z, y = outputs[step].heads[head], outputs[step].labels
         return float((z.argmax(1) == y).double().mean()), -float(F.cross_entropy(z, y))
 
-    return max(seen, key=key)
+    return max(outputs, key=key)
 
 
 def run(argv: list[str], seed: int) -> list[dict[str, object]]:
@@ -58,15 +71,16 @@ def run(argv: list[str], seed: int) -> list[dict[str, object]]:
         words = ["--seed", str(seed), "--output_dir", folder, "--disable_tqdm", "true"]
         job = prepare([*argv, *words, "--metric_for_best_model", "eval_validation_accuracy_calibrated"])
         sets = {"validation": job.splits["validation"], "test": job.splits["test"]}
-        trainer = Recording(
+        trainer = FusionTrainer(
             job.model,
             job.args,
             train_dataset=job.splits["train"],
             eval_dataset=sets,
             processing_class=job.processor,
         )
+        trainer.evaluator = evaluator = RecordingEvaluator()
         trainer.train()
-    validation, test = trainer.seen["eval_validation"], trainer.seen["eval_test"]
+    validation, test = evaluator.outputs["eval_validation"], evaluator.outputs["eval_test"]
     selected = trainer.state.best_global_step
     best = {head: own_best(validation, head) for head in (*trainer.model.modalities, FUSED)}
     choices = {

@@ -1,8 +1,8 @@
-"""The synthetic bimodal model of Huang et al. 2022 (arXiv 2203.12221), many data sets at once, by gradient descent.
+"""The synthetic bimodal data of Huang et al. 2022 (arXiv 2203.12221), and gradient descent on many data sets at once.
 
-Modality r of a sample of class j shows its class with strength z in [1, 2], but with probability 1/K, independently in
-each modality, hardly at all (under 0.02); other classes show now and then, under 0.1. The network is that of
-`benchmarks.competition`, trained on all samples at every step.
+Modality r of a sample of class j shows its class with strength z in [1, 2]. With probability 1/K, independently in each
+modality, z is below 0.02 instead: the modality is insufficient for this sample. Any other class shows, with probability
+1/K, with a strength below 0.1. The network is that of `competition.py`, trained on all samples at every step.
 """
 
 import math
@@ -17,20 +17,30 @@ MODALITIES = 2
 ORDER, THRESHOLD = 3, 0.5
 NEURONS = 8
 NOISE = 0.1
-PER_CLASS = 60  # training samples
+# Training samples of each class.
+PER_CLASS = 60
 
 
 class Problem(NamedTuple):
-    """S data sets with K classes; lists have one entry per modality."""
+    """S data sets of N samples with K classes; lists have one entry per modality.
 
-    labels: Tensor  # (S, N)
-    inputs: list[Tensor]  # (S, N, K)
-    strengths: list[Tensor]  # (S, N): z of the sample's own class
-    sufficient: list[Tensor]  # (S, N)
-    directions: list[Tensor]  # (S, K, K), orthonormal columns: where a class shows
+    Attributes:
+        labels: (S, N).
+        inputs: (S, N, K).
+        strengths: (S, N), z of the sample's own class.
+        sufficient: (S, N), whether the modality shows the sample's class.
+        directions: (S, K, K), orthonormal columns: the direction along which each class shows.
+    """
+
+    labels: Tensor
+    inputs: list[Tensor]
+    strengths: list[Tensor]
+    sufficient: list[Tensor]
+    directions: list[Tensor]
 
 
 def directions_of(seeds: int, classes: int, generator: torch.Generator) -> list[Tensor]:
+    """Random orthonormal directions (S, K, K) of each modality."""
     draws = (torch.randn(seeds, classes, classes, generator=generator) for _ in range(MODALITIES))
     return [torch.linalg.qr(draw).Q for draw in draws]
 
@@ -94,16 +104,18 @@ def strength(weights: list[Tensor], problem: Problem) -> Tensor:
 def information(weights: list[Tensor], problem: Problem) -> Tensor:
     """(S, K, M): bits that each modality's answer (is it this class or not?) has about whether it is this class."""
     classes = torch.arange(weights[0].shape[2])
-    truth = problem.labels.unsqueeze(2) == classes  # (S, N, K)
-    found = []
+    # (S, N, K)
+    truth = problem.labels.unsqueeze(2) == classes
+    by_modality = []
     for inputs, own in zip(problem.inputs, weights, strict=True):
         answer = logits(inputs, own).argmax(-1).unsqueeze(2) == classes
         cells = [[(x & y).float().mean(1) for y in (truth, ~truth)] for x in (answer, ~answer)]
-        joint = torch.stack([torch.stack(row) for row in cells])  # (2, 2, S, K)
+        # (2, 2, S, K)
+        joint = torch.stack([torch.stack(row) for row in cells])
         independent = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
         bits = joint * (joint / independent.clamp_min(1e-12)).log2()
-        found.append(torch.where(joint > 0, bits, 0.0).sum((0, 1)))
-    return torch.stack(found, 2)
+        by_modality.append(torch.where(joint > 0, bits, 0.0).sum((0, 1)))
+    return torch.stack(by_modality, 2)
 
 
 def train(

@@ -5,7 +5,8 @@
 
 Every method trains with a quarter, half, once and twice the suite's budget of modality-steps, with a schedule of that
 length. Lines go to benchmarks/results/compare/budget/SUITE.jsonl as they come (what is there is not trained again), the
-picture to SUITE.png and the table to SUITE.md beside it, made from the lines alone.
+picture to SUITE.png and the table to SUITE.md beside it (of avmnist-small into docs/results.md as well), made from the
+lines alone.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ matplotlib.use("Agg")
 from compare import RESULTS, train_one
 from matplotlib import pyplot as plt
 from protocol.methods import METHODS, Method
-from protocol.readme import fill
+from protocol.pages import RESULTS_PAGE, fill
 from protocol.results import Run, append_line, chosen_setting, line_of, read_lines, runs_path, settings_of
 from suites import SUITES, load_suite
 from tqdm import tqdm
 
-SUITE = "avmnist-small"  # of the README
+# The suite of docs/results.md.
+SUITE = "avmnist-small"
 SHARES = (0.25, 0.5, 1.0, 2.0)
 SHOWN = (
     "two-stage",
@@ -73,21 +75,21 @@ def planned(
 
 def curves(lines: Sequence[Mapping[str, Any]], runs: Mapping[Run, list[tuple[Method, float]]]) -> Curves:
     """Test accuracies of each method's answer by share of the budget."""
-    found: Curves = defaultdict(lambda: defaultdict(list))
+    accuracies: Curves = defaultdict(lambda: defaultdict(list))
     for line in lines:
         for method, share in runs.get(Run.of_line(line), ()):
-            found[method.name][share].append(100 * line_of(method, line)["test_accuracy"])
-    return found
+            accuracies[method.name][share].append(100 * line_of(method, line)["test_accuracy"])
+    return accuracies
 
 
-def table(found: Mapping[str, Mapping[float, Sequence[float]]], steps: int) -> str:
+def table(accuracies: Mapping[str, Mapping[float, Sequence[float]]], steps: int) -> str:
     """Mean and standard deviation by method and budget."""
     head = [f"{share * steps:.0f} modality-steps" for share in SHARES]
     rows = [f"| method | {' | '.join(head)} |", "| --- " * (len(SHARES) + 1) + "|"]
     for name in SHOWN:
         cells = [
             f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-            if (values := found[name].get(share))
+            if (values := accuracies[name].get(share))
             else ""
             for share in SHARES
         ]
@@ -95,12 +97,14 @@ def table(found: Mapping[str, Mapping[float, Sequence[float]]], steps: int) -> s
     return "\n".join(rows)
 
 
-def plot(found: Mapping[str, Mapping[float, Sequence[float]]], steps: int, title: str, path: Path) -> None:
+def plot(
+    accuracies: Mapping[str, Mapping[float, Sequence[float]]], steps: int, title: str, path: Path
+) -> None:
     """One line per method, with the spread over seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for number, name in enumerate(SHOWN):
-        shares = [share for share in SHARES if found[name].get(share)]
-        values = [found[name][share] for share in shares]
+        shares = [share for share in SHARES if accuracies[name].get(share)]
+        values = [accuracies[name][share] for share in shares]
         style = {"linewidth": 2.4, "zorder": 3} if name == "two-stage" else {"linewidth": 1.2}
         axes.errorbar(
             [share * steps * (1 + 0.012 * (number - 3)) for share in shares],
@@ -142,7 +146,8 @@ def main() -> None:
     whole = {Run.of_line(line): line for line in read_lines(runs_path(RESULTS, args.suite, "adamw"))}
     lines = read_lines(path)
     known = {Run.of_line(line) for line in lines}
-    taken = [line for run, line in whole.items() if run in runs and run not in known]  # trained by compare.py
+    # compare.py has trained these.
+    taken = [line for run, line in whole.items() if run in runs and run not in known]
     for line in taken:
         append_line(path, line)
     lines += taken
@@ -155,19 +160,19 @@ def main() -> None:
             line = future.result()
             append_line(path, line)
             lines.append(line)
-    found = curves(lines, runs)
+    accuracies = curves(lines, runs)
     suite = load_suite(args.suite)
     steps = round(suite.epochs * -(-len(suite.train) // suite.batch_size) * len(suite.modalities))
-    text = table(found, steps)
+    text = table(accuracies, steps)
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     plot(
-        found,
+        accuracies,
         steps,
         f"{args.suite}, mean and standard deviation of {args.seeds} seeds",
         path.with_suffix(".png"),
     )
     if args.suite == SUITE:
-        fill("budget", text)
+        fill(RESULTS_PAGE, "budget", text)
     print(text)
 
 

@@ -54,13 +54,18 @@ SIZES = {
     "small": {"train": 200, "validation": 50, "test": 50},
     "full": {"train": 1600, "validation": 250, "test": 400},
 }
-POOL = 500  # training images of each digit that only validation may use
-MAX_BYTES = 1 << 26  # of an idx file, unpacked: MNIST's largest has 47 million
-NUM_TRAINING_IMAGES = 60_000  # test images are numbered from here
+# Training images of each digit that only validation may use.
+POOL = 500
+# Largest size of an unpacked idx file: MNIST's largest has 47 million.
+MAX_BYTES = 1 << 26
+# Test images are numbered from here.
+NUM_TRAINING_IMAGES = 60_000
 TAKES = {"train": range(10, 50), "validation": range(5, 10), "test": range(5)}
 FOLDS = {"train": (1, 2, 3), "validation": (4,), "test": (5,)}
-SAMPLING_PLUS = frozenset({"1-40730-A", "2-96460-A"})  # under a licence that does not allow this use
-CATEGORIES = {  # ESC-50's names as ESC-10 writes them
+# Clips whose licence does not allow this use.
+SAMPLING_PLUS = frozenset({"1-40730-A", "2-96460-A"})
+# ESC-50's names as ESC-10 writes them.
+CATEGORIES = {
     "dog": "dog bark",
     "crackling_fire": "fire crackling",
     "crying_baby": "baby cry",
@@ -71,9 +76,11 @@ SAMPLING_RATE = 8000
 SECOND = SAMPLING_RATE
 SNR_DB = (-15.0, 5.0)
 VARIANCE_SHARE = 0.25
-POWER_SHARE = 0.05  # of the loudest second, that a second of noise must have
+# A second of noise must have this share of the power of the clip's loudest second.
+POWER_SHARE = 0.05
 RMS, PEAK = 0.08, 0.97
-OPUS_LEVEL = 0.965  # of libsndfile's 0 to 1: 2.7 kB a second, the error about 12 dB below the mixture
+# On libsndfile's scale from 0 to 1: 2.7 kB a second, the error about 12 dB below the mixture.
+OPUS_LEVEL = 0.965
 
 FEATURES = datasets.Features(
     {
@@ -166,8 +173,8 @@ def read_mnist(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
             continue
         for kind, into in (("images-idx3", images), ("labels-idx1", labels)):
             names = [f"{prefix}-{kind}-ubyte", f"{prefix}-{kind.replace('-idx', '.idx')}-ubyte"]
-            found = [path for name in names for end in ("", ".gz") for path in folder.rglob(name + end)]
-            into[split] = read_idx(inside(folder, found[0] if found else folder / names[0], "--mnist"))
+            files = [path for name in names for end in ("", ".gz") for path in folder.rglob(name + end)]
+            into[split] = read_idx(inside(folder, files[0] if files else folder / names[0], "--mnist"))
     return images, labels
 
 
@@ -175,13 +182,13 @@ def read_recordings(folder: Path) -> list[Recording]:
     """All recordings `recordings/{digit}_{speaker}_{take}.wav`, by name."""
     recordings = []
     for path in sorted((folder / "recordings").glob("*.wav")):
-        found = re.fullmatch(r"(\d)_([^_]+)_(\d+)", path.stem)
-        if found is None:
+        parts = re.fullmatch(r"(\d)_([^_]+)_(\d+)", path.stem)
+        if parts is None:
             raise ValueError(
                 f"--fsdd: {path} is not named {{digit}}_{{speaker}}_{{take}}.wav; take it out of the folder"
             )
         path = inside(folder, path, "--fsdd")
-        recordings.append(Recording(path, int(found[1]), found[2], int(found[3])))
+        recordings.append(Recording(path, int(parts[1]), parts[2], int(parts[3])))
     if not recordings:
         raise ValueError(f"--fsdd: there is no recordings/*.wav in {folder}; see --help for where to get it")
     return recordings
@@ -220,12 +227,10 @@ def pool_of(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarr
 
 def draw(labels: np.ndarray, digit: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """Indices of `size` different images of a digit."""
-    found = np.flatnonzero(labels == digit)
-    if len(found) < size:
-        raise ValueError(
-            f"--mnist: {size} images of the digit {digit} are needed, but there are {len(found)}"
-        )
-    return rng.permutation(found)[:size]
+    rows = np.flatnonzero(labels == digit)
+    if len(rows) < size:
+        raise ValueError(f"--mnist: {size} images of the digit {digit} are needed, but there are {len(rows)}")
+    return rng.permutation(rows)[:size]
 
 
 def principal_components(images: np.ndarray, share: float = VARIANCE_SHARE) -> tuple[np.ndarray, np.ndarray]:
@@ -233,9 +238,10 @@ def principal_components(images: np.ndarray, share: float = VARIANCE_SHARE) -> t
     rows = images.reshape(len(images), -1)
     mean = rows.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((rows.shape[1],) * 2)
-    for start in range(0, len(rows), 4096):  # all rows as floats would take ten times the memory
-        centred = rows[start : start + 4096] - mean
-        covariance += centred.T @ centred
+    # All rows as floats would take ten times the memory.
+    for start in range(0, len(rows), 4096):
+        centered = rows[start : start + 4096] - mean
+        covariance += centered.T @ centered
     variances, vectors = np.linalg.eigh(covariance)
     variances, vectors = variances[::-1], vectors.T[::-1]
     shares = np.cumsum(variances) / variances.sum()
@@ -320,7 +326,7 @@ def opus(samples: np.ndarray) -> bytes:
 def with_serial(stream: bytes, serial: int) -> bytes:
     """An Ogg stream under another serial number: libsndfile draws it from the clock."""
     pages = []
-    for start in (found.start() for found in re.finditer(rb"OggS\x00", stream)):
+    for start in (match.start() for match in re.finditer(rb"OggS\x00", stream)):
         segments = stream[start + 26]
         size = 27 + segments + sum(stream[start + 27 : start + 27 + segments])
         page = bytearray(stream[start : start + size])
@@ -389,7 +395,8 @@ class Split:
                 self.clips[clip.category].append(clip)
         if not self.clips:
             raise ValueError(f"--esc: no clip is in the folds {FOLDS[name]} of {name}; download it again")
-        self.drawn: list[tuple[int, Recording]] = []  # image and recording, digit by digit
+        # Pairs of an image and a recording, digit by digit.
+        self.drawn: list[tuple[int, Recording]] = []
         for digit in range(10):
             own = [each for each in sources.recordings if each.digit == digit and each.take in TAKES[name]]
             if not own:

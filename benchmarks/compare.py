@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from protocol.methods import ABLATIONS, METHODS, RIVALS, STRONGEST, Method
-from protocol.readme import fill
-from protocol.report import readme_table, suites_in, write_report
+from protocol.pages import README, RESULTS_PAGE, fill
+from protocol.report import suites_in, suites_table, write_report
 from protocol.results import (
     Run,
     append_line,
@@ -38,6 +38,7 @@ from protocol.results import (
     runs_path,
     settings_of,
 )
+from protocol.rivals import rivals_table
 from suites import SUITES, load_suite
 from tqdm import tqdm
 
@@ -49,7 +50,8 @@ def train_one(suite: str, run: Run) -> dict[str, Any]:
     """One run, in a process of its own."""
     import torch
 
-    torch.set_num_threads(1)  # as many processes as cores
+    # There are as many processes as cores.
+    torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  probes are in the trajectory
     from protocol.training import train
 
@@ -60,10 +62,8 @@ class Comparison:
     """The runs of one suite and optimizer: what is on disk, and what is trained because it is missing."""
 
     def __init__(self, suite: str, optimizer: str, results: Path) -> None:
-        self.suite, self.optimizer = (
-            load_suite(suite),
-            optimizer,
-        )  # fills the suite's cache before any process
+        # Loading fills the suite's cache before any process reads it.
+        self.suite, self.optimizer = load_suite(suite), optimizer
         self.path = runs_path(results, suite, optimizer)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.lines = read_lines(self.path)
@@ -78,25 +78,27 @@ class Comparison:
 
     def chosen(self, methods: Sequence[Method], seeds: Sequence[int]) -> list[Run]:
         """The other seeds at the setting that was chosen for each method."""
-        found = []
+        runs = []
         for method in methods:
             settings = settings_of(method, self.suite, self.optimizer)
             setting = chosen_setting(self.lines, method, settings, seeds[0])
             if setting is not None:
-                found += [Run(setting, seed) for seed in seeds[1:]]
-        return found
+                runs += [Run(setting, seed) for seed in seeds[1:]]
+        return runs
 
     def train(self, pool: ProcessPoolExecutor, runs: Sequence[Run], name: str) -> None:
         """Train what is missing; every line is on disk as soon as it is there."""
         done = {Run.of_line(line) for line in self.lines}
-        missing = [run for run in dict.fromkeys(runs) if run not in done]  # methods may share a run
+        # Methods may share a run.
+        missing = [run for run in dict.fromkeys(runs) if run not in done]
         futures = {pool.submit(train_one, self.suite.name, run): run for run in missing}
         for future in tqdm(
             as_completed(futures), total=len(futures), desc=f"{self.suite.name}, {name}", unit="run"
         ):
             try:
                 line = future.result()
-            except Exception:  # one run that fails does not end the others; it is tried again next time
+            except Exception:
+                # A run that fails does not end the others; the next call tries it again.
                 tqdm.write(f"{futures[future]} failed\n{traceback.format_exc()}")
                 continue
             append_line(self.path, line)
@@ -155,7 +157,9 @@ def main() -> None:
             write_methods(comparison, args.results, seeds[0])
     print(write_report(args.results))
     if args.results == RESULTS:
-        fill("comparison", readme_table(suites_in(RESULTS)))
+        suites = suites_in(RESULTS)
+        fill(RESULTS_PAGE, "comparison", suites_table(suites))
+        fill(README, "rivals", rivals_table(suites))
 
 
 if __name__ == "__main__":

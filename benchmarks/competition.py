@@ -1,18 +1,20 @@
-"""Effective competitive strength: who wins a class when modalities are trained together, on a model that is known.
+"""Effective competitive strength: which modality learns a class first when they are trained together.
 
-The model of Huang et al. 2022 (arXiv 2203.12221), on which arXiv 2509.20840 builds its argument: modality r shows class
-j along one direction of its input; every class has a few neurons per modality,
+It is defined on the model of Huang et al. 2022 (arXiv 2203.12221), on which the argument of arXiv 2509.20840 rests.
+Modality r shows class j along one direction of its input, and every class has a few neurons per modality:
 
     f_j(x) = sum_r sum_l sigma(<w_{j,l,r}, x^r>),
 
-trained by gradient descent on the cross-entropy of f from a small start. While the logits are small each class and
-modality grows by itself, dG/dt ~ d G^(q-1), and blows up at a time ~ 1 / (d G(0)^(q-2)). Whichever is first fits the
-class, and the other has no gradient left.
+It is trained by gradient descent on the cross-entropy of f, from small initial weights. While the logits are small, the
+neurons of each class and modality grow independently, dG/dt ~ d G^(q-1), and diverge at a time ~ 1 / (d G(0)^(q-2)).
+The modality whose neurons are first fits the class, and no gradient is left for the other.
 
-Of a real model neither factor is known. What stands in is the information of a modality's embeddings about the label,
-which every probe logs as `information_MODALITY`; the difference of two modalities' information is that of their
+`bimodal.py` trains this model, and `competitive_strength.py` measures how well the strength predicts the outcome.
+
+Of a real model neither factor is known. Its stand-in is the information of a modality's embeddings about the label,
+which every probe logs as `mutual_information_MODALITY`; the difference of two modalities' information is that of their
 uniqueness (I1 - I2 = U1 - U2), by which the rules name a leader. It says what can be read off the embeddings, not how
-fast the encoder learns: benchmarks/information_proxy.py shows where that is enough, and where not.
+fast the encoder learns: `information_proxy.py` shows where that is enough and where it is not.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import math
 import torch
 from torch import Tensor
 
-from ecsfusion.pid.inputs import check_values, is_number, is_whole
+from ecsfusion.pid.checks import is_number, is_whole
+from ecsfusion.pid.inputs import check_values
 
 
 def smoothed_relu(x: Tensor, order: int = 3, threshold: float = 0.5) -> Tensor:
@@ -59,8 +62,8 @@ def competitive_strength(
             raise ValueError(f"{name} must be a positive number, got {number!r}")
     for name, values in (("alignment", alignment), ("signal", signal)):
         if not isinstance(values, Tensor) or not values.is_floating_point():
-            found = values.dtype if isinstance(values, Tensor) else type(values).__name__
-            raise TypeError(f"{name} must be a floating point tensor, got {found}")
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"{name} must be a floating point tensor, got {kind}")
         check_values(values, name)
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"{name} must be finite, found NaN or infinite values")

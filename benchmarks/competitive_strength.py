@@ -48,8 +48,10 @@ WINNER_CLASSES = (8, 16, 32)
 OTHER_CLASSES = (6, 12, 24, 48)
 ERROR_CLASSES = (4, 8, 16, 32, 64)
 SHAPED_CLASSES = 16
-SCALE = 0.004  # standard deviation of the weights at the start
-STEPS, JOINT_STEPS = 120, 60  # of unimodal training, and of joint training after it
+# Standard deviation of the weights at the start.
+SCALE = 0.004
+# Steps of unimodal training, and of the joint training after it.
+STEPS, JOINT_STEPS = 120, 60
 RATIOS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0)
 PREDICTIONS = {
     "predicted": "strength",
@@ -72,13 +74,15 @@ def simulate(classes: int, seeds: int, seed: int, errors: bool = True) -> dict[s
     joint, moment = train(start, problem, True, STEPS + JOINT_STEPS, until_decided=not errors)
     alone, moment_alone = train(start, problem, False, STEPS, until_decided=not errors)
     winner = winner_of(moment)
-    found = {
+    predictions = {
         "predicted": strength(start, problem).argmax(-1),
         "by_alignment": alignment(start, problem).amax(-1).argmax(-1),
         "by_information": information(start, problem).argmax(-1),
         "by_speed_alone": winner_of(moment_alone),
     }
-    result: dict[str, Any] = {name: (told == winner).float().mean(1) for name, told in found.items()}
+    result: dict[str, Any] = {
+        name: (predicted == winner).float().mean(1) for name, predicted in predictions.items()
+    }
     result["decided"] = (winner >= 0).float().mean(1)
     if not errors:
         return result
@@ -113,18 +117,19 @@ def shape(seeds: int, seed: int, whole: bool) -> np.ndarray:
     loser = before.argmin(-1)
     usable = before.amin(-1) > 0
     factor = before.amax(-1) / before.amin(-1).clamp_min(1e-12)
-    found = []
+    shares = []
     for ratio in RATIOS:
         scaled = []
         for m in range(MODALITIES):
             times = torch.where((loser == m) & usable, factor * ratio, 1.0)[:, None, :, None]
-            basis = problem.directions[m].unsqueeze(3)  # (S, D, K, 1)
+            # (S, D, K, 1)
+            basis = problem.directions[m].unsqueeze(3)
             along = start[m] if whole else (start[m] * basis).sum(1, keepdim=True) * basis
             scaled.append(start[m] + (times - 1) * along)
         _, moment = train(scaled, problem, True, STEPS, until_decided=True)
         won = (winner_of(moment) == loser) & usable
-        found.append(won.sum(1) / usable.sum(1))
-    return torch.stack(found, 1).numpy()
+        shares.append(won.sum(1) / usable.sum(1))
+    return torch.stack(shares, 1).numpy()
 
 
 def flip(shares: np.ndarray) -> float:
@@ -149,8 +154,8 @@ def bootstrap(
 ) -> list[float]:
     """95 % interval of a statistic of values (seeds, ...) by drawing seeds."""
     rng = np.random.default_rng(seed)
-    found = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
-    return np.percentile(found, (2.5, 97.5)).tolist()
+    statistics = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
+    return np.percentile(statistics, (2.5, 97.5)).tolist()
 
 
 def exponent(errors: np.ndarray, guesses: bool = True) -> float:
@@ -177,38 +182,39 @@ def winners_of(runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 def exponents_of(runs: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """The errors for each K, and the exponents with and without guesses."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in ("joint", "two_stage"):
         errors = np.stack([run["errors"][name].numpy() for run in runs.values()], 1)
         for suffix, guesses in (("", True), ("_without_guesses", False)):
-            found[f"{name}_exponent{suffix}"] = exponent(errors, guesses)
-            found[f"{name}_exponent{suffix}_interval"] = bootstrap(
+            results[f"{name}_exponent{suffix}"] = exponent(errors, guesses)
+            results[f"{name}_exponent{suffix}_interval"] = bootstrap(
                 errors, lambda e, g=guesses: exponent(e, g)
             )
-    found["errors"] = [
+    results["errors"] = [
         {"classes": k, **{name: float(v.mean()) for name, v in run["errors"].items()}}
         for k, run in runs.items()
     ]
-    return found
+    return results
 
 
 def shaping_of(seeds: int, seed: int) -> dict[str, Any]:
     """Where the winner flips, with the share of flipped classes at every ratio."""
-    found: dict[str, Any] = {"classes": SHAPED_CLASSES, "ratios": RATIOS, "predicted_flip": 1.0}
+    results: dict[str, Any] = {"classes": SHAPED_CLASSES, "ratios": RATIOS, "predicted_flip": 1.0}
     for name, whole in (("weights", True), ("alignment", False)):
         shares = shape(seeds, seed, whole)
-        found[name] = {
+        results[name] = {
             "flipped": shares.mean(0).tolist(),
             "flipped_interval": np.transpose([bootstrap(column, np.mean) for column in shares.T]).tolist(),
             "flip": flip(shares),
             "flip_interval": bootstrap(shares, flip),
         }
-    return found
+    return results
 
 
 def proxy_of(seeds: int, seed: int) -> dict[str, Any]:
     """Rank correlation of information with strength."""
-    both = np.stack(proxy(SHAPED_CLASSES, seeds, seed), 2)  # (S, states, 2)
+    # (S, states, 2)
+    both = np.stack(proxy(SHAPED_CLASSES, seeds, seed), 2)
 
     def correlation(values: np.ndarray) -> float:
         return float(spearmanr(*values.reshape(-1, 2).T).statistic)
@@ -227,10 +233,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
     k = [row["classes"] for row in result["errors"]]
     for name in ("joint", "two_stage", "first alone", "second alone"):
-        told = name.replace("_", "-")
+        label = name.replace("_", "-")
         if name in ("joint", "two_stage"):
-            told += f", $K^{{{result[f'{name}_exponent']:.2f}}}$"
-        left.plot(k, [row[name] for row in result["errors"]], "o-", label=told)
+            label += f", $K^{{{result[f'{name}_exponent']:.2f}}}$"
+        left.plot(k, [row[name] for row in result["errors"]], "o-", label=label)
     left.plot(k, [1 / x for x in k], "k:", lw=1, label="1/K")
     left.plot(k, [1 / x**2 for x in k], "k--", lw=1, label="1/K²")
     left.set(xscale="log", yscale="log", xlabel="classes K", ylabel="test error")
@@ -240,20 +246,20 @@ def draw(result: dict[str, Any], path: Path) -> None:
     left.set_xticks(k, [str(x) for x in k])
     left.legend(fontsize=8)
     rows = result["winners"]
-    for place, (key, told) in enumerate(PREDICTIONS.items()):
+    for place, (key, label) in enumerate(PREDICTIONS.items()):
         values = [row[key] for row in rows]
         bounds = np.abs(np.array([row[f"{key}_interval"] for row in rows]).T - values)
         spots = [x + 0.2 * (place - 1.5) for x in range(len(rows))]
-        middle.bar(spots, values, 0.19, yerr=bounds, capsize=3, label=told)
+        middle.bar(spots, values, 0.19, yerr=bounds, capsize=3, label=label)
     middle.axhline(0.95, color="k", ls=":", lw=1)
     middle.set_xticks(range(len(rows)), [f"K = {row['classes']}" for row in rows])
     middle.set(ylabel="share of classes whose winner is predicted", ylim=(0.4, 1.02))
     middle.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
     shaping = result["shaping"]
-    for name, told in (("weights", "all weights multiplied"), ("alignment", "only along the class")):
+    for name, label in (("weights", "all weights multiplied"), ("alignment", "only along the class")):
         values, bounds = shaping[name]["flipped"], shaping[name]["flipped_interval"]
         line = right.plot(
-            shaping["ratios"], values, "o-", ms=4, label=f"{told}: flips at {shaping[name]['flip']:.2f}"
+            shaping["ratios"], values, "o-", ms=4, label=f"{label}: flips at {shaping[name]['flip']:.2f}"
         )
         right.fill_between(shaping["ratios"], *bounds, alpha=0.2, color=line[0].get_color())
     right.axvline(1.0, color="k", ls=":", lw=1)
@@ -308,12 +314,12 @@ def main() -> int:
 def report(result: dict[str, Any]) -> None:
     """The figures, line by line."""
 
-    def told(value: float, interval: list[float], digits: int = 3) -> str:
+    def shown(value: float, interval: list[float], digits: int = 3) -> str:
         return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
     print(
-        f"winner predicted: {told(result['winner_predicted'], result['winner_predicted_interval'])} of classes, "
-        f"K = 8, 16, 32; {told(result['other_classes']['share'], result['other_classes']['interval'])}, other seeds, "
+        f"winner predicted: {shown(result['winner_predicted'], result['winner_predicted_interval'])} of classes, "
+        f"K = 8, 16, 32; {shown(result['other_classes']['share'], result['other_classes']['interval'])}, other seeds, "
         "K = 6, 12, 24, 48"
     )
     for row in [*result["winners"], *result["other_classes"]["rows"]]:
@@ -327,12 +333,14 @@ def report(result: dict[str, Any]) -> None:
             f"{row['first alone']:.4f} / {row['second alone']:.4f} (1/K {1 / k:.4f}, 1/K^2 {1 / k**2:.4f})"
         )
     for key in [key for key in result if "exponent" in key and not key.endswith("interval")]:
-        print(f"{key}: {told(result[key], result[f'{key}_interval'], 2)}")
+        print(f"{key}: {shown(result[key], result[f'{key}_interval'], 2)}")
     for name in ("weights", "alignment"):
         shaped = result["shaping"][name]
-        print(f"shaping the {name}: flips at {told(shaped['flip'], shaped['flip_interval'])}, predicted 1")
-    found = result["proxy"]
-    print(f"information against strength: rank correlation {told(found['spearman'], found['interval'], 2)}")
+        print(f"shaping the {name}: flips at {shown(shaped['flip'], shaped['flip_interval'])}, predicted 1")
+    correlation = result["proxy"]
+    print(
+        f"information against strength: rank correlation {shown(correlation['spearman'], correlation['interval'], 2)}"
+    )
 
 
 if __name__ == "__main__":

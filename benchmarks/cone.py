@@ -30,13 +30,13 @@ def solve_cone(table: NDArray[np.float64], seconds: float, accuracy: float = 1e-
     """Solve one table (K1, K2, C) to `accuracy` (gap, feasibility) in a process that is ended after `seconds`."""
     if importlib.util.find_spec("clarabel") is None:
         raise ImportError("the cone solver is not installed: pip install clarabel")
-    here, there = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_solve, args=(there, table, accuracy))
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_solve, args=(sender, table, accuracy))
     process.start()
-    there.close()
+    sender.close()
     try:
-        if here.poll(seconds):
-            return here.recv()
+        if receiver.poll(seconds):
+            return receiver.recv()
         return ConeSolution(float("nan"), seconds, seconds, "time is over")
     except EOFError:
         return ConeSolution(float("nan"), seconds, seconds, "the solver died, out of memory perhaps")

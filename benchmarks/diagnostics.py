@@ -1,14 +1,16 @@
-"""How the thresholds of the failure signatures were set: what they catch, and what they leave alone.
+"""How the thresholds of the diagnostics were set: what they find, and what they leave alone.
 
     OMP_NUM_THREADS=1 python benchmarks/diagnostics.py --seeds 20
 
 "Too short" replays the recorded runs of the comparison (benchmarks/results/compare) and asks, for each modality at the
-end of stage 1, what it learnt afterwards: the best accuracy of stage 2 against that at the hand-over, as a share of
-what it had learnt above chance. Strategies that go back to the initial weights are left out. "Copies" measures what two
-random encoders of one and the same view share beyond the label, and what those of two independent views share. "Few
-rows" is the largest error of an atom against that of 40 000 rows, by the share of the rows that `enough_samples` asks
-for.
-One JSON line per case goes to benchmarks/results/signatures.jsonl; the tables are printed.
+end of stage 1, what it learnt afterwards: the best accuracy of stage 2 against that at the end of stage 1, as a share
+of what it had learnt above chance. Strategies that go back to the initial weights are left out.
+"Copies" measures what two random encoders of one and the same view share beyond the label, and what those of two
+independent views share.
+"Few rows" is the largest error of an atom against that of 40 000 rows, by the share of the rows that `enough_samples`
+asks for.
+
+One JSON line per case goes to benchmarks/results/diagnostics.jsonl; the tables are printed.
 """
 
 import argparse
@@ -25,13 +27,18 @@ from environment import environment
 from tqdm import tqdm
 
 from ecsfusion import PID, fast_pid
+from ecsfusion.controller.decision import Decision
+from ecsfusion.controller.probe import Probe
+from ecsfusion.controller.reading import Reading
 from ecsfusion.diagnostics.duplicate import duplicate
-from ecsfusion.diagnostics.finding import Scale
-from ecsfusion.diagnostics.short_stage import READINGS, stage_one_too_short
+from ecsfusion.diagnostics.short_stage import NUM_READINGS, short_stage
+from ecsfusion.evaluation.measurement import Information, Measurement, Scale
+from ecsfusion.model.names import CALIBRATED, FUSED
 
 FOLDER = Path(__file__).parent / "results"
-RESULTS = FOLDER / "signatures.jsonl"
-SCALE = Scale(rows=500, chance=0.1)  # the smallest of the suites, all of ten classes
+RESULTS = FOLDER / "diagnostics.jsonl"
+SCALE = Scale(rows=500, chance=0.1)
+"""Of the smallest of the suites, which all have ten classes."""
 NOISES = (0.3, 1.0, 2.0, 3.0)
 SIZES = (
     (60, 3),
@@ -45,7 +52,8 @@ SIZES = (
     (300, 30),
     (600, 30),
 )
-LEARNT = 0.3  # of what it knew at the hand-over, from which on stage 1 counts as too short
+LEARNT = 0.3
+"""Share of what a modality knew at the end of stage 1; where it learnt more afterwards, stage 1 counts as too short."""
 
 
 def main() -> None:
@@ -64,7 +72,7 @@ def main() -> None:
         ),
         *(few_rows(*size, args.seeds) for size in tqdm(SIZES, unit="size")),
     ]
-    lines = [{"benchmark": "signatures", **case, **environment()} for case in cases]
+    lines = [{"benchmark": "diagnostics", **case, **environment()} for case in cases]
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     for case in cases:
         print(", ".join(f"{key} {value}" for key, value in case.items()))
@@ -73,8 +81,8 @@ def main() -> None:
 def too_short() -> dict[str, Any]:
     """Of all modalities at the end of a recorded stage 1: how much those named learnt afterwards, and the others."""
     later: dict[bool, list[float]] = {True: [], False: []}
-    for history, afterwards in recorded_hand_overs():
-        named = {found.about for found in stage_one_too_short(history, SCALE)}
+    for history, afterwards in recorded_ends_of_stage_one():
+        named = {finding.about for finding in short_stage(history)}
         for name, accuracies in afterwards.items():
             at_the_end = history[-1].reading.accuracy[name]
             learnt = max(at_the_end - SCALE.chance, 0.02)
@@ -93,43 +101,60 @@ def too_short() -> dict[str, Any]:
     }
 
 
-def recorded_hand_overs() -> Iterator[tuple[list[dict[str, Any]], dict[str, Sequence[float]]]]:
+def recorded_ends_of_stage_one() -> Iterator[tuple[list[Probe], dict[str, Sequence[float]]]]:
     """The probes of each recorded stage 1, and by modality the accuracies of its stage 2."""
     for file in sorted((FOLDER / "compare").glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             run = json.loads(line).get("trajectory") or {"stage": []}
             length = sum(stage == 1 for stage in run["stage"])
-            if READINGS <= length < len(run["stage"]) and run["restored"] != [0]:
+            if NUM_READINGS <= length < len(run["stage"]) and run["restored"] != [0]:
                 names = [key.removeprefix("unique_") for key in run if key.startswith("unique_")]
                 yield (
-                    probes(run, names, length),
+                    [probe(run, names, i, ends_stage=i == length - 1) for i in range(length)],
                     {name: run[f"accuracy_{name}"][length:] for name in names},
                 )
 
 
-def probes(run: Mapping[str, Any], names: Sequence[str], length: int) -> list[dict[str, Any]]:
-    """The probes of stage 1 as the trainer keeps them; synergy's noise floor stands for those that are not recorded."""
-    history = [
-        {
-            "step": run["step"][i],
-            "stage": "unimodal",
-            "training": [name for name in names if name not in run["paused"][i]],
-            "unique": dict.fromkeys(names),
-            "information": {name: run["redundancy"][i] + run[f"unique_{name}"][i] for name in names},
-            "conditional_mutual_information": run["conditional_mutual_information"][i],
-            "floor": dict.fromkeys([*names, "synergy"], run["synergy_floor"][i]),
-            "accuracy": {name: run[f"accuracy_{name}"][i] for name in names},
-            "restored": None,
-        }
-        for i in range(length)
-    ]
-    history[-1].restored = run["restored"][0]
-    return history
+def probe(run: Mapping[str, Any], names: Sequence[str], i: int, ends_stage: bool) -> Probe:
+    """A recorded probe of stage 1. The noise floor of synergy stands for the floors that are not recorded."""
+    unique = {name: run[f"unique_{name}"][i] for name in names}
+    # The name that older records have.
+    dependence = run.get("conditional_mutual_information") or run["conditional_dependence"]
+    information = Information(
+        redundancy=run["redundancy"][i],
+        unique=unique,
+        synergy=run["synergy"][i],
+        mutual_information={name: run["redundancy"][i] + bits for name, bits in unique.items()},
+        joint_mutual_information=run["redundancy"][i] + sum(unique.values()) + run["synergy"][i],
+        conditional_mutual_information=dependence[i],
+        floor=dict.fromkeys([*names, "redundancy", "synergy"], run["synergy_floor"][i]),
+        num_samples=SCALE.rows,
+        num_classes=10,
+    )
+    measurement = Measurement(
+        score="accuracy",
+        scores={head: run[f"accuracy_{head}"][i] for head in (*names, FUSED, CALIBRATED)},
+        calibration_error={},
+        num_rows=SCALE.rows,
+        complete_rows=SCALE.rows,
+        scale=SCALE,
+        information=information,
+    )
+    training = tuple(name for name in names if name not in run["paused"][i])
+    step = run["step"][i]
+    restore = run["restored"][0] if ends_stage else None
+    return Probe(
+        Reading(
+            step, epoch=i + 1.0, progress=0.0, stage="unimodal", training=training, measurement=measurement
+        ),
+        Decision(tuple(names), reason="", ends_stage=ends_stage, restore=restore),
+        trained_fused_head=False,
+    )
 
 
 def copies(noise: float, alike: bool, seeds: int) -> dict[str, Any]:
     """Two random encoders of one noisy view of the class, or of two views whose noise is independent."""
-    found = []
+    pids = []
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
         means = torch.randn(3, 16, generator=generator)
@@ -140,21 +165,21 @@ def copies(noise: float, alike: bool, seeds: int) -> dict[str, Any]:
             name: torch.relu(view @ torch.randn(16, 32, generator=generator))
             for name, view in zip(("first", "second"), views, strict=True)
         }
-        found.append(fast_pid(embeddings, labels, bootstrap=0, seed=seed))
-    shared = [float(pid.conditional_mutual_information) for pid in found]
+        pids.append(fast_pid(embeddings, labels, bootstrap=0, seed=seed))
+    shared = [float(pid.conditional_mutual_information) for pid in pids]
     return {
         "case": "copies" if alike else "independent views",
         "noise": noise,
         "seeds": seeds,
-        "information": round(mean_of(found, "mutual_information"), 3),
+        "information": round(mean_of(pids, "mutual_information"), 3),
         "shared_least": round(min(shared), 3),
         "shared_most": round(max(shared), 3),
-        "named": sum(any(duplicate(pid)) for pid in found),
+        "named": sum(any(duplicate(Information.from_pid(pid))) for pid in pids),
     }
 
 
-def mean_of(found: Sequence[PID], attribute: str) -> float:
-    return statistics.mean(float(getattr(pid, attribute).mean()) for pid in found)
+def mean_of(pids: Sequence[PID], attribute: str) -> float:
+    return statistics.mean(float(getattr(pid, attribute).mean()) for pid in pids)
 
 
 def few_rows(rows: int, classes: int, seeds: int) -> dict[str, Any]:

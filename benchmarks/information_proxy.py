@@ -8,9 +8,9 @@ trained alone for some epochs; every combination of these states is a start of p
 head, for two epochs: afterwards the loser is learnt too, slowly.
 
 - Before: the information of each modality about the label, as every probe of a `FusionTrainer` logs it
-  (`information_MODALITY`, bits); and about each class against the rest, by `fast_pid` of the same embeddings.
+  (`mutual_information_MODALITY`, bits); and about each class against the rest, by `fast_pid` of the same embeddings.
 - After: what each modality adds to the margin of the fused head, which is linear in the embeddings: of a class, the
-  logit of that class minus the mean of the others, over the validation rows of the class, embeddings centred over all
+  logit of that class minus the mean of the others, over the validation rows of the class, embeddings centered over all
   rows. The modality with the larger margin has won. The lead is (image - audio) / (|image| + |audio|).
 
 Reported are the rank correlation of the difference in information with the lead in the end, over starts, over classes
@@ -79,22 +79,22 @@ class States(TrainerCallback):
         self.keep(round(state.epoch))
 
 
-def trainer_for(suite: Suite, seed: int, folder: str, stages: str, epochs: int) -> Quiet:
-    """A trainer of a fresh model; what is trained differs by `stages`, the rest is the same."""
+def trainer_for(suite: Suite, seed: int, folder: str, strategy: str, epochs: int) -> Quiet:
+    """A trainer of a fresh model, by the strategy "unimodal" or "joint"."""
     set_seed(seed)
     model = FusionForClassification.from_modality_pretrained(
         suite.build_encoders(), num_labels=suite.num_classes, fusion=suite.fusion
     )
     args = FusionTrainingArguments(
         output_dir=folder,
-        strategy={"unimodal": "unimodal", "joint": "joint"}[stages],
+        strategy=strategy,
         num_train_epochs=epochs,
         per_device_train_batch_size=suite.batch_size,
         per_device_eval_batch_size=512,
         learning_rate=suite.learning_rates[0],
         lr_scheduler_type="constant",
         seed=seed,
-        eval_strategy="epoch" if stages == "unimodal" else "no",
+        eval_strategy="epoch" if strategy == "unimodal" else "no",
         save_strategy="no",
         keep_best_heads=False,
         disable_tqdm=True,
@@ -116,19 +116,20 @@ def states_alone(suite: Suite, seed: int) -> dict[int, dict[str, Tensor]]:
 
 def information_by_class(embeddings: Mapping[str, Tensor], labels: Tensor, classes: int) -> list[list[float]]:
     """(C, M): bits that each modality's embeddings have about "it is this class"."""
-    found = []
+    by_class = []
     for each in range(classes):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of few rows: intervals over seeds say what they are worth
+            # It warns of few rows; the intervals over seeds show how uncertain these values are.
+            warnings.simplefilter("ignore")
             pid = fast_pid(embeddings, (labels == each).long(), bootstrap=0)
-        found.append([float(bits) for bits in pid.mutual_information])
-    return found
+        by_class.append([float(bits) for bits in pid.mutual_information])
+    return by_class
 
 
 def margins(model: FusionForClassification, embeddings: Mapping[str, Tensor], labels: Tensor) -> Tensor:
     """(C, M): what each modality adds to the margin of each class in the fused head."""
     head = model.fusion
-    found, first = [], 0
+    by_modality, first = [], 0
     for name in head.names:
         values = embeddings[name].double()
         weight = head.linear.weight.detach().cpu().double()[:, first : first + values.shape[1]]
@@ -136,8 +137,8 @@ def margins(model: FusionForClassification, embeddings: Mapping[str, Tensor], la
         logits = (values - values.mean(0)) @ weight.T
         classes = logits.shape[1]
         above = logits - (logits.sum(1, keepdim=True) - logits) / (classes - 1)
-        found.append(torch.stack([above[labels == each, each].mean() for each in range(classes)]))
-    return torch.stack(found, 1)
+        by_modality.append(torch.stack([above[labels == each, each].mean() for each in range(classes)]))
+    return torch.stack(by_modality, 1)
 
 
 def run(suite: Suite, seed: int) -> Iterator[dict[str, Any]]:
@@ -159,7 +160,7 @@ def run(suite: Suite, seed: int) -> Iterator[dict[str, Any]]:
             "suite": suite.name,
             "seed": seed,
             "epochs_alone": [image, audio],
-            "information": [round(probe[f"eval_information_{name}"], 4) for name in (IMAGE, AUDIO)],
+            "information": [round(probe[f"eval_mutual_information_{name}"], 4) for name in (IMAGE, AUDIO)],
             "information_by_class": [[round(bits, 4) for bits in row] for row in by_class],
             "margin_by_class": [[round(value, 4) for value in row] for row in after.tolist()],
             "accuracy": round(accuracy, 4),
@@ -178,7 +179,7 @@ def lead(margin: np.ndarray) -> np.ndarray:
     return (margin[..., 0] - margin[..., 1]) / np.maximum(np.abs(margin).sum(-1), 1e-12)
 
 
-class Found:
+class Leads:
     """The lines of one suite as arrays: seeds S, starts T, classes C, modalities 2."""
 
     def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -189,7 +190,8 @@ class Found:
             return np.array([[line[key] for line in part] for part in by_seed])
 
         self.seeds = len(seeds)
-        margin = column("margin_by_class")  # (S, T, C, 2)
+        # (S, T, C, 2)
+        margin = column("margin_by_class")
         information, by_class = column("information"), column("information_by_class")
         # (S, T, 2) and (S, T, C, 2): the difference in bits, and the lead in the end
         self.starts = np.stack([information[..., 0] - information[..., 1], lead(margin.mean(2))], -1)
@@ -220,30 +222,32 @@ def report(file: Path) -> None:
     every = figure.subplots(1, len(suites), squeeze=False, sharey=True)[0]
     for axes, suite in zip(every, suites, strict=True):
         part = [line for line in lines if line["suite"] == suite]
-        found = Found(part)
-        print(f"{suite}: {found.seeds} seeds, {found.starts.shape[1]} starts")
+        leads = Leads(part)
+        print(f"{suite}: {leads.seeds} seeds, {leads.starts.shape[1]} starts")
         for what, values, statistic in (
-            ("rank correlation over starts", found.starts, rank_correlation),
-            ("rank correlation over classes of all starts", found.classes, rank_correlation),
-            ("rank correlation over classes of one start", found.classes, within_starts),
-            ("winners of starts predicted", found.starts, predicted),
-            ("winners of classes predicted", found.classes, predicted),
+            ("rank correlation over starts", leads.starts, rank_correlation),
+            ("rank correlation over classes of all starts", leads.classes, rank_correlation),
+            ("rank correlation over classes of one start", leads.classes, within_starts),
+            ("winners of starts predicted", leads.starts, predicted),
+            ("winners of classes predicted", leads.classes, predicted),
         ):
             low, high = bootstrap(values, statistic, draws=500)
             print(f"  {what}: {statistic(values):.2f} [{low:.2f}, {high:.2f}]")
-        for place, line in enumerate(part[: found.starts.shape[1]]):
+        for place, line in enumerate(part[: leads.starts.shape[1]]):
             image, audio = line["epochs_alone"]
             axes.plot(
-                *found.classes[:, place].reshape(-1, 2).T, ".", ms=5, label=f"image {image}, audio {audio}"
+                *leads.classes[:, place].reshape(-1, 2).T, ".", ms=5, label=f"image {image}, audio {audio}"
             )
         axes.axhline(0, color="k", lw=0.8)
         axes.axvline(0, color="k", lw=0.8)
-        axes.set_title(f"{suite}: rank correlation {rank_correlation(found.classes):.2f}", fontsize=10)
+        axes.set_title(f"{suite}: rank correlation {rank_correlation(leads.classes):.2f}", fontsize=10)
         axes.set_xlabel("information at the start, image - audio [bits]")
         axes.grid(alpha=0.3)
     every[0].set_ylabel("lead of the image in the end")
-    handles, told = every[0].get_legend_handles_labels()
-    figure.legend(handles, told, title="epochs alone before", fontsize=8, ncols=6, loc="outside lower center")
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, title="epochs alone before", fontsize=8, ncols=6, loc="outside lower center"
+    )
     figure.suptitle("Who wins a class in joint training (a point: a class, a start, a seed)")
     figure.savefig(file.with_suffix(".png"), dpi=130)
 

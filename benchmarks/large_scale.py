@@ -66,11 +66,11 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, TrainerCallback, set_seed
 from transformers.utils import logging
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes
+# `hf_recipes` is not installed; it is imported from the checkout.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
 from ecsfusion.processing import FusionCollator
-from ecsfusion.reporting.summary import accuracies
 from hf_recipes.configuration import ModalityArguments, RecipeArguments
 from hf_recipes.encoders import build_encoders, build_processor
 
@@ -142,7 +142,8 @@ def modalities_of(args: argparse.Namespace) -> dict[str, ModalityArguments]:
 
 def build(args: argparse.Namespace) -> tuple[dict[str, Any], FusionProcessor]:
     """Encoders, with random weights from torch's generator where no pretrained ones are named, and their processors."""
-    recipe = RecipeArguments(data_dir="avmnist")  # what it says of the data is not used
+    # The data of the recipe are not used, only its modalities.
+    recipe = RecipeArguments(data_dir="avmnist")
     recipe.modalities = modalities_of(args)
     encoders = build_encoders(recipe)
     processor = build_processor(recipe, encoders)
@@ -193,7 +194,7 @@ class Stopwatch(TrainerCallback):
         self._step_began = self.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """A step is over, and nobody has been evaluated or switched yet."""
+        """Note who trained in a step that is over; no evaluation and no change has followed it yet."""
         fused = model.trains_fused_head
         key = (1 if model.stage == "unimodal" else 2, tuple(model.active), fused)
         self.steps[key].append(self.now() - self._step_began)
@@ -202,26 +203,24 @@ class Stopwatch(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.training_memory = peak_memory(self.device)
 
-    def evaluated(self, trainer: FusionTrainer, metrics: Mapping[str, float], began: float) -> None:
-        """An evaluation within training, which is over now."""
+    def evaluated(self, trainer: FusionTrainer, began: float) -> None:
+        """Note the results of an evaluation within training, which is over now."""
         ended = self.now()
         self.evaluation += ended - began
-        entry = trainer.record.history[-1]
+        probe = trainer.record.history[-1]
+        measurement = probe.reading.measurement
         self.curve.append(
             {
-                "step": entry["step"],
-                "epoch": round(entry["epoch"], 3),
-                "stage": 1 if entry["stage"] == "unimodal" else 2,
-                "training": entry["training"],
-                "ends_stage_1": entry["restored"] is not None,
+                "step": probe.step,
+                "epoch": round(probe.reading.epoch, 3),
+                "stage": 1 if probe.stage == "unimodal" else 2,
+                "training": list(probe.training),
+                "ends_stage_1": probe.restored is not None,
                 "seconds": round(ended - self._began, 3),
                 "training_seconds": round(self.loader + self.step_seconds, 3),
                 "modality_steps": self.modality_steps,
-                "accuracy": {
-                    head: round(value, 5)
-                    for head, value in accuracies(metrics, "eval", trainer.model.modalities).items()
-                },
-                "probe_seconds": metrics["eval_probe_seconds"],
+                "accuracy": {head: round(value, 5) for head, value in measurement.scores.items()},
+                "probe_seconds": round(measurement.seconds, 4),
             }
         )
 
@@ -232,10 +231,10 @@ class Stopwatch(TrainerCallback):
 
     def seconds_per_step(self) -> list[dict[str, Any]]:
         """By stage, by who trains, and by whether the fused head trains too."""
-        found = []
+        entries = []
         for (stage, training, fused), seconds in self.steps.items():
             low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-            found.append(
+            entries.append(
                 {
                     "stage": stage,
                     "training": list(training),
@@ -245,7 +244,7 @@ class Stopwatch(TrainerCallback):
                     "spread": round((high - low) / 2, 6),
                 }
             )
-        return found
+        return entries
 
     def shares(self, total: float) -> dict[str, float]:
         """Of the seconds of training."""
@@ -262,16 +261,16 @@ class TimedTrainer(FusionTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As there; the wait for the data loader is timed."""
         began = self.watch.now()
-        found = super().get_batch_samples(*args, **kwargs)
+        batches = super().get_batch_samples(*args, **kwargs)
         self.watch.loader += self.watch.now() - began
-        return found
+        return batches
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As there."""
         began = self.watch.now()
         metrics = super().evaluate(*args, **kwargs)
         if self.is_in_train:
-            self.watch.evaluated(self, metrics, began)
+            self.watch.evaluated(self, began)
         return metrics
 
 
@@ -311,8 +310,8 @@ def describe(model: FusionForClassification, batch: Mapping[str, Any]) -> dict[s
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """All that a run depends on, but for strategy, seed and device."""
     names = ("image_encoder", "audio_encoder", "rows", "epochs", "max_steps", "batch_size", "evaluations")
-    found = {name: getattr(args, name) for name in (*names, "learning_rate", "precision", "smoke")}
-    return found | {name: public_name(found[name]) for name in ("image_encoder", "audio_encoder")}
+    settings = {name: getattr(args, name) for name in (*names, "learning_rate", "precision", "smoke")}
+    return settings | {name: public_name(settings[name]) for name in ("image_encoder", "audio_encoder")}
 
 
 def public_name(encoder: str | None) -> str | None:
@@ -352,7 +351,8 @@ def train(
             eval_steps=math.ceil(steps / args.evaluations),
             save_strategy="no",
             keep_best_heads=strategy
-            != "joint",  # which trains no heads of modalities, and should not pay for them
+            # Joint training trains no heads of modalities, so it must not pay for keeping them.
+            != "joint",
             bf16=args.precision == "bfloat16",
             use_cpu=device.type == "cpu",
             dataloader_num_workers=workers,
@@ -373,10 +373,7 @@ def train(
         trainer.watch = watch
         metrics = trainer.train().metrics
         trainer.evaluate(splits["test"], metric_key_prefix="test")
-    ends = {
-        split: accuracies(report["metrics"], report["prefix"], model.modalities)
-        for split, report in trainer.reports.items()
-    }
+    ends = {split: measurement.scores for split, measurement in trainer.measurements.items()}
     line = {
         "benchmark": "large_scale",
         "strategy": strategy,
@@ -396,7 +393,7 @@ def train(
         "peak_memory_bytes": {"training": watch.training_memory, "all": peak_memory(device)},
         "answer": METHODS[strategy].answer,
         "curve": watch.curve,
-        "reasons": [entry.decision.reason for entry in trainer.record.history] if strategy != "joint" else [],
+        "reasons": [probe.decision.reason for probe in trainer.record.history] if strategy != "joint" else [],
         **{split: {head: round(v, 5) for head, v in heads.items()} for split, heads in ends.items()},
         **environment("transformers", "accelerate", "triton"),
         "device": device_name(device),
@@ -426,19 +423,19 @@ def time_to_reach(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any
     by_seed: dict[int, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for line in lines:
         by_seed[line["seed"]][line["strategy"]] = line
-    found: dict[int, dict[str, Any]] = {}
+    reached: dict[int, dict[str, Any]] = {}
     for seed, runs in sorted(by_seed.items()):
         if set(runs) != set(STRATEGIES):
             continue
         target = min(answer_at(line, -1) for line in runs.values())
-        found[seed] = {"accuracy": target}
+        reached[seed] = {"accuracy": target}
         for strategy, line in runs.items():
             first = next(n for n in range(len(line["curve"])) if answer_at(line, n) >= target)
             point = line["curve"][first]
-            found[seed][strategy] = {
+            reached[seed][strategy] = {
                 key: point[key] for key in ("seconds", "training_seconds", "modality_steps")
             }
-    return found
+    return reached
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -466,7 +463,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
             for state in line["seconds_per_step"]:
                 who = " and ".join(state["training"]) + (", fused" if state["fused"] else "")
                 states[f"stage {state['stage']} ({who})"].append(state["median"])
-        times = [found[strategy] for found in reached.values()]
+        times = [by_strategy[strategy] for by_strategy in reached.values()]
 
         def average(values: Sequence[float], form: str) -> str:
             return format(statistics.mean(values), form) if values else ""
@@ -500,7 +497,8 @@ def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             color = f"C{STRATEGIES.index(strategy)}"
             x = [point[key] for point in curve]
             heads = {line["answer"]: ("-", 2.0, 1.0, f"{strategy}, its answer ({line['answer']})")}
-            if strategy != "joint":  # which does not train the heads of the modalities
+            # Joint training does not train the heads of the modalities.
+            if strategy != "joint":
                 heads |= {
                     "fused": ("-", 0.8, 0.5, f"{strategy}, fused head"),
                     "image": ("--", 0.9, 0.6, f"{strategy}, image alone"),
@@ -600,9 +598,8 @@ def main() -> None:
     args = parse()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings(
-        "ignore", message="At least one mel filter"
-    )  # of 128 bands, the lowest are narrow
+    # Of 128 mel bands, the lowest are narrow.
+    warnings.filterwarnings("ignore", message="At least one mel filter")
     device, name = args.device, f"large_scale{'_smoke' if args.smoke else ''}"
     if device.type == "cpu" and not args.smoke:
         print("no GPU is used: a step takes many seconds; --smoke shows that it runs", flush=True)

@@ -28,9 +28,9 @@ def timed(work: Callable[[], Any], device: torch.device, seconds: float = 1.0) -
     """
     start = time.perf_counter()
     work()
-    least = MIN_RUNS
+    min_runs = MIN_RUNS
     if time.perf_counter() - start > SLOW:
-        least = 2
+        min_runs = 2
     else:
         work()
     if device.type == "cuda":
@@ -54,7 +54,7 @@ def timed(work: Callable[[], Any], device: torch.device, seconds: float = 1.0) -
 
     runs = [once()]
     until = time.perf_counter() + seconds
-    while len(runs) < least or (time.perf_counter() < until and len(runs) < MAX_RUNS):
+    while len(runs) < min_runs or (time.perf_counter() < until and len(runs) < MAX_RUNS):
         runs.append(once())
     quartiles = statistics.quantiles(runs, n=4)
     return Timing(statistics.median(runs), (quartiles[2] - quartiles[0]) / 2)

@@ -1,6 +1,6 @@
-"""`evaluate` metrics: the decomposition of embeddings, and the accuracy of each modality's head.
+"""Metrics of the `evaluate` library: the PID of embeddings, and the accuracy of each modality's head.
 
-Both are instantiated directly, `PIDMetric(("image", "audio"))`, so nothing is downloaded. Values are added batch by
+Both are made directly, such as `PIDMetric(("image", "audio"))`, so nothing is downloaded. Values are added batch by
 batch or given at once, under the modality's name:
 
     metric = PIDMetric(("image", "audio"))
@@ -33,26 +33,43 @@ class _PerModality(evaluate.Metric):
 
     def __init__(self, modalities: Sequence[str], **options: Any) -> None:
         self.modalities = tuple(modalities)
-        taken = {"references", "predictions"} & set(self.modalities)
-        if not self.modalities or len(set(self.modalities)) < len(self.modalities) or taken:
+        reserved = {"references", "predictions"} & set(self.modalities)
+        if not self.modalities or len(set(self.modalities)) < len(self.modalities) or reserved:
             raise ValueError(
                 f"modalities must be different names other than references and predictions, got {self.modalities}"
             )
         super().__init__(**options)
 
     def add_batch(self, **inputs: Any) -> None:
-        """As `evaluate.Metric.add_batch`, of checked inputs."""
+        """Add a batch, after checking it: see `evaluate.Metric.add_batch`.
+
+        Args:
+            **inputs: a matrix (n, D) per modality, by name, and `references`, (n,) class indices.
+
+        Raises:
+            TypeError: for values of the wrong type. The message names one of the inputs.
+            ValueError: for inputs that are missing, of another shape or NaN.
+        """
         super().add_batch(**self._checked(inputs))
 
     def compute(self, **inputs: Any) -> Any:
-        """As `evaluate.Metric.compute`, of checked inputs. Raises TypeError or ValueError, which names one of them."""
+        """The metric of all inputs given here or added before: see `evaluate.Metric.compute`.
+
+        Args:
+            **inputs: as in `add_batch`, or none of them if they were added before; and options of the metric.
+
+        Raises:
+            TypeError: as in `add_batch`.
+            ValueError: as in `add_batch`.
+        """
         return super().compute(**self._checked(inputs))
 
     def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Inputs whose matrices are float32 arrays, and references int64; all else as it is."""
+        """The inputs with matrices as float32 arrays and references as int64; other entries are not changed."""
         names = (*self.modalities, "references")
         missing = [name for name in names if inputs.get(name) is None]
-        if len(missing) == len(names):  # they were added before
+        # All of them were added before.
+        if len(missing) == len(names):
             return inputs
         if missing:
             raise ValueError(f"{missing[0]} is missing; give {', '.join(names)}")
@@ -72,7 +89,8 @@ class _PerModality(evaluate.Metric):
         if isinstance(value, (list, tuple)):
             try:
                 value = np.asarray(value)
-            except ValueError as error:  # rows of different lengths
+            except ValueError as error:
+                # The rows have different lengths.
                 raise ValueError(f"{name} is no matrix ({error}); give rows of one length") from error
         matrix = as_embeddings(value, name).cpu().float().numpy()
         if np.isnan(matrix).any():
@@ -98,8 +116,10 @@ class PIDMetric(_PerModality):
     description = "What each modality's embeddings know about the label: alone, both, only together; in bits."
 
     def _compute(self, references: Sequence[int], **inputs: Any) -> dict[str, Any]:
-        """Options of `fast_pid` may follow the inputs. Returns floats by name, as `PID.to_dict`, for two modalities;
-        for more, such dictionaries by pair."""
+        """The values by name, as `PID.to_dict`, for two modalities; for more, such dictionaries by pair.
+
+        Other inputs than the embeddings are options of `fast_pids`.
+        """
         embeddings = {name: np.asarray(inputs.pop(name), dtype=np.float32) for name in self.modalities}
         pids = {name: pid.to_dict() for name, pid in fast_pids(embeddings, references, **inputs).items()}
         return next(iter(pids.values())) if len(pids) == 1 else pids
@@ -111,7 +131,7 @@ class ModalityAccuracy(_PerModality):
     description = "Share of the samples whose largest logit is the label's, for each modality."
 
     def _compute(self, references: Sequence[int], **logits: Any) -> dict[str, float]:
-        """Returns "accuracy_NAME" for each modality."""
+        """The accuracy of each modality as "accuracy_NAME"."""
         return {
             f"accuracy_{name}": float((np.asarray(logits[name]).argmax(-1) == np.asarray(references)).mean())
             for name in self.modalities

@@ -1,8 +1,10 @@
-"""One processor for several modalities, and the collator that makes batches of its outputs.
+"""The processor of several modalities, and collators, which make batches of the rows of a data set.
 
 A fusion model is called as `model(image={...}, audio={...}, labels=...)`: the inputs are nested by modality
 name, and each inner mapping is what the modality's own Hugging Face processor returns.
 """
+
+from __future__ import annotations
 
 import inspect
 import json
@@ -26,13 +28,13 @@ from transformers import (
 from transformers.utils import PushToHubMixin, cached_file
 
 from ecsfusion.data.arrays import ArrayProcessor, read_array
-from ecsfusion.data.columns import check_rows
+from ecsfusion.data.columns import LABEL_COLUMNS, check_rows
 from ecsfusion.data.media import read_audio, read_image, read_video
 
 CONFIG_NAME = "fusion_processor_config.json"
 
-# What is saved under the name of a modality, and who loads it again. Names are free (a model may have two
-# cameras), so the kind follows from the processor's class and never from the name.
+# The kinds of processors: their classes, and the classes that load them. Names of modalities are free (a model may have
+# two cameras), so the kind follows from the processor's class and never from the name.
 KINDS: dict[str, tuple[type, Any]] = {
     "image_processor": (BaseImageProcessor, AutoImageProcessor),
     "feature_extractor": (FeatureExtractionMixin, AutoFeatureExtractor),
@@ -40,16 +42,21 @@ KINDS: dict[str, tuple[type, Any]] = {
     "array_processor": (ArrayProcessor, ArrayProcessor),
 }
 RAW_KEYS = frozenset({"bytes", "path", "array", "sampling_rate"})
+"""Keys of a mapping that holds a raw value and not processed inputs."""
 LOCAL_KEYS = frozenset({"name_or_path", "cache_dir", "is_local", "local_files_only", "token"})
+"""Keys of a processor's configuration that are about this machine, and are not saved."""
 
 
 class FusionBatch(dict):
     """Inputs nested by modality name, with `to` for devices and dtypes: `model(**batch.to("cuda"))`."""
 
-    def to(self, device: Any = None, dtype: torch.dtype | None = None, **kwargs: Any) -> "FusionBatch":
-        """A batch with every tensor moved to `device`, the floating-point ones cast to `dtype`.
+    def to(self, device: Any = None, dtype: torch.dtype | None = None, **kwargs: Any) -> FusionBatch:
+        """A batch with every tensor moved to `device`, and the floating-point ones cast to `dtype`.
 
-        `kwargs` as for `torch.Tensor.to`, for example `non_blocking=True`.
+        Args:
+            device: a device, or a dtype as in `torch.Tensor.to`.
+            dtype: dtype of the floating-point tensors; None leaves it.
+            **kwargs: arguments of `torch.Tensor.to`, for example `non_blocking=True`.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -68,8 +75,8 @@ class FusionProcessor(PushToHubMixin):
     """Image processors, audio feature extractors, tokenizers and array processors behind one call.
 
     Args:
-        processors: modality name to image processor (of videos as well), feature extractor, tokenizer, or
-            `ArrayProcessor` for tabular rows and time series; the model's names.
+        processors: for each modality of the model an image processor (of videos as well), feature extractor,
+            tokenizer, or `ArrayProcessor` for tabular rows and time series.
 
     Raises:
         ValueError: no processor is given, a name is no Python identifier, or a tokenizer cannot pad.
@@ -85,7 +92,7 @@ class FusionProcessor(PushToHubMixin):
         if not processors:
             raise ValueError("processors is empty; give at least one, as in {'image': image_processor}")
         for name, processor in processors.items():
-            if not name.isidentifier() or name in ("label", "labels", "present"):
+            if not name.isidentifier() or name in (*LABEL_COLUMNS, "present"):
                 raise ValueError(f"modality {name!r} cannot be an argument's name; choose one like 'image'")
             if _kind(processor) is None:
                 raise TypeError(
@@ -102,7 +109,7 @@ class FusionProcessor(PushToHubMixin):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modality names, in the order given."""
+        """The modality names, in the order of `processors`."""
         return tuple(self.processors)
 
     def __repr__(self) -> str:
@@ -113,7 +120,7 @@ class FusionProcessor(PushToHubMixin):
         """Turn raw media into a batch.
 
         Args:
-            modalities: per modality name a list of B raw values, or one raw value (a batch of one), or None
+            **modalities: per modality name a list of B raw values, or one raw value (a batch of one), or None
                 (the modality is absent). In a list, None is a row that lacks the modality. Images, sounds and videos
                 as `ecsfusion.data.media` reads them, text as str, rows of numbers as arrays or lists of floats.
 
@@ -145,27 +152,44 @@ class FusionProcessor(PushToHubMixin):
     def process(
         self, name: str, values: Sequence[Any], first_row: int | Sequence[int] = 0
     ) -> dict[str, torch.Tensor]:
-        """One modality's raw values (B of them, none missing) as inputs of its encoder, tensors (B, ...).
+        """Process the raw values of one modality.
 
-        `first_row` is the number of the first value in errors, for callers that process a data set in parts, or the
-        numbers of all. Raises as `__call__`.
+        Args:
+            name: the modality.
+            values: B raw values, none of them missing.
+            first_row: for error messages, the number of the first value, for callers that process a data set in
+                parts; or the numbers of all values.
+
+        Returns:
+            The inputs of the modality's encoder, tensors (B, ...).
+
+        Raises:
+            ValueError: an unknown modality, or a row that cannot be read.
+            TypeError: a raw value of the wrong type.
         """
         self._check_names([name])
         processor = self.processors[name]
-        numbers = range(first_row, first_row + len(values)) if isinstance(first_row, int) else first_row
-        rows = [self._read(name, value, number) for number, value in zip(numbers, values, strict=True)]
+        row_numbers = range(first_row, first_row + len(values)) if isinstance(first_row, int) else first_row
+        rows = [self._read(name, value, row) for row, value in zip(row_numbers, values, strict=True)]
         try:
             features = processor(rows, return_tensors="pt", **_call_options(processor))
-        except Exception as error:  # processors raise all kinds; modality and rows must be in the sentence
-            first_row, last_row = min(numbers), max(numbers)
+        except Exception as error:
+            # Processors raise errors of any type, which do not name the modality and the rows.
             raise ValueError(
-                f"{name}, rows {first_row} to {last_row}: {type(processor).__name__} failed ({error}); check "
-                "the processor's options against the shape and length of these rows"
+                f"{name}, rows {min(row_numbers)} to {max(row_numbers)}: {type(processor).__name__} failed ({error}); "
+                "check the processor's options against the shape and length of these rows"
             ) from error
         return {key: value for key, value in features.items() if isinstance(value, torch.Tensor)}
 
     def pad(self, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Processed rows of one modality, each without a batch dimension, as one padded batch (B, ...).
+        """Pad processed rows of one modality to a batch.
+
+        Args:
+            name: the modality.
+            rows: processed inputs, without a batch dimension.
+
+        Returns:
+            Tensors (B, ...).
 
         Raises:
             ValueError: the shapes differ and the processor cannot pad.
@@ -193,14 +217,15 @@ class FusionProcessor(PushToHubMixin):
         Args:
             save_directory: the folder; made when absent.
             push_to_hub: also upload it, to `repo_id` (default: the folder's name).
-            kwargs: arguments of `push_to_hub`.
+            **kwargs: arguments of `push_to_hub`.
 
         Returns:
             The paths of the files written.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        kwargs.pop("max_shard_size", None)  # push_to_hub passes it to every kind of object
+        # push_to_hub passes this option to every kind of object.
+        kwargs.pop("max_shard_size", None)
         for name, processor in self.processors.items():
             processor.save_pretrained(folder / name)
             for file in (folder / name).glob("*config.json"):
@@ -218,13 +243,13 @@ class FusionProcessor(PushToHubMixin):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *, revision: str | None = None, **kwargs: Any
-    ) -> "FusionProcessor":
+    ) -> FusionProcessor:
         """Load what `save_pretrained` or `push_to_hub` stored. Code from a repository is never run.
 
         Args:
             pretrained_model_name_or_path: a local folder or the name of a repository on the Hub.
             revision: branch, tag or commit on the Hub.
-            kwargs: `token`, `cache_dir`, `force_download`, `local_files_only`, as everywhere in
+            **kwargs: `token`, `cache_dir`, `force_download`, `local_files_only`, as everywhere in
                 Hugging Face.
 
         Raises:
@@ -245,11 +270,11 @@ class FusionProcessor(PushToHubMixin):
                     f"{file}: the kind of modality {name!r} is {kind!r}; this version knows {sorted(KINDS)}"
                 )
             if os.path.isdir(source):
-                place, where = os.path.join(source, name), {}
+                location, options = os.path.join(source, name), {}
             else:
-                place, where = source, {"subfolder": name, "revision": revision}
+                location, options = source, {"subfolder": name, "revision": revision}
             processors[name] = KINDS[kind][1].from_pretrained(
-                place, **where, trust_remote_code=False, **kwargs
+                location, **options, trust_remote_code=False, **kwargs
             )
         return cls(processors)
 
@@ -277,7 +302,7 @@ class FusionProcessor(PushToHubMixin):
 
 
 class FusionCollator:
-    """Rows of a data set to a batch: the `data_collator` of a `FusionTrainer`.
+    """Makes a batch of rows of a data set: the `data_collator` of a `FusionTrainer`.
 
     A row is raw (`{"image": PIL image, "audio": {"bytes": ...}, "label": 3}`) or already processed
     (`{"image": {"pixel_values": tensor}, ..., "labels": 3}`, no batch dimension). Keys that are neither a
@@ -292,10 +317,14 @@ class FusionCollator:
         self.processor = processor
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
-        """A batch nested by modality name, with "labels" where the rows have them.
+        """Make a batch.
 
-        Labels: (B,) int64 for whole numbers, (B,) float32 for real ones (regression), (B, C) float32 for
-        lists (multi-label).
+        Args:
+            rows: B rows.
+
+        Returns:
+            The batch, nested by modality name, with "labels" where the rows have them: (B,) int64 for whole numbers,
+            (B,) float32 for real ones (regression), (B, C) float32 for lists (multi-label).
 
         Raises:
             ValueError: no modality is found in the rows or in one of them, the label is missing in some, or a row
@@ -312,25 +341,29 @@ class FusionCollator:
             )
         return _with_labels(batch, rows)
 
-    def _inputs(self, name: str, values: Sequence[Any], numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+    def _inputs(self, name: str, values: Sequence[Any], rows: Sequence[int]) -> dict[str, torch.Tensor]:
         if all(_is_processed(value) for value in values):
             try:
                 return self.processor.pad(name, values)
-            except Exception as error:  # torch and processors raise all kinds
+            except Exception as error:
+                # torch and processors raise errors of any type.
                 raise ValueError(
-                    f"{name}, rows {min(numbers)} to {max(numbers)}: processed inputs cannot be made a batch "
+                    f"{name}, rows {min(rows)} to {max(rows)}: processed inputs cannot be made a batch "
                     f"({error}); give tensors of one kind"
                 ) from error
-        return self.processor.process(name, values, numbers)
+        return self.processor.process(name, values, rows)
 
 
 class TensorCollator:
-    """Rows of tensors that need no processor to a batch: the `data_collator` where there is none.
+    """Makes a batch of rows of tensors: the `data_collator` of a `FusionTrainer` without a processor.
 
-    Rows are as a `FusionCollator` takes them processed, all of equal shapes, or with one tensor per modality.
+    A row has for each modality one tensor, or processed inputs as for a `FusionCollator`; shapes are equal in all rows.
 
     Args:
-        modalities: the model's names; by default all keys of the rows but "label" and "labels".
+        modalities: names of the modalities; by default all keys of the rows but "label" and "labels".
+
+    Raises:
+        TypeError: `modalities` is no list of names.
     """
 
     def __init__(self, modalities: Sequence[str] | None = None) -> None:
@@ -339,27 +372,39 @@ class TensorCollator:
         self.modalities = modalities
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
-        """As `FusionCollator.__call__`."""
+        """Make a batch, as `FusionCollator` does.
+
+        Args:
+            rows: B rows.
+
+        Returns:
+            The batch, nested by modality name.
+
+        Raises:
+            ValueError: no modality, labels that are missing in some rows, or tensors of different shapes.
+            TypeError: rows that are no dictionaries, or labels that are no numbers.
+        """
         check_rows(rows, self.modalities or ())
-        given = self.modalities or [key for key in rows[0] if key not in ("label", "labels")]
-        if not given:
+        names = self.modalities or [key for key in rows[0] if key not in LABEL_COLUMNS]
+        if not names:
             raise ValueError(f"the rows have the keys {sorted(rows[0])} but no modality; leave such rows out")
         batch = _with_missing_rows(
-            {name: [row.get(name) for row in rows] for name in given},
+            {name: [row.get(name) for row in rows] for name in names},
             _stack,
         )
         return _with_labels(batch, rows)
 
 
-def _stack(name: str, values: Sequence[Any], numbers: Sequence[int]) -> Any:
-    """Tensors of all rows as one, which no processor has to pad."""
+def _stack(name: str, values: Sequence[Any], rows: Sequence[int]) -> Any:
+    """Tensors of equal shapes as one; `rows` is not used."""
     try:
         stacked = default_collate(list(values))
         parts = list(stacked.values()) if isinstance(stacked, Mapping) else [stacked]
         if not parts or not all(isinstance(part, torch.Tensor) for part in parts):
             raise TypeError(f"they are {type(values[0]).__name__}, not tensors")
         return stacked
-    except Exception as error:  # torch raises all kinds for what it cannot stack
+    except Exception as error:
+        # torch raises errors of any type for values that it cannot stack.
         raise ValueError(
             f"the rows of {name!r} cannot be stacked ({error}); give a FusionProcessor as processing_class, which "
             "reads and pads them, or rows that hold tensors of equal shapes."
@@ -367,9 +412,12 @@ def _stack(name: str, values: Sequence[Any], numbers: Sequence[int]) -> Any:
 
 
 def _with_missing_rows(columns: Mapping[str, list[Any]], make_inputs: Any) -> FusionBatch:
-    """A batch of columns in which None is a row that lacks the modality: its inputs are zeros.
+    """A batch of columns in which None marks a row that lacks the modality; its inputs are zeros.
 
-    `make_inputs(name, values, numbers)` makes those of the other rows, whose numbers it gets for errors.
+    Args:
+        columns: by modality, one value per row.
+        make_inputs: called as `make_inputs(name, values, rows)` with the values that are not None and the numbers of
+            their rows, for error messages; returns their inputs, tensors (N, ...).
     """
     batch, masks = FusionBatch(), {}
     for name, values in columns.items():
@@ -407,7 +455,8 @@ def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> Fusio
             array = np.asarray(
                 [label.tolist() if isinstance(label, torch.Tensor) else label for label in labels]
             )
-        except (ValueError, TypeError, RuntimeError) as error:  # of different lengths, or without values
+        except (ValueError, TypeError, RuntimeError) as error:
+            # Such as lists of different lengths, or tensors without values.
             raise ValueError(
                 f"label: the rows hold no labels of one kind and length ({error}); correct them"
             ) from error
@@ -429,7 +478,8 @@ def _kind(processor: Any) -> str | None:
 def _as_batch(values: Any, videos: bool = False) -> list[Any]:
     """The raw values of all rows; a value that is not a list of them is a batch of one."""
     array = isinstance(values, (np.ndarray, torch.Tensor))
-    if videos:  # one is itself a list of frames, or an array of four dimensions
+    # One video is itself a list of frames, or an array of four dimensions.
+    if videos:
         listed = isinstance(values, (list, tuple))
         many = values.ndim == 5 if array else listed and any(_is_video(value) for value in values)
         return list(values) if many else [values]
@@ -445,7 +495,7 @@ def _is_video(value: Any) -> bool:
 
 
 def _takes_videos(processor: Any) -> bool:
-    """Whether an image processor is one of videos, like VideoMAE's."""
+    """Whether the processor takes videos, like VideoMAE's."""
     return (
         isinstance(processor, BaseImageProcessor)
         and "videos" in inspect.signature(processor.preprocess).parameters
@@ -457,7 +507,10 @@ def _is_processed(value: Any) -> bool:
 
 
 def _num_channels(processor: Any) -> int | None:
-    """Channels that the encoder expects: a pretrained one needs RGB even where the images are grey."""
+    """Number of channels that the encoder expects; None if the processor's configuration does not tell.
+
+    A pretrained encoder needs RGB even where the images are grey.
+    """
     if getattr(processor, "do_convert_rgb", False):
         return 3
     mean = getattr(processor, "image_mean", None)
@@ -466,9 +519,9 @@ def _num_channels(processor: Any) -> int | None:
 
 def _call_options(processor: Any) -> dict[str, Any]:
     if isinstance(processor, PreTrainedTokenizerBase):
-        # without a limit the tokenizer warns at every call that it cannot truncate
+        # Without a limit the tokenizer would warn at every call that it cannot truncate.
         limited = processor.model_max_length < 1_000_000
-        # where no mask is made (SigLIP), the encoder was trained on texts of one length
+        # Where the tokenizer makes no mask (SigLIP), the encoder was trained on texts of one length.
         fixed = limited and "attention_mask" not in processor.model_input_names
         return {"padding": "max_length" if fixed else True, "truncation": limited}
     if isinstance(processor, (BaseImageProcessor, ArrayProcessor)):
@@ -477,18 +530,18 @@ def _call_options(processor: Any) -> dict[str, Any]:
     if hasattr(processor, "sampling_rate"):
         options["sampling_rate"] = processor.sampling_rate
     parameters = inspect.signature(processor.__call__).parameters
-    if "return_attention_mask" in parameters:  # without it, silence that was added would count as sound
+    # Without a mask, the silence of the padding would count as sound.
+    if "return_attention_mask" in parameters:
         options["return_attention_mask"] = True
     padding = parameters.get("padding")
+    # Other feature extractors pad by default, some to the one length that their encoder takes.
     if padding is not None and padding.default is False:
-        options["padding"] = (
-            True  # the others pad by default, some to the one length that their encoder takes
-        )
+        options["padding"] = True
     return options
 
 
 def _forget_local_paths(file: Path) -> None:
-    """Drop from a saved config where its own files came from: of no use, and nobody's business, elsewhere."""
+    """Remove paths and keys about this machine from a saved configuration: they are private, and useless elsewhere."""
     config = json.loads(file.read_text(encoding="utf-8"))
     kept = {
         key: value

@@ -1,6 +1,7 @@
 """No test touches the network, draws on a screen, or needs a GPU unless it says so."""
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -44,3 +45,17 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
         return True if collection_path.parent.name != "kernels" else None
     return None
+
+
+# A module trains if it names the trainer, or the helper with which the tests of the strategies make theirs.
+TRAINS = re.compile(r"\bFusionTrainer\b|\bstrategy_runs\b")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of the modules that train: `pytest -m trains` runs them, for instance with other arithmetic."""
+    trains = {
+        path: bool(TRAINS.search(path.read_text(encoding="utf-8"))) for path in {item.path for item in items}
+    }
+    for item in items:
+        if trains[item.path]:
+            item.add_marker("trains")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fusion_fixtures import StopAfterSaving, TwoViews, tiny_vit, two_views
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.training.best_heads import folder_of, load_modality
@@ -20,13 +21,34 @@ SETTINGS = {
     "per_device_eval_batch_size": 64,
     "learning_rate": 2e-2,
     "lr_scheduler_type": "constant",
-    "modality_learning_rates": {"left": 0.5},  # so large that it gets worse again
     "save_strategy": "epoch",
     "disable_tqdm": True,
     "use_cpu": True,
     "report_to": "none",
     "seed": 5,
 }
+
+# How good each modality is at the end of each epoch, whatever it has learned: the left view is at its best in the
+# middle of the run, and the right one at its end. The evaluated rows are of class 0 most often, of class 1 least often.
+COMMON, RARE = 0, 1
+ANSWERS = {
+    "left": (RARE, COMMON, RARE, RARE, RARE, RARE),
+    "right": (RARE, RARE, RARE, RARE, RARE, COMMON),
+}
+BEST_EPOCH = {name: answers.index(COMMON) + 1 for name, answers in ANSWERS.items()}
+
+
+class Answers(TrainerCallback):
+    """At the end of each epoch every head is given a bias that decides its answer, beside its trained weights."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        epoch, within = divmod(state.global_step, ROWS // BATCH)
+        if within:
+            return
+        with torch.no_grad():
+            for name, answers in ANSWERS.items():
+                # Far more than embeddings that are normed over 16 numbers and these few steps can outweigh.
+                model.heads[name].bias.copy_(100.0 * torch.eye(3)[answers[epoch - 1]])
 
 
 def trainer(folder, callbacks=(), **overrides) -> FusionTrainer:
@@ -35,7 +57,7 @@ def trainer(folder, callbacks=(), **overrides) -> FusionTrainer:
         args=FusionTrainingArguments(output_dir=str(folder), **{**SETTINGS, **overrides}),
         train_dataset=TwoViews(ROWS, seed=0),
         eval_dataset=TwoViews(80, seed=1),
-        callbacks=list(callbacks),
+        callbacks=[Answers(), *callbacks],
     )
 
 
@@ -60,6 +82,7 @@ def test_the_best_step_of_every_modality_is_kept(run):
         step, score, _ = trained.record.best_heads[name]
         assert score == pytest.approx(max(history.values()))
         assert history[step] == max(history.values())
+        assert step == BEST_EPOCH[name] * ROWS // BATCH
         assert json.loads((last / f"best_heads-{name}" / "step.json").read_text()) == {"step": step}
 
 
@@ -67,7 +90,7 @@ def test_the_model_answers_with_it_and_keeps_its_fused_head(run):
     trained, folder = run
     model, last = trained.model, trained.state.global_step
     other = [name for name, best in trained.record.best_heads.items() if best[0] != last]
-    assert other, "every modality was best at the end: this run shows nothing"
+    assert other == ["left"]
     assert list(model.best_heads) == model.config.best_heads == other
     metrics = trained.measurements["validation"]
     for name in model.modalities:

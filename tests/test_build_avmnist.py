@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # scripts, no installed package
+# The benchmarks are scripts, not an installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import build_avmnist
 from build_avmnist import (
@@ -137,7 +138,8 @@ def test_splits_share_no_source_and_keep_the_rule(built):
 def test_recordings_are_used_in_rounds(built):
     folder, _ = built
     content = rows(folder, "full", "train")
-    for digit in range(10):  # 7 rows of 2 speakers x 2 takes: every one once, then three of them again
+    # 7 rows of 2 speakers x 2 takes: every one once, then three of them again.
+    for digit in range(10):
         uses = Counter(row["recording"] for row in content if row["label"] == digit)
         assert sorted(uses.values()) == [1, 2, 2, 2]
 
@@ -173,7 +175,8 @@ def test_rows_decode_as_the_card_says(built):
     assert (row["image"].size, row["image"].mode) == ((28, 28), "L")
     wave, rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]))
     assert (wave.shape, rate) == ((8000,), 8000)
-    assert np.sqrt(np.mean(wave**2)) == pytest.approx(RMS, rel=0.35)  # Opus is lossy
+    # Opus is lossy.
+    assert np.sqrt(np.mean(wave**2)) == pytest.approx(RMS, rel=0.35)
     assert stored.features["label"].names == [str(digit) for digit in range(10)]
 
 
@@ -221,9 +224,8 @@ def test_the_ratio_is_that_of_the_speech_over_its_own_length(snr_db, impulsive):
 
 @pytest.mark.parametrize(("share", "kept"), [(0.4, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (1.0, 3)])
 def test_the_fewest_components_that_hold_the_share(share, kept):
-    rows = (
-        np.kron(np.diag([5.0, 3.0, 2.0]) ** 0.5, [[1.0], [-1.0]]) + 7
-    )  # variances 5 : 3 : 2, along the axes
+    # Variances 5 : 3 : 2, along the axes.
+    rows = np.kron(np.diag([5.0, 3.0, 2.0]) ** 0.5, [[1.0], [-1.0]]) + 7
     mean, components = principal_components(rows, share)
     assert np.allclose(mean, 7)
     assert np.allclose(np.abs(components), np.eye(3)[:kept])
@@ -249,7 +251,8 @@ def test_a_noise_window_has_a_twentieth_of_the_power_of_the_loudest():
     noise = np.zeros(4 * SECOND)
     noise[2 * SECOND : 2 * SECOND + 400] = 0.5
     onsets, rng = set(), np.random.default_rng(0)
-    ramp = noise + 1e-9 * np.arange(len(noise))  # tells the onset
+    # By the ramp one sees where a cut begins.
+    ramp = noise + 1e-9 * np.arange(len(noise))
     for _ in range(200):
         window = noise_window(ramp, rng)
         assert np.mean(window**2) >= 0.05 * powers(ramp).max() * (1 - 1e-9)
@@ -261,7 +264,8 @@ def test_a_noise_window_has_a_twentieth_of_the_power_of_the_loudest():
 def test_an_ogg_page_has_the_checksum_that_libsndfile_writes():
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros(800), 8000, format="OGG", subtype="OPUS")
-    page = bytearray(buffer.getvalue()[:47])  # the first page: a header of 28 bytes and OpusHead, of 19
+    # The first page: a header of 28 bytes and OpusHead, of 19.
+    page = bytearray(buffer.getvalue()[:47])
     stored = struct.unpack_from("<I", page, 22)[0]
     page[22:26] = bytes(4)
     assert ogg_checksum(page) == stored

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+# The benchmarks are scripts, not an installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import compare
 from protocol import training
@@ -95,10 +96,12 @@ class HereAndNow:
         future, stdout = Future(), sys.stdout
         try:
             future.set_result(function(suite, run))
-        except Exception as error:  # as a pool does
+        except Exception as error:
+            # A pool does the same.
             future.set_exception(error)
         finally:
-            sys.stdout = stdout  # which a process of its own may throw away
+            # The function may replace it, because it expects a process of its own.
+            sys.stdout = stdout
         return future
 
 
@@ -166,7 +169,8 @@ def test_the_first_seed_chooses():
 
 
 def test_of_equals_the_earlier_is_chosen():
-    tried = settings("sequential")  # both orders at both rates
+    # There are two orders and two rates.
+    tried = settings("sequential")
     assert len(tried) == 4
     lines = [
         run_line(setting, validation=value)
@@ -192,14 +196,14 @@ def test_a_line_for_each_method_and_seed_of_what_was_chosen():
         run_line(slow, 1, test={BEST_SINGLE: 0.62}),
         run_line(fast, 1, test={AVERAGE: 0.72}),
     ]
-    found = method_lines(lines, [METHODS["ensemble"], METHODS["best-single"]], TINY, "adamw", 0)
-    assert [(each["method"], each["seed"], each["test_accuracy"]) for each in found] == [
+    lines_by_method = method_lines(lines, [METHODS["ensemble"], METHODS["best-single"]], TINY, "adamw", 0)
+    assert [(each["method"], each["seed"], each["test_accuracy"]) for each in lines_by_method] == [
         ("ensemble", 0, 0.71),
         ("ensemble", 1, 0.72),
         ("best-single", 0, 0.5),
         ("best-single", 1, 0.62),
     ]
-    assert all(each["answer"] == METHODS[each["method"]].answer for each in found)
+    assert all(each["answer"] == METHODS[each["method"]].answer for each in lines_by_method)
 
 
 def test_a_run_is_what_its_line_says():
@@ -211,6 +215,25 @@ def test_a_run_is_what_its_line_says():
                 assert setting.learning_rate in (
                     TINY.learning_rates if optimizer == "adamw" else TINY.sgd_learning_rates
                 )
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("peak-synergy", {"rule": "peak-synergy"}), ("not-paused", {"own_rule": "not-paused"})],
+)
+def test_lines_from_before_a_rule_was_a_strategy_are_read(method, arguments):
+    setting = settings(method)[0]
+    assert setting.strategy == method
+    line = run_line(setting)
+    line["setting"] |= {"strategy": "two-stage", "arguments": json.dumps(arguments)}
+    assert Run.of_line(line) == Run(setting, 0)
+
+
+def test_all_recorded_runs_of_the_repository_are_of_present_methods():
+    present = {(method.strategy, json.dumps(method.arguments)) for method in METHODS.values()}
+    lines = [line for path in (compare.RESULTS / "runs").glob("*.jsonl") for line in read_lines(path)]
+    recorded = {(run.setting.strategy, run.setting.arguments) for run in map(Run.of_line, lines)}
+    assert recorded <= present
 
 
 # ---- what is trained ----
@@ -295,11 +318,10 @@ def test_a_method_for_two_modalities_is_left_out_with_three():
 
 
 def fake_run(history, strategy="two-stage", modalities_per_step=None):
-    entries = [{"step": step, "stage": stage, "training": training} for step, stage, training in history]
+    probes = [SimpleNamespace(step=step, stage=stage, training=training) for step, stage, training in history]
     return SimpleNamespace(
-        record=SimpleNamespace(history=entries),
-        strategy=SimpleNamespace(modalities_per_step=modalities_per_step),
-        args=SimpleNamespace(strategy=strategy),
+        record=SimpleNamespace(history=probes),
+        strategy=SimpleNamespace(name=strategy, modalities_per_step=modalities_per_step),
     )
 
 
@@ -363,7 +385,18 @@ def test_a_real_run_says_all_of_itself(real_runs):
         trajectory = line["trajectory"]
         assert trajectory["step"][-1] == line["steps"]
         assert len({len(values) for key, values in trajectory.items() if key != "restored"}) == 1
-    assert real_runs["ends-by-accuracy"]["config"]["rule"] == "ends-by-accuracy"
+    config = {name: line["config"] for name, line in real_runs.items()}
+    assert config["ends-by-accuracy"]["rule"] == "ends-by-accuracy"
+    assert config["joint"]["rule"] is None
+    assert {name: each["stages"] for name, each in config.items()} == {
+        "joint": "joint",
+        "uni-pre-frozen": "two-stage",
+        "sequential": "two-stage",
+        "mla": "joint",
+        "ends-by-accuracy": "two-stage",
+    }
+    assert config["joint"]["auxiliary_weight"] == 0.0
+    assert config["ends-by-accuracy"]["auxiliary_weight"] == 0.6
     assert real_runs["sequential"]["trajectory"]["paused"][0] == ["right"]
     assert real_runs["joint"]["trajectory"]["stage"] == [2, 2]
 
@@ -376,8 +409,9 @@ def test_snapshots_are_of_the_best_epochs_of_the_stage():
     model = SimpleNamespace(modalities=NAMES, state_dict=lambda: {"weight": weight.detach()})
     record = SimpleNamespace(stage="unimodal")
     snapshots = Snapshots()
-    snapshots.trainer = SimpleNamespace(model=model, record=record)
-    epochs = [  # stage, accuracies: fused, calibrated, left, right
+    snapshots.trainer = SimpleNamespace(model=model, record=record, plan=SimpleNamespace(stages="two-stage"))
+    # The stage, and the accuracies of fused, calibrated, left and right.
+    epochs = [
         ("unimodal", 0.9, 0.9, 0.5, 0.6),
         ("unimodal", 0.9, 0.9, 0.7, 0.6),
         ("joint", 0.6, 0.8, 0.6, 0.5),
@@ -391,7 +425,7 @@ def test_snapshots_are_of_the_best_epochs_of_the_stage():
             "eval_accuracy_left": left,
             "eval_accuracy_right": right,
         }
-        snapshots.on_evaluate(SimpleNamespace(stages="two-stage"), None, None, metrics)
+        snapshots.on_evaluate(None, None, None, metrics)
     best = {name: (value, int(weights["weight"])) for name, (value, weights) in snapshots.best.items()}
     assert best == {"left": (0.7, 1), "right": (0.7, 3), FUSED: (0.7, 3), CALIBRATED: (0.8, 2)}
 
@@ -399,27 +433,30 @@ def test_snapshots_are_of_the_best_epochs_of_the_stage():
 def test_of_unimodal_training_all_epochs_count():
     snapshots = Snapshots()
     model = SimpleNamespace(modalities=(), state_dict=dict)
-    snapshots.trainer = SimpleNamespace(model=model, record=SimpleNamespace(stage="unimodal"))
+    snapshots.trainer = SimpleNamespace(
+        model=model, record=SimpleNamespace(stage="unimodal"), plan=SimpleNamespace(stages="unimodal")
+    )
     metrics = {"eval_accuracy": 0.4, "eval_accuracy_calibrated": 0.5}
-    snapshots.on_evaluate(SimpleNamespace(stages="unimodal"), None, None, metrics)
+    snapshots.on_evaluate(None, None, None, metrics)
     assert {name: value for name, (value, _) in snapshots.best.items()} == {FUSED: 0.4, CALIBRATED: 0.5}
 
 
 def test_answers_of_all_heads_row_by_row(monkeypatch):
-    monkeypatch.setattr(training, "EVALUATION_BATCH", 7)  # of 60 rows: the last batch has four
+    # There are 60 rows: the last batch has four.
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 7)
     torch.manual_seed(0)
     model = FusionForClassification.from_modality_pretrained(
         TINY.build_encoders(), num_labels=CLASSES
     ).train()
-    found = answers(model, TINY.test)
-    assert list(found) == [FUSED, *NAMES]
+    by_head = answers(model, TINY.test)
+    assert list(by_head) == [FUSED, *NAMES]
     with torch.no_grad():
         whole = model.eval()(**TINY.test.inputs)
-    torch.testing.assert_close(found[FUSED], whole.logits)
+    torch.testing.assert_close(by_head[FUSED], whole.logits)
     for name in NAMES:
-        torch.testing.assert_close(found[name], whole.unimodal_logits[name])
+        torch.testing.assert_close(by_head[name], whole.unimodal_logits[name])
     as_mappings = Split({name: {"values": x} for name, x in TINY.test.inputs.items()}, TINY.test.labels)
-    torch.testing.assert_close(answers(model, as_mappings)[FUSED], found[FUSED])
+    torch.testing.assert_close(answers(model, as_mappings)[FUSED], by_head[FUSED])
 
 
 def test_every_readout_is_of_the_heads_and_epochs_that_its_name_says(monkeypatch):
@@ -451,16 +488,17 @@ def test_every_readout_is_of_the_heads_and_epochs_that_its_name_says(monkeypatch
     loaded = []
     model = SimpleNamespace(load_state_dict=loaded.append)
     snapshots = Snapshots()
-    snapshots.best = {name: (0.0, name) for name in shares}  # the name in place of the weights
+    # The snapshot's name stands in for its weights.
+    snapshots.best = {name: (0.0, name) for name in shares}
 
     def fake_answers(model, rows):
         name = next(each for each, split in splits.items() if split is rows)
         return logits[loaded[-1]][name]
 
     monkeypatch.setattr(training, "answers", fake_answers)
-    found = judge(model, snapshots, TINY, ())
+    judged = judge(model, snapshots, TINY, ())
     for name in splits:
-        accuracy = found[name]
+        accuracy = judged[name]
         assert set(accuracy) == set(READOUTS)
         assert accuracy[FUSED] == accuracy[CALIBRATED] == 1.0
         assert accuracy["left"] == accuracy[BEST_SINGLE] == pytest.approx(0.7)
@@ -471,7 +509,7 @@ def test_every_readout_is_of_the_heads_and_epochs_that_its_name_says(monkeypatch
         # Without the fused head nobody is right in the last 30 % of the rows.
         assert 0.5 <= accuracy[CALIBRATED_ENSEMBLE] <= 0.7
         assert 0.7 <= accuracy[ONE_EPOCH] <= 0.8
-    assert set(found["calibration_error"]) == {CALIBRATED_ENSEMBLE, CALIBRATED, ONE_EPOCH}
+    assert set(judged["calibration_error"]) == {CALIBRATED_ENSEMBLE, CALIBRATED, ONE_EPOCH}
 
 
 def test_the_best_single_modality_is_chosen_on_validation(monkeypatch):
@@ -490,9 +528,9 @@ def test_the_best_single_modality_is_chosen_on_validation(monkeypatch):
     monkeypatch.setattr(training, "answers", fake_answers)
     snapshots = Snapshots()
     snapshots.best = {name: (0.0, {}) for name in (*NAMES, FUSED, CALIBRATED)}
-    found = judge(SimpleNamespace(load_state_dict=lambda weights: None), snapshots, TINY, ())
-    assert found["validation"][BEST_SINGLE] == pytest.approx(0.8)
-    assert found["test"][BEST_SINGLE] == pytest.approx(0.2)
+    judged = judge(SimpleNamespace(load_state_dict=lambda weights: None), snapshots, TINY, ())
+    assert judged["validation"][BEST_SINGLE] == pytest.approx(0.8)
+    assert judged["test"][BEST_SINGLE] == pytest.approx(0.2)
 
 
 # ---- what is reported ----
@@ -530,7 +568,8 @@ def test_only_seeds_that_both_have_are_paired():
     # 1 and 3; the third seed of ours has no counterpart.
     assert paired(lines, "two-stage", "joint") == (pytest.approx(2.0), pytest.approx(12.706205, abs=1e-5), 2)
     assert paired(lines, "two-stage", "warm-up") is None
-    assert paired([lines[0], lines[-1]], "two-stage", "joint") is None  # seeds 0 and 1
+    # They have the seeds 0 and 1.
+    assert paired([lines[0], lines[-1]], "two-stage", "joint") is None
 
 
 def test_another_readout_can_be_paired():
@@ -545,32 +584,35 @@ def test_a_rival_that_is_ahead_is_named():
     behind = lines_of(
         two_stage=[80, 81, 82],
         joint=[70, 71, 72],
-        best_single=[85, 86.1, 87],  # ahead by 5.03 +- 0.14
-        joint_auxiliary=[80, 85, 81],  # ahead by 1.0 +- 6.6: may be noise
+        # Ahead by 5.03 +- 0.14.
+        best_single=[85, 86.1, 87],
+        # Ahead by 1.0 +- 6.6: may be noise.
+        joint_auxiliary=[80, 85, 81],
         ogm=[70, 72, 74],
     )
     fine = lines_of(two_stage=[90, 91, 92], joint=[70, 71, 72], best_single=[80, 81, 82])
-    said = verdicts({"one": behind, "two": fine})
-    assert said[0] == (
+    sentences = verdicts({"one": behind, "two": fine})
+    assert sentences[0] == (
         "- Ours minus plain joint training: +15.00 points on average of 2 suites; "
         "median +15.00, largest +20.0 (two)."
     )
     start = "- Behind a simple rival beyond the 95 % interval of paired seeds, of 3 comparisons: "
-    assert said[1].startswith(f"{start}one, best single modality -5.0")
-    assert "joint + unimodal losses" not in said[1]
-    assert "two" not in said[1].removeprefix(start)
+    assert sentences[1].startswith(f"{start}one, best single modality -5.0")
+    assert "joint + unimodal losses" not in sentences[1]
+    assert "two" not in sentences[1].removeprefix(start)
     average = "- Ours minus published methods, on average over the suites that each was run on"
-    assert said[2] == f"{average}: OGM +9.0."
+    assert sentences[2] == f"{average}: OGM +9.0."
 
 
 def test_where_no_rival_is_ahead_it_says_so():
     lines = lines_of(two_stage=[80, 81, 82], **{name.replace("-", "_"): [79, 80.1, 81] for name in CONTROLS})
-    said = verdicts({"one": lines})
+    sentences = verdicts({"one": lines})
     number = len(CONTROLS)
-    assert said == [
+    assert sentences == [
         f"- Behind a simple rival beyond the 95 % interval of paired seeds, of {number} comparisons: nowhere."
     ]
-    assert verdicts({"one": [line for line in lines if line["seed"] == 0]}) == []  # one seed has no interval
+    # One seed has no interval.
+    assert verdicts({"one": [line for line in lines if line["seed"] == 0]}) == []
 
 
 def test_tables_and_pictures_of_every_method(tmp_path):
@@ -582,7 +624,8 @@ def test_tables_and_pictures_of_every_method(tmp_path):
             for seed in (0, 1)
         ]
         (tmp_path / f"{suite}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "three.jsonl").write_text("")  # of a suite whose runs all failed
+    # A suite whose runs all failed.
+    (tmp_path / "three.jsonl").write_text("")
     text = write_report(tmp_path)
     assert text == (tmp_path / "tables.md").read_text()
     summary, one, two = text.split("\n## ")
@@ -660,11 +703,11 @@ def test_the_first_seed_is_trained_at_every_rate_and_the_others_as_chosen(compar
     assert sorted(grid) == sorted((name, rate) for name in strategies for rate in TINY.learning_rates)
     lines = {Run.of_line(line): line for line in read_lines(folder / "runs" / "tiny.jsonl")}
     assert set(lines) == set(started)
-    found = read_lines(folder / "tiny.jsonl")
+    by_method = read_lines(folder / "tiny.jsonl")
     for name in ("two-stage", "joint", "best-single", "calibrated-ensemble"):
         tried = [Run(setting, 5) for setting in settings(name)]
         best = max(tried, key=lambda run: lines[run]["validation"][METHODS[name].answer])
-        chosen = [line for line in found if line["method"] == name]
+        chosen = [line for line in by_method if line["method"] == name]
         assert [line["seed"] for line in chosen if Run.of_line(line).setting == best.setting] == [5, 6]
         for line in chosen:
             assert line["test_accuracy"] == lines[Run.of_line(line)]["test"][METHODS[name].answer]

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from ecsfusion import FusionTrainer, FusionTrainingArguments
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+# The benchmarks are scripts, not an installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import bimodal
 import competitive_strength as benchmark
@@ -28,7 +29,8 @@ def test_activation_at_its_borders():
 
 
 def test_strength_by_hand():
-    alignment = torch.tensor([[[0.2, -0.5], [-0.1, -0.2]], [[0.3, 0.4], [0.1, 0.9]]])  # (C=2, M=2, L=2)
+    # (C=2, M=2, L=2)
+    alignment = torch.tensor([[[0.2, -0.5], [-0.1, -0.2]], [[0.3, 0.4], [0.1, 0.9]]])
     signal = torch.tensor([[10.0, 40.0], [2.5, 90.0]])
     # q = 3, b = 1/2, n = 40: d = signal / (40 / 4) = signal / 10, and the first root of it
     expected = torch.tensor([[0.2 * 1.0, 0.0], [0.4 * 0.25, 0.9 * 9.0]])
@@ -89,8 +91,10 @@ def test_the_stronger_modality_wins_and_two_stages_learn_both():
 def test_shaping_flips_the_winner_where_the_strengths_are_equal():
     shares = benchmark.shape(seeds=2, seed=3, whole=False)
     assert shares.shape == (2, len(benchmark.RATIOS))
-    assert shares[:, 0].max() < 0.1  # half as strong: it loses
-    assert shares[:, -1].min() > 0.9  # twice as strong: it wins
+    # Half as strong: it loses.
+    assert shares[:, 0].max() < 0.1
+    # Twice as strong: it wins.
+    assert shares[:, -1].min() > 0.9
     assert benchmark.flip(shares) == pytest.approx(1.0, abs=0.1)
 
 
@@ -98,7 +102,8 @@ def test_exponents_by_hand():
     k = np.array(benchmark.ERROR_CLASSES, float)
     shares = np.stack([0.5 * (1 - 1 / k) / k, 1.5 * (1 - 1 / k) / k])
     assert benchmark.exponent(shares, guesses=False) == pytest.approx(-1.0)
-    assert benchmark.exponent(shares) > -1.0  # guesses flatten the slope
+    # Guesses flatten the slope.
+    assert benchmark.exponent(shares) > -1.0
 
 
 def test_every_probe_logs_what_stands_in_for_the_strength(tmp_path):
@@ -119,10 +124,11 @@ def test_every_probe_logs_what_stands_in_for_the_strength(tmp_path):
         eval_dataset=TwoViews(64, seed=1),
     )
     trainer.train()
-    probes = [entry for entry in trainer.state.log_history if "eval_synergy" in entry]
-    assert [entry.reading.epoch for entry in probes][:4] == [1, 2, 3, 4]
-    for entry in probes:
-        left, right = (entry[f"eval_information_{name}"] for name in ("left", "right"))
-        unique = entry["eval_unique_left"] - entry["eval_unique_right"]
+    logs = [log for log in trainer.state.log_history if "eval_synergy" in log]
+    assert [log["epoch"] for log in logs][:4] == [1, 2, 3, 4]
+    for log in logs:
+        left, right = (log[f"eval_mutual_information_{name}"] for name in ("left", "right"))
+        unique = log["eval_unique_left"] - log["eval_unique_right"]
         assert left - right == pytest.approx(unique, abs=1e-3)
-    assert max(entry["eval_information_left"] for entry in probes) > 0.1  # it is of something
+    # There is information whose difference could be compared.
+    assert max(log["eval_mutual_information_left"] for log in logs) > 0.1

@@ -28,14 +28,18 @@ def test_values_are_those_of_decompose() -> None:
     assert float(atoms.redundancy) == pytest.approx(float(pid.redundancy), abs=2e-7)
     assert atoms.unique.tolist() == pytest.approx(pid.unique.tolist(), abs=2e-7)
     assert float(atoms.synergy) == pytest.approx(float(pid.synergy), abs=2e-7)
+    for name in ("mutual_information", "joint_mutual_information", "conditional_mutual_information"):
+        torch.testing.assert_close(getattr(atoms, name), getattr(pid, name), atol=1e-12, rtol=0)
+    assert 0 <= float(atoms.gap) <= 1e-7
 
 
 def test_gradcheck() -> None:
     tables = torch.stack(
         [40 * soft_table(3, 3, 2, seed=1), 90 * soft_table(3, 3, 2, seed=2)]
     ).requires_grad_()
+    # The fields with gradients come first: the atoms, then the information of one, of both and given the label.
     assert torch.autograd.gradcheck(
-        lambda joint: differentiable_pid(joint, 1e-11), (tables,), eps=1e-4, atol=1e-5, rtol=1e-3
+        lambda joint: differentiable_pid(joint, 1e-11)[:6], (tables,), eps=1e-4, atol=1e-5, rtol=1e-3
     )
 
 

@@ -250,7 +250,7 @@ def test_own_modules_are_copies_that_build_the_model_again(tmp_path):
 def test_what_a_module_of_ones_own_needs_is_said(tmp_path):
     model = fused(tiny.Sensor())
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"'it' is a module of one's own, Sensor.*encoders=\{'it': Sensor"):
+    with pytest.raises(ValueError, match=r"'it' is your own module, Sensor.*encoders=\{'it': Sensor"):
         FusionForClassification.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="width 7, but the saved one of 6"):
         FusionForClassification.from_pretrained(tmp_path, encoders={"it": nn.Linear(3, 7)})
@@ -431,7 +431,7 @@ def test_ones_own_encoder_and_lora_train_in_two_stages(rule, tmp_path):
             num_train_epochs=4,
             per_device_train_batch_size=16,
             learning_rate=1e-2,
-            rule=rule,
+            strategy=rule,
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,

@@ -9,6 +9,7 @@ import torch
 
 from ecsfusion.pid.decomposition import decompose
 from ecsfusion.pid.estimate import choose_clusters, enough_samples, estimate, fast_pid, fast_pids, pid_tensors
+from ecsfusion.pid.options import EstimatorOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
 
@@ -50,7 +51,7 @@ def test_few_samples_of_a_perfect_modality_beside_noise_give_numbers(number):
         noise, known = torch.randint(12, (2, number), generator=generator)
         counts = torch.zeros(12, 12, 3, dtype=torch.int64)
         counts.index_put_((noise, known, known % 3), torch.ones_like(known), accumulate=True)
-        found = atoms(estimate(counts, bootstrap=0))
+        found = atoms(estimate(counts, EstimatorOptions(bootstrap=0)))
         assert np.isfinite(found).all()
         assert found[2] == max(found) > 0.9
 
@@ -115,7 +116,7 @@ def test_the_error_is_at_most_half_of_the_plugins_on_tables_with_known_answers()
                 cells /= cells.sum()
                 counts = torch.tensor(generator.multinomial(number, cells.ravel()).reshape(cells.shape))
                 truth = np.array(atoms(decompose(cells, tolerance=1e-3)))
-                pid = estimate(counts, bootstrap=0)
+                pid = estimate(counts, EstimatorOptions(bootstrap=0))
                 ours.append(atoms(pid) - truth)
                 plugin.append(atoms(pid.plugin) - truth)
     for error, raw in zip(np.transpose(ours), np.transpose(plugin), strict=True):
@@ -159,7 +160,7 @@ def test_an_answer_is_a_function_of_its_arguments_and_leaves_the_generators_alon
 def test_without_correction_the_values_are_those_of_the_table():
     generator = np.random.default_rng(0)
     counts = torch.tensor(generator.poisson(1.0, (6, 7, 3)))
-    raw = estimate(counts, correction=False)
+    raw = estimate(counts, EstimatorOptions(correction=False))
     np.testing.assert_allclose(atoms(raw), atoms(decompose(counts, tolerance=1e-3)), atol=1e-6)
     np.testing.assert_allclose(atoms(estimate(counts).plugin), atoms(raw), atol=1e-9)
     assert raw.synergy_interval is None
@@ -170,7 +171,7 @@ def test_floors_are_where_noise_stays_below():
     for i in range(20):
         generator = np.random.default_rng(i)
         counts = generator.multinomial(800, np.full(12 * 12 * 5, 1 / 720)).reshape(12, 12, 5)
-        pid = estimate(torch.tensor(counts), bootstrap=0, seed=i)
+        pid = estimate(torch.tensor(counts), EstimatorOptions(bootstrap=0, seed=i))
         above.append([*(pid.unique > pid.unique_floor).tolist(), bool(pid.synergy > pid.synergy_floor)])
     assert np.mean(above) < 0.12
 

@@ -1,17 +1,50 @@
 """The kernels without a GPU: run in Triton's interpreter, and compiled for real."""
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import ecsfusion_kernels
 import pytest
+from ecsfusion_kernels import language, ops, reference
 
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 
-pytest.importorskip("triton", reason="Triton exists for Linux only")
+needs_triton = pytest.mark.skipif(language.triton is None, reason="Triton exists for Linux only")
 
 
+@pytest.mark.parametrize("module", ops.modules(), ids=lambda module: module.__name__.rpartition(".")[2])
+def test_a_kernel_file_has_variants_a_reference_and_tests(module):
+    """Nothing else lists the files: a new one is complete when this passes."""
+    assert module.variants() or language.triton is None
+    for name in module.__all__:
+        function = getattr(module, name)
+        assert getattr(ecsfusion_kernels, name) is function
+        assert getattr(reference, name) is not function
+        function = getattr(function, "_init_fn", function)
+        assert list(inspect.signature(function).parameters) == list(
+            inspect.signature(getattr(reference, name)).parameters
+        )
+        assert (KERNEL_TESTS / f"test_{module.__name__.rpartition('.')[2]}.py").is_file()
+
+
+def test_integers_are_specialized_only_where_the_kernel_says_so():
+    """Every size and stride is either listed in `do_not_specialize` or a stride that is known to be aligned."""
+    if language.triton is None:
+        pytest.skip("Triton exists for Linux only")
+    specialized = {
+        parameter.name
+        for module in ops.modules()
+        for variant in module.variants()
+        for parameter in variant.kernel.params
+        if variant.types.get(parameter.name) in ("i32", "i64") and not parameter.do_not_specialize
+    }
+    assert specialized == {"r_stride", "factor_stride"}
+
+
+@needs_triton
 def test_every_kernel_equals_its_reference_in_the_interpreter():
     run = subprocess.run(
         # the interpreter is slow, and nothing else runs meanwhile: all cores

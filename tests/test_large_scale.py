@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import ASTConfig, ASTModel
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+# The benchmarks are scripts, not an installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import large_scale
 from large_scale import (
@@ -37,10 +38,12 @@ def test_position_embeddings_in_the_middle_stay():
         hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, patch_size=4,
         frequency_stride=4, time_stride=4, num_mel_bins=8, max_length=28,
     )  # fmt: skip
-    model = ASTModel(config).eval()  # 2 bands x 7 moments, after two tokens
+    # 2 bands x 7 moments, after two tokens.
+    model = ASTModel(config).eval()
     positions = torch.arange(16.0).reshape(1, 16, 1).expand(1, 16, 4)
     model.embeddings.position_embeddings = torch.nn.Parameter(positions.clone())
-    shorten(model, 12)  # 3 moments: of 0 to 6 those from 2 to 4
+    # 3 moments: of 0 to 6 those from 2 to 4.
+    shorten(model, 12)
     assert model.embeddings.position_embeddings[0, :, 0].tolist() == [0, 1, 4, 5, 6, 11, 12, 13]
     assert model.embeddings.position_embeddings.requires_grad
     assert model(torch.zeros(1, 12, 8)).pooler_output.shape == (1, 4)
@@ -61,7 +64,8 @@ def test_workers_are_as_many_as_shared_memory_can_hold(monkeypatch, capsys):
     monkeypatch.setattr(large_scale.shutil, "disk_usage", lambda path: free)
     monkeypatch.setattr(large_scale.Path, "is_dir", lambda path: True)
     assert workers_that_fit(8, 2_000) == 8
-    assert workers_that_fit(8, 5_000) == 4  # 80 000 bytes, four batches each
+    # 80 000 bytes, four batches each.
+    assert workers_that_fit(8, 5_000) == 4
     assert "4 workers of the data loader instead of 8" in capsys.readouterr().out
     assert workers_that_fit(8, 50_000) == 0
 
@@ -96,16 +100,18 @@ def test_the_time_to_the_same_accuracy_is_that_of_the_lower_end():
     lines = [
         line("two-stage", 0, [0.2, 0.6, 0.9]),
         line("joint", 0, [0.3, 0.4, 0.6]),
-        line("two-stage", 1, [0.8, 0.7, 0.7]),  # it ends below where it was
+        # It ends below where it was.
+        line("two-stage", 1, [0.8, 0.7, 0.7]),
         line("joint", 1, [0.1, 0.7, 0.8]),
-        line("two-stage", 2, [0.9]),  # the other one is missing
+        # The other one is missing.
+        line("two-stage", 2, [0.9]),
     ]
-    found = time_to_reach(lines)
-    assert set(found) == {0, 1}
-    assert found[0]["accuracy"] == 0.6
-    assert found[0]["two-stage"] == {"seconds": 20.0, "training_seconds": 16.0, "modality_steps": 200}
-    assert found[0]["joint"] == {"seconds": 30.0, "training_seconds": 24.0, "modality_steps": 300}
-    assert (found[1]["two-stage"]["seconds"], found[1]["joint"]["seconds"]) == (10.0, 20.0)
+    reached = time_to_reach(lines)
+    assert set(reached) == {0, 1}
+    assert reached[0]["accuracy"] == 0.6
+    assert reached[0]["two-stage"] == {"seconds": 20.0, "training_seconds": 16.0, "modality_steps": 200}
+    assert reached[0]["joint"] == {"seconds": 30.0, "training_seconds": 24.0, "modality_steps": 300}
+    assert (reached[1]["two-stage"]["seconds"], reached[1]["joint"]["seconds"]) == (10.0, 20.0)
     ours, joint = table(lines).splitlines()[2:]
     assert ours == (
         "| two-stage | 3 | stage 2 (image and audio, fused): 0.5000 | 1.00% | 10.0% | 2.00 | 83.3 | 50.0 | 15.0 | 150 |"

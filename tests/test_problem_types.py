@@ -7,14 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from ecsfusion.evaluation.probe import probe_metrics, score
-from ecsfusion.reporting.summary import results_table
 from fusion_fixtures import TwoViews, tiny_vit, two_views
 from torch.nn import functional as F  # noqa: N812
 
 from ecsfusion import FusionConfig, FusionForClassification, FusionTrainer, FusionTrainingArguments, Readout
+from ecsfusion.evaluation.measure import measure
 from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.evaluation.scores import score
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
+from ecsfusion.reporting.results import results_table
 
 BATCH = {name: {"pixel_values": torch.randn(5, 1, 4, 4)} for name in ("left", "right")}
 
@@ -203,7 +204,7 @@ def test_a_probe_finds_who_knows_the_target(kind, modalities):
     labels = signs if kind == MULTI_LABEL else torch.randn(1500, 1, generator=generator)
     embeddings["audio"][:, : labels.shape[1]] += 3 * labels.numpy()  # only the audio knows it
     heads = {name: torch.randn(1500, labels.shape[1], generator=generator) for name in names}
-    metrics, pid = probe_metrics(
+    measurement, pid = measure(
         Evaluation(
             {"fused": labels * 4 - 2 if kind == MULTI_LABEL else labels, **heads},
             embeddings,
@@ -218,11 +219,12 @@ def test_a_probe_finds_who_knows_the_target(kind, modalities):
         bootstrap=0,
     )
     assert pid.redundancy.ndim == 0
-    assert metrics["unique_audio"] > 0.4 > 0.1 > metrics["unique_image"]
-    name = "r2" if kind == REGRESSION else "accuracy"
-    assert metrics[name] == 1
-    assert metrics[f"{name}_calibrated"] > 0.99
-    assert metrics[f"{name}_image"] < 0.6
+    information, scores = measurement.information, measurement.scores
+    assert information.unique["audio"] > 0.4 > 0.1 > information.unique["image"]
+    assert measurement.score == ("r2" if kind == REGRESSION else "accuracy")
+    assert scores["fused"] == 1
+    assert scores["calibrated"] > 0.99
+    assert scores["image"] < 0.6
 
 
 class Targets(TwoViews):

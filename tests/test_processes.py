@@ -6,16 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import two_processes
-from ecsfusion.training.sharding import check_sharding
-from fusion_fixtures import TwoViews
+from fusion_fixtures import TwoViews, two_views
 from safetensors.torch import load_file
 
-from ecsfusion.strategies import make_strategy
+from ecsfusion import FusionTrainingArguments
+from ecsfusion.training.plan import check_sharding, make_plan
 
 TESTS = Path(__file__).resolve().parent
 LAUNCHERS = {
@@ -53,15 +52,20 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
     assert first["threads_left"] == [], "a thread of gloo may abort its process while Python shuts down"
     assert first["rows"] == two_processes.ROWS, "rows that only fill the last batch were counted"
     assert first["labels"] == one["labels"] == TwoViews(two_processes.ROWS, 2).labels.tolist()
-    assert {entry.stage for entry in first["history"]} == {"unimodal", "joint"}
-    assert [list(entry.training) for entry in first["history"]] == [["right"], *[["left", "right"]] * 3]
+    assert {probe["reading"]["stage"] for probe in first["history"]} == {"unimodal", "joint"}
+    assert [probe["reading"]["training"] for probe in first["history"]] == [["right"], *[["left", "right"]] * 3]
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     assert len(lines) == len(first["history"])
     assert [found["diagnostic"] for found in first["warnings"]] == ["few rows"]
     assert done.stderr.count(", few rows: ") == 1, "only the first process warns"
 
-    for key in ("step", "stage", "training", "reason", "restored"):
-        assert [entry[key] for entry in first["history"]] == [entry[key] for entry in one["history"]]
+    for key in ("step", "stage", "training"):
+        assert [probe["reading"][key] for probe in first["history"]] == [
+            probe["reading"][key] for probe in one["history"]
+        ]
+    assert [probe["decision"] for probe in first["history"]] == [
+        probe["decision"] for probe in one["history"]
+    ]
     weights, reference = (load_file(folder / "model.safetensors") for folder in (tmp_path, alone))
     for name, value in reference.items():
         torch.testing.assert_close(
@@ -71,32 +75,27 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
 
 @pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
 @pytest.mark.parametrize(
-    ("stages", "pausing", "strategy", "found"),
+    ("strategy", "options", "sentence"),
     [
-        ("two-stage", False, "two-stage", "stages is 'two-stage', but training runs under"),
-        ("unimodal", False, "two-stage", "stages is 'unimodal', but training runs under"),
-        ("joint", True, "two-stage", "joint_pausing is True, but training runs under"),
-        ("joint", False, "ogm", "the strategy 'ogm' changes gradients, which"),
-        ("joint", False, "joint", None),
+        ("two-stage", {}, "the strategy 'two-stage' has a stage 1, but training runs under"),
+        ("unimodal", {}, "the strategy 'unimodal' has a stage 1, but training runs under"),
+        ("ogm", {}, "the strategy 'ogm' changes gradients, which"),
+        ("joint", {}, None),
     ],
 )
-def test_sharded_weights_train_jointly_only(kind, stages, pausing, strategy, found):
-    trainer = SimpleNamespace(
-        is_deepspeed_enabled=kind == "DeepSpeed",
-        is_fsdp_enabled=kind == "FSDP",
-        args=SimpleNamespace(stages=stages, joint_pausing=pausing),
-        strategy=make_strategy(strategy, ("left", "right")),
-    )
-    if found is None:
-        check_sharding(trainer)
+def test_sharded_weights_train_jointly_only(tmp_path, kind, strategy, options, sentence):
+    args = FusionTrainingArguments(output_dir=str(tmp_path), strategy=strategy, **options)
+    plan = make_plan(None, args, two_views())
+    if sentence is None:
+        check_sharding(plan, args, kind)
         return
-    with pytest.raises(ValueError, match=f"{found} {kind}.*DistributedDataParallel"):
-        check_sharding(trainer)
+    with pytest.raises(ValueError, match=f"{sentence} {kind}.*DistributedDataParallel"):
+        check_sharding(plan, args, kind)
 
 
 def test_the_trainer_asks_before_it_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "ecsfusion.trainer.check_sharding", lambda trainer: (_ for _ in ()).throw(ValueError("asked"))
+        "ecsfusion.trainer.check_sharding", lambda *args: (_ for _ in ()).throw(ValueError("asked"))
     )
     with pytest.raises(ValueError, match="asked"):
         two_processes.main(tmp_path, "--use_cpu")

@@ -17,9 +17,11 @@ import yaml
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no installed package
+# `hf_recipes` is not installed; it is imported from the checkout.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionProcessor
+from ecsfusion.model.names import CALIBRATED, FUSED
 from hf_recipes import run
 from hf_recipes.configuration import parse_arguments
 from hf_recipes.data import load_splits
@@ -29,7 +31,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "hf_recipes" / "configs"
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 SIZE = {"size": {"height": 8, "width": 8}}
 MEL = {"num_mel_bins": 16, "max_length": 24}
-TINY = {  # per pretrained encoder one of its model type with random weights, and a processor to fit
+# For each pretrained encoder: one of its model type with random weights, and a processor that fits.
+TINY = {
     "google/vit-base-patch16-224-in21k": (
         {"model_type": "vit", "image_size": 8, "patch_size": 4} | SMALL,
         SIZE,
@@ -245,8 +248,9 @@ def test_a_suite_trains_and_evaluates_on_splits_that_share_no_group(suite, store
         encoder = [(key, value) for key, value in job.model.named_parameters() if f".{name}." in f".{key}"]
         assert any(not value.equal(before[key]) for key, value in encoder), name
         assert all(torch.isfinite(value).all() for _, value in encoder)
-    metrics = trainer.measurements["test"]
-    assert 0 <= metrics["test_accuracy"] <= 1
+    scores = trainer.measurements["test"].scores
+    assert set(scores) == {*job.recipe.modalities, FUSED, CALIBRATED}
+    assert all(0 <= score <= 1 for score in scores.values())
 
 
 def test_of_a_longer_video_as_many_frames_are_seen_as_the_encoder_takes(tmp_path):
@@ -267,7 +271,8 @@ def test_the_config_itself_names_pretrained_encoders_and_says_its_columns(suite)
     columns = {modality.column for modality in recipe.modalities.values()} | {recipe.label_column}
     assert columns | ({recipe.group_column} - {None}) == set(features)
     assert all(modality.encoder in TINY for modality in recipe.modalities.values())
-    assert recipe.preprocess == "on-the-fly"  # they do not fit in memory
+    # The rows do not fit in memory.
+    assert recipe.preprocess == "on-the-fly"
     assert arguments.output_dir == f"output/{suite.__name__}"
     comment = path.read_text(encoding="utf-8").split("label_column:")[0]
     assert all(f"#   {column} " in comment for column in features)
@@ -317,7 +322,8 @@ def test_a_class_keeps_groups_in_every_split_where_each_group_has_one_class(tmp_
     argv = ["--group_column", "who", "--group_pattern", r"(\w+_g\d+)_c\d"]
     splits = load_splits(recipe_for(tmp_path / "data", tmp_path, *argv))
     for name in ("validation", "test"):
-        assert len(set(splits[name]["group"])) == 6  # two of each class
+        # Two of each class.
+        assert len(set(splits[name]["group"])) == 6
         assert np.bincount(splits[name]["label"]).tolist() == [8, 8, 8]
 
 

@@ -65,7 +65,7 @@ def test_the_recipe_leaves_both_models_a_card_and_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rule": "strong-first"}, "unknown rule 'strong-first'"),
+        ({"strategy": "strong-first"}, "strategy is 'strong-first'; it must be one of"),
         ({"metric_for_best_model": "accurac"}, "metric_for_best_model is 'accurac'.*accuracy_calibrated"),
         ({"modality_learning_rates": '{"video": 1}'}, r"modality_learning_rates names \['video'\]"),
         ({"modality_learning_rates": '{"audio": "fast"}'}, r"modality_learning_rates\['audio'\] is 'fast'"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+# The benchmarks are scripts, not an installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from suites import SUITES, Split, load_suite
 from suites.avmnist import load_rows
@@ -118,7 +119,8 @@ def test_digits():
     suite = load_suite("digits")
     assert suite.modalities == ("image", "audio")
     assert [len(split) for split in splits_of(suite)] == [1600, 1200, 1594]
-    check(suite, tolerance=16)  # scikit-learn's set is nearly balanced
+    # scikit-learn's set is nearly balanced
+    check(suite, tolerance=16)
     check_disjoint(replace(suite, train=suite.train.select(torch.arange(0, 1600, 4))), "audio")
     check_equal(suite, load_suite("digits"))
 
@@ -134,8 +136,8 @@ def test_strong_image_is_a_whole_digit_of_the_spoken_label(cache):
     for name, each in (("strong", suite), ("heard", heard)):
         rows, labels = each.train.inputs["image"].flatten(1), each.train.labels
         means = torch.stack([rows[labels == digit].mean(dim=0) for digit in range(10)])
-        found = torch.cdist(each.test.inputs["image"].flatten(1), means).argmin(dim=1)
-        accuracy[name] = float((found == each.test.labels).double().mean())
+        nearest = torch.cdist(each.test.inputs["image"].flatten(1), means).argmin(dim=1)
+        accuracy[name] = float((nearest == each.test.labels).double().mean())
     assert accuracy["strong"] > 0.65 > accuracy["heard"]
 
 
@@ -185,7 +187,8 @@ def test_colours_of_their_own_digit():
     assert mutual_information(choose_shades(labels, 0.0, generator()), labels) < 0.01
     patches = paint(labels, generator())
     assert patches.shape == (20_000, 3, 8, 8)
-    assert torch.equal(patches, patches[:, :, :1, :1].expand_as(patches))  # a plain colour
+    # A plain colour.
+    assert torch.equal(patches, patches[:, :, :1, :1].expand_as(patches))
     means = 2 * torch.tensor(MEAN_COLOURS) / 255 - 1
     nearest = torch.cdist(patches[:, :, 0, 0], means).argmin(dim=1)
     assert 0.995 < (nearest == labels).double().mean() < 0.999
@@ -197,7 +200,8 @@ def test_sentences_hint_at_the_label():
     assert torch.equal(tokens, draw_sentences(labels, generator()))
     assert tokens.min() == 0
     assert tokens.max() == VOCABULARY_SIZE - 1
-    assert (tokens[:, :-1].eq(0) <= tokens[:, 1:].eq(0)).all()  # padding is at the end
+    # Padding is at the end.
+    assert (tokens[:, :-1].eq(0) <= tokens[:, 1:].eq(0)).all()
     is_hint = (tokens > 0) & (tokens <= WORDS_PER_CLASS * NUM_CLASSES)
     assert (is_hint.sum(dim=1) <= 1).all()
     rows = is_hint.any(dim=1)
@@ -265,7 +269,8 @@ def test_decoded_files_are_cached_as_safetensors(cache, monkeypatch):
     assert {file.suffix for file in cache.iterdir()} == {".safetensors"}
     file = next(cache.glob("avmnist-small-validation-*"))
     data = file.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # not a pickle
+    # Not a pickle.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert set(header) == set(rows) == {"image", "audio", "labels", "snr_db"}
 
     def decode(file):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fusion_fixtures import TwoViews, tiny_bert, tiny_resnet, tiny_vit, two_views
+from fusion_fixtures import TwoViews, stage_one_only, tiny_bert, tiny_resnet, tiny_vit, two_views
 from test_trainer import (
     EPOCHS,
     PEAK_FIRST_THEN_RESTORE,
@@ -546,11 +546,13 @@ def test_the_end_of_training_evaluates_nothing_twice(tmp_path, best):
     run = run_with(tmp_path, model=model, **options)
     training_rows = 2  # passes that look for memorized rows: at the hand-over and at the end
     assert counter.rows[False]["left"] == EPOCHS + training_rows, "one pass per probe and none at the end"
-    report = run.reports["validation"]
+    reported, of_training = run.measurements["validation"], run.pid
     evaluated = run.evaluate()
-    for key in ("eval_accuracy", "eval_synergy", "eval_unique_left"):
-        assert report["metrics"][key] == pytest.approx(evaluated[key], abs=1e-9)
-    assert report["pid"].synergy_interval is not None
+    assert reported.scores["fused"] == pytest.approx(evaluated["eval_accuracy"], abs=1e-9)
+    assert reported.information.synergy == pytest.approx(evaluated["eval_synergy"], abs=1e-9)
+    assert reported.information.unique["left"] == pytest.approx(evaluated["eval_unique_left"], abs=1e-9)
+    assert set(reported.information.interval) == {"left", "right", "redundancy", "synergy"}
+    assert of_training.synergy_interval is not None
     assert run.model.config.readout is not None
 
 
@@ -701,7 +703,15 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 def test_a_stream_of_rows_trains_in_two_stages(tmp_path):
-    run = run_with(tmp_path, train=Stream(), max_steps=12, eval_strategy="steps", eval_steps=4)
+    run = run_with(
+        tmp_path,
+        train=Stream(),
+        max_steps=12,
+        eval_strategy="steps",
+        eval_steps=4,
+        strategy="fixed",
+        strategy_options={"schedule": [[0.5, ["left", "right"]]]},
+    )
     assert run.state.global_step == 12
     assert [entry.step for entry in run.record.history] == [4, 6, 8, 12]
     assert (run.record.stage, run.record.stage_start) == ("joint", 6)
@@ -742,7 +752,7 @@ def test_trackio_sees_the_same(tmp_path, monkeypatch):
 
 
 def test_the_cost_of_probes_is_reported(tmp_path, capsys):
-    run = trainer(tmp_path)
+    run = trainer(tmp_path, strategy=Scripted([{}, {"ends_stage": True}]))
     result = run.train()
     metrics = result.metrics
     assert metrics["probe_seconds"] > 0

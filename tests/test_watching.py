@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from ecsfusion.training.watching import WatchingTrainer
 from fusion_fixtures import NUM_CLASSES, StopAfterSaving, TwoViews
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.controller.peak_synergy import PeakSynergy
+from ecsfusion.diagnostics.run import RunDiagnostics
 
 ROWS, VALIDATION = 160, 150
 
@@ -155,9 +155,9 @@ def test_a_copy_and_a_stage_one_that_is_too_long(tmp_path):
     run = trainer(tmp_path, right=copied, num_train_epochs=16, unimodal_epochs=14)
     run.train()
     found = {warning["diagnostic"]: warning["sentence"] for warning in run.record.warnings}
-    assert set(found) == {"copy", "lag"}
+    assert set(found) == {"copy", "late decision"}
     assert "share" in found["copy"]
-    assert f"stage 1 ended at step {run.record.stage_start}" in found["lag"]
+    assert f"stage 1 ended at step {run.record.stage_start}" in found["late decision"]
 
 
 def test_a_shortcut_shows_on_whatever_other_set_it_does_not_hold_on(tmp_path):
@@ -174,7 +174,7 @@ def test_a_stage_one_that_ends_while_a_modality_learns(tmp_path):
     slowly = {"modality_learning_rates": {"right": 1.5e-4}, "unimodal_lr_scheduler_type": "constant"}
     run = trainer(tmp_path, unimodal_epochs=4, num_train_epochs=5, **slowly)
     run.train()
-    assert ("stage 1 too short", "right") in said(run)
+    assert ("short stage", "right") in said(run)
 
 
 def test_few_rows(tmp_path):
@@ -200,11 +200,11 @@ class Lazy(PeakSynergy):
 def test_a_leader_that_its_rule_does_not_pause(tmp_path):
     run = trainer(tmp_path, noise=(0.3, 3.0), strategy=Lazy, num_train_epochs=8)
     run.train()
-    assert ("lag", "pause of left") in said(run)
+    assert ("late decision", "pause of left") in said(run)
     prompt = trainer(tmp_path / "prompt", noise=(0.3, 3.0), strategy=PeakSynergy, num_train_epochs=8)
     prompt.train()
     assert any("left" not in list(entry.training) for entry in prompt.record.history)
-    assert ("lag", "pause of left") not in said(prompt)
+    assert ("late decision", "pause of left") not in said(prompt)
 
 
 def test_a_resumed_run_repeats_nothing(tmp_path, caplog):
@@ -221,7 +221,7 @@ def test_a_resumed_run_repeats_nothing(tmp_path, caplog):
     assert caplog.text.count("few rows") == 1
 
 
-def test_looking_for_signatures_changes_no_weight(tmp_path, monkeypatch):
+def test_the_diagnostics_change_no_weight(tmp_path, monkeypatch):
     def weights(name: str) -> dict[str, torch.Tensor]:
         # With dropout, so that a random number more would show.
         run = trainer(tmp_path / name, dropout=0.3, num_train_epochs=4)
@@ -230,7 +230,7 @@ def test_looking_for_signatures_changes_no_weight(tmp_path, monkeypatch):
         return load_file(tmp_path / name / "model.safetensors")
 
     watched = weights("watched")
-    monkeypatch.setattr(WatchingTrainer, "_watch_probe", lambda self, pid: None)
+    monkeypatch.setattr(RunDiagnostics, "after_probe", lambda self, evaluation, measurement: None)
     unwatched = weights("unwatched")
     assert watched.keys() == unwatched.keys()
     assert all(torch.equal(value, unwatched[name]) for name, value in watched.items())

@@ -51,7 +51,7 @@ def main(folder: Path, *words: str) -> None:
     seen = {
         "processes": args.world_size,
         "wrapped": type(trainer.model_wrapped).__name__,
-        "history": trainer.record.history,
+        "history": [probe.to_json() for probe in trainer.record.history],
         "warnings": trainer.record.warnings,
         "rows": trainer.measurements["test"].num_rows,
         "labels": labels,

@@ -30,7 +30,8 @@ class Method:
     Args:
         name: in results and tables.
         label: what a person reads.
-        strategy: a name in `ecsfusion.strategies.STRATEGIES`.
+        strategy: a name in `ecsfusion.strategies.STRATEGIES`, or the name of a rule that steers two stages: in
+            `ecsfusion.controller.registry.RULES`, or in `protocol.ablations.RULES`.
         arguments: further fields of `FusionTrainingArguments`.
         options: of the strategy, given the modalities; more than one is a grid, on which (as on the learning rates)
             the first seed's validation accuracy decides.
@@ -106,10 +107,10 @@ _ALL = (
 _ABLATIONS = (
     Method("stage-2-only", "stage 2 alone", "joint-auxiliary", answer=CALIBRATED),
     Method("stage-1-only", "stage 1 alone", "unimodal", answer=CALIBRATED),
-    Method("peak-synergy", "rule: peak synergy", "two-stage", {"rule": "peak-synergy"}, answer=CALIBRATED),
-    Method("weak-first", "rule: weak first", "two-stage", {"rule": "weak-first"}, answer=CALIBRATED),
+    Method("peak-synergy", "rule: peak synergy", "peak-synergy", answer=CALIBRATED),
+    Method("weak-first", "rule: weak first", "weak-first", answer=CALIBRATED),
     *(
-        Method(name, f"rule: {name.replace('-', ' ')}", "two-stage", {"own_rule": name}, answer=CALIBRATED)
+        Method(name, f"rule: {name.replace('-', ' ')}", name, answer=CALIBRATED)
         for name in (
             "not-paused",
             "not-restored",

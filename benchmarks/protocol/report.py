@@ -51,16 +51,17 @@ def write_report(results: Path) -> str:
 
 def suites_in(results: Path) -> dict[str, Lines]:
     """The lines of every suite in the folder that has any."""
-    found = {path.stem: read_lines(path) for path in sorted(results.glob("*.jsonl"))}
-    return {name: lines for name, lines in found.items() if lines}  # of some, all runs may have failed
+    suites = {path.stem: read_lines(path) for path in sorted(results.glob("*.jsonl"))}
+    # The file of a suite whose runs all failed is empty.
+    return {name: lines for name, lines in suites.items() if lines}
 
 
 def by_method(lines: Lines) -> dict[str, dict[int, Mapping[str, Any]]]:
     """Lines by method and seed, methods in the order of `METHODS`."""
-    found: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    methods: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for line in lines:
-        found[line["method"]][line["seed"]] = line
-    return {name: found[name] for name in METHODS if name in found}
+        methods[line["method"]][line["seed"]] = line
+    return {name: methods[name] for name in METHODS if name in methods}
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -71,7 +72,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     return mean(values), half
 
 
-def readme_table(suites: Mapping[str, Lines]) -> str:
+def suites_table(suites: Mapping[str, Lines]) -> str:
     """Test accuracy of ours, plain joint training and the controls on every suite, and what it comes to."""
     shown = (OURS, JOINT, *CONTROLS, "published")
     rows = [
@@ -79,32 +80,35 @@ def readme_table(suites: Mapping[str, Lines]) -> str:
         "| --- " * (len(shown) + 2) + "|",
     ]
     for suite, lines in suites.items():
-        found, gain = by_method(lines), paired(lines, OURS, JOINT)
-        cells = [spread([line["test_accuracy"] for line in found.get(name, {}).values()]) for name in shown]
+        methods, gain = by_method(lines), paired(lines, OURS, JOINT)
+        cells = [spread([line["test_accuracy"] for line in methods.get(name, {}).values()]) for name in shown]
         rows.append(f"| {suite} | {' | '.join(cells)} | {'' if gain is None else difference(gain)} |")
     return "\n".join([*rows, "", *verdicts(suites)])
 
 
-def difference(found: tuple[float, float, int]) -> str:
+def difference(gain: tuple[float, float, int]) -> str:
     """A paired difference; without an interval where there is one seed only."""
-    return f"{found[0]:+.1f}" + (f" ± {found[1]:.1f}" if found[2] > 1 else "")
+    return f"{gain[0]:+.1f}" + (f" ± {gain[1]:.1f}" if gain[2] > 1 else "")
 
 
 def paired(
     lines: Lines, method: str, other: str, readout: str | None = None
 ) -> tuple[float, float, int] | None:
     """Mean difference in points of test accuracy over the seeds that both have, its half interval, and their number."""
-    found = by_method(lines)
-    if method not in found or other not in found:
+    methods = by_method(lines)
+    if method not in methods or other not in methods:
         return None
-    seeds = sorted(set(found[method]) & set(found[other]))
+    seeds = sorted(set(methods[method]) & set(methods[other]))
     if not seeds:
         return None
 
     def value(line: Mapping[str, Any]) -> float:
         return line["test_accuracy"] if readout is None else line["test"][readout]
 
-    return (*interval([100 * (value(found[method][s]) - value(found[other][s])) for s in seeds]), len(seeds))
+    return (
+        *interval([100 * (value(methods[method][s]) - value(methods[other][s])) for s in seeds]),
+        len(seeds),
+    )
 
 
 def spread(values: Sequence[float]) -> str:
@@ -150,11 +154,11 @@ def summary(suites: Mapping[str, Lines]) -> str:
     for method in METHODS:
         if method == OURS:
             continue
-        found = {suite: paired(lines, OURS, method) for suite, lines in suites.items()}
-        known = [value[0] for value in found.values() if value is not None]
+        gains = {suite: paired(lines, OURS, method) for suite, lines in suites.items()}
+        known = [value[0] for value in gains.values() if value is not None]
         if not known:
             continue
-        cells = ["" if value is None else difference(value) for value in found.values()]
+        cells = ["" if value is None else difference(value) for value in gains.values()]
         rows.append(f"| {METHODS[method].label} | {' | '.join(cells)} | {mean(known):+.1f} ({len(known)}) |")
     text = [
         "Test accuracy of ours minus that of each method, in points, with the 95 % interval of paired seeds.",
@@ -167,12 +171,12 @@ def summary(suites: Mapping[str, Lines]) -> str:
 
 def verdicts(suites: Mapping[str, Lines]) -> list[str]:
     """The three claims of the default, as numbers; a suite with another optimizer counts as one of its own."""
-    said = []
-    found = {suite: paired(lines, OURS, JOINT) for suite, lines in suites.items()}
-    gains = {suite: d[0] for suite, d in found.items() if d is not None}
+    sentences = []
+    over_joint = {suite: paired(lines, OURS, JOINT) for suite, lines in suites.items()}
+    gains = {suite: d[0] for suite, d in over_joint.items() if d is not None}
     if gains:
         largest = max(gains, key=lambda suite: gains[suite])
-        said.append(
+        sentences.append(
             f"- Ours minus plain joint training: {mean(gains.values()):+.2f} points on average of {len(gains)} suites; "
             f"median {median(gains.values()):+.2f}, largest {gains[largest]:+.1f} ({largest})."
         )
@@ -187,28 +191,30 @@ def verdicts(suites: Mapping[str, Lines]) -> list[str]:
                 behind.append(f"{suite}, {METHODS[rival].label} {difference(d)}")
     if compared:
         where = "; ".join(behind) if behind else "nowhere"
-        said.append(
+        sentences.append(
             f"- Behind a simple rival beyond the 95 % interval of paired seeds, of {compared} comparisons: {where}."
         )
     known = {rival: [paired(lines, OURS, rival) for lines in suites.values()] for rival in PUBLISHED}
     means = {
-        rival: mean(d[0] for d in found if d is not None) for rival, found in known.items() if any(found)
+        rival: mean(d[0] for d in gains if d is not None) for rival, gains in known.items() if any(gains)
     }
     if means:
         listed = ", ".join(f"{METHODS[rival].label} {value:+.1f}" for rival, value in means.items())
-        said.append(
+        sentences.append(
             f"- Ours minus published methods, on average over the suites that each was run on: {listed}."
         )
-    return said
+    return sentences
 
 
 def plot_suite(lines: Lines, name: str, path: Path) -> None:
     """Every method's test accuracy: its own answer, and calibrated; one small mark per seed."""
-    found = by_method(lines)
-    order = sorted(found, key=lambda method: mean(line["test_accuracy"] for line in found[method].values()))
+    methods = by_method(lines)
+    order = sorted(
+        methods, key=lambda method: mean(line["test_accuracy"] for line in methods[method].values())
+    )
     figure, axes = plt.subplots(figsize=(7, 0.26 * len(order) + 1.2), layout="constrained")
     for place, method in enumerate(order):
-        chosen = list(found[method].values())
+        chosen = list(methods[method].values())
         values = [100 * line["test_accuracy"] for line in chosen]
         color = "C1" if method == OURS else "C7" if method == JOINT else "C0"
         axes.plot(values, [place] * len(values), "|", color=color, markersize=7, alpha=0.7)

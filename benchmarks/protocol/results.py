@@ -12,12 +12,13 @@ from typing import Any
 from suites import Suite
 
 from ecsfusion.strategies import STRATEGIES
+from ecsfusion.strategies.two_stage import TwoStage
 from protocol.methods import Method
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a run depends on, but for suite and seed; mappings as JSON text, so that settings can be compared."""
+    """All that a run depends on except suite and seed; mappings are JSON text, so that settings can be compared."""
 
     strategy: str
     fusion: str
@@ -31,6 +32,7 @@ class Setting:
     def of(
         cls, method: Method, options: Mapping[str, Any], suite: Suite, optimizer: str, rate: float
     ) -> Setting:
+        """How a method trains a suite, with these options of its strategy and this learning rate."""
         return cls(
             method.strategy,
             method.fusion or suite.fusion,
@@ -40,6 +42,18 @@ class Setting:
             optimizer,
             rate,
         )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Setting:
+        """The setting in a recorded line.
+
+        In older lines a rule is an argument beside the strategy "two-stage" ("rule", or "own_rule" for a rule of
+        `protocol.ablations`). Now the rule's name is the strategy.
+        """
+        arguments = json.loads(values["arguments"])
+        rules = [arguments.pop(key) for key in ("rule", "own_rule") if key in arguments]
+        strategy = rules[0] if rules else values["strategy"]
+        return cls(**{**values, "strategy": strategy, "arguments": json.dumps(arguments, sort_keys=True)})
 
 
 @dataclass(frozen=True)
@@ -51,9 +65,11 @@ class Run:
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> Run:
-        return cls(Setting(**line["setting"]), line["seed"])
+        """The run that a line is the result of."""
+        return cls(Setting.from_json(line["setting"]), line["seed"])
 
     def to_json(self) -> dict[str, Any]:
+        """The part of a line by which `of_line` finds the run again."""
         return {"seed": self.seed, "setting": asdict(self.setting)}
 
 
@@ -95,7 +111,9 @@ def settings_of(method: Method, suite: Suite, optimizer: str) -> list[Setting]:
 
     Nothing, where it is for two modalities and the suite has more.
     """
-    if STRATEGIES[method.strategy].only_two and len(suite.modalities) != 2:
+    # A rule's name stands for two stages.
+    strategy = STRATEGIES.get(method.strategy, TwoStage)
+    if strategy.only_two and len(suite.modalities) != 2:
         return []
     rates = suite.learning_rates if optimizer == "adamw" else suite.sgd_learning_rates
     return [
@@ -112,11 +130,11 @@ def chosen_setting(
 
     Ties go to the earlier one.
     """
-    found = {Run.of_line(line): line["validation"][method.answer] for line in lines}
+    accuracy = {Run.of_line(line): line["validation"][method.answer] for line in lines}
     runs = [Run(setting, seed) for setting in settings]
-    if not runs or any(run not in found for run in runs):
+    if not runs or any(run not in accuracy for run in runs):
         return None
-    return max(runs, key=lambda run: found[run]).setting
+    return max(runs, key=lambda run: accuracy[run]).setting
 
 
 def method_lines(
@@ -128,13 +146,13 @@ def method_lines(
 ) -> list[dict[str, Any]]:
     """A line per method and seed, of the setting that was chosen for it."""
     by_run = {Run.of_line(line): line for line in lines}
-    found = []
+    chosen = []
     for method in methods:
         setting = chosen_setting(lines, method, settings_of(method, suite, optimizer), first_seed)
         for run, line in by_run.items():
             if run.setting == setting:
-                found.append(line_of(method, line))
-    return found
+                chosen.append(line_of(method, line))
+    return chosen
 
 
 def line_of(method: Method, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,14 @@ PREFIX = "start-at-"
 
 def starts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each run that was switched at a given share of the budget: its accuracy, and the probe at the switch."""
-    found = []
+    runs = []
     for line in lines:
         if not line["method"].startswith(PREFIX):
             continue
         trajectory = line["trajectory"]
         last = max(place for place, stage in enumerate(trajectory["stage"]) if stage == 1)
         modalities = [key.removeprefix("unique_") for key in trajectory if key.startswith("unique_")]
-        found.append(
+        runs.append(
             {
                 "share": int(line["method"].removeprefix(PREFIX)),
                 "seed": line["seed"],
@@ -33,18 +33,18 @@ def starts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "unimodal": mean(100 * trajectory[f"accuracy_{name}"][last] for name in modalities),
             }
         )
-    return found
+    return runs
 
 
 def starts_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Rank correlation over all these runs of what is measured at the switch with the test accuracy in the end."""
-    found = starts(lines)
+    runs = starts(lines)
     rows = [
         "| at the switch | rank correlation with the fused head's test accuracy | p |",
         "| --- | --- | --- |",
     ]
     for what in ("synergy", "redundancy", "unimodal", "share"):
-        result = spearmanr([run[what] for run in found], [run["fused"] for run in found])
+        result = spearmanr([run[what] for run in runs], [run["fused"] for run in runs])
         label = (
             "mean unimodal accuracy"
             if what == "unimodal"
@@ -58,15 +58,15 @@ def starts_table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def plot_starts(lines: Sequence[Mapping[str, Any]], name: str, path: Path) -> None:
     """Accuracy in the end, and synergy at the switch, against the share of the budget that stage 1 took."""
-    found = starts(lines)
-    shares = sorted({run["share"] for run in found})
+    runs = starts(lines)
+    shares = sorted({run["share"] for run in runs})
     figure, (above, below) = plt.subplots(2, 1, figsize=(6.5, 5), sharex=True, layout="constrained")
     for axes, what, label in (
         (above, "fused", "fused head"),
         (above, "accuracy", "all heads, calibrated"),
         (below, "synergy", "synergy at the switch"),
     ):
-        values = [[run[what] for run in found if run["share"] == share] for share in shares]
+        values = [[run[what] for run in runs if run["share"] == share] for share in shares]
         spread = [stdev(v) if len(v) > 1 else 0.0 for v in values]
         axes.errorbar(
             shares, [mean(v) for v in values], yerr=spread, marker="o", markersize=4, capsize=2, label=label

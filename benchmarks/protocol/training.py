@@ -17,7 +17,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion.evaluation.probe import calibrated_answers
+from ecsfusion.controller.probe import Probe
+from ecsfusion.evaluation.scores import calibrated_answers
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.model.readout import Readout, expected_calibration_error
@@ -49,7 +50,7 @@ class Snapshots(TrainerCallback):
     ) -> None:
         """Compare this epoch with the best ones."""
         model = self.trainer.model
-        in_stage = self.trainer.record.stage == "joint" or args.stages == "unimodal"
+        in_stage = self.trainer.record.stage == "joint" or self.trainer.plan.stages == "unimodal"
         keys = {name: f"eval_accuracy_{name}" for name in model.modalities}
         if in_stage:
             keys |= {FUSED: "eval_accuracy", CALIBRATED: "eval_accuracy_calibrated"}
@@ -76,8 +77,6 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
     logging.disable_progress_bar()
     start = time.perf_counter()
     setting, seed = run.setting, run.seed
-    arguments = json.loads(setting.arguments)
-    own_rule = arguments.pop("own_rule", None)
     set_seed(seed)
     model = FusionForClassification.from_modality_pretrained(
         suite.build_encoders(), num_labels=suite.num_classes, fusion=setting.fusion
@@ -85,7 +84,6 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
     with tempfile.TemporaryDirectory() as folder:
         args = FusionTrainingArguments(
             output_dir=folder,
-            strategy=setting.strategy,
             strategy_options=json.loads(setting.options),
             num_train_epochs=suite.epochs * setting.length,
             per_device_train_batch_size=suite.batch_size,
@@ -95,12 +93,13 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
             warmup_steps=0.05,
             seed=seed,
             save_strategy="no",
-            keep_best_heads=False,  # `Snapshots` keeps them in memory, for every readout
+            # `Snapshots` keeps the best weights in memory, for every readout.
+            keep_best_heads=False,
             disable_tqdm=True,
             report_to="none",
             use_cpu=not torch.cuda.is_available(),
             **OPTIMIZERS[setting.optimizer],
-            **arguments,
+            **json.loads(setting.arguments),
         )
         snapshots = Snapshots()
         trainer = Quiet(
@@ -109,12 +108,12 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
             train_dataset=suite.train,
             eval_dataset=suite.validation,
             callbacks=[snapshots, *callbacks],
-            rule=None if own_rule is None else RULES[own_rule],
+            strategy=RULES.get(setting.strategy, setting.strategy),
         )
         snapshots.trainer = trainer
         trainer.train()
-    rule = trainer.controller.rule
-    figures = judge(trainer.model, snapshots, suite, () if rule is None else rule.excluded_from_readout)
+    plan = trainer.plan
+    figures = judge(trainer.model, snapshots, suite, plan.excluded_from_readout)
     return {
         "suite": suite.name,
         "description": suite.description,
@@ -129,9 +128,9 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
             "weight_decay": args.weight_decay,
             "warmup_steps": args.warmup_steps,
             "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-            "stages": args.stages,
-            "rule": own_rule or args.rule,
-            "auxiliary_weight": args.auxiliary_weight,
+            "stages": plan.stages,
+            "rule": None if plan.rule is None else plan.rule.label,
+            "auxiliary_weight": plan.auxiliary_weight,
         },
         "trajectory": trajectory(trainer.record.history, suite.modalities),
         **environment("transformers", "accelerate"),
@@ -139,44 +138,44 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
 
 
 class Quiet(FusionTrainer):
-    """A trainer that keeps its thoughts to itself, and is judged elsewhere."""
+    """A trainer that fits no readout after training: `judge` fits every readout that is compared."""
 
     def fit_readout(self) -> None:
-        """Not here: it is fitted to every readout that is compared."""
+        """Do nothing."""
 
     _fit_readout_once_evaluated = fit_readout
 
 
-def trajectory(history: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> dict[str, Any]:
+def trajectory(history: Sequence[Probe], modalities: Sequence[str]) -> dict[str, Any]:
     """All probes of a run, column by column: bits and accuracies with three digits."""
     columns: dict[str, list[Any]] = {
-        "step": [entry.step for entry in history],
-        "stage": [1 if entry.stage == "unimodal" else 2 for entry in history],
-        "paused": [[name for name in modalities if name not in list(entry.training)] for entry in history],
-        "redundancy": [entry.reading.redundancy for entry in history],
-        "synergy": [entry.reading.synergy for entry in history],
-        "synergy_floor": [entry.reading.floor["synergy"] for entry in history],
-        "conditional_mutual_information": [entry["conditional_mutual_information"] for entry in history],
+        "step": [probe.step for probe in history],
+        "stage": [1 if probe.stage == "unimodal" else 2 for probe in history],
+        "paused": [[name for name in modalities if name not in probe.training] for probe in history],
+        "redundancy": [probe.reading.redundancy for probe in history],
+        "synergy": [probe.reading.synergy for probe in history],
+        "synergy_floor": [probe.reading.floor["synergy"] for probe in history],
+        "conditional_mutual_information": [probe.reading.conditional_mutual_information for probe in history],
     }
     for name in modalities:
-        columns[f"unique_{name}"] = [entry.reading.unique[name] for entry in history]
+        columns[f"unique_{name}"] = [probe.reading.unique[name] for probe in history]
     for name in (*modalities, FUSED):
-        columns[f"accuracy_{name}"] = [entry.reading.accuracy[name] for entry in history]
-    columns["accuracy_calibrated"] = [entry["calibrated"] for entry in history]
+        columns[f"accuracy_{name}"] = [probe.reading.accuracy[name] for probe in history]
+    columns["accuracy_calibrated"] = [probe.reading.accuracy[CALIBRATED] for probe in history]
     return {
         key: [round(value, 3) if isinstance(value, float) else value for value in values]
         for key, values in columns.items()
-    } | {"restored": [entry.restored for entry in history if entry.restored is not None]}
+    } | {"restored": [probe.restored for probe in history if probe.restored is not None]}
 
 
 def modality_steps(trainer: FusionTrainer) -> int:
     """Steps of encoders: how many modalities trained, summed over the optimizer steps."""
     steps, before = 0, 0
-    for entry in trainer.record.history:
-        if entry.stage == "unimodal" or trainer.args.strategy != "uni-pre-frozen":
-            per_step = trainer.strategy.modalities_per_step or len(list(entry.training))
-            steps += per_step * (entry["step"] - before)
-        before = entry["step"]
+    for probe in trainer.record.history:
+        if probe.stage == "unimodal" or trainer.strategy.name != "uni-pre-frozen":
+            per_step = trainer.strategy.modalities_per_step or len(probe.training)
+            steps += per_step * (probe.step - before)
+        before = probe.step
     return steps
 
 
@@ -206,10 +205,11 @@ def judge(
 ) -> dict[str, Any]:
     """Accuracy of every readout on validation and test, each from the epoch that is best for it on validation."""
     splits = {"validation": suite.validation, "test": suite.test}
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}  # by snapshot and split
+    # By snapshot, split and head.
+    logits: dict[str, dict[str, dict[str, Tensor]]] = {}
     for what, (_, weights) in snapshots.best.items():
         model.load_state_dict(weights)
-        found[what] = {split: answers(model, rows) for split, rows in splits.items()}
+        logits[what] = {split: answers(model, rows) for split, rows in splits.items()}
     labels = {split: rows.labels for split, rows in splits.items()}
     accuracy: dict[str, dict[str, float]] = {split: {} for split in splits}
 
@@ -218,10 +218,10 @@ def judge(
             hits = (log_p[split].argmax(dim=1) == labels[split]).double()
             accuracy[split][name] = round(float(hits.mean()), 6)
 
-    note(FUSED, {split: found[FUSED][split][FUSED] for split in splits})
+    note(FUSED, {split: logits[FUSED][split][FUSED] for split in splits})
     for name in suite.modalities:
-        note(name, {split: found[name][split][name] for split in splits})
-    own = {split: {name: found[name][split][name] for name in suite.modalities} for split in splits}
+        note(name, {split: logits[name][split][name] for split in splits})
+    own = {split: {name: logits[name][split][name] for name in suite.modalities} for split in splits}
     average = {
         split: torch.stack([z.softmax(dim=1) for z in own[split].values()]).mean(dim=0) for split in splits
     }
@@ -232,8 +232,8 @@ def judge(
     errors = {}
     for name, heads in (
         (CALIBRATED_ENSEMBLE, own),
-        (CALIBRATED, {split: {**own[split], FUSED: found[FUSED][split][FUSED]} for split in splits}),
-        (ONE_EPOCH, found[CALIBRATED]),
+        (CALIBRATED, {split: {**own[split], FUSED: logits[FUSED][split][FUSED]} for split in splits}),
+        (ONE_EPOCH, logits[CALIBRATED]),
     ):
         readout = Readout.fit(
             heads["validation"], labels["validation"], excluded_from_readout=excluded_from_readout

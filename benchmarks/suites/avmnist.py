@@ -23,9 +23,8 @@ from suites.folders import SPLITS, cache_folder, data_file
 from suites.log_mel import NUM_BANDS, SAMPLING_RATE, log_mel
 from suites.suite import Split, Suite, standardize
 
-RECIPE = (
-    "log-mel 1"  # raise it whenever `decode` or `log_mel` changes: older files of the cache are then not read
-)
+# Raise the number whenever `decode` or `log_mel` changes: older files of the cache are then not read.
+RECIPE = "log-mel 1"
 IMAGE_SHAPE = (1, 28, 28)
 
 

@@ -26,9 +26,12 @@ MEAN_COLOURS = (
     (210, 245, 60),
     (128, 0, 0),
 )
-BIAS = 1.0  # share of the training and validation rows that have the mean colour of their own digit
-JITTER = 0.05  # standard deviation of each channel, of 0 to 1: the best classifier of the colours is right in 99.6 %
-PATCH = 8  # pixels each way
+# Share of the training and validation rows that have the mean colour of their own digit.
+BIAS = 1.0
+# Standard deviation of each channel, of 0 to 1: the best classifier of the colours is right in 99.6 %.
+JITTER = 0.05
+# Width and height of a patch in pixels.
+PATCH = 8
 PER_CLASS = {"train": 400, "validation": 100, "test": 200}
 SEED = 2019
 

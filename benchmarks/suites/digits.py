@@ -13,16 +13,20 @@ from suites.encoders import ImageEncoder, SpectrogramEncoder
 from suites.folders import SPLITS
 from suites.suite import Split, Suite, standardize
 
-WINDOW, HOP = 256, 64  # samples at 8 kHz: 32 and 8 ms
-NUM_FREQUENCIES = 64  # up to 2 kHz: all keys lie below
+# In samples at 8 kHz: 32 and 8 ms.
+WINDOW, HOP = 256, 64
+# The frequencies up to 2 kHz: all keys lie below.
+NUM_FREQUENCIES = 64
 FLOOR = 1e-6
 IMAGE_SHAPE = (1, 8, 8)
 
 
 def digits() -> Suite:
     """The suite `digits`: 1 600 / 1 200 / 1 594 rows; no file outside the installed packages is read."""
-    sys.path.append(str(Path(__file__).resolve().parents[2]))  # for hf_recipes
-    from hf_recipes.digits import load_digits_splits  # takes a second to import, and only this suite needs it
+    # `hf_recipes` is not installed; it is imported from the checkout.
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+    # The import takes a second, and only this suite needs it.
+    from hf_recipes.digits import load_digits_splits
 
     rows = load_digits_splits()
     images = standardize([_images(rows[split]) for split in SPLITS], dims=(0, 1, 2, 3))

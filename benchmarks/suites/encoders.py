@@ -1,7 +1,7 @@
 """Small encoders, trained from scratch in seconds on one core.
 
 Without normalization layers by default: batch statistics would undo the scale of an input, by which some suites make a
-modality slow. Where the label is an interaction, embeddings are batch-normalized: without centred embeddings, training
+modality slow. Where the label is an interaction, embeddings are batch-normalized: without centered embeddings, training
 does not leave chance in the time that a suite has.
 """
 

@@ -4,9 +4,12 @@ import torch
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
-SAMPLING_RATE = 8000  # Hz
-WINDOW = 256  # samples: 32 ms, and the hop as well
-NUM_FREQUENCIES = WINDOW + 1  # of the window padded with zeros to twice its length: no mel band is empty
+# In Hz.
+SAMPLING_RATE = 8000
+# In samples: 32 ms. The hop is as long.
+WINDOW = 256
+# The window is padded with zeros to twice its length, so that no mel band is empty.
+NUM_FREQUENCIES = WINDOW + 1
 NUM_BANDS = 40
 FLOOR = 1e-6
 

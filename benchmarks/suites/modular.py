@@ -19,10 +19,13 @@ from suites.mnist import load_digits
 from suites.suite import Split, Suite, standardize
 
 NUM_DIGITS = 10
-MINIMUM_SNR_DB = 0.0  # of the sounds, which reach from -15 to 5
+# Of the sounds that are used; those of AV-MNIST reach from -15 to 5.
+MIN_SNR_DB = 0.0
 IMAGES_PER_CLASS = {"train": 1200, "validation": 300, "test": 500}
-PAIRS_PER_CELL = {"train": 120, "validation": 10, "test": 20}  # a hundredth of the rows
-MARK = 5  # pixels each way of the bright corner
+# A cell has a hundredth of the rows.
+PAIRS_PER_CELL = {"train": 120, "validation": 10, "test": 20}
+# Width and height in pixels of the bright corner.
+MARK = 5
 SEED = 1801
 
 
@@ -114,7 +117,7 @@ def _suite(
     for split in SPLITS:
         image, image_digits = load_digits(split, IMAGES_PER_CLASS[split])
         heard = avmnist.load_rows(config, split)
-        clear = heard["snr_db"] >= MINIMUM_SNR_DB
+        clear = heard["snr_db"] >= MIN_SNR_DB
         order = torch.randperm(len(pairs[split]), generator=generator)
         digits, both = pairs[split][order], needs_both[split][order]
         image = image[draw_rows(digits[:, 0], image_digits, generator)]

@@ -18,8 +18,10 @@ NUM_CLASSES = 10
 WORDS_PER_CLASS = 3
 NUM_DISTRACTORS = 50
 VOCABULARY_SIZE = 1 + NUM_CLASSES * WORDS_PER_CLASS + NUM_DISTRACTORS
-LENGTHS = (4, 10)  # tokens of a sentence, shortest and longest
-TRUE_HINT, FALSE_HINT = 0.55, 0.25  # how often a word of the label, of another class; else there is no hint
+# Tokens of the shortest and of the longest sentence.
+LENGTHS = (4, 10)
+# Shares of sentences that hint at the label and at another class; the others hold no hint.
+TRUE_HINT, FALSE_HINT = 0.55, 0.25
 SEED = 1948
 
 

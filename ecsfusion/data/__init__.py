@@ -1,1 +1,1 @@
-"""Rows before they are batches: media, arrays, columns, lengths."""
+"""Reading and checking the rows of a data set: media, arrays, columns, lengths, paths, embedding files."""

@@ -19,16 +19,18 @@ FILE_NAME = "array_processor.json"
 
 
 class ArrayProcessor:
-    """Tabular rows (D,) or time series (T,) or (T, D) to one tensor, for encoders of one's own.
+    """Makes one tensor of tabular rows (D,) or time series (T,) or (T, D), for encoders of the user's own.
 
     Rows are normalized, `(x - mean) / std`, and series of different lengths are padded with zeros.
+    `ArrayProcessor.fit(rows)` computes mean and std from training rows.
 
     Args:
-        mean, std: one number, or one per feature (D of them); by default 0 and 1. `ArrayProcessor.fit(rows)` finds
-            them.
+        mean: one number, or one per feature (D of them).
+        std: the same.
 
     Raises:
-        ValueError: different numbers of both, or a std that is not positive.
+        ValueError: different numbers of both, a number that is not finite, or a std that is not positive.
+        TypeError: no numbers.
     """
 
     def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
@@ -45,6 +47,13 @@ class ArrayProcessor:
         """A processor with the mean and the standard deviation of each feature over training rows (and steps).
 
         A feature that never changes gets the standard deviation 1.
+
+        Args:
+            rows: as `__call__` takes them.
+
+        Raises:
+            ValueError: no rows, or rows with different numbers of features.
+            TypeError: no list of rows of numbers.
         """
         arrays = _read_rows(rows)
         widths = {array.shape[-1] for array in arrays}
@@ -52,19 +61,30 @@ class ArrayProcessor:
             raise ValueError(f"the rows have {sorted(widths)} features; give as many in every row.")
         steps = np.concatenate([np.atleast_2d(array) for array in arrays]).astype(np.float64)
         std = steps.std(axis=0)
-        # Below what float32 can divide by, a feature does not change.
+        # A feature counts as constant if float32 cannot divide by its standard deviation.
         return cls(steps.mean(axis=0).tolist(), np.where(std > np.finfo(np.float32).tiny, std, 1.0).tolist())
 
     def __call__(self, rows: Sequence[Any], return_tensors: str = "pt") -> BatchFeature:
-        """Rows to `values` (B, D), (B, T) or (B, T, D), float32; where lengths T differ, also `attention_mask` (B, T).
+        """Normalize rows and make them a batch.
+
+        Args:
+            rows: arrays or lists of numbers, (D,), (T,) or (T, D).
+            return_tensors: ignored; the tensors are torch's.
+
+        Returns:
+            `values` (B, D), (B, T) or (B, T, D), float32, and `attention_mask` (B, T) where the lengths T differ.
 
         Raises:
-            ValueError: rows of different numbers of features, or not of those of `mean`.
+            ValueError: rows with different numbers of features, or another number than `mean` has.
         """
         return self.pad({"values": [self._normalize(row) for row in _read_rows(rows)]})
 
     def pad(self, features: Mapping[str, Sequence[Any]], **_: Any) -> BatchFeature:
-        """Normalized rows as one batch; the same result as calling the processor on the raw rows."""
+        """Make normalized rows a batch; the result is the same as that of calling the processor on the raw rows.
+
+        Raises:
+            ValueError: shapes that differ in more than the length of series.
+        """
         rows = [np.asarray(row, dtype=np.float32) for row in features["values"]]
         shapes = {row.shape for row in rows}
         if len(shapes) == 1:
@@ -120,7 +140,8 @@ def _statistic(values: Any, name: str) -> np.ndarray:
         array = np.atleast_1d(np.asarray(values, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number or one per feature, got {values!r}.") from error
-    if not array.size or not (np.abs(array) <= np.finfo(np.float32).max).all():  # NaN fails this too
+    # The comparison is false for NaN too.
+    if not array.size or not (np.abs(array) <= np.finfo(np.float32).max).all():
         raise ValueError(f"{name} must be a finite number or one per feature, got {values!r}.")
     return array.astype(np.float32)
 
@@ -134,20 +155,31 @@ def _read_rows(rows: Any) -> list[np.ndarray]:
 
 
 def array_of(value: Any, what: str) -> np.ndarray:
-    """A tensor, or what NumPy can make an array of, as an array.
+    """A NumPy array of a tensor, or of another value that NumPy can convert.
+
+    Args:
+        value: the tensor or other value.
+        what: what it is, as the beginning of error messages.
 
     Raises:
-        ValueError: a tensor without values, or rows of different lengths; `what` begins the sentence.
+        ValueError: a tensor without values, or rows of different lengths.
     """
     if isinstance(value, torch.Tensor):
         check_values(value, what)
+        # NumPy has neither bfloat16 nor floats of 8 bits.
         if value.dtype == torch.bfloat16 or (value.itemsize < 2 and value.is_floating_point()):
-            value = value.float()  # NumPy knows neither
+            value = value.float()
         return value.detach().cpu().numpy()
     try:
         return np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{what} is no array of one shape ({error})") from error
+
+
+def to_float32(array: np.ndarray) -> np.ndarray:
+    """The array as float32, where numbers that are too large become infinite, without a warning."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def read_array(value: Any) -> np.ndarray:
@@ -166,8 +198,7 @@ def read_array(value: Any) -> np.ndarray:
         raise ValueError(
             f"the row has shape {array.shape}; give features (D,) or a series (T, D) of at least one"
         )
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found
-        array = array.astype(np.float32)
+    array = to_float32(array)
     if not np.isfinite(array).all():
         raise ValueError("the row has values that are NaN or infinite; fill them in or leave this row out")
     return array

@@ -1,6 +1,6 @@
 """Files and data sets of embeddings as tables that are read in chunks: parquet, npz, safetensors, the Hub.
 
-Reading never holds more than one chunk of rows (npz, which cannot be read in part, is held as a whole).
+At most one chunk of rows is in memory at a time. Only an npz file, which cannot be read in parts, is loaded as a whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,23 +13,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CHUNK = 65_536
+"""The most rows of a chunk."""
 
 
 class Table(Protocol):
-    """Columns of one length; `chunks` yields the rows [start, stop) in order, column by name."""
+    """Named columns of one length that can be read in chunks.
+
+    Attributes:
+        num_rows: the length of every column.
+        columns: the names of the columns.
+    """
 
     num_rows: int
     columns: tuple[str, ...]
 
     def chunks(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, NDArray[Any]]]:
-        """Chunks of at most `CHUNK` rows: arrays (n,) or (n, ...)."""
+        """The rows [start, stop) of the named columns, in order and in chunks of at most `CHUNK` rows.
+
+        Yields:
+            Arrays (n,) or (n, ...) by column.
+        """
         ...
 
 
 def open_table(path: str, split: str = "train") -> Table:
-    """A local .parquet, .npz or .safetensors file, or else a data set by its name on the Hub or its folder.
+    """Open a table of embeddings.
 
-    Raises ValueError where `path` is none of these.
+    Args:
+        path: a local .parquet, .npz or .safetensors file, or a data set by its name on the Hub or its folder.
+        split: the split of a data set; files have none.
+
+    Raises:
+        ValueError: if there is no such file, or it is of another kind.
     """
     suffix = Path(path).suffix
     readers: dict[str, Callable[[str], Table]] = {
@@ -119,7 +134,10 @@ class ParquetTable:
 
 
 class DatasetTable:
-    """A data set of the `datasets` library: a name on the Hub or a folder, out of which its files must not lead."""
+    """A data set of the `datasets` library: a name on the Hub, or a folder.
+
+    A folder must not refer to files outside of it.
+    """
 
     def __init__(self, path: str, split: str) -> None:
         from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
@@ -155,7 +173,11 @@ class DatasetTable:
 
 
 def as_rows(value: NDArray[Any], column: str) -> Tensor:
-    """A chunk of a modality's column as (n, D): a column of single numbers is one feature."""
+    """A chunk of a modality's column as (n, D); a column of single numbers has D = 1.
+
+    Raises:
+        TypeError: for values that are no numbers.
+    """
     if value.dtype.kind not in "biuf":
         raise TypeError(f"column {column!r} must hold numbers or lists of numbers, got {value.dtype}")
     return torch.from_numpy(np.array(value)).reshape(len(value), -1)
@@ -173,7 +195,8 @@ def _from_arrow(column: Any, name: str, first_row: int) -> NDArray[Any]:
         column = column.storage
     if not pa.types.is_nested(column.type):
         return column.to_numpy(zero_copy_only=False)
-    if pa.types.is_struct(column.type) or pa.types.is_map(column.type):  # an image or a sound, for instance
+    # A struct is an image or a sound, for instance.
+    if pa.types.is_struct(column.type) or pa.types.is_map(column.type):
         raise TypeError(
             f"column {name!r} must hold numbers or lists of numbers, got {column.type}; give embeddings"
         )

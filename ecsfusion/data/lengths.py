@@ -1,4 +1,4 @@
-"""Rows of similar length in one batch (`train_sampling_strategy="group_by_length"`), for rows of several modalities."""
+"""Batches of rows of similar length (`train_sampling_strategy="group_by_length"`) for several modalities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from ecsfusion.data.columns import check_row
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
-    """Other batches in every epoch, and the same ones for a run that is resumed in it and on every process."""
+    """A sampler whose batches depend on the seed and the epoch alone.
+
+    So every process has the same batches, and a run that is resumed within an epoch has the ones that it had.
+
+    Args:
+        batch_size: rows per batch.
+        lengths: one length per row.
+        seed: of the random order.
+    """
 
     def __init__(self, batch_size: int, lengths: list[float], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -22,36 +30,39 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called at the start of every epoch."""
+        """Set the epoch; transformers calls it at the start of every epoch."""
         self.generator.manual_seed(self.seed + epoch)
 
 
 def row_lengths(dataset: Dataset, modalities: Sequence[str], column: str) -> list[float]:
     """One length per row.
 
-    Lengths of text and sound have other units; so each modality's are divided by its longest row, and a row has the
-    sum. A modality whose rows are all equally long makes no difference then, and a missing one has the length 0.
+    Text and sound are measured in different units. So the lengths of each modality are divided by that of its longest
+    row, and a row's length is the sum over its modalities. A modality whose rows are all equally long then does not
+    change the order, and a missing one has the length 0.
 
     Args:
         dataset: rows with an entry per modality: processed inputs (the length is that of the first of them), text,
-            or a sound as an array, plain or under "array". A column of lengths, if there is one, is taken instead.
+            or a sound as an array, plain or under "array". A column of lengths, if there is one, is used instead.
         modalities: their names.
         column: name of that column; its entries are numbers, or numbers by modality.
 
     Raises:
-        ValueError: a length that can only be known by decoding (a file, bytes, a picture).
+        ValueError: a length that is unknown before decoding (a file, bytes, a picture).
+        TypeError: a row without keys.
     """
-    table = np.array([_lengths_of(dataset[row], modalities, column, row) for row in range(len(dataset))])  # type: ignore[arg-type]
+    num_rows = len(dataset)  # type: ignore[arg-type]
+    table = np.array([_lengths_of(dataset[row], modalities, column, row) for row in range(num_rows)])
     return (table / np.maximum(table.max(axis=0), 1e-12)).sum(axis=1).tolist()
 
 
 def _lengths_of(row: Mapping[str, Any], modalities: Sequence[str], column: str, index: int) -> list[float]:
     check_row(row, modalities)
-    given = row.get(column)
-    if isinstance(given, Mapping):
-        return [float(given.get(name) or 0) for name in modalities]
-    if given is not None:
-        return [float(given)]
+    lengths = row.get(column)
+    if isinstance(lengths, Mapping):
+        return [float(lengths.get(name) or 0) for name in modalities]
+    if lengths is not None:
+        return [float(lengths)]
     return [_length_of(row.get(name), name, column, index) for name in modalities]
 
 

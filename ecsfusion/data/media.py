@@ -1,10 +1,10 @@
-"""Raw media to what Hugging Face processors take: an 8-bit image, or mono samples at a known rate.
+"""Decoding of raw media for Hugging Face processors: to an 8-bit image, or to mono samples at a known rate.
 
 Decoding needs Pillow and libsndfile (soundfile) only: no torchvision, torchaudio or torchcodec.
 
-Files may come from strangers. What is too large is refused from its header, before it is decoded: images of more
-pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million; set it, None for no limit), and sounds of more samples than
-`MAX_SAMPLES`, before or after they are brought to another rate.
+Files may come from untrusted sources. Files that are too large are refused by their header, before they are decoded:
+images of more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million; set it, None for no limit), and sounds of more
+samples than `MAX_SAMPLES`, before or after resampling.
 """
 
 import io
@@ -21,14 +21,15 @@ import torch
 from PIL import Image, ImageOps
 from scipy.signal import resample_poly
 
-from ecsfusion.data.arrays import array_of
+from ecsfusion.data.arrays import array_of, to_float32
 
 MAX_SAMPLES = 1 << 28
-"""Of one sound, all channels together: 93 minutes of one channel at 48 kHz. Set `ecsfusion.data.media.MAX_SAMPLES`."""
-HIGHEST_RATE = 768_000
-"""In Hz: the filter for a change of rates is as long as the rates are large."""
-PROGRAMS = ("EPS",)
-"""Formats that Pillow has another program run."""
+"""Largest number of samples of one sound, all channels together: 93 minutes of one channel at 48 kHz. To change it, set
+`ecsfusion.data.media.MAX_SAMPLES`."""
+MAX_SAMPLING_RATE = 768_000
+"""Largest sampling rate in Hz; the length of the filter for resampling grows with the rates."""
+EXTERNAL_FORMATS = ("EPS",)
+"""Formats that Pillow decodes by running another program."""
 
 Encoded = str | os.PathLike | bytes | bytearray
 
@@ -61,7 +62,8 @@ def read_image(value: Any, num_channels: int | None = None) -> Image.Image:
         raise TypeError(
             f"an image cannot be a {type(value).__name__}; give a PIL image, an array, a path or bytes"
         )
-    if image.mode.startswith("I;16"):  # PIL would clip 16 bits, not scale them
+    # PIL would clip 16 bits to 8, not scale them.
+    if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"the image has mode {image.mode!r}; scale it to 8 bits first")
@@ -73,12 +75,15 @@ def read_image(value: Any, num_channels: int | None = None) -> Image.Image:
 def read_video(
     value: Any, num_channels: int | None = None, num_frames: int | None = None
 ) -> list[Image.Image]:
-    """The frames of one video, in order; decoding a file is left to others (PyAV, torchcodec).
+    """The frames of one video, in order. Video files are not decoded here; use PyAV or torchcodec.
 
     Args:
         value: a list of frames, each as `read_image` takes it, or an array or tensor (T, H, W, C) or (T, C, H, W).
-        num_channels: as there.
-        num_frames: take so many, evenly spread from the first to the last; None for all.
+        num_channels: as in `read_image`.
+        num_frames: the number of frames to take, evenly spread from the first to the last; None for all.
+
+    Returns:
+        PIL images.
 
     Raises:
         ValueError: no frame, or one that cannot be read.
@@ -102,7 +107,7 @@ def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:
             "array" and "sampling_rate" (Hz); a mapping with "bytes" and "path" as
             `datasets.Audio(decode=False)` stores it; the path of a sound file; its bytes; or a decoder of
             `datasets.Audio`. Integers are scaled by their range, floats are taken as they are.
-        sampling_rate: Hz wanted; None keeps the rate of the file.
+        sampling_rate: the rate to return, in Hz; None keeps the rate of the file.
 
     Returns:
         Samples (T,), float32, mono.
@@ -112,7 +117,8 @@ def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:
             the rate is missing or not a positive whole number.
         TypeError: `value` is none of the above.
     """
-    if hasattr(value, "get_all_samples"):  # the decoder of torchcodec, which datasets.Audio gives if it can
+    # A decoder of torchcodec, which `datasets.Audio` returns where torchcodec is installed.
+    if hasattr(value, "get_all_samples"):
         decoded = value.get_all_samples()
         samples, rate = decoded.data.mean(dim=0).numpy(), decoded.sample_rate
     elif isinstance(value, Mapping) and value.get("array") is not None:
@@ -153,7 +159,8 @@ def _open(source: Encoded) -> io.BytesIO | Path:
         return io.BytesIO(source)
     try:
         is_file = Path(source).is_file()
-    except (OSError, ValueError):  # such as a name that is too long, or has a zero in it
+    except (OSError, ValueError):
+        # Such as a name that is too long or contains a null byte.
         is_file = False
     if not is_file:
         raise ValueError(f"there is no file {os.fspath(source)!r}; give an existing file, or its bytes")
@@ -170,11 +177,12 @@ def _decode_image(source: Encoded) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file)
-            if image.format in PROGRAMS:
+            if image.format in EXTERNAL_FORMATS:
                 raise ValueError(f"{image.format} is a program, which is not run")
             image.load()
             return ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's plugins raise all kinds for what is damaged
+    except Exception as error:
+        # Pillow's plugins raise errors of any type for damaged files.
         raise ValueError(
             f"{_describe(source)} cannot be read as an image ({error}); give PNG, JPEG or another format of "
             "Pillow, or leave this row out"
@@ -197,7 +205,8 @@ def _image_of_array(value: np.ndarray | torch.Tensor) -> Image.Image:
     low, high = array.min(), array.max()
     if array.dtype == bool or (np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1):
         array = np.round(array * 255.0)
-    elif not (low >= 0 and high <= 255):  # NaN fails this too
+    elif not (low >= 0 and high <= 255):
+        # The comparison is false for NaN too.
         raise ValueError(
             f"the image array has values from {low} to {high}; give integers in 0..255 or floats in 0..1"
         )
@@ -208,10 +217,10 @@ def _decode_audio(source: Encoded) -> tuple[np.ndarray, int]:
     file = _open(source)
     try:
         with soundfile.SoundFile(file) as sound:
-            rate, number = sound.samplerate, sound.frames * sound.channels
-            if number > MAX_SAMPLES:
+            rate, num_samples = sound.samplerate, sound.frames * sound.channels
+            if num_samples > MAX_SAMPLES:
                 raise ValueError(
-                    f"its header claims {number:,} samples, more than the {MAX_SAMPLES:,} of "
+                    f"its header claims {num_samples:,} samples, more than the {MAX_SAMPLES:,} of "
                     "ecsfusion.data.media.MAX_SAMPLES"
                 )
             samples = sound.read(dtype="float32", always_2d=True)
@@ -231,20 +240,19 @@ def _samples(value: Any) -> np.ndarray:
         return (array / (float(np.iinfo(array.dtype).max) + 1)).astype(np.float32)
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"the sound has samples of type {array.dtype}; give floats or signed integers")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found
-        return array.astype(np.float32)
+    return to_float32(array)
 
 
-def _resample(samples: np.ndarray, rate: Any, wanted: int) -> np.ndarray:
+def _resample(samples: np.ndarray, rate: Any, new_rate: int) -> np.ndarray:
     is_number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
-    if not is_number or not 0 < rate <= HIGHEST_RATE or int(rate) != rate:
+    if not is_number or not 0 < rate <= MAX_SAMPLING_RATE or int(rate) != rate:
         raise ValueError(
-            f"the sampling rate is {rate!r}; give a positive whole number of Hz, at most {HIGHEST_RATE}"
+            f"the sampling rate is {rate!r}; give a positive whole number of Hz, at most {MAX_SAMPLING_RATE}"
         )
-    if len(samples) * wanted > MAX_SAMPLES * rate:
+    if len(samples) * new_rate > MAX_SAMPLES * rate:
         raise ValueError(
-            f"at {wanted} Hz instead of {rate} the sound has more than the {MAX_SAMPLES:,} samples of "
+            f"at {new_rate} Hz instead of {rate} the sound has more than the {MAX_SAMPLES:,} samples of "
             "ecsfusion.data.media.MAX_SAMPLES"
         )
-    common = gcd(int(rate), wanted)
-    return resample_poly(samples, wanted // common, int(rate) // common).astype(np.float32)
+    common = gcd(int(rate), new_rate)
+    return resample_poly(samples, new_rate // common, int(rate) // common).astype(np.float32)

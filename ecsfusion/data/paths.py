@@ -1,8 +1,8 @@
-"""Which files a data set may name: its own, and no others of this machine.
+"""Checks that a data set names only its own files, and no others of this machine.
 
-Data sets come from strangers. A row, a table of metadata or the `data_files` of a README can name any path, such as
-`../../secret.png` or a link; what is read could end in a model card. In rows that are given to a `FusionProcessor`
-directly, paths are the user's own and mean what they say.
+Data sets may come from untrusted sources. A row, a table of metadata or the `data_files` of a README can name any path,
+such as `../../secret.png` or a link, and the contents could end in a model card. In rows that are passed to a
+`FusionProcessor` directly, paths are the user's own and are not checked.
 """
 
 import json
@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 
 def media_folders(data_dir: str | None) -> list[Path]:
-    """Where the files of a data set may lie: its folder, which goes first, and where downloads and archives go."""
+    """The folders where files of a data set may be: its own, which is the first, and those of downloads."""
     caches = [
         Path(datasets.config.DOWNLOADED_DATASETS_PATH),
         Path(datasets.config.HF_DATASETS_CACHE) / "downloads",
@@ -26,12 +26,14 @@ def media_folders(data_dir: str | None) -> list[Path]:
 
 
 def confined(value: Any, data_dir: str | None) -> Any:
-    """A raw image, sound or video whose paths are whole and lead to files of the data set.
+    """A raw image, sound or video with absolute paths, which lead to files of the data set.
 
-    Relative paths are those of the folder `data_dir`.
+    Args:
+        value: the raw value; values without paths are returned as they are.
+        data_dir: the folder of the data set, to which paths are relative; None for one that was downloaded.
 
     Raises:
-        ValueError: a path that leads out of it.
+        ValueError: a path that leads out of the data set.
     """
     if isinstance(value, Mapping):
         if value.get("bytes") is not None or value.get("path") is None:
@@ -43,7 +45,15 @@ def confined(value: Any, data_dir: str | None) -> Any:
 
 
 def check_data_files(files: Iterable[str], data_dir: str | None) -> None:
-    """Raises ValueError for a file of tables or media that lies neither in `data_dir` nor, without one, on the Hub."""
+    """Check where the files of a data set are: in its folder, or on the Hub where it has no folder.
+
+    Args:
+        files: paths of tables or media, or addresses.
+        data_dir: the folder of the data set, or None.
+
+    Raises:
+        ValueError: a file that is elsewhere.
+    """
     for file in files:
         is_remote = str(file).startswith(("hf://", "https://"))
         if data_dir is None and not is_remote:
@@ -53,10 +63,13 @@ def check_data_files(files: Iterable[str], data_dir: str | None) -> None:
 
 
 def check_saved_files(folder: str) -> None:
-    """Look into a data set that `save_to_disk` wrote, before it is loaded.
+    """Check the files of a data set that `save_to_disk` wrote, before it is loaded.
+
+    Args:
+        folder: where it was saved.
 
     Raises:
-        ValueError: a split or a table that lies elsewhere, or what names them is damaged.
+        ValueError: a split or a table that is elsewhere, or a damaged file among those that name them.
     """
     root = Path(folder)
     splits = [""]
@@ -68,11 +81,12 @@ def check_saved_files(folder: str) -> None:
         check_data_files([str(Path(split, table)) for table in tables], folder)
 
 
-def _names(file: Path, of: Callable[[Any], list[str]]) -> list[str]:
+def _names(file: Path, read: Callable[[Any], list[str]]) -> list[str]:
+    """The names that `read` finds in the contents of a JSON file."""
     try:
-        names = of(json.loads(file.read_text()))
+        names = read(json.loads(file.read_text()))
         if not all(isinstance(name, str) for name in names):
-            raise TypeError("a name is no text")
+            raise TypeError("a name is no string")
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ValueError(
             f"{file} does not name the parts of a data set ({error!r}); save the data set anew, by `save_to_disk`"
@@ -89,11 +103,10 @@ def _inside(path: Any, data_dir: str | None) -> str:
     place = Path(path) if data_dir is None else Path(data_dir) / path
     try:
         resolved = place.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a zero in the name
+    except (OSError, RuntimeError, ValueError) as error:
+        # Such as a link to itself, or a null byte in the name.
         raise ValueError(f"{str(path)!r} is no path ({error}); correct it or leave this row out") from error
     if not any(resolved.is_relative_to(folder.resolve()) for folder in folders):
         where = "the data set" if data_dir is None else f"the folder {data_dir!r}"
-        raise ValueError(
-            f"{str(path)!r} leads out of {where}; put the file itself there, not a way or a link to it"
-        )
+        raise ValueError(f"{str(path)!r} leads out of {where}; put the file itself into it, not a link to it")
     return str(resolved)

@@ -1,1 +1,1 @@
-"""The parts of a fusion model: configuration, encoders, pooling, fused heads, kinds of labels."""
+"""The parts of a fusion model: configuration, encoders, pooling, fused heads, losses, kinds of labels, readout."""

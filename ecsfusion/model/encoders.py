@@ -1,10 +1,12 @@
-"""What may encode a modality, how it is described in a configuration, built again from it, and run.
+"""Encoders of a modality: loading, describing in a configuration, building from it, and running.
+
+An encoder is one of these:
 
 - An encoder of `transformers`: a name on the Hub, a folder, or the loaded model. Of a model with an encoder and a
   decoder (Whisper, T5) the encoder is taken.
 - The same with adapters inside (LoRA and other layers that PEFT injects), as `get_peft_model` or `add_adapter` made it.
-- Any `nn.Module` of one's own that returns embeddings (B, D). It says D in an attribute `embedding_dim` (or ends in an
-  `nn.Linear`). Its weights are saved with the model; its code is not, so it is given again when the model is loaded:
+- Any `nn.Module` of the user's own that returns embeddings (B, D). Its attribute `embedding_dim` is D (or it ends in an
+  `nn.Linear`). Its weights are saved with the model, its code is not. So it is passed again when the model is loaded:
   `FusionForClassification.from_pretrained(folder, encoders={"sensor": Sensor()})`.
 """
 
@@ -21,10 +23,16 @@ from transformers.utils import is_peft_available
 
 from ecsfusion.model.own_modules import OWN_MODULE, keep_weights
 from ecsfusion.model.pooling import TRAINED_POOLER_FAMILIES, embedding_dim, pool
+from ecsfusion.model.rows import join_rows
 
 
 def load_encoder(name: str, encoder: str | nn.Module, trust_remote_code: bool = False) -> nn.Module:
-    """The module that encodes modality `name`, without decoder, head or wrapper.
+    """The module that encodes a modality, without decoder, head or wrapper.
+
+    Args:
+        name: the modality, for error messages.
+        encoder: a name on the Hub, a folder, or a module.
+        trust_remote_code: run code that comes with a model on the Hub.
 
     Raises:
         TypeError: neither a name nor a module; a model with a head; adapters that are not inside the layers.
@@ -48,7 +56,7 @@ def load_encoder(name: str, encoder: str | nn.Module, trust_remote_code: bool = 
 
 
 def describe_encoder(module: nn.Module) -> dict[str, Any]:
-    """The encoder's configuration as JSON, without the place that its weights came from."""
+    """The encoder's configuration as JSON, without the path or name that its weights were loaded from."""
     if not isinstance(module, PreTrainedModel):
         return {
             "model_type": OWN_MODULE,
@@ -62,33 +70,33 @@ def describe_encoder(module: nn.Module) -> dict[str, Any]:
 
 
 def describe_adapters(module: nn.Module) -> dict[str, Any]:
-    """The PEFT configurations of the adapters in an encoder, by name, as JSON; empty without adapters."""
-    found = getattr(module, "peft_config", None) or {}
-    return {adapter: _plain(config.to_dict()) for adapter, config in found.items()}
+    """The PEFT configurations of the adapters in an encoder, by adapter, as JSON; empty without adapters."""
+    configs = getattr(module, "peft_config", None) or {}
+    return {adapter: _plain(config.to_dict()) for adapter, config in configs.items()}
 
 
 def build_encoder(
     name: str, values: Mapping[str, Any], adapters: Mapping[str, Any] | None, own: nn.Module | None = None
 ) -> nn.Module:
-    """The encoder that `describe_encoder` and `describe_adapters` described, with random weights.
+    """Build the encoder that `describe_encoder` and `describe_adapters` described, with random weights.
 
     Args:
         name: its modality.
         values: its entry in `config.encoders`.
         adapters: its entry in `config.adapters`, if it has one.
-        own: the module itself, where the configuration cannot build it.
+        own: the module itself, where it is the user's own.
 
     Raises:
-        ValueError: an incomplete description, or a module of one's own that is missing or has another width.
+        ValueError: an incomplete description, or a module of the user's own that is missing or has another width.
         ImportError: there are adapters, and PEFT is not installed.
     """
     if "model_type" not in values:
-        raise ValueError(f"config.encoders[{name!r}] has no `model_type`; it says which encoder to build.")
+        raise ValueError(f"config.encoders[{name!r}] has no `model_type`, which names the encoder to build.")
     if values["model_type"] == OWN_MODULE:
         return _check_own(name, values, own)
     if own is not None:
         raise ValueError(
-            f"encoders names {name!r}, but that is a {values['model_type']}, which is built from its "
+            f"encoders has the key {name!r}, but that is a {values['model_type']}, which is built from its "
             "configuration; leave it out."
         )
     rest = {key: value for key, value in values.items() if key != "model_type"}
@@ -100,17 +108,17 @@ def build_encoder(
 
 
 def main_input(encoder: nn.Module) -> str | None:
-    """Name of the encoder's first input; None for a module that does not say it and takes any."""
+    """Name of the encoder's first input, such as "pixel_values"; None for a module without `main_input_name`."""
     return getattr(encoder, "main_input_name", None)
 
 
 def embed(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Embeddings (B, D) of processed inputs, each (B, ...).
 
-    A Hugging Face encoder is called with its inputs by name; a module of one's own with the first one by position
-    and the others by name, `module(values, attention_mask=...)`.
+    A Hugging Face encoder is called with its inputs by name. Any other module is called with the first one by
+    position and the others by name, `module(values, attention_mask=...)`.
     """
-    # Processors give float32, whatever the precision that the model was loaded in.
+    # Processors return float32, whatever the precision that the model was loaded in.
     dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
     inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
     mask = inputs.get("attention_mask")
@@ -123,21 +131,21 @@ def embed(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _embed_by_length(encoder: nn.Module, inputs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
-    """Embeddings of rows of different lengths, those of each length by themselves and without padding.
+    """Embeddings of rows of different lengths, where all rows of one length are run together and without padding.
 
-    The first layer of wav2vec 2.0 base, HuBERT base and their like norms every channel over time, padding included,
-    and no mask can undo that. They were trained without padding and without a mask, so they get neither.
+    The first layer of wav2vec 2.0 base, HuBERT base and similar encoders normalizes every channel over time, padding
+    included, and no mask can undo that. They were trained without padding and without a mask.
     """
     name = main_input(encoder)
     values = inputs[str(name)]
     lengths = mask.sum(dim=1)
-    parts, order = [], []
+    parts, rows_of_parts = [], []
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero()[:, 0]
         unpadded = values[rows][mask[rows]].reshape(len(rows), length)
         parts.append(pool(encoder, encoder(**{str(name): unpadded})))
-        order.append(rows)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+        rows_of_parts.append(rows)
+    return join_rows(parts, rows_of_parts)
 
 
 def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -146,7 +154,7 @@ def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _drop_unused_pooler(encoder: Any) -> None:
-    """Remove a pooler that makes no embedding here: random weights, or weights that nothing would train."""
+    """Remove a pooler that does not make the embedding, because nothing would train its weights."""
     optional = "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters
     if optional and encoder.config.model_type not in TRAINED_POOLER_FAMILIES:
         encoder.pooler = None
@@ -159,10 +167,10 @@ def _check_one_tower(name: str, model: PreTrainedModel) -> None:
         if kind in MODEL_MAPPING
     ]
     if len(towers) > 1:
-        examples = " or ".join(f"{tower}.from_pretrained(...)" for tower in towers)
+        choices = " or ".join(f"{tower}.from_pretrained(...)" for tower in towers)
         raise ValueError(
             f"encoder of modality {name!r} is a {type(model).__name__}, a model of several towers; give the one "
-            f"for this modality: {examples}."
+            f"for this modality: {choices}."
         )
     rebuilt = _class_of(model.config)
     if rebuilt is not None and type(model) is not rebuilt and not _is_encoder_of(model, rebuilt):
@@ -173,12 +181,13 @@ def _check_one_tower(name: str, model: PreTrainedModel) -> None:
 
 
 def _class_of(config: PreTrainedConfig) -> type | None:
-    found = MODEL_MAPPING.get(type(config), None)
-    return found[0] if isinstance(found, list | tuple) else found
+    """The class that `AutoModel` builds from this configuration; None for one that it does not know."""
+    classes = MODEL_MAPPING.get(type(config), None)
+    return classes[0] if isinstance(classes, list | tuple) else classes
 
 
 def _is_encoder_of(model: PreTrainedModel, whole: type) -> bool:
-    """Whether `model` is what is left of a `whole` model without its decoder."""
+    """Whether `model` is the encoder of the class `whole`, a model with an encoder and a decoder."""
     with torch.device("meta"):
         return type(_without_decoder(whole(model.config))) is type(model)
 
@@ -187,7 +196,7 @@ def _check_own(name: str, values: Mapping[str, Any], own: nn.Module | None) -> n
     class_name, width = values.get("class_name", "module"), values.get("embedding_dim")
     if own is None:
         raise ValueError(
-            f"the encoder of modality {name!r} is a module of one's own, {class_name}, whose code is not saved: give "
+            f"the encoder of modality {name!r} is your own module, {class_name}, whose code is not saved: pass "
             f"it again, from_pretrained(..., encoders={{{name!r}: {class_name}(...)}})."
         )
     if embedding_dim(own) != width:
@@ -208,8 +217,8 @@ def _inside_of_peft(name: str, module: Any) -> Any:
         return module
     if any(config.is_prompt_learning for config in module.peft_config.values()):
         raise TypeError(
-            f"encoder of modality {name!r} learns a prompt, which lies outside of its layers; use adapters inside "
-            "of them, like LoRA."
+            f"the adapter of modality {name!r} learns a prompt, which lies outside of the encoder's layers; use one "
+            "that changes the layers, such as LoRA."
         )
     base: Any = module.get_base_model()
     base.peft_config = module.peft_config
@@ -231,7 +240,7 @@ def _add_adapters(name: str, encoder: PreTrainedModel, adapters: Mapping[str, An
 
 
 def _plain(values: Any) -> Any:
-    """A PEFT configuration as JSON, without the place that the base model came from."""
+    """A PEFT configuration as JSON, without the path or name of the base model."""
     if isinstance(values, Mapping):
         dropped = ("base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version")
         return {str(key): _plain(value) for key, value in values.items() if key not in dropped}
@@ -239,4 +248,5 @@ def _plain(values: Any) -> Any:
         return [
             _plain(value) for value in (sorted(values) if isinstance(values, set | frozenset) else values)
         ]
-    return getattr(values, "value", values)  # of an enumeration
+    # The value of an enumeration, or the value itself.
+    return getattr(values, "value", values)

@@ -1,4 +1,4 @@
-"""From the embeddings of all modalities to one set of logits: the fused head, of seven kinds or one's own.
+"""Fused heads: from the embeddings of all modalities to one set of logits.
 
 A fused head is an `nn.Module` that is called as
 
@@ -10,16 +10,20 @@ with three dictionaries that hold every modality of the model, in order:
 - `unimodal_logits[name]`: (B, C), the answers of the modality's own head; rows without this modality are zero.
 - `present[name]`: (B,) bool, which rows have this modality. Every row has at least one.
 
-It returns logits (B, C): C = `num_labels` classes, labels, or targets. A missing modality must not make a difference
-but by being absent; each head below says how it does that. A head may have a method `start_from(heads)`, given the
-linear heads `nn.Linear(D_m, C)` by modality: it sets the fused head to an ensemble of them, where joint training
-starts. A head of one's own is passed as `from_modality_pretrained(..., fusion=MyHead())`, and again, because its code
-is not saved, as `from_pretrained(..., fusion=MyHead())`.
+It returns logits (B, C), C = `num_labels` classes, labels, or targets. The values in rows without a modality must not
+influence the result; each head below says how it treats a missing modality.
+
+A head may have a method `start_from(heads)`, which is called with the linear heads `nn.Linear(D_m, C)` by modality and
+sets the fused head to an ensemble of them, from which joint training starts.
+
+`FUSION_HEADS` lists the built-in heads. A head of the user's own is passed as
+`from_modality_pretrained(..., fusion=MyHead())`, and again, because its code is not saved, as
+`from_pretrained(..., fusion=MyHead())`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +35,12 @@ Tensors = Mapping[str, Tensor]
 
 
 class ConcatenationHead(nn.Module):
-    """Linear head over the concatenated embeddings; a missing modality counts as a zero embedding."""
+    """Linear head over the concatenated embeddings; a missing modality counts as a zero embedding.
+
+    Args:
+        embedding_dims: D_m by modality.
+        num_labels: C.
+    """
 
     def __init__(self, embedding_dims: Mapping[str, int], num_labels: int) -> None:
         super().__init__()
@@ -39,8 +48,8 @@ class ConcatenationHead(nn.Module):
         self.linear = nn.Linear(sum(embedding_dims.values()), num_labels)
 
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
-        """Logits (B, C), see the head of this file."""
-        return self.linear(torch.cat([embeddings[name] for name in self.names], dim=1))
+        """Logits (B, C); for the arguments see the docstring of this module."""
+        return self.linear(_concatenate(embeddings, self.names))
 
     @torch.no_grad()
     def start_from(self, heads: Mapping[str, nn.Linear]) -> None:
@@ -54,12 +63,12 @@ class ConcatenationHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """A linear head over the concatenated embeddings, and a layer of hidden units beside it.
+    """A linear head over the concatenated embeddings, plus a layer of hidden units.
 
         logits = W h + b + V relu(U h + c),    h = concatenated embeddings
 
-    The hidden units can say what no sum over modalities can, such as whether two modalities agree. A missing modality
-    counts as a zero embedding.
+    The hidden units can represent functions that are no sum over modalities, such as whether two modalities agree. A
+    missing modality counts as a zero embedding.
 
     Args:
         embedding_dims: D_m by modality.
@@ -75,25 +84,28 @@ class MLPHead(nn.Module):
         self.classifier = nn.Linear(width, num_labels)
 
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
-        """Logits (B, C), see the head of this file."""
-        hidden = self.hidden(torch.cat([embeddings[name] for name in self.names], dim=1))
+        """Logits (B, C); for the arguments see the docstring of this module."""
+        hidden = self.hidden(_concatenate(embeddings, self.names))
         return self.linear(embeddings, unimodal_logits, present) + self.classifier(hidden.relu())
 
     @torch.no_grad()
     def start_from(self, heads: Mapping[str, nn.Linear]) -> None:
         """Become the sum of the unimodal heads, to which the hidden units at first add nothing."""
         self.linear.start_from(heads)
-        self.classifier.weight.zero_()
-        self.classifier.bias.zero_()
+        _set_to_zero(self.classifier)
 
 
 class GatedSumHead(nn.Module):
-    """Sum of linear scores of the modalities, each weighed by a gate that looks at all embeddings of the row.
+    """Sum of linear scores of the modalities, each weighed by a gate that depends on all embeddings of the row.
 
         logits = sum_m g_m (W_m h_m + b_m),    g = (number present) * softmax over those present of (V h + c)
 
-    A scalar gate on an embedding, followed by a linear layer, is the same as one on its scores (gated multimodal
-    units: Arevalo et al. 2017, arXiv 1702.01992). A missing modality has no gate: the others share its weight.
+    A scalar gate on an embedding, followed by a linear layer, is the same as a gate on its scores (gated multimodal
+    units: Arevalo et al. 2017, arXiv 1702.01992). The gate of a missing modality is zero; the others share its weight.
+
+    Args:
+        embedding_dims: D_m by modality.
+        num_labels: C.
     """
 
     def __init__(self, embedding_dims: Mapping[str, int], num_labels: int) -> None:
@@ -105,14 +117,14 @@ class GatedSumHead(nn.Module):
         self.gate = nn.Linear(sum(embedding_dims.values()), len(self.names))
 
     def gates(self, embeddings: Tensors, present: Tensors) -> Tensor:
-        """The gates (B, M), zero for missing modalities; their sum is the number of those present."""
-        there = torch.stack([present[name] for name in self.names], dim=1)
-        scores = self.gate(torch.cat([embeddings[name] for name in self.names], dim=1))
-        weights = scores.masked_fill(~there, -torch.inf).softmax(dim=1)
-        return weights * there.sum(dim=1, keepdim=True).to(weights.dtype)
+        """The gates (B, M), zero for missing modalities; the sum of a row is the number of its modalities."""
+        mask = _stack(present, self.names)
+        scores = self.gate(_concatenate(embeddings, self.names))
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
+        return weights * mask.sum(dim=1, keepdim=True).to(weights.dtype)
 
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
-        """Logits (B, C), see the head of this file."""
+        """Logits (B, C); for the arguments see the docstring of this module."""
         scores = torch.stack([self.scores[name](embeddings[name]) for name in self.names], dim=1)
         return (self.gates(embeddings, present).unsqueeze(-1) * scores).sum(dim=1)
 
@@ -121,20 +133,19 @@ class GatedSumHead(nn.Module):
         """Become the sum of the unimodal heads: equal gates over copies of them."""
         for name in self.names:
             self.scores[name].load_state_dict(heads[name].state_dict())
-        self.gate.weight.zero_()
-        self.gate.bias.zero_()
+        _set_to_zero(self.gate)
 
 
 class CrossAttentionHead(nn.Module):
-    """A learned query attends to one token per modality; its answer is added to the linear head's.
+    """A linear head over the concatenated embeddings, plus a learned query that attends to one token per modality.
 
-    Tokens are embeddings projected to a common width and normed. A missing modality is masked out of the attention.
+    Tokens are embeddings projected to a common width and normalized. A missing modality is masked out of the attention.
 
     Args:
         embedding_dims: D_m by modality.
         num_labels: C.
-        width: of the tokens; by default the largest D_m, rounded down to a multiple of `num_attention_heads`.
-        num_attention_heads: divides the width.
+        width: width of the tokens; by default the largest D_m, rounded down to a multiple of `num_attention_heads`.
+        num_attention_heads: number of attention heads; it divides the width.
 
     Raises:
         ValueError: a width that is no multiple of the number of attention heads.
@@ -159,37 +170,37 @@ class CrossAttentionHead(nn.Module):
         self.classifier = nn.Linear(width, num_labels)
 
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
-        """Logits (B, C), see the head of this file."""
+        """Logits (B, C); for the arguments see the docstring of this module."""
         tokens = torch.stack([self.project[name](embeddings[name]) for name in self.names], dim=1)
         tokens = self.norm_tokens(tokens)
-        missing = ~torch.stack([present[name] for name in self.names], dim=1)
+        missing = ~_stack(present, self.names)
         query = self.query.expand(len(tokens), -1, -1)
         attended, _ = self.attention(query, tokens, tokens, key_padding_mask=missing, need_weights=False)
-        answer = self.classifier(self.norm((query + attended)[:, 0]))
-        return self.linear(embeddings, unimodal_logits, present) + answer
+        logits = self.classifier(self.norm((query + attended)[:, 0]))
+        return self.linear(embeddings, unimodal_logits, present) + logits
 
     @torch.no_grad()
     def start_from(self, heads: Mapping[str, nn.Linear]) -> None:
         """Become the sum of the unimodal heads, to which attention at first adds nothing."""
         self.linear.start_from(heads)
-        self.classifier.weight.zero_()
-        self.classifier.bias.zero_()
+        _set_to_zero(self.classifier)
 
 
 class TransformerHead(nn.Module):
-    """A small Transformer encoder over one token per modality and a class token, which a linear layer reads.
+    """A small Transformer encoder over one token per modality and a class token, with a linear layer on the latter.
 
     The late fusion of SimBaMM (Rheude et al. 2025, arXiv 2512.22991). Tokens are embeddings projected to a common
-    width, each modality by a linear layer of its own (whose bias says which it is). A missing modality is masked out of
-    the attention. Joint training starts from random weights: a Transformer can be no exact ensemble of linear heads.
+    width, each modality by a linear layer of its own (whose bias marks the modality). A missing modality is masked out
+    of the attention. Joint training starts from random weights, because a Transformer cannot be set to an ensemble of
+    linear heads.
 
     Args:
         embedding_dims: D_m by modality.
         num_labels: C.
-        width: of the tokens; by default the largest D_m, rounded down to a multiple of `num_attention_heads`.
-        num_layers: of the encoder, each with a feed-forward part of four times the width.
-        num_attention_heads: divides the width.
-        dropout: in the encoder; the authors tune it.
+        width: width of the tokens; by default the largest D_m, rounded down to a multiple of `num_attention_heads`.
+        num_layers: number of encoder layers, each with a feed-forward part of four times the width.
+        num_attention_heads: number of attention heads; it divides the width.
+        dropout: probability of dropout in the encoder; the authors tune it.
 
     Raises:
         ValueError: a width that is no multiple of the number of attention heads, or no layer.
@@ -218,11 +229,11 @@ class TransformerHead(nn.Module):
         self.classifier = nn.Linear(width, num_labels)
 
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
-        """Logits (B, C), see the head of this file."""
+        """Logits (B, C); for the arguments see the docstring of this module."""
         tokens = torch.stack([self.project[name](embeddings[name]) for name in self.names], dim=1)
         class_token = self.class_token.to(tokens.dtype).expand(len(tokens), -1, -1)
         tokens = torch.cat([class_token, tokens], dim=1)
-        missing = ~torch.stack([present[name] for name in self.names], dim=1)
+        missing = ~_stack(present, self.names)
         masked = torch.cat([missing.new_zeros(len(missing), 1), missing], dim=1)
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=masked)
@@ -230,26 +241,35 @@ class TransformerHead(nn.Module):
 
 
 class LateAverageHead(nn.Module):
-    """Mean of the unimodal logits of the modalities that are present; it has no weights of its own."""
+    """Mean of the unimodal logits of the modalities that a row has; it has no weights of its own.
+
+    Args:
+        embedding_dims: D_m by modality; only the names are used.
+        num_labels: not used.
+    """
 
     def __init__(self, embedding_dims: Mapping[str, int], num_labels: int) -> None:
         super().__init__()
         self.names = tuple(embedding_dims)
 
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
-        """Logits (B, C), see the head of this file."""
-        there = torch.stack([present[name] for name in self.names], dim=1).unsqueeze(-1)
-        logits = torch.stack([unimodal_logits[name] for name in self.names], dim=1)
-        return (logits * there).sum(dim=1) / there.sum(dim=1)
+        """Logits (B, C); for the arguments see the docstring of this module."""
+        mask = _stack(present, self.names).unsqueeze(-1)
+        logits = _stack(unimodal_logits, self.names)
+        return (logits * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 class EntropyAverageHead(nn.Module):
-    """Mean of the unimodal logits, each weighed in each row by how sure it is; it has no weights of its own.
+    """Mean of the unimodal logits, weighed in each row by their certainty; it has no weights of its own.
 
         H_m = -sum_k p_k log p_k of p = softmax(z_m),    w = softmax over those present of (-H_m),    z = sum_m w_m z_m
 
-    The test-time fusion of MLA (Zhang et al. 2024, arXiv 2311.10707), for classes of which a row has one. A missing
-    modality has no weight.
+    The test-time fusion of MLA (Zhang et al. 2024, arXiv 2311.10707), for single-label classification. The weight of a
+    missing modality is zero.
+
+    Args:
+        embedding_dims: D_m by modality; only the names are used.
+        num_labels: not used.
     """
 
     def __init__(self, embedding_dims: Mapping[str, int], num_labels: int) -> None:
@@ -257,16 +277,31 @@ class EntropyAverageHead(nn.Module):
         self.names = tuple(embedding_dims)
 
     def weights(self, unimodal_logits: Tensors, present: Tensors) -> Tensor:
-        """w (B, M), zero for missing modalities; their sum is one."""
-        there = torch.stack([present[name] for name in self.names], dim=1)
-        log_p = torch.stack([unimodal_logits[name] for name in self.names], dim=1).log_softmax(dim=2)
+        """The weights w (B, M), zero for missing modalities; the sum of a row is one."""
+        mask = _stack(present, self.names)
+        log_p = _stack(unimodal_logits, self.names).log_softmax(dim=2)
         entropy = -(log_p.exp() * log_p).sum(dim=2)
-        return (-entropy).masked_fill(~there, -torch.inf).softmax(dim=1)
+        return (-entropy).masked_fill(~mask, -torch.inf).softmax(dim=1)
 
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
-        """Logits (B, C), see the head of this file."""
-        logits = torch.stack([unimodal_logits[name] for name in self.names], dim=1)
+        """Logits (B, C); for the arguments see the docstring of this module."""
+        logits = _stack(unimodal_logits, self.names)
         return (self.weights(unimodal_logits, present).unsqueeze(-1) * logits).sum(dim=1)
+
+
+def _stack(values: Tensors, names: Sequence[str]) -> Tensor:
+    """Values (B, ...) of M modalities as (B, M, ...)."""
+    return torch.stack([values[name] for name in names], dim=1)
+
+
+def _concatenate(embeddings: Tensors, names: Sequence[str]) -> Tensor:
+    """Embeddings (B, D_m) side by side."""
+    return torch.cat([embeddings[name] for name in names], dim=1)
+
+
+def _set_to_zero(linear: nn.Linear) -> None:
+    linear.weight.zero_()
+    linear.bias.zero_()
 
 
 def _common_width(embedding_dims: Mapping[str, int], width: int | None, num_attention_heads: int) -> int:
@@ -298,17 +333,24 @@ def build_fusion_head(
     num_labels: int,
     own: nn.Module | None = None,
 ) -> nn.Module:
-    """The fused head that a configuration names, or the module itself where it is one's own.
+    """Build the fused head that a configuration names, or take the user's own.
+
+    Args:
+        name: a key of `FUSION_HEADS`, or the name of the user's class.
+        options: its keyword arguments.
+        embedding_dims: D_m by modality.
+        num_labels: C.
+        own: the user's own head.
 
     Raises:
-        ValueError: an unknown name, an option that the head does not have, or a module of one's own that is missing.
+        ValueError: an unknown name, an option that the head does not have, or a head of the user's own that is missing.
     """
     if own is not None:
         return keep_weights(own)
     if name not in FUSION_HEADS:
         raise ValueError(
-            f"fusion is {name!r}; choose one of {', '.join(FUSION_HEADS)}. If it is a head of one's own, its code is "
-            f"not saved: give it again, from_pretrained(..., fusion={name}(...))."
+            f"fusion is {name!r}; choose one of {', '.join(FUSION_HEADS)}. If it is your own head, its code is "
+            f"not saved: pass it again, from_pretrained(..., fusion={name}(...))."
         )
     try:
         return FUSION_HEADS[name](embedding_dims, num_labels, **options)

@@ -1,12 +1,12 @@
-"""One embedding per sample from whatever an encoder returns: the right pooling for each family."""
+"""Pooling of an encoder's output to one embedding per sample, as its family needs it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-# Encoders that learn a classification token: its state is the embedding, as in their own classifiers. In that of
-# DINOv2 it is the part that is trained to be compared.
+# Encoders that learn a classification token: its state is the embedding, as in their own classifiers. In DINOv2 it is
+# the output that the self-supervised loss trains.
 CLASS_TOKEN_FAMILIES = frozenset(
     {
         "deit",
@@ -21,8 +21,8 @@ CLASS_TOKEN_FAMILIES = frozenset(
 )
 
 # Encoders whose `pooler_output` is trained with them: the mean of two tokens after the last norm (AST), attention
-# pooling (SigLIP), a normed classification token (CLIP), the state of the end-of-text token (CLIP's text), a normed
-# mean (ConvNeXt). That of other families is often a layer with random weights.
+# pooling (SigLIP), a normalized classification token (CLIP), the state of the end-of-text token (CLIP's text), a
+# normalized mean (ConvNeXt). The pooler of other families is often a layer with random weights.
 TRAINED_POOLER_FAMILIES = frozenset(
     {
         "audio-spectrogram-transformer",
@@ -40,11 +40,11 @@ TRAINED_POOLER_FAMILIES = frozenset(
 def embedding_dim(encoder: nn.Module) -> int:
     """Width D of the embedding that `pool` makes of this encoder's output.
 
-    A Hugging Face encoder says it in its configuration; any other module in an attribute `embedding_dim`, or
-    `out_features` as `nn.Linear`; an `nn.Sequential` may say it in its last part.
+    It is read from the configuration of a Hugging Face encoder. For any other module it is read from the attribute
+    `embedding_dim`, or `out_features` as in `nn.Linear`; of an `nn.Sequential` the last part may have it.
 
     Raises:
-        ValueError: the encoder says it nowhere.
+        ValueError: the encoder has none of these.
     """
     config = getattr(encoder, "config", None)
     sizes = getattr(config, "hidden_sizes", None)
@@ -68,7 +68,7 @@ def embedding_dim(encoder: nn.Module) -> int:
             if isinstance(size, int):
                 return size
     raise ValueError(
-        f"encoder {type(encoder).__name__} does not say how wide its embeddings (B, D) are: "
+        f"encoder {type(encoder).__name__} does not declare the width D of its embeddings (B, D): "
         "set its attribute `embedding_dim` to D."
     )
 
@@ -76,8 +76,8 @@ def embedding_dim(encoder: nn.Module) -> int:
 def pool(encoder: nn.Module, outputs: object, attention_mask: Tensor | None = None) -> Tensor:
     """Pool an encoder's output to one embedding per sample.
 
-    Convolutional maps are averaged over space; classification tokens and poolers are taken where the family trains
-    one; all other sequences are averaged over the positions that are not padding.
+    Convolutional maps are averaged over space. Of families that train a pooler or a classification token, that is the
+    embedding. All other sequences are averaged over the positions that are not padding.
 
     Args:
         encoder: the module that produced `outputs`; its `config.model_type` names the family.
@@ -117,20 +117,22 @@ def pool(encoder: nn.Module, outputs: object, attention_mask: Tensor | None = No
 
 
 def _mask_over_positions(encoder: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """The mask at the resolution of the hidden states: strided audio encoders say how they shorten it."""
+    """The mask at the resolution of the hidden states, which strided audio encoders have a method for."""
     positions = hidden.shape[1]
     if attention_mask.shape[1] == positions:
         return attention_mask
-    shorten = getattr(encoder, "_get_feature_vector_attention_mask", None)  # wav2vec 2.0, HuBERT, WavLM
+    # wav2vec 2.0, HuBERT, WavLM
+    shorten = getattr(encoder, "_get_feature_vector_attention_mask", None)
     if shorten is not None:
         return shorten(positions, attention_mask)
-    shorter_lengths = getattr(encoder, "_get_feat_extract_output_lengths", None)  # Whisper
+    # Whisper
+    shorter_lengths = getattr(encoder, "_get_feat_extract_output_lengths", None)
     if shorter_lengths is not None:
         lengths = shorter_lengths(attention_mask.sum(dim=1))
         return torch.arange(positions, device=hidden.device) < lengths[:, None]
     raise ValueError(
         f"encoder {type(encoder).__name__} maps {attention_mask.shape[1]} input positions to {positions} hidden "
-        "states and does not say which of them are padding; pad to a fixed length."
+        "states and has no method that tells which of them are padding; pad to a fixed length."
     )
 
 

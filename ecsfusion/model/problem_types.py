@@ -1,4 +1,4 @@
-"""What a label is, as `config.problem_type` says in transformers, and the loss that goes with it.
+"""Kinds of labels, named as `config.problem_type` in transformers, and their losses.
 
 | `problem_type` | labels | logits mean | loss |
 | --- | --- | --- | --- |
@@ -6,7 +6,8 @@
 | `multi_label_classification` | (B, C) of 0 and 1 | (B, C), a sigmoid each | binary cross-entropy |
 | `regression` | (B,) or (B, C) real | (B, C), the prediction | mean squared error |
 
-Left out, it is regression for `num_labels=1` and single-label classification otherwise.
+Where the configuration has no problem type, it is regression for `num_labels=1`, and single-label classification
+otherwise.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ from torch.nn import functional as F  # noqa: N812
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 
 def problem_type_of(config: Any) -> str:
-    """The problem type of a model's configuration, also where it leaves it out."""
+    """The problem type of a model's configuration, by its number of labels where it is not set."""
     return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
 
 
+def check_problem_type(problem_type: str) -> None:
+    """Raises ValueError for a problem type that is none of the three."""
+    if problem_type not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type is {problem_type!r}; give one of {', '.join(PROBLEM_TYPES)}.")
+
+
 def check_problem(config: Any) -> None:
-    """Raises ValueError for a problem type that is none of the three, or no classes."""
-    known = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
-    if config.problem_type not in (None, *known):
-        raise ValueError(f"problem_type is {config.problem_type!r}; give one of {', '.join(known)}.")
+    """Raises ValueError for a configuration with an unknown problem type or without classes."""
+    if config.problem_type is not None:
+        check_problem_type(config.problem_type)
     if config.num_labels < 1:
         raise ValueError(f"num_labels is {config.num_labels}; give the number of classes.")
 
@@ -41,8 +48,8 @@ def mean_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing
 
     Args:
         logits: (N, C).
-        labels: see the head of this file.
-        problem_type: one of the three.
+        labels: as the table at the top of this module says.
+        problem_type: one of `PROBLEM_TYPES`.
         label_smoothing: share of the label's weight that is spread over all classes (for several labels: over yes
             and no).
 
@@ -63,16 +70,27 @@ def mean_loss(logits: Tensor, labels: Tensor, problem_type: str, label_smoothing
 
 
 def check_labels(labels: Tensor, num_labels: int, problem_type: str) -> None:
-    """Raises ValueError unless labels are what the problem type says; values are checked on the CPU only."""
+    """Check that labels are what the problem type asks for; their values are checked on the CPU only.
+
+    Args:
+        labels: (B,) or (B, C).
+        num_labels: C.
+        problem_type: one of `PROBLEM_TYPES`.
+
+    Raises:
+        TypeError: no tensor of real numbers with rows.
+        ValueError: another shape or dtype, or values that are no classes, not between 0 and 1, or not finite.
+    """
     if not isinstance(labels, Tensor) or labels.is_complex() or not labels.ndim:
-        found = (
+        kind = (
             f"of {labels.dtype}, shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else "no tensor"
         )
-        raise TypeError(f"labels are {found}: {type(labels).__name__}; give a tensor with one entry per row.")
+        raise TypeError(f"labels are {kind}: {type(labels).__name__}; give a tensor with one entry per row.")
     shape = tuple(labels.shape)
-    # On a GPU a look at the values would wait for the device at every step.
+    # On a GPU, reading the values would make the host wait for the device at every step.
     on_cpu = labels.device.type == "cpu" and labels.numel() > 0
-    values = labels if labels.is_floating_point() else labels.long()  # some types cannot be compared
+    # torch cannot compare some of the unsigned integer types.
+    values = labels if labels.is_floating_point() else labels.long()
     if problem_type == SINGLE_LABEL:
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(

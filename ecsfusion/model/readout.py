@@ -1,13 +1,13 @@
-"""One calibrated answer from all heads of a model: the fused one and one per modality.
+"""The readout: a calibrated combination of all heads of a model, the fused one and one per modality.
 
 The heads' log-probabilities are weighed and added, and the sum is normalized (a logarithmic opinion pool,
 Genest and Zidek 1986; with one head it is temperature scaling, Guo et al. 2017, arXiv 1706.04599):
 
     p(y) proportional to prod_h softmax(z_h)[y] ** w_h,    w_h >= 0
 
-A weight is at once the trust in a head and its inverse temperature. With several labels a row, every label is such a
-question of its own with the answers yes and no, and all share the weights. In regression the answer is
-b + sum_h w_h z_h. The weights are fitted on a validation set (see `ecsfusion.model.readout_weights`).
+A weight w_h is both the weight of a head beside others and its inverse temperature. In multi-label classification,
+every label is combined by itself, as a choice between 0 and 1, and all labels share the weights. In regression the
+combination is b + sum_h w_h z_h. The weights are fitted on a validation set (see `ecsfusion.model.readout_weights`).
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ecsfusion.model.names import FUSED
-from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_problem_type
 from ecsfusion.model.readout_weights import pool_opinions, weigh_predictions
+from ecsfusion.model.rows import join_rows
 from ecsfusion.pid.inputs import as_tensor, check_values
 
 MAX_PREDICTION = 1e100
-"""In regression; squares of larger ones are no numbers any more."""
-
-PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+"""Largest absolute prediction in regression: squares of larger ones overflow."""
 
 MIN_LOG_PROBABILITY = -36.0
-"""Of a class under one head: exp(-36) is the resolution of a float64 probability; infinite logits end here."""
+"""Lower bound of a class's log-probability under one head, so that infinite logits stay finite. exp(-36) is the
+resolution of a float64 probability."""
 
 MAX_MODALITIES_FOR_ALL_SUBSETS = 4
+"""With more modalities, weights are fitted for all of them together and for each alone, and for no other subset."""
 
 
 @dataclass(frozen=True)
 class Readout:
-    """Weights of the heads for every set of heads that may be at hand.
+    """Weights of the heads, for every set of heads that a row may have.
 
-    A fused head needs all modalities. Where some are missing, only the heads of the present ones are
-    combined, by weights that were fitted for them alone: with one modality left, the answer is its own
-    calibrated one.
+    The fused head is used in rows with all modalities. In other rows the heads of the row's modalities are combined,
+    with weights that were fitted for this set. In a row with one modality, that is its own calibrated head.
 
     Attributes:
         modalities: names of the unimodal heads.
         num_classes: C, the number of classes, labels or targets.
         fitted: weight per head, for each fitted set of heads.
         problem_type: see `ecsfusion.model.problem_types`.
-        offsets: in regression, what is added to each target (C numbers), for each fitted set of heads.
+        offsets: in regression, the C numbers that are added to the targets, for each fitted set of heads.
     """
 
     modalities: tuple[str, ...]
@@ -70,30 +70,34 @@ class Readout:
         subsets: bool = True,
         excluded_from_readout: Collection[str] = (),
     ) -> Readout:
-        """Fit the weights on validation samples that trained nothing.
+        """Fit the weights on validation samples that were not used for training.
 
         On these samples the combination's loss (cross-entropy; in regression the squared error) is never above that of
-        the best single calibrated head. Where its accuracy is below that of the most accurate head, by a few samples
-        as a rule, the weights are moved towards this head, as far as needed and as the bound on cross-entropy allows.
-        Heads that are not worth (log N) / 2 nats over all N samples get the weight zero.
+        the best single calibrated head. Where its accuracy is below that of the most accurate head, which is usually a
+        matter of a few samples, the weights are moved towards this head, as far as needed and as the bound on
+        cross-entropy allows. Heads that lower the loss by less than (log N) / 2 nats over all N samples get the weight
+        zero.
 
         With up to 4 modalities every subset of them is fitted; with more, all together and each alone. A set of
-        heads is fitted on the rows that have all of its modalities; one that no row has is left out.
+        heads is fitted on the rows that have all of its modalities, and left out if there is no such row.
 
         Args:
             logits: (N, C) per head; names of modalities, and "fused" for the fused head.
-            labels: (N,) class indices, of which some may be absent; or what the problem type asks for.
-            present: (N,) bool per modality, which rows have it; by default all. Logits elsewhere do not matter.
+            labels: (N,) class indices, or labels as the problem type asks for. Not every class needs to occur.
+            present: (N,) bool per modality, which rows have it; by default all. The logits of other rows are ignored.
             problem_type: see `ecsfusion.model.problem_types`.
             subsets: False to fit only the combination of all heads, for rows that have every modality.
-            excluded_from_readout: modalities whose own heads get no weight where there are others (see `Rule.excluded_from_readout`); the
-                combination may then be behind them.
+            excluded_from_readout: modalities whose own heads get the weight zero in every set that has other heads
+                (see `Rule.excluded_from_readout`). The combination's loss may then be above theirs.
+
+        Returns:
+            The fitted readout.
 
         Raises:
-            ValueError, TypeError: see the message; it names the argument.
+            ValueError: an argument of a wrong shape or value; the message names it.
+            TypeError: an argument of a wrong type; the message names it.
         """
-        if problem_type not in PROBLEM_TYPES:
-            raise ValueError(f"problem_type is {problem_type!r}; give one of {', '.join(PROBLEM_TYPES)}.")
+        check_problem_type(problem_type)
         if isinstance(excluded_from_readout, str) or not isinstance(excluded_from_readout, Collection):
             raise TypeError(
                 f"excluded_from_readout must be names of modalities, like ['image'], got {excluded_from_readout!r}."
@@ -118,7 +122,8 @@ class Readout:
             if problem_type == REGRESSION:
                 weights, offset = weigh_predictions(stacked, targets[chosen])
                 offsets[frozenset(names)] = offset.tolist()
-            else:  # with several labels, every label of every row is a question of its own
+            else:
+                # In multi-label classification, every label of every row is a sample of its own.
                 flat = stacked.reshape(len(weighed), -1, stacked.shape[-1])
                 weights = pool_opinions(flat, targets[chosen].reshape(-1))
             weight = dict(zip(weighed, weights.tolist(), strict=True))
@@ -126,7 +131,14 @@ class Readout:
         return cls(modalities, C, fitted, problem_type, offsets)
 
     def weights(self, heads: Collection[str] | None = None) -> dict[str, float]:
-        """The weight of each head when these are combined; by default all of them."""
+        """The weight of each head in the combination of these heads.
+
+        Args:
+            heads: their names; by default all.
+
+        Raises:
+            ValueError: a set of heads with the fused one that was not fitted, or an unknown name.
+        """
         if heads is None:
             return self.fitted[max(self.fitted, key=len)]
         names = frozenset(heads)
@@ -136,9 +148,10 @@ class Readout:
             raise ValueError(
                 f"heads {sorted(names)} were not fitted together; the modalities are {self.modalities}."
             )
-        # not fitted together: the (geometric) mean of their calibrated answers
+        # They were not fitted together: the (geometric) mean of the calibrated heads. If none of them was fitted at
+        # all, because no row of the validation set had any of these modalities, the mean of the heads as they are.
         known = [name for name in self.modalities if name in names and frozenset([name]) in self.fitted]
-        if not known:  # no row of the validation set had any of them: their answers as they are
+        if not known:
             return dict.fromkeys(names, 1 / len(names))
         return {
             name: self.fitted[frozenset([name])][name] / len(known) if name in known else 0.0
@@ -147,7 +160,7 @@ class Readout:
         }
 
     def offset(self, heads: Collection[str]) -> list[float]:
-        """What is added to each target when these heads are combined in regression."""
+        """The C numbers that are added to the targets when these heads are combined in regression."""
         names = frozenset(heads)
         if names in self.offsets:
             return self.offsets[names]
@@ -165,11 +178,16 @@ class Readout:
             logits: (B, C) per head. The fused head is used where all modalities are present, or when it is
                 the only head.
             present: the modalities to use, for all rows; or for each modality which rows have it, (B,) bool. By default
-                those with logits.
+                all modalities with logits.
 
         Returns:
-            (B, C), in float32 or the logits' wider type: log-probabilities of the classes; with several labels that
-            each of them is 1; in regression the predictions.
+            (B, C), in float32 or the logits' wider type: log-probabilities of the classes; in multi-label
+            classification the log-probability of each label; in regression the predictions.
+
+        Raises:
+            TypeError: logits that are no tensors by name, or `present` of another type.
+            ValueError: different numbers of rows, a mask of another shape, an unknown head, a row without a head,
+                or NaN in the logits of a row that has the modality.
         """
         if not isinstance(logits, Mapping) or not all(isinstance(z, Tensor) for z in logits.values()):
             raise TypeError("logits must be a mapping of a head's name to a tensor (B, C).")
@@ -193,21 +211,21 @@ class Readout:
                 raise ValueError(f"present[{name!r}] must be one bool for each row of the logits.")
         if not names or not len(present[names[0]]):
             raise ValueError(
-                "present and logits leave no row and no head; at least one modality must be there."
+                "present and logits have no row or no modality in common; give at least one of each."
             )
-        patterns, of_row = torch.stack([present[name] for name in names], dim=1).unique(
+        patterns, pattern_of_row = torch.stack([present[name] for name in names], dim=1).unique(
             dim=0, return_inverse=True
         )
-        parts, order = [], []
+        parts, rows_of_parts = [], []
         for k, pattern in enumerate(patterns.tolist()):
-            rows = (of_row == k).nonzero()[:, 0]
-            there = [name for name, here in zip(names, pattern, strict=True) if here]
-            parts.append(self._combine({name: z[rows] for name, z in logits.items()}, there))
-            order.append(rows)
-        return torch.cat(parts)[torch.cat(order).argsort()]
+            rows = (pattern_of_row == k).nonzero()[:, 0]
+            modalities = [name for name, has_it in zip(names, pattern, strict=True) if has_it]
+            parts.append(self._combine({name: z[rows] for name, z in logits.items()}, modalities))
+            rows_of_parts.append(rows)
+        return join_rows(parts, rows_of_parts)
 
     def _combine(self, logits: Mapping[str, Tensor], present: Collection[str] | None) -> Tensor:
-        """The answer (B, C) for rows that have the same modalities."""
+        """The combination (B, C) for rows that have the same modalities."""
         names = {*logits} - {FUSED} if present is None else {*present}
         unknown = sorted(name for name in {*logits, *names} if name not in {*self.modalities, FUSED})
         if unknown or not names <= {*logits}:
@@ -220,13 +238,16 @@ class Readout:
         if FUSED in logits and complete and any(FUSED in fitted for fitted in self.fitted):
             names.add(FUSED)
         if not names:
-            raise ValueError("present and logits leave no head; at least one modality must be there.")
-        heads = {name: _answers(logits[name], name, self.problem_type, self.num_classes) for name in names}
+            raise ValueError("present and logits have no head in common; give at least one modality.")
+        heads = {
+            name: _log_probabilities(logits[name], name, self.problem_type, self.num_classes)
+            for name in names
+        }
         for name, head in heads.items():
             bad = head.detach().isnan().flatten(1).any(-1).nonzero()
             if len(bad):
                 raise ValueError(
-                    f"logits[{name!r}] holds NaN in {len(bad)} rows that have it; look at the inputs and the weights."
+                    f"logits[{name!r}] holds NaN in {len(bad)} rows that have it; check its inputs and weights."
                 )
         pooled = torch.zeros_like(next(iter(heads.values())))
         for name, weight in self.weights(names).items():
@@ -237,7 +258,7 @@ class Readout:
         return log_p[..., 1] if self.problem_type == MULTI_LABEL else log_p
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; :meth:`from_dict` reads them."""
+        """Plain JSON values, which `from_dict` reads."""
         sets = sorted(self.fitted.values(), key=lambda weights: (-len(weights), list(weights)))
         values = {
             "modalities": list(self.modalities),
@@ -251,6 +272,11 @@ class Readout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Readout:
+        """The readout that `to_dict` wrote.
+
+        Raises:
+            ValueError: a key is missing.
+        """
         for key in ("modalities", "num_classes", "weights"):
             if key not in values:
                 raise ValueError(f"values lacks {key!r}: it is not the dictionary of a Readout.")
@@ -276,6 +302,13 @@ def expected_calibration_error(
         probabilities: (N, C), rows that sum to 1.
         labels: (N,) class indices.
         num_bins: number of bins.
+
+    Returns:
+        The error, between 0 and 1.
+
+    Raises:
+        ValueError: no bin, probabilities of another shape or whose rows do not sum to 1, or labels that do not fit.
+        TypeError: no numbers.
     """
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
@@ -294,9 +327,15 @@ def expected_calibration_error(
     return float(gap.abs().sum() / len(p))
 
 
-def _answers(logits: Tensor, name: str, problem_type: str, num_classes: int | None = None) -> Tensor:
-    """What is weighed: log softmax (N, C); with several labels log-probabilities of no and yes (N, C, 2); in regression
-    the predictions. Log-probabilities are bounded from below; an infinite logit is a very large one."""
+def _log_probabilities(
+    logits: Tensor, name: str, problem_type: str, num_classes: int | None = None
+) -> Tensor:
+    """The values of a head that are weighed.
+
+    Returns:
+        The log softmax (N, C); in multi-label classification the log-probabilities of 0 and 1, (N, C, 2); in regression
+        the predictions as they are. Log-probabilities are bounded from below, and infinite logits count as very large.
+    """
     if logits.ndim != 2 or (num_classes is not None and logits.shape[1] != num_classes):
         wanted = "C" if num_classes is None else num_classes
         raise ValueError(f"logits[{name!r}] must have shape (N, {wanted}), got {tuple(logits.shape)}.")
@@ -315,15 +354,15 @@ def _as_tensor(values: Any, name: str) -> Tensor:
     """`values` detached on the CPU; raises TypeError or ValueError with `name` in it."""
     try:
         is_array = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
-        made = as_tensor(values) if is_array else torch.as_tensor(values)
+        tensor = as_tensor(values) if is_array else torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(
             f"{name} must be a tensor or an array of numbers, got {type(values).__name__} ({error})."
         ) from error
-    check_values(made, name)
-    if made.is_complex():
-        raise TypeError(f"{name} must hold real numbers, got dtype {made.dtype}.")
-    return made.detach().cpu()
+    check_values(tensor, name)
+    if tensor.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got dtype {tensor.dtype}.")
+    return tensor.detach().cpu()
 
 
 def _check_present(
@@ -351,11 +390,11 @@ def _check_present(
 def _check_logits(
     logits: Mapping[str, Tensor | np.ndarray], present: Mapping[str, np.ndarray], problem_type: str
 ) -> dict[str, np.ndarray]:
-    """What is weighed, (N, C) or (N, C, 2) float64 per head; of rows without the modality, anything."""
+    """The values that are weighed, (N, C) or (N, C, 2) float64 per head; arbitrary in rows without the modality."""
     heads: dict[str, np.ndarray] = {}
-    given = {name: _as_tensor(values, f"logits[{name!r}]") for name, values in logits.items()}
-    shape = tuple(next(iter(given.values())).shape)
-    for name, values in given.items():
+    tensors = {name: _as_tensor(values, f"logits[{name!r}]") for name, values in logits.items()}
+    shape = tuple(next(iter(tensors.values())).shape)
+    for name, values in tensors.items():
         head = values.to(torch.float64)
         if tuple(head.shape) != shape or len(shape) != 2 or not head.numel():
             raise ValueError(
@@ -368,9 +407,9 @@ def _check_logits(
             raise ValueError(f"logits[{name!r}] holds NaN, first in row {int(bad[0, 0])}.")
         if problem_type == REGRESSION and bool((head.abs() > MAX_PREDICTION).any()):
             raise ValueError(
-                f"logits[{name!r}] holds predictions beyond {MAX_PREDICTION:g}; look at the head's rate."
+                f"logits[{name!r}] holds predictions beyond {MAX_PREDICTION:g}; lower the learning rate."
             )
-        heads[name] = _answers(head, name, problem_type).numpy()
+        heads[name] = _log_probabilities(head, name, problem_type).numpy()
     return heads
 
 

@@ -1,7 +1,8 @@
-"""The weights of several heads in one answer: of probabilities by cross-entropy, of predictions by least squares.
+"""Fits of the heads' weights in a readout: by cross-entropy for probabilities, by least squares for predictions.
 
-Both fits are convex, so what is found is the optimum; both are pulled towards the plain mean as by one observation,
-drop heads that are not worth their place, and are never behind the best single head on the rows of the fit.
+Both fits are convex, so they end at the optimum. Both are pulled towards the plain mean with the weight of one
+observation, drop heads that lower the loss too little, and are never worse than the best single head on the rows of the
+fit.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from threadpoolctl import ThreadpoolController
 
 RIDGE = 1.0
 """Strength of the pull towards the plain (geometric) mean: the fit minimizes, in nats over the whole validation set,
-cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it; without it a validation set without
-errors would ask for infinite confidence."""
+cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it. Without it, the best weights on a
+validation set without errors would be infinite."""
 
 
-def worth_keeping(num_samples: int) -> float:
-    """Nats over the whole validation set that a head must be worth to keep a weight: (log N) / 2.
+def min_gain(num_samples: int) -> float:
+    """Nats by which a head must lower the loss of the whole validation set to keep a weight: (log N) / 2.
 
-    That is Schwarz's criterion (1978). Where one head says it all, it answers alone: a second one that only makes
-    certain answers more certain would also be trusted where it errs.
+    That is Schwarz's criterion (1978). It drops a second head that only makes certain probabilities more certain, and
+    would do so where it errs as well.
     """
     return float(np.log(max(num_samples, 2))) / 2
 
 
-# A handful of weights: threads of BLAS would wait for each other ten times longer than they work.
+# With so few weights, synchronizing the threads of BLAS takes ten times as long as the computation.
 _BLAS = ThreadpoolController()
 
 
 @_BLAS.wrap(limits=1, user_api="blas")
 def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Weights (H,) of heads that give probabilities, never behind the best of them with its weight alone.
+    """Weights (H,) of heads that give probabilities, never worse than the best single head with a fitted weight.
 
     Args:
         log_p: (H, N, C), log-probabilities.
@@ -50,7 +51,7 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
             cost[h] = N * (
                 _cross_entropy(np.where(np.arange(H) == h, 0.0, weights), log_p, targets)[0] - loss
             )
-        if cost.min() >= worth_keeping(N):
+        if cost.min() >= min_gain(N):
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)
@@ -58,11 +59,11 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     singles = np.diag(alone)
     bound = min(_cross_entropy(single, log_p, targets)[0] for single in singles)
-    price = (kept.sum() - 1) * worth_keeping(N) / N  # of the weights beyond the first
-    if _cross_entropy(weights, log_p, targets)[0] + price > bound:
+    needed_gain = (kept.sum() - 1) * min_gain(N) / N
+    if _cross_entropy(weights, log_p, targets)[0] + needed_gain > bound:
         weights = min(singles, key=lambda single: _cross_entropy(single, log_p, targets)[0])
     best = max(singles, key=lambda single: _accuracy(single, log_p, targets))
-    # from the combination towards the most accurate head; the first stop that is not less accurate
+    # On the way from the combination to the most accurate head, take the first weights that are not less accurate.
     path = [(1 - t) * weights + t * best for t in np.linspace(0, 1, 21)]
     allowed = [w for w in path if _cross_entropy(w, log_p, targets)[0] <= bound]
     return max(allowed, key=lambda w: min(_accuracy(w, log_p, targets), _accuracy(best, log_p, targets)))
@@ -104,9 +105,9 @@ def _accuracy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> fl
 def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights (H,) and offsets (L,) of heads that predict real targets: non-negative least squares.
 
-    The answer is `offset_l + sum_h w_h prediction_hl` (stacked regressions: Breiman 1996). Targets count alike,
-    whatever their units. On these rows its mean squared error is never above that of the best single head, as it is or
-    with a weight and an offset of its own.
+    The combination is `offset_l + sum_h w_h prediction_hl` (stacked regressions: Breiman 1996). Targets count alike,
+    whatever their units. On these rows its mean squared error is never above that of the best single head, both as it
+    is and with a weight and an offset of its own.
 
     Args:
         predictions: (H, N, L).
@@ -128,8 +129,9 @@ def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.
         cost = np.full(H, np.inf)
         for h in np.flatnonzero(kept):
             ratio = (error(np.where(np.arange(H) == h, 0.0, weights)) + 1e-12) / (error(weights) + 1e-12)
-            cost[h] = N * L / 2 * np.log(ratio)  # of a normal likelihood with the variance that is left
-        if cost.min() >= worth_keeping(N * L):
+            # The gain in the log-likelihood of a normal distribution with the residual variance.
+            cost[h] = N * L / 2 * np.log(ratio)
+        if cost.min() >= min_gain(N * L):
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)

@@ -1,4 +1,4 @@
-"""Joint tables -> partial information decomposition (PID): redundancy, uniqueness, synergy.
+"""Partial information decomposition (PID) of joint tables: redundancy, uniqueness, synergy.
 
 The definition is that of Bertschinger et al. 2014, "Quantifying unique information" (BROJA): with Q the
 distribution of largest H_Q(Y | X1, X2) among those with P's pair marginals (X1, Y) and (X2, Y), in bits,
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from ecsfusion_kernels import broja
+from ecsfusion_kernels.reference.broja import LN2
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecsfusion.pid.inputs import as_tensor, check_values, is_number, is_whole
-
-LN2 = 0.6931471805599453
+from ecsfusion.pid.checks import check_tolerance, is_whole
+from ecsfusion.pid.inputs import as_tensor, check_values
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class PID:
     names: tuple[str, ...]
     """The modalities, in the order of `unique` and `mutual_information`."""
     redundancy: Tensor
-    """(...): what both modalities say about the label."""
+    """(...): the information about the label that both modalities share."""
     unique: Tensor
-    """(..., M): what one modality says and the other does not."""
+    """(..., M): the information about the label that one modality has and the other does not."""
     synergy: Tensor
-    """(...): what only both together say."""
+    """(...): the information about the label that only both modalities together have."""
     mutual_information: Tensor
     """(..., M): I(X_m; Y) of each modality."""
     joint_mutual_information: Tensor
@@ -50,25 +50,27 @@ class PID:
     gap: Tensor
     """(...): the width of the certified interval."""
     redundancy_floor: Tensor | None = None
-    """(...): the redundancy that pure noise reaches; None where no noise was drawn. Likewise the next two."""
+    """(...): the redundancy that pure noise reaches; None where no noise was drawn."""
     unique_floor: Tensor | None = None
-    """(..., M)."""
+    """(..., M): the same for the uniqueness of each modality."""
     synergy_floor: Tensor | None = None
-    """(...)."""
+    """(...): the same for the synergy."""
     redundancy_interval: Tensor | None = None
-    """(..., 2): the ends of the confidence interval; None until estimated. Likewise the next two."""
+    """(..., 2): the lower and the upper end of the confidence interval; None where none was estimated."""
     unique_interval: Tensor | None = None
-    """(..., M, 2)."""
+    """(..., M, 2): the same for the uniqueness of each modality."""
     synergy_interval: Tensor | None = None
-    """(..., 2)."""
+    """(..., 2): the same for the synergy."""
     plugin: "PID | None" = None
     """The values before bias correction; None where none was corrected."""
     num_samples: int | None = None
+    """The samples behind the table; None where it may hold probabilities."""
     num_clusters: tuple[int, ...] = ()
     """Rows and columns of the table: the number of clusters of each modality."""
     num_classes: int = 0
+    """Classes of the label."""
     seconds: float = 0.0
-    """Time it took."""
+    """The time that the computation took."""
 
     def __str__(self) -> str:
         if self.redundancy.ndim:
@@ -116,7 +118,10 @@ class PID:
         return size if self.num_samples is None else f"{self.num_samples} samples, {size}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain floats and lists, keyed by modality name where there is one value per modality; for JSON."""
+        """The values as plain floats, lists and dictionaries, ready for JSON.
+
+        Where there is one value per modality, a dictionary by modality name.
+        """
 
         def per_modality(values: Tensor | None, axis: int) -> dict[str, Any] | None:
             if values is None:
@@ -152,9 +157,16 @@ class PID:
         }
 
     def plot(self, path: str | None = None) -> Any:
-        """Draw the atoms as bars with intervals and noise floors; saved to `path` when given.
+        """Draw the atoms as bars with intervals and noise floors.
 
-        Returns the `matplotlib.figure.Figure`. Raises ValueError for a batch of tables.
+        Args:
+            path: the file to save the picture to; None to save nothing.
+
+        Returns:
+            The `matplotlib.figure.Figure`.
+
+        Raises:
+            ValueError: for a batch of tables.
         """
         from ecsfusion.pid.plotting import plot_pid
 
@@ -186,34 +198,36 @@ def decompose(
     max_iterations: int = 20_000,
     names: Sequence[str] | None = None,
 ) -> PID:
-    """Partial information decomposition (Bertschinger et al. 2014) of joint tables, certified.
+    """Partial information decomposition (Bertschinger et al. 2014) of joint tables, with certified bounds.
 
     Args:
         joint: (..., K1, K2, C) tensor or array of counts or probabilities, any real dtype, on any device; each
             table is divided by its sum. Rows, columns, cells and classes may be empty.
-        tolerance: the widest certified interval, in bits, with which a table may stop.
-        max_iterations: at which a table stops in any case: its wider interval stays valid, a warning says so.
+        tolerance: the certified width, in bits, at which the solver stops.
+        max_iterations: the number of iterations after which the solver stops in any case. The certified interval
+            is then wider than `tolerance` but still valid, and a warning is given.
         names: the two modalities; "x1" and "x2" when None.
 
     Returns:
         PID with plug-in values (no bias correction), on the device of `joint`.
 
     Raises:
-        TypeError, ValueError: for a `joint` that is no non-negative finite table with mass, and bad options.
+        TypeError: for a `joint` that holds no real numbers.
+        ValueError: for a `joint` that is no non-negative finite table with mass, and bad options.
     """
     start = time.perf_counter()
     table = normalized_table(joint)
     names = checked_options(tolerance, max_iterations, names)
-    found = decompose_tensors(table, tolerance, max_iterations)
-    if found.gap.numel() and float(found.gap.max()) > tolerance:
+    decomposition = decompose_tensors(table, tolerance, max_iterations)
+    gap = decomposition.gap
+    if gap.numel() and float(gap.max()) > tolerance:
         warnings.warn(
-            f"{int((found.gap > tolerance).sum())} of {found.gap.numel()} tables did not reach the tolerance of"
-            f" {tolerance:g} bits in {max_iterations} iterations; the largest certified gap is"
-            f" {float(found.gap.max()):.2g} bits",
+            f"{int((gap > tolerance).sum())} of {gap.numel()} tables did not reach the tolerance of {tolerance:g} bits"
+            f" in {max_iterations} iterations; the largest certified gap is {float(gap.max()):.2g} bits",
             stacklevel=2,
         )
     return PID(
-        **found._asdict(),
+        **decomposition._asdict(),
         names=names,
         num_clusters=tuple(table.shape[-3:-1]),
         num_classes=table.shape[-1],
@@ -222,11 +236,23 @@ def decompose(
 
 
 def checked_options(tolerance: float, max_iterations: int, names: Sequence[str] | None) -> tuple[str, str]:
-    """The names of the two modalities; raises ValueError for bad options of `decompose`."""
-    if not is_number(tolerance) or not tolerance > 0:
-        raise ValueError(f"tolerance must be a positive number of bits, got {tolerance!r}")
+    """Check the options of `decompose` and return the names of the two modalities.
+
+    Raises:
+        ValueError: for a bad option.
+    """
+    check_tolerance(tolerance)
     if not is_whole(max_iterations) or max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations!r}")
+    return checked_names(names)
+
+
+def checked_names(names: Sequence[str] | None) -> tuple[str, str]:
+    """The names of the two modalities, "x1" and "x2" when None.
+
+    Raises:
+        ValueError: unless they are two different strings.
+    """
     if names is None:
         names = ("x1", "x2")
     if (
@@ -242,9 +268,14 @@ def checked_options(tolerance: float, max_iterations: int, names: Sequence[str] 
 
 
 def decompose_tensors(table: Tensor, tolerance: float, max_iterations: int) -> Decomposition:
-    """The arithmetic of `decompose`: float64 tables (..., K1, K2, C) of sum 1 -> tensors, unchecked.
+    """The arithmetic of `decompose`, without checks.
 
     Where the solver runs as a kernel the host reads nothing.
+
+    Args:
+        table: (..., K1, K2, C) float64, each table of sum 1.
+        tolerance: as in `decompose`.
+        max_iterations: as in `decompose`.
     """
     p1y, p2y = table.sum(-2), table.sum(-3)
     marginals = (p1y.sum(-2), p1y.sum(-1), p2y.sum(-1), p1y, p2y, table.sum(-1), table)
@@ -257,7 +288,7 @@ def decompose_tensors(table: Tensor, tolerance: float, max_iterations: int) -> D
     larger, both = single.amax(-1), single.sum(-1)
     joint = torch.maximum(label + x1x2 - whole, larger)
     union = torch.minimum(label - solution.conditional_entropy, torch.minimum(both, joint))
-    least = torch.maximum(label - solution.conditional_entropy - solution.gap, larger)
+    lower = torch.maximum(label - solution.conditional_entropy - solution.gap, larger)
     union = torch.maximum(union, larger)
     return Decomposition(
         redundancy=both - union,
@@ -266,12 +297,17 @@ def decompose_tensors(table: Tensor, tolerance: float, max_iterations: int) -> D
         mutual_information=single,
         joint_mutual_information=joint,
         conditional_mutual_information=(x1y + x2y - whole - label).clamp_min(0.0),
-        gap=(union - least).clamp_min(0.0),
+        gap=(union - lower).clamp_min(0.0),
     )
 
 
 def normalized_table(joint: Tensor | NDArray[Any]) -> Tensor:
-    """`joint` (..., K1, K2, C) as float64 tables of sum 1 on the same device; raises for what is no table."""
+    """Counts or probabilities (..., K1, K2, C) as float64 tables of sum 1 on the same device.
+
+    Raises:
+        TypeError: for a `joint` that holds no real numbers.
+        ValueError: for a `joint` that is no non-negative finite table with mass.
+    """
     if isinstance(joint, np.ndarray):
         if joint.dtype.kind not in "biuf":
             raise TypeError(f"joint must be real numbers, got dtype {joint.dtype}")
@@ -290,7 +326,17 @@ def normalized_table(joint: Tensor | NDArray[Any]) -> Tensor:
         raise ValueError(
             f"joint must not be negative, found {float(table.min()):g}; give counts or probabilities"
         )
-    peak = table.amax((-3, -2, -1), keepdim=True)
+    return scaled_to_one(table)
+
+
+def scaled_to_one(table: Tensor) -> Tensor:
+    """Tables (..., K1, K2, C) of numbers that are not negative, each divided by its sum.
+
+    Raises:
+        ValueError: for a table whose cells are all zero.
+    """
+    # Dividing by the largest cell first keeps the sum finite.
+    peak = table.detach().amax((-3, -2, -1), keepdim=True)
     if bool((peak == 0).any()):
         raise ValueError("joint has a table whose cells are all zero; leave tables without samples out")
     table = table / peak

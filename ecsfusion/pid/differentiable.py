@@ -1,12 +1,12 @@
-"""Differentiable PID: gradients of the atoms with respect to joint tables, and through soft clusters to embeddings.
+"""Gradients of a PID with respect to joint tables and, through soft clusters, to embeddings.
 
 By the envelope theorem the dual solution of the BROJA problem is the gradient of its optimal value: with A and B the
-factors of the optimum, scaled to A B^T <= 1, dH*/dP(x1, y) = -log A and dH*/dP(x2, y) = -log B. So nothing is
-unrolled and memory does not grow with the iterations; all other terms of the atoms are entropies of the table.
+factors of the optimum, scaled to A B^T <= 1, dH*/dP(x1, y) = -log A and dH*/dP(x2, y) = -log B. So the iterations
+are not unrolled and memory does not grow with them; all other terms of the atoms are entropies of the table.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from ecsfusion_kernels import broja, lloyd, seed
@@ -14,49 +14,35 @@ from ecsfusion_kernels.reference.broja import dual_shift
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ecsfusion.pid.decomposition import checked_options
-from ecsfusion.pid.inputs import (
-    check_cells,
-    check_classes,
-    check_positive,
-    check_seed,
-    check_values,
-    class_labels,
-    is_number,
-)
-
-LN2 = 0.6931471805599453
+from ecsfusion.pid.checks import check_positive, check_seed, is_number
+from ecsfusion.pid.decomposition import LN2, Decomposition, checked_options, scaled_to_one
+from ecsfusion.pid.inputs import check_cells, check_classes, check_values, class_labels
 
 
-class Atoms(NamedTuple):
-    """The atoms in bits, float64, with gradients; (...) are the leading dimensions of the table."""
-
-    redundancy: Tensor  # (...)
-    unique: Tensor  # (..., 2)
-    synergy: Tensor  # (...)
-
-
-def differentiable_pid(joint: Tensor, tolerance: float = 1e-6, max_iterations: int = 20_000) -> Atoms:
+def differentiable_pid(joint: Tensor, tolerance: float = 1e-6, max_iterations: int = 20_000) -> Decomposition:
     """Partial information decomposition (Bertschinger et al. 2014) with gradients with respect to the table.
+
+    The atoms of a table do not depend on its scale, so gradients are orthogonal to it. They cannot be differentiated
+    twice. The true slope at an empty cell is infinite and zero is returned: use soft tables.
 
     Args:
         joint: (..., K1, K2, C) floating point, non-negative, each table with mass; divided by its sum. CPU or CUDA.
-        tolerance: certified width in bits at which the solver stops. The error of the gradient goes with its root:
-            about 1e-4 at 1e-6, 1e-7 at 1e-9.
-        max_iterations: at which the solver stops in any case.
+        tolerance: certified width in bits at which the solver stops. The error of the gradient is proportional to its
+            square root: about 1e-4 at 1e-6, 1e-7 at 1e-9.
+        max_iterations: the number of iterations after which the solver stops in any case.
 
     Returns:
-        Atoms, each within `tolerance` of the true value (they may be so much below zero). At an empty cell the true
-        slope is infinite and zero is returned: use soft tables. Not twice differentiable.
+        Decomposition, float64, in bits, without floors and intervals. Every atom is within `gap` of its true value;
+        unlike those of `decompose` the atoms are not clamped, so they may be below zero by that much. All values
+        but `gap` have gradients.
 
     Raises:
-        TypeError, ValueError: for a `joint` that is no floating point table.
-
-    The atoms of a table do not depend on its scale, so gradients are orthogonal to it.
+        TypeError: for a `joint` that is no floating point tensor.
+        ValueError: for a `joint` that is no non-negative finite table with mass, and bad options.
     """
     if not isinstance(joint, Tensor) or not joint.is_floating_point():
-        found = joint.dtype if isinstance(joint, Tensor) else type(joint).__name__
-        raise TypeError(f"joint must be a floating point tensor, got {found}; use decompose for counts")
+        kind = joint.dtype if isinstance(joint, Tensor) else type(joint).__name__
+        raise TypeError(f"joint must be a floating point tensor, got {kind}; use decompose for counts")
     check_values(joint, "joint")
     checked_options(tolerance, max_iterations, None)
     if joint.ndim < 3 or 0 in joint.shape:
@@ -64,22 +50,22 @@ def differentiable_pid(joint: Tensor, tolerance: float = 1e-6, max_iterations: i
     cells = joint.detach().to(torch.float64)
     if not bool((cells >= 0).all() and torch.isfinite(cells).all()):
         raise ValueError("joint must be finite and not negative; soft assignments give such a table")
-    table = joint.to(torch.float64)
-    peak = table.detach().amax((-3, -2, -1), keepdim=True)
-    if bool((peak == 0).any()):
-        raise ValueError("joint has a table whose cells are all zero; leave tables without samples out")
-    table = table / peak  # so that no sum overflows
-    table = table / table.sum((-3, -2, -1), keepdim=True)
+    table = scaled_to_one(joint.to(torch.float64))
 
     p1y, p2y, p12 = table.sum(-2), table.sum(-3), table.sum(-1)
     label = _entropy(p1y.sum(-2), 1)
-    given1, given2 = _entropy(p1y, 2) - _entropy(p1y.sum(-1), 1), _entropy(p2y, 2) - _entropy(p2y.sum(-1), 1)
-    given_both = _entropy(table, 3) - _entropy(p12, 2)
-    largest = _LargestConditionalEntropy.apply(p1y, p2y, tolerance, max_iterations)
-    return Atoms(
+    x1y, x2y, whole = _entropy(p1y, 2), _entropy(p2y, 2), _entropy(table, 3)
+    given1, given2 = x1y - _entropy(p1y.sum(-1), 1), x2y - _entropy(p2y.sum(-1), 1)
+    given_both = whole - _entropy(p12, 2)
+    largest, gap = _LargestConditionalEntropy.apply(p1y, p2y, tolerance, max_iterations)
+    return Decomposition(
         redundancy=label - given1 - given2 + largest,
         unique=torch.stack([given2 - largest, given1 - largest], -1),
         synergy=largest - given_both,
+        mutual_information=torch.stack([label - given1, label - given2], -1),
+        joint_mutual_information=label - given_both,
+        conditional_mutual_information=x1y + x2y - whole - label,
+        gap=gap,
     )
 
 
@@ -95,7 +81,8 @@ def soft_joint(
         num_classes: C; None for the largest label + 1.
 
     Raises:
-        TypeError, ValueError: for what is none of these.
+        TypeError: for assignments that are no floating point tensors, and labels that are no integers.
+        ValueError: for other shapes, values or devices than those above.
     """
     sides = (("assignments1", assignments1), ("assignments2", assignments2))
     for name, rows in sides:
@@ -130,8 +117,9 @@ def soft_joint(
     num_classes = check_classes(labels, num_classes)
     check_cells(assignments1.shape[1], assignments2.shape[1], num_classes)
     one_hot = torch.nn.functional.one_hot(labels, num_classes).to(assignments1.dtype)
-    by_class = (assignments1.unsqueeze(-1) * one_hot.unsqueeze(-2)).flatten(1)  # (N, K1 * C)
-    table = (by_class.mT @ assignments2).unflatten(0, (assignments1.shape[1], -1))  # (K1, C, K2)
+    # (N, K1 * C), then (K1, C, K2)
+    by_class = (assignments1.unsqueeze(-1) * one_hot.unsqueeze(-2)).flatten(1)
+    table = (by_class.mT @ assignments2).unflatten(0, (assignments1.shape[1], -1))
     return table.mT / len(labels)
 
 
@@ -141,11 +129,12 @@ def soft_assignments(embeddings: Tensor, centers: Tensor, temperature: float = 0
     Args:
         embeddings: (N, D).
         centers: (K, D), from `cluster_centers`.
-        temperature: in units of the mean squared distance of a row to its nearest center; toward 0 the assignments
-            become hard and gradients vanish.
+        temperature: in units of the mean squared distance of a row to its nearest center. As it approaches 0 the
+            assignments become hard and the gradients vanish.
 
     Raises:
-        TypeError, ValueError: for what is none of these.
+        TypeError: for embeddings or centers that are no floating point tensors.
+        ValueError: for shapes or devices that do not fit together, and a temperature that is not positive.
     """
     if not is_number(temperature) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive, got {temperature!r}; use hard clusters for 0")
@@ -159,7 +148,7 @@ def soft_assignments(embeddings: Tensor, centers: Tensor, temperature: float = 0
         raise ValueError(
             f"centers are on {centers.device}, embeddings on {embeddings.device}; move one of them"
         )
-    # Nothing depends on the unit of the embeddings, and squares of large and of small numbers would be lost.
+    # The result does not depend on the unit of the embeddings. In this one no square overflows or underflows.
     unit = _power_of_two(torch.stack([_largest(embeddings), _largest(centers)]).amax())
     wide = torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
     x, c = (embeddings / unit).to(wide), (centers / unit).to(wide)
@@ -169,10 +158,16 @@ def soft_assignments(embeddings: Tensor, centers: Tensor, temperature: float = 0
 
 
 def cluster_centers(embeddings: Tensor, num_clusters: int, random_seed: int = 0) -> Tensor:
-    """Centres (K, D) of k-means on embeddings (N, D), without gradients: the anchors of `soft_assignments`.
+    """Centers (K, D) of k-means on embeddings (N, D), without gradients, for `soft_assignments`.
+
+    Args:
+        embeddings: (N, D) floating point.
+        num_clusters: K.
+        random_seed: of k-means++.
 
     Raises:
-        TypeError, ValueError: for embeddings that are no finite floating point matrix with rows; for K under 1.
+        TypeError: for embeddings that are no floating point tensor, and a seed that is no whole number.
+        ValueError: for embeddings that are no finite matrix with rows, and for K under 1.
     """
     _check_floats(embeddings, "embeddings")
     check_positive(num_clusters, "num_clusters")
@@ -185,10 +180,10 @@ def cluster_centers(embeddings: Tensor, num_clusters: int, random_seed: int = 0)
 
 
 def _check_floats(value: Tensor, name: str) -> None:
-    """Raises TypeError or ValueError unless it is a finite floating point matrix with rows and columns."""
+    """Raise TypeError or ValueError unless `value` is a finite floating point matrix with rows and columns."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.itemsize < 2:
-        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a floating point tensor, got {found}; convert it with .float()")
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating point tensor, got {kind}; convert it with .float()")
     check_values(value, name)
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name} must be a matrix with rows and columns, got the shape {tuple(value.shape)}")
@@ -209,26 +204,35 @@ def _power_of_two(value: Tensor) -> Tensor:
 
 
 class _LargestConditionalEntropy(torch.autograd.Function):
-    """max H_Q(Y | X1, X2) in bits as a function of the two pair marginals; only the two gradients are kept."""
+    """max H_Q(Y | X1, X2) in bits as a function of the two pair marginals, and its certified gap.
+
+    Only the two gradients are kept for the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int) -> Tensor:
+    def forward(
+        ctx: Any, p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int
+    ) -> tuple[Tensor, Tensor]:
         solution = broja(p1y, p2y, tolerance=tolerance, max_iterations=max_iterations)
         shift1, shift2 = dual_shift(torch, solution.factor1, solution.factor2, p1y.sum(-1), p2y.sum(-1))
         slope1 = (shift1.unsqueeze(-1) - solution.factor1.clamp_min(1e-300).log()) / LN2
         slope2 = (shift2.unsqueeze(-1) - solution.factor2.clamp_min(1e-300).log()) / LN2
         ctx.save_for_backward(torch.where(p1y > 0, slope1, 0.0), torch.where(p2y > 0, slope2, 0.0))
-        return solution.conditional_entropy
+        ctx.mark_non_differentiable(solution.gap)
+        return solution.conditional_entropy, solution.gap
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, _gap_grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         slope1, slope2 = ctx.saved_tensors
         grad = grad.unsqueeze(-1).unsqueeze(-1)
         return grad * slope1, grad * slope2, None, None
 
 
 def _entropy(table: Tensor, dims: int) -> Tensor:
-    """Entropy in bits over the last `dims` dimensions, whose gradient at an empty cell is zero."""
+    """Entropy in bits over the last `dims` dimensions, whose gradient at an empty cell is zero.
+
+    `ecsfusion.pid.decomposition.entropy` has the same value but an infinite gradient there.
+    """
     p = table.flatten(-dims)
     return -(p * torch.where(p > 0, p, 1.0).log()).sum(-1) / LN2

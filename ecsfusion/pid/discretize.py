@@ -1,8 +1,8 @@
-"""Embeddings -> cluster indices: scale the rows, project on principal directions, k-means.
+"""Cluster indices of embeddings: the rows are scaled, projected on principal directions and clustered by k-means.
 
-`Discretizer.fit` learns from some rows, `Discretizer.assign` labels any rows: held-out ones, or the chunks
-of a stream. Modalities are fitted together: their restarts are one batch of k-means problems. On a GPU the host
-reads nothing.
+`Discretizer.fit` learns the clusters from some rows and `Discretizer.assign` gives the cluster of any rows, such as
+held-out ones or the chunks of a stream. Modalities are fitted together: their restarts are one batch of k-means
+problems. On a GPU the host reads nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,25 @@ from ecsfusion_kernels import principal_directions as leading_directions
 from torch import Tensor
 
 MAX_ROWS = 8192
-"""k-means is fitted on at most so many rows; all rows are assigned."""
-PRINCIPAL_ROWS = 4096
+"""The most rows that k-means is fitted on; all rows are assigned."""
+MAX_PRINCIPAL_ROWS = 4096
+"""The most rows that principal directions are fitted on."""
 RESTARTS = 4
-CPU_ROWS = 1 << 16  # assigned at a time on the CPU; kernels keep nothing of the width of the embeddings
-HASHED_ROWS = 1 << 22  # keys at a time
-KEY_BITS = 24  # of the hash
+"""How often k-means starts anew; the lowest inertia is kept."""
+CPU_ROWS = 1 << 16
+"""Rows that are assigned at a time on the CPU. On a GPU no intermediate array is as wide as the embeddings."""
+HASHED_ROWS = 1 << 22
+"""Row indices that are hashed at a time."""
+KEY_BITS = 24
+"""Bits of the hash of a row index."""
 
 
 class Discretizer(NamedTuple):
     """A fitted map from the embeddings of one modality to K cluster indices.
 
-    A row x becomes x / sqrt(|x|^2 + radius^2): near L2 normalization for rows of the usual norm or longer,
-    so that outliers are bounded, yet one to one, so that a norm that says something is not lost. Then it is
-    projected on the leading principal directions and goes to the nearest of the K centers.
+    A row x becomes x / sqrt(|x|^2 + radius^2). For rows of the usual norm or longer this is close to L2
+    normalization, so outliers are bounded; it is also one to one, so information in the norm is not lost. The row is
+    then projected on the leading principal directions and assigned to the nearest of the K centers.
     """
 
     radius: Tensor
@@ -38,9 +43,9 @@ class Discretizer(NamedTuple):
     offset: Tensor
     """(d,) float32: the projected mean."""
     centers: Tensor
-    """(K, d) float32."""
+    """(K, d) float32: the cluster centers."""
     sizes: Tensor
-    """(K,) int64: fitted rows per cluster. Zeros mean fewer distinct rows than clusters: those stay empty."""
+    """(K,) int64: fitted rows per cluster. With fewer distinct rows than clusters some clusters stay empty."""
 
     @classmethod
     def fit(
@@ -48,10 +53,15 @@ class Discretizer(NamedTuple):
     ) -> "Discretizer":
         """Fit to embeddings (N, D), floating point, on their device.
 
-        k-means++ seeding with 4 restarts, of which the lowest inertia wins. At most 8192 rows take part,
-        chosen by `sample_rows`. Where there are fewer distinct rows than clusters the surplus clusters stay
-        empty, which changes no information. The result depends on the arguments and the seed alone, never
-        on the state of a random generator.
+        k-means++ seeding with 4 restarts, of which the one of lowest inertia is kept. At most 8192 rows are used,
+        chosen by `sample_rows`. With fewer distinct rows than clusters some clusters stay empty, which does not
+        change the information. The result depends on the arguments alone, never on the state of a random generator.
+
+        Args:
+            embeddings: (N, D), floating point.
+            num_clusters: K.
+            num_components: d, principal directions that are kept.
+            random_seed: of the sample of rows and of k-means++.
         """
         return fit_together([embeddings], num_clusters, num_components, random_seed)[0]
 
@@ -61,22 +71,23 @@ class Discretizer(NamedTuple):
 
 
 class ModalityPairs(NamedTuple):
-    """Which pairs of cluster indices are to be counted: two modalities, or each pair and each against the rest.
+    """The pairs of modalities whose cluster indices are counted.
 
-    With three or more modalities "the rest" of one is all others: each scaled to the unit ball, concatenated and
-    clustered as one. Its K clusters hold less than the modalities do one by one, so what is unique against the rest
-    is an upper estimate.
+    With two modalities there is one pair. With three or more there is every pair of modalities, and every modality
+    against "the rest": all others, each scaled to the unit ball, concatenated and clustered as one. The K clusters of
+    the rest hold less information than the modalities one by one, so uniqueness against the rest is an upper estimate.
     """
 
     modalities: dict[str, Discretizer]
+    """By modality name."""
     rests: dict[str, Discretizer]
-    """By the modality left out; empty for two modalities."""
+    """By the name of the modality that is left out; empty for two modalities."""
 
     @classmethod
     def fit(
         cls, embeddings: Mapping[str, Tensor], num_clusters: int, num_components: int, random_seed: int
     ) -> "ModalityPairs":
-        """Fit to embeddings (N, D_m) by modality name; see `Discretizer.fit`."""
+        """Fit to embeddings (N, D_m) by modality name; the arguments are those of `Discretizer.fit`."""
         options = (num_clusters, num_components, random_seed)
         names = list(embeddings)
         modalities = dict(zip(names, fit_together(list(embeddings.values()), *options), strict=True))
@@ -88,41 +99,48 @@ class ModalityPairs(NamedTuple):
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The names of the two sides of each question, in the order of `assign`."""
-        return [*combinations(self.modalities, 2), *((name, "rest") for name in self.rests)]
+        """The names of the two sides of each pair, in the order of `assign`."""
+        return pair_names(list(self.modalities))
 
     def assign(self, embeddings: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Cluster indices of both sides of every question, (questions, N) int64 each."""
+        """Cluster indices of both sides of every pair, (pairs, N) int64 each."""
         names = list(self.modalities)
         single = assign_together(list(self.modalities.values()), [embeddings[name] for name in names])
         if not self.rests:
             return single[:1], single[1:]
         rest = assign_together(list(self.rests.values()), [self.rest(embeddings, name) for name in names])
-        pairs = list(combinations(range(len(names)), 2))
-        first = [*(single[a] for a, _ in pairs), *single]
-        second = [*(single[b] for _, b in pairs), *rest]
+        index_pairs = list(combinations(range(len(names)), 2))
+        first = [*(single[a] for a, _ in index_pairs), *single]
+        second = [*(single[b] for _, b in index_pairs), *rest]
         return torch.stack(first), torch.stack(second)
 
     def rest(self, embeddings: Mapping[str, Tensor], name: str) -> Tensor:
-        """All modalities but `name` as one, (N, sum of the other D_m) float32."""
+        """All modalities but `name`, scaled and concatenated: (N, sum of the other D_m) float32."""
         others = [other for other in self.modalities if other != name]
         scaled = [scale_rows(embeddings[other], self.modalities[other].radius).float() for other in others]
         return torch.cat(scaled, -1)
+
+
+def pair_names(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The names of the two sides of each pair: every two modalities and, of three or more, each against the rest."""
+    rests = [(name, "rest") for name in names] if len(names) > 2 else []
+    return [*combinations(names, 2), *rests]
 
 
 def fit_together(
     embeddings: Sequence[Tensor], num_clusters: int, num_components: int, random_seed: int
 ) -> list[Discretizer]:
     """`Discretizer.fit` of several matrices (N, D_m) with the same N, in one batch of k-means problems."""
-    number = len(embeddings[0])
-    if number > MAX_ROWS:
-        chosen = sample_rows(number, MAX_ROWS, random_seed, embeddings[0].device)
+    num_rows = len(embeddings[0])
+    if num_rows > MAX_ROWS:
+        chosen = sample_rows(num_rows, MAX_ROWS, random_seed, embeddings[0].device)
         embeddings = [rows[chosen] for rows in embeddings]
     norms = torch.stack([torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) for rows in embeddings])
     radii = median_norm(norms)
     bases, offsets = _bases(embeddings, norms, radii, num_components)
     each = zip(embeddings, bases, offsets, radii.unbind(), strict=True)
-    points = torch.stack([project(*one) for one in each])  # (M, n, d)
+    # (M, n, d)
+    points = torch.stack([project(*arguments) for arguments in each])
 
     problems = points.unsqueeze(1).expand(-1, RESTARTS, -1, -1).flatten(0, 1)
     clustering = lloyd(problems, seed(problems, num_clusters, random_seed))
@@ -134,26 +152,27 @@ def fit_together(
 
 def assign_together(fitted: Sequence[Discretizer], embeddings: Sequence[Tensor]) -> Tensor:
     """`Discretizer.assign` of each matrix (N, D_m) by its own map; (M, N) int64."""
-    centers = torch.stack([one.centers for one in fitted])
-    at_once = CPU_ROWS if centers.device.type == "cpu" else max(len(embeddings[0]), 1)
+    centers = torch.stack([discretizer.centers for discretizer in fitted])
+    chunk_size = CPU_ROWS if centers.device.type == "cpu" else max(len(embeddings[0]), 1)
     parts = []
-    for chunk in zip(*(rows.split(at_once) for rows in embeddings), strict=True):
+    for chunk in zip(*(rows.split(chunk_size) for rows in embeddings), strict=True):
         points = [
-            project(rows, one.basis, one.offset, one.radius) for rows, one in zip(chunk, fitted, strict=True)
+            project(rows, discretizer.basis, discretizer.offset, discretizer.radius)
+            for rows, discretizer in zip(chunk, fitted, strict=True)
         ]
         parts.append(nearest(torch.stack(points), centers)[0])
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _bases(
-    embeddings: Sequence[Tensor], norms: Tensor, radii: Tensor, number: int
+    embeddings: Sequence[Tensor], norms: Tensor, radii: Tensor, num_components: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Principal directions (D_m, d) and the projected mean (d,) of each matrix, float32."""
-    norms = norms[:, :PRINCIPAL_ROWS]
+    norms = norms[:, :MAX_PRINCIPAL_ROWS]
     factors = torch.hypot(norms, radii.unsqueeze(-1)).reciprocal().unsqueeze(-1)
-    # The product in float64 is finite for every finite row. Others say nothing: their rows are zero here.
+    # The product in float64 is finite for every finite row. Other rows count as zeros here.
     scaled = [
-        (rows[:PRINCIPAL_ROWS] * factor).float().nan_to_num(0.0, 0.0, 0.0)
+        (rows[:MAX_PRINCIPAL_ROWS] * factor).float().nan_to_num(0.0, 0.0, 0.0)
         for rows, factor in zip(embeddings, factors, strict=True)
     ]
     bases, offsets = [norms] * len(scaled), [norms] * len(scaled)
@@ -161,7 +180,7 @@ def _bases(
         members = [m for m, rows in enumerate(scaled) if rows.shape[1] == dimension]
         rows = torch.stack([scaled[m] for m in members])
         mean = rows.mean(1, keepdim=True)
-        basis = principal_directions(rows - mean, number)
+        basis = principal_directions(rows - mean, num_components)
         offset = torch.bmm(mean, basis).squeeze(1)
         for i, m in enumerate(members):
             bases[m], offsets[m] = basis[i], offset[i]
@@ -169,42 +188,51 @@ def _bases(
 
 
 def median_norm(norms: Tensor) -> Tensor:
-    """The (lower) median of those of `norms` (..., n) that are positive numbers, (...); 1 where none is."""
-    counted = norms > 0  # false for NaN
+    """The lower median of the positive numbers among `norms` (..., n), as (...); 1 where there is none."""
+    # False for NaN.
+    counted = norms > 0
     ordered = torch.where(counted, norms, torch.inf).sort(-1).values
     middle = (counted.sum(-1, keepdim=True) - 1) // 2
     median = ordered.gather(-1, middle.clamp_min(0)).squeeze(-1)
     return torch.where(middle.squeeze(-1) < 0, 1.0, median)
 
 
-def principal_directions(rows: Tensor, number: int) -> Tensor:
-    """The leading `number` principal directions of centred rows (B, n, D), as columns (B, D, number) float32.
+def principal_directions(rows: Tensor, num_components: int) -> Tensor:
+    """The leading principal directions of centered rows.
 
-    The largest entry of each is positive. Where there are no more than `number` dimensions nothing is to be left
-    out: they come as they are, with columns of zeros.
+    The largest entry of each direction is positive. Where D is at most `num_components` all dimensions are kept, so
+    the unit vectors are returned, followed by columns of zeros.
+
+    Args:
+        rows: (B, n, D) float32, each matrix of mean zero.
+        num_components: d.
+
+    Returns:
+        (B, D, d) float32, the directions as columns.
     """
     batch, _, dimension = rows.shape
-    if dimension <= number:
-        return torch.eye(dimension, number, device=rows.device).expand(batch, -1, -1)
-    vectors = leading_directions(rows, number)
+    if dimension <= num_components:
+        return torch.eye(dimension, num_components, device=rows.device).expand(batch, -1, -1)
+    vectors = leading_directions(rows, num_components)
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)
 
 
 def sample_rows(
-    num_rows: int, most: int, random_seed: int = 0, device: torch.device | str | None = None
+    num_rows: int, max_rows: int, random_seed: int = 0, device: torch.device | str | None = None
 ) -> Tensor:
-    """Indices of at most `most` of `num_rows` rows, int64, ascending; a function of its arguments alone.
+    """Indices of at most `max_rows` of `num_rows` rows, int64, ascending.
 
-    The rows with the smallest hashed index, so shards of one data set agree on the sample without talking.
+    They are the rows whose hashed indices are smallest. The result depends on the arguments alone, so processes that
+    hold parts of one data set agree on the sample without communication.
     """
-    if num_rows <= most:
+    if num_rows <= max_rows:
         return torch.arange(num_rows, device=device)
     smallest = []
     for start in range(0, num_rows, HASHED_ROWS):
         index = torch.arange(start, min(start + HASHED_ROWS, num_rows), device=device)
         # Rows share hashes; the smaller index wins among equals.
         key = (uniform(index, random_seed) * 2**KEY_BITS).to(torch.int64) << (63 - KEY_BITS) | index
-        smallest.append(key.topk(min(most, len(key)), largest=False, sorted=False).values)
-    keys = smallest[0] if len(smallest) == 1 else torch.cat(smallest).topk(most, largest=False).values
+        smallest.append(key.topk(min(max_rows, len(key)), largest=False, sorted=False).values)
+    keys = smallest[0] if len(smallest) == 1 else torch.cat(smallest).topk(max_rows, largest=False).values
     return (keys & ((1 << (63 - KEY_BITS)) - 1)).sort().values

@@ -1,7 +1,8 @@
-"""Embeddings and labels -> a corrected partial information decomposition with intervals and noise floors.
+"""Estimate of a partial information decomposition from embeddings and labels.
 
-`fast_pid` checks what it is given, `pid_tensors` does the work and waits for nothing, and `fast_pid` reads what was
-found.
+The values are corrected for the bias of small samples and come with confidence intervals and noise floors.
+`fast_pid` and `fast_pids` check their arguments, call `pid_tensors`, which computes without reading a result on
+the host, and then check and return what it computed.
 """
 
 import math
@@ -9,40 +10,36 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
 from ecsfusion_kernels import histogram
 from torch import Tensor
 
+from ecsfusion.pid.checks import check_positive
 from ecsfusion.pid.correction import Information, correct
 from ecsfusion.pid.decomposition import (
     LN2,
     PID,
     Decomposition,
-    checked_options,
+    checked_names,
     decompose_tensors,
     entropy,
     normalized_table,
 )
-from ecsfusion.pid.discretize import ModalityPairs
+from ecsfusion.pid.discretize import ModalityPairs, pair_names
 from ecsfusion.pid.inputs import (
     Array,
     check_cells,
     check_classes,
     check_finite,
-    check_positive,
-    check_seed,
     class_labels,
-    is_whole,
     named_modalities,
 )
+from ecsfusion.pid.options import EstimatorOptions
 from ecsfusion.pid.replicates import bootstrap as resample
 
 MAX_ITERATIONS = 1000
-MAX_COMPONENTS = 16
-MAX_DIRECTIONS = 1 << 12
 
 
 def fast_pid(
@@ -59,60 +56,54 @@ def fast_pid(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> PID:
-    """What two modalities know about the label: each alone, both, only together; in bits.
+    """What two modalities know about the label: each alone, both alike, and only both together; in bits.
 
     Each modality is clustered (`Discretizer`), clusters and labels are counted, the table is decomposed
-    (Bertschinger et al. 2014) and freed of the bias of small samples (`ecsfusion.pid.correction`).
+    (Bertschinger et al. 2014) and the bias of small samples is removed (`ecsfusion.pid.correction`).
+
+    Information that an embedding has beyond its K clusters is not counted: clusters can lose information, but
+    never add any.
+
+    On CUDA with Triton, with `num_classes` and `num_clusters` given, everything is launched without waiting
+    (`pid_tensors`), and the host reads two numbers per table at the end. Rows and labels that are not valid are
+    found then.
 
     Args:
         embeddings: two modalities by name, or a sequence of two ("x1", "x2"); each (N, D_m), tensor or
-            array, real, all on one device. The work is done there.
+            array, real, all on one device. The computation runs on that device.
         labels: (N,) class indices from 0; (N, L) for L labels, decomposed one by one; real numbers with
             `bins`.
-        num_clusters: per modality. None for `choose_clusters`. Fewer distinct rows than clusters leave
-            clusters empty, which is harmless.
+        num_clusters: clusters per modality. None for `choose_clusters`. If a modality has fewer distinct rows than
+            clusters, some clusters stay empty, which does not change the result.
         num_components: principal directions kept before clustering; None for max(5, C - 1), at most 16.
         num_classes: C; None for the largest label + 1, which the host then reads first.
-        bins: cut a real target at its quantiles into so many classes.
+        bins: the number of classes into which a real target is cut at its quantiles.
         correction: False for plug-in values, as published (arXiv 2509.20840). Corrected atoms are never negative:
-            noise comes out as zero or a little above.
-        permutations: replicates per null, for the correction and the floors.
+            where there is only noise they are zero or slightly above.
+        permutations: replicates per null distribution, for the correction and the floors.
         bootstrap: replicates for the intervals; 0 for none.
         tolerance: certified width in bits at which the solver may stop.
         seed: of clustering and replicates. The global random generators are neither used nor changed.
 
     Returns:
-        PID; with leading dimension (L,) for labels (N, L). Floors are what pure noise reaches in 2 of 100
-        such readings. Intervals cover at least 95 of 100: sampling, noise, and how far the correction may
-        be off. `plugin` has the values before correction, with the level that noise reaches there.
-
-    Warns:
-        when there are fewer samples than `enough_samples` asks for.
+        PID; with leading dimension (L,) for labels (N, L). In 2 of 100 estimates pure noise reaches more than the
+        floors. The intervals cover at least 95 of 100 true values: they include sampling, noise and the possible
+        error of the correction. `plugin` has the values before correction, with the level that noise reaches there.
 
     Raises:
-        TypeError, ValueError: for anything that is not two finite matrices and N class indices.
+        TypeError: for embeddings or labels of the wrong type.
+        ValueError: for anything else that is not two finite matrices and N class indices, and for bad options.
 
-    Clusters can lose information, never add any: what the embeddings know beyond their K clusters is not counted.
-
-    On CUDA with Triton, with `num_classes` and `num_clusters` given, everything is launched without waiting
-    (`pid_tensors`), and the host reads two numbers per table at the end: bad rows and labels are found then.
+    Warns:
+        FewSamplesWarning: when there are fewer samples than `enough_samples` asks for.
     """
     named = named_modalities(embeddings)
     if len(named) != 2:
         raise ValueError(f"embeddings must hold two modalities, got {list(named)}; fast_pids takes more")
-    (pid,) = fast_pids(
-        named,
-        labels,
-        num_clusters=num_clusters,
-        num_components=num_components,
-        num_classes=num_classes,
-        bins=bins,
-        correction=correction,
-        permutations=permutations,
-        bootstrap=bootstrap,
-        tolerance=tolerance,
-        seed=seed,
-    ).values()
+    options = EstimatorOptions(
+        num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
+    )
+    (pid,) = _estimate_pairs(named, labels, num_classes, bins, options).values()
     return pid
 
 
@@ -130,19 +121,49 @@ def fast_pids(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, PID]:
-    """`fast_pid` for two or more modalities: every pair, and each against all others; one batched solve.
+    """`fast_pid` for two or more modalities: every pair, and each modality against all others together.
 
-    What "the rest" is and why uniqueness against it is an upper estimate: `ecsfusion.pid.discretize.ModalityPairs`. The
-    arguments are those of `fast_pid`.
+    All pairs are solved in one batch. What "the rest" is, and why the uniqueness against it is an upper estimate, is
+    explained at `ecsfusion.pid.discretize.ModalityPairs`.
+
+    Args:
+        embeddings: two or more modalities, otherwise as in `fast_pid`.
+        labels: as in `fast_pid`.
+        num_clusters: as in `fast_pid`.
+        num_components: as in `fast_pid`.
+        num_classes: as in `fast_pid`.
+        bins: as in `fast_pid`.
+        correction: as in `fast_pid`.
+        permutations: as in `fast_pid`.
+        bootstrap: as in `fast_pid`.
+        tolerance: as in `fast_pid`.
+        seed: as in `fast_pid`.
 
     Returns:
         PIDs by name: "image, audio" for pairs, and with three or more modalities "image, rest" and so on.
+
+    Raises:
+        TypeError: as in `fast_pid`.
+        ValueError: as in `fast_pid`.
+
+    Warns:
+        FewSamplesWarning: as in `fast_pid`.
     """
+    options = EstimatorOptions(
+        num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
+    )
+    return _estimate_pairs(named_modalities(embeddings), labels, num_classes, bins, options)
+
+
+def _estimate_pairs(
+    named: dict[str, Tensor],
+    labels: Array | Sequence[Any],
+    num_classes: int | None,
+    bins: int | None,
+    options: EstimatorOptions,
+) -> dict[str, PID]:
+    """`fast_pids` of checked embeddings."""
     start = time.perf_counter()
-    _check_replicates(permutations, bootstrap)
-    checked_options(tolerance, MAX_ITERATIONS, None)
-    check_seed(seed)
-    named = named_modalities(embeddings)
     first = next(iter(named.values()))
     targets = class_labels(labels, len(first), first.device, bins)
     if num_classes is not None:
@@ -153,48 +174,37 @@ def fast_pids(
     if on_host:
         check_finite(named)
     check_cells(1, 1, num_classes)
+    num_clusters = options.num_clusters
     if num_clusters is None:
         frequency = torch.bincount(targets.reshape(len(first), -1)[:, 0], minlength=num_classes)
         num_clusters = choose_clusters(frequency)
-    num_clusters, num_components = cluster_sizes(num_clusters, num_components, num_classes)
     check_cells(num_clusters, num_clusters, num_classes)
 
-    found = pid_tensors(
-        named,
-        targets,
-        num_classes=num_classes,
-        num_clusters=num_clusters,
-        num_components=num_components,
-        correction=correction,
-        permutations=permutations,
-        bootstrap=bootstrap,
-        tolerance=tolerance,
-        seed=seed,
-    )
-    counted, enough = torch.stack([found.counted, found.enough]).tolist()
+    estimated = _count_and_estimate(named, targets, num_clusters, num_classes, options)
+    counted, enough = torch.stack([estimated.counted, estimated.enough]).tolist()
     if min(counted) < len(first):
         check_classes(targets, num_classes)
         check_finite(named)
         raise ValueError(
             f"embeddings have {len(first) - min(counted):.0f} rows that are too large to be clustered"
         )
-    _warn_of_few_samples(counted, enough, num_clusters, num_clusters, num_classes)
-    questions = pair_names(list(named))
-    batch = (len(questions), *targets.shape[1:])
-    together = _as_pid(found, batch, (num_clusters, num_clusters), num_classes, len(first), correction)
-    return by_pair(together, questions, time.perf_counter() - start)
+    _warn_of_few_samples(counted, enough, num_clusters, num_clusters, num_classes, stacklevel=4)
+    pairs = pair_names(list(named))
+    batch = (len(pairs), *targets.shape[1:])
+    pids = _as_pid(estimated, batch, (num_clusters, num_clusters), num_classes, len(first), options)
+    return split_by_pair(pids, pairs, time.perf_counter() - start)
 
 
 class PIDTensors(NamedTuple):
-    """What `pid_tensors` and `estimate_tensors` return for T tables; float64 on the device of the input."""
+    """The result of `pid_tensors` and `estimate_tensors` for T tables; float64 on the device of the input."""
 
     corrected: Decomposition
-    """(T,) and (T, 2): freed of bias, with floors and, where replicates were drawn, intervals."""
+    """(T,) and (T, 2): values after correction, with floors and, where replicates were drawn, intervals."""
     plugin: Decomposition
     """The values before correction, with the level that noise reaches there."""
     counted: Tensor
-    """(T,): samples in the table. Fewer than N: there were NaN or infinite rows, or labels outside 0 .. C - 1, which
-    are in no cell, and the table is not to be trusted."""
+    """(T,): samples in the table. If they are fewer than N, there were rows with NaN or infinite values, or labels
+    outside 0 .. C - 1. These are in no cell, so the table must not be used."""
     enough: Tensor
     """(T,): the samples that `enough_samples` asks for."""
 
@@ -212,153 +222,171 @@ def pid_tensors(
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> PIDTensors:
-    """`fast_pids` from tensors to tensors, without a look at the values and, on CUDA with Triton, without a host read.
+    """`fast_pids` from tensors to tensors, without reading their values.
 
-    So it can be captured in a CUDA graph, compiled with `torch.compile(fullgraph=True)`, and launched ahead of other
-    work. Rows and labels that cannot be counted show in `counted`.
+    On CUDA with Triton the host reads nothing, so it can be captured in a CUDA graph, compiled with
+    `torch.compile(fullgraph=True)`, and launched ahead of other work. Rows and labels that cannot be counted show in
+    `counted`.
 
     Args:
         embeddings: two or more modalities by name, each (N, D_m), floating point, on one device.
         labels: (N,) or (N, L) int64 on the same device.
-        num_classes: C. All other numbers are Python's too: `num_clusters` K up to 256, `num_components` d up to 24
-            (more directions are found with host reads), the rest as in `fast_pid`.
+        num_classes: C, an int like all other numbers here.
+        num_clusters: K, up to 256.
+        num_components: principal directions kept before clustering, up to 24; more of them need host reads.
         correction: False draws no bootstrap replicates.
+        permutations: as in `fast_pid`.
+        bootstrap: as in `fast_pid`.
+        tolerance: as in `fast_pid`.
+        seed: as in `fast_pid`.
 
     Returns:
-        PIDTensors with T = questions x L, in the order of `pair_names`, then of the labels.
+        PIDTensors with T = pairs x L, in the order of `pair_names`, then of the labels.
+
+    Raises:
+        TypeError: for embeddings, labels or options of the wrong type; not checked while compiling.
+        ValueError: for shapes and options out of range; not checked while compiling.
     """
-    if not torch.compiler.is_compiling():  # what can be known without a look at the values
-        _check_replicates(permutations, bootstrap)
-        checked_options(tolerance, MAX_ITERATIONS, None)
-        check_seed(seed)
+    options = EstimatorOptions(
+        num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
+    )
+    if not torch.compiler.is_compiling():
+        # These checks read no values.
         check_positive(num_classes, "num_classes")
-        num_clusters, num_components = cluster_sizes(num_clusters, num_components, num_classes)
+        check_positive(num_clusters, "num_clusters")
         check_cells(num_clusters, num_clusters, num_classes)
         embeddings = named_modalities(embeddings)
         first_rows = next(iter(embeddings.values()))
         labels = class_labels(labels, len(first_rows), first_rows.device, None)
-    questions = ModalityPairs.fit(embeddings, num_clusters, num_components, seed)
-    first, second = questions.assign(embeddings)
+    return _count_and_estimate(embeddings, labels, num_clusters, num_classes, options)
+
+
+def _count_and_estimate(
+    embeddings: Mapping[str, Tensor],
+    labels: Tensor,
+    num_clusters: int,
+    num_classes: int,
+    options: EstimatorOptions,
+) -> PIDTensors:
+    """The arithmetic of `pid_tensors`, without checks."""
+    components = options.components(num_classes)
+    pairs = ModalityPairs.fit(embeddings, num_clusters, components, options.seed)
+    first, second = pairs.assign(embeddings)
     sizes = (num_clusters, num_clusters, num_classes)
-    by_label = labels.reshape(len(labels), -1).mT  # (L, N)
+    # (L, N)
+    by_label = labels.reshape(len(labels), -1).mT
     counts = histogram(first.unsqueeze(1), second.unsqueeze(1), by_label, *sizes)
-    return estimate_tensors(
-        counts.flatten(0, 1),
-        [len(labels)] * (len(counts) * len(by_label)),
-        correction=correction,
-        permutations=permutations,
-        bootstrap=bootstrap,
-        tolerance=tolerance,
-        seed=seed,
-    )
+    num_samples = [len(labels)] * (len(counts) * len(by_label))
+    return estimate_tensors(counts.flatten(0, 1), num_samples, options)
 
 
 def estimate(
-    counts: Tensor,
-    *,
-    names: Sequence[str] | None = None,
-    correction: bool = True,
-    permutations: int = 16,
-    bootstrap: int = 50,
-    tolerance: float = 1e-3,
-    seed: int = 0,
+    counts: Tensor, options: EstimatorOptions | None = None, names: Sequence[str] | None = None
 ) -> PID:
-    """`fast_pid` from the joint tables on: counts (..., K1, K2, C) of samples per cell."""
+    """`fast_pid` of joint tables that are counted already.
+
+    Args:
+        counts: (..., K1, K2, C) samples per cell.
+        options: how the values are estimated (`num_clusters` and `num_components` have no effect); None for the
+            defaults.
+        names: the two modalities; "x1" and "x2" when None.
+
+    Raises:
+        TypeError: for `counts` that hold no real numbers.
+        ValueError: for `counts` that are no non-negative finite table with mass, and for bad names.
+
+    Warns:
+        FewSamplesWarning: when there are fewer samples than `enough_samples` asks for.
+    """
     start = time.perf_counter()
-    _check_replicates(permutations, bootstrap)
-    names = checked_options(tolerance, MAX_ITERATIONS, names)
-    normalized_table(counts)  # raises for what is no table
+    options = EstimatorOptions() if options is None else options
+    names = checked_names(names)
+    # Raises for what is no table.
+    normalized_table(counts)
     tables = counts.flatten(0, -4) if counts.ndim > 3 else counts.unsqueeze(0)
-    numbers = [int(number) for number in tables.sum((1, 2, 3)).tolist()]
-    found = estimate_tensors(
-        tables,
-        numbers,
-        correction=correction,
-        permutations=permutations,
-        bootstrap=bootstrap,
-        tolerance=tolerance,
-        seed=seed,
-    )
-    counted, enough = torch.stack([found.counted, found.enough]).tolist()
+    num_samples = [int(total) for total in tables.sum((1, 2, 3)).tolist()]
+    estimated = estimate_tensors(tables, num_samples, options)
+    counted, enough = torch.stack([estimated.counted, estimated.enough]).tolist()
     rows, columns, classes = counts.shape[-3:]
-    _warn_of_few_samples(counted, enough, rows, columns, classes)
-    pid = _as_pid(found, counts.shape[:-3], (rows, columns), classes, numbers[0], correction)
+    _warn_of_few_samples(counted, enough, rows, columns, classes, stacklevel=3)
+    pid = _as_pid(estimated, counts.shape[:-3], (rows, columns), classes, num_samples[0], options)
     plugin = None if pid.plugin is None else replace(pid.plugin, names=names)
     return replace(pid, names=names, plugin=plugin, seconds=time.perf_counter() - start)
 
 
-def estimate_tensors(
-    counts: Tensor,
-    numbers: Sequence[int],
-    *,
-    correction: bool,
-    permutations: int,
-    bootstrap: int,
-    tolerance: float,
-    seed: int,
-) -> PIDTensors:
-    """The arithmetic of `estimate`: counts (T, K1, K2, C), of so many samples each, -> tensors, unchecked."""
-    counts = counts.double()
-    plugin = _solve(counts, tolerance)
-    each = zip(counts, numbers, plugin.mutual_information, plugin.redundancy, strict=True)
-    corrected = [correct(*table, permutations, seed) for table in each]
-    found = Information(*(torch.stack(values) for values in zip(*corrected, strict=True)))
+def estimate_tensors(counts: Tensor, num_samples: Sequence[int], options: EstimatorOptions) -> PIDTensors:
+    """The arithmetic of `estimate`, without checks.
 
-    union = found.single.sum(-1) - found.redundancy
-    synergy = (found.joint - union).clamp_min(0.0)
-    dependence = union + synergy - found.single.sum(-1) + found.coupling
-    noise = 2 * found.single_noise
+    Args:
+        counts: (T, K1, K2, C) samples per cell.
+        num_samples: T numbers, the samples of each table.
+        options: how the values are estimated.
+    """
+    counts = counts.double()
+    plugin = _solve(counts, options.tolerance)
+    each = zip(counts, num_samples, plugin.mutual_information, plugin.redundancy, strict=True)
+    corrected = [correct(*table, options.permutations, options.seed) for table in each]
+    information = Information(*(torch.stack(values) for values in zip(*corrected, strict=True)))
+
+    union = information.single.sum(-1) - information.redundancy
+    synergy = (information.joint - union).clamp_min(0.0)
+    dependence = union + synergy - information.single.sum(-1) + information.coupling
+    noise = 2 * information.single_noise
     # Few replicates may err downward, to a bias below zero.
     plugin = plugin._replace(
-        redundancy_floor=(found.single_bias + noise).amin(-1).clamp_min(0.0),
-        unique_floor=(found.single_bias + noise).clamp_min(0.0),
-        synergy_floor=(found.joint_bias + 2 * found.joint_noise).clamp_min(0.0),
+        redundancy_floor=(information.single_bias + noise).amin(-1).clamp_min(0.0),
+        unique_floor=(information.single_bias + noise).clamp_min(0.0),
+        synergy_floor=(information.joint_bias + 2 * information.joint_noise).clamp_min(0.0),
     )
     pid = Decomposition(
-        redundancy=found.redundancy,
-        unique=found.single - found.redundancy.unsqueeze(-1),
+        redundancy=information.redundancy,
+        unique=information.single - information.redundancy.unsqueeze(-1),
         synergy=synergy,
-        mutual_information=found.single,
+        mutual_information=information.single,
         joint_mutual_information=union + synergy,
         conditional_mutual_information=dependence.clamp_min(0.0),
         gap=plugin.gap,
         redundancy_floor=noise.amin(-1),
         unique_floor=noise,
-        synergy_floor=2 * found.joint_noise,
+        synergy_floor=2 * information.joint_noise,
     )
-    if bootstrap and correction:
-        drawn = [resample(table, n, bootstrap, seed + 2) for table, n in zip(counts, numbers, strict=True)]
-        pid = _with_intervals(pid, found, _solve(torch.stack(drawn, 1), tolerance))
+    if options.bootstrap and options.correction:
+        replicates = [
+            resample(table, n, options.bootstrap, options.seed + 2)
+            for table, n in zip(counts, num_samples, strict=True)
+        ]
+        pid = _with_intervals(pid, information, _solve(torch.stack(replicates, 1), options.tolerance))
     return PIDTensors(pid, plugin, counts.sum((1, 2, 3)), _enough_samples(counts))
 
 
-def by_pair(together: PID, pairs: Sequence[tuple[str, str]], seconds: float) -> dict[str, PID]:
-    """The PIDs of a batch (questions, ...) by the names of the two sides."""
+def split_by_pair(pids: PID, pairs: Sequence[tuple[str, str]], seconds: float) -> dict[str, PID]:
+    """The PIDs of a batch (pairs, ...), each under the names of its two sides, such as "image, audio"."""
     named = {}
     for i, pair in enumerate(pairs):
-        pid = together[i]
+        pid = pids[i]
         plugin = None if pid.plugin is None else replace(pid.plugin, names=pair)
         named[", ".join(pair)] = replace(pid, names=pair, plugin=plugin, seconds=seconds)
     return named
 
 
 def choose_clusters(frequency: Tensor) -> int:
-    """Clusters per modality from the samples per class, `frequency` (C,).
+    """The number of clusters per modality for `frequency` (C,), the samples per class.
 
-    As many as the samples are enough for (`enough_samples`), but at most 24, and at least C within 12 to 20: too few
-    clusters lose information outright, too many only widen the intervals (benchmarks/bench_estimate.py).
+    It is the largest number for which the samples are enough (`enough_samples`), but at most 24 and at least C,
+    where C is first brought into 12 to 20. Too few clusters lose information; too many only widen the intervals
+    (benchmarks/bench_estimate.py).
     """
-    number = float(frequency.sum())
-    bits = float(entropy(frequency.double() / number, 1))
-    affordable = int(math.sqrt(number * bits * LN2 / max(len(frequency) - 1, 1)))
+    num_samples = float(frequency.sum())
+    bits = float(entropy(frequency.double() / num_samples, 1))
+    affordable = int(math.sqrt(num_samples * bits * LN2 / max(len(frequency) - 1, 1)))
     return min(max(affordable, min(max(len(frequency), 12), 20)), 24)
 
 
 def enough_samples(counts: Tensor) -> int:
-    """Samples from which on noise alone fills less than half of the label's entropy H in the plug-in values.
+    """The samples with which the bias of the plug-in values is at most half of the label's entropy H.
 
-    K1 K2 (C - 1) / (H ln 2) for the occupied clusters and classes of a table (K1, K2, C): the first-order
-    bias of I(X1, X2; Y) is the degrees of freedom over 2 N ln 2.
+    It is K1 K2 (C - 1) / (H ln 2) for the occupied clusters and classes of a table (K1, K2, C), because the
+    first-order bias of I(X1, X2; Y) is the degrees of freedom over 2 N ln 2.
     """
     return int(_enough_samples(counts.double()))
 
@@ -373,27 +401,23 @@ def _enough_samples(counts: Tensor) -> Tensor:
     return torch.where(classes < 2, 0.0, enough)
 
 
-def pair_names(names: Sequence[str]) -> list[tuple[str, str]]:
-    """The two sides of each question: every pair and, of three or more modalities, each against the rest."""
-    rests = [(name, "rest") for name in names] if len(names) > 2 else []
-    return [*combinations(names, 2), *rests]
-
-
-def _with_intervals(pid: Decomposition, found: Information, spread: Decomposition) -> Decomposition:
-    """Intervals of 2 standard deviations of sampling and noise, plus the doubt of the correction and the gap."""
+def _with_intervals(pid: Decomposition, information: Information, spread: Decomposition) -> Decomposition:
+    """Intervals of 2 standard deviations of sampling and noise, plus the correction's possible error and the gap."""
 
     def deviation(values: Tensor, noise: Tensor) -> Tensor:
         return 2 * torch.hypot(values.std(0), noise)
 
-    shared_doubt = found.single_doubt.amin(-1)
-    redundancy = deviation(spread.redundancy, found.single_noise.amin(-1))
-    unique = deviation(spread.unique, found.single_noise)
-    # Near zero the replicates of a uniqueness crowd; it still moves as much as the redundancy it trades with.
-    unique = torch.maximum(unique, redundancy.unsqueeze(-1)) + found.single_doubt
+    shared_doubt = information.single_doubt.amin(-1)
+    redundancy = deviation(spread.redundancy, information.single_noise.amin(-1))
+    unique = deviation(spread.unique, information.single_noise)
+    # Near zero the replicates of a uniqueness vary little. It can still move as much as the redundancy, because the
+    # two add up to the information of the modality.
+    unique = torch.maximum(unique, redundancy.unsqueeze(-1)) + information.single_doubt
     redundancy = redundancy + shared_doubt
-    synergy_noise = torch.hypot(found.joint_noise, found.single_noise.amax(-1))
+    synergy_noise = torch.hypot(information.joint_noise, information.single_noise.amax(-1))
     synergy = deviation(spread.synergy, synergy_noise) + shared_doubt
-    down, up = found.joint_doubt.clamp_min(0.0).unbind(-1)  # the value itself lies in its interval
+    # Clamped, so that the value itself lies in its interval.
+    down, up = information.joint_doubt.clamp_min(0.0).unbind(-1)
     gap = pid.gap
 
     def interval(low: Tensor, high: Tensor) -> Tensor:
@@ -413,12 +437,12 @@ def _solve(counts: Tensor, tolerance: float) -> Decomposition:
 
 
 def _as_pid(
-    found: PIDTensors,
+    estimated: PIDTensors,
     batch: tuple[int, ...],
     num_clusters: tuple[int, int],
     num_classes: int,
     num_samples: int,
-    correction: bool,
+    options: EstimatorOptions,
 ) -> PID:
     """The tensors, whose leading dimension becomes `batch`, as a PID of "x1" and "x2"."""
 
@@ -435,29 +459,8 @@ def _as_pid(
             num_classes=num_classes,
         )
 
-    plugin = pid(found.plugin)
-    return replace(pid(found.corrected) if correction else plugin, plugin=plugin)
-
-
-def cluster_sizes(num_clusters: int, num_components: int | None, num_classes: int) -> tuple[int, int]:
-    """Checked number of clusters and components, the latter chosen where None."""
-    if num_components is None:
-        num_components = min(max(5, num_classes - 1), MAX_COMPONENTS)
-    check_positive(num_clusters, "num_clusters")
-    check_positive(num_components, "num_components")
-    if num_components > MAX_DIRECTIONS:
-        raise ValueError(f"num_components must be at most {MAX_DIRECTIONS}, got {num_components}")
-    return num_clusters, num_components
-
-
-def _check_replicates(permutations: int, bootstrap: int) -> None:
-    for name, value in (("permutations", permutations), ("bootstrap", bootstrap)):
-        if not is_whole(value):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if permutations < 2:
-        raise ValueError(f"permutations must be at least 2, got {permutations}")
-    if bootstrap == 1 or bootstrap < 0:
-        raise ValueError(f"bootstrap must be 0 or at least 2 replicates, got {bootstrap}")
+    plugin = pid(estimated.plugin)
+    return replace(pid(estimated.corrected) if options.correction else plugin, plugin=plugin)
 
 
 class FewSamplesWarning(UserWarning):
@@ -465,15 +468,16 @@ class FewSamplesWarning(UserWarning):
 
 
 def _warn_of_few_samples(
-    counted: Sequence[float], enough: Sequence[float], rows: int, columns: int, classes: int
+    counted: Sequence[float], enough: Sequence[float], rows: int, columns: int, classes: int, stacklevel: int
 ) -> None:
-    for number, wanted in zip(counted, enough, strict=True):
-        if number < wanted:
+    for num_samples, recommended in zip(counted, enough, strict=True):
+        if num_samples < recommended:
             warnings.warn(
-                f"{number:.0f} samples are few for {rows} x {columns} clusters and {classes} classes: {wanted:.0f}"
+                f"{num_samples:.0f} samples are few for {rows} x {columns} clusters and {classes} classes:"
+                f" {recommended:.0f}"
                 " would keep noise under half of the label's entropy before correction; trust the intervals, take"
                 " more samples or fewer clusters",
                 FewSamplesWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
             return

@@ -1,10 +1,9 @@
-"""What users pass -> checked tensors: embeddings by modality name, class indices.
+"""Checks of embeddings and labels: what users pass becomes tensors by modality name and class indices.
 
-Every error is one sentence: the argument, what was found, what to do.
+The message of every error names the argument, what was given and what to do.
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecsfusion.pid.checks import check_positive
+
 Array = Tensor | NDArray[Any]
 
 MAX_BINS = 1 << 16
 MAX_CELLS = 1 << 25
-"""Of a joint table: a label that is no class index, such as a number of a person, asks for more."""
+"""The most cells of a joint table. Labels that are no class indices, such as identifiers, would need more."""
 
 
 def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[str, Tensor]:
-    """Checked tensors (N, D_m) by name, all with N > 0 rows and on one device; see `check_finite`."""
+    """Embeddings as tensors (N, D_m) by modality name, on one device; `check_finite` checks their values.
+
+    Args:
+        embeddings: two or more matrices (N, D_m) with N > 0, by name or in a sequence ("x1", "x2", ...).
+
+    Raises:
+        TypeError: for values that are no matrices of real numbers.
+        ValueError: for fewer than two modalities, matrices of different lengths or devices, or no rows.
+    """
     if isinstance(embeddings, (Tensor, np.ndarray)) or not isinstance(embeddings, (Mapping, Sequence)):
         raise TypeError(
             "embeddings must be a mapping of modality name to (N, D) matrix, or a sequence of matrices, got"
@@ -49,16 +58,28 @@ def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[
 
 
 def class_labels(
-    labels: Array | Sequence[Any], number: int, device: torch.device, bins: int | None
+    labels: Array | Sequence[Any], num_rows: int, device: torch.device, bins: int | None
 ) -> Tensor:
-    """Class indices (N,) or (N, L) int64 on `device`, see `check_classes`; with `bins`, of a binned real target."""
+    """Labels as class indices (N,) or (N, L), int64; `check_classes` checks their values.
+
+    Args:
+        labels: integers from 0, one per row of the embeddings; real numbers with `bins`.
+        num_rows: N, the rows of the embeddings.
+        device: the device of the embeddings.
+        bins: the number of classes into which a real target is cut at its quantiles; None for class indices.
+
+    Raises:
+        TypeError: for labels that are no integers, without `bins`.
+        ValueError: for labels of another length, shape or device.
+    """
     if isinstance(labels, Tensor):
         given = labels.detach()
         check_values(given, "labels")
     else:
         try:
             array = np.asarray(labels)
-        except ValueError as error:  # rows of different lengths
+        except ValueError as error:
+            # The rows have different lengths.
             raise ValueError(f"labels are no array of one shape ({error}); give one class per row") from error
         if array.dtype.kind not in "biuf":
             raise TypeError(
@@ -67,9 +88,9 @@ def class_labels(
         given = as_tensor(array).to(device)
     if given.ndim not in (1, 2) or 0 in given.shape[1:]:
         raise ValueError(f"labels must have the shape (N,), or (N, L) for L labels, got {tuple(given.shape)}")
-    if len(given) != number:
+    if len(given) != num_rows:
         raise ValueError(
-            f"labels must have one entry per row of the embeddings, got {len(given)} for {number} rows"
+            f"labels must have one entry per row of the embeddings, got {len(given)} for {num_rows} rows"
         )
     if given.device != device:
         raise ValueError(f"labels are on {given.device}, embeddings on {device}; move them to one device")
@@ -83,20 +104,27 @@ def class_labels(
 
 
 def check_classes(labels: Tensor, num_classes: int | None) -> int:
-    """The number of classes, which is the largest label + 1 where None; raises for a label outside of them.
+    """The number of classes: `num_classes`, or the largest label + 1 where that is None.
 
-    The host reads the smallest and the largest.
+    The host reads the smallest and the largest label.
+
+    Raises:
+        ValueError: for a label below 0 or at least `num_classes`.
     """
-    least, most = torch.stack([labels.min(), labels.max()]).tolist()
-    if least < 0:
-        raise ValueError(f"labels must not be negative, found {least}; remove unlabelled rows")
-    if num_classes is not None and most >= num_classes:
-        raise ValueError(f"labels must be below num_classes={num_classes}, found {most}")
-    return most + 1 if num_classes is None else num_classes
+    smallest, largest = torch.stack([labels.min(), labels.max()]).tolist()
+    if smallest < 0:
+        raise ValueError(f"labels must not be negative, found {smallest}; remove unlabelled rows")
+    if num_classes is not None and largest >= num_classes:
+        raise ValueError(f"labels must be below num_classes={num_classes}, found {largest}")
+    return largest + 1 if num_classes is None else num_classes
 
 
 def check_finite(embeddings: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for the first modality with NaN or infinite values; the host reads."""
+    """Check that all values are finite; the host reads one flag per modality.
+
+    Raises:
+        ValueError: for the first modality with NaN or infinite values.
+    """
     for name, rows in embeddings.items():
         finite = torch.isfinite(rows).all(-1)
         if not bool(finite.all()):
@@ -107,7 +135,13 @@ def check_finite(embeddings: Mapping[str, Tensor]) -> None:
 
 
 def quantile_bins(target: Tensor, bins: int) -> Tensor:
-    """A real target (N,) or (N, L) cut at its quantiles into `bins` classes, int64; equal values share one."""
+    """A real target (N,) or (N, L) cut at its quantiles into `bins` classes, int64.
+
+    Equal values get the same class.
+
+    Raises:
+        ValueError: for a number of bins that is not positive or too large, and for values that are not finite.
+    """
     check_positive(bins, "bins")
     if bins > MAX_BINS:
         raise ValueError(f"bins must be at most {MAX_BINS}, got {bins}")
@@ -123,9 +157,13 @@ def quantile_bins(target: Tensor, bins: int) -> Tensor:
 
 
 def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
-    """`value` as a detached (N, D) tensor on its device; raises TypeError or ValueError with `name` in it.
+    """A matrix (N, D) as a detached tensor on its device.
 
-    Floating dtypes stay, integers and booleans become float32.
+    Floating dtypes of at least 16 bits are kept; 8-bit floats, integers and booleans become float32.
+
+    Raises:
+        TypeError: if `value` is no tensor or array of real numbers. The message names the argument `name`.
+        ValueError: for another shape, no columns, or a tensor without values.
     """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
@@ -148,38 +186,41 @@ def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
         raise ValueError(
             f"{name} has no columns, got the shape {tuple(value.shape)}; give at least one feature"
         )
-    is_wide = value.is_floating_point() and value.itemsize > 1  # nothing is computed in 8 bits
+    # Nothing is computed in 8 bits.
+    is_wide = value.is_floating_point() and value.itemsize > 1
     return value.detach() if is_wide else value.detach().to(torch.float32)
 
 
 def check_values(value: Tensor, name: str) -> None:
-    """Raises ValueError for a tensor without values to read: on the device meta, sparse, or quantized."""
+    """Check that a tensor holds values that can be read.
+
+    Raises:
+        ValueError: for a tensor on the device meta, a sparse or a quantized one. The message names the argument.
+    """
     if value.device.type == "meta" or value.layout != torch.strided or value.is_quantized:
         what = "on the device meta" if value.device.type == "meta" else f"of the layout {value.layout}"
         raise ValueError(f"{name} must be a dense tensor that holds values, got one {what}; give it as such")
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
-    """An array of real numbers as a tensor; torch knows neither long doubles nor another order of bytes."""
+    """An array of real numbers as a tensor of the same values.
+
+    Long doubles become float64, and the bytes get the order of this machine: torch has no other dtypes.
+    """
     long = array.dtype.kind == "f" and array.dtype.itemsize > 8
-    wanted = np.dtype(np.float64) if long else array.dtype.newbyteorder("=")
-    if min(array.strides, default=0) < 0:  # which NumPy may take for contiguous where there is one row
+    dtype = np.dtype(np.float64) if long else array.dtype.newbyteorder("=")
+    # NumPy may take negative strides for contiguous where there is one row; torch does not.
+    if min(array.strides, default=0) < 0:
         array = array.copy()
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=wanted))
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number, of Python or NumPy."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether it is an integer, of Python or NumPy."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
 
 
 def check_cells(rows: int, columns: int, num_classes: int) -> None:
-    """Raises ValueError for a joint table that is too large."""
+    """Check the size of a joint table (rows, columns, num_classes).
+
+    Raises:
+        ValueError: for more than `MAX_CELLS` cells.
+    """
     cells = rows * columns * num_classes
     if cells > MAX_CELLS:
         raise ValueError(
@@ -187,17 +228,3 @@ def check_cells(rows: int, columns: int, num_classes: int) -> None:
             f"{cells:.3g} cells, more than {MAX_CELLS:.3g}; number the classes that there are from 0, or take fewer "
             "clusters"
         )
-
-
-def check_seed(seed: int, name: str = "seed") -> None:
-    """Raises TypeError or ValueError unless `seed` is a whole number of 64 bits."""
-    if not is_whole(seed):
-        raise TypeError(f"{name} must be a whole number, got {seed!r}")
-    if not -(2**63) <= seed < 2**63 - 2:
-        raise ValueError(f"{name} must fit into 64 bits, got {seed}")
-
-
-def check_positive(value: int, name: str) -> None:
-    """Raises ValueError unless `value` is an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -1,4 +1,4 @@
-"""A picture of a partial information decomposition."""
+"""The picture of a partial information decomposition. Only this module imports matplotlib."""
 
 from typing import Any
 
@@ -9,13 +9,15 @@ from matplotlib.figure import Figure
 def plot_pid(pid: Any, path: str | None = None) -> Figure:
     """Bars of the atoms in bits, with the confidence interval and the noise floor where known.
 
-    Redundancy, the uniqueness of each modality and synergy from left to right; an interval is a vertical line,
-    a noise floor a dashed one across the bar: a bar below it says nothing. Saved to `path` when given (the
-    format follows its suffix). Raises ValueError for a batch of tables: draw one at a time.
+    From left to right: redundancy, the uniqueness of each modality, synergy. An interval is a vertical line, a noise
+    floor a dashed line across the bar. A bar below its noise floor may be noise alone.
 
     Args:
-        pid: an `ecsfusion.PID`.
-        path: where to save the picture.
+        pid: an `ecsfusion.PID` of a single table.
+        path: the file to save the picture to, in the format of its suffix; None to save nothing.
+
+    Raises:
+        ValueError: for a batch of tables.
     """
     if pid.redundancy.ndim:
         raise ValueError(f"pid holds {pid.redundancy.numel()} tables; plot one at a time")

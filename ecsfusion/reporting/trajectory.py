@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -99,12 +99,12 @@ def _look(modalities: Sequence[str], name: str) -> dict[str, Any]:
     }
 
 
-def _intervals(history: Sequence[Probe], value_of: Callable[[Probe], Hashable]) -> list[tuple[int, int, Any]]:
-    """The start, end and value of each stretch of steps over which a value of the probes does not change."""
+def _intervals(history: Sequence[Probe], values: Sequence[Any]) -> list[tuple[int, int, Any]]:
+    """The start, end and value of each stretch of steps over which the value of the probes does not change."""
     stretches: list[tuple[int, int, Any]] = []
     start = 0
-    for probe in history:
-        value, end = value_of(probe), probe.step
+    for probe, value in zip(history, values, strict=True):
+        end = probe.step
         if stretches and stretches[-1][2] == value:
             stretches[-1] = (stretches[-1][0], end, value)
         elif end > start:
@@ -114,14 +114,14 @@ def _intervals(history: Sequence[Probe], value_of: Callable[[Probe], Hashable]) 
 
 
 def _phases(history: Sequence[Probe]) -> list[tuple[int, int, str]]:
-    return _intervals(history, lambda probe: probe.phase)
+    return _intervals(history, [probe.phase for probe in history])
 
 
 def _draw_lanes(axes: Axes, history: Sequence[Probe], modalities: Sequence[str]) -> None:
     total = _last_step(history)
     for lane, name in enumerate(modalities):
         color = _look(modalities, name)["color"]
-        for start, end, trains in _intervals(history, lambda probe, name=name: name in probe.training):
+        for start, end, trains in _intervals(history, [name in probe.training for probe in history]):
             width = end - start
             if trains:
                 axes.barh(lane, width, left=start, height=0.7, color=color, label=f"{name} trains")

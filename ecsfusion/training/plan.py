@@ -91,8 +91,8 @@ def make_plan(
     rule = strategy.make_rule(context)
     if rule is None and strategy.stages != "joint":
         raise ValueError(
-            f"the strategy {strategy.label!r} has a stage 1 and no rule that ends it; write its make_rule, or derive it "
-            "from ecsfusion.strategies.two_stage.TwoStage."
+            f"the strategy {strategy.label!r} has a stage 1 and no rule that ends it; write its make_rule, or derive "
+            "it from ecsfusion.strategies.two_stage.TwoStage."
         )
     given = cast("dict[str, float]", args.modality_learning_rates or {})
     return Plan(

@@ -94,29 +94,6 @@ def test_points_and_centres_that_are_not_finite(device):
         assert not ((labels == 7) | (labels == 0)).any()
 
 
-@pytest.mark.parametrize(
-    ("number", "clusters", "dimension"), [(1, 3, 2), (1025, 4, 17), (600, 20, 8), (70, 3, 40), (9000, 3, 9)]
-)
-def test_seed_draws_the_points_of_the_reference(device, number, clusters, dimension):
-    """9000 points are too many for one block: every center is a launch."""
-    points = make(1, number, dimension).expand(2, -1, -1)
-    for key in (0, -5):
-        found = seed(points.to(device), clusters, key).cpu()
-        assert torch.equal(found, reference.seed(points, clusters, key))
-
-
-def test_seed_repeats_the_first_point_and_leaves_out_what_is_not_finite(device):
-    points = torch.tensor([[2.0, 3.0]]).repeat(50, 1).unsqueeze(0)
-    assert torch.equal(seed(points.to(device), 3).cpu(), points[:, :3])
-    points = make(1, 60, 3)
-    points[0, ::2, 1] = torch.nan
-    points[0, 1::4, 0] = torch.inf
-    found = seed(points.to(device), 15).cpu()
-    assert torch.isfinite(found).all()
-    assert len(found[0].unique(dim=0)) == 15
-    assert torch.equal(found, reference.seed(points, 15))
-
-
 def assert_clustering(found, points):
     """What every clustering must be, whichever way it was found."""
     labels, sizes = found.labels.cpu(), found.sizes.cpu()

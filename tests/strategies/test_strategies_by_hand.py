@@ -433,11 +433,10 @@ def test_unimodal_training_ends_in_both_ensembles(tmp_path):
 
 def test_published_is_the_papers_rule_and_weight(tmp_path):
     run = trainer(tmp_path, strategy="published")
-    args = run.args
-    assert (args.stages, args.rule, args.auxiliary_weight) == ("two-stage", "published", 0.6)
-    assert isinstance(run._make_rule(), PublishedRule)
-    options = trainer(tmp_path, strategy="published", rule_options={"tau": 2.0})
-    assert options._make_rule().tau == 2.0
+    assert (run.plan.stages, run.rule.name, run.plan.auxiliary_weight) == ("two-stage", "published", 0.6)
+    assert isinstance(run.rule, PublishedRule)
+    options = trainer(tmp_path, strategy="published", strategy_options={"tau": 2.0})
+    assert options.rule.tau == 2.0
     with pytest.raises(ValueError, match=r"'published' is for two modalities \(its rule compares two"):
         trainer(tmp_path, VIEWS, strategy="published")
 

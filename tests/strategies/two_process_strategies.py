@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
         run.train()
         seen[name] = {
             "processes": run.args.world_size,
-            "history": run.record.history,
+            "history": [probe.to_json() for probe in run.record.history],
             "weights": {key: float(value.double().sum()) for key, value in weights(run).items()},
             "state": run.strategy.state_dict(),
         }

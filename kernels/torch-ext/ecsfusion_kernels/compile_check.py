@@ -1,4 +1,4 @@
-"""Compile every kernel in every configuration that its launcher can choose, for real GPUs, without one.
+"""Compile every kernel in every configuration that its launcher can choose. No GPU is needed.
 
     python -m ecsfusion_kernels.compile_check [--kernel NAME ...] [--jobs N]
 
@@ -16,71 +16,78 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .language import options
+from .language import Variant, options
+from .ops import modules
 
-KERNEL_FILES = (
-    "project",
-    "seed",
-    "kmeans",
-    "histogram",
-    "poisson",
-    "principal",
-    "loglinear",
-    "certificate",
-    "broja",
-    "random",
-)
-SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes that one block may have, by architecture
-MAX_SPILLS = 64  # bytes per thread
+SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
+"""The most bytes of shared memory that one block may have, by architecture."""
+MAX_SPILLS = 64
+"""The most bytes that a thread may spill."""
 
 
 class Report(NamedTuple):
-    """What the compiler made of one variant for one architecture."""
+    """What the compiler made of one variant for one architecture.
+
+    Attributes:
+        kernel: its name.
+        configuration: the variant, in words.
+        architecture: such as 90 for sm_90.
+        registers: per thread.
+        spills: bytes of local memory per thread.
+        shared: bytes of shared memory per block.
+        error: of the compiler; empty if there is none.
+    """
 
     kernel: str
     configuration: str
     architecture: int
     registers: int = 0
-    spills: int = 0  # bytes per thread of local memory
-    shared: int = 0  # bytes per block
+    spills: int = 0
+    shared: int = 0
     error: str = ""
 
     @property
     def problem(self) -> str:
-        """What is wrong with it, or nothing."""
+        """The reason why the variant does not pass; empty if it does."""
         if self.error:
             return self.error
         if self.spills > MAX_SPILLS:
             return f"spills {self.spills} bytes, over {MAX_SPILLS}"
-        most = SHARED_MEMORY[self.architecture]
-        return f"needs {self.shared} bytes of shared memory, over {most}" if self.shared > most else ""
+        limit = SHARED_MEMORY[self.architecture]
+        return f"needs {self.shared} bytes of shared memory, over {limit}" if self.shared > limit else ""
 
 
-def modules() -> list[Any]:
-    """The kernel files, each with its `variants()`."""
-    # By name: the functions of the package are called like their files.
-    return [import_module(f"{__package__}.{name}") for name in KERNEL_FILES]
+def all_variants() -> list[Variant]:
+    """The variants of all kernel files."""
+    return [variant for module in modules() for variant in module.variants()]
+
+
+def _is_aligned(variant: Variant, parameter: Any) -> bool:
+    """Whether an argument is divisible by 16: a pointer, or an integer that is specialized."""
+    type_ = variant.types.get(parameter.name, "constexpr")
+    is_specialized = type_.startswith("*") or (type_ in ("i32", "i64") and not parameter.do_not_specialize)
+    return is_specialized and parameter.name not in variant.unaligned
 
 
 def check(index: int, architecture: int) -> Report:
-    """Compile the variant of this index (in the order of `modules`)."""
+    """Compile one variant.
+
+    Args:
+        index: its place in `all_variants`.
+        architecture: such as 90 for sm_90.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    variant = [variant for module in modules() for variant in module.variants()][index]
+    variant = all_variants()[index]
     arguments = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "constexpr") for name in arguments}
-    aligned = [
-        name
-        for name in arguments
-        if (signature[name].startswith("*") or "stride" in name) and name not in variant.unaligned
-    ]
+    aligned = [parameter.name for parameter in variant.kernel.params if _is_aligned(variant, parameter)]
     source = ASTSource(
         fn=variant.kernel,
         signature=signature,
@@ -88,16 +95,17 @@ def check(index: int, architecture: int) -> Report:
         attrs={(arguments.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     types = [variant.types[name].strip("*") for name in arguments if name in variant.types]
-    told = [types[0], *(f"{name} {value}" for name, value in variant.constants.items())]
-    told += [f"unaligned {', '.join(variant.unaligned)}"] * bool(variant.unaligned)
-    report = Report(variant.kernel.__name__.strip("_"), ", ".join(told), architecture)
+    description = [types[0], *(f"{name} {value}" for name, value in variant.constants.items())]
+    description += [f"unaligned {', '.join(variant.unaligned)}"] * bool(variant.unaligned)
+    report = Report(variant.kernel.__name__.strip("_"), ", ".join(description), architecture)
     target = GPUTarget("cuda", architecture, 32)
     try:
         compiled = triton.compile(
             source, target=target, options=options(variant.num_warps, variant.num_stages)
         )
         registers, spills = _resources(compiled.asm["cubin"])
-    except Exception as error:  # every failure of the compiler is a finding
+    except Exception as error:
+        # Every failure of the compiler is reported.
         return report._replace(error=f"{type(error).__name__}: {error}".strip()[:2000])
     return report._replace(registers=registers, spills=spills, shared=compiled.metadata.shared)
 
@@ -110,18 +118,23 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run(  # noqa: S603
+        output = subprocess.run(  # noqa: S603
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
-    if found is None:
-        raise RuntimeError(f"cuobjdump reported no registers: {told}")
-    return int(found[1]), int(found[2])
+    match = re.search(r"REG:(\d+) STACK:(\d+)", output)
+    if match is None:
+        raise RuntimeError(f"cuobjdump reported no registers: {output}")
+    return int(match[1]), int(match[2])
 
 
 def check_all(names: Iterable[str] = (), jobs: int | None = None) -> list[Report]:
-    """Reports on all variants (or those of the kernels named) for all architectures."""
-    variants = [variant for module in modules() for variant in module.variants()]
+    """Compile the variants for all architectures.
+
+    Args:
+        names: only the kernels of these names; empty for all.
+        jobs: processes; None for as many as there are cores.
+    """
+    variants = all_variants()
     names = set(names)
     tasks = [
         (index, architecture)
@@ -129,7 +142,7 @@ def check_all(names: Iterable[str] = (), jobs: int | None = None) -> list[Report
         if not names or variant.kernel.__name__.strip("_") in names
         for architecture in SHARED_MEMORY
     ]
-    # Processes of their own: the compiler holds the lock of the interpreter.
+    # Processes, not threads: the compiler holds Python's global lock.
     with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         return list(pool.map(check, *zip(*tasks, strict=True))) if tasks else []
 
@@ -139,15 +152,15 @@ def table(reports: list[Report]) -> str:
     rows: dict[tuple[str, str], dict[int, Report]] = {}
     for report in reports:
         rows.setdefault((report.kernel, report.configuration), {})[report.architecture] = report
-    width = max((len(f"{kernel}  {told}") for kernel, told in rows), default=0)
+    width = max((len(f"{kernel}  {configuration}") for kernel, configuration in rows), default=0)
     header = "".join(f"  {f'sm_{architecture}':>18}" for architecture in SHARED_MEMORY)
     lines = [f"{'registers / spilled bytes / shared bytes':<{width}}{header}"]
-    for (kernel, told), by_architecture in rows.items():
+    for (kernel, configuration), by_architecture in rows.items():
         cells = []
         for report in by_architecture.values():
             numbers = "failed" if report.error else f"{report.registers} / {report.spills} / {report.shared}"
             cells.append(f"  {numbers:>18}")
-        lines.append(f"{f'{kernel}  {told}':<{width}}{''.join(cells)}")
+        lines.append(f"{f'{kernel}  {configuration}':<{width}}{''.join(cells)}")
     return "\n".join(lines)
 
 

@@ -1,26 +1,16 @@
-"""The probe's functions in plain PyTorch: the truth that the GPU kernels are tested against."""
+"""The functions of `ops` in plain PyTorch, which the kernels are tested against and which run without a GPU.
 
-from .broja import BrojaSolution, broja
-from .histogram import histogram
-from .kmeans import Clustering, lloyd, nearest, seed
-from .loglinear import loglinear
-from .poisson import poisson
-from .principal import principal_directions
-from .project import project, scale_rows
-from .random import uniform
+Every file lists its public names in `__all__`.
+"""
 
-__all__ = [
-    "BrojaSolution",
-    "Clustering",
-    "broja",
-    "histogram",
-    "lloyd",
-    "loglinear",
-    "nearest",
-    "poisson",
-    "principal_directions",
-    "project",
-    "scale_rows",
-    "seed",
-    "uniform",
-]
+from typing import TYPE_CHECKING, Any
+
+from ..discovery import modules_in, public_names
+
+_public = public_names(modules_in(__name__, __path__))
+globals().update(_public)
+__all__ = sorted(_public)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

@@ -1,7 +1,9 @@
-"""Cluster indices and labels -> joint tables of counts."""
+"""Joint tables of counts from cluster indices and labels, in plain PyTorch."""
 
 import torch
 from torch import Tensor
+
+__all__ = ["histogram"]
 
 
 def histogram(
@@ -9,22 +11,28 @@ def histogram(
 ) -> Tensor:
     """Count how often (first, second, label) occur together, for a batch of problems at once.
 
-    A sample with an index outside of its range is not counted: a sum below N tells that there was one.
+    A sample with an index outside of its range is not counted; the sum of the table is then below N.
 
     Args:
-        first, second, labels: (..., N) integers, broadcast against each other; first in [0, num_first) and so on.
+        first: (..., N) integers in [0, num_first).
+        second: (..., N) integers in [0, num_second), broadcast against `first`.
+        labels: (..., N) integers in [0, num_classes), broadcast likewise.
+        num_first: K1.
+        num_second: K2.
+        num_classes: C.
 
     Returns:
         (..., num_first, num_second, num_classes) int32.
     """
     parts = ((first, num_first), (second, num_second), (labels, num_classes))
-    counted = torch.ones((), dtype=torch.bool, device=first.device)
+    is_counted = torch.ones((), dtype=torch.bool, device=first.device)
     cell = torch.zeros((), dtype=torch.int64, device=first.device)
     for index, size in parts:
-        counted = counted & (index >= 0) & (index < size)
+        is_counted = is_counted & (index >= 0) & (index < size)
         cell = cell * size + index.to(torch.int64)
-    cells = num_first * num_second * num_classes
-    cell = torch.where(counted, cell, cells)  # one cell more takes what is not counted
-    counts = torch.zeros(*cell.shape[:-1], cells + 1, dtype=torch.int32, device=cell.device)
+    num_cells = num_first * num_second * num_classes
+    # Samples that are not counted go to one more cell.
+    cell = torch.where(is_counted, cell, num_cells)
+    counts = torch.zeros(*cell.shape[:-1], num_cells + 1, dtype=torch.int32, device=cell.device)
     counts.scatter_add_(-1, cell, torch.ones((), dtype=torch.int32, device=cell.device).expand_as(cell))
     return counts[..., :-1].reshape(*cell.shape[:-1], num_first, num_second, num_classes)

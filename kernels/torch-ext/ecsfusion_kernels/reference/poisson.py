@@ -1,41 +1,50 @@
-"""Poisson numbers from the hash, in plain PyTorch."""
+"""Poisson numbers from a hash of (seed, counter), in plain PyTorch."""
 
 import torch
 from torch import Tensor
 
 from .random import uniform
 
-LARGE = 16.0  # the expectation from which on the quantile is expanded
-MOST = 44  # an expectation below that leaves P(X >= 44) < 2^-25, the distance of the uniform numbers from 1
+__all__ = ["poisson"]
+
+# From this expectation on the Cornish-Fisher expansion is used.
+MIN_EXPANSION_MEAN = 16.0
+MAX_COUNT = (
+    # For smaller expectations P(X >= 44) < 2^-25, the distance of the uniform numbers from 1.
+    44
+)
 
 
-def poisson(expected: Tensor, replicates: int, seed: int) -> Tensor:
-    """Independent Poisson numbers; a function of the expectations, the place of each and the seed alone.
+def poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
+    """Independent Poisson numbers that depend on the expectations, their positions and the seed alone.
 
-    The quantile of a hashed uniform number: by summing probabilities for expectations below 16, beyond by the
-    Cornish-Fisher expansion, which misplaces less than 3 in 10 000 by one.
+    A number is the quantile of a hashed uniform number. For expectations below 16 it is found by summing
+    probabilities; above, by the Cornish-Fisher expansion, by which less than 3 in 10 000 numbers are off by one.
 
     Args:
         expected: (...) floating point, >= 0.
+        num_replicates: independent numbers for each expectation.
+        seed: any whole number.
 
     Returns:
-        (replicates, ...) float64. Another device may differ where exp and log round differently.
+        (num_replicates, ...) float64. Another device may differ where exp and log round differently.
     """
     mean = expected.to(torch.float64).flatten()
-    counter = torch.arange(replicates * len(mean), device=mean.device).reshape(replicates, len(mean))
+    counter = torch.arange(num_replicates * len(mean), device=mean.device).reshape(num_replicates, len(mean))
     u = uniform(counter, seed).to(torch.float64)
 
-    small = mean.clamp_max(LARGE).unsqueeze(-1)
-    k = torch.arange(MOST - 1, dtype=torch.float64, device=mean.device)
-    below = torch.exp(torch.xlogy(k, small) - small - torch.lgamma(k + 1)).cumsum(-1)  # P(X <= k)
-    count = torch.searchsorted(below, u.T.contiguous()).T
+    small = mean.clamp_max(MIN_EXPANSION_MEAN).unsqueeze(-1)
+    k = torch.arange(MAX_COUNT - 1, dtype=torch.float64, device=mean.device)
+    # P(X <= k).
+    cumulative = torch.exp(torch.xlogy(k, small) - small - torch.lgamma(k + 1)).cumsum(-1)
+    count = torch.searchsorted(cumulative, u.T.contiguous()).T
 
     w = normal_quantile(u)
-    root = mean.clamp_min(LARGE).sqrt()
+    root = mean.clamp_min(MIN_EXPANSION_MEAN).sqrt()
     terms = (1 / 3 + w.square() / 6) - (w / 36 + w**3 / 72) / root
     terms += (-8 / 405 + 7 * w.square() / 810 + w**4 / 270) / root.square()
     expansion = torch.floor(mean + root * w + terms)
-    return torch.where(mean < LARGE, count, expansion).reshape(replicates, *expected.shape)
+    return torch.where(mean < MIN_EXPANSION_MEAN, count, expansion).reshape(num_replicates, *expected.shape)
 
 
 def normal_quantile(u: Tensor) -> Tensor:

@@ -5,43 +5,47 @@ from torch import Tensor
 
 from .random import uniform
 
+__all__ = ["principal_directions"]
+
 ITERATIONS = 10
-SPARE = 8  # columns beyond the directions asked for, which let those converge
+# Columns that are iterated beyond the directions asked for, so that these converge.
+SPARE_COLUMNS = 8
 MIN_SQUARE = (
-    1e-13  # eigenvalues of the squared matrix below this share of the largest are rounding in float32
+    # Eigenvalues of the squared matrix below this share of the largest are rounding errors of float32.
+    1e-13
 )
 
 
-def principal_directions(rows: Tensor, number: int) -> Tensor:
-    """The leading principal directions of centred rows, by orthogonal iteration from a fixed start.
+def principal_directions(rows: Tensor, num_directions: int) -> Tensor:
+    """The leading principal directions of centered rows, by orthogonal iteration from a fixed start.
 
         V <- orthonormal basis of X^T (X V), 10 times, with 8 columns to spare; the last basis is that of the
         principal components of X V, in the order of their variance
 
-    It never forms the D x D matrix. Directions whose variance is under 3e-7 of the largest are lost in float32 and
-    come out as zeros, as do those beyond D.
+    The D x D matrix is never formed. Directions whose variance is under 3e-7 of the largest cannot be resolved in
+    float32 and are zeros, as are those beyond D.
 
     Args:
         rows: (B, n, D) float32, finite, each problem of mean zero.
-        number: d, from 1.
+        num_directions: d, at least 1.
 
     Returns:
         (B, D, d) float32, orthonormal columns, each with an arbitrary sign.
     """
-    vectors = start(rows, number)
+    vectors = start(rows, num_directions)
     for _ in range(ITERATIONS):
         image = (rows.mT @ (rows @ vectors)).to(torch.float64)
         values, rotation = torch.linalg.eigh(image.mT @ image)
         values, rotation = values.flip(-1), rotation.flip(-1)
-        kept = values > MIN_SQUARE * values[..., :1]
-        scale = torch.where(kept, values, torch.inf).rsqrt()
+        is_resolved = values > MIN_SQUARE * values[..., :1]
+        scale = torch.where(is_resolved, values, torch.inf).rsqrt()
         vectors = (image @ (rotation * scale.unsqueeze(-2))).to(torch.float32)
-    return vectors[..., :number].contiguous()
+    return vectors[..., :num_directions].contiguous()
 
 
-def start(rows: Tensor, number: int) -> Tensor:
-    """Where the iteration begins: the same hashed numbers for every problem, (B, D, number + 8)."""
-    batch, _, dimension = rows.shape
-    width = number + SPARE
-    counter = torch.arange(dimension * width, device=rows.device)
-    return (uniform(counter, 0) - 0.5).reshape(dimension, width).expand(batch, -1, -1)
+def start(rows: Tensor, num_directions: int) -> Tensor:
+    """The start of the iteration: the same hashed numbers for every problem, (B, D, num_directions + 8)."""
+    batch, _, num_dims = rows.shape
+    width = num_directions + SPARE_COLUMNS
+    counter = torch.arange(num_dims * width, device=rows.device)
+    return (uniform(counter, 0) - 0.5).reshape(num_dims, width).expand(batch, -1, -1)

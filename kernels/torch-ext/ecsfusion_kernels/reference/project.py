@@ -1,20 +1,23 @@
-"""Embeddings -> a few principal coordinates, in one pass over the rows."""
+"""Projection of embeddings on a few directions, in plain PyTorch."""
 
 import torch
 from torch import Tensor
+
+__all__ = ["project", "scale_rows"]
 
 
 def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | float = 0.0) -> Tensor:
     """Scale each row into the unit ball, express it in `basis`: x / sqrt(|x|^2 + radius^2) @ basis - offset.
 
-    A radius of 0 is L2 normalization. A positive radius keeps the order of the norms: the map from R^D to
-    the open unit ball is then one to one, linear for rows far shorter than the radius, and bounded for
+    A radius of 0 is L2 normalization. With a positive radius the order of the norms is kept: the map
+    from R^D to the open unit ball is then one to one, linear for rows far shorter than the radius, and bounded for
     outliers.
 
     Args:
         embeddings: (N, D), floating point of any precision; computed in float32 (float64 for float64).
         basis: (D, d), one direction per column.
         offset: (d,), subtracted at the end: the projection of the mean.
+        radius: a number, or a tensor of no dimensions.
 
     Returns:
         (N, d) float32.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+__all__ = ["uniform"]
+
 
 def uniform(counter: Tensor, seed: int) -> Tensor:
     """Numbers in (0, 1) that depend on (seed, counter) alone; float32, the shape of `counter` (int64, >= 0).
@@ -12,7 +14,7 @@ def uniform(counter: Tensor, seed: int) -> Tensor:
     key1, key2 = keys(seed)
     mixed = _mix((counter & 0xFFFFFFFF) ^ key1)
     mixed = _mix(mixed ^ (counter >> 32) ^ key2)
-    # The sum of the largest rounds up to 1, which is no number between 0 and 1.
+    # For the largest number the sum rounds up to 1, which is excluded.
     return (((mixed >> 8).to(torch.float32) + 0.5) / 2**24).clamp_max(1 - 2**-24)
 
 

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import reference
-from .language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl
-from .reference.random import keys
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl
+from ..reference.random import keys
+from ..reference.random import uniform as reference_uniform
+
+__all__ = ["uniform"]
 
 BLOCK = 1024
 
@@ -27,14 +29,14 @@ def uniform_at(counter, key1, key2):
     low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
     mixed = mix(low ^ key1.to(tl.uint32, bitcast=True))
     mixed = mix(mixed ^ high ^ key2.to(tl.uint32, bitcast=True))
-    # The sum of the largest rounds up to 1, which is no number between 0 and 1.
+    # For the largest number the sum rounds up to 1, which is excluded.
     return tl.minimum(((mixed >> 8).to(tl.float32) + 0.5) * (1.0 / 16777216.0), 0.99999994)
 
 
-@jit
-def _uniform(counter_ptr, out_ptr, number: tl.int64, key1: tl.int32, key2: tl.int32, BLOCK: tl.constexpr):
+@jit(do_not_specialize=["num_values", "key1", "key2"])
+def _uniform(counter_ptr, out_ptr, num_values: tl.int64, key1: tl.int32, key2: tl.int32, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < number
+    inside = index < num_values
     counter = tl.load(counter_ptr + index, inside, other=0)
     tl.store(out_ptr + index, uniform_at(counter, key1, key2), inside)
 
@@ -51,14 +53,14 @@ def _launch_uniform(counter: Tensor, seed: int) -> Tensor:
 
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
-    types = {"counter_ptr": "*i64", "out_ptr": "*fp32", "number": "i64", "key1": "i32", "key2": "i32"}
+    types = {"counter_ptr": "*i64", "out_ptr": "*fp32", "num_values": "i64", "key1": "i32", "key2": "i32"}
     return [Variant(_uniform, types, {"BLOCK": BLOCK}, num_warps=4)]
 
 
 @custom_op(f"{NAMESPACE}::uniform", mutates_args=())
 def uniform(counter: Tensor, seed: int) -> Tensor:
     """Numbers in (0, 1) that depend on (seed, counter) alone; float32, the shape of `counter` (int64, >= 0)."""
-    return _launch_uniform(counter, seed) if runs_kernels(counter) else reference.uniform(counter, seed)
+    return _launch_uniform(counter, seed) if runs_kernels(counter) else reference_uniform(counter, seed)
 
 
 @uniform.register_fake

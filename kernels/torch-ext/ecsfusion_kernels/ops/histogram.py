@@ -1,4 +1,4 @@
-"""Cluster indices and labels -> joint tables of counts."""
+"""Joint tables of counts from cluster indices and labels."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import reference
-from .language import NAMESPACE, Variant, jit, options, runs_kernels, tl
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, tl
+from ..reference.histogram import histogram as reference_histogram
 
-BLOCK = 1024  # samples; 8 a thread hide the latency of the loads, and 20 000 of them still fill 20 multiprocessors
+__all__ = ["histogram"]
+
+# Samples per block. 8 per thread hide the latency of the loads, and 20 000 samples still fill 20 multiprocessors.
+BLOCK = 1024
 
 
-@jit
+@jit(do_not_specialize=["num_samples", "num_blocks", "num_first", "num_second", "num_classes"])
 def _histogram(
     first_ptr,
     second_ptr,
     labels_ptr,
     counts_ptr,
-    number: tl.int64,
-    blocks: tl.int32,
+    num_samples: tl.int64,
+    num_blocks: tl.int32,
     num_first: tl.int64,
     num_second: tl.int64,
     num_classes: tl.int64,
@@ -29,12 +32,12 @@ def _histogram(
 
     Integer sums do not depend on their order, so atomics are reproducible.
     """
-    problem = (tl.program_id(0) // blocks).to(tl.int64)
-    sample = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = sample < number
-    first = tl.load(first_ptr + problem * number + sample, inside, other=-1)
-    second = tl.load(second_ptr + problem * number + sample, inside, other=-1)
-    label = tl.load(labels_ptr + problem * number + sample, inside, other=-1)
+    problem = (tl.program_id(0) // num_blocks).to(tl.int64)
+    sample = (tl.program_id(0) % num_blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = sample < num_samples
+    first = tl.load(first_ptr + problem * num_samples + sample, inside, other=-1)
+    second = tl.load(second_ptr + problem * num_samples + sample, inside, other=-1)
+    label = tl.load(labels_ptr + problem * num_samples + sample, inside, other=-1)
     counted = (first >= 0) & (first < num_first) & (second >= 0) & (second < num_second)
     counted = counted & (label >= 0) & (label < num_classes)
     cell = ((problem * num_first + first) * num_second + second) * num_classes + label
@@ -45,14 +48,14 @@ def _launch_histogram(
     first: Tensor, second: Tensor, labels: Tensor, num_first: int, num_second: int, num_classes: int
 ) -> Tensor:
     indices = torch.broadcast_tensors(first, second, labels)
-    batch, number = indices[0].shape[:-1], indices[0].shape[-1]
+    batch, num_samples = indices[0].shape[:-1], indices[0].shape[-1]
     first, second, labels = (index.to(torch.int64).contiguous() for index in indices)
     shape = (*batch, num_first, num_second, num_classes)
     counts = torch.zeros(shape, dtype=torch.int32, device=first.device)
     if first.numel() and counts.numel():
-        blocks = -(-number // BLOCK)
-        grid = (batch.numel() * blocks,)
-        sizes = (number, blocks, num_first, num_second, num_classes)
+        num_blocks = -(-num_samples // BLOCK)
+        grid = (batch.numel() * num_blocks,)
+        sizes = (num_samples, num_blocks, num_first, num_second, num_classes)
         _histogram[grid](first, second, labels, counts, *sizes, BLOCK=BLOCK, **options(4))
     return counts
 
@@ -60,7 +63,7 @@ def _launch_histogram(
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     types = dict.fromkeys(("first_ptr", "second_ptr", "labels_ptr"), "*i64")
-    types |= {"counts_ptr": "*i32", "number": "i64", "blocks": "i32"}
+    types |= {"counts_ptr": "*i32", "num_samples": "i64", "num_blocks": "i32"}
     types |= dict.fromkeys(("num_first", "num_second", "num_classes"), "i64")
     return [Variant(_histogram, types, {"BLOCK": BLOCK}, num_warps=4)]
 
@@ -73,15 +76,20 @@ def histogram(
 
         counts[b, i, j, y] = #{n : first[b, n] = i, second[b, n] = j, labels[b, n] = y}
 
-    A sample with an index outside of its range is not counted: a sum below N tells that there was one.
+    A sample with an index outside of its range is not counted; the sum of the table is then below N.
 
     Args:
-        first, second, labels: (..., N) integers, broadcast against each other; first in [0, num_first) and so on.
+        first: (..., N) integers in [0, num_first).
+        second: (..., N) integers in [0, num_second), broadcast against `first`.
+        labels: (..., N) integers in [0, num_classes), broadcast likewise.
+        num_first: K1.
+        num_second: K2.
+        num_classes: C.
 
     Returns:
         (..., num_first, num_second, num_classes) int32.
     """
-    function = _launch_histogram if runs_kernels(labels) else reference.histogram
+    function = _launch_histogram if runs_kernels(labels) else reference_histogram
     return function(first, second, labels, num_first, num_second, num_classes)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings -> a few principal coordinates: norm, cast, product and offset in one read of the rows."""
+"""Projection of embeddings on a few directions: norm, cast, product and offset in one read of the rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import reference
-from .language import INTERPRETED, NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
+from ..language import INTERPRETED, NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
+from ..reference.project import project as reference_project
+
+__all__ = ["project"]
 
 TERMS = {torch.bfloat16: 3, torch.float16: 2, torch.float32: 1}
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -25,60 +27,60 @@ def exponent_of(x):
     return x.to(tl.int32, bitcast=True) >> 23
 
 
-@jit
+@jit(do_not_specialize=["num_dims", "num_columns", "row_stride", "column_stride"])
 def _split(
     basis_ptr,
     packed_ptr,
     unscale_ptr,
-    size: tl.int32,
-    columns: tl.int32,
-    step_row: tl.int64,
-    step_column: tl.int64,
+    num_dims: tl.int32,
+    num_columns: tl.int32,
+    row_stride: tl.int64,
+    column_stride: tl.int64,
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """packed = [first terms | second terms | ... | 0]: b * 2^e = b1 + b2 + ..., each b_i exact in the rows' dtype.
+    """Packed = [first terms | second terms | ... | 0]: b * 2^e = b1 + b2 + ..., each b_i exact in the rows' dtype.
 
     Three bfloat16 terms hold the 24 bits of a float32 number, two float16 terms 22. 2^e brings the largest entry of a
     column between 2^13 and 2^14: nothing overflows float16, and the last term is far above its smallest number.
     One program a packed column; program axis 1 counts blocks of WIDTH // TERMS columns of the basis.
     """
     slot, block = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    term, within = slot // (WIDTH // TERMS), slot % (WIDTH // TERMS)
-    column = block * (WIDTH // TERMS) + within
-    filled = tl.where((term < TERMS) & (column < columns), size, 0)
+    term, column_in_block = slot // (WIDTH // TERMS), slot % (WIDTH // TERMS)
+    column = block * (WIDTH // TERMS) + column_in_block
+    num_filled = tl.where((term < TERMS) & (column < num_columns), num_dims, 0)
 
     largest = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, size, BLOCK):
+    for first in range(0, num_dims, BLOCK):
         row = first + tl.arange(0, BLOCK)
-        entry = tl.load(basis_ptr + row * step_row + column * step_column, row < filled, other=0.0)
+        entry = tl.load(basis_ptr + row * row_stride + column * column_stride, row < num_filled, other=0.0)
         largest = tl.maximum(largest, tl.abs(entry.to(tl.float32)))
     exponent = tl.minimum(tl.maximum(127 + 13 + 127 - exponent_of(tl.max(largest, 0)), 1), 253)
 
-    for first in range(0, size, BLOCK):
+    for first in range(0, num_dims, BLOCK):
         row = first + tl.arange(0, BLOCK)
-        entry = tl.load(basis_ptr + row * step_row + column * step_column, row < filled, other=0.0)
+        entry = tl.load(basis_ptr + row * row_stride + column * column_stride, row < num_filled, other=0.0)
         rest = entry.to(tl.float32) * power_of_two(exponent)
-        kept = tl.zeros((BLOCK,), tl.float32)
+        term_value = tl.zeros((BLOCK,), tl.float32)
         for i in tl.static_range(TERMS):
             piece = rest.to(packed_ptr.dtype.element_ty).to(tl.float32)
-            kept = tl.where(term == i, piece, kept)
+            term_value = tl.where(term == i, piece, term_value)
             rest -= piece
-        tl.store(packed_ptr + (block * size + row) * WIDTH + slot, kept, row < size)
-    tl.store(unscale_ptr + column, power_of_two(254 - exponent), (term == 0) & (column < columns))
+        tl.store(packed_ptr + (block * num_dims + row) * WIDTH + slot, term_value, row < num_dims)
+    tl.store(unscale_ptr + column, power_of_two(254 - exponent), (term == 0) & (column < num_columns))
 
 
 @jit
 def _largest(
-    rows_ptr, row, inside, size, step_row, step_column, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    rows_ptr, row, inside, num_dims, row_stride, column_stride, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """The largest |entry| of each row, (BLOCK_N,)."""
     largest = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for first in range(0, size, BLOCK_D):
+    for first in range(0, num_dims, BLOCK_D):
         column = first + tl.arange(0, BLOCK_D)
-        mask = inside[:, None] & (column < size)[None, :]
-        x = tl.load(rows_ptr + row[:, None] * step_row + column[None, :] * step_column, mask, other=0.0)
+        mask = inside[:, None] & (column < num_dims)[None, :]
+        x = tl.load(rows_ptr + row[:, None] * row_stride + column[None, :] * column_stride, mask, other=0.0)
         largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
     return tl.max(largest, 1)
 
@@ -89,9 +91,9 @@ def _products(
     packed_ptr,
     row,
     inside,
-    size,
-    step_row,
-    step_column,
+    num_dims,
+    row_stride,
+    column_stride,
     factor,
     SCALED: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -99,30 +101,32 @@ def _products(
     BLOCK_D: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """x @ packed, (BLOCK_N, WIDTH), and |x|^2, (BLOCK_N,), of the rows x, times their factor if SCALED."""
+    """Products x @ packed, (BLOCK_N, WIDTH), and |x|^2, (BLOCK_N,), of the rows x, times their factor if SCALED."""
     products = tl.zeros((BLOCK_N, WIDTH), tl.float32)
-    squares = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)  # summed along the row once, at the end
+    # These are summed along the row once, at the end.
+    squares = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     slot = tl.arange(0, WIDTH)
-    for first in range(0, size, BLOCK_D):
+    for first in range(0, num_dims, BLOCK_D):
         column = first + tl.arange(0, BLOCK_D)
-        mask = inside[:, None] & (column < size)[None, :]
-        x = tl.load(rows_ptr + row[:, None] * step_row + column[None, :] * step_column, mask, other=0.0)
+        mask = inside[:, None] & (column < num_dims)[None, :]
+        x = tl.load(rows_ptr + row[:, None] * row_stride + column[None, :] * column_stride, mask, other=0.0)
         packed = tl.load(
-            packed_ptr + column[:, None] * WIDTH + slot[None, :], (column < size)[:, None], other=0.0
+            packed_ptr + column[:, None] * WIDTH + slot[None, :], (column < num_dims)[:, None], other=0.0
         )
         wide = x.to(tl.float32)
         if SCALED:
             wide *= factor[:, None]
             x = wide.to(x.dtype)
         squares += wide * wide
-        if EMULATED:  # the interpreter cannot multiply bfloat16
+        # The interpreter cannot multiply bfloat16.
+        if EMULATED:
             products = tl.dot(x.to(tl.float32), packed.to(tl.float32), products, input_precision="ieee")
         else:
             products = tl.dot(x, packed, products, input_precision="tf32x3")
     return products, tl.sum(squares, 1)
 
 
-@jit
+@jit(do_not_specialize=["num_rows", "num_dims", "num_columns", "row_stride", "column_stride"])
 def _project(
     rows_ptr,
     packed_ptr,
@@ -130,11 +134,11 @@ def _project(
     offset_ptr,
     radius_ptr,
     out_ptr,
-    number: tl.int64,
-    size: tl.int32,
-    columns: tl.int32,
-    step_row: tl.int64,
-    step_column: tl.int64,
+    num_rows: tl.int64,
+    num_dims: tl.int32,
+    num_columns: tl.int32,
+    row_stride: tl.int64,
+    column_stride: tl.int64,
     VECTOR: tl.constexpr,
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -143,15 +147,17 @@ def _project(
     BLOCK_D: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """out = x / sqrt(|x|^2 + radius^2) @ basis - offset, for BLOCK_N rows and WIDTH // TERMS columns."""
-    if VECTOR > 1:  # 16 bytes at once: rows without gaps between entries, each beginning at such a border
-        size = size // VECTOR * VECTOR  # the same, as the compiler can see
-        step_row = step_row // VECTOR * VECTOR
-        step_column = 1
+    """Stores out = x / sqrt(|x|^2 + radius^2) @ basis - offset, for BLOCK_N rows and WIDTH // TERMS columns."""
+    # Loads of 16 bytes: rows without gaps between entries, each beginning at a multiple of 16 bytes.
+    if VECTOR > 1:
+        # The value does not change, but the compiler now knows that it is divisible.
+        num_dims = num_dims // VECTOR * VECTOR
+        row_stride = row_stride // VECTOR * VECTOR
+        column_stride = 1
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = row < number
+    inside = row < num_rows
     block = tl.program_id(1).to(tl.int64)
-    packed_ptr += block * size * WIDTH
+    packed_ptr += block * num_dims * WIDTH
     radius = tl.load(radius_ptr)
 
     ones = tl.full((BLOCK_N,), 1.0, tl.float32)
@@ -160,9 +166,9 @@ def _project(
         packed_ptr,
         row,
         inside,
-        size,
-        step_row,
-        step_column,
+        num_dims,
+        row_stride,
+        column_stride,
         ones,
         False,
         WIDTH,
@@ -173,9 +179,9 @@ def _project(
     length = squares + radius * radius
     # Squares that leave float32, or come near, are rare: then these rows are read again, times a power of two that
     # brings the largest entry (or the radius) near 1. NaN fails both comparisons.
-    usual = (length >= 2.0**-60) & (length <= 2.0**100)
-    if tl.max((inside & (usual == 0)).to(tl.int32), 0) > 0:
-        largest = _largest(rows_ptr, row, inside, size, step_row, step_column, BLOCK_N, BLOCK_D)
+    is_safe = (length >= 2.0**-60) & (length <= 2.0**100)
+    if tl.max((inside & (is_safe == 0)).to(tl.int32), 0) > 0:
+        largest = _largest(rows_ptr, row, inside, num_dims, row_stride, column_stride, BLOCK_N, BLOCK_D)
         exponent = exponent_of(tl.maximum(largest, tl.abs(radius)))
         factor = power_of_two(tl.minimum(tl.maximum(254 - exponent, 1), 254))
         products, squares = _products(
@@ -183,9 +189,9 @@ def _project(
             packed_ptr,
             row,
             inside,
-            size,
-            step_row,
-            step_column,
+            num_dims,
+            row_stride,
+            column_stride,
             factor,
             True,
             WIDTH,
@@ -194,23 +200,24 @@ def _project(
             EMULATED,
         )
         length = squares + (radius * factor) * (radius * factor)
-    # A NaN or an infinity anywhere in a row makes its sum of squares one.
+    # The sum of squares of a row is NaN or infinite if any of its entries is.
     length = tl.where(squares < float("inf"), tl.maximum(tl.sqrt(length), 1e-30), float("nan"))
 
-    within = tl.arange(0, OUT)
-    column = block * (WIDTH // TERMS) + within
-    used = (within < WIDTH // TERMS) & (column < columns)
+    column_in_block = tl.arange(0, OUT)
+    column = block * (WIDTH // TERMS) + column_in_block
+    is_used = (column_in_block < WIDTH // TERMS) & (column < num_columns)
     out = tl.zeros((BLOCK_N, OUT), tl.float32)
-    for i in tl.static_range(TERMS):  # the smallest terms first
-        slot = tl.minimum(within + (TERMS - 1 - i) * (WIDTH // TERMS), WIDTH - 1)
+    # The smallest terms first.
+    for i in tl.static_range(TERMS):
+        slot = tl.minimum(column_in_block + (TERMS - 1 - i) * (WIDTH // TERMS), WIDTH - 1)
         out += tl.gather(products, tl.broadcast_to(slot[None, :], (BLOCK_N, OUT)), 1)
-    unscale = tl.load(unscale_ptr + column, used, other=0.0)
-    offset = tl.load(offset_ptr + column, used, other=0.0)
+    unscale = tl.load(unscale_ptr + column, is_used, other=0.0)
+    offset = tl.load(offset_ptr + column, is_used, other=0.0)
     out = out / length[:, None] * unscale[None, :] - offset[None, :]
-    tl.store(out_ptr + row[:, None] * columns + column[None, :], out, inside[:, None] & used[None, :])
+    tl.store(out_ptr + row[:, None] * num_columns + column[None, :], out, inside[:, None] & is_used[None, :])
 
 
-def configuration(dtype: torch.dtype, columns: int, vector: bool) -> tuple[dict[str, int], int, int]:
+def configuration(dtype: torch.dtype, num_columns: int, vector: bool) -> tuple[dict[str, int], int, int]:
     """The constants of `_project`, its warps and its pipeline stages.
 
     All terms of a column stand side by side in one product, so a tile of rows is read from shared memory once for the
@@ -220,7 +227,7 @@ def configuration(dtype: torch.dtype, columns: int, vector: bool) -> tuple[dict[
     """
     terms = TERMS[dtype]
     narrow = 16 * (1 if terms == 1 else 2)
-    width = narrow if columns * terms <= narrow else 128
+    width = narrow if num_columns * terms <= narrow else 128
     constants = {
         "VECTOR": 16 // dtype.itemsize if vector else 1,
         "TERMS": terms,
@@ -234,44 +241,44 @@ def configuration(dtype: torch.dtype, columns: int, vector: bool) -> tuple[dict[
 
 
 def _launch_project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
-    (number, size), columns = embeddings.shape, basis.shape[1]
+    (num_rows, num_dims), num_columns = embeddings.shape, basis.shape[1]
     device = embeddings.device
-    out = torch.empty(number, columns, dtype=torch.float32, device=device)
+    out = torch.empty(num_rows, num_columns, dtype=torch.float32, device=device)
     if out.numel() == 0:
         return out
-    (step_row, step_column), border = embeddings.stride(), 16 // embeddings.dtype.itemsize
-    aligned = embeddings.data_ptr() % 16 == 0 and step_row % border == 0 and size % border == 0
+    (row_stride, column_stride), alignment = embeddings.stride(), 16 // embeddings.dtype.itemsize
+    aligned = embeddings.data_ptr() % 16 == 0 and row_stride % alignment == 0 and num_dims % alignment == 0
     constants, num_warps, num_stages = configuration(
-        embeddings.dtype, columns, vector=step_column == 1 and aligned
+        embeddings.dtype, num_columns, vector=column_stride == 1 and aligned
     )
     terms, width = constants["TERMS"], constants["WIDTH"]
-    blocks = -(-columns // (width // terms))
-    packed = torch.empty(blocks, size, width, dtype=embeddings.dtype, device=device)
-    unscale = torch.empty(columns, dtype=torch.float32, device=device)
+    blocks = -(-num_columns // (width // terms))
+    packed = torch.empty(blocks, num_dims, width, dtype=embeddings.dtype, device=device)
+    unscale = torch.empty(num_columns, dtype=torch.float32, device=device)
     _split[(width, blocks)](
         basis,
         packed,
         unscale,
-        size,
-        columns,
+        num_dims,
+        num_columns,
         *basis.stride(),
         TERMS=terms,
         WIDTH=width,
         BLOCK=1024,
         **options(4),
     )
-    _project[(-(-number // constants["BLOCK_N"]), blocks)](
+    _project[(-(-num_rows // constants["BLOCK_N"]), blocks)](
         embeddings,
         packed,
         unscale,
         offset.to(torch.float32).contiguous(),
         radius.to(device, torch.float32),
         out,
-        number,
-        size,
-        columns,
-        step_row,
-        step_column,
+        num_rows,
+        num_dims,
+        num_columns,
+        row_stride,
+        column_stride,
         **constants,
         **options(num_warps, num_stages),
     )
@@ -280,30 +287,32 @@ def _launch_project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: T
 
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
-    found: dict[str, Variant] = {}
+    configurations: dict[str, Variant] = {}
     for dtype, name in TYPES.items():
-        for columns in (8, 128):
+        for num_columns in (8, 128):
             for vector in (True, False):
-                constants, num_warps, num_stages = configuration(dtype, columns, vector)
+                constants, num_warps, num_stages = configuration(dtype, num_columns, vector)
                 constants["EMULATED"] = False
                 pointers = dict.fromkeys(("unscale_ptr", "offset_ptr", "radius_ptr", "out_ptr"), "*fp32")
-                steps = {"step_row": "i64", "step_column": "i64"}
-                types = {"rows_ptr": f"*{name}", "packed_ptr": f"*{name}", **pointers, "number": "i64"}
-                types |= {"size": "i32", "columns": "i32", **steps}
+                strides = {"row_stride": "i64", "column_stride": "i64"}
+                types = {"rows_ptr": f"*{name}", "packed_ptr": f"*{name}", **pointers, "num_rows": "i64"}
+                types |= {"num_dims": "i32", "num_columns": "i32", **strides}
                 variant = Variant(_project, types, constants, num_warps, num_stages)
-                found[f"project {name} {columns} {vector}"] = variant
+                configurations[f"project {name} {num_columns} {vector}"] = variant
                 types = {"basis_ptr": "*fp32", "packed_ptr": f"*{name}", "unscale_ptr": "*fp32"}
-                types |= {"size": "i32", "columns": "i32", **steps}
-                kept = {key: constants[key] for key in ("TERMS", "WIDTH")}
-                found[f"split {name} {columns}"] = Variant(_split, types, {**kept, "BLOCK": 1024}, 4)
-    return list(found.values())
+                types |= {"num_dims": "i32", "num_columns": "i32", **strides}
+                split_constants = {key: constants[key] for key in ("TERMS", "WIDTH")}
+                configurations[f"split {name} {num_columns}"] = Variant(
+                    _split, types, {**split_constants, "BLOCK": 1024}, 4
+                )
+    return list(configurations.values())
 
 
 @custom_op(f"{NAMESPACE}::project", mutates_args=())
 def _project_op(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
     if runs_kernels(embeddings) and embeddings.dtype in TERMS:
         return _launch_project(embeddings, basis, offset, radius)
-    return reference.project(embeddings, basis, offset, radius)
+    return reference_project(embeddings, basis, offset, radius)
 
 
 @_project_op.register_fake
@@ -328,7 +337,8 @@ def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | 
         (N, d) float32.
 
     Raises:
-        TypeError, ValueError: for arguments that do not fit together.
+        TypeError: for embeddings that are no floating point tensor.
+        ValueError: for arguments that do not fit together.
     """
     if not embeddings.is_floating_point():
         raise TypeError(f"embeddings must be floating point, got {embeddings.dtype}")

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import reference
-from .factors import at, configuration, configurations, coupled, factored, padded_to
-from .language import NAMESPACE, Variant, jit, options, runs_kernels, tl
+from ..factors import configuration, configurations, coupled, factored, padded_to, tile_at
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, tl
+from ..reference.loglinear import loglinear as reference_loglinear
+
+__all__ = ["loglinear"]
 
 
-@jit
+@jit(do_not_specialize=["num1", "num2", "num_classes", "sweeps"])
 def _loglinear(
     p12_ptr,
     q1_ptr,
@@ -21,55 +23,55 @@ def _loglinear(
     r_ptr,
     num1: tl.int32,
     num2: tl.int32,
-    classes: tl.int32,
+    num_classes: tl.int32,
     sweeps: tl.int32,
-    stride_r: tl.int32,
-    stride_a: tl.int32,
+    r_stride: tl.int32,
+    factor_stride: tl.int32,
     TILE: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
     """R = p12 / (A B^T);  A = q1 / (R B);  B = q2 / (R^T A): in turn, and R once more; 0 where none can hold it."""
     table = tl.program_id(0).to(tl.int64)
-    p12_ptr, r_ptr = p12_ptr + table * num1 * stride_r, r_ptr + table * num1 * stride_r
-    q1_ptr, a_ptr = q1_ptr + table * num1 * stride_a, a_ptr + table * num1 * stride_a
-    q2_ptr, b_ptr = q2_ptr + table * num2 * stride_a, b_ptr + table * num2 * stride_a
+    p12_ptr, r_ptr = p12_ptr + table * num1 * r_stride, r_ptr + table * num1 * r_stride
+    q1_ptr, a_ptr = q1_ptr + table * num1 * factor_stride, a_ptr + table * num1 * factor_stride
+    q2_ptr, b_ptr = q2_ptr + table * num2 * factor_stride, b_ptr + table * num2 * factor_stride
 
     for sweep in range(sweeps + 1):
         for row in range(0, num1, TILE):
             for column in range(0, num2, TILE):
-                w = factored(a_ptr, b_ptr, row, column, classes, stride_a, TILE, CLASSES)
-                p12 = tl.load(at(p12_ptr, row, column, stride_r, 1, TILE, TILE))
-                tl.store(at(r_ptr, row, column, stride_r, 1, TILE, TILE), p12 / tl.maximum(w, 1e-30))
+                w = factored(a_ptr, b_ptr, row, column, num_classes, factor_stride, TILE, CLASSES)
+                p12 = tl.load(tile_at(p12_ptr, row, column, r_stride, 1, TILE, TILE))
+                tl.store(tile_at(r_ptr, row, column, r_stride, 1, TILE, TILE), p12 / tl.maximum(w, 1e-30))
         tl.debug_barrier()
         if sweep < sweeps:
             for row in range(0, num1, TILE):
-                for label in range(0, classes, CLASSES):
-                    rb = coupled(r_ptr, b_ptr, row, label, num2, stride_r, 1, stride_a, TILE, CLASSES)
-                    q1 = tl.load(at(q1_ptr, row, label, stride_a, 1, TILE, CLASSES))
+                for label in range(0, num_classes, CLASSES):
+                    rb = coupled(r_ptr, b_ptr, row, label, num2, r_stride, 1, factor_stride, TILE, CLASSES)
+                    q1 = tl.load(tile_at(q1_ptr, row, label, factor_stride, 1, TILE, CLASSES))
                     a = tl.where(rb > 1e-30, q1 / tl.maximum(rb, 1e-30), 0.0)
-                    tl.store(at(a_ptr, row, label, stride_a, 1, TILE, CLASSES), a)
+                    tl.store(tile_at(a_ptr, row, label, factor_stride, 1, TILE, CLASSES), a)
             tl.debug_barrier()
             for column in range(0, num2, TILE):
-                for label in range(0, classes, CLASSES):
-                    ra = coupled(r_ptr, a_ptr, column, label, num1, 1, stride_r, stride_a, TILE, CLASSES)
-                    q2 = tl.load(at(q2_ptr, column, label, stride_a, 1, TILE, CLASSES))
+                for label in range(0, num_classes, CLASSES):
+                    ra = coupled(r_ptr, a_ptr, column, label, num1, 1, r_stride, factor_stride, TILE, CLASSES)
+                    q2 = tl.load(tile_at(q2_ptr, column, label, factor_stride, 1, TILE, CLASSES))
                     b = tl.where(ra > 1e-30, q2 / tl.maximum(ra, 1e-30), 0.0)
-                    tl.store(at(b_ptr, column, label, stride_a, 1, TILE, CLASSES), b)
+                    tl.store(tile_at(b_ptr, column, label, factor_stride, 1, TILE, CLASSES), b)
             tl.debug_barrier()
 
 
 def _launch_loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int) -> Tensor:
-    (count, num1, num2), num_classes = p12.shape, first.shape[2]
+    (num_tables, num1, num2), num_classes = p12.shape, first.shape[2]
     constants, num_warps = configuration(num1, num2, num_classes)
-    tile, classes = constants["TILE"], constants["CLASSES"]
+    tile, class_block = constants["TILE"], constants["CLASSES"]
     pairs = padded_to(p12.float(), tile, tile)
-    q1, q2 = padded_to(first.float(), tile, classes), padded_to(second.float(), tile, classes)
+    q1, q2 = padded_to(first.float(), tile, class_block), padded_to(second.float(), tile, class_block)
     a, b = q1.clone(), q2 / q2.sum(1, keepdim=True).clamp_min(1e-30)
     r = torch.empty_like(pairs)
     if r.numel() and q1.numel():
         sizes = (*r.shape[1:], q1.shape[2])
         strides = (r.shape[2], q1.shape[2])
-        _loglinear[(count,)](
+        _loglinear[(num_tables,)](
             pairs, q1, q2, a, b, r, *sizes, sweeps, *strides, **constants, **options(num_warps)
         )
     r, a, b = r[:, :num1, :num2], a[:, :num1, :num_classes], b[:, :num2, :num_classes]
@@ -79,7 +81,7 @@ def _launch_loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int) -
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     pointers = dict.fromkeys(("p12_ptr", "q1_ptr", "q2_ptr", "a_ptr", "b_ptr", "r_ptr"), "*fp32")
-    sizes = dict.fromkeys(("num1", "num2", "classes", "sweeps", "stride_r", "stride_a"), "i32")
+    sizes = dict.fromkeys(("num1", "num2", "num_classes", "sweeps", "r_stride", "factor_stride"), "i32")
     types = {**pointers, **sizes}
     return [Variant(_loglinear, types, constants, warps) for constants, warps in configurations()]
 
@@ -101,7 +103,7 @@ def loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int = 30) -> T
         (B, K1, K2, C), in the dtype of `p12`; the kernel computes in float32, which moves the information of the
         tables by about 1e-6 bits.
     """
-    solve = _launch_loglinear if runs_kernels(p12) else reference.loglinear
+    solve = _launch_loglinear if runs_kernels(p12) else reference_loglinear
     return solve(p12, first, second, sweeps)
 
 

@@ -1,0 +1,539 @@
+"""k-means of many problems at once: assignment and iterations.
+
+A problem is one set of points with one set of centers; restarts are problems on the same points, which an expanded
+tensor does not copy. The number of launches depends on shapes alone and the host reads nothing: a problem that has
+converged is marked on the device, and its blocks return at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
+from ..reference.kmeans import Clustering
+from ..reference.kmeans import lloyd as reference_lloyd
+from ..reference.kmeans import nearest as reference_nearest
+
+__all__ = ["lloyd", "nearest"]
+
+# The most blocks of one problem that sum up its clusters; the last reads one partial sum of each.
+MAX_GROUPS = 256
+MAX_ASSIGN_BLOCKS = (
+    # The most blocks that share the points: 8 for each of the 132 multiprocessors of an H100 or H200.
+    1056
+)
+
+
+@jit
+def _load_tile(ptr, row, num_rows, column, num_columns, row_stride, column_stride):
+    """A tile (BLOCK_ROWS, BLOCK_COLUMNS) of a matrix, zero outside of it."""
+    mask = (row < num_rows)[:, None] & (column < num_columns)[None, :]
+    return tl.load(ptr + row[:, None] * row_stride + column[None, :] * column_stride, mask, other=0.0)
+
+
+@jit
+def _first_minimum(scores, index, END: tl.constexpr):
+    """The lowest score of each row and its index, the first among equals."""
+    lowest = tl.min(scores, 1)
+    return lowest, tl.min(tl.where(scores == lowest[:, None], index[None, :], END), 1)
+
+
+@jit
+def _store_nearest(labels_ptr, distance_ptr, point, num_points, lowest, label, length):
+    is_finite = length < float("inf")
+    distance = tl.where(is_finite, tl.maximum(lowest + length, 0.0), float("nan"))
+    tl.store(labels_ptr + point, tl.where(is_finite, label, -1).to(tl.int64), point < num_points)
+    tl.store(distance_ptr + point, distance, point < num_points)
+
+
+@jit(
+    do_not_specialize=[
+        "num_points",
+        "num_dims",
+        "num_clusters",
+        "num_programs",
+        "skip_inactive",
+        "problem_stride",
+        "point_stride",
+        "dim_stride",
+    ]
+)
+def _assign(
+    points_ptr,
+    centers_ptr,
+    active_ptr,
+    labels_ptr,
+    distance_ptr,
+    num_points: tl.int64,
+    num_dims: tl.int32,
+    num_clusters: tl.int32,
+    num_programs: tl.int32,
+    skip_inactive: tl.int32,
+    problem_stride: tl.int64,
+    point_stride: tl.int64,
+    dim_stride: tl.int64,
+    VECTOR: tl.constexpr,
+    SINGLE_TILE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Stores label = argmin_k |c_k|^2 - 2 <x, c_k> and distance = max(min_k (...) + |x|^2, 0), tile after tile.
+
+    With SINGLE_TILE one tile holds all centers: they stay in registers, and while one tile of points is compared the
+    next ones are loaded. Otherwise blocks of centers are loaded in turn, in pieces of BLOCK_D dimensions. If
+    `skip_inactive`, problems that are not active are left as they are.
+    """
+    problem, program = (tl.program_id(0) // num_programs).to(tl.int64), tl.program_id(0) % num_programs
+    if skip_inactive != 0:  # noqa: SIM102 (no short circuit in a kernel)
+        if tl.load(active_ptr + problem) == 0:
+            return
+    # Rows without gaps that consist of 16-byte pieces. The values do not change, but the compiler now knows that they
+    # are divisible.
+    if VECTOR > 1:
+        num_dims = num_dims // VECTOR * VECTOR
+        problem_stride = problem_stride // VECTOR * VECTOR
+        point_stride = point_stride // VECTOR * VECTOR
+        dim_stride = 1
+    points_ptr += problem * problem_stride
+    centers_ptr += problem * num_clusters * num_dims
+    labels_ptr += problem * num_points
+    distance_ptr += problem * num_points
+    tiles = tl.cdiv(num_points, BLOCK_N)
+    index, entry = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
+    infinity = float("inf")
+    if SINGLE_TILE:
+        centers = _load_tile(centers_ptr, index, num_clusters, entry, num_dims, num_dims, 1)
+        bias = tl.sum(centers * centers, 1)
+        # No point is assigned to a center that is not finite.
+        finite = (bias < infinity) & (index < num_clusters)
+        bias = tl.where(finite, bias, infinity)
+        transposed = tl.trans(tl.where(finite[:, None], -2.0 * centers, 0.0))
+        for tile in range(program, tiles, num_programs):
+            point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            x = _load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
+            scores = tl.dot(x, transposed, input_precision="tf32x3") + bias[None, :]
+            lowest, label = _first_minimum(scores, index, BLOCK_K)
+            _store_nearest(labels_ptr, distance_ptr, point, num_points, lowest, label, tl.sum(x * x, 1))
+    else:
+        for tile in range(program, tiles, num_programs):
+            point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            best = tl.full((BLOCK_N,), infinity, tl.float32)
+            label = tl.zeros((BLOCK_N,), tl.int32)
+            length = tl.zeros((BLOCK_N,), tl.float32)
+            for first in range(0, num_clusters, BLOCK_K):
+                scores = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+                bias = tl.zeros((BLOCK_K,), tl.float32)
+                length = tl.zeros((BLOCK_N,), tl.float32)
+                for start in range(0, num_dims, BLOCK_D):
+                    x = _load_tile(
+                        points_ptr, point, num_points, start + entry, num_dims, point_stride, dim_stride
+                    )
+                    centers = _load_tile(
+                        centers_ptr, first + index, num_clusters, start + entry, num_dims, num_dims, 1
+                    )
+                    scores = tl.dot(x, tl.trans(centers), scores, input_precision="tf32x3")
+                    bias += tl.sum(centers * centers, 1)
+                    length += tl.sum(x * x, 1)
+                finite = (bias < infinity) & (first + index < num_clusters)
+                scores = tl.where(finite[None, :], bias[None, :] - 2.0 * scores, infinity)
+                lowest, is_member = _first_minimum(scores, index, BLOCK_K)
+                label = tl.where(lowest < best, first + is_member, label)
+                best = tl.minimum(best, lowest)
+            _store_nearest(labels_ptr, distance_ptr, point, num_points, best, label, length)
+
+
+@jit(
+    do_not_specialize=[
+        "num_points",
+        "num_dims",
+        "num_clusters",
+        "points_per_group",
+        "num_groups",
+        "num_parts",
+        "move_centers",
+        "problem_stride",
+        "point_stride",
+        "dim_stride",
+    ]
+)
+def _update(
+    points_ptr,
+    labels_ptr,
+    distance_ptr,
+    centers_ptr,
+    sizes_ptr,
+    inertia_ptr,
+    active_ptr,
+    next_ptr,
+    sums_ptr,
+    counts_ptr,
+    errors_ptr,
+    arrivals_ptr,
+    num_points: tl.int64,
+    num_dims: tl.int32,
+    num_clusters: tl.int32,
+    points_per_group: tl.int64,
+    num_groups: tl.int32,
+    num_parts: tl.int32,
+    tolerance: tl.float32,
+    move_centers: tl.int32,
+    problem_stride: tl.int64,
+    point_stride: tl.int64,
+    dim_stride: tl.int64,
+    VECTOR: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
+    """Stores c_k = mean of the points of label k (if `move_centers`), sizes, inertia, and whether the problem goes on.
+
+    One block handles a group of points and a part (BLOCK_K centers times BLOCK_D dimensions). It stores its sums, the
+    product of the one-hot labels with the points. The last block of a part to finish adds up the sums of all groups, in
+    an order that does not depend on which block is last. Whether the problem goes on is stored for the next iteration
+    in a separate array, because blocks of other parts may still have to read whether they are active in this one.
+    """
+    problem = (tl.program_id(0) // num_groups).to(tl.int64)
+    group, part = tl.program_id(0) % num_groups, tl.program_id(1)
+    if move_centers != 0:  # noqa: SIM102
+        if tl.load(active_ptr + problem) == 0:
+            return
+    # Rows without gaps that consist of 16-byte pieces. The values do not change, but the compiler now knows that they
+    # are divisible.
+    if VECTOR > 1:
+        num_dims = num_dims // VECTOR * VECTOR
+        problem_stride = problem_stride // VECTOR * VECTOR
+        point_stride = point_stride // VECTOR * VECTOR
+        dim_stride = 1
+    num_columns = tl.cdiv(num_dims, BLOCK_D)
+    index = (part // num_columns) * BLOCK_K + tl.arange(0, BLOCK_K)
+    entry = (part % num_columns) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inner, outer = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
+    points_ptr += problem * problem_stride
+    labels_ptr += problem * num_points
+    distance_ptr += problem * num_points
+
+    sums = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    counts = tl.zeros((BLOCK_K, BLOCK_N), tl.int32)
+    errors = tl.zeros((BLOCK_N,), tl.float32)
+    begin = group * points_per_group
+    end = tl.minimum(begin + points_per_group, num_points)
+    for tile in range(begin, end, BLOCK_N):
+        point = tile + tl.arange(0, BLOCK_N)
+        label = tl.load(labels_ptr + point, point < end, other=-1).to(tl.int32)
+        distance = tl.load(distance_ptr + point, point < end, other=0.0)
+        x = _load_tile(points_ptr, point, end, entry, num_dims, point_stride, dim_stride)
+        is_member = label[None, :] == index[:, None]
+        # A NaN times zero is NaN: points left out must not reach the product.
+        x = tl.where((label >= 0)[:, None], x, 0.0)
+        sums = tl.dot(is_member.to(tl.float32), x, sums, input_precision="tf32x3")
+        counts += is_member.to(tl.int32)
+        errors += tl.where(label >= 0, distance, 0.0)
+
+    first_group = (problem * num_parts + part) * num_groups
+    offsets = outer[:, None] * BLOCK_D + inner[None, :]
+    tl.store(sums_ptr + (first_group + group) * (BLOCK_K * BLOCK_D) + offsets, sums)
+    tl.store(counts_ptr + (first_group + group) * BLOCK_K + outer, tl.sum(counts, 1))
+    tl.store(errors_ptr + first_group + group, tl.sum(errors, 0))
+    # After the barrier all threads have stored, and one of them announces it (release). The block that sees all
+    # announcements reads what was stored (acquire); .cg reads from the L2 cache, which all blocks share.
+    tl.debug_barrier()
+    arrivals_ptr += problem * num_parts + part
+    if tl.atomic_add(arrivals_ptr, 1, sem="acq_rel", scope="gpu") == num_groups - 1:
+        # Ready for the next launch.
+        tl.store(arrivals_ptr, 0)
+        total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+        size = tl.zeros((BLOCK_K,), tl.int64)
+        error = tl.zeros((BLOCK_G,), tl.float32)
+        for first in range(0, num_groups, BLOCK_G):
+            other = first + tl.arange(0, BLOCK_G)
+            valid = other < num_groups
+            source = (first_group + other)[:, None, None] * (BLOCK_K * BLOCK_D) + offsets[None, :, :]
+            total += tl.sum(
+                tl.load(sums_ptr + source, valid[:, None, None], other=0.0, cache_modifier=".cg"), 0
+            )
+            source = (first_group + other)[:, None] * BLOCK_K + outer[None, :]
+            count = tl.load(counts_ptr + source, valid[:, None], other=0, cache_modifier=".cg")
+            size += tl.sum(count.to(tl.int64), 0)
+            error += tl.load(errors_ptr + first_group + other, valid, other=0.0, cache_modifier=".cg")
+        target = (problem * num_clusters + index)[:, None] * num_dims + entry[None, :]
+        # An empty cluster keeps its center.
+        valid = ((index < num_clusters) & (size > 0))[:, None] & (entry < num_dims)[None, :]
+        if move_centers != 0:
+            tl.store(centers_ptr + target, total / size.to(tl.float32)[:, None], valid)
+        if part % num_columns == 0:
+            tl.store(sizes_ptr + problem * num_clusters + index, size, index < num_clusters)
+        # Every part has summed all distances; the first part stores the inertia.
+        if part == 0:
+            previous, inertia = tl.load(inertia_ptr + problem), tl.sum(error, 0)
+            tl.store(inertia_ptr + problem, inertia)
+            if move_centers != 0:
+                tl.store(next_ptr + problem, (previous - inertia > tolerance * inertia).to(tl.int32))
+
+
+def _vector(points: Tensor) -> int:
+    """Numbers that are loaded at once: 4 where every point is a whole number of 16-byte pieces, else 1."""
+    problem_stride, point_stride, dim_stride = points.stride()
+    steps = (points.shape[-1], problem_stride, point_stride)
+    aligned = points.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in steps)
+    return 4 if aligned and dim_stride == 1 else 1
+
+
+def assign_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
+    """Constants of `_assign`, warps and pipeline stages.
+
+    Up to 32 centers of 16 dimensions stay in registers; 128 points are one tile for the 4 warps of a tensor core
+    product. Beyond, up to 128 centers are compared at once (64 registers of each of 256 threads), so that the points
+    come from the caches at most twice for 256 centers.
+    """
+    single_tile = num_clusters <= 32 and num_dims <= 16
+    block_k = min(
+        padded(num_clusters, 32),
+        128 if vector > 1 else 64,
+        # Without vector loads every number needs an address in registers.
+    )
+    block_d = 16 if single_tile else 32
+    blocks = {"BLOCK_N": 128 if single_tile else 64, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    return (
+        {"VECTOR": vector, "SINGLE_TILE": single_tile, **blocks},
+        4 if single_tile else 8,
+        4 if single_tile else 3,
+    )
+
+
+def _launch_assign(
+    points: Tensor, centers: Tensor, labels: Tensor, distance: Tensor, active: Tensor | None
+) -> None:
+    (num_problems, num_points, num_dims), num_clusters = points.shape, centers.shape[1]
+    if labels.numel() == 0:
+        return
+    constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
+    num_programs = min(-(-num_points // constants["BLOCK_N"]), max(1, MAX_ASSIGN_BLOCKS // num_problems))
+    _assign[(num_problems * num_programs,)](
+        points,
+        centers,
+        labels if active is None else active,
+        labels,
+        distance,
+        num_points,
+        num_dims,
+        num_clusters,
+        num_programs,
+        int(active is not None),
+        *points.stride(),
+        **constants,
+        **options(num_warps, num_stages),
+    )
+
+
+def update_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
+    """Constants of `_update`, warps and pipeline stages: at most 64 x 64 sums, 16 registers of each of 256 threads."""
+    block_k, block_d = min(padded(num_clusters, 32), 64), min(padded(num_dims), 64)
+    blocks = {"BLOCK_N": 32 if block_k == block_d == 64 else 64, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    return {"VECTOR": vector, **blocks, "BLOCK_G": 4096 // (block_k * block_d)}, 8, 3
+
+
+def _launch_lloyd(
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (num_problems, num_points, num_dims), num_clusters, device = points.shape, centers.shape[1], points.device
+    centers = centers.clone(memory_format=torch.contiguous_format)
+    labels = torch.empty(num_problems, num_points, dtype=torch.int64, device=device)
+    distance = torch.empty(num_problems, num_points, dtype=torch.float32, device=device)
+    inertia = torch.full((num_problems,), torch.inf, dtype=torch.float32, device=device)
+    sizes = torch.empty(num_problems, num_clusters, dtype=torch.int64, device=device)
+    if num_problems == 0:
+        return centers, labels, inertia, sizes
+    constants, num_warps, num_stages = update_configuration(num_clusters, num_dims, _vector(points))
+    block_n, block_k, block_d = (constants[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_D"))
+    # A function of N alone: the order of the sums must not depend on the batch.
+    tiles = max(1, -(-num_points // block_n))
+    points_per_group = block_n * max(2, -(-tiles // MAX_GROUPS))
+    num_groups = max(1, -(-num_points // points_per_group))
+    num_parts = -(-num_clusters // block_k) * -(-num_dims // block_d)
+    sums = torch.empty(
+        num_problems, num_parts, num_groups, block_k, block_d, dtype=torch.float32, device=device
+    )
+    counts = torch.empty(num_problems, num_parts, num_groups, block_k, dtype=torch.int32, device=device)
+    errors = torch.empty(num_problems, num_parts, num_groups, dtype=torch.float32, device=device)
+    arrivals = torch.zeros(num_problems, num_parts, dtype=torch.int32, device=device)
+    # Whether a problem is active in an iteration. A problem that is not stays so.
+    active = torch.zeros(max_iterations + 1, num_problems, dtype=torch.int32, device=device)
+    active[0].fill_(1)
+
+    def update(iteration: int, move_centers: bool) -> None:
+        _update[(num_problems * num_groups, num_parts)](
+            points,
+            labels,
+            distance,
+            centers,
+            sizes,
+            inertia,
+            active[iteration],
+            active[iteration + move_centers],
+            sums,
+            counts,
+            errors,
+            arrivals,
+            num_points,
+            num_dims,
+            num_clusters,
+            points_per_group,
+            num_groups,
+            num_parts,
+            tolerance,
+            int(move_centers),
+            *points.stride(),
+            **constants,
+            **options(num_warps, num_stages),
+        )
+
+    for iteration in range(max_iterations):
+        _launch_assign(points, centers, labels, distance, active[iteration])
+        update(iteration, move_centers=True)
+    _launch_assign(points, centers, labels, distance, None)
+    update(max_iterations, move_centers=False)
+    return centers, labels, inertia, sizes
+
+
+def variants() -> list[Variant]:
+    """Every compilation that the launchers can ask for."""
+    steps = dict.fromkeys(("problem_stride", "point_stride", "dim_stride"), "i64")
+    sizes = {"num_points": "i64", "num_dims": "i32", "num_clusters": "i32"}
+    assign_types = {"points_ptr": "*fp32", "centers_ptr": "*fp32", "active_ptr": "*i32", "labels_ptr": "*i64"}
+    assign_types |= {"distance_ptr": "*fp32", **sizes, "num_programs": "i32", "skip_inactive": "i32", **steps}
+    update_types = {
+        "points_ptr": "*fp32",
+        "labels_ptr": "*i64",
+        "distance_ptr": "*fp32",
+        "centers_ptr": "*fp32",
+    }
+    update_types |= {"sizes_ptr": "*i64", "inertia_ptr": "*fp32", "active_ptr": "*i32", "next_ptr": "*i32"}
+    update_types |= {"sums_ptr": "*fp32", "counts_ptr": "*i32", "errors_ptr": "*fp32", "arrivals_ptr": "*i32"}
+    update_types |= {
+        **sizes,
+        "points_per_group": "i64",
+        "num_groups": "i32",
+        "num_parts": "i32",
+        "tolerance": "fp32",
+        "move_centers": "i32",
+    }
+    update_types |= steps
+    configurations = []
+    for vector in (4, 1):
+        tiles = ((32, 16), (32, 32), (64, 32), (128, 32))
+        for num_clusters, num_dims in tiles if vector > 1 else tiles[:3]:
+            configurations.append(
+                Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
+            )
+        for num_clusters in (32, 64):
+            for num_dims in (16, 32, 64):
+                configurations.append(
+                    Variant(_update, update_types, *update_configuration(num_clusters, num_dims, vector))
+                )
+    return configurations
+
+
+@custom_op(f"{NAMESPACE}::nearest", mutates_args=())
+def _nearest_op(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    if not runs_kernels(points):
+        return reference_nearest(points, centers)
+    labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
+    distance = torch.empty(points.shape[:2], dtype=torch.float32, device=points.device)
+    _launch_assign(points, centers.contiguous(), labels, distance, None)
+    return labels, distance
+
+
+@_nearest_op.register_fake
+def _(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    return points.new_empty(points.shape[:2], dtype=torch.int64), points.new_empty(points.shape[:2])
+
+
+@custom_op(f"{NAMESPACE}::lloyd", mutates_args=())
+def _lloyd_op(
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if runs_kernels(points):
+        return _launch_lloyd(points, centers, max_iterations, tolerance)
+    configurations = reference_lloyd(points, centers, max_iterations, tolerance)
+    # An op must not return its own arguments.
+    return configurations.centers.clone(), configurations.labels, configurations.inertia, configurations.sizes
+
+
+@_lloyd_op.register_fake
+def _(
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (num_problems, num_points, num_dims), num_clusters = points.shape, centers.shape[1]
+    centers = points.new_empty(num_problems, num_clusters, num_dims)
+    labels = points.new_empty(num_problems, num_points, dtype=torch.int64)
+    return (
+        centers,
+        labels,
+        points.new_empty(num_problems),
+        points.new_empty(num_problems, num_clusters, dtype=torch.int64),
+    )
+
+
+def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest center of each point, argmin_k |x - c_k|^2, and its squared distance.
+
+    Args:
+        points: (B, N, d) float32, any strides.
+        centers: (B, K, d) float32, K at least 1.
+
+    Returns:
+        labels (B, N) int64, the first center among equals, and squared distances (B, N) float32. A point whose squared
+        length is not finite in float32 (a NaN, an infinity, entries beyond 1e19) has label -1 and distance NaN.
+
+    Raises:
+        TypeError: for arguments of another dtype.
+        ValueError: for arguments of another shape.
+    """
+    check(points, centers)
+    return _nearest_op(points, centers)
+
+
+def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: float = 1e-3) -> Clustering:
+    """Lloyd's iterations until the inertia hardly changes.
+
+    An iteration assigns each point to its nearest center and moves every center to the mean of its points. An empty
+    cluster keeps its center. Points with label -1 (see `nearest`) are left out. The result of a problem does not
+    depend on the other problems of the batch; equal inputs give equal bits.
+
+    Args:
+        points: (B, N, d) float32, any strides; problems may share their points (`expand`).
+        centers: (B, K, d) float32, the start.
+        max_iterations: the most iterations of assignment and update.
+        tolerance: a problem's iterations end when its inertia decreased by no more than this share.
+
+    Raises:
+        TypeError: for arguments of another dtype.
+        ValueError: for arguments of another shape.
+    """
+    check(points, centers)
+    return Clustering(*_lloyd_op(points, centers, max_iterations, tolerance))
+
+
+def check(points: Tensor, centers: Tensor | None = None) -> None:
+    """Check that points (B, N, d) and centers (B, K, d) are float32 and match.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for shapes that do not match.
+    """
+    for name, tensor in (("points", points), ("centers", centers)):
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"{name} must be float32, got {tensor.dtype}; convert with .float()")
+        if tensor.ndim != 3 or tensor.shape[2] == 0:
+            raise ValueError(f"{name} must be (B, rows, d) with d at least 1, got {tuple(tensor.shape)}")
+    if centers is not None and (centers.shape[::2] != points.shape[::2] or not centers.shape[1]):
+        raise ValueError(
+            "centers must be (B, K, d) with the B and d of points and K at least 1, "
+            f"got {tuple(centers.shape)} for points {tuple(points.shape)}"
+        )
