@@ -24,8 +24,8 @@ import math
 import torch
 from torch import Tensor
 
+from ecsfusion.data.values import check_values
 from ecsfusion.pid.checks import is_number, is_whole
-from ecsfusion.pid.inputs import check_values
 
 
 def smoothed_relu(x: Tensor, order: int = 3, threshold: float = 0.5) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from transformers import BatchFeature
 from transformers.utils import cached_file
 
-from ecsfusion.pid.inputs import check_values
+from ecsfusion.data.values import check_values
 
 FILE_NAME = "array_processor.json"
 

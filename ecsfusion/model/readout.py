@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from ecsfusion.data.values import check_values
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_problem_type
 from ecsfusion.model.readout_weights import pool_opinions, weigh_predictions
 from ecsfusion.model.rows import join_rows
-from ecsfusion.pid.inputs import as_tensor, check_values
+from ecsfusion.pid.inputs import as_tensor
 
 MAX_PREDICTION = 1e100
 """Largest absolute prediction in regression: squares of larger ones overflow."""

@@ -20,8 +20,9 @@ from ecsfusion_kernels.reference.broja import LN2
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecsfusion.data.values import check_values
 from ecsfusion.pid.checks import check_tolerance, is_whole
-from ecsfusion.pid.inputs import as_tensor, check_values
+from ecsfusion.pid.inputs import as_tensor
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from ecsfusion_kernels.reference.broja import dual_shift
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ecsfusion.data.values import check_values
 from ecsfusion.pid.checks import check_positive, check_seed, is_number
 from ecsfusion.pid.decomposition import LN2, Decomposition, checked_options, scaled_to_one
-from ecsfusion.pid.inputs import check_cells, check_classes, check_values, class_labels
+from ecsfusion.pid.inputs import check_cells, check_classes, class_labels
 
 
 def differentiable_pid(joint: Tensor, tolerance: float = 1e-6, max_iterations: int = 20_000) -> Decomposition:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecsfusion.data.values import check_values
 from ecsfusion.pid.checks import check_positive
 
 Array = Tensor | NDArray[Any]
@@ -189,17 +190,6 @@ def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
     # Nothing is computed in 8 bits.
     is_wide = value.is_floating_point() and value.itemsize > 1
     return value.detach() if is_wide else value.detach().to(torch.float32)
-
-
-def check_values(value: Tensor, name: str) -> None:
-    """Check that a tensor holds values that can be read.
-
-    Raises:
-        ValueError: for a tensor on the device meta, a sparse or a quantized one. The message names the argument.
-    """
-    if value.device.type == "meta" or value.layout != torch.strided or value.is_quantized:
-        what = "on the device meta" if value.device.type == "meta" else f"of the layout {value.layout}"
-        raise ValueError(f"{name} must be a dense tensor that holds values, got one {what}; give it as such")
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
