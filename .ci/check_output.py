@@ -14,7 +14,8 @@ import torch
 import yaml
 from PIL import Image
 
-PLACEHOLDER = "path/to/this/folder"  # what a card says while the model lives in a folder only
+# What a card says while the model lives in a folder only.
+PLACEHOLDER = "path/to/this/folder"
 
 
 def check_card(folder: Path) -> dict[str, Any]:

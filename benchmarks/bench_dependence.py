@@ -56,7 +56,8 @@ def measure(rows: int, classes: int, seeds: int) -> dict[str, Any]:
     found, taken = [], 0
     for seed in range(seeds):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that these are few rows is the point
+            # That these are few rows is the point.
+            warnings.simplefilter("ignore")
             pid = fast_pid(*views(rows, classes, seed), bootstrap=0, seed=seed)
         found.append(float(pid.conditional_mutual_information))
         taken += found[-1] > max(float(pid.synergy_floor), THRESHOLD)

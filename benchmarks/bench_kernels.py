@@ -34,8 +34,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
-ITERATIONS = 10  # of k-means, whose mean is a step
-NEVER = -1.0  # a tolerance at which k-means goes on
+# Of k-means, whose mean is a step.
+ITERATIONS = 10
+# A tolerance at which k-means goes on.
+NEVER = -1.0
 
 Line = dict[str, Any]
 PUBLISHED_TABLES = 2
@@ -45,7 +47,8 @@ class Sizes:
     """What is measured; the smoke run has the same shapes with everything cut down."""
 
     def __init__(self, smoke: bool) -> None:
-        self.copied = 2**16 if smoke else 2**31  # bytes
+        # Bytes
+        self.copied = 2**16 if smoke else 2**31
         self.rows = [65, 130] if smoke else [20_000, 200_000, 1_000_000, 4_000_000]
         self.widths = [16, 40] if smoke else [128, 384, 768, 1536, 4096]
         self.points = [65, 130] if smoke else [20_000, 1_000_000, 16_000_000]
@@ -313,7 +316,8 @@ def main() -> int:
                     for line in measured(entry, bandwidth, device, sizes.seconds):
                         lines.append(machine | line)
                         print(json.dumps(lines[-1]), file=file, flush=True)
-            except Exception:  # what the others measured is not lost; the exit status tells
+            except Exception:
+                # What the others measured is not lost; the exit status tells.
                 failures += 1
                 traceback.print_exc()
     draw(lines, bandwidth, folder / "kernels.png")

@@ -91,7 +91,8 @@ def measure_ways(size: Size, device: torch.device, seconds: float) -> Iterator[t
     yield "call", timed(lambda: fast_pid(named, labels, **options(size)), device, seconds)
     if device.type != "cuda":
         return
-    stream = torch.cuda.Stream(device)  # a warm-up on a stream of its own: PyTorch's rule for capturing
+    # A warm-up on a stream of its own: PyTorch's rule for capturing.
+    stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -210,7 +211,8 @@ def main() -> int:
             nonlocal failures
             try:
                 work()
-            except Exception:  # what the others measured is not lost; the exit status tells
+            except Exception:
+                # What the others measured is not lost; the exit status tells.
                 failures += 1
                 traceback.print_exc()
 

@@ -40,7 +40,8 @@ SIZES = [
     (20, 28, 1280),
     (20, 101, 1280),
     (64, 101, 20_000),
-]  # K, C, N
+    # K, C, N
+]
 TRUTH = 1e-7
 TOLERANCES = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
 BATCH, BATCH_PUBLISHED = 256, 8
@@ -294,7 +295,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "solver.jsonl")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    broja(torch.full((1, 2, 2), 0.25), torch.full((1, 2, 2), 0.25))  # imports and allocators are warm
+    # Imports and allocators are warm.
+    broja(torch.full((1, 2, 2), 0.25), torch.full((1, 2, 2), 0.25))
 
     results = []
     for clusters, classes, samples in SIZES:

@@ -68,7 +68,8 @@ def _solve(
     cones = sparse.vstack(
         [sparse.hstack([eye, nothing]), sparse.hstack([nothing, -eye]), sparse.hstack([nothing, -total])]
     ).tocsr()
-    order = np.arange(3 * cells).reshape(3, cells).T.ravel()  # cell by cell
+    # Cell by cell
+    order = np.arange(3 * cells).reshape(3, cells).T.ravel()
     none = sparse.csr_matrix((marginals.shape[0], cells))
     a = sparse.vstack([sparse.hstack([none, marginals]), cones[order]]).tocsc()
     b = np.concatenate([p1y.ravel()[p1y.ravel() > 0], p2y.ravel()[p2y.ravel() > 0], np.zeros(3 * cells)])

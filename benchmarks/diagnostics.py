@@ -62,7 +62,8 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=20)
     args = parser.parse_args()
-    warnings.simplefilter("ignore")  # that rows are few is the point
+    # That rows are few is the point.
+    warnings.simplefilter("ignore")
     cases = [
         too_short(),
         *(

@@ -18,9 +18,12 @@ KINDS = ("unique", "redundant", "synergy")
 class Flow(NamedTuple):
     """N samples of two modalities with the certified decomposition of their population, in bits."""
 
-    first: NDArray[np.float32]  # (N, D1)
-    second: NDArray[np.float32]  # (N, D2)
-    labels: NDArray[np.int64]  # (N,)
+    # (N, D1)
+    first: NDArray[np.float32]
+    # (N, D2)
+    second: NDArray[np.float32]
+    # (N,)
+    labels: NDArray[np.int64]
     redundancy: float
     unique: tuple[float, float]
     synergy: float

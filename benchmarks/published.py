@@ -24,7 +24,8 @@ MAX_STEPS = 2000
 MAX_SAMPLES = 1280
 COMPONENTS = 5
 CLUSTERS = 20
-TINY = 1e-12  # keeps logarithms and divisions finite in float32
+# Keeps logarithms and divisions finite in float32.
+TINY = 1e-12
 
 
 @dataclass(frozen=True)

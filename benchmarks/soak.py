@@ -48,12 +48,17 @@ from ecsfusion.controller import Decision, Reading, Rule
 
 RESULTS = Path(__file__).parent / "results"
 STEPS_PER_PROBE = 5
-MANY_STEPS = 10**7  # the length of the run ends it earlier
-PROBES_PER_SAMPLE = 24  # a multiple of the turns that the rule takes
+# The length of the run ends it earlier.
+MANY_STEPS = 10**7
+# A multiple of the turns that the rule takes.
+PROBES_PER_SAMPLE = 24
 PROBES_PER_CHECKPOINT = 12
-WARM_UP = 0.1  # of the samples, which are not judged: caches fill, the allocator finds its size
-BLOCKS = 8  # of each stage
-SHORTEST = 10  # minutes
+# Of the samples, which are not judged: caches fill, the allocator finds its size.
+WARM_UP = 0.1
+# Of each stage
+BLOCKS = 8
+# Minutes
+SHORTEST = 10
 FIGURES = {
     "rss_mb": "resident memory, MB",
     "history_mb": "of it the record of all probes, MB",
@@ -320,7 +325,8 @@ def draw(line: Mapping[str, Any], path: Path) -> None:
         for label, values in series.items():
             axes.plot(probes, values, lw=1.2, label=label or None)
         shown = np.concatenate(list(series.values()))
-        low, top = np.nanmin(shown), np.nanmax(shown)  # there is no checkpoint between some samples
+        # There is no checkpoint between some samples.
+        low, top = np.nanmin(shown), np.nanmax(shown)
         # Memory is mostly that of Python and torch: only what it grows by is of interest.
         is_level = low > 0.9 * top
         axes.set_ylim(0.9 * top if is_level else 0, 1.05 * top)
@@ -354,7 +360,8 @@ def main() -> None:
     path = args.output / "soak.jsonl"
     if not args.draw:
         torch.set_num_threads(1)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a line per probe
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            # A line per probe.
             watch = soak(load_suite("digits"), Length(seconds=60 * args.minutes), args.seed)
         line = {
             "benchmark": "soak",

@@ -9,8 +9,10 @@ import torch
 
 MAX_RUNS = 200
 MIN_RUNS = 5
-SLOW = 3.0  # seconds
-FLUSH = 256 * 2**20  # bytes, several times the largest L2 cache
+# Seconds
+SLOW = 3.0
+# Bytes, several times the largest L2 cache.
+FLUSH = 256 * 2**20
 
 
 class Timing(NamedTuple):

@@ -192,7 +192,8 @@ class ProcessedSplit(torch.utils.data.Dataset):
 
     def _confined(self, name: str, value: Any, index: int) -> Any:
         if isinstance(self.processor.processors[name], PreTrainedTokenizerBase):
-            return value  # text is no path
+            # Text is no path.
+            return value
         try:
             return confined(value, self.data_dir)
         except ValueError as error:
@@ -215,9 +216,11 @@ def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, l
         files = datasets.load_dataset_builder(*place).config.data_files or {}
         check_data_files((file for paths in files.values() for file in paths), recipe.data_dir)
         return datasets.load_dataset(*place), files
-    except Exception as error:  # network, files and formats raise all kinds
+    except Exception as error:
+        # Network, files and formats raise all kinds.
         first: BaseException = error
-        while first.__cause__ is not None:  # datasets wraps what really happened
+        while first.__cause__ is not None:
+            # Datasets wraps what really happened.
             first = first.__cause__
         message = " ".join(str(first).split())
         damaged = unreadable_parquet(files)
@@ -330,7 +333,8 @@ def _take_rows(rows: datasets.Dataset, size: int, seed: int) -> tuple[datasets.D
     """The rest and `size` rows, stratified by class where every class allows it."""
     try:
         parts = rows.train_test_split(size, seed=seed, stratify_by_column=LABEL)
-    except ValueError:  # a class with a single row, or more classes than rows
+    except ValueError:
+        # A class with a single row, or more classes than rows.
         parts = rows.train_test_split(size, seed=seed)
     return parts["train"], parts["test"]
 

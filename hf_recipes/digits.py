@@ -15,11 +15,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-ROWS = (697, 770, 852, 941)  # Hz, ITU-T Q.23
-COLUMNS = (1209, 1336, 1477)  # Hz
+# Hz, ITU-T Q.23
+ROWS = (697, 770, 852, 941)
+# Hz
+COLUMNS = (1209, 1336, 1477)
 KEYS = ("123", "456", "789", "*0#")
-SAMPLING_RATE = 8000  # Hz, the telephone's
-NUM_SAMPLES = 1200  # 0.15 s
+# Hz, the telephone's
+SAMPLING_RATE = 8000
+# 0.15 s
+NUM_SAMPLES = 1200
 SNR_DB = (-24.0, 2.0)
 
 FREQUENCIES = {

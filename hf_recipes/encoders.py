@@ -86,7 +86,8 @@ def _build_encoder(name: str, encoder: str | Mapping[str, Any]) -> PreTrainedMod
             raise ValueError(f"modalities.{name}.encoder: unknown key {key!r} for {model_type}; {remedy}")
     try:
         return AutoModel.from_config(AutoConfig.for_model(model_type, **fields))
-    except Exception as error:  # configs and models check their values in many ways
+    except Exception as error:
+        # Configs and models check their values in many ways.
         raise ValueError(
             f"modalities.{name}.encoder: {_one_line(error)}; correct the fields of {model_type}"
         ) from error
@@ -126,7 +127,8 @@ def _build_processor(name: str, modality: ModalityArguments, encoder: PreTrained
             raise ValueError(f"modalities.{name}.processor: unknown key {key!r} for {kind}; {remedy}")
     frames = getattr(encoder.config, "num_frames", None)
     if frames is not None and getattr(processor, "num_frames", None) is None:
-        processor.num_frames = frames  # of a longer video, as many as the encoder of videos takes
+        # Of a longer video, as many as the encoder of videos takes.
+        processor.num_frames = frames
     return processor
 
 
@@ -134,7 +136,8 @@ def _default_processor(media: str, encoder: PreTrainedModel, options: Mapping[st
     """The processor that transformers pairs with a model type, or the class that the option `type` names."""
     fields = {TYPE_KEYS[media] if key == "type" else key: value for key, value in options.items()}
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # where torchvision is absent, Pillow takes its place, with a warning each time
+    # Where torchvision is absent, Pillow takes its place, with a warning each time.
+    logging.set_verbosity_error()
     try:
         with tempfile.TemporaryDirectory() as folder:
             encoder.config.save_pretrained(folder)

@@ -35,6 +35,7 @@ def unreadable_parquet(files: Mapping[str, Sequence[str]]) -> str | None:
             try:
                 for _ in pq.ParquetFile(path).iter_batches():
                     pass
-            except Exception:  # Arrow raises all kinds for what is damaged
+            except Exception:
+                # Arrow raises all kinds for what is damaged.
                 return str(path)
     return None

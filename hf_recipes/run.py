@@ -17,7 +17,8 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for hf_recipes itself, wherever this is started
+# For hf_recipes itself, wherever this is started.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
 from ecsfusion.model.names import FUSED
@@ -118,28 +119,30 @@ def run(argv: Sequence[str]) -> None:
     comparison = {"plain joint training": joint_accuracy(job, initial)} if initial is not None else {}
 
     card = {"dataset": name_of_data(job.recipe), "comparison": comparison}
-    trainer.save_model(_internal_call=True)  # a call of one's own would publish, without these facts
+    # A call of one's own would publish, without these facts.
+    trainer.save_model(_internal_call=True)
     trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
         skipped = skipped_rows(job.splits)
         print(
             f"\n{results_table(trainer, comparison)}\n{skipped}\nWritten to {job.args.output_dir}", flush=True
         )
-    if job.args.push_to_hub:  # when all is written and said, because the Hub may not be there
+    if job.args.push_to_hub:
+        # When all is written and said, because the Hub may not be there.
         trainer.push_to_hub(**card)
     trainer.end_training()
 
 
 def main(argv: Sequence[str]) -> None:
     """Run; what the user can set right ends in one sentence."""
-    logging.disable_progress_bar()  # of reading and writing weights; training has its own
+    # Of reading and writing weights; training has its own.
+    logging.disable_progress_bar()
     try:
         run(argv)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         message = str(error).strip() or type(error).__name__
-        if (
-            "Original Traceback" in message
-        ):  # of a worker of the data loader; its last line is "Kind: sentence"
+        if "Original Traceback" in message:
+            # Of a worker of the data loader; its last line is "Kind: sentence".
             message = message.splitlines()[-1].partition(": ")[2]
         sys.exit(f"error: {' '.join(message.split())}")
 

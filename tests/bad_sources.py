@@ -23,13 +23,15 @@ from stand_in_hub import StandInHub
 from ecsfusion import cli
 from ecsfusion.reporting.hub import NotPublishedError
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no installed package
+# hf_recipes is no installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from hf_recipes import run
 from hf_recipes.configuration import DEFAULT_CONFIG
 from hf_recipes.digits import load_digits_splits
 
-NOBODY = "http://127.0.0.1:9"  # the port "discard", which nothing listens to
+# The port "discard", which nothing listens to.
+NOBODY = "http://127.0.0.1:9"
 
 
 def undecodable(folder: Path, runs: Runs) -> dict[str, object]:
@@ -85,7 +87,8 @@ def shards(folder: Path, damaged: tuple[int, ...] = (), rows: int = 45) -> list[
     for name, (split, start) in files.items():
         part = (
             digits()[split].select(range(4 * start, 4 * (start + rows), 4)).to_list()
-        )  # each with its own image
+            # Each with its own image.
+        )
         for row in damaged if start else ():
             part[row]["image"] = {"bytes": part[row]["image"]["bytes"][:40]}
         kept = [

@@ -10,7 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models and tables are tiny: a second thread only waits
+# Models and tables are tiny: a second thread only waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

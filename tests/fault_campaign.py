@@ -26,7 +26,8 @@ import full_disk
 import kill_campaign
 from environment import environment
 
-DISK = 4 << 20  # bytes, of the small one
+# Bytes, of the small one.
+DISK = 4 << 20
 CHECKPOINT_FILES = (
     "config.json",
     "model.safetensors",
@@ -125,7 +126,8 @@ def main() -> None:
             except (
                 Exception,
                 SystemExit,
-            ) as error:  # a fault that nobody has thought of is a problem as well
+            ) as error:
+                # A fault that nobody has thought of is a problem as well.
                 seen = {"problems": [f"{type(error).__name__}: {error}"]}
             text = json.dumps({"fault": name, **seen}).replace(place, "...")
             bad += bool(seen["problems"])

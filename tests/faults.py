@@ -74,7 +74,8 @@ def flipped(name: str, folder: Path, runs: Runs, seed: int = 0) -> dict[str, obj
     place, bit = chance.randrange(len(content)), chance.randrange(8)
     content[place] ^= 1 << bit
     file.write_bytes(content)
-    said = "" if name == MANIFEST else name  # which says what the manifest no longer fits
+    # Which says what the manifest no longer fits.
+    said = "" if name == MANIFEST else name
     return resumed(folder, runs, [f"{folder / 'checkpoint-15'} is damaged: ", said], byte=place, bit=bit)
 
 

@@ -48,7 +48,8 @@ def run(name: str, cases: int, random_seed: int) -> tuple[Counter[str], dict[str
         try:
             with no_hang():
                 found[CASES[name](data.draw)] += 1
-        except Exception as error:  # whatever a case lets through; the next one is to be run all the same
+        except Exception as error:
+            # Whatever a case lets through; the next one is to be run all the same.
             found["failure"] += 1
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"

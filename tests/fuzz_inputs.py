@@ -391,7 +391,8 @@ def case_probe_tensors(draw: Draw) -> str:
         return "error"
     whole = found.counted == rows
     if not whole.all():
-        return "result"  # the caller is told
+        # The caller is told.
+        return "result"
     assert usable
     for part in (found.corrected, found.plugin):
         for value in part:
@@ -415,7 +416,8 @@ def odd_table(draw: Draw) -> torch.Tensor:
         table = table.abs()
     if draw(st.booleans()) and table.ndim and table.numel() and not table.is_complex():
         table = table.clone()
-        table.movedim(draw(st.integers(0, table.ndim - 1)), 0)[0] = 0  # an empty row, column or class
+        # An empty row, column or class.
+        table.movedim(draw(st.integers(0, table.ndim - 1)), 0)[0] = 0
     return table
 
 
@@ -518,7 +520,8 @@ def case_soft_clusters(draw: Draw) -> str:
     if table.requires_grad:
         atoms.synergy.backward()
         for value, _ in sides:
-            gradient = getattr(value, "grad", None)  # arrays have none
+            # Arrays have none
+            gradient = getattr(value, "grad", None)
             assert gradient is None or gradient.isfinite().all()
     return "result"
 
@@ -887,7 +890,8 @@ def case_fusion_collator(draw: Draw) -> str:
     names = draw(st.sampled_from([["image", "audio"], ["text", "table"], ["table"]]))
 
     def value(name: str) -> Any:
-        if seldom(draw, 4):  # processed, or what looks like it
+        if seldom(draw, 4):
+            # Processed, or what looks like it.
             length = draw(st.sampled_from([3, 3, 5, 0]))
             key = {"image": "pixel_values", "audio": "input_values", "text": "input_ids", "table": "values"}[
                 name
@@ -1039,7 +1043,8 @@ def case_model(draw: Draw) -> str:
         torch.testing.assert_close(answer.sum(-1), torch.ones(len(answer)), atol=1e-3, rtol=0)
     if finite:
         assert output.logits.isfinite().all()
-    elif labels is not None and size:  # what is not finite in shows in the loss
+    elif labels is not None and size:
+        # What is not finite in shows in the loss.
         assert output.loss.ndim == 0
     return "result"
 

@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+# No installed package
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import killed_run
 from environment import environment

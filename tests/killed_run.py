@@ -19,7 +19,8 @@ from transformers.utils import logging
 from ecsfusion import Decision, FusionTrainer, FusionTrainingArguments, Rule
 from ecsfusion.training import checkpoints, resuming
 
-STEPS = 20  # of a budget of 21, so that the last epoch is not whole
+# Of a budget of 21, so that the last epoch is not whole.
+STEPS = 20
 STAGE_CHANGE = 12
 
 
@@ -69,7 +70,8 @@ def train(
         "seed": 5,
     }
     model = two_views()
-    for encoder in model.encoders.values():  # dropout, so that the random state matters
+    for encoder in model.encoders.values():
+        # Dropout, so that the random state matters.
         for part in encoder.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.1
@@ -135,11 +137,13 @@ def kill_in(moment: str, count: int) -> None:
     def killer(*args: object, **kwargs: object) -> object:
         calls.append(moment)
         if len(calls) == count:
-            if moment == "replace_folder":  # the worst point: the old is away, the new is not there yet
+            if moment == "replace_folder":
+                # The worst point: the old is away, the new is not there yet.
                 _new, folder = (Path(str(path)) for path in args)
                 if folder.is_dir():
                     folder.rename(f"{folder}.old")
-            elif moment == "_save_rng_state":  # a checkpoint whose last file is cut off
+            elif moment == "_save_rng_state":
+                # A checkpoint whose last file is cut off.
                 original(*args, **kwargs)
                 for file in Path(str(args[1])).glob("optimizer.pt"):
                     os.truncate(file, file.stat().st_size // 2)
@@ -165,7 +169,8 @@ def start(
     def forked(rank: int) -> None:
         AcceleratorState._reset_state(
             reset_partial_state=True
-        )  # what the process before the fork was is forgotten
+            # What the process before the fork was is forgotten.
+        )
         if processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             os.environ |= {

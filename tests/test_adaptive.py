@@ -29,7 +29,8 @@ from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.stages import INITIAL_FOLDER
 
 IMAGE, AUDIO = TWO
-LEADS = {"unique": (0.2, 0.9), "accuracy": (0.5, 0.97)}  # audio knows nearly all
+# Audio knows nearly all.
+LEADS = {"unique": (0.2, 0.9), "accuracy": (0.5, 0.97)}
 
 
 def seen(step: int, dependence: float = 0.0, **values: Any) -> Reading:
@@ -103,8 +104,10 @@ class TestDependence:
     @pytest.mark.parametrize(
         ("dependence", "floor", "options"),
         [
-            (0.15, 0.05, {}),  # not above the threshold
-            (0.29, 0.30, {}),  # above the threshold, and noise
+            # Not above the threshold.
+            (0.15, 0.05, {}),
+            # Above the threshold, and noise.
+            (0.29, 0.30, {}),
             (0.29, 0.05, {"dependence": 0.3}),
         ],
     )
@@ -183,10 +186,14 @@ class TestWaiting:
     @pytest.mark.parametrize(
         ("values", "options"),
         [
-            ({"unique": (0.2, 0.9), "accuracy": (0.5, 0.94)}, {}),  # it is ahead, and still errs
-            ({"unique": (0.2, 0.6), "accuracy": (0.5, 0.99)}, {}),  # 3 times, not more
-            ({"unique": (0.0, 0.14), "accuracy": (0.9, 0.99), "floor": 0.01}, {}),  # 0.14 bits ahead
-            ({"unique": (0.0, 0.9), "accuracy": (0.5, 0.99), "floor": 0.95}, {}),  # noise
+            # It is ahead, and still errs.
+            ({"unique": (0.2, 0.9), "accuracy": (0.5, 0.94)}, {}),
+            # 3 times, not more.
+            ({"unique": (0.2, 0.6), "accuracy": (0.5, 0.99)}, {}),
+            # 0.14 bits ahead
+            ({"unique": (0.0, 0.14), "accuracy": (0.9, 0.99), "floor": 0.01}, {}),
+            # Noise
+            ({"unique": (0.0, 0.9), "accuracy": (0.5, 0.99), "floor": 0.95}, {}),
             ({"unique": (0.2, 0.9), "accuracy": (0.5, 0.97)}, {"saturation": 0.98}),
         ],
     )
@@ -209,11 +216,14 @@ class TestWaiting:
     @pytest.mark.parametrize(
         ("known_at", "options", "end"),
         [
-            (100, {}, 0.75),  # 1 - 2 * 0.1 would leave too little for the fused head
+            # 1 - 2 * 0.1 would leave too little for the fused head.
+            (100, {}, 0.75),
             (150, {}, 0.7),
             (150, {"catch_up": 3.0}, 0.55),
-            (300, {}, 0.5),  # it needs more than half: no change
-            (150, {"max_unimodal_share": 0.5}, 0.5),  # who asks for a share gets it
+            # It needs more than half: no change.
+            (300, {}, 0.5),
+            # Who asks for a share gets it.
+            (150, {"max_unimodal_share": 0.5}, 0.5),
             (150, {"max_unimodal_share": 0.3}, 0.3),
         ],
     )
@@ -242,7 +252,8 @@ class TestWaiting:
         rule = adaptive()
         rule.decide(seen(150, **LEADS))
         older = rule.state_dict()
-        del older["state"]["learnt_in"]  # as saved before there was such a thing
+        # As saved before there was such a thing.
+        del older["state"]["learnt_in"]
         rule = adaptive()
         rule.load_state_dict(older)
         assert (rule.excluded_from_readout, rule.latest_end) == ((AUDIO,), 0.5)
@@ -263,7 +274,8 @@ class TestWaiting:
 class TestPlateau:
     def test_the_latest_weights_that_are_not_behind_start_stage_two(self) -> None:
         rule = after_scouting(plateau_patience=3)
-        accuracies = (0.50, 0.60, 0.595, 0.55, 0.55)  # best 0.60 at 40; 0.595 ties with it at 50
+        # Best 0.60 at 40; 0.595 ties with it at 50.
+        accuracies = (0.50, 0.60, 0.595, 0.55, 0.55)
         found = [rule.decide(seen(30 + 10 * i, accuracy=(a, a))) for i, a in enumerate(accuracies)]
         assert [d.peak for d in found] == [True, True, True, False, False]
         assert [d.ends_stage for d in found] == [False] * 4 + [True]
@@ -550,7 +562,8 @@ def test_a_view_that_shows_the_label_waits_at_its_initial_weights(shortcut) -> N
     assert start <= 2 * PER_EPOCH
     left = [name for name in watch.steps[0] if name.startswith(("encoders.left.", "heads.left."))]
     assert any(not torch.equal(watch.steps[start - 1][n], watch.steps[0][n]) for n in left), "never trained"
-    for step in range(start + 1, run.record.stage_start + 1):  # the reset is carried out in the step itself
+    for step in range(start + 1, run.record.stage_start + 1):
+        # The reset is carried out in the step itself.
         assert all(torch.equal(watch.steps[step][name], watch.steps[0][name]) for name in left), step
     peak = load_file(Path(run.args.output_dir) / "unimodal" / "model.safetensors")
     assert all(torch.equal(peak[name], watch.steps[0][name]) for name in left)
@@ -652,14 +665,22 @@ def assert_the_same(whole: FusionTrainer, resumed: FusionTrainer) -> None:
 @pytest.mark.parametrize(
     ("kind", "step"),
     [
-        ("usual", 2),  # scouting, before the first reading
-        ("usual", 6),  # scouting, between its readings
-        ("usual", 8),  # its last reading, whose decision is not carried out yet
-        ("usual", 10),  # each alone
-        ("shortcut", 4),  # one has just been told to wait
-        ("shortcut", 6),  # and waits
-        ("shortcut", 26),  # in stage 2, where its head still has no weight beside others
-        ("synergy", 4),  # stage 1 has just ended, while it scouted
+        # Scouting, before the first reading.
+        ("usual", 2),
+        # Scouting, between its readings.
+        ("usual", 6),
+        # Its last reading, whose decision is not carried out yet.
+        ("usual", 8),
+        # Each alone
+        ("usual", 10),
+        # One has just been told to wait.
+        ("shortcut", 4),
+        # And waits
+        ("shortcut", 6),
+        # In stage 2, where its head still has no weight beside others.
+        ("shortcut", 26),
+        # Stage 1 has just ended, while it scouted.
+        ("synergy", 4),
     ],
 )
 def test_stopped_and_resumed_it_ends_bit_for_bit_the_same(
@@ -691,7 +712,8 @@ def test_killed_while_best_heads_are_replaced_it_ends_the_same(
 
     def killer(new: str, folder: str) -> None:
         calls.append(folder)
-        if len(calls) == count:  # the worst moment: the old is away, the new is not there yet
+        if len(calls) == count:
+            # The worst moment: the old is away, the new is not there yet.
             if Path(folder).is_dir():
                 Path(folder).rename(f"{folder}.old")
             raise KeyboardInterrupt

@@ -213,7 +213,8 @@ def test_a_model_that_has_copies_is_trained_killed_and_resumed(run, tmp_path):
     resumed = again()
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 3 * ROWS // BATCH
-    resumed.train(resume_from_checkpoint=True)  # the same trainer, whose model may have copies by now
+    # The same trainer, whose model may have copies by now.
+    resumed.train(resume_from_checkpoint=True)
     assert resumed.record.best_heads
 
 

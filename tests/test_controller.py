@@ -85,10 +85,14 @@ class TestPublished:
         decisions = run(
             rule,
             [
-                self.plugin(10, 0.30, 0.10),  # rho = 3, not above tau: both
-                self.plugin(20, 0.50, 0.10),  # rho = 5: only audio, first change
-                self.plugin(30, 0.20, 0.20),  # rho = 1: audio goes on alone
-                self.plugin(40, 0.90, 0.10),  # rho = 9: no change
+                # Rho = 3, not above tau: both.
+                self.plugin(10, 0.30, 0.10),
+                # Rho = 5: only audio, first change.
+                self.plugin(20, 0.50, 0.10),
+                # Rho = 1: audio goes on alone.
+                self.plugin(30, 0.20, 0.20),
+                # Rho = 9: no change.
+                self.plugin(40, 0.90, 0.10),
             ],
         )
         assert [d.training for d in decisions] == [TWO, ("audio",), ("audio",), ("audio",)]
@@ -102,10 +106,12 @@ class TestPublished:
 
     def test_synergy_under_four_fifths_of_its_best_ends_stage_one(self) -> None:
         rule = make_rule("published", TWO)
-        synergies = (0.5, 2.0, 1.61, 1.59)  # 0.8 x 2.0 = 1.6
+        # 0.8 x 2.0 = 1.6.
+        synergies = (0.5, 2.0, 1.61, 1.59)
         decisions = run(rule, [self.plugin(10 * (i + 1), 0.2, 0.2, s) for i, s in enumerate(synergies)])
         assert [d.ends_stage for d in decisions] == [False, False, False, True]
-        assert decisions[-1].restore is None  # the paper's code does not restore the peak
+        # The paper's code does not restore the peak.
+        assert decisions[-1].restore is None
 
     def test_two_hundred_epochs_end_stage_one(self) -> None:
         rule = make_rule("published", TWO)
@@ -118,7 +124,8 @@ class TestPublished:
         rule = make_rule("published", TWO)
         rule.decide(self.plugin(10, 0.2, 0.2, 1.0))
         assert rule.decide(self.plugin(20, 0.5, 0.0, 0.1)).training == TWO
-        assert rule.decide(self.plugin(30, 0.0, 0.5, 1.0)).training == ("image",)  # 1/rho is infinite
+        # 1/rho is infinite
+        assert rule.decide(self.plugin(30, 0.0, 0.5, 1.0)).training == ("image",)
 
     def test_is_for_two_modalities(self) -> None:
         with pytest.raises(ValueError, match=r"two modalities.*'a', 'b', 'c'.*peak-synergy"):
@@ -140,10 +147,14 @@ class TestPeakSynergyPausing:
     @pytest.mark.parametrize(
         ("unique", "floor"),
         [
-            ((0.60, 0.21), 0.05),  # ratio 2.9
-            ((0.18, 0.04), 0.01),  # 4.5 times, but only 0.14 bits ahead
-            ((0.30, 0.01), 0.35),  # far ahead, but under its own noise floor
-            ((0.30, 0.01), 0.12),  # 30 times image's 0.01, but 2.5 times what noise would show there
+            # Ratio 2.9
+            ((0.60, 0.21), 0.05),
+            # 4.5 times, but only 0.14 bits ahead.
+            ((0.18, 0.04), 0.01),
+            # Far ahead, but under its own noise floor.
+            ((0.30, 0.01), 0.35),
+            # 30 times image's 0.01, but 2.5 times what noise would show there.
+            ((0.30, 0.01), 0.12),
         ],
     )
     def test_no_pause_without_a_clear_lead(self, unique: tuple[float, float], floor: float) -> None:
@@ -171,13 +182,20 @@ class TestPeakSynergyPausing:
         rule = make_rule("peak-synergy", TWO)
         # image's accuracy rises by 0.05 a reading, so that waiting for it stays worth while
         leads = [
-            (0.2, 0.8),  # 4 times
-            (0.2, 0.8),  # paused
-            (0.3, 0.8),  # 2.7 times: under 3, over 2, still paused
-            (0.45, 0.8),  # 1.8 times: once
-            (0.3, 0.8),  # 2.7 times: noise, the count starts again
-            (0.45, 0.8),  # once
-            (0.45, 0.8),  # twice: resumed
+            # 4 times
+            (0.2, 0.8),
+            # Paused
+            (0.2, 0.8),
+            # 2.7 times: under 3, over 2, still paused.
+            (0.3, 0.8),
+            # 1.8 times: once
+            (0.45, 0.8),
+            # 2.7 times: noise, the count starts again.
+            (0.3, 0.8),
+            # Once
+            (0.45, 0.8),
+            # Twice: resumed
+            (0.45, 0.8),
         ]
         readings = [reading(10 * (i + 1), u, accuracy=(0.3 + 0.05 * i, 0.8)) for i, u in enumerate(leads)]
         decisions = run(rule, readings)
@@ -244,7 +262,8 @@ class TestPeakSynergyPeak:
             0.30,
             0.31,
             0.30,
-        )  # within synergy's floor of 0.05: all ties, the later is kept
+            # Within synergy's floor of 0.05: all ties, the later is kept.
+        )
         decisions = run(rule, [reading(100 * (i + 1), synergy=s) for i, s in enumerate(synergies)])
         assert all(d.peak for d in decisions)
         assert (decisions[-1].ends_stage, decisions[-1].restore) == (True, None)
@@ -305,7 +324,8 @@ class TestPeakSynergyNothingToLearn:
 class TestWeakFirst:
     def test_leader_goes_back_and_waits_until_half_the_budget(self) -> None:
         rule = make_rule("weak-first", TWO)
-        early = rule.decide(reading(5, (0.9, 0.1)))  # epoch 0.5: too early to compare
+        # Epoch 0.5: too early to compare.
+        early = rule.decide(reading(5, (0.9, 0.1)))
         assert (early.training, early.reset) == (TWO, ())
         switch = rule.decide(reading(10, (0.9, 0.1)))
         assert (switch.training, switch.reset, switch.peak) == (("audio",), ("image",), False)
@@ -322,7 +342,8 @@ class TestWeakFirst:
     def test_plateau_ends_the_weak_phase_and_never_restores_the_leaders_head_start(self) -> None:
         rule = make_rule("weak-first", TWO, plateau_patience=3)
         rule.decide(reading(10, (0.9, 0.1), accuracy=(0.9, 0.9)))
-        accuracies = (0.30, 0.50, 0.495, 0.45, 0.45)  # best 0.50 at 30; 0.495 ties with it at 40
+        # Best 0.50 at 30; 0.495 ties with it at 40.
+        accuracies = (0.30, 0.50, 0.495, 0.45, 0.45)
         decisions = run(rule, [reading(20 + 10 * i, accuracy=(0.1, a)) for i, a in enumerate(accuracies)])
         assert [d.peak for d in decisions] == [True, True, True, False, False]
         assert [d.ends_stage for d in decisions] == [False] * 4 + [True]
@@ -436,7 +457,8 @@ def test_a_restore_at_any_reading_gives_the_same_decisions(name: str) -> None:
         assert rule.state_dict() == json.loads(saved)
         decisions.append(rule.decide(item))
     assert decisions == expected
-    assert len({d.training for d in expected}) > 1  # the run is worth comparing
+    # The run is worth comparing.
+    assert len({d.training for d in expected}) > 1
 
 
 @pytest.mark.parametrize("name", list(RULES))

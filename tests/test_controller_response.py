@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+# No installed package
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from protocol.results import Run, Setting
 from protocol.training import train
@@ -36,9 +37,12 @@ from test_compare import NAMES, TINY
 
 from ecsfusion.controller import RULES
 
-EPISODES = 100  # 4 000 probes
-CHOSEN = partial(pausing, 2, 2 / 3)  # the rule's own patience and hysteresis
-AS_RECORDED = 0.053  # bits, the largest fluctuation of the recorded runs
+# 4 000 probes
+EPISODES = 100
+# The rule's own patience and hysteresis.
+CHOSEN = partial(pausing, 2, 2 / 3)
+# Bits, the largest fluctuation of the recorded runs.
+AS_RECORDED = 0.053
 
 
 def measured(make, scene, noise=AS_RECORDED):
@@ -182,7 +186,8 @@ class TestEvents:
         accuracy = dict(zip(trajectory["step"], trajectory["accuracy_right"], strict=True))
         within = {step for step in accuracy if 10 < step <= 20}
         assert len(within) == 5
-        assert max(accuracy[step] for step in within) < 0.4  # a third is chance
+        # A third is chance.
+        assert max(accuracy[step] for step in within) < 0.4
         assert min(accuracy[step] for step in accuracy if step > 30) > 0.5
 
 
@@ -228,13 +233,17 @@ class TestForecasts:
             {
                 "a": [1.0, 1.1, 1.2, 1.2],
                 "b": [0.1, 0.4, 0.8, 1.1],
-            },  # slow, and b gains 0.2 an epoch by epoch 2
-            {"a": [1.0, 1.1, 1.2, 1.2], "b": [0.1, 0.1, 0.1, 0.2]},  # weak
+                # Slow, and b gains 0.2 an epoch by epoch 2.
+            },
+            # Weak
+            {"a": [1.0, 1.1, 1.2, 1.2], "b": [0.1, 0.1, 0.1, 0.2]},
             {
                 "a": [1.0, 1.1, 1.2, 1.2],
                 "b": [0.0, 0.0, 0.5, 1.0],
-            },  # slow, and for two epochs it does not look so
-            {"a": [0.0, 0.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0, 0.0]},  # nobody knows anything
+                # Slow, and for two epochs it does not look so.
+            },
+            # Nobody knows anything
+            {"a": [0.0, 0.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0, 0.0]},
         ]
         assert judgement(runs[0], 2) == {"behind": "b", "says slow": True, "is slow": True}
         assert judgement(runs[3], 2) is None

@@ -151,7 +151,8 @@ class TestEstimate:
     def test_a_gap_counts_above_what_was_asked_for_and_above_the_noise(self) -> None:
         (found,) = certificate_missed(decomposition(gap=0.04))
         assert "certified to 0.040 bits only, not to 0.001" in found.sentence
-        assert about(certificate_missed(decomposition(gap=0.02))) == []  # the floor of redundancy is 0.03
+        # The floor of redundancy is 0.03.
+        assert about(certificate_missed(decomposition(gap=0.02))) == []
 
     def test_a_solver_that_was_stopped(self) -> None:
         table = torch.rand(12, 12, 4, generator=torch.Generator().manual_seed(0)) ** 8
@@ -175,8 +176,10 @@ class TestEstimate:
                 "redundancy": 0.06,
                 "synergy": 0.0,
                 "unique": {"image": 0.0, "audio": 0.0},
-            },  # one atom is enough
-            {  # nothing is known, and no head knows anything
+                # One atom is enough.
+            },
+            # Nothing is known, and no head knows anything.
+            {
                 "redundancy": 0.0,
                 "synergy": 0.0,
                 "unique": {"image": 0.0, "audio": 0.0},
@@ -204,12 +207,18 @@ class TestLateDecision:
     @pytest.mark.parametrize(
         "history",
         [
-            led(2),  # within the patience
-            led(9, unique=(0.25, 0.1)),  # no clear lead
-            [*led(2), *led(1, unique=(0.2, 0.1)), *led(2)],  # not in a row
-            led(9, training=["audio"]),  # paused
-            [*led(1, training=["audio"]), *led(9)],  # resumed for good
-            [*led(2, stage="unimodal"), *led(2, stage="joint")],  # another stage
+            # Within the patience
+            led(2),
+            # No clear lead
+            led(9, unique=(0.25, 0.1)),
+            # Not in a row.
+            [*led(2), *led(1, unique=(0.2, 0.1)), *led(2)],
+            # Paused
+            led(9, training=["audio"]),
+            # Resumed for good
+            [*led(1, training=["audio"]), *led(9)],
+            # Another stage
+            [*led(2, stage="unimodal"), *led(2, stage="joint")],
         ],
     )
     def test_no_late_pause(self, history: list[Probe]) -> None:
@@ -223,10 +232,12 @@ class TestLateDecision:
         assert "ended at step 600, 3 readings after the rule would have ended it" in found.sentence
         assert "(step 300: nothing has risen)" in found.sentence
         assert about(late_end_of_stage([*late[1:5], probe(600)])) == ["end of stage 1"]
-        assert about(late_end_of_stage([*late[:4], probe(600)])) == []  # two readings late
+        # Two readings late
+        assert about(late_end_of_stage([*late[:4], probe(600)])) == []
         assert (
             about(late_end_of_stage([*late[:4], probe(450), probe(600)])) == []
-        )  # the rule changed its mind
+            # The rule changed its mind.
+        )
 
 
 class TestNoInformation:
@@ -246,8 +257,10 @@ class TestNoInformation:
             {},
             {"mutual_information": {"image": 1.3, "audio": 0.06}},
             {"accuracy": {"image": 0.6, "audio": 0.2, "fused": 0.6}},
-            {"synergy": 0.4},  # it may say nothing alone and much with the other
-            {"training": ["image"]},  # it never trained
+            # It may say nothing alone and much with the other.
+            {"synergy": 0.4},
+            # It never trained
+            {"training": ["image"]},
         ],
     )
     def test_one_reading_that_disagrees_is_enough(self, other: dict) -> None:
@@ -264,11 +277,16 @@ class TestNoInformation:
         "history",
         [
             [{}, {}, {}],
-            [{}, {}, SILENT],  # one reading may be an accident
-            [{}, SILENT, {}],  # it came back
-            [SILENT, SILENT, SILENT],  # it never knew
-            [{"accuracy": {"image": 0.6, "audio": 0.17, "fused": 0.6}}, SILENT, SILENT],  # it hardly knew
-            [{"reset": ["audio"]}, SILENT, SILENT],  # it starts anew
+            # One reading may be an accident.
+            [{}, {}, SILENT],
+            # It came back
+            [{}, SILENT, {}],
+            # It never knew
+            [SILENT, SILENT, SILENT],
+            # It hardly knew
+            [{"accuracy": {"image": 0.6, "audio": 0.17, "fused": 0.6}}, SILENT, SILENT],
+            # It starts anew
+            [{"reset": ["audio"]}, SILENT, SILENT],
             [{}, {**SILENT, "reset": ["audio"]}, SILENT],
         ],
     )
@@ -295,9 +313,12 @@ class TestMemorization:
     @pytest.mark.parametrize(
         ("training", "held_out", "accuracies"),
         [
-            ((1.5, 1.7), (1.3, 0.9), (0.70, 0.44)),  # a gap, but more than half is kept
-            ((0.04, 0.08), (0.0, 0.0), (0.70, 0.44)),  # within the sum of the floors, and of no weight
-            ((1.3, 0.5), (1.3, 0.1), (0.17, 0.15)),  # the head has learnt no rows
+            # A gap, but more than half is kept.
+            ((1.5, 1.7), (1.3, 0.9), (0.70, 0.44)),
+            # Within the sum of the floors, and of no weight.
+            ((0.04, 0.08), (0.0, 0.0), (0.70, 0.44)),
+            # The head has learnt no rows.
+            ((1.3, 0.5), (1.3, 0.1), (0.17, 0.15)),
         ],
     )
     def test_encoders_know_their_rows_a_little_better(self, training, held_out, accuracies) -> None:
@@ -317,10 +338,14 @@ class TestShortcut:
     @pytest.mark.parametrize(
         ("unique", "accuracy"),
         [
-            (0.8, 0.58),  # the same data
-            (0.8, 0.40),  # harder data
-            (0.04, 0.11),  # what it knows, others know too
-            (0.8, float("nan")),  # a set without this modality
+            # The same data
+            (0.8, 0.58),
+            # Harder data
+            (0.8, 0.40),
+            # What it knows, others know too.
+            (0.04, 0.11),
+            # A set without this modality.
+            (0.8, float("nan")),
         ],
     )
     def test_no_shortcut(self, unique: float, accuracy: float) -> None:
@@ -345,20 +370,25 @@ class TestDuplicate:
             {
                 "mutual_information": (1.3, 1.3),
                 "unique": (0.0, 0.0),
-            },  # both know the label, and nothing else in common
-            {"unique": (0.8, 0.4), "dependence": 0.9},  # related, each with something of its own
+                # Both know the label, and nothing else in common.
+            },
+            # Related, each with something of its own.
+            {"unique": (0.8, 0.4), "dependence": 0.9},
             {
                 "mutual_information": (1.3, 0.5),
                 "unique": (0.8, 0.0),
                 "dependence": 0.9,
-            },  # it knows a part of the other
+                # It knows a part of the other.
+            },
             {
                 "mutual_information": (0.3, 0.3),
                 "unique": (0.0, 0.0),
                 "dependence": 0.9,
                 "synergy": 0.8,
-            },  # exclusive or
-            {"mutual_information": (1.3, 0.0), "unique": (1.3, 0.0), "dependence": 0.9},  # nothing to copy
+                # Exclusive or
+            },
+            # Nothing to copy
+            {"mutual_information": (1.3, 0.0), "unique": (1.3, 0.0), "dependence": 0.9},
         ],
     )
     def test_modalities_that_are_related_or_agree_are_no_copies(self, values: dict) -> None:
@@ -367,7 +397,9 @@ class TestDuplicate:
 
 def test_the_scale_of_an_accuracy() -> None:
     assert Scale(100, 0.5).error(0.5) == pytest.approx(0.05)
-    assert Scale(100, 0.5).error(1.0) == pytest.approx(0.00995, rel=1e-3)  # not zero
+    # Not zero
+    assert Scale(100, 0.5).error(1.0) == pytest.approx(0.00995, rel=1e-3)
     assert Scale(100, 0.5).is_chance(0.65)
     assert not Scale(100, 0.5).is_chance(0.66)
-    assert Scale(100, 0.0).error(0.5) == Scale(100, 0.0).error(0.0) == pytest.approx(0.1)  # of an R^2
+    # Of an R^2
+    assert Scale(100, 0.0).error(0.5) == Scale(100, 0.0).error(0.0) == pytest.approx(0.1)

@@ -62,7 +62,8 @@ class TwoEncoders(nn.Module):
 
     def __init__(self, encoders: dict[str, nn.Module], num_labels: int) -> None:
         super().__init__()
-        self.config = PretrainedConfig()  # label smoothing looks at it
+        # Label smoothing looks at it.
+        self.config = PretrainedConfig()
         self.encoders = nn.ModuleDict(encoders)
         self.head = nn.Linear(32, num_labels)
 

@@ -146,7 +146,8 @@ def test_padding_does_not_change_the_embedding(make, name, seed):
             values, mask = padded(rows, amount, 0.0)
             together = embed(encoder, {name: values, "attention_mask": mask})
             torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
-        if name == "input_values":  # what a mask is worth: the mean over everything is another one
+        if name == "input_values":
+            # What a mask is worth: the mean over everything is another one.
             everything = pool(encoder, encoder(values))
             assert (everything - alone).abs().max() > 0.01
 
@@ -218,7 +219,8 @@ def test_a_sequence_of_layers_is_an_encoder_of_tabular_rows(tmp_path):
     layers = columns()
     weight = layers[0].weight.clone()
     model = fused(layers)
-    assert torch.equal(model.encoders["it"][0].weight, weight)  # transformers drew no new ones
+    # Transformers drew no new ones.
+    assert torch.equal(model.encoders["it"][0].weight, weight)
     rows = torch.randn(6, 4)
     inputs = {"other": torch.randn(6, 1, 4, 4), "it": rows}
     torch.testing.assert_close(model.embed("it", rows), layers(rows))
@@ -232,7 +234,8 @@ def test_a_module_of_ones_own_keeps_what_is_not_saved(tmp_path):
     model = fused(tiny.Sensor())
     model.save_pretrained(tmp_path)
     again = FusionForClassification.from_pretrained(tmp_path, encoders={"it": tiny.Sensor()})
-    assert float(again.encoders["it"].scale) == 0.5  # a buffer that no file holds
+    # A buffer that no file holds.
+    assert float(again.encoders["it"].scale) == 0.5
 
 
 def test_own_modules_are_copies_that_build_the_model_again(tmp_path):
@@ -292,7 +295,8 @@ def with_lora(way: str) -> nn.Module:
         return get_peft_model(encoder, config)
     try:
         check_peft_version(min_version=MIN_PEFT_VERSION)
-    except ValueError as error:  # transformers may ask for a PEFT that is not released yet
+    except ValueError as error:
+        # Transformers may ask for a PEFT that is not released yet.
         pytest.skip(f"transformers' add_adapter refuses the PEFT that is installed: {error}")
     encoder.add_adapter(config)
     return encoder
@@ -445,7 +449,8 @@ def test_ones_own_encoder_and_lora_train_in_two_stages(rule, tmp_path):
     assert below
     assert all(torch.equal(p, below[name]) for name, p in model.named_parameters() if name in below)
     trainer.save_folder("initial")
-    trainer._reset_modality("sensor")  # reads the folder back with a copy of the module
+    # Reads the folder back with a copy of the module.
+    trainer._reset_modality("sensor")
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "Sensor" in card

@@ -184,7 +184,8 @@ def test_several_labels_are_decomposed_one_by_one():
     together = fast_pid(embeddings, labels)
     assert together.unique.shape == (2, 2)
     alone = fast_pid(embeddings, labels[:, 1])
-    np.testing.assert_allclose(atoms(together[1]), atoms(alone), atol=1e-5)  # a batch is solved in float32
+    # A batch is solved in float32.
+    np.testing.assert_allclose(atoms(together[1]), atoms(alone), atol=1e-5)
     # At this tolerance both are solved in float64.
     together, alone = (fast_pid(embeddings, y, tolerance=1e-7) for y in (labels, labels[:, 1]))
     np.testing.assert_allclose(atoms(together[1]), atoms(alone), atol=1e-9)

@@ -117,7 +117,8 @@ def test_gates_are_shared_among_those_present():
     assert isinstance(model.fusion, GatedSumHead)
     assert (gates[~mask, 1] == 0).all()
     torch.testing.assert_close(gates.sum(dim=1), 2.0 + mask)
-    assert gates.std(dim=0).max() > 0  # they look at the row
+    # They look at the row.
+    assert gates.std(dim=0).max() > 0
 
 
 def test_late_average_is_that_of_those_present():
@@ -136,8 +137,10 @@ def test_late_average_is_that_of_those_present():
 def test_entropy_average_listens_to_who_is_sure():
     head = EntropyAverageHead({"image": 4, "text": 4}, 2)
     logits = {
-        "image": torch.tensor([[math.log(3), 0.0]]).repeat(2, 1),  # p = (3/4, 1/4)
-        "text": torch.tensor([[0.0, 0.0]]).repeat(2, 1),  # p = (1/2, 1/2)
+        # P = (3/4, 1/4)
+        "image": torch.tensor([[math.log(3), 0.0]]).repeat(2, 1),
+        # P = (1/2, 1/2)
+        "text": torch.tensor([[0.0, 0.0]]).repeat(2, 1),
     }
     present = {"image": torch.tensor([True, True]), "text": torch.tensor([True, False])}
     # Entropies: 3/4 log(4/3) + 1/4 log 4 = 0.562335 and log 2; exp of minus them: 0.569877 and 0.5.
@@ -167,7 +170,8 @@ def test_a_transformer_attends_to_the_modalities_that_are_present():
         tokens = torch.cat(
             [head.class_token.expand(6, -1, -1), head.project["image"](h["image"])[:, None]], dim=1
         )
-        for layer in head.layers:  # a sequence of two tokens, and nothing masked
+        for layer in head.layers:
+            # A sequence of two tokens, and nothing masked.
             tokens = layer(tokens)
         torch.testing.assert_close(alone, head.classifier(tokens[:, 0]), atol=1e-5, rtol=1e-4)
 
@@ -198,8 +202,10 @@ def test_a_head_of_ones_own_is_trained_saved_and_given_again(tmp_path):
     head = Bilinear()
     weight = head.product.weight.clone()
     model = model_of(2, head)
-    assert torch.equal(model.fusion.product.weight, weight)  # transformers drew no new ones
-    model.start_fusion_from_heads()  # it has no ensemble to start from
+    # Transformers drew no new ones.
+    assert torch.equal(model.fusion.product.weight, weight)
+    # It has no ensemble to start from.
+    model.start_fusion_from_heads()
     assert torch.equal(model.fusion.product.weight, weight)
     inputs, labels = inputs_of(2), torch.tensor([0, 1, 2, 0, 1, 2])
     model(**inputs, labels=labels).loss.backward()
@@ -251,5 +257,6 @@ def test_hidden_units_say_what_no_sum_over_modalities_can():
             torch.nn.functional.cross_entropy(head(embeddings, {}, present), labels).backward()
             optimizer.step()
         accuracies[fusion] = float((head(embeddings, {}, present).argmax(dim=1) == labels).double().mean())
-    assert accuracies["concatenation"] < 0.8  # three of the four combinations at most
+    # Three of the four combinations at most.
+    assert accuracies["concatenation"] < 0.8
     assert accuracies["mlp"] == 1.0

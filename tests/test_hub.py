@@ -224,7 +224,8 @@ def test_a_vocabulary_may_hold_pieces_that_look_like_paths(hub, tmp_path):
         publish("somebody/words", folder, None, modalities=("text",))
 
 
-NOBODY = "http://127.0.0.1:9"  # the port "discard", which nothing listens to
+# The port "discard", which nothing listens to.
+NOBODY = "http://127.0.0.1:9"
 
 
 def test_where_the_hub_cannot_be_reached_the_model_is_safe_and_one_command_repeats_the_push(

@@ -77,7 +77,8 @@ def test_a_row_without_a_modality_leaves_no_trace_in_its_encoder():
 
     (gradients, buffers), (others, other_buffers) = train(0.0), train(1e6)
     assert all(torch.equal(value, others[name]) for name, value in gradients.items())
-    assert all(torch.equal(value, other_buffers[name]) for name, value in buffers.items())  # batch norm
+    # Batch norm
+    assert all(torch.equal(value, other_buffers[name]) for name, value in buffers.items())
     # and its own loss counts it with zero: the gradient of the head is that of the four rows over six
     model.load_state_dict(state)
     model.zero_grad()
@@ -121,7 +122,8 @@ def test_a_modality_that_no_row_has_is_not_run():
     model.set_active(["right"])
     model.zero_grad()
     lost = model(left=batch()["left"], right=None, present={"right": none}, labels=LABELS)
-    lost.loss.backward()  # nothing to learn from, and nothing that fails
+    # Nothing to learn from, and nothing that fails.
+    lost.loss.backward()
     assert float(lost.loss.detach()) == 0
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
@@ -226,7 +228,8 @@ def test_a_loss_of_ones_own_on_rows_that_lack_what_trains():
     loss.backward()
     assert float(loss.detach()) == 0
     model.set_active(["left", "right"])
-    for stage in ("unimodal", "joint"):  # and otherwise it is the model's own
+    for stage in ("unimodal", "joint"):
+        # And otherwise it is the model's own.
         model.set_stage(stage)
         out = model(**batch(), present=MASKS, labels=LABELS)
         torch.testing.assert_close(loss_of_all(out, LABELS), out.loss)
@@ -237,7 +240,8 @@ def test_rows_whose_only_modality_is_paused_count_as_rows_and_not_in_the_loss(fu
     model = two_views(fusion=fusion, auxiliary_weight=0.6).train()
     model.set_stage("joint")
     model.set_active(["right"])
-    seen = MASKS["right"]  # rows 1 and 4 have the left view only
+    # Rows 1 and 4 have the left view only.
+    seen = MASKS["right"]
     out = model(**batch(), present=MASKS, labels=LABELS)
     four = model(right={"pixel_values": batch()["right"]["pixel_values"][seen]})
     cross_entropy = torch.nn.functional.cross_entropy

@@ -287,7 +287,8 @@ def test_config_is_plain_json():
         (torch.tensor([0, 1, 3]), "labels hold the class 3, but the model has 3"),
         (torch.tensor([0, -1, 2]), "labels hold the class -1"),
         (torch.tensor([0.0, 1.0, 2.0]), "one class index per row"),
-        (torch.eye(3), "one class index per row"),  # cross_entropy would take them for probabilities
+        # cross_entropy would take them for probabilities.
+        (torch.eye(3), "one class index per row"),
     ],
 )
 def test_labels_that_are_no_class_indices_are_named(labels, message):

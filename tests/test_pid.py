@@ -266,6 +266,7 @@ def test_plot_shows_every_atom(tmp_path: Path) -> None:
     path = tmp_path / "atoms.png"
     drawn = with_uncertainty(pid).plot(str(path))
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert len(drawn.axes[0].lines) >= 8  # an interval and a floor for each of four atoms
+    # An interval and a floor for each of four atoms.
+    assert len(drawn.axes[0].lines) >= 8
     with pytest.raises(ValueError, match="2 tables; plot one at a time"):
         decompose(np.ones((2, 2, 2, 2))).plot()

@@ -157,7 +157,8 @@ def out_of_memory(*_: object) -> torch.Tensor:
 
 
 def test_memory_that_is_used_up_is_no_mistake_of_the_inputs():
-    model = two_views()  # `auto_find_batch_size` waits for this error
+    # `auto_find_batch_size` waits for this error.
+    model = two_views()
     model.encoders["left"].register_forward_pre_hook(out_of_memory)
     with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory"):
         model(left={"pixel_values": torch.zeros(1, 1, 4, 4)})

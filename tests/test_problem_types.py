@@ -149,7 +149,8 @@ def test_the_readout_is_never_behind_a_single_head_on_its_rows(kind, rows):
         readout = Readout.fit(heads, labels, problem_type=kind)
 
         def loss(answers: torch.Tensor, labels: torch.Tensor = labels) -> float:
-            if kind == REGRESSION:  # targets count alike, whatever their units
+            if kind == REGRESSION:
+                # Targets count alike, whatever their units.
                 scale = labels.std(dim=0, correction=0)
                 error = (answers - labels) / torch.where(scale > 0, scale, 1.0)
                 return float(error.square().mean())
@@ -202,7 +203,8 @@ def test_a_probe_finds_who_knows_the_target(kind, modalities):
     embeddings = {name: torch.randn(1500, 4, generator=generator).numpy() for name in names}
     signs = (torch.randn(1500, 2, generator=generator) > 0).float()
     labels = signs if kind == MULTI_LABEL else torch.randn(1500, 1, generator=generator)
-    embeddings["audio"][:, : labels.shape[1]] += 3 * labels.numpy()  # only the audio knows it
+    # Only the audio knows it.
+    embeddings["audio"][:, : labels.shape[1]] += 3 * labels.numpy()
     heads = {name: torch.randn(1500, labels.shape[1], generator=generator) for name in names}
     measurement, pid = measure(
         Evaluation(

@@ -48,12 +48,16 @@ def test_two_processes_train_as_one(alone, tmp_path, launcher):
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert (one["processes"], first["processes"]) == (1, 2)
     assert first["wrapped"] == "DistributedDataParallel"
-    assert first == second  # decisions, weights and readout
+    # Decisions, weights and readout.
+    assert first == second
     assert first["threads_left"] == [], "a thread of gloo may abort its process while Python shuts down"
     assert first["rows"] == two_processes.ROWS, "rows that only fill the last batch were counted"
     assert first["labels"] == one["labels"] == TwoViews(two_processes.ROWS, 2).labels.tolist()
     assert {probe["reading"]["stage"] for probe in first["history"]} == {"unimodal", "joint"}
-    assert [probe["reading"]["training"] for probe in first["history"]] == [["right"], *[["left", "right"]] * 3]
+    assert [probe["reading"]["training"] for probe in first["history"]] == [
+        ["right"],
+        *[["left", "right"]] * 3,
+    ]
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     assert len(lines) == len(first["history"])
     assert [found["diagnostic"] for found in first["warnings"]] == ["few rows"]

@@ -147,7 +147,8 @@ def test_sixteen_bit_images_are_scaled_and_exif_turns_are_applied():
     assert np.asarray(read_image(Image.fromarray(deep), 1)).tolist() == [[0, 100], [200, 255]]
     file = io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees
+    # The camera was turned: show it rotated by 90 degrees.
+    exif[0x0112] = 6
     Image.fromarray(np.zeros((4, 8), np.uint8)).save(file, "PNG", exif=exif)
     assert read_image(file.getvalue()).size == (4, 8)
 
@@ -275,7 +276,8 @@ def test_rows_that_lack_a_modality_are_zeros_under_a_mask(processor, image, wave
 
 
 def test_a_sound_gets_a_mask_even_if_its_processor_would_not_make_one(wave):
-    base = Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=False)  # as wav2vec 2.0 base
+    # As wav2vec 2.0 base.
+    base = Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=False)
     processor = FusionProcessor({"speech": base})
     raw = processor(speech=[wave, wave[:500]])
     assert raw["speech"]["attention_mask"].sum(dim=1).tolist() == [len(wave), 500]
@@ -317,7 +319,8 @@ def test_videos_are_lists_of_frames(image, tmp_path):
         assert torch.equal(processor(video=one)["video"]["pixel_values"], expected[:1])
     batch = FusionCollator(processor)([{"video": frames, "label": 0}, {"video": array, "label": 1}])
     assert torch.equal(batch["video"]["pixel_values"], expected)
-    config["num_frames"] = 2  # the encoder takes so many
+    # The encoder takes so many.
+    config["num_frames"] = 2
     (folder / "preprocessor_config.json").write_text(json.dumps(config))
     two = FusionProcessor({"video": AutoImageProcessor.from_pretrained(folder)})
     for each in (two, _saved_and_loaded(two, tmp_path / "two")):
@@ -401,7 +404,8 @@ def test_round_trip_gives_identical_outputs_and_leaves_no_local_path(processor, 
     for name in raw:
         for key in before[name]:
             assert torch.equal(before[name][key], after[name][key])
-    again = loaded.save_pretrained(tmp_path / "again")  # loaded from a local folder, so it has a path to leak
+    # Loaded from a local folder, so it has a path to leak.
+    again = loaded.save_pretrained(tmp_path / "again")
     for file in [*files, *again]:
         content = Path(file).read_text(encoding="utf-8")
         for secret in (

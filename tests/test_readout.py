@@ -125,7 +125,8 @@ class TestNeverWorse:
             alone = {name: Readout.fit({name: z}, labels)({name: z}) for name, z in logits.items()}
             most_accurate = max(alone, key=lambda name: accuracy(logits[name], labels))
             least_loss = min(float(nll_loss(log_p, labels)) for log_p in alone.values())
-            if float(nll_loss(alone[most_accurate], labels)) <= least_loss:  # both bounds can be met
+            if float(nll_loss(alone[most_accurate], labels)) <= least_loss:
+                # Both bounds can be met.
                 assert accuracy(readout(logits), labels) >= accuracy(logits[most_accurate], labels), seed
 
     def test_on_fresh_samples_it_is_ahead_of_every_head(self) -> None:
@@ -156,7 +157,8 @@ class TestMissingModalities:
         some = {name: logits[name] for name in present}
         expected = Readout.fit(some, labels)(some)
         assert torch.equal(readout(some), expected)
-        assert torch.equal(readout(logits, present=present), expected)  # the fused head is dropped
+        # The fused head is dropped.
+        assert torch.equal(readout(logits, present=present), expected)
 
     def test_all_present_uses_the_fused_head(self, fitted: tuple[dict[str, Tensor], Tensor, Readout]) -> None:
         logits, _, readout = fitted
@@ -215,7 +217,8 @@ class TestHardCases:
         logits, labels = gaussian_views(200, {"image": 1.0, "audio": 1.5})
         logits["image"][0] = torch.tensor([math.inf, 0, 0, 0, 0])
         logits["image"][1] = -math.inf
-        logits["audio"][:50, 4] = -math.inf  # true for some of these rows
+        # True for some of these rows.
+        logits["audio"][:50, 4] = -math.inf
         readout = Readout.fit(logits, labels)
         assert all(math.isfinite(w) for w in readout.weights().values())
         assert readout.weights()["image"] > 0.3

@@ -14,7 +14,8 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no installed package
+# hf_recipes is no installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionCollator
 from hf_recipes.configuration import DEFAULT_CONFIG, parse_arguments
@@ -98,7 +99,8 @@ def test_noise_has_the_power_that_the_ratio_says():
         noisy = dial(3, np.random.default_rng(seed), snr_db=-6.0).astype(float)
         sounding = np.flatnonzero(clean)
         clean, noisy = clean[sounding[0] : sounding[-1] + 1], noisy[sounding[0] : sounding[-1] + 1]
-        scale = clean @ noisy / (clean @ clean)  # both are brought to one level, which the scale undoes
+        # Both are brought to one level, which the scale undoes.
+        scale = clean @ noisy / (clean @ clean)
         ratios.append(np.square(scale * clean).sum() / np.square(noisy - scale * clean).sum())
     assert 10 * np.log10(np.mean(ratios)) == pytest.approx(-6, abs=0.5)
 

@@ -50,14 +50,19 @@ def test_the_run_that_is_killed_has_all_that_could_go_wrong(whole, tmp_path):
 @pytest.mark.parametrize(
     ("moment", "count"),
     [
-        ("_save_rng_state", 6),  # in stage 1, while a checkpoint is written, whose optimizer is cut off
+        # In stage 1, while a checkpoint is written, whose optimizer is cut off.
+        ("_save_rng_state", 6),
         (
             "replace_folder",
             11,
-        ),  # while the folder of the peak is replaced (with 8 checkpoints and 2 folders before)
-        ("_begin_joint_stage", 1),  # at the stage change
-        ("give_to_model", 1),  # after the last step
-        ("_remove_folders", 1),  # when all is done but this
+            # While the folder of the peak is replaced (with 8 checkpoints and 2 folders before)
+        ),
+        # At the stage change.
+        ("_begin_joint_stage", 1),
+        # After the last step.
+        ("give_to_model", 1),
+        # When all is done but this.
+        ("_remove_folders", 1),
     ],
 )
 def test_killed_and_resumed_it_ends_the_same(whole, tmp_path, moment, count):

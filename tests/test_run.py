@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no installed package
+# hf_recipes is no installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor
 from hf_recipes import digits, run
@@ -56,7 +57,8 @@ def test_the_recipe_leaves_both_models_a_card_and_a_picture(tmp_path, capsys):
         assert re.search(rf"^{label}.* {100 * share:.1f}$", printed, re.MULTILINE), f"{head} {share}"
 
     weights = load_file(folder / "model.safetensors")
-    run.main(options(folder, resume_from_checkpoint="true"))  # the run is over: nothing may change
+    # The run is over: nothing may change.
+    run.main(options(folder, resume_from_checkpoint="true"))
     resumed = load_file(folder / "model.safetensors")
     assert all((weights[name] == resumed[name]).all() for name in weights)
 

@@ -20,7 +20,8 @@ from fusion_fixtures import tiny_vit, two_views
 from PIL import Image, PngImagePlugin
 from transformers import Wav2Vec2FeatureExtractor
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # hf_recipes is no installed package
+# hf_recipes is no installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor
 from ecsfusion.cli import main as ecsfusion_command
@@ -181,7 +182,8 @@ def test_to_resume_executes_nothing(checkpoint, tmp_path, name, zipped):
         seal(copy)
     arguments = (copy.parent, str(copy))
     options = {"max_steps": 2, "save_steps": 1, "eval_steps": 2, "moves": False}
-    if name == "training_args.bin":  # which nothing reads
+    if name == "training_args.bin":
+        # Which nothing reads
         killed_run.train(*arguments, **options)
     else:
         with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
@@ -193,7 +195,8 @@ def test_to_load_a_model_executes_nothing(checkpoint, tmp_path):
     target = tmp_path / "executed"
     names = ["training_args.bin", "optimizer.pt", "rng_state.pth", "pytorch_model.bin"]
     copy = poisoned(checkpoint, tmp_path, names, target, False)
-    FusionForClassification.from_pretrained(copy)  # from safetensors
+    # From safetensors
+    FusionForClassification.from_pretrained(copy)
     (copy / "model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
         FusionForClassification.from_pretrained(copy)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # no installed package
+# No installed package
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import soak
 from test_compare import TINY
@@ -20,7 +21,8 @@ def watch():
 
 
 def test_every_probe_switches_in_both_stages(watch):
-    assert watch.probes >= PROBES  # the readout's evaluation counts, too
+    # The readout's evaluation counts, too.
+    assert watch.probes >= PROBES
     assert watch.switches > 0.9 * PROBES
     assert set(watch.samples["stage"]) == {1, 2}
     assert all(len(column) == PROBES // PER_SAMPLE - 1 for column in watch.samples.values())
@@ -53,7 +55,8 @@ class TestGrowth:
 
     def test_a_leak_is_found_within_noise(self):
         noise = np.random.default_rng(0).normal(size=200)
-        leak = [0.02 * 10 * k + noise[k] for k in range(200)]  # 0.02 a probe
+        # 0.02 a probe
+        leak = [0.02 * 10 * k + noise[k] for k in range(200)]
         found = soak.growth(self.samples(leak, [1] * 100 + [2] * 100), "rss_mb")
         low, high = found["interval"]
         assert low < 20.0 < high

@@ -119,7 +119,8 @@ def test_norms_are_logged_by_modality_and_in_all(tmp_path, max_grad_norm):
         logging_strategy="steps",
         logging_steps=1,
         max_steps=8,
-        strategy_options={"scouting_readings": 0},  # the fused head does not train in stage 1
+        # The fused head does not train in stage 1.
+        strategy_options={"scouting_readings": 0},
     )
     first, last = (
         [entry for entry in run.state.log_history if "grad_norm" in entry][index] for index in (0, -1)
@@ -148,7 +149,8 @@ def test_gradient_checkpointing_computes_the_same_and_runs_layers_again(tmp_path
 
     options = {"num_train_epochs": 1, "eval_strategy": "epoch"}
     plain = run_with(tmp_path / "plain", model=count(two_views()), **options)
-    option = "activation_checkpointing"  # its name from transformers 5.2x on
+    # Its name from transformers 5.2x on.
+    option = "activation_checkpointing"
     option = option if hasattr(plain.args, option) else "gradient_checkpointing"
     again = run_with(tmp_path / "again", model=count(two_views()), **{option: True}, **options)
     assert_same(weights(plain), weights(again), rtol=1e-5, atol=1e-6)
@@ -180,7 +182,8 @@ class HalfOnCpu(FusionTrainer):
 
 
 SCALE = 4096.0
-OVERFLOW = 6  # of the backward passes in which a modality trains, the one that gives it an infinite gradient
+# Of the backward passes in which a modality trains, the one that gives it an infinite gradient.
+OVERFLOW = 6
 
 
 class EveryStep(Snapshots):
@@ -284,8 +287,10 @@ def test_float16_leaves_a_paused_modality_bit_identical(tmp_path, options):
 @pytest.mark.parametrize(
     ("part", "step"),
     [
-        ("right", OVERFLOW),  # left is paused
-        ("left", OVERFLOW + STEPS_PER_EPOCH),  # it has been paused for an epoch: both train
+        # Left is paused
+        ("right", OVERFLOW),
+        # It has been paused for an epoch: both train.
+        ("left", OVERFLOW + STEPS_PER_EPOCH),
     ],
 )
 def test_float16_skips_a_step_that_overflows_and_goes_on(tmp_path, part, step):
@@ -544,7 +549,8 @@ def test_the_end_of_training_evaluates_nothing_twice(tmp_path, best):
     }
     options = {"per_device_eval_batch_size": 80, "keep_best_heads": False, **(saving if best else {})}
     run = run_with(tmp_path, model=model, **options)
-    training_rows = 2  # passes that look for memorized rows: at the hand-over and at the end
+    # Passes that look for memorized rows: at the hand-over and at the end.
+    training_rows = 2
     assert counter.rows[False]["left"] == EPOCHS + training_rows, "one pass per probe and none at the end"
     reported, of_training = run.measurements["validation"], run.pid
     evaluated = run.evaluate()
@@ -828,7 +834,8 @@ def test_the_rule_may_pause_in_stage_two_if_it_is_allowed_to(tmp_path, capsys):
     start, end = 2 * STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH
     names = [name for name in seen.weights[0] if name.startswith(("encoders.left", "heads.left"))]
     assert all(torch.equal(seen.weights[start][name], seen.weights[end][name]) for name in names)
-    for name in names:  # the state of the optimizer as well: neither decay nor momentum moved on
+    for name in names:
+        # The state of the optimizer as well: neither decay nor momentum moved on.
         assert seen.states[start][name].keys() == seen.states[end][name].keys() != set()
         for key, value in seen.states[start][name].items():
             assert torch.equal(value, seen.states[end][name][key])
@@ -885,7 +892,8 @@ def test_a_modality_paused_in_stage_two_keeps_its_batch_statistics():
 
     assert changed_by_a_step() == {"right"}
     model.set_active(("left", "right"))
-    model.set_frozen(("left",))  # which is run, unlike a paused one
+    # Which is run, unlike a paused one.
+    model.set_frozen(("left",))
     assert changed_by_a_step() == {"right"}
     model.set_frozen(())
     model.set_active(("left", "right"))

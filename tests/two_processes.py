@@ -13,7 +13,8 @@ from transformers import EvalPrediction
 
 from ecsfusion import FusionTrainer, FusionTrainingArguments
 
-ROWS = 49  # odd: the last batch of an evaluation is padded for one of the processes
+# Odd: the last batch of an evaluation is padded for one of the processes.
+ROWS = 49
 GLOBAL_BATCH = 16
 
 
@@ -24,7 +25,8 @@ def main(folder: Path, *words: str) -> None:
         per_device_train_batch_size=GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", "1")),
         per_device_eval_batch_size=8,
         learning_rate=3e-3,
-        strategy="fixed",  # the first phase starts with a paused modality
+        # The first phase starts with a paused modality.
+        strategy="fixed",
         strategy_options={"schedule": [[0.25, ["right"]], [0.25, ["left", "right"]]]},
         save_strategy="no",
         disable_tqdm=True,

@@ -87,8 +87,10 @@ class Adaptive(Rule):
         self.state: dict[str, Any] = {
             "readings": 0,
             "scouting": scouting_readings > 0,
-            "waiting": None,  # the modality that knew all
-            "learnt_in": None,  # the share of the budget in which it did
+            # The modality that knew all.
+            "waiting": None,
+            # The share of the budget in which it did.
+            "learnt_in": None,
             "best_accuracy": None,
             "not_risen": 0,
         }
@@ -101,7 +103,8 @@ class Adaptive(Rule):
     @property
     def latest_end(self) -> float:
         """Later while a modality waits that learns so fast that it needs less of stage 2."""
-        learnt_in = self.state.get("learnt_in")  # the states of older checkpoints do not have it
+        # The states of older checkpoints do not have it.
+        learnt_in = self.state.get("learnt_in")
         return self.max_unimodal_share if learnt_in is None else self._end_while_waiting(learnt_in)
 
     def _end_while_waiting(self, learnt_in: float) -> float:
@@ -126,7 +129,8 @@ class Adaptive(Rule):
         floor = max(reading.floor["synergy"], self.dependence)
         if reading.conditional_mutual_information > floor and self.state["waiting"] is None:
             why = f"{depend}, more than {floor:.2f}: the fused head has to learn from them together"
-            self.mark_peak(reading)  # not the weights of an earlier reading, which depended less
+            # Not the weights of an earlier reading, which depended less.
+            self.mark_peak(reading)
             return self.end_stage(reading, why)
         saturated = self._saturated(reading) if self.state["waiting"] is None else None
         if saturated is not None:
@@ -156,9 +160,11 @@ class Adaptive(Rule):
         if accuracy < self.saturation or not lead.is_clear(self.ratio, self.margin):
             return None
         if reading.progress >= self._end_while_waiting(reading.progress) - 1e-9:
-            return None  # stage 1 ends here: there is nothing left to wait for
+            # Stage 1 ends here: there is nothing left to wait for.
+            return None
         self.state |= {"waiting": leader, "learnt_in": reading.progress, "scouting": False}
-        self.state |= {"best_accuracy": None, "not_risen": 0}  # of others than before
+        # Of others than before.
+        self.state |= {"best_accuracy": None, "not_risen": 0}
         reason = (
             f"{leader} waits for stage 2, from its initial weights: alone its accuracy is {accuracy:.3f}, which leaves "
             f"nothing to learn the others from; {lead}"

@@ -33,7 +33,8 @@ class FixedSchedule(Rule):
         if unit not in ("share", "epochs"):
             raise ValueError(f"unit must be 'share' or 'epochs', got {unit!r}.")
         self.unit = unit
-        self.phases: list[tuple[float, tuple[str, ...]]] = []  # (end, modalities)
+        # (end, modalities)
+        self.phases: list[tuple[float, tuple[str, ...]]] = []
         end = 0.0
         if not isinstance(schedule, Sequence) or isinstance(schedule, str):
             raise ValueError(f"schedule must be a list of pairs (length > 0, modalities), got {schedule!r}.")

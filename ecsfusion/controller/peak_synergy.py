@@ -65,14 +65,16 @@ class PeakSynergy(Rule):
         self.patience, self.wait, self.stop_patience = patience, wait, stop_patience
         self.accuracy_tolerance, self.synergy_margin = accuracy_tolerance, synergy_margin
         self.state: dict[str, Any] = {
-            "best": None,  # the accuracy and synergy that the next peak must not fall behind
+            # The accuracy and synergy that the next peak must not fall behind.
+            "best": None,
             "since_peak": 0,
             "readings": 0,
             "accuracy_sum": dict.fromkeys(self.modalities, 0.0),
             "nothing_learnt": 0,
             "leader": None,
             "leader_readings": 0,
-            "paused": {},  # name: readings in a row without its lead
+            # Name: readings in a row without its lead.
+            "paused": {},
             # of those that train, since one was paused
             "waiting": {"best_accuracy": None, "not_risen": 0},
             "not_again": [],
@@ -83,7 +85,8 @@ class PeakSynergy(Rule):
     def decide_unimodal(self, reading: Reading) -> Decision:
         if reading.step == 0:
             return self.train(reading, self._training(), "all train: step 0, nothing is learnt yet")
-        seen = self.state.setdefault("information", [])  # which older checkpoints do not have
+        # Which older checkpoints do not have.
+        seen = self.state.setdefault("information", [])
         remember(seen, reading, self.modalities)
         self._look_for_peak(reading)
         over = self._nothing_to_learn(reading) or self._past_the_peak(reading)
@@ -117,7 +120,8 @@ class PeakSynergy(Rule):
         elif accuracy < best["accuracy"] - self.accuracy_tolerance or synergy < best["synergy"] - noise:
             state["since_peak"] += 1
             return
-        else:  # a tie; the best values stay, or slow decay would pass as a row of ties
+        else:
+            # A tie; the best values stay, or slow decay would pass as a row of ties.
             best["accuracy"], best["synergy"] = max(best["accuracy"], accuracy), max(best["synergy"], synergy)
         state["since_peak"] = 0
         self.mark_peak(reading)

@@ -54,7 +54,8 @@ class WeakFirst(Rule):
     def decide_unimodal(self, reading: Reading) -> Decision:
         if self.state["leader"] is not None:
             return self._others_alone(reading)
-        seen = self.state.setdefault("information", [])  # which older checkpoints do not have
+        # Which older checkpoints do not have.
+        seen = self.state.setdefault("information", [])
         remember(seen, reading, self.modalities)
         if reading.epoch < self.min_epochs - 1e-9:
             reason = f"all train: the first comparison is at epoch {self.min_epochs:g}"

@@ -212,7 +212,8 @@ class RunDiagnostics:
         names, num_clusters = tuple(information.unique), information.num_clusters[0]
         min_rows = max(num_clusters, information.num_samples / 2)
         if len(rows) < min_rows or not set(names) <= set(evaluation.present):
-            return  # too few rows have every modality
+            # Too few rows have every modality.
+            return
         training = self._decompose(evaluation, rows, names, num_clusters=num_clusters)
         scores = {name: quality(evaluation, name, run.model.problem_type)[0] for name in run.model.modalities}
         self._warn(memorized(training, scores, validation))

@@ -56,7 +56,8 @@ def head_answers(logits: torch.Tensor, problem_type: str) -> torch.Tensor:
 
 
 def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
-    if problem_type == MULTI_LABEL:  # every label of every row is a question of its own
+    if problem_type == MULTI_LABEL:
+        # Every label of every row is a question of its own.
         yes = probabilities.double().reshape(-1)
         probabilities = torch.stack([1 - yes, yes], dim=1)
         labels = (labels > 0.5).long().reshape(-1)

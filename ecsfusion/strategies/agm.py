@@ -47,7 +47,8 @@ class AGM(Strategy):
             raise ValueError(f"alpha is {alpha}; it must be positive.")
         self.alpha, self.cap = alpha, cap
         self.state = {
-            "means": dict.fromkeys(self.modalities, 0.0),  # of s_m, over the batches with modality m
+            # Of s_m, over the batches with modality m.
+            "means": dict.fromkeys(self.modalities, 0.0),
             "batches": dict.fromkeys(self.modalities, 0),
         }
 
@@ -103,7 +104,8 @@ def mono_modal_responses(model: FusionForClassification, outputs: FusionOutput) 
     names, fused = tuple(outputs.embeddings or {}), cast("Tensor", outputs.logits)
     size = len(names)
     answers: dict[tuple[str, ...], Tensor] = {(): torch.zeros_like(fused), names: fused}
-    model.fusion.eval()  # absent modalities must leave no trace in batch statistics
+    # Absent modalities must leave no trace in batch statistics.
+    model.fusion.eval()
     for coalition in itertools.chain(*(itertools.combinations(names, k) for k in range(1, size))):
         answers[coalition] = _answer(model, outputs, coalition)
     model.fusion.train()
@@ -113,7 +115,8 @@ def mono_modal_responses(model: FusionForClassification, outputs: FusionOutput) 
         for coalition, answer in answers.items():
             if name in coalition:
                 without = tuple(other for other in coalition if other != name)
-                weight = 1 / (size * math.comb(size - 1, len(without)))  # |S|! (M - |S| - 1)! / M!
+                # |S|! (M - |S| - 1)! / M!
+                weight = 1 / (size * math.comb(size - 1, len(without)))
                 total = total + weight * (answer - answers[without])
         responses[name] = total
     return responses

@@ -43,7 +43,8 @@ class UnimodalDistillation(Strategy):
         if not weight >= 0:
             raise ValueError(f"weight is {weight}; it must not be negative.")
         self.share, self.weight = share, weight
-        self.teachers: dict[str, nn.Module] = {}  # no part of the model: neither counted nor saved with it
+        # No part of the model: neither counted nor saved with it.
+        self.teachers: dict[str, nn.Module] = {}
 
     def make_rule(self, context: RunContext) -> Rule:
         """All modalities train alone for that share, then everything starts anew."""
@@ -55,7 +56,8 @@ class UnimodalDistillation(Strategy):
             return
         kept = trainer.load_folder("unimodal").eval().requires_grad_(False)
         self.teachers = {name: kept.encoders[name] for name in self.modalities}
-        self._autocast = trainer.accelerator.autocast  # teachers compute as their pupils do
+        # Teachers compute as their pupils do.
+        self._autocast = trainer.accelerator.autocast
 
     def prepare_inputs(self, model: FusionForClassification, inputs: dict[str, Any]) -> dict[str, Any]:
         """Remember the batch, for the teachers; it stays as it is."""

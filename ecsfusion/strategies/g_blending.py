@@ -50,15 +50,19 @@ class GBlending(Strategy):
         self.heads = (*self.modalities, FUSED)
         self.state = {
             "weights": dict.fromkeys(self.heads, 1 / len(self.heads)),
-            "before": None,  # of each head [V_k, T_k]
-            "training": {head: [0.0, 0.0] for head in self.heads},  # since then: sum of the losses, rows
+            # Of each head [V_k, T_k].
+            "before": None,
+            # Since then: sum of the losses, rows.
+            "training": {head: [0.0, 0.0] for head in self.heads},
         }
-        self._step: Tensor | None = None  # (heads, 2) the same of one optimizer step on this process
+        # (heads, 2) the same of one optimizer step on this process.
+        self._step: Tensor | None = None
 
     def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> Tensor:
         """sum_k w_k CE_k."""
         fused = model.fused_loss(outputs.logits, labels, outputs.present or {})  # type: ignore[arg-type]
-        losses = {FUSED: (fused, len(labels))}  # by head: the sum over its rows / all rows, and its rows
+        # By head: the sum over its rows / all rows, and its rows.
+        losses = {FUSED: (fused, len(labels))}
         for name, logits in (outputs.unimodal_logits or {}).items():
             rows = rows_of(outputs, name)
             if len(rows):
@@ -85,7 +89,8 @@ class GBlending(Strategy):
     def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Weigh the heads anew."""
         training = self.state["training"]
-        if not all(rows for _, rows in training.values()):  # no step yet, or a head that saw nothing
+        if not all(rows for _, rows in training.values()):
+            # No step yet, or a head that saw nothing.
             return
         now = {
             head: [validation_loss(trainer, evaluation, head), training[head][0] / training[head][1]]

@@ -54,8 +54,10 @@ class MLA(Strategy):
         self.state = {"steps": 0}
         self.projection: Tensor | None = None
         """P (D, D), symmetric."""
-        self._features = torch.zeros(0)  # sum of the embeddings that make up one step, and their number
-        self._share = 1.0  # of the batch's rows that are trained on
+        # Sum of the embeddings that make up one step, and their number.
+        self._features = torch.zeros(0)
+        # Of the batch's rows that are trained on.
+        self._share = 1.0
 
     @property
     def turn(self) -> str:
@@ -82,7 +84,8 @@ class MLA(Strategy):
         name, self._share = self.turn, 1.0
         mask = (inputs.get("present") or {}).get(name)
         if inputs.get(name) is None or (mask is not None and not mask.any()):
-            return inputs  # nobody has it: a loss of zero
+            # Nobody has it: a loss of zero.
+            return inputs
         left_out = {"present", *self.modalities} - {name}
         own = {key: value for key, value in inputs.items() if key not in left_out}
         if mask is None or bool(mask.all()):

@@ -40,7 +40,8 @@ class MMPareto(Strategy):
         if not gamma > 0:
             raise ValueError(f"gamma is {gamma}; it must be positive.")
         self.gamma = gamma
-        self._unimodal: dict[str, Tensor] = {}  # g1 by modality, summed over the batches of an optimizer step
+        # G1 by modality, summed over the batches of an optimizer step.
+        self._unimodal: dict[str, Tensor] = {}
         self._batches = 0
 
     def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> Tensor:
@@ -86,10 +87,12 @@ class MMPareto(Strategy):
         product = joint @ unimodal
         if product >= 0:
             return self.gamma * both
-        share = (unimodal @ unimodal - product) / (joint - unimodal).square().sum()  # a0; in (0, 1) here
+        # A0; in (0, 1) here.
+        share = (unimodal @ unimodal - product) / (joint - unimodal).square().sum()
         h = 2 * (share * joint + (1 - share) * unimodal)
         if h.norm() <= 1e-5 * (joint.norm() + unimodal.norm()):
-            return torch.zeros_like(h)  # opposite gradients: what is left is rounding, and has no direction
+            # Opposite gradients: what is left is rounding, and has no direction.
+            return torch.zeros_like(h)
         return self.gamma * (both.norm() / h.norm()) * h
 
 

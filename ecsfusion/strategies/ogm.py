@@ -41,7 +41,8 @@ class OGM(Strategy):
         if not alpha > 0:
             raise ValueError(f"alpha is {alpha}; it must be positive.")
         self.alpha = alpha
-        self._scores = torch.zeros(2)  # of the batches that make up one optimizer step
+        # Of the batches that make up one optimizer step.
+        self._scores = torch.zeros(2)
 
     def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> None:
         """Only look: the scores of this batch."""

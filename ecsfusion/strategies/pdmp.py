@@ -45,7 +45,8 @@ class PDMP(Strategy):
         if not 0.0 <= gamma_r <= gamma_p:
             raise ValueError(f"gamma_r is {gamma_r}; it must be in [0, gamma_p], and gamma_p is {gamma_p}.")
         self.share, self.gamma_p, self.gamma_r = share, gamma_p, gamma_r
-        self.state = {"ranking": []}  # best first
+        # Best first
+        self.state = {"ranking": []}
 
     def make_rule(self, context: RunContext) -> Rule:
         """All train alone for that share, and start anew."""

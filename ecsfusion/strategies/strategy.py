@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class TrainerOfStrategy(Protocol):
     """What a strategy may use of the [`FusionTrainer`] that calls it."""
 
-    model: Any  # the FusionForClassification
+    # The FusionForClassification
+    model: Any
     args: Any
     state: Any
     accelerator: Any
@@ -151,7 +152,8 @@ class Strategy:
 def mean_over_processes(values: Tensor) -> Tensor:
     """The mean of this tensor over all processes, so that they all go on with the same number."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        summed = values.detach().to(PartialState().device, copy=True)  # NCCL does not see what is on the CPU
+        # NCCL does not see what is on the CPU.
+        summed = values.detach().to(PartialState().device, copy=True)
         torch.distributed.all_reduce(summed)
         return (summed / torch.distributed.get_world_size()).to(values.device)
     return values.detach()

@@ -59,7 +59,8 @@ def find_damage(folder: str | Path) -> str | None:
     """What is wrong with a sealed folder, as the end of a sentence; None when nothing is."""
     folder = Path(folder)
     for path in folder.rglob("*"):
-        if path.is_symlink():  # it may lead anywhere, and what it leads to would be taken for the run's own
+        if path.is_symlink():
+            # It may lead anywhere, and what it leads to would be taken for the run's own.
             name = path.relative_to(folder).as_posix()
             return f"{name} is a link, which no checkpoint holds; put the file itself there"
     try:
@@ -84,7 +85,8 @@ def _read_manifest(path: Path) -> dict[str, dict[str, int | str]]:
     """Size and SHA-256 by file. Raises ValueError, KeyError or TypeError for what `seal` has not written."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):  # a flipped bit made one name another's, which would hide a file
+        if len(dict(pairs)) < len(pairs):
+            # A flipped bit made one name another's, which would hide a file.
             raise ValueError("a name twice")
         return dict(pairs)
 
@@ -163,7 +165,8 @@ def check_fits(folder: str | Path, model: nn.Module) -> None:
     for path in sorted(Path(folder).glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             there |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    if not there:  # FSDP has formats of its own
+    if not there:
+        # FSDP has formats of its own.
         return
     weights = model.state_dict()
     saved = {weights[key].data_ptr() for key in there if key in weights}
@@ -202,7 +205,8 @@ def link_folder(source: str | Path, target: str | Path) -> None:
                 try:
                     os.link(path, copy)
                     continue
-                except OSError:  # another disk, or one without links
+                except OSError:
+                    # Another disk, or one without links.
                     pass
             shutil.copyfile(path, copy)
 
@@ -233,7 +237,8 @@ def _step(folder: Path) -> int:
 
 
 def _fingerprint(path: Path, sync: bool = False) -> dict[str, int | str]:
-    if sync:  # so that a power failure after the rename finds the content on the disk
+    if sync:
+        # So that a power failure after the rename finds the content on the disk.
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
     with open(path, "rb") as file:

@@ -17,12 +17,14 @@ def end_processes(trainer: Trainer) -> None:
     accelerator = trainer.accelerator
     group = None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        accelerator.wait_for_everyone()  # nobody hangs up on one that still communicates
+        # Nobody hangs up on one that still communicates.
+        accelerator.wait_for_everyone()
         # The last reference is to be this one, which lets the threads have the interpreter while it waits for them;
         # the wrapper's reducer would not, and they would wait for each other.
         group = torch.distributed.group.WORLD
         trainer.model_wrapped = trainer.model
         accelerator.free_memory()
-        gc.collect()  # the wrapper is in reference cycles
+        # The wrapper is in reference cycles.
+        gc.collect()
     accelerator.end_training()
     del group

@@ -109,7 +109,8 @@ class ResumableTrainer(Trainer):
         return checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self.is_fsdp_enabled:  # which leaves each process a part of every weight
+        if not self.is_fsdp_enabled:
+            # Which leaves each process a part of every weight.
             check_fits(resume_from_checkpoint, self.model if model is None else model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -159,7 +160,8 @@ class ResumableTrainer(Trainer):
         is_best = self.state.best_model_checkpoint == written
         if is_best:
             self.state.best_model_checkpoint = final
-        self.accelerator.wait_for_everyone()  # every process has written its random state
+        # Every process has written its random state.
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if is_best:
                 self.state.save_to_json(os.path.join(written, TRAINER_STATE_NAME))
@@ -195,7 +197,8 @@ class ResumableTrainer(Trainer):
             return
         # The Trainer pickles its arguments beside the weights, paths and tokens included; nothing reads them.
         (aside / "training_args.bin").unlink(missing_ok=True)
-        if aside != target:  # an earlier model in this folder stays until the new one is written
+        if aside != target:
+            # An earlier model in this folder stays until the new one is written.
             for path in sorted(aside.rglob("*"), key=lambda path: path.suffix != ".safetensors"):
                 if path.is_file():
                     place = target / path.relative_to(aside)

@@ -34,7 +34,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # which a failed write does not say
+        # Which a failed write does not say.
+        error.filename = error.filename or str(path)
         raise
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
@@ -91,9 +92,11 @@ def _is_of_the_disk(error: Exception) -> bool:
 def _file_of(error: Exception, folder: Path) -> Path:
     """The file that an error is about: the one that it names, else the last that was begun."""
     if isinstance(error, OSError) and error.filename is not None:
-        return Path(os.fsdecode(error.filename2 or error.filename))  # of a copy, the second is written
+        # Of a copy, the second is written.
+        return Path(os.fsdecode(error.filename2 or error.filename))
     begun = [path for path in folder.rglob("*") if path.is_file()]
-    if isinstance(error, SafetensorError):  # nothing of it is left; its neighbours were written before
+    if isinstance(error, SafetensorError):
+        # Nothing of it is left; its neighbours were written before.
         return max(begun, key=_time, default=folder / SAFE_WEIGHTS_NAME).with_name(SAFE_WEIGHTS_NAME)
     return max(begun, key=_time, default=folder)
 

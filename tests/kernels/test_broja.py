@@ -95,7 +95,8 @@ def test_tiles_follow_the_reference(device):
     """Several tiles of R and a block of classes that is not full: the same state after a few iterations."""
     p1y, p2y = marginals(random_tables(1, (65, 130, 3)))
     solution = broja(*on(device, (p1y, p2y)), tolerance=2e-5, max_iterations=4)
-    known = reference.broja(p1y, p2y, tolerance=1e-9, max_iterations=4)  # in float64
+    # In float64
+    known = reference.broja(p1y, p2y, tolerance=1e-9, max_iterations=4)
     assert solution.iterations.item() == 4
     torch.testing.assert_close(solution.coupling.cpu(), known.coupling, rtol=2e-3, atol=1e-8)
     torch.testing.assert_close(

@@ -75,7 +75,8 @@ def test_strides_change_nothing(device, layout):
 
 
 def test_the_first_of_equal_centres_wins(device):
-    points = torch.randint(-9, 9, (1, 40, 4)).float()  # whole numbers: no product is rounded
+    # Whole numbers: no product is rounded.
+    points = torch.randint(-9, 9, (1, 40, 4)).float()
     for clusters in (8, 140):
         centers = points[:, :1].expand(1, clusters, 4)
         assert not nearest(points.to(device), centers.to(device))[0].any()

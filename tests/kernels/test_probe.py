@@ -141,7 +141,8 @@ def test_the_host_reads_nothing_and_a_graph_replays(device, number):
     if device.type == "cpu":
         pytest.skip("host reads and graphs are CUDA's")
     named, labels = moved(*data(number), device)
-    expected = pid_tensors(named, labels, **OPTIONS)  # compiles the kernels
+    # Compiles the kernels
+    expected = pid_tensors(named, labels, **OPTIONS)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -17,7 +17,8 @@ def _light_collections():
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take longer than the training."""
-    from strategy_runs import NO_PICTURES  # not above: `pytest -m gpu` reads this file without transformers
+    # Not above: `pytest -m gpu` reads this file without transformers.
+    from strategy_runs import NO_PICTURES
 
     for name, replacement in NO_PICTURES.items():
         monkeypatch.setattr(name, replacement)

@@ -15,7 +15,8 @@ from ecsfusion.model.names import FUSED
 
 VIEWS = ("left", "right", "noise")
 STEPS = 8
-ROWS = 64  # of a batch of 16: two epochs
+# Of a batch of 16: two epochs.
+ROWS = 64
 CLASSES = NUM_CLASSES
 
 
@@ -89,7 +90,8 @@ def arguments(folder: Path, **options: Any) -> FusionTrainingArguments:
         "eval_strategy": "steps",
         "eval_steps": 2,
         "save_strategy": "no",
-        "keep_best_heads": False,  # the model's own weights are what a strategy is judged by
+        # The model's own weights are what a strategy is judged by.
+        "keep_best_heads": False,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,

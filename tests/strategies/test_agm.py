@@ -92,7 +92,8 @@ def test_coefficients_of_strength_cap_and_three_modalities():
 def test_a_modality_that_no_row_has_is_not_compared():
     strategy = AGM(VIEWS)
     found = strategy.coefficients({"left": 1.0, "right": 3.0})
-    assert found == pytest.approx({"left": 0.0016798, "right": 2.3742109}, rel=1e-4)  # as of two modalities
+    # As of two modalities.
+    assert found == pytest.approx({"left": 0.0016798, "right": 2.3742109}, rel=1e-4)
     assert strategy.coefficients({"right": 9.0}) == {"right": 1.0}
     assert strategy.state["means"] == {"left": 1.0, "right": 6.0, "noise": 0.0}
     assert strategy.state["batches"] == {"left": 1, "right": 2, "noise": 0}

@@ -45,7 +45,8 @@ def test_the_loss_is_the_mean_squared_distance_to_the_teachers():
     # Left: teachers (0, 4) and (2, 2), squares 1 4 0 0, mean 1.25. Right: teacher 3, square 4, in half of the rows.
     assert loss.item() == pytest.approx(1.0 + 2.0 * (1.25 + 4.0 / 2))
     loss.backward()
-    assert right.grad[0, 0] == pytest.approx(2.0 * 2.0 * 2.0 / 2)  # weight * 2 (h - teacher) / 2 rows
+    # Weight * 2 (h - teacher) / 2 rows.
+    assert right.grad[0, 0] == pytest.approx(2.0 * 2.0 * 2.0 / 2)
     assert left.grad.isfinite().all()
 
 
@@ -83,7 +84,8 @@ def test_a_run_starts_anew_with_teachers_that_are_no_part_of_it(tmp_path):
         strategy=Watched,
     )
     trainer.train()
-    assert trainer.record.stage_start == 12  # half of 24 steps
+    # Half of 24 steps.
+    assert trainer.record.stage_start == 12
     for key, value in Watched.start.items():
         torch.testing.assert_close(value, initial[key], msg=key)
     kept = load_file(tmp_path / "unimodal" / "model.safetensors")

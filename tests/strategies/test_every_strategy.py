@@ -118,8 +118,10 @@ class SaveAt(TrainerCallback):
         control.should_save = state.global_step in self.steps
 
 
-AFTER_AN_EVALUATION, BETWEEN = 6, 7  # of ten steps, in epochs of four
-NOISY = {"dropout": 0.2, "norm": True}  # random numbers and batch statistics
+# Of ten steps, in epochs of four.
+AFTER_AN_EVALUATION, BETWEEN = 6, 7
+# Random numbers and batch statistics.
+NOISY = {"dropout": 0.2, "norm": True}
 
 
 def resumable(folder: Path, name: str) -> FusionTrainer:
@@ -454,7 +456,8 @@ def test_hooks_are_called_in_the_order_that_is_promised(tmp_path):
         per_device_train_batch_size=8,
     )
     assert run.strategy.state["title"] == "of four steps"
-    alone, together = 2 * 6, 2 * 6 + 2  # parameters with a gradient: two views, and the fused head
+    # Parameters with a gradient: two views, and the fused head.
+    alone, together = 2 * 6, 2 * 6 + 2
     one, two = [["gradients", alone], "step"], [["gradients", together], "step"]
     assert run.strategy.state["lines"] == [
         ["stage", "unimodal", 0],
@@ -540,7 +543,8 @@ class Picky(Strategy):
 
 def test_float16_is_refused_where_a_strategy_says_so(tmp_path):
     run = trainer(tmp_path, more={"strategy": Picky})
-    run.args.fp16 = True  # which TrainingArguments refuse on a CPU
+    # Which TrainingArguments refuse on a CPU.
+    run.args.fp16 = True
     with pytest.raises(
         ValueError, match="'picky' cannot be trained like this: its numbers are large; use bf16"
     ):

@@ -52,7 +52,8 @@ def test_the_loss_is_the_weighted_sum_and_training_losses_are_means_over_rows():
     strategy.state["weights"] = {"left": 0.5, "right": 0.2, FUSED: 0.3}
     seen = {head: [] for head in HEADS}
     rows = {"left": 12 + 8, "right": 16 + 8, FUSED: 16 + 8}
-    for size, lacking in ((16, 4), (8, 0)):  # two batches, one optimizer step; four rows lack the left view
+    for size, lacking in ((16, 4), (8, 0)):
+        # Two batches, one optimizer step; four rows lack the left view.
         batch = Views(size, size).batch()
         outputs = model(**batch, present={"left": torch.arange(size) >= lacking})
         z, labels = {**outputs.unimodal_logits, FUSED: outputs.logits}, batch["labels"]
@@ -84,7 +85,8 @@ def test_the_loss_is_the_weighted_sum_and_training_losses_are_means_over_rows():
         chosen = slice(0, 7 if head == "left" else 10)
         expected = float(F.cross_entropy(heads[head][chosen], held.labels[chosen]))
         assert validation == pytest.approx(expected, rel=1e-5)
-    assert strategy.state["weights"] == {"left": 0.5, "right": 0.2, FUSED: 0.3}  # until the second evaluation
+    # Until the second evaluation.
+    assert strategy.state["weights"] == {"left": 0.5, "right": 0.2, FUSED: 0.3}
     assert strategy.state["training"] == {head: [0.0, 0.0] for head in HEADS}
 
 

@@ -38,9 +38,11 @@ def test_a_gradient_along_what_was_seen_is_projected_away():
     model = SimpleNamespace(
         heads={"left": head_of([[1.0, 2.0]]), "right": head_of([[3.0, 4.0], [4.0, -3.0]])}
     )
-    strategy._features = torch.tensor([6.0, 8.0, 2.0])  # two rows, mean (3, 4)
+    # Two rows, mean (3, 4)
+    strategy._features = torch.tensor([6.0, 8.0, 2.0])
     strategy.adjust_gradients(model)
-    assert model.heads["left"].weight.grad.tolist() == [[1.0, 2.0]]  # nothing had been seen before
+    # Nothing had been seen before.
+    assert model.heads["left"].weight.grad.tolist() == [[1.0, 2.0]]
     strategy.state["steps"] = 1
     strategy.adjust_gradients(model)
     # (3, 4) is gone; (4, -3), at right angles, is as it was: what is left of P has norm 1.
@@ -64,7 +66,8 @@ def test_a_step_is_given_one_modality_in_the_rows_that_have_it():
     outputs = model(**inputs)
     loss = strategy.loss(model, outputs, inputs["labels"])
     error = torch.nn.functional.cross_entropy(outputs.unimodal_logits["right"], inputs["labels"])
-    torch.testing.assert_close(loss, error / 2)  # rows without it count as zero
+    # Rows without it count as zero.
+    torch.testing.assert_close(loss, error / 2)
     torch.testing.assert_close(strategy._features[:-1] / 2, outputs.embeddings["right"].mean(dim=0))
     nobody = {**batch, "present": {"right": torch.zeros(4, dtype=torch.bool)}}
     outputs = model(**strategy.prepare_inputs(model, nobody))
@@ -131,7 +134,8 @@ def test_a_run_trains_the_modalities_in_turn_and_keeps_one_head(tmp_path, accumu
     assert torch.equal(again.projection, trainer.strategy.projection)
     assert again.turn == trainer.strategy.turn == names[len(turns) % 2]
     metrics = trainer.evaluate(TwoViews(200, 2), metric_key_prefix="test")
-    assert metrics["test_accuracy_left"] > 0.5  # chance is a third
+    # Chance is a third.
+    assert metrics["test_accuracy_left"] > 0.5
 
 
 def test_what_it_needs_is_said(tmp_path):

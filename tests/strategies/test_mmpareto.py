@@ -36,7 +36,8 @@ def test_gamma_and_opposite_gradients():
         strategy.combine(torch.tensor([3.0]), torch.tensor([1.0])), torch.tensor([8.0])
     )
     opposite = strategy.combine(torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 0.0]))
-    assert not opposite.any()  # the nearest point is zero, and has no direction
+    # The nearest point is zero, and has no direction.
+    assert not opposite.any()
     with pytest.raises(ValueError, match="gamma is 0"):
         MMPareto(("left", "right"), gamma=0)
 
@@ -50,7 +51,8 @@ def by_hand(model, batches) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
         joint = joint + F.cross_entropy(outputs.logits, labels) / len(batches)
         for name, logits in outputs.unimodal_logits.items():
             rows = outputs.present[name]
-            share = rows.float().mean()  # a row that lacks the modality adds nothing
+            # A row that lacks the modality adds nothing.
+            share = rows.float().mean()
             unimodal = unimodal + share * F.cross_entropy(logits[rows], labels[rows]) / len(batches)
 
     def of(loss):
@@ -66,7 +68,8 @@ def by_hand(model, batches) -> tuple[dict[str, torch.Tensor], dict[str, torch.Te
 def test_encoders_have_the_combination_and_heads_the_sum(fusion):
     model = views(fusion=fusion, stage="joint")
     model.start_fusion_from_heads()
-    right = model.heads["right"].weight.data  # its own head and the fused one want about the contrary
+    # Its own head and the fused one want about the contrary.
+    right = model.heads["right"].weight.data
     right.copy_(0.02 * torch.randn(right.shape, generator=torch.Generator().manual_seed(0)) - right)
     rows = Views(16, 0)
     present = {"left": torch.arange(16) % 4 > 0}
@@ -82,7 +85,8 @@ def test_encoders_have_the_combination_and_heads_the_sum(fusion):
     for modality in model.modalities:
         names = [name for name in joint if name.startswith(f"encoders.{modality}.")]
         g0, g1 = (torch.cat([values[name].flatten() for name in names]) for values in (joint, unimodal))
-        grid = torch.linspace(0, 1, 100_001)  # the nearest point, by trying
+        # The nearest point, by trying.
+        grid = torch.linspace(0, 1, 100_001)
         square = grid**2 * (g0 @ g0) + 2 * grid * (1 - grid) * (g0 @ g1) + (1 - grid) ** 2 * (g1 @ g1)
         conflicts.append(bool(g0 @ g1 < 0))
         a0 = float(grid[square.argmin()]) if conflicts[-1] else 0.5

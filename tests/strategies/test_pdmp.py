@@ -52,7 +52,8 @@ def test_with_equal_factors_it_is_joint_training_from_the_initial_weights(tmp_pa
 
 def test_the_peak_is_kept_and_the_card_says_where_stage_two_starts(tmp_path):
     initial = {name: value.clone() for name, value in views().state_dict().items()}
-    run = trained(tmp_path, strategy="pdmp")  # 2 of 8 steps
+    # 2 of 8 steps.
+    run = trained(tmp_path, strategy="pdmp")
     assert run.record.peak_step == 2
     own = copy.deepcopy(dict(run.model.encoders.items()))
     teacher = FusionForClassification.from_pretrained(tmp_path / "unimodal", encoders=own)
@@ -119,14 +120,16 @@ def test_a_run_ranks_by_validation_and_scales_in_stage_two_only(tmp_path):
         )
         run.train()
         seen.append(gradients.seen)
-        accuracy = run.record.history[1].reading.accuracy  # at the end of stage 1
+        # At the end of stage 1.
+        accuracy = run.record.history[1].reading.accuracy
         ranking = run.strategy.state["ranking"]
         assert ranking == list(VIEWS)
         assert accuracy["left"] > accuracy["right"] > accuracy["noise"]
     plain, scaled = seen
     for step in range(4):
         assert all(torch.equal(plain[step][name], value) for name, value in scaled[step].items())
-    for name, value in scaled[4].items():  # the first one of stage 2, from the same weights
+    for name, value in scaled[4].items():
+        # The first one of stage 2, from the same weights.
         others = tuple(f"encoders.{modality}." for modality in ranking[1:])
         factor = 0.5 if name.startswith(others) else 1.0
         torch.testing.assert_close(value, factor * plain[4][name])

@@ -63,14 +63,17 @@ def test_coefficients_are_clipped():
     strategy = make_strategy("pmr", ["left", "right"])
     assert strategy.coefficients(torch.tensor([0.5, 0.5])).tolist() == [0.0, 0.0]
     assert strategy.coefficients(torch.tensor([0.4, 0.5])).tolist() == pytest.approx([0.25, 0.0])
-    assert strategy.coefficients(torch.tensor([0.9, 0.3])).tolist() == [0.0, 1.0]  # 3 - 1 is over 1
+    # 3 - 1 is over 1.
+    assert strategy.coefficients(torch.tensor([0.9, 0.3])).tolist() == [0.0, 1.0]
     assert strategy.coefficients(torch.tensor([0.0, 0.3])).tolist() == [1.0, 0.0]
-    assert strategy.coefficients(torch.tensor([NAN, 0.3])).tolist() == [0.0, 0.0]  # nobody has the first
+    # Nobody has the first.
+    assert strategy.coefficients(torch.tensor([NAN, 0.3])).tolist() == [0.0, 0.0]
 
 
 def test_rows_that_lack_a_modality_count_as_zero_and_leave_no_nan():
     strategy = strategy_with_prototypes(mu=0.0)
-    left = torch.zeros(2, 2, requires_grad=True)  # on top of a prototype
+    # On top of a prototype.
+    left = torch.zeros(2, 2, requires_grad=True)
     right = torch.tensor([[0.0], [NAN]], requires_grad=True)
     loss = strategy.loss(None, outputs_of(left, right, [True, False]), torch.tensor([0, 0]))
     assert loss.item() == pytest.approx(1.0 + B_2 * PCE_2 / 2, abs=1e-6)
@@ -94,7 +97,8 @@ def test_prototypes_are_class_means_with_a_moving_average():
     strategy = make_strategy("pmr", ["left", "right"], momentum=0.2)
     strategy.update("left", torch.tensor([[10.0], [5.0], [NAN]]))
     assert strategy.prototypes["left"][:, 0].tolist() == pytest.approx([10.0, 5.0, NAN], nan_ok=True)
-    strategy.update("left", torch.tensor([[20.0], [NAN], [4.0]]))  # 0.2 * 10 + 0.8 * 20 = 18
+    # 0.2 * 10 + 0.8 * 20 = 18.
+    strategy.update("left", torch.tensor([[20.0], [NAN], [4.0]]))
     assert strategy.prototypes["left"][:, 0].tolist() == pytest.approx([18.0, 5.0, 4.0])
 
 
@@ -123,8 +127,10 @@ def test_a_run_ends_with_the_prototypes_of_its_weights(tmp_path):
     trainer = trainer_of(tmp_path, strategy_options={"momentum": 0.0})
     trainer.train()
     rows = trainer.evaluate_training_rows()
-    assert len(rows.labels) == 60  # at most as many as are evaluated
-    assert len(trainer.record.history) == 2  # training rows are no probe
+    # At most as many as are evaluated.
+    assert len(rows.labels) == 60
+    # Training rows are no probe.
+    assert len(trainer.record.history) == 2
     for name, prototypes in trainer.strategy.prototypes.items():
         for k in range(3):
             mean = torch.from_numpy(rows.embeddings[name])[rows.labels == k].mean(dim=0)

@@ -31,7 +31,8 @@ def test_clusters_are_found_in_the_rows_that_have_the_modality():
     found = Evaluation({}, {"left": embeddings.numpy()}, {"left": present}, labels)
     assert purity_of(found, "left", 3, torch.device("cpu")) == 1.0
     wrong = Evaluation({}, {"left": embeddings.numpy()}, {"left": present}, torch.zeros(60, dtype=torch.long))
-    wrong.labels[:25] = 1  # half of the 50 rows, whatever the cluster
+    # Half of the 50 rows, whatever the cluster.
+    wrong.labels[:25] = 1
     assert 0.5 <= purity_of(wrong, "left", 3, torch.device("cpu")) < 0.55
 
 
@@ -51,7 +52,8 @@ def test_an_encoder_goes_a_quarter_of_the_way_back():
         return SimpleNamespace(encoders={"left": layer})
 
     model = model_at(10.0)
-    lead_back(model, model_at(2.0), {"left": 0.25})  # 0.25 * 2 + 0.75 * 10 = 8
+    # 0.25 * 2 + 0.75 * 10 = 8.
+    lead_back(model, model_at(2.0), {"left": 0.25})
     assert float(model.encoders["left"].weight) == pytest.approx(8.0)
     assert float(model.encoders["left"].bias) == 1.0
 
@@ -76,7 +78,8 @@ def same(one, other):
 
 
 def test_a_run_leads_back_who_memorized_before_the_next_step(tmp_path, monkeypatch):
-    purities = iter([1.0, 0.5, 0.5, 0.5] * 3)  # left and right on training rows, then evaluated
+    # Left and right on training rows, then evaluated.
+    purities = iter([1.0, 0.5, 0.5, 0.5] * 3)
     monkeypatch.setattr(relearning, "purity_of", lambda *args: next(purities))
     Watched.seen = []
     model = two_views()
@@ -88,7 +91,8 @@ def test_a_run_leads_back_who_memorized_before_the_next_step(tmp_path, monkeypat
             num_train_epochs=4,
             per_device_train_batch_size=16,
             learning_rate=3e-3,
-            strategy_options={"shares": [0.2, 0.3, 0.7], "strength": 100.0},  # tanh 50 is 1
+            # Tanh 50 is 1.
+            strategy_options={"shares": [0.2, 0.3, 0.7], "strength": 100.0},
             disable_tqdm=True,
             report_to="none",
             save_strategy="no",
@@ -107,7 +111,8 @@ def test_a_run_leads_back_who_memorized_before_the_next_step(tmp_path, monkeypat
         for a, b in zip(after["left"].parameters(), initial["left"].parameters(), strict=True):
             torch.testing.assert_close(a, b)
         assert same(before["right"], after["right"])
-    assert not same(model.encoders["left"], initial["left"])  # it learned again
+    # It learned again
+    assert not same(model.encoders["left"], initial["left"])
 
 
 def test_options_that_make_no_sense_are_named():

@@ -138,8 +138,10 @@ def test_dropout_at_its_ends_takes_none_or_one_of_every_row(probability):
 def test_dropout_never_takes_the_only_modality_of_a_row_and_takes_only_what_is_there():
     rows = 3000
     given = {name: torch.zeros(rows, dtype=torch.bool) for name in VIEWS}
-    given["left"][:1000] = True  # a thousand rows have the left view only,
-    given["right"][1000:] = given["noise"][1000:] = True  # two thousand the two others
+    # A thousand rows have the left view only,.
+    given["left"][:1000] = True
+    # Two thousand the two others.
+    given["right"][1000:] = given["noise"][1000:] = True
     left = present_after(1.0, VIEWS, rows, given)
     assert left[0, :1000].all()
     assert (left.sum(dim=0) == 1).all()
@@ -258,7 +260,8 @@ def test_ogm_makes_the_gradient_of_the_encoder_that_is_ahead_smaller(ahead):
     behind = "left" if ahead == "right" else "right"
     with torch.no_grad():
         for parameter in model.encoders[behind].second.parameters():
-            parameter.zero_()  # it says the same of every row
+            # It says the same of every row.
+            parameter.zero_()
         # the other one's part of the fused logits speaks for the commonest class
         common = Views(ROWS, 0).labels.bincount().argmax()
         columns = slice(0, 6) if ahead == "left" else slice(6, None)
@@ -266,7 +269,8 @@ def test_ogm_makes_the_gradient_of_the_encoder_that_is_ahead_smaller(ahead):
         model.fusion.linear.weight[common, columns] = 0.2
     strategy, gaps = OGM(TWO, alpha=0.5), {behind: torch.arange(32) % 2 == 0}
     first, second = (range(32), gaps), (range(32, 64), None)
-    for batches in ([first, second], [first]):  # the second step starts from nothing again
+    for batches in ([first, second], [first]):
+        # The second step starts from nothing again.
         model.zero_grad()
         parts = [look_at(strategy, model, *batch) for batch in batches]
         scores = {name: torch.stack([part[name] for part in parts]).sum() for name in TWO}

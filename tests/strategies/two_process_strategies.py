@@ -9,7 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # fusion_fixtures, where pytest did not add it
+# fusion_fixtures, where pytest did not add it.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import pytest
 from strategy_runs import NO_PICTURES, NO_READOUTS, by_name, trainer, weights
@@ -56,7 +57,8 @@ def main(folder: Path) -> None:
             "state": run.strategy.state_dict(),
         }
         run.save_model()
-        run.model_wrapped = run.model  # the wrapper would keep the process group
+        # The wrapper would keep the process group.
+        run.model_wrapped = run.model
         gc.collect()
     try:
         trainer(folder / "alone", more={"strategy": Alone}, **options())
