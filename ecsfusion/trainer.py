@@ -276,6 +276,9 @@ class FusionTrainer(ResumableTrainer):
         DistributedDataParallel, which wraps the model after this, never averages the gradients of parameters that were
         paused at that moment.
         """
+        if not self.is_in_train:
+            # Made by hand: the arguments may have changed since.
+            self.plan = self._make_plan()
         self.model.label_smoothing = self.args.label_smoothing_factor
         self.model.config.auxiliary_weight = self.plan.auxiliary_weight
         self.model.config.readout = None

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import killed_run
+from older_records import record_of_format_1
 
 from ecsfusion import FusionTrainer
 from ecsfusion.training.checkpoints import MANIFEST, find_damage, seal
@@ -103,6 +104,7 @@ def older_state(folder: Path, runs: Runs) -> dict[str, object]:
     """The controller's state of a version before its format had a number, with all that there is today."""
 
     def change(record: dict) -> None:
+        record.update(record_of_format_1(record))
         del record["format"], record["ecsfusion"]
 
     rewrite_record(runs.killed, folder, change)
@@ -113,6 +115,7 @@ def oldest_state(folder: Path, runs: Runs) -> dict[str, object]:
     """The controller's state of a version that knew no best heads yet: it is said, and training goes on."""
 
     def change(record: dict) -> None:
+        record.update(record_of_format_1(record))
         del record["format"], record["ecsfusion"], record["best_heads"], record["strategy"]
 
     rewrite_record(runs.killed, folder, change)

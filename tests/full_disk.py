@@ -16,7 +16,7 @@ from unittest import mock
 import killed_run
 from faults import Runs, heard, seen, train
 
-import ecsfusion.trainer
+import ecsfusion.training.best_heads
 import ecsfusion.training.publishing
 import ecsfusion.training.resuming
 from ecsfusion import FusionTrainer
@@ -84,7 +84,8 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 # Where a run writes: what is replaced, its name, which of its calls; how the sentence starts; the file that fails when
 # none may have more than so many bytes.
-RESUMING, TRAINER = ecsfusion.training.resuming, ecsfusion.trainer
+RESUMING, PUBLISHING = ecsfusion.training.resuming, ecsfusion.training.publishing
+BEST_HEADS = ecsfusion.training.best_heads
 WRITING = {
     "initial weights": (
         FusionTrainer,
@@ -95,7 +96,14 @@ WRITING = {
         10_000,
     ),
     "peak": (FusionTrainer, "save_folder", 3, "The folder 'unimodal' of", "model.safetensors", 10_000),
-    "best head": (TRAINER, "save_modality", 5, "The best weights of", "model.safetensors", 10_000),
+    "best head": (
+        BEST_HEADS,
+        "save_modality",
+        5,
+        "The best weights of",
+        "model.safetensors",
+        10_000,
+    ),
     "configuration": (FusionTrainer, "_save_checkpoint", 7, "checkpoint-7 of", "config.json", 1_000),
     "weights": (FusionTrainer, "_save_checkpoint", 7, "checkpoint-7 of", "model.safetensors", 20_000),
     "optimizer": (FusionTrainer, "_save_checkpoint", 7, "checkpoint-7 of", "optimizer.pt", 60_000),
@@ -162,7 +170,7 @@ def disk_full_at_the_end(
     folder: Path, runs: Runs, disk: Callable[[], AbstractContextManager]
 ) -> dict[str, object]:
     """For a picture; while the final model is saved over an earlier one; for the card."""
-    with heard() as warnings, when_called(TRAINER, "plot_trajectory", 1, refuse):
+    with heard() as warnings, when_called(PUBLISHING, "plot_trajectory", 1, refuse):
         trainer = train(folder, False)
     messages, problems = [" ".join(warnings)], killed_run.differences(runs.whole, killed_run.outcome(folder))
     for owner, name, count, save in (

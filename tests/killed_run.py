@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
-from fusion_fixtures import TwoViews, two_views
+from fusion_fixtures import TwoViews, stage_one_only, two_views
 from safetensors.torch import load_file
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from ecsfusion import Decision, FusionTrainer, FusionTrainingArguments, Rule
 from ecsfusion.training import checkpoints, resuming
+from ecsfusion.training.best_heads import BestHeads
+from ecsfusion.training.stages import Stages
 
 # Of a budget of 21, so that the last epoch is not whole.
 STEPS = 20
@@ -48,9 +50,18 @@ class Moves(Rule):
 
 
 def train(
-    folder: Path, resume: bool, processes: int = 1, moves: bool = True, **options: object
+    folder: Path,
+    resume: bool,
+    processes: int = 1,
+    moves: bool = True,
+    stage_one: bool = False,
+    **options: object,
 ) -> FusionTrainer:
-    """The run; it saves at every step, and the model at the end. By the rule above, or by that of the options."""
+    """The run; it saves at every step, and the model at the end.
+
+    By the rule above, or by the strategy of the options where `moves` is False; without a stage 2 where `stage_one`.
+    """
+    strategy = stage_one_only(Moves()) if stage_one else Moves() if moves else None
     logging.disable_progress_bar()
     arguments = {
         "output_dir": str(folder),
@@ -80,15 +91,25 @@ def train(
         args=FusionTrainingArguments(**(arguments | options)),
         train_dataset=TwoViews(56, 0),
         eval_dataset=TwoViews(41, 1),
-        strategy=Moves() if moves else None,
+        strategy=strategy,
     )
     trainer.pop_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        decisions = [probe.to_json() for probe in trainer.record.history]
-        for decision in decisions:
-            del decision["reading"]["measurement"]["seconds"]
+        decisions = [
+            {
+                "step": probe.step,
+                "stage": probe.stage,
+                "trained": probe.training,
+                "restored": probe.restored,
+                **probe.decision.to_json(),
+                "unique": probe.reading.unique,
+                "synergy": probe.reading.synergy,
+                "accuracy": probe.reading.accuracy,
+            }
+            for probe in trainer.record.history
+        ]
         (folder / "decisions.json").write_text(json.dumps(decisions))
     return trainer
 
@@ -130,8 +151,8 @@ def ends(ranks: list[multiprocessing.Process], patience: float = 600) -> list[in
 
 def kill_in(moment: str, count: int) -> None:
     """Kill this process in the `count`-th call of a function, halfway where that can be."""
-    module = resuming if hasattr(resuming, moment) else checkpoints
-    owner = FusionTrainer if hasattr(FusionTrainer, moment) else module
+    owners = (FusionTrainer, Stages, BestHeads, resuming, checkpoints)
+    owner = next(owner for owner in owners if hasattr(owner, moment))
     original, calls = getattr(owner, moment), []
 
     def killer(*args: object, **kwargs: object) -> object:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import killed_run
 import pytest
 import torch
-from fusion_fixtures import StopAfterSaving, stage_one_only
+from fusion_fixtures import StopAfterSaving
 from safetensors.torch import load_file
 from test_controller import TWO, reading, run
 from torch import nn
@@ -20,10 +20,10 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
-from ecsfusion import trainer as trainer_module
 from ecsfusion.controller import Decision, Reading, Rule, make_rule
 from ecsfusion.controller.rule import RunContext
 from ecsfusion.model.names import FUSED
+from ecsfusion.training import best_heads as best_heads_module
 from ecsfusion.training.best_heads import folder_of
 from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.stages import INITIAL_FOLDER
@@ -606,7 +606,8 @@ def test_no_folder_of_weights_is_left_over(shortcut) -> None:
 
 
 def test_stage_one_alone_trains_no_fused_head(tmp_path: Path) -> None:
-    run = trainer(tmp_path, "shortcut", more={"strategy": stage_one_only("adaptive")})
+    options = {"rule": "adaptive", **RULE_OPTIONS["shortcut"]}
+    run = trainer(tmp_path, "shortcut", strategy="unimodal", strategy_options=options)
     run.train()
     assert all(outputs.logits is None for _, outputs, _ in run.heard)
     assert all(entry.training == ("left", "right") for entry in run.record.history)
@@ -721,7 +722,7 @@ def test_killed_while_best_heads_are_replaced_it_ends_the_same(
 
     stopped = trainer(tmp_path, "usual", **SAVING)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "replace_folder", killer)
+        patch.setattr(best_heads_module, "replace_folder", killer)
         with pytest.raises(KeyboardInterrupt):
             stopped.train()
     assert Path(calls[-1]).name in {folder_of("left"), folder_of("right")}

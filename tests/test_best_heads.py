@@ -92,9 +92,9 @@ def test_the_model_answers_with_it_and_keeps_its_fused_head(run):
     other = [name for name, best in trained.record.best_heads.items() if best[0] != last]
     assert other == ["left"]
     assert list(model.best_heads) == model.config.best_heads == other
-    metrics = trained.measurements["validation"]
+    scores = trained.measurements["validation"].scores
     for name in model.modalities:
-        assert metrics[f"eval_accuracy_{name}"] == pytest.approx(max(by_step(trained, name).values()))
+        assert scores[name] == pytest.approx(max(by_step(trained, name).values()))
     # The fused head and the embeddings are those of the last step.
     rows = [TwoViews(80, seed=1)[i] for i in range(8)]
     batch = trained.data_collator(rows)
@@ -191,7 +191,7 @@ def test_the_loss_is_that_of_the_logits_that_are_returned(run):
     labels = batch["labels"]
     heads = [torch.nn.functional.cross_entropy(z, labels) for z in out.unimodal_logits.values()]
     fused = torch.nn.functional.cross_entropy(out.logits, labels)
-    torch.testing.assert_close(out.loss, fused + trained.args.auxiliary_weight * sum(heads))
+    torch.testing.assert_close(out.loss, fused + trained.plan.auxiliary_weight * sum(heads))
 
 
 def test_a_model_that_has_copies_is_trained_killed_and_resumed(run, tmp_path):
@@ -221,13 +221,17 @@ def test_a_model_that_has_copies_is_trained_killed_and_resumed(run, tmp_path):
 @pytest.mark.parametrize("stages", ["joint", "unimodal"])
 def test_with_one_stage_and_the_best_model_at_the_end(tmp_path, stages):
     options = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
-    run = trainer(tmp_path, stages=stages, **options)
+    by_stages = {
+        "joint": {"strategy": "joint-auxiliary"},
+        "unimodal": {"strategy": "unimodal", "strategy_options": {"rule": "adaptive"}},
+    }
+    run = trainer(tmp_path, **by_stages[stages], **options)
     run.train()
-    metrics = run.measurements["validation"]
+    scores = run.measurements["validation"].scores
     best = run.state.best_global_step if stages == "joint" else run._final_step()
-    assert metrics["eval_accuracy"] == pytest.approx(by_step(run, "fused")[best])
+    assert scores["fused"] == pytest.approx(by_step(run, "fused")[best])
     for name in run.model.modalities:
-        assert metrics[f"eval_accuracy_{name}"] == pytest.approx(max(by_step(run, name).values()))
+        assert scores[name] == pytest.approx(max(by_step(run, name).values()))
         assert (name in run.model.best_heads) == (run.record.best_heads[name][0] != best)
 
 
@@ -275,7 +279,8 @@ def test_where_weights_are_sharded_none_are_kept(tmp_path, caplog):
     run.controller.record.stage = "joint"
     run.create_optimizer()
     assert "keep_best_heads is off in this run: no process has whole heads under FSDP." in caplog.text
-    assert not run._keeps_best_heads
+    run.best_heads.keep(None)
+    assert run.record.best_heads == {}
 
 
 def test_no_modality_has_the_name_of_such_a_folder():

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils.peft_utils import check_peft_version
 
-from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
+from ecsfusion import Decision, FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.model.encoders import describe_encoder, embed, load_encoder
 from ecsfusion.model.pooling import embedding_dim, pool
 
@@ -450,7 +450,15 @@ def test_ones_own_encoder_and_lora_train_in_two_stages(rule, tmp_path):
     assert all(torch.equal(p, below[name]) for name, p in model.named_parameters() if name in below)
     trainer.save_folder("initial")
     # Reads the folder back with a copy of the module.
-    trainer._reset_modality("sensor")
+    decision = Decision(("sensor", "it"), "a reset", reset=("sensor",))
+    trainer.record.pending = decision
+    trainer.stages.prepare_step()
+    initial = trainer.load_folder("initial").state_dict()
+    assert all(
+        torch.equal(value, initial[key])
+        for key, value in trainer.model.state_dict().items()
+        if "sensor" in key
+    )
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "Sensor" in card

@@ -154,7 +154,7 @@ REGISTRY_LINES = {
     ],
 }
 
-LOOK = '''
+LOOK = """
 import json, sys
 import torch
 sys.path.append(sys.argv[1])
@@ -194,7 +194,7 @@ print(json.dumps({
     "encoder": bool(torch.equal(pool(video, outputs), outputs.last_hidden_state[:, 0])),
     "logged": ["joint_information" in values, "joint_information" in logged_names(("left", "right"), "accuracy")],
 }))
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import killed_run
 import pytest
+from older_records import entry_of_format_1, record_of_format_1
 from readings import make_information, make_measurement, make_probe, make_reading
 
 from ecsfusion.controller import Decision, Reading, make_rule
@@ -466,47 +467,13 @@ def test_what_cannot_be_read_is_named(changes: dict[str, Any], message: str) -> 
 # ---- a whole checkpoint of an older version ----
 
 
-def entry_of_format_1(probe: Probe) -> dict[str, Any]:
-    reading, decision = probe.reading, probe.decision
-    scores = dict(reading.accuracy)
-    return {
-        "calibrated": scores.pop("calibrated"),
-        "accuracy": scores,
-        "conditional_dependence": reading.conditional_mutual_information,
-        "information": reading.mutual_information,
-        "fused_trains": probe.trained_fused_head,
-        "reason": decision.reason,
-        "peak": decision.peak,
-        "overdue": decision.overdue,
-        "reset": list(decision.reset),
-        "restored": probe.restored,
-        "training": list(probe.training),
-        **{key: getattr(reading, key) for key in ("step", "epoch", "stage")},
-        **{key: getattr(reading, key) for key in ("redundancy", "unique", "synergy", "floor")},
-    }
-
-
 def to_format_1(checkpoint: Path) -> None:
     """Give a checkpoint the record and the names of folders that version 0.1.0 would have written."""
     file = checkpoint / "trainer_state.json"
     state = json.loads(file.read_text(encoding="utf-8"))
     attributes = state["stateful_callbacks"]["ControllerCallback"]["attributes"]
     saved = attributes["saved_record"]
-    record = StageRecord.from_json(saved)
-    pending = None
-    if record.pending is not None:
-        pending = record.pending.to_json()
-        pending["stage_over"] = pending.pop("ends_stage")
-    attributes["saved_record"] = {
-        **saved,
-        "format": 1,
-        "pending": pending,
-        "history": [entry_of_format_1(probe) for probe in record.history],
-        "warnings": [
-            {"signature" if key == "diagnostic" else key: value for key, value in warning.items()}
-            for warning in record.warnings
-        ],
-    }
+    attributes["saved_record"] = record_of_format_1(saved)
     assert set(attributes["saved_record"]) == set(saved_by_format_1("adaptive-10"))
     file.write_text(json.dumps(state), encoding="utf-8")
     for name in BOTH:

@@ -41,7 +41,7 @@ def test_the_run_that_is_killed_has_all_that_could_go_wrong(whole, tmp_path):
     decisions = whole["decisions"]
     assert [entry["step"] for entry in decisions if entry["peak"]] == [4, 8]
     assert [entry["restored"] for entry in decisions if entry["restored"] is not None] == [8]
-    assert {tuple(entry["training"]) for entry in decisions} == {("left", "right"), ("right",)}
+    assert {tuple(entry["trained"]) for entry in decisions} == {("left", "right"), ("right",)}
     assert any("left starts again" in entry["reason"] for entry in decisions)
     assert run(tmp_path, resume=False, seed=6) == 0
     assert killed_run.differences(whole, killed_run.outcome(tmp_path)), "nothing could be seen to differ"
@@ -80,12 +80,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(whole, tmp_path):
 def test_a_run_that_ended_early_is_not_trained_on(tmp_path):
     """Stage 1 alone ends at step 12 of 20; killed after that, it must not go on to step 13."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(whole, False, strategy="unimodal", strategy_options={"rule": "adaptive"}) == 0
-    assert (
-        run(killed, False, "give_to_model", 1, strategy="unimodal", strategy_options={"rule": "adaptive"})
-        == -signal.SIGKILL
-    )
-    assert run(killed, True, strategy="unimodal", strategy_options={"rule": "adaptive"}) == 0
+    assert run(whole, False, stage_one=True) == 0
+    assert run(killed, False, "give_to_model", 1, stage_one=True) == -signal.SIGKILL
+    assert run(killed, True, stage_one=True) == 0
     assert not list(killed.glob("checkpoint-13*"))
     assert killed_run.differences(killed_run.outcome(whole), killed_run.outcome(killed)) == []
 

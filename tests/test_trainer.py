@@ -393,8 +393,8 @@ def test_three_modalities_are_probed_each_against_the_rest(tmp_path):
     run.train()
     run.create_model_card(dataset="three views")
     last = run.record.history[-1].reading
-    assert set(last.reading.unique) == {"left", "right", "noise"}
-    assert last.reading.unique["left"] > last.reading.floor["left"]
+    assert set(last.unique) == {"left", "right", "noise"}
+    assert last.unique["left"] > last.floor["left"]
     assert abs(last.unique["noise"]) < 0.1
     assert last.redundancy > 0.3
     card = (tmp_path / "README.md").read_text()

@@ -125,7 +125,7 @@ def test_norms_are_logged_by_modality_and_in_all(tmp_path, max_grad_norm):
     first, last = (
         [entry for entry in run.state.log_history if "grad_norm" in entry][index] for index in (0, -1)
     )
-    assert (first["stage"], last.stage) == (1, 2)
+    assert (first["stage"], last["stage"]) == (1, 2)
     assert "grad_norm_fusion" not in first
     assert first["training_left"] == first["training_right"] == 1
     for entry, parts in ((first, ("left", "right")), (last, ("left", "right", "fusion"))):
@@ -603,6 +603,41 @@ def test_a_search_maximizes_the_metric_for_the_best_model(tmp_path):
     assert best.hyperparameters == {"learning_rate": 1e-2}
     accuracy = int(AnswersByRate.COUNTS.max()) / 80
     assert best.objective == pytest.approx(accuracy), "an accuracy, not a sum of metrics"
+
+
+class StagesOfTrials(TrainerCallback):
+    """What each run of a search starts with: the strategy of the arguments, the stage, and the weight of the losses."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, float]] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.seen.append((args.strategy, model.stage, model.config.auxiliary_weight))
+
+
+def test_a_search_over_strategies_trains_what_it_says(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    stages = StagesOfTrials()
+    run = FusionTrainer(
+        model_init=lambda trial: two_views(),
+        args=arguments(tmp_path, num_train_epochs=1),
+        train_dataset=TwoViews(ROWS, seed=0),
+        eval_dataset=TwoViews(80, seed=1),
+        callbacks=[stages],
+    )
+    choices = {"strategy": ["joint", "weak-first", "mmpareto"]}
+    run.hyperparameter_search(
+        lambda trial: {"strategy": trial.suggest_categorical("strategy", choices["strategy"])},
+        n_trials=3,
+        backend="optuna",
+        sampler=optuna.samplers.GridSampler(choices),
+    )
+    assert sorted(stages.seen) == [
+        ("joint", "joint", 0.0),
+        ("mmpareto", "joint", 1.0),
+        ("weak-first", "unimodal", 0.6),
+    ]
 
 
 # ---- optimizers and schedules ----
