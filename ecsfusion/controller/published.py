@@ -59,7 +59,7 @@ class Published(Rule):
         u1, u2, synergy = self._plugin_atoms(reading)
         state, (first, second) = self.state, self.modalities
         uniqueness = f"plug-in uniqueness {first} {u1:.2f}, {second} {u2:.2f} bits"
-        why_it_ends = ""
+        ending = ""
         if u2 > 0:
             training = (
                 [second] if u1 > self.tau * u2 else [first] if u2 > self.tau * u1 else state["training"]
@@ -68,13 +68,13 @@ class Published(Rule):
             state["training"] = training
             best = state["best_synergy"] = max(state["best_synergy"], synergy)
             if synergy < self.synergy_drop * best:
-                why_it_ends = f"plug-in synergy {synergy:.2f} bits is under {self.synergy_drop:g} of its best {best:.2f}"
+                ending = f"plug-in synergy {synergy:.2f} bits is under {self.synergy_drop:g} of its best {best:.2f}"
         if state["changes"] == 2:
-            why_it_ends = f"this is the second change of who trains, {uniqueness}"
+            ending = f"this is the second change of who trains, {uniqueness}"
         if reading.epoch >= self.max_epochs:
-            why_it_ends = f"{reading.epoch:g} epochs are done and the limit is {self.max_epochs:g}"
-        if why_it_ends:
-            return self.end_stage(reading, why_it_ends)
+            ending = f"{reading.epoch:g} epochs are done and the limit is {self.max_epochs:g}"
+        if ending:
+            return self.end_stage(reading, ending)
         verb = "train" if len(state["training"]) == 2 else "trains alone"
         return self.train(reading, state["training"], f"{listed(state['training'])} {verb}: {uniqueness}")
 

@@ -183,7 +183,7 @@ class Rule:
         if decision.ends_stage or decision.reset:
             raise ValueError(
                 f"{type(self).__name__}.decide_joint ends a stage or resets a modality, which stage 2 cannot do; "
-                "decide only which modalities train."
+                "let it decide only which modalities train."
             )
         return decision
 
