@@ -6,7 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from transformers.utils import logging
 
@@ -14,13 +14,11 @@ from ecsfusion.reporting.card import render_card
 from ecsfusion.reporting.facts import run_facts
 from ecsfusion.reporting.hub import publish, push_command, reachable
 from ecsfusion.reporting.reliability import plot_reliability
+from ecsfusion.reporting.run import Run as ReportedRun
 from ecsfusion.reporting.trajectory import plot_trajectory
 from ecsfusion.training.run import Run
 from ecsfusion.training.saving import UNFINISHED, written_whole
 from ecsfusion.training.stages import UNIMODAL_FOLDER
-
-if TYPE_CHECKING:
-    from ecsfusion.evaluation.measurement import Measurement
 
 logger = logging.get_logger(__name__)
 
@@ -28,11 +26,9 @@ TRAJECTORY_FILE = "trajectory.png"
 RELIABILITY_FILE = "reliability.png"
 
 
-class PublishedRun(Run, Protocol):
-    """What is asked of the trainer here, beside `Run`."""
+class PublishedRun(Run, ReportedRun, Protocol):
+    """For `Publishing`: the trainer, as reports read it and with what is needed to save and publish its model."""
 
-    measurements: dict[str, Measurement]
-    train_dataset: Any
     hub_model_id: str | None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
