@@ -42,7 +42,7 @@ class ModalityArguments:
 
 @dataclass
 class RecipeArguments:
-    """What to train on.
+    r"""What to train on.
 
     Args:
         dataset: "digits" (embedded, no network), or a data set's name on the Hub; `data_dir` goes first.
@@ -53,7 +53,7 @@ class RecipeArguments:
         label_column: the column with the class: names, strings or whole numbers.
         group_column: the column that says what two splits must not share: an actor, a video. An absent split is made
             of whole groups, and splits that are there must not share any. Default: rows stand alone.
-        group_pattern: regular expression that finds the group in that column, such as `^(\\d+)_` in a file's name; the
+        group_pattern: regular expression that finds the group in that column, such as `^(\d+)_` in a file's name; the
             group is what its first brackets hold, or all that it finds. Default: the whole value.
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
         skip_undecodable: leave out rows whose image, sound or text cannot be read, and say how many; by default the
