@@ -45,7 +45,7 @@ class RecipeArguments:
     r"""What to train on.
 
     Args:
-        dataset: "digits" (embedded, no network), or a data set's name on the Hub; `data_dir` goes first.
+        dataset: "digits" (embedded, no network), or a data set's name on the Hub; `data_dir` has priority.
         dataset_config: the data set's configuration on the Hub, where it has several.
         data_dir: a folder with one file or folder per split, as `datasets.load_dataset` reads it.
         train_split, validation_split, test_split: the names of the splits.
@@ -102,7 +102,7 @@ class RecipeArguments:
 
 
 class _Parser(HfArgumentParser):
-    """argparse without its exit: a wrong value is an error like any other."""
+    """A parser that raises ValueError for a wrong value, and does not exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)

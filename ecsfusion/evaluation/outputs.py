@@ -37,7 +37,7 @@ class Evaluation:
 
     @classmethod
     def from_outputs(cls, outputs: Sequence[Any], labels: np.ndarray) -> Evaluation:
-        """Make the record from the gathered outputs of the model (logits, unimodal logits, embeddings, present, ...)."""
+        """Make the record from the gathered outputs of the model: logits, unimodal logits, embeddings, present."""
         logits, unimodal_logits, embeddings, present = outputs[:4]
         heads = {FUSED: logits, **unimodal_logits}
         return cls(

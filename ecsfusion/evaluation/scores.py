@@ -74,7 +74,7 @@ def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, problem
 
 
 def quality(evaluation: Evaluation, name: str, problem_type: str) -> tuple[float, float]:
-    """The score of a modality's head on the rows that have the modality, and minus its loss, to compare equal scores."""
+    """The score of a modality's head on the rows that have it, and minus its loss to compare equal scores."""
     rows = evaluation.present[name]
     logits, labels = evaluation.heads[name][rows], evaluation.labels[rows]
     answers = head_answers(logits, problem_type)

@@ -209,8 +209,8 @@ def check_fits(folder: str | Path, model: nn.Module) -> None:
             )
             raise ValueError(
                 f"the checkpoint {folder} has {what.get(kind, 'other weights')} than the model: {key} is "
-                f"{in_checkpoint} there and {in_model} here. Build the model as it was for that run, or start anew in another "
-                "output_dir."
+                f"{in_checkpoint} there and {in_model} here. Build the model as it was for that run, or start anew in "
+                "another output_dir."
             )
 
 
