@@ -1,9 +1,9 @@
-"""The tables of the documentation that are made of the registries; nothing between their markers is typed by hand.
+"""Writes the tables of the documentation that come from the registries of strategies, rules and logged values.
 
-    python docs/tables.py            # writes them
-    python docs/tables.py --check    # only says whether they are up to date; the exit status is 1 if they are not
+    python docs/tables.py            # writes the tables
+    python docs/tables.py --check    # only checks whether they are up to date; the exit status is 1 if they are not
 
-The registries are those of strategies, rules and logged values.
+Do not edit the text between the markers of a table by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DOCS = Path(__file__).resolve().parent
 
 
 def first_sentence(thing: type) -> str:
-    """The first paragraph of a docstring on one line, ready for a cell of a table."""
+    """The first paragraph of a docstring on one line, as the cell of a table."""
     paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0]
     return " ".join(paragraph.split()).replace("|", "\\|")
 
@@ -43,14 +43,14 @@ def options_of(kind: type) -> str:
 
 
 def default_text(value: object) -> str:
-    """A default as it is shown; numbers with four digits."""
+    """A default value as text; floating-point numbers with four digits."""
     if isinstance(value, tuple):
         return f"({', '.join(default_text(part) for part in value)})"
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 def demands_of(kind: type[Strategy]) -> str:
-    """What a strategy is for only."""
+    """The demands of a strategy on the run."""
     demands = {
         "two modalities": kind.only_two,
         "one process": kind.only_one_process,
@@ -69,7 +69,7 @@ def strategies_table() -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, kind in STRATEGIES.items():
-        # Stage 1 alone has no stage 2, whose losses could be weighed.
+        # The weight is that of the losses in stage 2, which a unimodal strategy does not have.
         weight = kind.auxiliary_weight
         losses = "" if kind.stages == "unimodal" else "as given" if weight is None else f"{weight:g}"
         link = f"[`{name}`](../{file_of(kind)})"
@@ -96,7 +96,7 @@ def logged_values_list() -> str:
 
 
 def file_of(kind: type) -> str:
-    """The file of a class, seen from the root of the repository."""
+    """The path of the file of a class, from the root of the repository."""
     return f"{kind.__module__.replace('.', '/')}.py"
 
 

@@ -53,49 +53,51 @@ from ecsfusion.training_args import FusionTrainingArguments
 logger = logging.get_logger(__name__)
 
 GROUPS_OF_ITS_OWN = frozenset({"params", "model", "optimizer_dict"})
-"""Keyword arguments of the optimizers that take no parameter groups."""
+"""Keyword arguments of optimizers that make their own parameter groups."""
 
 
 class FusionTrainer(ResumableTrainer):
     """Trains a [`FusionForClassification`] in two stages inside one `train()`.
 
-    Stage 1 trains every modality on its own loss (and at first the fused head too, where the rule scouts); after each
-    evaluation the controller's rule reads the partial information decomposition of the embeddings and decides who
-    trains on. At the end of stage 1 the weights that the rule names are restored, the optimizer's state is cleared,
-    the learning-rate schedule starts anew over the steps that are left, and all modalities are trained together
-    (arXiv 2509.20840). Afterwards each modality gets its own best weights back to answer for it alone
-    (`keep_best_heads`), and the calibrated combination of all heads is fitted on the evaluation set and saved in the
-    model's configuration. What the readings say against a run, such as a stage 1 that was too short or a modality that
-    has memorized its rows, is said once in a sentence with the remedy, kept in `record.warnings`, and listed at the end
-    and in the model card (`ecsfusion.diagnostics`).
+    Stage 1 trains every modality on its own loss, and at first the fused head too if the rule scouts. After each
+    evaluation the rule of the controller reads the partial information decomposition of the embeddings and decides
+    which modalities train. At the end of stage 1 the weights that the rule names are restored, the optimizer's state is
+    cleared, the learning-rate schedule starts again over the steps that are left, and all modalities train together
+    (arXiv 2509.20840).
+
+    After training, the model gets the best weights of each modality, which answer for the modality alone
+    (`keep_best_heads`). The calibrated combination of all heads is fitted on the evaluation set and saved in the
+    model's configuration. Problems of a run, such as a stage 1 that was too short or a modality that has memorized its
+    rows, are logged once with a remedy, kept in `record.warnings`, and listed at the end and in the model card
+    (`ecsfusion.diagnostics`).
 
     Args:
         model: the model to train.
-        args: [`FusionTrainingArguments`]; never written to.
-        strategy: how to train, in place of `args.strategy`: the name, the class or an instance of a
-            `ecsfusion.Strategy`, or of a `ecsfusion.Rule` that steers two stages. A name or a class is made with
-            `args.strategy_options`.
-        processing_class: a [`FusionProcessor`], saved and published with the model; it also collates the rows.
+        args: [`FusionTrainingArguments`]. A run never changes them.
+        strategy: how to train, instead of `args.strategy`: the name, the class or an instance of an
+            `ecsfusion.Strategy`, or of an `ecsfusion.Rule` that steers two stages. A name or a class is made with the
+            options `args.strategy_options`.
+        processing_class: a [`FusionProcessor`], which is saved and published with the model and collates the rows.
             Without one, rows must hold tensors of equal shapes.
         data_collator: as in `transformers.Trainer`; by default that of `processing_class`.
-        compute_metrics: as in `transformers.Trainer`, from the logits of the fused head. Its values are logged beside
-            the measurement's; no rule reads them.
+        compute_metrics: as in `transformers.Trainer`, from the logits of the fused head. Its values are logged with
+            those of the measurement; no rule reads them.
         **kwargs: as in `transformers.Trainer`: `train_dataset`, `eval_dataset`, `callbacks`, ... Rows hold one entry
             per modality and `labels`. A dictionary of evaluation sets is probed on its first.
 
     Attributes:
-        plan: what the present (or the next) run does, resolved from the arguments.
-        measurements: of the evaluations after training, by split; "validation" is the probe set.
-        record: stage, who trains, and the history of probes.
+        plan: what the present or the next run does, made from the arguments.
+        measurements: the evaluations after training, by split; "validation" is the probe set.
+        record: the stage, the modalities that train, and the history of probes.
 
     Raises:
-        TypeError: a model or arguments of another kind.
-        ValueError: learning rates for names that are no modality; a two-stage run without an evaluation set.
+        TypeError: a model or arguments of a wrong type.
+        ValueError: learning rates for names that are not modalities; a two-stage run without an evaluation set.
     """
 
     args: FusionTrainingArguments
     model: FusionForClassification
-    # What `transformers.Trainer`, of which mypy sees nothing, sets as well.
+    # `transformers.Trainer` sets these too, but mypy does not read it.
     compute_loss_func: Any
     compute_metrics: Any
     control: Any
@@ -123,13 +125,13 @@ class FusionTrainer(ResumableTrainer):
         self.publishing = Publishing(self)
         self.measurements: dict[str, Measurement] = {}
         self._heads: dict[str, torch.Tensor] = {}
-        """Logits of the latest training batch."""
+        """The logits of the latest training batch, by head."""
         self._parts: dict[str, list[nn.Parameter]] = {}
         self._grad_norms: dict[str, torch.Tensor] = {}
         self._step_followed = 0
-        """The latest optimizer step that the strategy has been told of."""
+        """The latest optimizer step for which `Strategy.after_step` was called."""
         self._awaits_reading = False
-        """Whether the Trainer itself has asked for the evaluation that comes next."""
+        """Whether the next evaluation is one that the Trainer itself starts."""
         super().__init__(
             model=model,
             args=args,
@@ -151,7 +153,7 @@ class FusionTrainer(ResumableTrainer):
                 "set by the strategy) would have no effect; give its parameter groups their rates, or leave "
                 "`optimizers` out."
             )
-        # It prints every evaluation as a dictionary of thirty numbers.
+        # PrinterCallback would print every evaluation as a dictionary of thirty numbers.
         self.pop_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(FusionProgressCallback())
@@ -159,12 +161,12 @@ class FusionTrainer(ResumableTrainer):
 
     @property
     def controller(self) -> ControllerCallback:
-        """The callback that holds the record (a restored checkpoint replaces it)."""
+        """The callback that holds the record. A restored checkpoint replaces it."""
         return next(cb for cb in self.callback_handler.callbacks if isinstance(cb, ControllerCallback))
 
     @property
     def record(self) -> StageRecord:
-        """Stage, who trains, and the history of probes."""
+        """The stage, the modalities that train, and the history of probes."""
         return self.controller.record
 
     @property
@@ -174,7 +176,7 @@ class FusionTrainer(ResumableTrainer):
 
     @property
     def rule(self) -> Rule | None:
-        """The rule of the present run, or of the next one; None where there is no stage 1."""
+        """The rule of the present run, or of the next one; None if there is no stage 1."""
         return self.plan.rule
 
     @property
@@ -196,9 +198,9 @@ class FusionTrainer(ResumableTrainer):
             has_loss_function=self.compute_loss_func is not None,
         )
         check_sharding(self.plan, self.args, self._sharded_by())
-        # It fails on a name that matches nothing.
+        # This raises an error for a name that is no modality.
         self._parameter_groups()
-        # A misspelt name would be found after the first epoch only; metrics of the user are not known here.
+        # Report a misspelt name before the first epoch. The names of the user's metrics are not known here.
         name = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
         if self.evaluator.user_metrics is None and not isinstance(self.eval_dataset, Mapping):
             known = ("loss", *logged_names(self.model.modalities, score_name(self.model.problem_type)))
@@ -211,7 +213,7 @@ class FusionTrainer(ResumableTrainer):
         return "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
 
     def evaluation_sets(self) -> dict[str, Any]:
-        """The evaluation sets by the words that name them in an error; the first is the probe set."""
+        """The evaluation sets, by their names in error messages. The first one is the probe set."""
         sets = self.eval_dataset
         if sets is None:
             return {}
@@ -222,14 +224,14 @@ class FusionTrainer(ResumableTrainer):
     # ---- a run ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Run both stages; afterwards fit the readout and draw the trajectory.
+        """Train in both stages, then fit the readout and draw the trajectory.
 
         Args:
-            resume_from_checkpoint: as in `transformers.Trainer.train`; True for the latest whole checkpoint.
-            **kwargs: as there.
+            resume_from_checkpoint: as in `transformers.Trainer.train`; True for the latest complete checkpoint.
+            **kwargs: further arguments of `transformers.Trainer.train`.
 
         Returns:
-            As `transformers.Trainer.train`.
+            The result of `transformers.Trainer.train`.
         """
         for name, dataset in {"train_dataset": self.train_dataset, **self.evaluation_sets()}.items():
             check_has_rows(dataset, name)
@@ -237,7 +239,7 @@ class FusionTrainer(ResumableTrainer):
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
         if self.eval_dataset is not None:
-            # Other weights than those that were evaluated answer now, where there are best heads of other steps.
+            # If the model has got best heads of other steps, its present weights have not been evaluated yet.
             if self.best_heads.give_to_model(self._final_step()):
                 self.fit_readout()
             else:
@@ -250,8 +252,9 @@ class FusionTrainer(ResumableTrainer):
         return result
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # Whatever belongs to a run starts here: a search has set its arguments, `model_init` has made its model, and a
-        # smaller batch size begins anew. A checkpoint brings its record back afterwards.
+        # Everything that belongs to one run is set here. By now a hyperparameter search has set the arguments and
+        # `model_init` has made the model, and a retry with a smaller batch size starts here too. If the run resumes,
+        # its record is restored afterwards.
         self.plan = self._make_plan()
         self._check_before_training()
         self.controller.record = StageRecord(stage=self.plan.first_stage)
@@ -265,16 +268,16 @@ class FusionTrainer(ResumableTrainer):
             warn_of_older_checkpoint(resume_from_checkpoint, absent)
         if self.args.should_save:
             bring_back_older_folders(resume_from_checkpoint, self.args.output_dir, self.model.modalities)
-        # Those of a model that was trained before; a checkpoint has none.
+        # Remove best heads from an earlier run of this model, because a checkpoint holds none.
         self.model.set_best_heads({})
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with a pair of parameter groups per modality and for the fused head.
 
-        By now a checkpoint has brought the record back. All modalities are active until the first step:
-        DistributedDataParallel, which wraps the model after this, never averages the gradients of parameters that were
-        paused at that moment.
+        If the run resumes, the record is restored by now. All modalities are active until the first step, because
+        DistributedDataParallel wraps the model after this, and it would never average the gradients of parameters that
+        are paused at that moment.
         """
         if not self.is_in_train:
             # Made by hand: the arguments may have changed since.
@@ -321,25 +324,26 @@ class FusionTrainer(ResumableTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
-        """Each stage's own schedule, see `FusionTrainingArguments.unimodal_lr_scheduler_type`."""
+        """Make the schedule of the present stage, see `FusionTrainingArguments.unimodal_lr_scheduler_type`."""
         if self.record.stage == "joint":
             return super().create_scheduler(num_training_steps - self.record.stage_start, optimizer)
         if self.plan.unimodal_share is not None:
             num_training_steps = math.ceil(self.plan.unimodal_share * num_training_steps - 1e-9)
-        given = self.args
-        if given.unimodal_lr_scheduler_type is None:
+        original_args = self.args
+        if original_args.unimodal_lr_scheduler_type is None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.args = copy.copy(given)
-        self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs = given.unimodal_lr_scheduler_type, {}
+        self.args = copy.copy(original_args)
+        self.args.lr_scheduler_type = original_args.unimodal_lr_scheduler_type
+        self.args.lr_scheduler_kwargs = {}
         try:
             return super().create_scheduler(num_training_steps, optimizer)
         finally:
-            self.args = given
+            self.args = original_args
 
     def restart_schedule(self, learning_rates: list[float]) -> None:
-        """Give the parameter groups these rates and start the schedule of the present stage.
+        """Set the rates of the parameter groups and start the schedule of the present stage.
 
-        A schedule that the user gave is left alone.
+        A schedule that the user gave is not changed.
         """
         if not self._created_lr_scheduler:
             return
@@ -367,14 +371,14 @@ class FusionTrainer(ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Carry out what was decided after the last evaluation, then train one batch.
+        """Carry out the decision that followed the last evaluation, then train one batch.
 
         Raises:
-            DivergenceError: the loss is no finite number; it names the modality and the step.
+            DivergenceError: the loss is not a finite number; the message names the modality and the step.
         """
         self.stages.prepare_step()
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # The Trainer waits for this number in any case.
+        # This costs nothing more, because the Trainer reads this number in any case.
         if not bool(loss.isfinite()):
             raise_divergence(self, f"the loss is {float(loss)}", what_broke(self._heads, inputs))
         return loss
@@ -386,7 +390,7 @@ class FusionTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As `transformers.Trainer.compute_loss`, of a batch and with a loss that the strategy may change."""
+        """Compute the loss as `transformers.Trainer` does, with the batch and the loss that the strategy returns."""
         training = self.model.training
         if training and not any(name in inputs for name in self.label_names):
             raise ValueError(
@@ -394,13 +398,13 @@ class FusionTrainer(ResumableTrainer):
             )
         if training:
             inputs = self.plan.strategy.prepare_inputs(self.model, inputs)
-        # A copy: the Trainer takes the labels out for a loss function of the user's.
+        # Pass a copy, because the Trainer removes the labels if the user gave a loss function.
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
         if training:
             self._heads = logits_by_head(outputs)
             if self.model.stage == "joint":
-                own = self.plan.strategy.loss(self.model, outputs, inputs["labels"])
-                loss = loss if own is None else own
+                strategy_loss = self.plan.strategy.loss(self.model, outputs, inputs["labels"])
+                loss = loss if strategy_loss is None else strategy_loss
         return (loss, outputs) if return_outputs else loss
 
     # The Trainer has no public hook for clipping; its loop calls the next two methods.
@@ -416,7 +420,7 @@ class FusionTrainer(ResumableTrainer):
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _clips_by_part(self) -> bool:
-        """Whether gradients can be clipped by modality: DeepSpeed and the first FSDP clip them together."""
+        """Whether gradients can be clipped by modality. DeepSpeed and FSDP version 1 clip all of them together."""
         kind, accelerator = self.accelerator.distributed_type, self.accelerator
         return kind != DistributedType.DEEPSPEED and (kind != DistributedType.FSDP or accelerator.is_fsdp2)
 
@@ -431,7 +435,7 @@ class FusionTrainer(ResumableTrainer):
             raise_divergence(
                 self,
                 f"the gradient of {' and '.join(broken)} is not finite",
-                "the loss was; lower its rate in modality_learning_rates, or look for a division by zero",
+                "the loss was finite; lower its rate in modality_learning_rates, or look for a division by zero",
             )
         return norm
 
@@ -445,7 +449,7 @@ class FusionTrainer(ResumableTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As `transformers.Trainer.log`; training logs say the stage, and norms and rates by modality."""
+        """Log as `transformers.Trainer` does; in training also the stage, and norms and rates by modality."""
         if "grad_norm" in logs:
             logs["stage"] = 1 if self.record.stage == "unimodal" else 2
             for name in self.model.modalities:
@@ -465,12 +469,12 @@ class FusionTrainer(ResumableTrainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_eval_sampler(eval_dataset)
-        # A probe reads its rows in their order.
+        # A probe needs the rows in their order, not grouped by length.
         in_order = has_length(eval_dataset) and self.args.world_size <= 1
         return SequentialSampler(eval_dataset) if in_order else None
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # What the user evaluates in a callback does not come this way, and decides nothing.
+        # An evaluation by a callback of the user does not pass here, so it is no reading for the rule.
         self._awaits_reading = True
         return super()._evaluate(*args, **kwargs)
 
@@ -488,18 +492,18 @@ class FusionTrainer(ResumableTrainer):
 
         Args:
             eval_dataset: as in `transformers.Trainer.evaluate`.
-            ignore_keys: as there.
-            metric_key_prefix: as there.
+            ignore_keys: as in `transformers.Trainer.evaluate`.
+            metric_key_prefix: as in `transformers.Trainer.evaluate`.
 
         Returns:
-            As there, with the values of `ecsfusion.evaluation.logged_values` under the prefix.
+            The metrics, with the values of `ecsfusion.evaluation.logged_values` under the prefix.
         """
         prefix = metric_key_prefix
         is_probe_set = prefix == self._probe_prefix()
         is_reading = self._awaits_reading and self.is_in_train and is_probe_set
         if is_reading:
             self._awaits_reading = False
-        # Of several evaluation sets, the first is probed while training.
+        # In training, only the first of several evaluation sets is probed.
         self.evaluator.probes = is_probe_set or not self.is_in_train
         if self.is_in_train:
             self.stages.prepare_probe()
@@ -532,14 +536,14 @@ class FusionTrainer(ResumableTrainer):
         self.measurements["validation" if prefix == self._probe_prefix() else prefix] = measurement
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # The best model of a two-stage run is a joint one, and stage 1 ends when the rule says so: without a best
-        # metric nothing is patient, and EarlyStoppingCallback starts to count in stage 2.
+        # The best model of a two-stage run is one of stage 2, and only the rule ends stage 1. Without a best metric,
+        # EarlyStoppingCallback starts to count in stage 2.
         if self.plan.stages == "two-stage" and self.record.stage == "unimodal":
             return False
         return super()._determine_best_metric(metrics=metrics, trial=trial)
 
     def evaluate_rows(self, dataset: Any) -> Evaluation:
-        """Answers of all heads, and embeddings, on the rows of any data set: nothing is logged, nothing decided."""
+        """Run the model on the rows of any data set. Nothing is logged, and no rule decides."""
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         try:
             output = self.evaluation_loop(
@@ -551,24 +555,28 @@ class FusionTrainer(ResumableTrainer):
         return Evaluation.from_outputs(output.predictions, output.label_ids)
 
     def evaluate_training_rows(self) -> Evaluation:
-        """`evaluate_rows` of rows of the training set: at most as many as are evaluated, drawn by `args.seed`."""
+        """Run the model on training rows: at most as many as the evaluation set has, drawn by `args.seed`.
+
+        Raises:
+            ValueError: the training set or the evaluation set is a stream.
+        """
         rows, evaluated = self.train_dataset, next(iter(self.evaluation_sets().values()))
         if not (has_length(rows) and has_length(evaluated)):
             raise ValueError(
-                "train_dataset or eval_dataset is a stream, of which no rows can be drawn; give data sets of a length."
+                "train_dataset or eval_dataset is a stream, so no rows can be drawn; give data sets of a length."
             )
         size = min(len(rows), len(evaluated))
         drawn = np.random.default_rng(self.args.seed).choice(len(rows), size, replace=False)
         return self.evaluate_rows(Subset(rows, np.sort(drawn).tolist()))
 
     def probe_options(self) -> dict[str, Any]:
-        """What `decompose_embeddings` is told in this run, but for the intervals."""
+        """The options of `decompose_embeddings` in this run, without those of the intervals."""
         return probe_options(self)
 
     # ---- checkpoints and folders ----
 
     def folders_in_use(self) -> list[str]:
-        """What a checkpoint of this moment refers to: stage 1's peak, and what a modality may be reset to."""
+        """The folders of weights that a checkpoint saved now refers to."""
         return [*self.stages.folders_in_use(), *self.best_heads.folders_in_use()]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -576,17 +584,17 @@ class FusionTrainer(ResumableTrainer):
         super()._save_checkpoint(model, trial)
 
     def load_folder(self, name: str) -> FusionForClassification:
-        """The model that a folder of the output directory holds, on the device."""
+        """Load the model in a folder of the output directory to the device."""
         folder = os.path.join(self.args.output_dir, name)
         model = FusionForClassification.from_pretrained(folder, **self.model.own_modules())
         return cast("FusionForClassification", model.to(self.args.device))
 
     def _remove_folders(self) -> None:
-        """Remove what only a run that goes on needs; its checkpoints hold their own."""
+        """Remove the folders that only training needs. The checkpoints hold copies of them."""
         unneeded = self.best_heads.folders_in_use()
         if self.plan.keeps_initial_weights(self.plan.first_stage):
             unneeded.append(INITIAL_FOLDER)
-        # Every process has read them by then.
+        # Wait until every process has read the folders.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for name in unneeded:
@@ -606,20 +614,20 @@ class FusionTrainer(ResumableTrainer):
         return None if evaluated is None else self._set_readout(evaluated.outputs)
 
     def _fit_readout_once_evaluated(self) -> None:
-        """The same without another pass where the final weights were evaluated in training."""
+        """Fit the readout without another pass, if the final weights were evaluated in training."""
         step, sets = self._final_step(), self.eval_dataset
         prefixes = [f"eval_{name}" for name in sets] if isinstance(sets, Mapping) else ["eval"]
-        kept = {prefix: self.evaluator.at(prefix, step) for prefix in prefixes}
+        evaluations = {prefix: self.evaluator.at(prefix, step) for prefix in prefixes}
         full_precision = not (self.args.bf16_full_eval or self.args.fp16_full_eval)
-        if not full_precision or None in kept.values():
+        if not full_precision or None in evaluations.values():
             self.fit_readout()
             return
         self.model.config.readout = None
-        for prefix, evaluated in kept.items():
+        for prefix, evaluated in evaluations.items():
             again = self.evaluator.measure_again(self, prefix, cast("Any", evaluated))
             self.log(dict(again.metrics))
             self._report(prefix, self.evaluator.with_reliability(self, again))
-        self._set_readout(cast("Any", kept[prefixes[0]]).outputs)
+        self._set_readout(cast("Any", evaluations[prefixes[0]]).outputs)
 
     def _final_step(self) -> int:
         """The step of the weights that training ended with."""
@@ -627,9 +635,9 @@ class FusionTrainer(ResumableTrainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint and best is not None:
             return best
         if self.plan.stages == "unimodal":
-            # It may have ended at an earlier peak, also before a restart.
-            kept = [probe.restored for probe in self.record.history if probe.restored is not None]
-            return kept[-1] if kept else self.state.global_step
+            # Training may have ended with the weights of an earlier peak, also before a restart.
+            restored = [probe.restored for probe in self.record.history if probe.restored is not None]
+            return restored[-1] if restored else self.state.global_step
         return self.state.global_step
 
     def _set_readout(self, evaluation: Evaluation) -> Readout:
@@ -653,22 +661,22 @@ class FusionTrainer(ResumableTrainer):
         dataset_args: str | list[str] | None = None,
         comparison: Mapping[str, float] | None = None,
     ) -> None:
-        """Write the model card to `README.md` in the output folder, and stage 1's into its folder.
+        """Write the model card to `README.md` in the output folder, and to the folder of the peak of stage 1.
 
         Args:
             language: not used; the card finds such facts itself.
             license: identifier of the license of the weights.
-            tags: more tags of the model, beside those that the card finds.
+            tags: further tags of the model.
             model_name: title of the card; by default the name of the repository or of the output folder.
             finetuned_from: not used.
             tasks: not used.
-            dataset_tags: name of the data on the Hub, when it is there.
+            dataset_tags: name of the data on the Hub, if it is there.
             dataset: plain name of the data.
             dataset_args: not used.
             comparison: accuracy of other schedules on the last split, by name.
 
         Raises:
-            ValueError: nothing has been evaluated, or the card would name a local path or a token.
+            ValueError: nothing has been evaluated, or the card would contain a local path or a token.
         """
         if self.is_world_process_zero():
             self.publishing.write_card(
@@ -695,28 +703,29 @@ class FusionTrainer(ResumableTrainer):
         processors, card and picture, and nothing else.
 
         Args:
-            commit_message: of the commit of the final model.
+            commit_message: the message of the commit of the final model.
             blocking: not used; the upload always blocks.
-            token: with permission to write; by default that of the arguments, or the one that `hf auth login` keeps.
-            revision: branch of the final model.
+            token: a token with permission to write; by default that of the arguments or of `hf auth login`.
+            revision: the branch of the final model.
             private: whether a new repository is private.
             **kwargs: arguments of `create_model_card`.
 
         Raises:
-            ValueError: something to be published names a local path or a token; nothing is uploaded.
-            NotPublishedError: the Hub cannot be reached, or refuses; the sentence has the command that repeats the
-                push of the folder.
+            ValueError: a file to be published contains a local path or a token; nothing is uploaded.
+            NotPublishedError: the Hub cannot be reached or refuses; the message holds the command that repeats the
+                push.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         message = commit_message or "End of training"
         return self.publishing.push(message, token=token, revision=revision, private=private, card=kwargs)
 
     def end_training(self) -> None:
-        """Finish the trackers and let go of the other processes; the last line of a script for several.
+        """Finish the trackers and end the process group; call it as the last line of a script for several processes.
 
-        It is `accelerator.end_training()`, after which every process ends with status 0: each waits here until all
-        have come (`args.ddp_timeout` seconds at most). The model stays; training or evaluating again needs a new run.
-        Let go of other trainers first (`del other`): they keep the threads of the processes alive.
+        It calls `accelerator.end_training()`, after which every process ends with status 0. Each process waits here for
+        all others, at most `args.ddp_timeout` seconds. The model stays usable, but to train or evaluate again a new run
+        of the script is needed. Delete other trainers first (`del other`), because they keep the threads of the process
+        group alive.
         """
         end_processes(self)
 
@@ -728,17 +737,20 @@ class FusionTrainer(ResumableTrainer):
         direction: str | list[str] | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
-        """As `transformers.Trainer.hyperparameter_search`; the objective is `metric_for_best_model` by default.
+        """Search as `transformers.Trainer` does; by default the objective is `metric_for_best_model`.
 
-        Its direction is that of `greater_is_better`. (The Trainer would add up all metrics.) Losses of the two stages
-        are not comparable, so a backend that prunes should look at an accuracy.
+        The direction is that of `greater_is_better`. (The default objective of the Trainer is the sum of all metrics.)
+        Losses of the two stages cannot be compared, so a backend that prunes trials should use an accuracy.
 
         Args:
-            hp_space: as there; it may name every argument, `strategy` among them.
-            compute_objective: as there.
-            n_trials: as there.
-            direction: as there.
-            **kwargs: as there.
+            hp_space: as in `transformers.Trainer`; it may set every argument, also `strategy`.
+            compute_objective: as in `transformers.Trainer`.
+            n_trials: as in `transformers.Trainer`.
+            direction: as in `transformers.Trainer`.
+            **kwargs: as in `transformers.Trainer`.
+
+        Returns:
+            The best run, or the best runs if there are several objectives.
         """
         name = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
         if direction is None:

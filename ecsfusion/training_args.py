@@ -1,4 +1,4 @@
-"""`TrainingArguments` of a two-stage run."""
+"""The arguments of a two-stage run."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from ecsfusion.strategies import check_strategy_name
 
 @dataclass
 class FusionTrainingArguments(TrainingArguments):
-    """Arguments of [`FusionTrainer`]: all of `transformers.TrainingArguments`, and the stages.
+    """Arguments of [`FusionTrainer`]: all of `transformers.TrainingArguments`, and those of the stages.
 
     `num_train_epochs` (or `max_steps`) is the budget of both stages together. Every evaluation is a probe.
 
-    The arguments are never written to by a run: what follows from them is resolved when training starts
+    A run never changes its arguments. What follows from them is computed when training starts
     (`ecsfusion.training.plan`).
 
     Args:
         strategy: how the model is trained, by name: "two-stage" (the default, steered by the rule "adaptive"), the name
             of another rule that steers two stages ("peak-synergy", "weak-first", "published", "fixed"), "joint",
             "joint-auxiliary", "unimodal", or another strategy in `ecsfusion.strategies.STRATEGIES`. A class or an
-            instance is given to the trainer instead.
+            instance can be given to the trainer instead.
         strategy_options: options of the strategy, or of the rule, by name.
-        max_unimodal_share: stage 1 ends at the latest when this share of the budget is used; None for the rule's
-            own (half, and two thirds for "published").
+        max_unimodal_share: stage 1 ends at the latest when this share of the budget is used; None for the default
+            of the rule (half, or two thirds for "published").
         unimodal_epochs: exact length of stage 1 in epochs, out of `num_train_epochs`; the rule then only decides who
             trains. Not with `max_steps`: use `max_unimodal_share`.
-        unimodal_lr_scheduler_type: schedule of stage 1 where it is not `lr_scheduler_type`. Each stage starts its
-            schedule, warm-up included, anew: stage 1 over `unimodal_epochs` or else over the whole budget, for nobody
-            knows when the rule will end it; stage 2 over the steps that are left. `lr_scheduler_kwargs` belong to
-            `lr_scheduler_type`.
-        keep_best_heads: keep each modality's own best weights on validation and let the model answer with them for that
-            modality alone, and so in the readout (see `ecsfusion.training.best_heads`). It costs a second copy, and at
-            inference a second forward, of the encoders that were best before the end; False does without. It is off,
-            with a warning, where an encoder cannot be copied and under FSDP and DeepSpeed.
-        joint_pausing: let the rule pause modalities in stage 2 as well (with strategy="peak-synergy", or a rule of your
-            own that has `decide_joint`; the default rule has none).
-        auxiliary_weight: weight of each unimodal loss in stage 2; None for the strategy's own, which is 0.6 where the
-            strategy does not say otherwise (arXiv 2509.20840).
+        unimodal_lr_scheduler_type: schedule of stage 1 if it is another one than `lr_scheduler_type`. Each stage has a
+            complete schedule with warm-up. That of stage 1 is over `unimodal_epochs`, or else over the whole budget,
+            because it is not known when the rule will end stage 1; that of stage 2 is over the steps that are left.
+            `lr_scheduler_kwargs` belong to `lr_scheduler_type`.
+        keep_best_heads: keep each modality's best weights on validation, and let the model use them for that modality
+            alone and in the readout (see `ecsfusion.training.best_heads`). It costs a second copy, and at inference a
+            second forward pass, of the encoders that were best before the end. It is switched off, with a warning, if
+            an encoder cannot be copied, and under FSDP and DeepSpeed.
+        joint_pausing: let the rule pause modalities in stage 2 as well. The rule must define `decide_joint`, as that of
+            strategy="peak-synergy" does; the default rule does not.
+        auxiliary_weight: weight of each unimodal loss in stage 2; None for that of the strategy, or 0.6 if the strategy
+            sets none (arXiv 2509.20840).
         modality_learning_rates: learning rate by modality (or "fusion"); the others use `learning_rate`.
         modality_weight_decays: weight decay by modality (or "fusion"); the others use `weight_decay`.
         probe_clusters: clusters per modality in the probe, or None to choose from samples and classes.
-        probe_components: principal directions kept per modality in the probe, or None likewise.
-        probe_rows: at most so many rows of the evaluation set, drawn once, are decomposed; accuracies are always
-            those of all rows. None for all.
+        probe_components: principal directions per modality in the probe, or None to choose from samples and classes.
+        probe_rows: the largest number of rows of the evaluation set that are decomposed, which are drawn once; None for
+            all. Accuracies are always those of all rows.
 
     Raises:
-        ValueError: a value outside of what is listed here, or options that contradict each other.
+        ValueError: a value that is not allowed, or arguments that contradict each other.
     """
 
     strategy: str = field(default="two-stage", metadata={"help": "how the model is trained, by name"})
@@ -83,7 +83,7 @@ class FusionTrainingArguments(TrainingArguments):
     probe_components: int | None = field(default=None, metadata={"help": "principal directions in the probe"})
     probe_rows: int | None = field(default=None, metadata={"help": "rows that a probe decomposes at most"})
 
-    # The defaults of TrainingArguments that a two-stage run cannot live with.
+    # These defaults of TrainingArguments do not work for a two-stage run, so they are replaced.
     eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "when to probe"})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "must stay False: inputs are nested"}
@@ -99,10 +99,10 @@ class FusionTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not torch.accelerator.is_available():
-            # It would only warn.
+            # Without an accelerator, pinned memory has no effect and torch logs a warning.
             self.dataloader_pin_memory = False
         for name in ("strategy_options", "modality_learning_rates", "modality_weight_decays"):
-            # Text comes from a command line.
+            # On the command line, these arguments are given as JSON text.
             if isinstance(getattr(self, name), str):
                 setattr(self, name, _parse_mapping(name, getattr(self, name)))
         for name in ("modality_learning_rates", "modality_weight_decays"):
@@ -155,7 +155,7 @@ class FusionTrainingArguments(TrainingArguments):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As `TrainingArguments.to_dict`; a class or an instance among the options of the strategy by its name."""
+        """Convert to a dictionary, in which a class or an instance in the strategy's options is given by its name."""
         values = super().to_dict()
         options = cast("dict[str, Any]", self.strategy_options or {})
         values["strategy_options"] = {name: _json_value(value) for name, value in options.items()} or None

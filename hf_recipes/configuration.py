@@ -42,10 +42,10 @@ class ModalityArguments:
 
 @dataclass
 class RecipeArguments:
-    """What to train on.
+    r"""What to train on.
 
     Args:
-        dataset: "digits" (embedded, no network), or a data set's name on the Hub; `data_dir` goes first.
+        dataset: "digits" (embedded, no network), or a data set's name on the Hub; `data_dir` has priority.
         dataset_config: the data set's configuration on the Hub, where it has several.
         data_dir: a folder with one file or folder per split, as `datasets.load_dataset` reads it.
         train_split, validation_split, test_split: the names of the splits.
@@ -53,7 +53,7 @@ class RecipeArguments:
         label_column: the column with the class: names, strings or whole numbers.
         group_column: the column that says what two splits must not share: an actor, a video. An absent split is made
             of whole groups, and splits that are there must not share any. Default: rows stand alone.
-        group_pattern: regular expression that finds the group in that column, such as `^(\\d+)_` in a file's name; the
+        group_pattern: regular expression that finds the group in that column, such as `^(\d+)_` in a file's name; the
             group is what its first brackets hold, or all that it finds. Default: the whole value.
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
         skip_undecodable: leave out rows whose image, sound or text cannot be read, and say how many; by default the
@@ -102,7 +102,7 @@ class RecipeArguments:
 
 
 class _Parser(HfArgumentParser):
-    """argparse without its exit: a wrong value is an error like any other."""
+    """A parser that raises ValueError for a wrong value, and does not exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)

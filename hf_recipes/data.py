@@ -1,4 +1,4 @@
-"""From a data set anywhere to the processed splits that a trainer takes."""
+"""Loads a data set and makes the processed splits that a trainer takes."""
 
 import logging
 import re
@@ -192,7 +192,7 @@ class ProcessedSplit(torch.utils.data.Dataset):
 
     def _confined(self, name: str, value: Any, index: int) -> Any:
         if isinstance(self.processor.processors[name], PreTrainedTokenizerBase):
-            # Text is no path.
+            # A text is never taken for a path.
             return value
         try:
             return confined(value, self.data_dir)
@@ -217,10 +217,9 @@ def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, l
         check_data_files((file for paths in files.values() for file in paths), recipe.data_dir)
         return datasets.load_dataset(*place), files
     except Exception as error:
-        # Network, files and formats raise all kinds.
+        # The network, files and formats raise many kinds of errors, which datasets wraps. Show the first one.
         first: BaseException = error
         while first.__cause__ is not None:
-            # Datasets wraps what really happened.
             first = first.__cause__
         message = " ".join(str(first).split())
         damaged = unreadable_parquet(files)
@@ -282,8 +281,8 @@ def _groups(split: datasets.Dataset, recipe: RecipeArguments, where: str) -> lis
     pattern = re.compile(recipe.group_pattern or r"(?s).+")
     groups = []
     for row, value in enumerate(split[recipe.group_column]):
-        found = pattern.search(str(value)) if isinstance(value, (int, str)) else None
-        group = found and (found[1] if pattern.groups else found[0])
+        match = pattern.search(str(value)) if isinstance(value, (int, str)) else None
+        group = match and (match[1] if pattern.groups else match[0])
         if not group:
             raise ValueError(
                 f"{where}, row {row}: {value!r} in {recipe.group_column!r} names no group; correct group_column "
@@ -334,7 +333,7 @@ def _take_rows(rows: datasets.Dataset, size: int, seed: int) -> tuple[datasets.D
     try:
         parts = rows.train_test_split(size, seed=seed, stratify_by_column=LABEL)
     except ValueError:
-        # A class with a single row, or more classes than rows.
+        # Stratification fails if a class has a single row, or if there are more classes than rows.
         parts = rows.train_test_split(size, seed=seed)
     return parts["train"], parts["test"]
 

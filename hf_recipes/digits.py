@@ -15,14 +15,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-# Hz, ITU-T Q.23
+# The frequencies in Hz of the rows and columns of the keypad, by ITU-T Q.23.
 ROWS = (697, 770, 852, 941)
-# Hz
 COLUMNS = (1209, 1336, 1477)
 KEYS = ("123", "456", "789", "*0#")
-# Hz, the telephone's
+# The sampling rate of a telephone, in Hz.
 SAMPLING_RATE = 8000
-# 0.15 s
+# The length of a sound: 0.15 s.
 NUM_SAMPLES = 1200
 SNR_DB = (-24.0, 2.0)
 
@@ -33,8 +32,8 @@ FREQUENCIES = {
     if key.isdigit()
 }
 
-# Source images per split, and the sounds drawn for each. Few images to learn from and many to measure on: a
-# fit is quick, and a probe has 1 200 rows.
+# For each split, the number of source images and the number of sounds for each image. There are few training images, so
+# training is quick, and many validation images, so a probe has 1 200 rows.
 SPLITS = {"train": (400, 4), "validation": (600, 2), "test": (797, 2)}
 
 
@@ -95,7 +94,7 @@ def load_digits_splits(seed: int = 0) -> datasets.DatasetDict:
         columns = {key: [row[key] for row in rows] for key in rows[0]}
         columns["source"] = np.repeat(sources, draws).tolist()
         stored = datasets.Dataset.from_dict(columns, features=features)
-        # cast from bytes, because datasets needs torchcodec to encode sounds itself
+        # The sounds are given as bytes, because datasets needs torchcodec to encode them.
         splits[name] = stored.cast_column("audio", datasets.Audio(sampling_rate=SAMPLING_RATE, decode=False))
     return datasets.DatasetDict(splits)
 

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from ecsfusion import FusionProcessor
 from hf_recipes.configuration import ModalityArguments, RecipeArguments, nearest
 
-# what an encoder takes, by the name of its first input
+# What an encoder takes, by the name of its main input.
 MEDIA = {
     "pixel_values": "images",
     "input_values": "sounds",
@@ -87,7 +87,7 @@ def _build_encoder(name: str, encoder: str | Mapping[str, Any]) -> PreTrainedMod
     try:
         return AutoModel.from_config(AutoConfig.for_model(model_type, **fields))
     except Exception as error:
-        # Configs and models check their values in many ways.
+        # Configs and models raise many kinds of errors for wrong values.
         raise ValueError(
             f"modalities.{name}.encoder: {_one_line(error)}; correct the fields of {model_type}"
         ) from error
@@ -127,7 +127,7 @@ def _build_processor(name: str, modality: ModalityArguments, encoder: PreTrained
             raise ValueError(f"modalities.{name}.processor: unknown key {key!r} for {kind}; {remedy}")
     frames = getattr(encoder.config, "num_frames", None)
     if frames is not None and getattr(processor, "num_frames", None) is None:
-        # Of a longer video, as many as the encoder of videos takes.
+        # The processor takes as many frames from a video as its encoder needs.
         processor.num_frames = frames
     return processor
 
@@ -136,7 +136,7 @@ def _default_processor(media: str, encoder: PreTrainedModel, options: Mapping[st
     """The processor that transformers pairs with a model type, or the class that the option `type` names."""
     fields = {TYPE_KEYS[media] if key == "type" else key: value for key, value in options.items()}
     verbosity = logging.get_verbosity()
-    # Where torchvision is absent, Pillow takes its place, with a warning each time.
+    # Without torchvision, transformers uses Pillow and logs a warning each time.
     logging.set_verbosity_error()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def _default_processor(media: str, encoder: PreTrainedModel, options: Mapping[st
 
 
 def _options_of(processor: Any) -> set[str]:
-    """Names that the processor takes: Hugging Face's own loaders accept any name without a word."""
+    """The names of the options of a processor. The loaders of transformers accept any name without a warning."""
     names = set(getattr(getattr(type(processor), "valid_kwargs", None), "__annotations__", ()))
     if isinstance(processor, PreTrainedTokenizerBase):
         names |= set(vars(processor))

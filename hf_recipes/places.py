@@ -1,4 +1,4 @@
-"""Where a row of a data set lies, so that an error can name it: the file and the row in it."""
+"""Finds the file and the row in it of each row of a data set, for error messages."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +36,6 @@ def unreadable_parquet(files: Mapping[str, Sequence[str]]) -> str | None:
                 for _ in pq.ParquetFile(path).iter_batches():
                     pass
             except Exception:
-                # Arrow raises all kinds for what is damaged.
+                # Arrow raises many kinds of errors for a damaged file.
                 return str(path)
     return None

@@ -4,7 +4,7 @@
     accelerate launch hf_recipes/run.py --config hf_recipes/configs/avmnist.yaml --data_dir FOLDER
     accelerate launch hf_recipes/run.py --compare joint --num_train_epochs 30
 
-Every key of the YAML can be given on the command line. The output folder holds the final model, stage 1's peak
+Every key of the YAML can be given on the command line. The output folder holds the final model, the peak of stage 1
 in `unimodal/`, the model card `README.md`, and `trajectory.png`.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging
 
-# For hf_recipes itself, wherever this is started.
+# Python must find hf_recipes from any working directory.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
@@ -96,9 +96,9 @@ def joint_accuracy(job: Job, model: FusionForClassification) -> float:
 
 
 def name_of_data(recipe: RecipeArguments) -> str:
-    """The data set's name on the Hub, or that of its folder, without the way to it."""
-    place = recipe.data_dir or recipe.dataset
-    return Path(place).resolve().name if Path(place).exists() else place
+    """The name of the data set on the Hub, or the name of its folder without the path."""
+    source = recipe.data_dir or recipe.dataset
+    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def skipped_rows(splits: Mapping[str, ProcessedSplit]) -> str:
@@ -119,7 +119,7 @@ def run(argv: Sequence[str]) -> None:
     comparison = {"plain joint training": joint_accuracy(job, initial)} if initial is not None else {}
 
     card = {"dataset": name_of_data(job.recipe), "comparison": comparison}
-    # A call of one's own would publish, without these facts.
+    # An external call would publish at once, without the facts for the card.
     trainer.save_model(_internal_call=True)
     trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
@@ -128,21 +128,21 @@ def run(argv: Sequence[str]) -> None:
             f"\n{results_table(trainer, comparison)}\n{skipped}\nWritten to {job.args.output_dir}", flush=True
         )
     if job.args.push_to_hub:
-        # When all is written and said, because the Hub may not be there.
+        # Publish last, because the Hub may not be reachable.
         trainer.push_to_hub(**card)
     trainer.end_training()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run; what the user can set right ends in one sentence."""
-    # Of reading and writing weights; training has its own.
+    """Run the recipe. An error that the user can correct ends it with one sentence."""
+    # These progress bars are those of reading and writing weights; training has other ones.
     logging.disable_progress_bar()
     try:
         run(argv)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         message = str(error).strip() or type(error).__name__
         if "Original Traceback" in message:
-            # Of a worker of the data loader; its last line is "Kind: sentence".
+            # The error comes from a worker of the data loader. Its last line is "Kind: sentence".
             message = message.splitlines()[-1].partition(": ")[2]
         sys.exit(f"error: {' '.join(message.split())}")
 

@@ -124,7 +124,7 @@ def oldest_state(folder: Path, runs: Runs) -> dict[str, object]:
     ended = [] if (folder / "checkpoint-20").is_dir() else ["the run did not end"]
     wanted = [
         f"{folder / 'checkpoint-15'} was saved by an older version",
-        "did not keep best_heads, strategy",
+        "did not save best_heads, strategy",
     ]
     return seen(" ".join(warnings), wanted, ended)
 

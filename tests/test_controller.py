@@ -634,7 +634,7 @@ class TestStageTwo:
                 return self.end_stage(reading, "no reason")
 
         rule = Ends(TWO).in_context(RunContext(joint_pausing=True))
-        with pytest.raises(ValueError, match="stage 2 knows neither"):
+        with pytest.raises(ValueError, match="which stage 2 cannot do"):
             rule.decide(reading(10, stage="joint"))
 
 

@@ -38,7 +38,7 @@ class TestForecast:
             ([1.0, 2.0], [0.1], [1.0, 1.0], "2, 1 and 2"),
             ([1.0, 1.0], [0.1, 0.1], [1.0, 1.0], "above 0 that rise"),
             ([0.0, 1.0], [0.1, 0.1], [1.0, 1.0], "above 0 that rise"),
-            ([1.0], [0.1], [0.0], "a leader knows something"),
+            ([1.0], [0.1], [0.0], "the leader must know something"),
         ],
     )
     def test_what_is_no_history_is_refused(self, epochs, behind, ahead, message):

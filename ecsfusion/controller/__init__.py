@@ -1,6 +1,6 @@
-"""The controller of stage 1: one reading of the model in, one decision out. No tensors.
+"""The controller of stage 1: a rule takes a reading of the model and returns a decision. Nothing here uses tensors.
 
-`registry` finds a rule by its name; `rule` tells how to write your own.
+`registry` finds a rule by its name; `rule` explains how to write one.
 """
 
 from ecsfusion.controller.decision import Decision

@@ -1,4 +1,4 @@
-"""The probe is asked what to do: train jointly at once, let one modality wait, or let all learn alone first."""
+"""The rule "adaptive": train jointly at once, let one modality wait, or let all modalities train alone first."""
 
 from __future__ import annotations
 
@@ -15,33 +15,53 @@ DEPENDENCE = 0.15
 """Bits of I(X1; X2 | Y) above which modalities count as dependent on each other given the label."""
 
 MAX_SHARE_WHILE_WAITING = 0.75
-"""The fused head has to be learned as well, however fast the modality was that waits."""
+"""The largest share of the budget that stage 1 may use while a modality waits. The fused head needs the rest."""
 
 
 class Adaptive(Rule):
-    """What the probe says about the modalities decides what stage 1 is for. The default.
+    """Decide from the probe whether to train jointly at once, to let one modality wait, or to train each alone first.
 
-    *Scouting.* The first `scouting_readings` readings are of joint training with unimodal losses, which shows what
-    unimodal training cannot.
+    It is the default rule.
 
-    *Modalities that depend on each other train jointly.* Where their conditional dependence I(X1; X2 | Y) is zero, the
-    modalities' own posteriors say all that there is to say. Where it is above its noise floor and `dependence` bits,
-    in whatever reading of stage 1, the fused head has to learn from them together: stage 2 starts from the present
-    weights. So it does after scouting where no modality alone is above its noise floor.
+    *Scouting.* The model trains jointly, with unimodal losses, up to the reading number `scouting_readings`. These
+    readings show whether the modalities depend on each other, which unimodal training cannot show.
 
-    *A modality that knows all at once waits.* Fused training learns from errors only, and a modality that is right in
-    nearly every row leaves none to learn the others from. So the first modality that has an accuracy of `saturation`
-    in a reading of stage 1, is above its noise floor and leads every other by more than `ratio` and `margin` bits
-    of uniqueness goes back to its initial weights and is paused until stage 2. (One that is merely ahead is not paused:
-    in stage 1 the encoders share nothing, so it would only lose training.)
+    *Modalities that depend on each other train jointly.* If the conditional mutual information I(X1; X2 | Y) is zero,
+    the posteriors of the single modalities determine the posterior of all together. If it is above its noise floor and
+    above `dependence` bits, in any reading of stage 1, the fused head has to learn from the modalities together: stage
+    1 ends, and stage 2 starts from the present weights. The same happens after scouting if no modality alone is above
+    its noise floor.
 
-    *Otherwise* all train alone, until the mean accuracy of those who train has not risen by `accuracy_tolerance` in
-    `plateau_patience` readings, or until `max_unimodal_share` of the budget is used. If that is None it is half;
-    while a modality waits it is all but `catch_up` times what that modality took to know nearly all, if that is more,
-    up to three quarters. Stage 2 starts from the latest weights that are not behind the best by more than the
-    tolerance.
+    *A modality that soon knows nearly everything waits.* Fused training learns from errors, and a modality that is
+    right in nearly every row leaves no errors from which the others could learn. Therefore one modality may be put
+    back to its initial weights and paused until stage 2. It is the first that has an accuracy of `saturation` in a
+    reading of stage 1, is above its noise floor, and leads every other by more than `ratio` and by more than `margin`
+    bits of uniqueness. (A modality that is only ahead is not paused: the encoders share nothing in stage 1, so a pause
+    would not help the others.)
 
-    Why not the peak of synergy: corrected for bias it has none (benchmarks/README.md).
+    *Otherwise* all modalities train alone. Stage 1 ends when the mean accuracy of those that train has not risen by
+    `accuracy_tolerance` in `plateau_patience` readings, or when `max_unimodal_share` of the budget is used. If
+    `max_unimodal_share` is None, that is half of the budget. While a modality waits, it is longer if that modality was
+    fast: the whole budget without `catch_up` times the share in which the modality learned nearly everything, but at
+    most three quarters. Stage 2 starts from the latest weights that are not behind the best by more than the tolerance.
+
+    The rule does not look for a peak of synergy, because synergy that is corrected for bias has none
+    (benchmarks/README.md).
+
+    Args:
+        modalities: at least two different names.
+        scouting_readings: readings of joint training before the first decision; 0 for none.
+        dependence: bits of I(X1; X2 | Y) above which the modalities train jointly.
+        saturation: accuracy at which a modality that leads clearly is paused.
+        ratio: how many times the uniqueness of the next modality a clear lead is.
+        margin: bits by which a clear lead is ahead of the next modality.
+        accuracy_tolerance: differences of accuracy up to this count as none.
+        plateau_patience: readings without a rise after which stage 1 ends.
+        catch_up: how many times as long as the waiting modality trained stage 2 should last.
+        max_unimodal_share: the largest share of the budget that stage 1 may use; None as described above.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     name = "adaptive"
@@ -87,9 +107,8 @@ class Adaptive(Rule):
         self.state: dict[str, Any] = {
             "readings": 0,
             "scouting": scouting_readings > 0,
-            # The modality that knew all.
+            # The modality that waits, and the share of the budget in which it learned nearly everything.
             "waiting": None,
-            # The share of the budget in which it did.
             "learnt_in": None,
             "best_accuracy": None,
             "not_risen": 0,
@@ -97,18 +116,18 @@ class Adaptive(Rule):
 
     @property
     def trains_fused_head(self) -> bool:
-        """While it scouts, where there will be a stage 2."""
+        """True while the rule scouts, if a stage 2 follows."""
         return bool(self.state["scouting"]) and self.context.joint_follows
 
     @property
     def latest_end(self) -> float:
-        """Later while a modality waits that learns so fast that it needs less of stage 2."""
-        # The states of older checkpoints do not have it.
+        """As in `Rule`, but later while a modality waits that learns fast and so needs less of stage 2."""
+        # The state in an older checkpoint has no "learnt_in".
         learnt_in = self.state.get("learnt_in")
         return self.max_unimodal_share if learnt_in is None else self._end_while_waiting(learnt_in)
 
     def _end_while_waiting(self, learnt_in: float) -> float:
-        """`latest_end` while a modality waits that came to know nearly all in this share of the budget."""
+        """`latest_end` while a modality waits that learned nearly everything in this share of the budget."""
         context = self.context
         if self.has_own_share or context.unimodal_share is not None or not context.ends_early:
             return self.max_unimodal_share
@@ -116,10 +135,11 @@ class Adaptive(Rule):
 
     @property
     def excluded_from_readout(self) -> tuple[str, ...]:
-        """The modality that waited: it would overrule the others in the readout."""
+        """The modality that waited, because it would overrule the others in the readout."""
         return (self.state["waiting"],) if self.state["waiting"] else ()
 
     def decide_unimodal(self, reading: Reading) -> Decision:
+        """Decide as described at the class."""
         check_finite({"conditional_mutual_information": reading.conditional_mutual_information})
         if reading.step == 0:
             return self.train(reading, self.modalities, "all train: step 0, nothing is learnt yet")
@@ -129,7 +149,7 @@ class Adaptive(Rule):
         floor = max(reading.floor["synergy"], self.dependence)
         if reading.conditional_mutual_information > floor and self.state["waiting"] is None:
             why = f"{depend}, more than {floor:.2f}: the fused head has to learn from them together"
-            # Not the weights of an earlier reading, which depended less.
+            # Stage 2 starts from these weights, not from those of an earlier reading.
             self.mark_peak(reading)
             return self.end_stage(reading, why)
         saturated = self._saturated(reading) if self.state["waiting"] is None else None
@@ -152,7 +172,7 @@ class Adaptive(Rule):
         )
 
     def _saturated(self, reading: Reading) -> Decision | None:
-        """One modality is put back and waits, if it knows nearly all and leads clearly."""
+        """The decision to reset and pause the leader, if it knows nearly everything and leads clearly; else None."""
         leader = max(self.modalities, key=lambda name: reading.unique[name])
         others = [name for name in self.modalities if name != leader]
         lead = Lead.over(reading, leader, others)
@@ -160,10 +180,10 @@ class Adaptive(Rule):
         if accuracy < self.saturation or not lead.is_clear(self.ratio, self.margin):
             return None
         if reading.progress >= self._end_while_waiting(reading.progress) - 1e-9:
-            # Stage 1 ends here: there is nothing left to wait for.
+            # Stage 1 ends at this reading, so a pause would have no effect.
             return None
         self.state |= {"waiting": leader, "learnt_in": reading.progress, "scouting": False}
-        # Of others than before.
+        # From now on the mean accuracy is that of fewer modalities, so it is compared anew.
         self.state |= {"best_accuracy": None, "not_risen": 0}
         reason = (
             f"{leader} waits for stage 2, from its initial weights: alone its accuracy is {accuracy:.3f}, which leaves "
@@ -181,5 +201,5 @@ class Adaptive(Rule):
             return self.end_stage(reading, plateau(state, accuracy, self.accuracy_tolerance, training))
         waits = f" and {state['waiting']} waits" if state["waiting"] else ""
         verb = "trains" if len(training) == 1 else "train"
-        seen = f"mean accuracy {accuracy:.3f}, {uniqueness_of(reading, self.modalities)}"
-        return self.train(reading, training, f"{listed(training)} {verb}{waits}: {seen}")
+        values = f"mean accuracy {accuracy:.3f}, {uniqueness_of(reading, self.modalities)}"
+        return self.train(reading, training, f"{listed(training)} {verb}{waits}: {values}")

@@ -1,4 +1,4 @@
-"""What a rule answers to a reading."""
+"""The decision that a rule makes from a reading."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Decision:
         training: the modalities that train from now on; never empty.
         reason: one sentence with the numbers.
         ends_stage: stage 1 ends now; the next training step is joint.
-        restore: the step whose weights start stage 2; None for the present weights. The reading of that step had
-            `peak` set, and no later one had.
-        peak: the weights of this reading are the best candidate so far to start stage 2: they are kept.
-        reset: modalities that go back to their initial weights now; if it names all, the fused head does too. With
-            `ends_stage`, stage 2 starts from these weights (`restore` is None then), and a `peak` is kept.
-        overdue: the rule would end stage 1 here, but its length is given.
+        restore: the step whose weights start stage 2; None for the present weights. The decision at that step had
+            `peak` set, and no later decision had.
+        peak: the weights of this reading are the best so far to start stage 2 from, and are kept.
+        reset: modalities that go back to their initial weights now. If these are all modalities, the fused head goes
+            back too. With `ends_stage`, stage 2 starts from these weights, `restore` is None, and a `peak` is kept.
+        overdue: the rule would end stage 1 here, but the user has set the length of stage 1.
     """
 
     training: tuple[str, ...]
@@ -37,7 +37,7 @@ class Decision:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Decision:
-        """The decision that `to_json` made these values of."""
+        """Make the decision from the values that `to_json` returned."""
         return cls(**{**values, "training": tuple(values["training"]), "reset": tuple(values["reset"])})
 
 
@@ -46,9 +46,9 @@ class PauseThreshold:
     """The lead in uniqueness at which a rule pauses a modality.
 
     Attributes:
-        ratio: to the uniqueness of the next, or to its noise floor.
-        margin: before the next, in bits.
-        patience: readings in a row with that lead after which it is paused.
+        ratio: the modality's uniqueness, divided by that of the next modality or by the noise floor of the next.
+        margin: how far the modality's uniqueness is above that of the next modality, in bits.
+        patience: readings in a row with such a lead after which the modality is paused.
     """
 
     ratio: float

@@ -1,4 +1,4 @@
-"""A schedule that is known beforehand."""
+"""The rule "fixed": a schedule that is given beforehand."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from ecsfusion.controller.rule import Rule
 
 
 class FixedSchedule(Rule):
-    """Phases that are known beforehand, then joint training.
+    """Train given modalities in phases of given lengths, then train jointly.
 
     Args:
-        schedule: pairs (length, modalities) in order: `[(0.2, ["audio"]), (0.3, ["image", "audio"])]`. A
-            phase ends at the first reading at which its length is over.
-        unit: of the lengths: "share" of the whole budget, or "epochs".
+        modalities: at least two different names.
+        schedule: pairs (length, modalities) in order, such as `[(0.2, ["audio"]), (0.3, ["image", "audio"])]`. A
+            phase ends at the first reading at which its length is used up.
+        unit: the unit of the lengths: "share" of the whole budget, or "epochs".
+        max_unimodal_share: the largest share of the budget that stage 1 may use.
+
+    Raises:
+        ValueError: the schedule is empty, is not a list of such pairs, or is longer than stage 1 may be.
     """
 
     name = "fixed"
@@ -33,8 +38,8 @@ class FixedSchedule(Rule):
         if unit not in ("share", "epochs"):
             raise ValueError(f"unit must be 'share' or 'epochs', got {unit!r}.")
         self.unit = unit
-        # (end, modalities)
         self.phases: list[tuple[float, tuple[str, ...]]] = []
+        """The end of each phase, in `unit`, and the modalities that train in it."""
         end = 0.0
         if not isinstance(schedule, Sequence) or isinstance(schedule, str):
             raise ValueError(f"schedule must be a list of pairs (length > 0, modalities), got {schedule!r}.")
@@ -63,13 +68,15 @@ class FixedSchedule(Rule):
 
     @property
     def initial_training(self) -> tuple[str, ...]:
+        """The modalities of the first phase."""
         return self.phases[0][1]
 
     def decide_unimodal(self, reading: Reading) -> Decision:
-        now = reading.progress if self.unit == "share" else reading.epoch
-        done = f"{now:.0%} of the budget" if self.unit == "share" else f"epoch {now:g}"
+        """Train the modalities of the phase that this reading is in; end stage 1 after the last phase."""
+        position = reading.progress if self.unit == "share" else reading.epoch
+        done = f"{position:.0%} of the budget" if self.unit == "share" else f"epoch {position:g}"
         for number, (end, names) in enumerate(self.phases, start=1):
-            if now < end - 1e-9:
+            if position < end - 1e-9:
                 reason = (
                     f"phase {number} of {len(self.phases)} of the fixed schedule at {done}: {listed(names)}"
                 )

@@ -1,4 +1,4 @@
-"""Slow or weak: will the modality that is behind know as much as the leader, given time?"""
+"""Forecasts whether a modality that is behind only learns more slowly than the leader, or will stay behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ecsfusion.controller.reading import Reading, check_finite
 
 EPOCHS = 2.0
-"""The pace is that of the last so many epochs, and the forecast reaches as far ahead."""
+"""The pace is measured over this many epochs, and the forecast is for this many epochs ahead."""
 SLOW = 0.6
 """A modality that will have more than this share of the leader's information counts as slow, otherwise as weak."""
 
@@ -19,8 +19,14 @@ SLOW = 0.6
 class Forecast:
     """What a modality knows now and will know soon, as shares of the leader's information about the label.
 
-    It was right in about 7 to 8 of 10 runs after one or two epochs, in 9 after three and in nearly all after five
-    (benchmarks/controller_response.py), so the rules put it into words only.
+    The forecast was right in 7 to 8 of 10 runs after one or two epochs, in 9 of 10 after three, and in nearly all after
+    five (benchmarks/controller_response.py). Therefore rules only mention it in their reasons and do not decide by it.
+
+    Attributes:
+        name: the modality that is behind.
+        leader: the modality that is ahead.
+        now: the share that it knows now.
+        soon: the share that it will know in `EPOCHS` epochs if its pace stays the same.
     """
 
     name: str
@@ -30,7 +36,7 @@ class Forecast:
 
     @property
     def is_slow(self) -> bool:
-        """Slow: it will be good. Otherwise it is weak."""
+        """Whether the modality counts as slow, because it will know enough soon; otherwise it counts as weak."""
         return self.soon > SLOW
 
     def __str__(self) -> str:
@@ -41,48 +47,70 @@ class Forecast:
         )
 
 
-def remember(seen: list[Any], reading: Reading, names: Iterable[str]) -> None:
-    """Add a reading, [epoch, bits by modality], and drop those that are too old for an forecast. JSON values.
+def remember(readings: list[Any], reading: Reading, names: Iterable[str]) -> None:
+    """Add the information of a reading to a list, and drop what is too old for a forecast.
 
-    A second reading of the same moment replaces the first; one without information is left out.
+    A second reading of the same epoch replaces the first. A reading without information is left out.
+
+    Args:
+        readings: the list, of JSON values: for each reading, [epoch, bits by modality].
+        reading: the reading to add.
+        names: of the modalities.
 
     Raises:
-        ValueError: the reading tells the information of some modalities only, or what is no number.
+        ValueError: the reading lacks the information of a modality, or it is not a finite number.
     """
     if reading.epoch <= 0 or not reading.mutual_information:
         return
     bits = {name: reading.mutual_information.get(name) for name in names}
     check_finite({f"mutual_information[{name!r}]": value for name, value in bits.items()})
-    while seen and seen[-1][0] >= reading.epoch:
-        del seen[-1]
-    while len(seen) > 1 and seen[1][0] <= reading.epoch - EPOCHS:
-        del seen[0]
-    seen.append([reading.epoch, bits])
+    while readings and readings[-1][0] >= reading.epoch:
+        del readings[-1]
+    while len(readings) > 1 and readings[1][0] <= reading.epoch - EPOCHS:
+        del readings[0]
+    readings.append([reading.epoch, bits])
 
 
-def forecasts(seen: Sequence[Any], names: Iterable[str], leader: str) -> str:
-    """The forecasts of modalities behind a leader, to follow a reason; nothing where no reading tells information."""
-    if not seen or seen[-1][1][leader] <= 0:
+def forecasts(readings: Sequence[Any], names: Iterable[str], leader: str) -> str:
+    """The forecasts in words, to be added to the reason of a decision.
+
+    Args:
+        readings: what `remember` has kept.
+        names: the modalities that are behind.
+        leader: the modality that is ahead.
+
+    Returns:
+        One clause for each modality that is behind; empty if no reading has information.
+    """
+    if not readings or readings[-1][1][leader] <= 0:
         return ""
-    epochs, ahead = [epoch for epoch, _ in seen], [bits[leader] for _, bits in seen]
-    found = (Forecast(name, leader, *forecast(epochs, [b[name] for _, b in seen], ahead)) for name in names)
-    return "".join(f"; {judged}" for judged in found)
+    epochs, ahead = [epoch for epoch, _ in readings], [bits[leader] for _, bits in readings]
+    clauses = []
+    for name in names:
+        now, soon = forecast(epochs, [bits[name] for _, bits in readings], ahead)
+        clauses.append(f"; {Forecast(name, leader, now, soon)}")
+    return "".join(clauses)
 
 
 def forecast(epochs: Sequence[float], behind: Sequence[float], ahead: Sequence[float]) -> tuple[float, float]:
-    """Shares of the leader's present information: what the modality behind has, and what it will have.
+    """Forecast how much of the leader's present information the modality behind it will have.
 
-    Its gain in the last `EPOCHS` epochs (all of them, where there were fewer) is expected once more; per epoch, over
-    the next `EPOCHS`. Before training both knew nothing. Information, not accuracy: it grows more evenly, and needs no
-    level of chance.
+    The modality is expected to gain as many bits per epoch in the next `EPOCHS` epochs as it gained in the last
+    `EPOCHS`, or since the start of training if that is less; at the start both modalities know nothing. The forecast
+    uses information rather than accuracy, because information grows more evenly and is zero at chance.
 
     Args:
-        epochs: of the readings, rising, above 0.
-        behind: bits that the modality behind knew about the label at each of them.
+        epochs: the epochs of the readings, rising, above 0.
+        behind: bits that the modality behind knew about the label at each reading.
         ahead: bits that the leader knew.
 
+    Returns:
+        What the modality behind knows now, and what it will know in `EPOCHS` epochs, as shares of what the leader knows
+        now.
+
     Raises:
-        ValueError: no readings, columns of different lengths, epochs that do not rise, or a leader that knows nothing.
+        ValueError: no readings, sequences of different lengths, epochs that do not rise, or a leader that knows
+            nothing.
     """
     if not epochs or not len(epochs) == len(behind) == len(ahead):
         raise ValueError(
@@ -92,9 +120,11 @@ def forecast(epochs: Sequence[float], behind: Sequence[float], ahead: Sequence[f
     if epochs[0] <= 0 or any(b <= a for a, b in pairwise(epochs)):
         raise ValueError(f"epochs is {list(epochs)}; give epochs above 0 that rise.")
     if ahead[-1] <= 0:
-        raise ValueError(f"ahead ends with {ahead[-1]} bits; a leader knows something about the label.")
+        raise ValueError(f"ahead ends with {ahead[-1]} bits; the leader must know something about the label.")
     earlier = [(0.0, 0.0), *zip(epochs[:-1], behind[:-1], strict=True)]
-    since = epochs[-1] - EPOCHS
-    start, had = next(((e, bits) for e, bits in reversed(earlier) if e <= since + 1e-9), earlier[0])
-    pace = (behind[-1] - had) / (epochs[-1] - start)
+    window_start = epochs[-1] - EPOCHS
+    start, start_bits = next(
+        ((epoch, bits) for epoch, bits in reversed(earlier) if epoch <= window_start + 1e-9), earlier[0]
+    )
+    pace = (behind[-1] - start_bits) / (epochs[-1] - start)
     return behind[-1] / ahead[-1], (behind[-1] + EPOCHS * pace) / ahead[-1]

@@ -1,4 +1,4 @@
-"""How far ahead a modality is, and the words that rules share for it."""
+"""How far ahead a modality is, and the phrases and checks that several rules use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from ecsfusion.controller.reading import Reading
 
 @dataclass(frozen=True)
 class Lead:
-    """How far one modality's uniqueness (bits) is ahead of its strongest rival's."""
+    """How far one modality's uniqueness is ahead of that of its strongest rival.
+
+    Attributes:
+        unique: the modality's uniqueness in bits.
+        floor: the noise floor of that uniqueness.
+        rival: the name of the rival.
+        rival_unique: the rival's uniqueness in bits.
+        rival_floor: the noise floor of the rival's uniqueness.
+    """
 
     unique: float
     floor: float
@@ -21,18 +29,19 @@ class Lead:
 
     @classmethod
     def over(cls, reading: Reading, name: str, rivals: Iterable[str]) -> Lead:
+        """The lead of a modality over the one of these rivals that has the largest uniqueness."""
         rival = max(rivals, key=lambda other: reading.unique[other])
         unique, floor = reading.unique, reading.floor
         return cls(unique[name], floor[name], rival, unique[rival], floor[rival])
 
     @property
     def ratio(self) -> float:
-        """To the rival's uniqueness, or to its noise floor where that is larger: noise is no denominator."""
+        """The uniqueness divided by the rival's, or by the rival's noise floor if that is larger."""
         reference = max(self.rival_unique, self.rival_floor)
         return self.unique / reference if reference > 0 else math.copysign(math.inf, self.unique)
 
     def is_clear(self, ratio: float, margin: float) -> bool:
-        """Above its own noise floor, and ahead by more than the ratio and more than the margin (bits)."""
+        """Whether the uniqueness is above its noise floor and ahead by more than this ratio and this margin in bits."""
         above_floor = self.unique > max(self.floor, 0.0)
         return above_floor and self.unique - self.rival_unique > margin and self.ratio > ratio
 
@@ -45,14 +54,21 @@ class Lead:
 
 
 def listed(names: Iterable[str]) -> str:
+    """The names, joined by "and"."""
     return " and ".join(names)
 
 
 def uniqueness_of(reading: Reading, names: Iterable[str]) -> str:
+    """The uniqueness of these modalities in words: "uniqueness image 0.52, audio 0.10 bits"."""
     return "uniqueness " + ", ".join(f"{name} {reading.unique[name]:.2f}" for name in names) + " bits"
 
 
 def check_positive(**options: float) -> None:
+    """Check that every option is a positive number.
+
+    Raises:
+        ValueError: names the first option that is not.
+    """
     for name, value in options.items():
         if not isinstance(value, (int, float)) or not value > 0:
             raise ValueError(f"{name} must be a positive number, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Options of a class that is chosen by name: unknown and missing ones are named before it is made."""
+"""Checks the options of a class that is chosen by name, before an instance is made."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 
 def check_options(kind: type, options: Mapping[str, Any], what: str, argument: str) -> None:
-    """Raise ValueError for an option that the class does not take, or one that it needs and is not there.
+    """Check that a class takes these options and that none is missing.
 
     Args:
-        kind: the class; its first parameter is the names of the modalities, all others are options.
-        options: what the user gave.
-        what: "the rule 'fixed'", for the message.
-        argument: where the options are given, for the message.
+        kind: the class. Its first parameter is the names of the modalities; all others are options.
+        options: the options that the user gave.
+        what: how the message names the class, such as "the rule 'fixed'".
+        argument: the argument that holds the options, for the message.
+
+    Raises:
+        ValueError: names an option that the class does not take, or one that it needs and that is missing.
     """
     parameters = inspect.signature(kind).parameters
     allowed = [key for key, p in parameters.items() if key != "modalities" and p.kind is not p.VAR_KEYWORD]

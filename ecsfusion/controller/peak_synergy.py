@@ -1,8 +1,8 @@
-"""The paper's idea with care: pause a clear leader, start stage 2 at the peak.
+"""The rule "peak-synergy": a more careful version of the paper's rule.
 
-In stage 1 every modality is trained by its own loss and the encoders share nothing, so to pause a modality
-only withholds training from it; it does not speed up the others. Hence the rule pauses late, resumes early,
-and does not let the end of stage 1 throw training away.
+In stage 1 every modality is trained by its own loss and the encoders share nothing. To pause a modality therefore only
+takes training from it and does not speed up the others. So this rule pauses late, resumes early, and does not go back
+to weights that have lost much training.
 """
 
 from __future__ import annotations
@@ -21,24 +21,40 @@ from ecsfusion.controller.rule import Rule
 class PeakSynergy(Rule):
     """Pause a clear leader, and start stage 2 at the peak of synergy that costs no training.
 
-    *Pausing.* Among the training modalities, the one with the largest uniqueness is paused when, in
-    `patience` readings in a row, it is above its noise floor and ahead of the next by more than `ratio`
-    and `margin` bits. It resumes when that lead, at `hysteresis` times both thresholds, has been gone
-    for `patience` readings. It resumes for good when the mean accuracy of those that train has not risen
-    by `accuracy_tolerance` in `wait` readings: waiting is useless. One modality always trains. Reasons say
-    whether those behind look slow or weak (`ecsfusion.controller.forecast`); the decision does not depend on it.
+    *Pausing.* Among the modalities that train, the one with the largest uniqueness is paused when, in `patience`
+    readings in a row, it is above its noise floor and ahead of the next by more than `ratio` and by more than `margin`
+    bits. It resumes when it has not had such a lead, with both thresholds multiplied by `hysteresis`, for `patience`
+    readings. It resumes and is not paused again when the mean accuracy of the others has not risen by
+    `accuracy_tolerance` in `wait` readings, because then the pause does not help. One modality always trains. The
+    reasons say whether the modalities behind look slow or weak (`ecsfusion.controller.forecast`), but the decision does
+    not depend on that.
 
-    *The peak.* Synergy corrected for bias mostly falls while encoders learn, and training time itself helps.
-    So the untrained start is never a peak, and a reading is the new peak when the mean unimodal accuracy is
-    above its best by more than `accuracy_tolerance`, or when neither it nor synergy is below its best
-    since then by more than noise (`accuracy_tolerance`; the larger of synergy's floor and
-    `synergy_margin` bits): ties go to the later reading. After `stop_patience` readings without a new
-    peak, or at `max_unimodal_share` of the budget, stage 1 ends and the peak is restored.
+    *The peak.* Synergy that is corrected for bias mostly falls while encoders learn, and longer training helps by
+    itself. So the untrained start is never a peak. A reading is the new peak in two cases: the mean unimodal accuracy
+    is above its best by more than `accuracy_tolerance`, or neither that accuracy nor the synergy is below its best by
+    more than noise. The noise of the accuracy is `accuracy_tolerance`; that of synergy is the larger of its floor and
+    `synergy_margin` bits. After `stop_patience` readings without a new peak, or at `max_unimodal_share` of the budget,
+    stage 1 ends and the weights of the peak are restored.
 
-    *Nothing to learn alone.* While redundancy and every uniqueness are within their noise floors and no
-    accuracy is above the mean of the readings before, unimodal losses teach nothing. Stage 1 ends after
-    `patience` such readings in a row if synergy is above its floor (the label needs all modalities
-    together), else after `stop_patience`.
+    *Nothing to learn alone.* While redundancy and every uniqueness are within their noise floors and no accuracy is
+    above its mean over the earlier readings, unimodal losses teach nothing. Stage 1 ends after `patience` such readings
+    in a row if synergy is above its floor, because then the label needs all modalities together; otherwise it ends
+    after `stop_patience`.
+
+    Args:
+        modalities: at least two different names.
+        ratio: how many times the uniqueness of the next modality a clear lead is.
+        margin: bits by which a clear lead is ahead of the next modality.
+        hysteresis: factor of both thresholds below which a paused modality resumes.
+        patience: readings in a row before a modality is paused or resumes.
+        wait: readings without a rise after which a paused modality resumes and is not paused again.
+        accuracy_tolerance: differences of accuracy up to this count as none.
+        synergy_margin: differences of synergy up to this, in bits, count as none.
+        stop_patience: readings without a new peak after which stage 1 ends.
+        max_unimodal_share: the largest share of the budget that stage 1 may use.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     name = "peak-synergy"
@@ -73,9 +89,9 @@ class PeakSynergy(Rule):
             "nothing_learnt": 0,
             "leader": None,
             "leader_readings": 0,
-            # Name: readings in a row without its lead.
+            # Paused modalities: for each, the readings in a row without its lead.
             "paused": {},
-            # of those that train, since one was paused
+            # The accuracy of the modalities that train, since one was paused.
             "waiting": {"best_accuracy": None, "not_risen": 0},
             "not_again": [],
             "joint": False,
@@ -83,20 +99,20 @@ class PeakSynergy(Rule):
         }
 
     def decide_unimodal(self, reading: Reading) -> Decision:
+        """Decide as described at the class."""
         if reading.step == 0:
             return self.train(reading, self._training(), "all train: step 0, nothing is learnt yet")
-        # Which older checkpoints do not have.
-        seen = self.state.setdefault("information", [])
-        remember(seen, reading, self.modalities)
+        # The state in an older checkpoint has no "information".
+        remember(self.state.setdefault("information", []), reading, self.modalities)
         self._look_for_peak(reading)
-        over = self._nothing_to_learn(reading) or self._past_the_peak(reading)
-        if over:
-            return self.end_stage(reading, over)
+        why_it_ends = self._nothing_to_learn(reading) or self._past_the_peak(reading)
+        if why_it_ends:
+            return self.end_stage(reading, why_it_ends)
         reason = self._resume(reading) or self._pause(reading) or self._unchanged(reading)
         return self.train(reading, self._training(), reason)
 
     def decide_joint(self, reading: Reading) -> Decision:
-        """Pause and resume as in stage 1, without a memory of who was paused there."""
+        """Pause and resume as in stage 1. Modalities that were paused at the end of stage 1 start unpaused."""
         if not self.state["joint"]:
             self.state |= {"joint": True, "paused": {}, "leader": None, "leader_readings": 0}
             self.state["waiting"] = {"best_accuracy": 0.0, "not_risen": 0}
@@ -106,6 +122,7 @@ class PeakSynergy(Rule):
 
     @property
     def pauses_at(self) -> PauseThreshold:
+        """The lead at which this rule pauses a modality."""
         return PauseThreshold(self.ratio, self.margin, self.patience)
 
     def _training(self) -> list[str]:
@@ -121,7 +138,7 @@ class PeakSynergy(Rule):
             state["since_peak"] += 1
             return
         else:
-            # A tie; the best values stay, or slow decay would pass as a row of ties.
+            # This is a tie. The best values never fall, so that a slow decay does not count as a row of ties.
             best["accuracy"], best["synergy"] = max(best["accuracy"], accuracy), max(best["synergy"], synergy)
         state["since_peak"] = 0
         self.mark_peak(reading)
@@ -191,8 +208,8 @@ class PeakSynergy(Rule):
         state["leader_readings"] = state["leader_readings"] + 1 if leader == state["leader"] else 1
         state["leader"] = leader
         if state["leader_readings"] < self.patience:
-            seen = f"reading {state['leader_readings']} of the {self.patience} needed to pause it"
-            return f"{leader} leads, {seen}: {lead}"
+            count = f"reading {state['leader_readings']} of the {self.patience} needed to pause it"
+            return f"{leader} leads, {count}: {lead}"
         state["paused"][leader], state["leader"], state["leader_readings"] = 0, None, 0
         self._start_waiting(reading)
         return f"{leader} paused: {lead}{forecasts(state['information'], rivals, leader)}"
@@ -203,7 +220,7 @@ class PeakSynergy(Rule):
     def _unchanged(self, reading: Reading) -> str:
         training = self._training()
         if len(training) == len(self.modalities):
-            return f"all train, nobody leads clearly: {uniqueness_of(reading, training)}"
+            return f"all train, no modality leads clearly: {uniqueness_of(reading, training)}"
         return "; ".join(
             f"{name} stays paused: {Lead.over(reading, name, training)}" for name in self.state["paused"]
         )

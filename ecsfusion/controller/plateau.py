@@ -1,7 +1,7 @@
-"""A plateau: a score that has not risen for some readings.
+"""A plateau is an accuracy that has not risen for some readings.
 
-What is remembered is in a dictionary of JSON values with the keys "best_accuracy" (None before the first reading) and
-"not_risen".
+The functions here keep their state in a dictionary of JSON values: "best_accuracy", which is None before the first
+reading, and "not_risen", the number of readings since the last rise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def is_behind(state: dict[str, Any], accuracy: float, tolerance: float) -> bool:
 
 
 def readings_without_rise(state: dict[str, Any], accuracy: float, tolerance: float) -> int:
-    """Count this reading: how many in a row have not been above the best by more than the tolerance."""
+    """Add a reading to the state, and count the readings in a row without a rise by more than the tolerance."""
     best = state["best_accuracy"]
     state["not_risen"] += 1
     if best is None or accuracy > best + tolerance:
@@ -26,7 +26,7 @@ def readings_without_rise(state: dict[str, Any], accuracy: float, tolerance: flo
 
 
 def plateau(state: dict[str, Any], accuracy: float, tolerance: float, names: Iterable[str]) -> str:
-    """The plateau in words, to follow "stage 1 ends: "."""
+    """The plateau in words, as a clause that follows "stage 1 ends: "."""
     return (
         f"in {state['not_risen']} readings the mean accuracy of {' and '.join(names)} has not risen by {tolerance:g} "
         f"above {state['best_accuracy']:.3f} and is {accuracy:.3f}"

@@ -26,12 +26,12 @@ class Probe:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """The number of optimizer steps before this probe."""
         return self.reading.step
 
     @property
     def stage(self) -> str:
-        """The stage up to this probe: "unimodal" or "joint"."""
+        """The stage that this probe was made in: "unimodal" or "joint"."""
         return self.reading.stage
 
     @property
@@ -41,12 +41,12 @@ class Probe:
 
     @property
     def phase(self) -> str:
-        """As `stage`, but "scouting" for the part of stage 1 in which the fused head trained as well."""
+        """The same as `stage`, but "scouting" in the part of stage 1 in which the fused head trained as well."""
         return "scouting" if self.stage == "unimodal" and self.trained_fused_head else self.stage
 
     @property
     def restored(self) -> int | None:
-        """At the end of stage 1, the step whose weights are kept or start stage 2 (0: the initial weights)."""
+        """The step whose weights end stage 1, or 0 for the initial weights; None unless this probe ended stage 1."""
         if not (self.decision.ends_stage and self.stage == "unimodal"):
             return None
         if set(self.decision.reset) == set(self.decision.training):
@@ -63,7 +63,7 @@ class Probe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Probe:
-        """The probe that `to_json` made these values of."""
+        """Make the probe from the values that `to_json` returned."""
         return cls(
             Reading.from_json(values["reading"]),
             Decision.from_json(values["decision"]),

@@ -1,4 +1,4 @@
-"""The rule of the paper, to the letter."""
+"""The rule "published": the rule of the paper, unchanged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ from ecsfusion.controller.rule import Rule
 
 
 class Published(Rule):
-    """The rule of arXiv 2509.20840, to the letter, for comparison; two modalities.
+    """Pause and end stage 1 exactly by the rule of arXiv 2509.20840, for comparison; for two modalities.
 
-    rho = U1 / U2 of the uncorrected atoms. If rho > tau, only modality 2 trains from now on; if 1/rho > tau,
-    only modality 1; in between, whoever trained goes on. Stage 1 ends at the second change of who trains
-    (the first pause is the first change), when the uncorrected synergy falls under `synergy_drop` of its
-    best, or after `max_epochs` epochs. The peak is not restored. A reading with U2 = 0 has no rho and is
-    skipped.
+    rho = U1 / U2 of the uncorrected atoms. If rho > tau, only modality 2 trains from now on; if 1 / rho > tau, only
+    modality 1; in between, the same modalities go on. Stage 1 ends at the second change of the modalities that train
+    (the first pause is the first change), when the uncorrected synergy falls below `synergy_drop` times its best, or
+    after `max_epochs` epochs. The peak is not restored. A reading with U2 = 0 has no rho and is skipped.
 
-    The uncorrected synergy is mostly estimation bias, so noise may end stage 1 after a few epochs.
-    `max_unimodal_share` bounds shorter budgets; its default is 200 of the published 300 epochs.
+    The uncorrected synergy is mostly bias of the estimate, so noise may end stage 1 after a few epochs.
+
+    Args:
+        modalities: two names.
+        tau: ratio of the uniquenesses at which a modality is paused.
+        synergy_drop: share of its best below which synergy ends stage 1.
+        max_epochs: the largest length of stage 1 in epochs.
+        max_unimodal_share: the largest share of the budget that stage 1 may use, which matters in shorter runs than
+            the paper's. The default is 200 of its 300 epochs.
+
+    Raises:
+        ValueError: more than two modalities, or an option that is not positive.
     """
 
     name = "published"
@@ -46,23 +55,26 @@ class Published(Rule):
         self.state = {"training": list(self.modalities), "changes": 0, "best_synergy": 0.0}
 
     def decide_unimodal(self, reading: Reading) -> Decision:
+        """Decide as described at the class."""
         u1, u2, synergy = self._plugin_atoms(reading)
         state, (first, second) = self.state, self.modalities
         uniqueness = f"plug-in uniqueness {first} {u1:.2f}, {second} {u2:.2f} bits"
-        over = ""
+        ending = ""
         if u2 > 0:
-            side = [second] if u1 > self.tau * u2 else [first] if u2 > self.tau * u1 else state["training"]
-            state["changes"] += side != state["training"]
-            state["training"] = side
+            training = (
+                [second] if u1 > self.tau * u2 else [first] if u2 > self.tau * u1 else state["training"]
+            )
+            state["changes"] += training != state["training"]
+            state["training"] = training
             best = state["best_synergy"] = max(state["best_synergy"], synergy)
             if synergy < self.synergy_drop * best:
-                over = f"plug-in synergy {synergy:.2f} bits is under {self.synergy_drop:g} of its best {best:.2f}"
+                ending = f"plug-in synergy {synergy:.2f} bits is under {self.synergy_drop:g} of its best {best:.2f}"
         if state["changes"] == 2:
-            over = f"this is the second change of who trains, {uniqueness}"
+            ending = f"this is the second change of who trains, {uniqueness}"
         if reading.epoch >= self.max_epochs:
-            over = f"{reading.epoch:g} epochs are done and the limit is {self.max_epochs:g}"
-        if over:
-            return self.end_stage(reading, over)
+            ending = f"{reading.epoch:g} epochs are done and the limit is {self.max_epochs:g}"
+        if ending:
+            return self.end_stage(reading, ending)
         verb = "train" if len(state["training"]) == 2 else "trains alone"
         return self.train(reading, state["training"], f"{listed(state['training'])} {verb}: {uniqueness}")
 

@@ -1,4 +1,4 @@
-"""What a rule is given: a measurement of the probe set, and the moment of the run at which it was taken."""
+"""The reading that a rule decides from: a measurement of the probe set, and when in the run it was made."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STAGES = ("unimodal", "joint")
 
 @dataclass(frozen=True)
 class Reading:
-    """One measurement of the model on held-out rows, and when it was taken.
+    """One measurement of the model on held-out rows, and when it was made.
 
-    Information is in bits, scores and shares are in 0..1.
+    Information is in bits. Scores and shares are between 0 and 1.
 
     Attributes:
-        step: optimizer steps done; 0 is the untrained start.
-        epoch: epochs done.
-        progress: share of the whole training budget, both stages, that is used.
+        step: optimizer steps so far; 0 is the untrained start.
+        epoch: epochs so far.
+        progress: the share of the training budget of both stages that is used.
         stage: "unimodal" or "joint".
         training: the modalities that trained up to this reading.
         measurement: scores of all heads and the decomposition.
@@ -37,27 +37,27 @@ class Reading:
 
     @property
     def information(self) -> Information:
-        """The decomposition."""
+        """The decomposition of this measurement."""
         return cast("Information", self.measurement.information)
 
     @property
     def redundancy(self) -> float:
-        """Redundancy, corrected for the bias of estimation."""
+        """Redundancy, corrected for the bias of the estimate."""
         return self.information.redundancy
 
     @property
     def unique(self) -> dict[str, float]:
-        """Uniqueness by modality, corrected likewise."""
+        """Uniqueness by modality, corrected for the bias of the estimate."""
         return self.information.unique
 
     @property
     def synergy(self) -> float:
-        """Synergy, corrected likewise."""
+        """Synergy, corrected for the bias of the estimate."""
         return self.information.synergy
 
     @property
     def floor(self) -> dict[str, float]:
-        """The level that noise alone reaches, by modality for its uniqueness, of "redundancy" and of "synergy"."""
+        """The noise floors: by modality that of its uniqueness, and those of "redundancy" and "synergy"."""
         return self.information.floor
 
     @property
@@ -67,9 +67,10 @@ class Reading:
 
     @property
     def conditional_mutual_information(self) -> float:
-        """I(X1; X2 | Y): what the modalities know of each other beyond the label; 0 where there are too few rows.
+        """I(X1; X2 | Y): what the modalities know of each other beyond the label; 0 if there are too few rows.
 
-        Its noise is that of synergy. Where it is zero, the modalities' own posteriors say all that there is to say.
+        Its noise floor is that of synergy. If it is zero, the posteriors of the single modalities determine the
+        posterior of all modalities together.
         """
         return self.information.dependence
 
@@ -100,7 +101,7 @@ class Reading:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Reading:
-        """The reading that `to_json` made these values of."""
+        """Make the reading from the values that `to_json` returned."""
         measurement = Measurement.from_json(values["measurement"])
         return cls(**{**values, "training": tuple(values["training"]), "measurement": measurement})
 
@@ -109,7 +110,7 @@ def check_reading(reading: Reading, modalities: Sequence[str]) -> None:
     """Check that a reading has every value that rules work with.
 
     Raises:
-        ValueError: it names the first value that is missing or no finite number.
+        ValueError: names the first value that is missing or not a finite number.
     """
     if reading.stage not in STAGES:
         raise ValueError(f"reading.stage must be one of {list(STAGES)}, got {reading.stage!r}.")
@@ -126,10 +127,10 @@ def check_reading(reading: Reading, modalities: Sequence[str]) -> None:
 
 
 def check_finite(values: dict[str, Any]) -> None:
-    """Check values of a reading, by their names.
+    """Check that the values of a reading, by their names, are finite numbers.
 
     Raises:
-        ValueError: it names the first that is missing or no finite number.
+        ValueError: names the first value that is missing or not a finite number.
     """
     for name, value in values.items():
         if value is None:

@@ -1,4 +1,4 @@
-"""The rules by their names, and how one is made."""
+"""The registry of rules, and the function that makes one."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def make_rule(
     context: RunContext | None = None,
     **options: Any,
 ) -> Rule:
-    """A rule from its name, its class or an instance, made with these options.
+    """Make a rule from its name, its class or an instance.
 
     Args:
-        rule: the choice.
-        modalities: of the model.
-        context: of the run that it decides for; by default a run of two stages without further demands.
-        **options: of the rule.
+        rule: the name, the class or the instance.
+        modalities: the modalities of the model.
+        context: the run that the rule decides for; by default a run of two stages.
+        **options: options of the rule, for a name or a class.
 
     Returns:
-        A new rule; of an instance a copy.
+        A new rule. From an instance, it is a copy.
 
     Raises:
-        ValueError: an unknown name or option (the message lists the allowed ones), an instance that was made for other
-            modalities or is given options, or a context that the rule cannot serve.
-        TypeError: neither a name nor a rule.
+        ValueError: an unknown name or option (the message lists those that are allowed), an instance that was made for
+            other modalities, options beside an instance, or a context that the rule cannot serve.
+        TypeError: `rule` is neither a name nor a rule, or an option has a wrong type.
     """
     context = RunContext() if context is None else context
     if isinstance(rule, Rule):
@@ -66,8 +66,8 @@ def make_rule(
     check_options(kind, options, label, "strategy_options")
     try:
         return kind(modalities, **options).in_context(context)
-    # Such as a word where a number is compared.
     except TypeError as error:
+        # An option has a wrong type, for example a string where a number is compared.
         raise TypeError(
             f"{label} cannot be made for the modalities {modalities} with the options {options}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""The base class of all rules: what a rule may answer, what it remembers, and what holds for every rule."""
+"""The base class of all rules, and the context of a run that a rule decides for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class RunContext:
     """What a rule must know of the run that it decides for.
 
     Attributes:
-        unimodal_share: the share of the training budget that stage 1 may use, where the arguments of the run give one;
-            None for the rule's own.
-        ends_early: whether the rule may end stage 1 before that share is used; otherwise it is the length of stage 1.
-        joint_follows: whether there is a stage 2; otherwise training is over when stage 1 is.
+        unimodal_share: the share of the training budget that stage 1 may use, if the arguments of the run set one;
+            None to leave it to the rule.
+        ends_early: whether the rule may end stage 1 before that share is used. If not, the share is the exact length.
+        joint_follows: whether there is a stage 2. If not, training ends with stage 1.
         joint_pausing: whether the rule may pause modalities in stage 2 as well.
     """
 
@@ -34,9 +34,9 @@ class RunContext:
 
 
 class Rule:
-    """Decides who trains, and when stage 1 ends.
+    """Decides which modalities train, and when stage 1 ends.
 
-    For a rule of your own, write a subclass with `decide_unimodal`::
+    To write a rule, derive a class that defines `decide_unimodal`::
 
         class AudioFirst(Rule):
             initial_training = ("audio",)
@@ -46,24 +46,24 @@ class Rule:
                     return self.train(reading, ["audio"], "audio trains alone until its accuracy is 0.5")
                 return self.end_stage(reading, "audio's accuracy has reached 0.5")
 
-    and give the class, or an instance, as `FusionTrainer(strategy=...)`. What the rule must remember belongs in
+    and give the class, or an instance, to `FusionTrainer(strategy=...)`. What the rule must remember belongs in
     `self.state`, a dictionary of JSON values (lists, not tuples; string keys) that is saved with every checkpoint.
 
-    For every rule this class checks the reading, and ends stage 1 at the first reading where `latest_end` of the budget
-    is used. In stage 2 all modalities train; a rule that can pause there too also writes `decide_joint`.
+    This class checks every reading, and ends stage 1 at the first reading where the share `latest_end` of the budget is
+    used. In stage 2 all modalities train, unless the rule also defines `decide_joint` and `joint_pausing` is True.
 
     Args:
         modalities: at least two different names.
         max_unimodal_share: the largest share of the training budget that stage 1 may use, in (0, 1].
 
     Raises:
-        TypeError: names that are no strings.
-        ValueError: fewer than two names, equal or reserved ones, or a share out of range.
+        TypeError: names that are not strings.
+        ValueError: fewer than two names, equal or reserved names, or a share that is out of range.
     """
 
     name: ClassVar[str] = ""
     resets: ClassVar[bool] = False
-    """Whether the rule may put modalities back to their initial weights, which are then kept for it."""
+    """Whether the rule may put modalities back to their initial weights; then the run keeps these weights."""
     context: RunContext = RunContext()
     """The run that the rule decides for; see `in_context`."""
 
@@ -75,9 +75,9 @@ class Rule:
             raise TypeError(f"modalities must be names, that is strings, got {list(names)}.")
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"modalities must be at least two different names, got {list(names)}.")
-        taken = [name for name in names if name in RESERVED_NAMES]
-        if taken:
-            raise ValueError(f"modalities holds {taken[0]!r}, a reserved name; rename the modality.")
+        reserved = [name for name in names if name in RESERVED_NAMES]
+        if reserved:
+            raise ValueError(f"modalities holds {reserved[0]!r}, a reserved name; rename the modality.")
         if not isinstance(max_unimodal_share, (int, float, numbers.Real)) or not 0 < max_unimodal_share <= 1:
             raise ValueError(f"max_unimodal_share must be in (0, 1], got {max_unimodal_share!r}.")
         self.modalities = names
@@ -86,10 +86,10 @@ class Rule:
         self.peak_step: int | None = None
 
     def in_context(self, context: RunContext) -> Self:
-        """A copy of this rule, in its present state, that decides for this run.
+        """Copy this rule, with its present state, to decide for this run.
 
         Raises:
-            ValueError: modalities are to be paused in stage 2, and the rule has no `decide_joint`.
+            ValueError: `joint_pausing` is True, and the rule does not define `decide_joint`.
         """
         rule = copy.deepcopy(self)
         rule.context = context
@@ -98,13 +98,13 @@ class Rule:
         if context.joint_pausing and type(self).decide_joint is Rule.decide_joint:
             raise ValueError(
                 f"joint_pausing is True, but the rule {self.label!r} has no decide_joint; use the rule 'peak-synergy' "
-                "or one of your own that defines it."
+                "or another rule that defines it."
             )
         return rule
 
     @property
     def label(self) -> str:
-        """The rule's name, or that of its class where it has none."""
+        """The name of the rule, or the name of its class if it has none."""
         return self.name or type(self).__name__
 
     @property
@@ -114,12 +114,12 @@ class Rule:
 
     @property
     def latest_end(self) -> float:
-        """The share of the training budget at which stage 1 ends at the latest, as things stand."""
+        """The share of the training budget at which stage 1 ends at the latest; it may change in a run."""
         return self.max_unimodal_share
 
     @property
     def trains_fused_head(self) -> bool:
-        """Whether the fused head is trained in stage 1 too, from now on: then the loss is that of stage 2.
+        """Whether the fused head trains now, in stage 1. If it does, the loss is that of stage 2.
 
         Pictures and texts call such a part of stage 1 "scouting".
         """
@@ -127,17 +127,17 @@ class Rule:
 
     @property
     def pauses_at(self) -> PauseThreshold | None:
-        """The lead at which a modality is paused, so that a run can warn of a pause that came late.
+        """The lead at which the rule pauses a modality, so that a run can warn of a late pause.
 
-        None where a lead alone pauses no modality.
+        It is None if the rule pauses no modality because of its lead.
         """
         return None
 
     @property
     def excluded_from_readout(self) -> tuple[str, ...]:
-        """Modalities whose own heads get no weight in the readout beside others.
+        """Modalities whose own heads get no weight in the readout in rows that have other modalities.
 
-        They were kept from training so that the fused head would not rely on them alone.
+        They are those that a rule paused so that the fused head does not rely on them alone.
         """
         return ()
 
@@ -145,8 +145,8 @@ class Rule:
         """Decide from one reading.
 
         Raises:
-            ValueError: the reading lacks a value, or one is no finite number. Such a reading means that the embeddings
-                or the weights are broken; to train on would hide it.
+            ValueError: the reading lacks a value, or a value is not a finite number. Then the embeddings or the weights
+                are broken, and further training would hide that.
         """
         check_reading(reading, self.modalities)
         if reading.stage == "joint":
@@ -172,23 +172,23 @@ class Rule:
         return decision
 
     def decide_unimodal(self, reading: Reading) -> Decision:
-        """Decide in stage 1, from a reading that was checked. Every rule writes this."""
+        """Decide in stage 1, from a reading that was checked. Every rule defines this method."""
         raise TypeError(f"{type(self).__name__} must define decide_unimodal(reading).")
 
     def decide_joint(self, reading: Reading) -> Decision:
-        """Decide in stage 2, where only `training` and `reason` count. By default no modality is paused."""
+        """Decide in stage 2, where only `training` and `reason` have an effect. By default no modality is paused."""
         return Decision(self.modalities, "all modalities train jointly")
 
     def _only_training(self, decision: Decision) -> Decision:
         if decision.ends_stage or decision.reset:
             raise ValueError(
-                f"{type(self).__name__}.decide_joint ends a stage or resets a modality; stage 2 knows neither: "
-                "choose who trains."
+                f"{type(self).__name__}.decide_joint ends a stage or resets a modality, which stage 2 cannot do; "
+                "let it decide only which modalities train."
             )
         return decision
 
     def mark_peak(self, reading: Reading) -> None:
-        """Make this reading's weights the ones that `end_stage` starts stage 2 from."""
+        """Mark the weights of this reading as those from which `end_stage` starts stage 2."""
         self.peak_step = reading.step
 
     def train(
@@ -197,11 +197,15 @@ class Rule:
         """Let stage 1 go on with these modalities.
 
         Args:
-            reading: the present one.
-            modalities: those that train.
+            reading: the present reading.
+            modalities: those that train from now on.
             reason: one sentence with the numbers.
-            reset: modalities that go back to their initial weights. The marked peak is forgotten, because it holds the
-                weights that are put back.
+            reset: modalities that go back to their initial weights. Then the marked peak is forgotten, because it
+                holds the weights from before the reset.
+
+        Raises:
+            ValueError: `reset` is given although the class does not set `resets`, or `modalities` is empty or names
+                another modality.
         """
         if reset and not self.resets:
             raise ValueError(f"{type(self).__name__} resets {list(reset)}: set resets = True on the class.")
@@ -213,7 +217,7 @@ class Rule:
         )
 
     def end_stage(self, reading: Reading, why: str) -> Decision:
-        """End stage 1; stage 2 starts from the marked peak, or from the present weights where none is marked."""
+        """End stage 1. Stage 2 starts from the marked peak, or from the present weights if no peak is marked."""
         restore = None if self.peak_step == reading.step else self.peak_step
         start = "the present weights" if restore is None else f"the weights of step {restore}"
         then = f"stage 2 starts from {start}" if self.context.joint_follows else f"the model keeps {start}"
@@ -221,7 +225,11 @@ class Rule:
         return Decision(self.modalities, reason, ends_stage=True, restore=restore, peak=restore is None)
 
     def ordered(self, names: Iterable[str]) -> tuple[str, ...]:
-        """These modalities, at least one, in the order of `self.modalities`."""
+        """Sort modalities in the order of `self.modalities`.
+
+        Raises:
+            ValueError: no name, or a name that is not one of the modalities.
+        """
         chosen = set(names)
         if not chosen or not chosen <= set(self.modalities):
             raise ValueError(f"modalities must be some of {list(self.modalities)}, got {sorted(chosen)}.")
@@ -237,16 +245,16 @@ class Rule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: it was taken of another rule, or for other modalities.
+            ValueError: the state is that of another rule, or of other modalities.
         """
-        mine = self.state_dict()
+        present = self.state_dict()
         for key in ("rule", "modalities"):
-            if state.get(key) != mine[key]:
+            if state.get(key) != present[key]:
                 raise ValueError(
-                    f"the saved controller has {key} {state.get(key)!r}, this run has {mine[key]!r}."
+                    f"the saved controller has {key} {state.get(key)!r}, this run has {present[key]!r}."
                 )
         self.peak_step = state["peak_step"]
         self.state = copy.deepcopy(state["state"])

@@ -1,4 +1,4 @@
-"""The slower modalities learn alone first, and the leader starts anew."""
+"""The rule "weak-first": the leader goes back to its initial weights while the other modalities train alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,32 @@ from ecsfusion.controller.rule import Rule
 
 
 class WeakFirst(Rule):
-    """Let the slower modalities learn alone first, with the leader put back to its initial weights.
+    """Put the leader back to its initial weights and let the slower modalities train alone first.
 
-    All modalities train for `min_epochs` to `max_epochs`. As soon as one is above its noise floor and
-    leads every other by more than `ratio` and `margin` bits of uniqueness, it goes back to its initial
-    weights (an epoch of head start is felt to the end) and is paused. The others train until
-    `max_unimodal_share` of the budget is used, or until their mean accuracy has not risen by
-    `accuracy_tolerance` in `plateau_patience` readings; their latest weights that are not behind their
-    best by more than that start stage 2. With no leader after `max_epochs`, joint training starts at once.
+    All modalities train for `min_epochs` to `max_epochs`. As soon as one of them is above its noise floor and leads
+    every other by more than `ratio` and by more than `margin` bits of uniqueness, it goes back to its initial weights
+    and is paused. (Without the reset, even one epoch of head start has an effect up to the end.) The others train until
+    `max_unimodal_share` of the budget is used, or until their mean accuracy has not risen by `accuracy_tolerance` in
+    `plateau_patience` readings. Stage 2 starts from their latest weights that are not behind their best by more than
+    that tolerance. If there is no leader after `max_epochs`, joint training starts at once.
 
-    Judged so early, the weaker modality is the slower one, not always one that can catch up: where it is
-    merely noisy, this rule can cost accuracy. The reason says which of the two it looks like
-    (`ecsfusion.controller.forecast`, which says how often that is right); the decision does not depend on it.
+    So early in training, the rule cannot tell a modality that learns slowly from one that carries little information.
+    If the modality behind is only noisy, this rule can cost accuracy. The reason of the decision says which of the two
+    it looks like (`ecsfusion.controller.forecast`, with how often that is right), but the decision does not depend on
+    it.
+
+    Args:
+        modalities: at least two different names.
+        ratio: how many times the uniqueness of the next modality a clear lead is.
+        margin: bits by which a clear lead is ahead of the next modality.
+        min_epochs: epochs before the first comparison.
+        max_epochs: epochs after which joint training starts if no modality leads.
+        accuracy_tolerance: differences of accuracy up to this count as none.
+        plateau_patience: readings without a rise after which stage 1 ends.
+        max_unimodal_share: the largest share of the budget that stage 1 may use.
+
+    Raises:
+        ValueError: an option is out of its range.
     """
 
     name = "weak-first"
@@ -52,11 +66,11 @@ class WeakFirst(Rule):
         self.state = {"leader": None, "best_accuracy": None, "not_risen": 0, "information": []}
 
     def decide_unimodal(self, reading: Reading) -> Decision:
+        """Decide as described at the class."""
         if self.state["leader"] is not None:
             return self._others_alone(reading)
-        # Which older checkpoints do not have.
-        seen = self.state.setdefault("information", [])
-        remember(seen, reading, self.modalities)
+        # The state in an older checkpoint has no "information".
+        remember(self.state.setdefault("information", []), reading, self.modalities)
         if reading.epoch < self.min_epochs - 1e-9:
             reason = f"all train: the first comparison is at epoch {self.min_epochs:g}"
             return self.train(reading, self.modalities, reason)
@@ -68,10 +82,12 @@ class WeakFirst(Rule):
             reason = f"{leader} paused and put back to its initial weights: {lead}"
             reason += forecasts(self.state["information"], others, leader)
             return self.train(reading, others, reason, reset=[leader])
-        seen = f"nobody leads clearly at epoch {reading.epoch:g}, {uniqueness_of(reading, self.modalities)}"
+        no_leader = (
+            f"no modality leads clearly at epoch {reading.epoch:g}, {uniqueness_of(reading, self.modalities)}"
+        )
         if reading.epoch >= self.max_epochs - 1e-9:
-            return self.end_stage(reading, seen)
-        return self.train(reading, self.modalities, f"all train: {seen}")
+            return self.end_stage(reading, no_leader)
+        return self.train(reading, self.modalities, f"all train: {no_leader}")
 
     def _others_alone(self, reading: Reading) -> Decision:
         state = self.state

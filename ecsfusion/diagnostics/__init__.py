@@ -1,4 +1,4 @@
-"""What the readings of a run say against it: one file per kind of failure, and `RunDiagnostics`, which looks for them.
+"""Diagnostics of a run: one file for each kind of failure, and `RunDiagnostics`, which calls them.
 
-Each diagnostic is a pure function of plain records that yields `Finding`s, one sentence each.
+Each diagnostic is a pure function of plain records. It yields objects of the class `Finding`, with one sentence each.
 """

@@ -8,26 +8,29 @@ from ecsfusion.diagnostics.finding import NEGLIGIBLE_SYNERGY, Finding
 from ecsfusion.evaluation.measurement import Information
 
 MIN_SHARED = 0.25
-"""Bits of I(X1; X2 | Y) that copies share at least. Independent modalities never share so much beyond the label,
-whether or not they know all of it (benchmarks/diagnostics.py)."""
+"""The least I(X1; X2 | Y) of two copies, in bits. Independent modalities never share so much beyond the label, no
+matter how much of the label they know (benchmarks/diagnostics.py)."""
 MAX_UNIQUE_SHARE = 0.15
-"""Share of its information that may seem to be unique to the lesser of two copies."""
+"""The largest share of a copy's information that may appear as unique; the copy is the one that knows less."""
 MIN_KNOWN_SHARE = 0.5
-"""Share of the other's information that a copy must know. A modality that knows a smaller part of it is no copy."""
+"""The least share of the other modality's information that a copy knows."""
 MAX_SYNERGY_SHARE = 0.5
-"""Share of I(X1; X2 | Y) that may appear as synergy of two copies, because two encoders keep different parts of one
-input."""
+"""The largest share of I(X1; X2 | Y) that may appear as synergy of two copies. It is not zero, because two encoders
+keep different parts of the same input."""
 
 
 def duplicate(information: Information) -> Iterator[Finding]:
-    """Find a modality that says nothing that the other does not, where the two share more than the label.
+    """Find a modality that adds nothing to the other one and shares more with it than the label.
 
-    For copies both uniquenesses and the synergy are 0 and I(X1; X2 | Y) > 0, except for what their encoders lose. Two
-    modalities that merely both know the label share nothing beyond it. Where the label needs both modalities, what they
-    share appears as synergy.
+    For exact copies, both uniquenesses and the synergy are 0 and I(X1; X2 | Y) > 0. Copies that pass through two
+    encoders come near to this. Two modalities that only both know the label share nothing beyond it. If the label needs
+    both modalities, what they share appears as synergy.
 
     Args:
-        information: of two modalities.
+        information: the decomposition of two modalities.
+
+    Yields:
+        At most one finding.
     """
     if not information.floor:
         return
@@ -47,6 +50,6 @@ def duplicate(information: Information) -> Iterator[Finding]:
             "copy",
             f"{copy}, {other}",
             f"{copy} says nothing about the label that {other} does not (uniqueness {unique:.2f} of {known[copy]:.2f} "
-            f"bits, noise floor {floor:.2f}), and the two share {shared:.2f} bits beyond the label, as copies do: look "
-            f"whether both read the same input, or leave {copy} out.",
+            f"bits, noise floor {floor:.2f}), and the two share {shared:.2f} bits beyond the label, as copies do: "
+            f"check whether both read the same input, or leave {copy} out.",
         )

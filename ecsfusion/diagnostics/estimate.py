@@ -15,18 +15,21 @@ from ecsfusion.evaluation.measurement import (
 from ecsfusion.model.names import CALIBRATED
 
 TOLERANCE = 1e-3
-"""Bits: the width of the certified interval that `fast_pid` asks the solver for."""
+"""The width in bits of the certified interval that `fast_pid` demands of the solver."""
 MIN_SHARE_OF_ENOUGH_SAMPLES = 0.1
-"""Share of `enough_samples`, the rows with which noise is less than half of the label's entropy before correction. With
-the correction a tenth of them is enough. With fewer, an atom is wrong by 0.2 to 0.7 bits, more than the floors say
-(benchmarks/diagnostics.py)."""
+"""The least share of `enough_samples` that a probe needs. `enough_samples` is the number of rows with which noise is
+less than half of the label's entropy before the correction; with the correction, a tenth of them is enough. With fewer
+rows, an atom is wrong by 0.2 to 0.7 bits, which is more than the noise floors say (benchmarks/diagnostics.py)."""
 
 
 def few_rows(information: Information) -> Iterator[Finding]:
-    """Find that a decomposition is of too few rows for its classes, or for the cells of its table.
+    """Find that a decomposition has too few rows for its classes, or for the cells of its table.
 
     Args:
-        information: of the probe set.
+        information: the decomposition of the probe set.
+
+    Yields:
+        At most one finding.
     """
     rows, classes = information.num_samples, information.num_classes
     if not information.shows_dependence:
@@ -35,8 +38,8 @@ def few_rows(information: Information) -> Iterator[Finding]:
             "few rows",
             "",
             f"{rows} probed rows of {classes} classes are too few to see whether the modalities depend on each other "
-            "given the label; the rule takes it that they do not: give at least "
-            f"{MIN_ROWS_PER_CLASS_FOR_DEPENDENCE} rows a class and {MIN_ROWS_FOR_DEPENDENCE} in all, here {needed}.",
+            "given the label, so the probe reports a dependence of 0 bits: give at least "
+            f"{MIN_ROWS_PER_CLASS_FOR_DEPENDENCE} rows per class and {MIN_ROWS_FOR_DEPENDENCE} in all, here {needed}.",
         )
         return
     first, second = information.num_clusters
@@ -48,17 +51,21 @@ def few_rows(information: Information) -> Iterator[Finding]:
             "few rows",
             "",
             f"{rows} probed rows are too few for the {first} x {second} clusters and {classes} classes of the probe, "
-            f"so that its bits are wrong by tenths: give at least {needed} rows, or fewer probe_clusters.",
+            f"so its values are wrong by tenths of a bit: give at least {needed} rows, or fewer probe_clusters.",
         )
 
 
 def certificate_missed(information: Information) -> Iterator[Finding]:
-    """Find that the solver stopped before its certified interval was narrow.
+    """Find that the solver stopped before its certified interval was narrow enough.
 
-    An interval that is wider than asked for, but within the noise floor of redundancy, changes nothing for a rule.
+    An interval that is wider than demanded, but within the noise floor of redundancy, is not reported, because it
+    changes no decision.
 
     Args:
-        information: of the probe set.
+        information: the decomposition of the probe set.
+
+    Yields:
+        At most one finding.
     """
     gap = information.gap
     if gap > max(TOLERANCE, information.floor.get("redundancy", 0.0)):
@@ -71,13 +78,16 @@ def certificate_missed(information: Information) -> Iterator[Finding]:
 
 
 def beneath_noise(measurement: Measurement) -> Iterator[Finding]:
-    """Find that no atom is above its noise floor although a head knows the label: the probe sees nothing.
+    """Find that no atom is above its noise floor although a head knows the label.
 
-    A single atom within its floor is no failure; most runs have one. The head must be above chance by five standard
-    errors, because a head notices a little before a table of counts can.
+    A single atom within its noise floor is no failure; most runs have one. The head must be above chance by five
+    standard errors, because a head shows that it knows a little earlier than a table of counts does.
 
     Args:
-        measurement: of the probe set.
+        measurement: the measurement of the probe set.
+
+    Yields:
+        At most one finding.
     """
     information, scale = measurement.information, measurement.scale
     if information is None or any(bits > information.floor[name] for name, bits in information.atoms.items()):
@@ -93,5 +103,5 @@ def beneath_noise(measurement: Measurement) -> Iterator[Finding]:
             "",
             f"no information is above its noise floor (the largest, {kind}, is {atoms[atom]:.3f} bits, floor "
             f"{information.floor[atom]:.3f}), although the {head} head has an accuracy of {scores[head]:.3f}, chance "
-            f"{scale.chance:.3f}: what the rule decides here is noise; give more evaluation rows.",
+            f"{scale.chance:.3f}: these values are noise, and so are decisions by them; give more evaluation rows.",
         )

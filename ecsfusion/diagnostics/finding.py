@@ -1,12 +1,12 @@
-"""What a diagnostic answers."""
+"""The finding that a diagnostic yields."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 NEGLIGIBLE_SYNERGY = 0.05
-"""Bits of synergy that count as none although the noise floor is lower. The floor is zero where everything, or nothing,
-is known."""
+"""Synergy up to this many bits counts as none, even if the noise floor is lower. The floor is zero where the modalities
+know everything about the label, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Finding:
 
     Attributes:
         diagnostic: which diagnostic found it, in a few words.
-        about: the modality, or whatever else it is about. A run warns once of each.
-        sentence: what was found, with the numbers, and what to do.
+        about: the modality or other thing that it is about. A run warns once for each diagnostic and thing.
+        sentence: what the diagnostic found, with the numbers, and what to do.
     """
 
     diagnostic: str

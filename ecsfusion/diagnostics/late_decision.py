@@ -1,4 +1,4 @@
-"""Diagnostics of the rule: a pause, or the end of stage 1, that came later than its own threshold and patience say."""
+"""Diagnostics of the rule: a pause or an end of stage 1 that came later than the rule's threshold and patience say."""
 
 from __future__ import annotations
 
@@ -12,44 +12,50 @@ from ecsfusion.controller.reading import Reading
 from ecsfusion.diagnostics.finding import Finding
 
 MAX_LATE_READINGS = 2
-"""A rule ends stage 1 after a patience of its own; one or two readings later may be the end of an epoch."""
+"""The largest number of readings between the rule's end of stage 1 and the real end that is not reported. A given
+length of stage 1 is often a whole number of epochs, so one or two readings more are usual."""
 
 
 def late_pause(history: Sequence[Probe], threshold: PauseThreshold | None) -> Iterator[Finding]:
-    """Find a modality that leads clearly in more readings than the rule's patience, and still trains.
+    """Find each modality that has led clearly in more readings than the rule's patience and still trains.
 
     A modality that was paused earlier in this stage is left out, because the rule resumed it on purpose.
 
     Args:
         history: the probes up to now, at least one.
-        threshold: of the rule; None for a rule that pauses no modality because of a lead, of which nothing is said.
+        threshold: the threshold of the rule. If it is None, the rule pauses no modality because of its lead, and
+            nothing is reported.
+
+    Yields:
+        One finding for each such modality.
     """
     if threshold is None:
         return
-    now = history[-1]
-    readings = [probe.reading for probe in history if probe.stage == now.stage]
-    for name in now.training:
+    latest = history[-1]
+    readings = [probe.reading for probe in history if probe.stage == latest.stage]
+    for name in latest.training:
         if any(name not in reading.training for reading in readings):
             continue
         leading = _readings_in_the_lead(readings, name, threshold)
         if len(leading) > threshold.patience:
-            lead = _lead(now.reading, name)
+            lead = _lead(latest.reading, name)
             yield Finding(
                 "late decision",
                 f"pause of {name}",
-                f"{name} has led clearly since step {leading[-1].step} and still trained up to step {now.step}, "
+                f"{name} has led clearly since step {leading[-1].step} and still trained up to step {latest.step}, "
                 f"{len(leading)} readings where the rule's patience is {threshold.patience} ({lead}): the rule reacts "
                 "later than its own threshold; pause the modality there, or use strategy='peak-synergy'.",
             )
 
 
 def late_end_of_stage(history: Sequence[Probe]) -> Iterator[Finding]:
-    """Find that stage 1, of a given length, ended many readings after the rule would have ended it.
-
-    Many are more than `MAX_LATE_READINGS`.
+    """Find that a stage 1 of given length ended more than `MAX_LATE_READINGS` after the rule would have ended it.
 
     Args:
         history: the probes up to the one that ended stage 1.
+
+    Yields:
+        At most one finding.
     """
     overdue = list(takewhile(lambda probe: probe.decision.overdue, reversed(history[:-1])))
     if len(overdue) > MAX_LATE_READINGS:
@@ -68,7 +74,7 @@ def _lead(reading: Reading, name: str) -> Lead:
 
 
 def _readings_in_the_lead(readings: Sequence[Reading], name: str, threshold: PauseThreshold) -> list[Reading]:
-    """The latest readings in a row in which the modality leads, the last one first."""
+    """The latest readings in a row in which the modality leads, the newest first."""
     return list(takewhile(lambda reading: _leads(reading, name, threshold), reversed(readings)))
 
 

@@ -1,4 +1,4 @@
-"""Diagnostic: a modality knows much more about training rows than about others."""
+"""Diagnostic: a modality knows much more about training rows than about validation rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.evaluation.measurement import Information, Measurement
 
 MIN_KEPT_SHARE = 0.5
-"""Share of its information that a modality must keep on validation rows. All encoders know their training rows a little
-better; one that loses most of its information has memorized the rows."""
+"""The least share of its information that a modality should keep on validation rows. All encoders know their training
+rows a little better; an encoder that loses most of its information has memorized the rows."""
 
 MIN_LOST_BITS = 0.1
-"""Bits below which a loss does not count: every encoder of noise has memorized a little of its rows."""
+"""A loss below this many bits does not count, because every encoder of noise memorizes its rows a little."""
 
 
 def memorized(
@@ -21,35 +21,38 @@ def memorized(
 ) -> Iterator[Finding]:
     """Find each modality that keeps less than `MIN_KEPT_SHARE` of its information about training rows.
 
-    The loss must be above `MIN_LOST_BITS` and above the sum of both noise floors, and the modality's head must be right
-    more often on training rows by three standard errors. What is compared is the information I(X_m; Y). The uniqueness
-    is only reported, because it depends on the other modalities too: it falls on training rows where one of those
-    memorizes.
+    The loss must be above `MIN_LOST_BITS` and above the sum of both noise floors, and the accuracy of the modality's
+    head must be higher on training rows by three standard errors. The information that is compared is I(X_m; Y). The
+    uniqueness is reported but not compared, because it depends on the other modalities too: it is lower on training
+    rows if another modality has memorized them.
 
     Args:
-        training: decomposition of training rows, about as many as the probe set has.
-        training_scores: of each modality's head on these rows.
-        validation: of the probe set.
+        training: the decomposition of training rows, about as many as the probe set has.
+        training_scores: the score of each modality's head on these rows.
+        validation: the measurement of the probe set.
+
+    Yields:
+        One finding for each such modality.
     """
     information, scale = validation.information, validation.scale
     if information is None:
         return
-    for name, held_out in information.mutual_information.items():
-        seen = training.mutual_information[name]
+    for name, held_out_bits in information.mutual_information.items():
+        trained_bits = training.mutual_information[name]
         floor = training.floor.get(name, 0.0) + information.floor.get(name, 0.0)
-        right, right_held_out = training_scores[name], validation.scores[name]
-        noise = math.hypot(scale.error(right), scale.error(right_held_out))
+        accuracy, held_out_accuracy = training_scores[name], validation.scores[name]
+        noise = math.hypot(scale.error(accuracy), scale.error(held_out_accuracy))
         if (
-            held_out < MIN_KEPT_SHARE * seen
-            and seen - held_out > max(floor, MIN_LOST_BITS)
-            and right - right_held_out > 3 * noise
+            held_out_bits < MIN_KEPT_SHARE * trained_bits
+            and trained_bits - held_out_bits > max(floor, MIN_LOST_BITS)
+            and accuracy - held_out_accuracy > 3 * noise
         ):
-            unique, unique_seen = information.unique[name], training.unique[name]
+            unique, trained_unique = information.unique[name], training.unique[name]
             yield Finding(
                 "memorization",
                 name,
-                f"{name} has memorized training rows: about these it says {seen:.2f} bits (uniqueness "
-                f"{unique_seen:.2f}, accuracy {right:.3f}), about validation rows {held_out:.2f} "
-                f"({unique:.2f}, {right_held_out:.3f}); augment or regularize it, lower its rate in "
+                f"{name} has memorized training rows: about these it says {trained_bits:.2f} bits (uniqueness "
+                f"{trained_unique:.2f}, accuracy {accuracy:.3f}), about validation rows {held_out_bits:.2f} "
+                f"({unique:.2f}, {held_out_accuracy:.3f}); augment or regularize it, lower its rate in "
                 "modality_learning_rates, or train it for fewer steps.",
             )

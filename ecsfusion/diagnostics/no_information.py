@@ -1,4 +1,4 @@
-"""Diagnostics: a modality says nothing about the label, from the start or after it did."""
+"""Diagnostics: a modality knows nothing about the label, from the start or after it knew something."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from ecsfusion.controller.reading import Reading
 from ecsfusion.diagnostics.finding import NEGLIGIBLE_SYNERGY, Finding
 
 NEGLIGIBLE_INFORMATION = 0.02
-"""Bits about the label that count as none although the noise floor is lower."""
+"""Information up to this many bits counts as none, even if the noise floor is lower."""
 LOST_READINGS = 2
-"""Readings in a row without information after which it counts as lost: a single one may follow an unlucky step."""
+"""Readings in a row without information after which it counts as lost. A single one may follow an unlucky step."""
 
 
 def silent_modality(readings: Sequence[Reading]) -> Iterator[Finding]:
-    """Find each modality that trained and says nothing, alone or with others, in any of these readings.
+    """Find each modality that trained and says nothing about the label in all of these readings.
 
-    Its information is within its noise floor, and its head's accuracy within three standard errors of chance. Synergy
-    is within its floor too: where the label needs several modalities together, each says nothing alone, which is no
-    failure.
+    Its information is within its noise floor, and the accuracy of its head is within three standard errors of chance.
+    Synergy must be within its floor too: if the label needs several modalities together, each says nothing alone, and
+    that is no failure.
 
     Args:
-        readings: in a row, or a single one of the trained model.
+        readings: successive readings, or a single reading of the trained model.
+
+    Yields:
+        One finding for each such modality.
     """
     last = readings[-1]
     scale = last.measurement.scale
@@ -33,25 +36,28 @@ def silent_modality(readings: Sequence[Reading]) -> Iterator[Finding]:
                 name,
                 f"{name} says nothing about the label ({last.mutual_information[name]:.3f} bits, noise floor "
                 f"{last.floor[name]:.3f}; its head's accuracy is {last.accuracy[name]:.3f}, chance "
-                f"{scale.chance:.3f}): look at its inputs and whether its rows belong to these labels, raise its rate "
-                "in modality_learning_rates, or leave it out.",
+                f"{scale.chance:.3f}): look at its inputs, check whether its rows belong to these labels, raise its "
+                "rate in modality_learning_rates, or leave it out.",
             )
 
 
 def lost_modality(history: Sequence[Probe]) -> Iterator[Finding]:
     """Find each modality that clearly knew the label and has said nothing in the last `LOST_READINGS` probes.
 
-    It clearly knew the label where its accuracy was six standard errors above chance and its information was twice the
+    It clearly knew the label if its accuracy was six standard errors above chance and its information was twice the
     noise floor. What it knew before it was reset to its initial weights does not count.
 
     Args:
         history: the probes up to now, at least one.
+
+    Yields:
+        One finding for each such modality.
     """
     for name in history[-1].reading.unique:
-        since = max((i + 1 for i, probe in enumerate(history) if name in probe.decision.reset), default=0)
-        if since > len(history) - LOST_READINGS:
+        start = max((i + 1 for i, probe in enumerate(history) if name in probe.decision.reset), default=0)
+        if start > len(history) - LOST_READINGS:
             continue
-        earlier = [probe.reading for probe in history[since:-LOST_READINGS]]
+        earlier = [probe.reading for probe in history[start:-LOST_READINGS]]
         latest = [probe.reading for probe in history[-LOST_READINGS:]]
         known = [reading for reading in earlier if _clearly_knows(reading, name)]
         if known and all(_is_silent(reading, name) for reading in latest):
@@ -61,7 +67,7 @@ def lost_modality(history: Sequence[Probe]) -> Iterator[Finding]:
                 name,
                 f"{name} said {last_known.mutual_information[name]:.2f} bits about the label at step "
                 f"{last_known.step}, with an accuracy of {last_known.accuracy[name]:.3f}, and has said nothing since "
-                f"step {latest[0].step} (accuracy {latest[-1].accuracy[name]:.3f}, chance {chance:.3f}): look whether "
+                f"step {latest[0].step} (accuracy {latest[-1].accuracy[name]:.3f}, chance {chance:.3f}): check whether "
                 "its inputs have failed, or lower its rate in modality_learning_rates.",
             )
 

@@ -1,4 +1,4 @@
-"""`RunDiagnostics`: looks for what a run has to be warned of, at probes, at the end of stage 1 and after training."""
+"""Runs the diagnostics at each probe, at the end of stage 1 and after training."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from ecsfusion.pid.estimate import FewSamplesWarning
 logger = logging.get_logger(__name__)
 
 MIN_SILENT_READINGS = 3
-"""Readings without information after which a modality is named: some learn nothing in their first epoch or two."""
+"""Readings without information after which a modality is reported. Some learn nothing in the first two epochs."""
 MIN_BLIND_READINGS = 2
-"""Readings without any atom above its noise floor after which the probe is said to see nothing."""
+"""Readings in a row without any atom above its noise floor after which this is reported."""
 
 
 class ObservedModel(Protocol):
-    """What the diagnostics read of the model."""
+    """For `RunDiagnostics`: what it reads of the model."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -49,11 +49,11 @@ class ObservedModel(Protocol):
 
     @property
     def problem_type(self) -> str:
-        """What the labels are; see `ecsfusion.model.problem_types`."""
+        """The kind of the labels; see `ecsfusion.model.problem_types`."""
 
 
 class ObservedPlan(Protocol):
-    """What the diagnostics read of the plan of a run."""
+    """For `RunDiagnostics`: what it reads of the plan of a run."""
 
     @property
     def stages(self) -> str:
@@ -61,24 +61,24 @@ class ObservedPlan(Protocol):
 
 
 class ObservedRecord(Protocol):
-    """What the diagnostics read of a run's record, and where they write."""
+    """For `RunDiagnostics`: what it reads of the record of a run, and the list of warnings that it adds to."""
 
     stage: str
     """The present stage: "unimodal" or "joint"."""
     training: list[str]
-    """The modalities that train now."""
+    """The modalities that train at present."""
     history: list[Probe]
     """The probes up to now."""
     warnings: list[dict[str, Any]]
-    """What the run was warned of: dictionaries with "step" and the fields of a `Finding`."""
+    """The warnings of the run: dictionaries with "step" and the fields of a `Finding`."""
 
 
-class ObservedRun(Protocol):
-    """What the diagnostics read of a trainer.
+class ReadableRun(Protocol):
+    """For diagnostics and reports: what both read of the trainer.
 
     Attributes:
-        args: a `FusionTrainingArguments`, of which `probe_rows`, `seed` and `device` are read.
-        state: of the trainer.
+        args: a `FusionTrainingArguments`.
+        state: the state of the trainer.
         train_dataset: the training rows.
         measurements: evaluations after training, by split; "validation" is the probe set.
     """
@@ -98,11 +98,15 @@ class ObservedRun(Protocol):
 
     @property
     def rule(self) -> Rule | None:
-        """The controller's rule; None where none decides."""
+        """The rule of the controller; None if no rule decides."""
 
     @property
     def plan(self) -> ObservedPlan:
         """What the run does, as resolved when training started."""
+
+
+class ObservedRun(ReadableRun, Protocol):
+    """For `RunDiagnostics`: the trainer that it observes."""
 
     def evaluation_sets(self) -> dict[str, Any]:
         """The evaluation sets by name, the probe set first."""
@@ -111,22 +115,22 @@ class ObservedRun(Protocol):
         """Whether this is the first process."""
 
     def evaluate_training_rows(self) -> Evaluation:
-        """What the model answers on training rows, at most as many as the probe set has."""
+        """Evaluate training rows, at most as many as the probe set has."""
 
     def probe_options(self) -> dict[str, Any]:
-        """Keyword arguments of this run for `decompose_embeddings`."""
+        """The keyword arguments of this run for `decompose_embeddings`."""
 
 
 class RunDiagnostics:
-    """Warns of what the readings of a run say against it, in one sentence each.
+    """Calls the diagnostics of a run, and logs and records each finding as a warning.
 
-    A warning is logged once about each modality, by the first process, and kept in `run.record.warnings`, which every
-    checkpoint holds, so that a resumed run does not repeat it. The text at the end of training and the model card list
-    all warnings. No diagnostic changes what a run does.
+    Each finding is logged once, by the first process, and kept in `run.record.warnings`. Every checkpoint holds this
+    list, so a resumed run does not repeat a warning. The summary at the end of training and the model card list all
+    warnings. No diagnostic changes what a run does.
 
     At the end of stage 1 and after training, training rows are evaluated too, to see whether a modality has memorized
-    them. These are at most as many rows as the probe set has, so in the whole run it costs as much as two more
-    evaluations and decompositions. It is left out where the training set is a stream.
+    them. They are at most as many rows as the probe set has, so the cost in the whole run is that of two more
+    evaluations and decompositions. This is left out if the training set is a stream.
 
     Args:
         run: the trainer.
@@ -136,22 +140,22 @@ class RunDiagnostics:
         self.run = run
 
     def after_probe(self, evaluation: Evaluation, measurement: Measurement) -> None:
-        """Look at a probe in training. Its entry is the last one of `run.record.history`.
+        """Run the diagnostics of a probe in training, whose entry is the last one of `run.record.history`.
 
         Args:
             evaluation: the model's outputs on the probe set.
-            measurement: what was made of them, decomposition included.
+            measurement: the measurement that was made of them.
         """
         run, information = self.run, measurement.information
         # Probes in checkpoints of an older version lack the information by modality.
         history = [probe for probe in run.record.history if probe.reading.mutual_information]
         if information is None or not history:
             return
-        now = history[-1]
+        latest = history[-1]
         self._warn([*few_rows(information), *certificate_missed(information), *lost_modality(history)])
-        if run.rule is not None and (run.rule.context.joint_pausing or now.stage == "unimodal"):
+        if run.rule is not None and (run.rule.context.joint_pausing or latest.stage == "unimodal"):
             self._warn(late_pause(history, run.rule.pauses_at))
-        ends_stage_one = now.restored is not None
+        ends_stage_one = latest.restored is not None
         if ends_stage_one or run.state.global_step >= run.state.max_steps:
             self._warn(
                 finding for pair in self._pairs(evaluation, information) for finding in duplicate(pair)
@@ -160,7 +164,7 @@ class RunDiagnostics:
             self._after_stage_one(history, measurement)
 
     def after_training(self) -> None:
-        """Look at the model as training left it, once `run.measurements` holds the evaluations of that model."""
+        """Run the diagnostics of the trained model, whose evaluations are in `run.measurements` by now."""
         run, measurement = self.run, self.run.measurements.get("validation")
         if measurement is None or measurement.information is None:
             return
@@ -176,7 +180,7 @@ class RunDiagnostics:
         self._compare_with_training_rows(measurement)
 
     def after_evaluation(self) -> None:
-        """Look for shortcuts, after an evaluation of the trained model."""
+        """Run the diagnostic of shortcuts after an evaluation of the trained model."""
         self._warn(self._shortcuts())
 
     def _after_stage_one(self, history: Sequence[Probe], measurement: Measurement) -> None:
@@ -186,40 +190,42 @@ class RunDiagnostics:
         readings = [probe.reading for probe in history]
         if len(readings) >= MIN_SILENT_READINGS:
             self._warn(silent_modality(readings[-MIN_SILENT_READINGS:]))
-        blind = [[*beneath_noise(reading.measurement)] for reading in readings[-MIN_BLIND_READINGS:]]
-        if len(blind) >= MIN_BLIND_READINGS and all(blind):
-            self._warn(blind[-1])
+        findings = [[*beneath_noise(reading.measurement)] for reading in readings[-MIN_BLIND_READINGS:]]
+        if len(findings) >= MIN_BLIND_READINGS and all(findings):
+            self._warn(findings[-1])
         self._compare_with_training_rows(measurement)
 
     def _compare_with_training_rows(self, validation: Measurement) -> None:
-        """Look for memorization: one pass over training rows, and one decomposition of them.
+        """Run the diagnostic of memorization, with one pass over training rows and one decomposition of them.
 
-        As many rows are taken as the probe set has. No random number of the run is used.
+        At most as many rows are used as the probe set has. The random state of the run is not changed.
         """
         run, information = self.run, validation.information
         if information is None:
             return
         if not all(map(has_length, [run.train_dataset, *run.evaluation_sets().values()])):
-            logger.info("A stream has no rows to draw from: nothing is said about memorized training rows.")
+            logger.info(
+                "A data set is a stream, of which no rows can be drawn: the run is not checked for memorization."
+            )
             return
         device = run.args.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             evaluation = run.evaluate_training_rows()
         rows = evaluation.probed_rows(run.args.probe_rows, run.args.seed)
-        # A row that is not finite is left out here; a training step names it in an error of its own.
+        # Rows that are not finite are left out here. A training step raises an error for them.
         for values in evaluation.embeddings.values():
             rows = rows[np.isfinite(values[rows]).all(axis=1)]
         names, num_clusters = tuple(information.unique), information.num_clusters[0]
         min_rows = max(num_clusters, information.num_samples / 2)
         if len(rows) < min_rows or not set(names) <= set(evaluation.present):
-            # Too few rows have every modality.
+            # There are too few rows that have every modality.
             return
         training = self._decompose(evaluation, rows, names, num_clusters=num_clusters)
         scores = {name: quality(evaluation, name, run.model.problem_type)[0] for name in run.model.modalities}
         self._warn(memorized(training, scores, validation))
 
     def _pairs(self, evaluation: Evaluation, information: Information) -> Iterator[Information]:
-        """The decomposition of every two modalities; with only two it is the one that exists."""
+        """The decomposition of each pair of modalities. If there is only one pair, it is the given one."""
         names = tuple(information.unique)
         if len(names) == 2:
             yield information
@@ -231,7 +237,7 @@ class RunDiagnostics:
     def _decompose(
         self, evaluation: Evaluation, rows: np.ndarray, names: Sequence[str], **options: Any
     ) -> Information:
-        """The decomposition of these rows and modalities. The first process makes it for all."""
+        """Decompose these rows and modalities, in the first process for all."""
         decomposed: list[Any] = [None]
         if self.run.is_world_process_zero():
             embeddings = {name: evaluation.embeddings[name][rows] for name in names}
@@ -243,7 +249,7 @@ class RunDiagnostics:
         return broadcast_object_list(decomposed)[0]
 
     def _shortcuts(self) -> Iterator[Finding]:
-        """Every other set that was evaluated after training, compared with the probe set."""
+        """Compare every other set that was evaluated after training with the probe set."""
         measurements = self.run.measurements
         if "validation" in measurements:
             for split, other in measurements.items():
@@ -251,7 +257,7 @@ class RunDiagnostics:
                     yield from shortcut(measurements["validation"], other, split.removeprefix("eval_"))
 
     def _warn(self, findings: Iterable[Finding]) -> None:
-        """Log and keep each finding that the run has not been warned of yet."""
+        """Log and record each finding of which the run has not warned yet."""
         record, step = self.run.record, self.run.state.global_step
         for finding in findings:
             if any(

@@ -1,4 +1,4 @@
-"""Diagnostic: a modality may carry a shortcut, because what it alone knows does not hold on other data."""
+"""Diagnostic: a modality may carry a shortcut, because what it alone knows does not hold on another evaluation set."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.evaluation.measurement import Measurement
 
 MIN_KEPT_SHARE = 0.5
-"""Share of its lead over chance that a head must keep. Other data may be harder; a head that loses most of its lead
-there relied on something else."""
+"""The least share of its lead over chance that a head should keep on another set. Other data may be harder, but a head
+that loses most of its lead relied on something that only the first set has."""
 
 
 def shortcut(validation: Measurement, other: Measurement, name_of_other: str) -> Iterator[Finding]:
-    """Find each modality that is unique on validation, and whose head keeps little of its lead over chance elsewhere.
+    """Find each modality that is unique on validation and whose head loses its lead over chance on another set.
 
-    Little is less than `MIN_KEPT_SHARE`, and the loss must be beyond three standard errors. Any further evaluation set
-    can be compared, whatever its name: on one that is like validation nothing is lost.
+    The head keeps less than `MIN_KEPT_SHARE` of the lead, and the loss is beyond three standard errors. Every other
+    evaluation set can be compared, because nothing is lost on a set that is like validation.
 
     Args:
-        validation: of the trained model on the probe set.
-        other: of the same model on another set.
-        name_of_other: for the sentence.
+        validation: the measurement of the trained model on the probe set.
+        other: the measurement of the same model on another set.
+        name_of_other: the name of the other set, for the sentence.
+
+    Yields:
+        One finding for each such modality.
     """
     information = validation.information
     if information is None:

@@ -1,1 +1,1 @@
-"""One pass over an evaluation set, and the one measurement that is made of it."""
+"""Evaluation: the outputs of one pass over an evaluation set, and the measurement that is made of them."""

@@ -1,4 +1,4 @@
-"""The decomposition of an evaluation's embeddings: two modalities, or each against all the others together."""
+"""The decomposition of the embeddings of an evaluation, for two or more modalities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ecsfusion.pid.decomposition import PID
 from ecsfusion.pid.estimate import fast_pid, fast_pids
 
 REGRESSION_BINS = 8
-"""Classes that a real target is cut into at its quantiles, for the decomposition."""
+"""The number of classes into which a regression target is cut at its quantiles, for the decomposition."""
 
 
 def decompose_embeddings(
@@ -26,17 +26,17 @@ def decompose_embeddings(
 ) -> PID:
     """Decompose what embeddings know about the labels.
 
-    It is `fast_pid` of two modalities. With more, each modality is decomposed against all the others together: its
-    uniqueness and its information are those against the rest; redundancy and synergy are the largest that any modality
-    has with the rest (all other values likewise). With several labels all values are means over the labels; a real
-    target is cut into `REGRESSION_BINS` classes.
+    For two modalities this is `fast_pid`. With more, each modality is decomposed against all the others together. Then
+    the uniqueness and the information of a modality are those against the rest, and redundancy, synergy and all other
+    values are the largest that any modality has with the rest. With several labels, all values are means over the
+    labels. A regression target is cut into `REGRESSION_BINS` classes.
 
     Args:
         embeddings: (N, D_m) by modality.
-        labels: (N,) class indices, or what the problem type asks for.
+        labels: (N,) class indices, or the labels of another problem type.
         problem_type: see `ecsfusion.model.problem_types`.
-        device: where it is computed; the result is on the processor.
-        **options: as in `fast_pid`.
+        device: the device of the computation. The tensors of the result are on the CPU.
+        **options: options of `fast_pid`.
     """
     if problem_type == MULTI_LABEL:
         labels, options["num_classes"] = (labels > 0.5).astype(np.int64), 2
@@ -47,8 +47,8 @@ def decompose_embeddings(
     targets = torch.as_tensor(labels, device=device)
     if len(rows) == 2:
         return _mean_over_labels(fast_pid(rows, targets, **options))
-    found = fast_pids(rows, targets, **options)
-    against_rest = [_mean_over_labels(found[f"{name}, rest"]) for name in rows]
+    pids = fast_pids(rows, targets, **options)
+    against_rest = [_mean_over_labels(pids[f"{name}, rest"]) for name in rows]
     return _one_of_many(against_rest, tuple(rows))
 
 

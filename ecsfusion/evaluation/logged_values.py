@@ -1,7 +1,7 @@
-"""What an evaluation logs: one line here for each value, and nowhere else.
+"""The values that an evaluation logs: one line for each value.
 
-A `Measurement` becomes the flat dictionary that `transformers.Trainer` logs. Nothing reads these names back, except
-`metric_for_best_model`.
+They make a `Measurement` into the flat dictionary that `transformers.Trainer` logs. Only `metric_for_best_model` reads
+these names again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class LoggedValue:
     """One value of the log.
 
     Attributes:
-        name: its key; "score" in it becomes "accuracy" or "r2". A value by modality is logged as NAME_MODALITY.
-        value: takes it from the measurement; a dictionary for a value by modality.
-        by_modality: whether there is one for each modality.
+        name: its key, in which "score" becomes "accuracy" or "r2". A value by modality is logged as NAME_MODALITY.
+        value: the function that reads it from a measurement. For a value by modality it returns a dictionary.
+        by_modality: whether there is a value for each modality.
         needs_information: whether it is logged only where a decomposition was made.
         needs_probabilities: whether it is left out in regression.
     """
@@ -65,10 +65,12 @@ LOGGED_VALUES = (
 
 
 def log_values(measurement: Measurement) -> dict[str, float]:
-    """The flat dictionary of an evaluation's log, without a prefix.
+    """The flat dictionary that an evaluation logs, without a prefix.
+
+    The keys are the same at every evaluation that makes a decomposition.
 
     Args:
-        measurement: of the evaluation. The keys are the same at every evaluation that makes a decomposition.
+        measurement: the measurement of the evaluation.
     """
     values: dict[str, float] = {}
     for logged in LOGGED_VALUES:
@@ -85,10 +87,10 @@ def log_values(measurement: Measurement) -> dict[str, float]:
 
 
 def logged_names(modalities: Sequence[str], score: str) -> tuple[str, ...]:
-    """The keys of `log_values` of an evaluation that makes a decomposition.
+    """The keys of `log_values` for an evaluation that makes a decomposition.
 
     Args:
-        modalities: of the model.
+        modalities: names of the modalities of the model.
         score: "accuracy" or "r2".
     """
     names: list[str] = []

@@ -1,4 +1,4 @@
-"""From the outputs of one pass to the measurement of it."""
+"""Makes the measurement of an evaluation from the outputs of the pass."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def measure(
     problem_type: str = SINGLE_LABEL,
     **pid_options: Any,
 ) -> tuple[Measurement, PID | None]:
-    """The scores of all heads and the decomposition of the label's information, from one pass.
+    """Measure the scores of all heads, and decompose the information of the embeddings about the label.
 
-    The score of a head is its accuracy (with several labels: the share of right decisions), in regression the share of
-    variance that it explains, R^2. That of a modality's head is over the rows that have it.
+    The score of a head is its accuracy (with several labels: the share of right decisions), or in regression the share
+    of the variance that it explains, R^2. The score of a modality's head is that over the rows that have the modality.
 
     Args:
         evaluation: the outputs of the pass.
-        rows: (n,) indices of the rows to decompose, which have every modality; None to decompose none.
-        readout: the model's fitted readout, or None to estimate the calibrated score by two-fold cross-fitting on these
-            rows.
+        rows: (n,) indices of the rows to decompose, which have every modality; None for no decomposition.
+        readout: the fitted readout of the model, or None to estimate the calibrated score by two-fold cross-fitting on
+            these rows.
         problem_type: see `ecsfusion.model.problem_types`.
         **pid_options: passed to `decompose_embeddings`.
 
     Returns:
-        The measurement, and the decomposition with its tensors.
+        The measurement, and the decomposition with its tensors (None without `rows`).
 
     Raises:
         ValueError: no row has every modality.

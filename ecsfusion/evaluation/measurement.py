@@ -25,7 +25,7 @@ happens in up to one case of five, with 100 in one of eight, with 400 in none th
 
 @dataclass(frozen=True)
 class Scale:
-    """What the scores of an evaluation set are measured against.
+    """The number of rows of an evaluation set and the score of chance on it.
 
     Attributes:
         rows: number of rows of the modality that has the fewest.
@@ -86,7 +86,7 @@ class Information:
 
     @classmethod
     def from_pid(cls, pid: PID) -> Information:
-        """The numbers of the decomposition of one table."""
+        """Take the numbers from a decomposition of one table."""
         values = pid.to_dict()
         plugin = values["plugin"] or values
         return cls(
@@ -107,7 +107,7 @@ class Information:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Information:
-        """The record that these JSON values were made of."""
+        """Make the record from the values that `Measurement.to_json` returned."""
         interval = {name: (ends[0], ends[1]) for name, ends in values["interval"].items()}
         return cls(**{**values, "interval": interval, "num_clusters": tuple(values["num_clusters"])})
 
@@ -118,18 +118,18 @@ class Information:
 
     @property
     def shows_dependence(self) -> bool:
-        """Whether there were enough rows to say something about I(X1; X2 | Y)."""
+        """Whether there were enough rows to estimate I(X1; X2 | Y)."""
         enough = max(MIN_ROWS_FOR_DEPENDENCE, MIN_ROWS_PER_CLASS_FOR_DEPENDENCE * self.num_classes)
         return self.num_samples >= enough
 
     @property
     def dependence(self) -> float:
-        """I(X1; X2 | Y) in bits, or 0 where there were too few rows to tell."""
+        """I(X1; X2 | Y) in bits, or 0 if there were too few rows to estimate it."""
         return self.conditional_mutual_information if self.shows_dependence else 0.0
 
     @property
     def is_above_noise(self) -> bool:
-        """Whether some modality alone knows something: redundancy or a uniqueness is above its floor."""
+        """Whether a modality alone knows something about the label: redundancy or a uniqueness is above its floor."""
         return self.redundancy > self.floor["redundancy"] or any(
             bits > self.floor[name] for name, bits in self.unique.items()
         )
@@ -140,15 +140,16 @@ class Measurement:
     """One evaluation of the model.
 
     Attributes:
-        score: what the heads are judged by: "accuracy", or "r2" in regression.
-        scores: by head: each modality's, "fused", and "calibrated", their calibrated combination. Fractions.
+        score: the name of the score of the heads: "accuracy", or "r2" in regression.
+        scores: the score of each head, as a fraction: by modality, "fused", and "calibrated", the calibrated
+            combination of all heads.
         calibration_error: expected calibration error of "fused" and "calibrated"; empty in regression.
         num_rows: rows of the evaluation set.
         complete_rows: rows that have every modality.
-        scale: what the scores are measured against.
+        scale: the number of rows and the score of chance, to judge the scores by.
         information: the decomposition, or None where none was made.
-        reliability: confidence and accuracy by head, for the picture; None while training.
-        seconds: time that scores and decomposition took.
+        reliability: confidence and accuracy by head, for the reliability diagram; None in training.
+        seconds: the time that scores and decomposition took.
     """
 
     score: str
@@ -172,7 +173,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measurement:
-        """The record that `to_json` made these values of."""
+        """Make the record from the values that `to_json` returned."""
         information = values["information"]
         return cls(
             **{

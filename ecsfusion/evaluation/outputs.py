@@ -1,4 +1,4 @@
-"""The outputs of one pass over an evaluation set, of which the measurement and the readout are made."""
+"""The outputs of one pass over an evaluation set, from which the measurement and the readout are made."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MIN_ROWS_PER_CLASS = 4
 
 @dataclass
 class Evaluation:
-    """What the model answered, row by row.
+    """The outputs of the model on an evaluation set, row by row.
 
     Attributes:
-        heads: logits (N, C) by head; NaN in rows without its modality.
-        embeddings: (N, D_m) by modality; likewise.
-        present: (N,) bool by modality.
-        labels: (N,) class indices, or what the problem type asks for.
-        excluded_from_readout: modalities whose own heads get no weight in the readout beside others, see
+        heads: logits (N, C) by head; NaN in rows that lack the modality of the head.
+        embeddings: (N, D_m) by modality; NaN in rows that lack the modality.
+        present: which rows have a modality, (N,) bool, by modality.
+        labels: (N,) class indices, or the labels of another problem type.
+        excluded_from_readout: modalities whose own heads get no weight in the readout in rows that have others; see
             `Rule.excluded_from_readout`.
     """
 
@@ -37,7 +37,7 @@ class Evaluation:
 
     @classmethod
     def from_outputs(cls, outputs: Sequence[Any], labels: np.ndarray) -> Evaluation:
-        """From the model's gathered outputs (logits, unimodal logits, embeddings, present, ...)."""
+        """Make the record from the gathered outputs of the model: logits, unimodal logits, embeddings, present."""
         logits, unimodal_logits, embeddings, present = outputs[:4]
         heads = {FUSED: logits, **unimodal_logits}
         return cls(
@@ -48,10 +48,10 @@ class Evaluation:
         )
 
     def check_finite(self) -> None:
-        """Check that every head answered every row that it is for.
+        """Check that no head has NaN in a row that has its modality.
 
         Raises:
-            ValueError: it names the first head, of a modality or the fused one, whose logits are NaN.
+            ValueError: names the first head whose logits are NaN, and the first such row.
         """
         for name in [*self.present, FUSED]:
             bad = self.heads[name].isnan().flatten(1).any(dim=1) & self.present.get(name, torch.tensor(True))
@@ -63,7 +63,7 @@ class Evaluation:
                 )
 
     def probed_rows(self, max_rows: int | None, seed: int) -> np.ndarray:
-        """The rows (n,) that a probe decomposes: those with every modality, at most `max_rows`, drawn by the seed."""
+        """The rows (n,) that a probe decomposes: at most `max_rows` of those with every modality, drawn by the seed."""
         complete = torch.stack(list(self.present.values())).all(dim=0).nonzero()[:, 0].numpy()
         if max_rows is None or len(complete) <= max_rows:
             return complete
@@ -81,15 +81,15 @@ class Evaluation:
 
 
 def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int | None) -> None:
-    """Whether class labels (N,) of a probe set are enough for decisions.
+    """Check that a probe set has enough rows of every class for decisions.
 
     Args:
-        labels: of the rows that are decomposed.
-        names: of all classes, by index.
-        clusters: per modality, if the user chose a number.
+        labels: the class labels (N,) of the rows that are decomposed.
+        names: the names of all classes, by index.
+        clusters: the number of clusters per modality, if the user chose one.
 
     Raises:
-        ValueError: there are too few rows, or a class has none.
+        ValueError: there are too few rows, or a class has no row.
     """
     needed = max(MIN_ROWS_PER_CLASS * len(names), clusters or min(max(len(names), 12), 20))
     if len(labels) < needed:
@@ -98,8 +98,8 @@ def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int 
             f"least {needed}, {MIN_ROWS_PER_CLASS} per class and one per cluster, or train jointly, with "
             "strategy='joint-auxiliary'."
         )
-    found = set(np.unique(labels).tolist())
-    missing = [f"{index} ({names[index]})" for index in sorted(names) if index not in found]
+    classes = set(np.unique(labels).tolist())
+    missing = [f"{index} ({names[index]})" for index in sorted(names) if index not in classes]
     if missing:
         raise ValueError(
             f"the probe set (the first evaluation set) has no row of class {', '.join(missing)}; give rows of every "

@@ -1,4 +1,4 @@
-"""How well each head predicts: accuracy or explained variance, calibration, and what they are measured against."""
+"""Scores of the heads: accuracy or explained variance, calibration error, and the score of chance."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ def score_name(problem_type: str) -> str:
 
 
 def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
-    """How good answers (N, C) are, 1 at best: of probabilities the share of right decisions, of predictions R^2.
+    """The score of answers, which is 1 at best: the share of right decisions, or in regression R^2.
 
-    R^2 is 1 - (squared error) / (variance), the mean over targets; NaN without rows.
+    R^2 is 1 - (squared error) / (variance), the mean over the targets. The score is NaN if there are no rows.
+
+    Args:
+        answers: probabilities (N, C), or predictions in regression.
+        labels: class indices (N,), or the labels of another problem type.
+        problem_type: see `ecsfusion.model.problem_types`.
     """
     if problem_type == SINGLE_LABEL:
         return float((answers.argmax(dim=-1) == labels).double().mean())
@@ -35,9 +40,10 @@ def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> flo
 
 
 def scale_of(evaluation: Evaluation, problem_type: str) -> Scale:
-    """What scores on an evaluation set are measured against: its rows, and what a constant answer scores there.
+    """The number of rows of an evaluation set, and the score of the best constant answer on it.
 
-    Rows are those of the modality that has the fewest. A constant is the most frequent class, in regression the mean.
+    The number is that of the modality with the fewest rows. The best constant answer is the most frequent class, or in
+    regression the mean.
     """
     rows = min(int(mask.sum()) for mask in evaluation.present.values())
     if problem_type == REGRESSION:
@@ -49,15 +55,18 @@ def scale_of(evaluation: Evaluation, problem_type: str) -> Scale:
 
 
 def head_answers(logits: torch.Tensor, problem_type: str) -> torch.Tensor:
-    """Probabilities (N, C) of one head, or its predictions in regression."""
+    """The probabilities (N, C) of one head, or its predictions in regression."""
     if problem_type == SINGLE_LABEL:
         return logits.softmax(dim=-1)
     return logits.sigmoid() if problem_type == MULTI_LABEL else logits
 
 
 def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
+    """The expected calibration error of probabilities (N, C).
+
+    With several labels, each label of each row counts as a decision between yes and no.
+    """
     if problem_type == MULTI_LABEL:
-        # Every label of every row is a question of its own.
         yes = probabilities.double().reshape(-1)
         probabilities = torch.stack([1 - yes, yes], dim=1)
         labels = (labels > 0.5).long().reshape(-1)
@@ -65,7 +74,7 @@ def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, problem
 
 
 def quality(evaluation: Evaluation, name: str, problem_type: str) -> tuple[float, float]:
-    """How good a modality's head is on the rows that have it: its score, and among equals minus its loss."""
+    """The score of a modality's head on the rows that have it, and minus its loss to compare equal scores."""
     rows = evaluation.present[name]
     logits, labels = evaluation.heads[name][rows], evaluation.labels[rows]
     answers = head_answers(logits, problem_type)
@@ -80,10 +89,18 @@ def calibrated_answers(
     problem_type: str,
     excluded_from_readout: Sequence[str] = (),
 ) -> torch.Tensor:
-    """Probabilities or predictions (N, C) of the calibrated combination, by the given readout or one of other rows.
+    """The probabilities or predictions (N, C) of the calibrated combination of the heads.
 
-    Without a readout, even rows are combined by a fit on the odd rows and the other way round, so that no row
-    judges itself; a single row is left to the fused head.
+    Without a readout, one is fitted on the odd rows for the even rows and the other way round, so that no row is used
+    both to fit and to judge. A single row gets the answer of the fused head.
+
+    Args:
+        heads: logits (N, C) by head.
+        labels: class indices (N,), or the labels of another problem type.
+        readout: the fitted readout of the model, or None.
+        present: which rows have a modality, (N,) bool, by modality.
+        problem_type: see `ecsfusion.model.problem_types`.
+        excluded_from_readout: modalities whose heads get no weight in rows that have others.
     """
     rows = {m: torch.from_numpy(mask) for m, mask in present.items()}
 
@@ -97,11 +114,11 @@ def calibrated_answers(
         return head_answers(heads[FUSED], problem_type)
     answers = torch.empty(next(iter(heads.values())).shape, dtype=torch.float64)
     for fold in (0, 1):
-        others = slice(1 - fold, None, 2)
+        other_fold = slice(1 - fold, None, 2)
         fitted = Readout.fit(
-            {h: z[others] for h, z in heads.items()},
-            labels[others],
-            {m: mask[others] for m, mask in rows.items()},
+            {h: z[other_fold] for h, z in heads.items()},
+            labels[other_fold],
+            {m: mask[other_fold] for m, mask in rows.items()},
             problem_type,
             subsets=not all(bool(mask.all()) for mask in rows.values()),
             excluded_from_readout=excluded_from_readout,

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ecsfusion.controller.rule import Rule
-from ecsfusion.diagnostics.run import ObservedModel, ObservedPlan, ObservedRecord
+from ecsfusion.diagnostics.run import ObservedModel, ObservedPlan, ObservedRecord, ReadableRun
 from ecsfusion.evaluation.measurement import Measurement
 
 
@@ -57,20 +56,8 @@ class ReportedRecord(ObservedRecord, Protocol):
     """By modality, the step, score and negative loss of its best weights."""
 
 
-class Run(Protocol):
-    """A trainer after training, as far as a report reads it.
-
-    Attributes:
-        args: a `FusionTrainingArguments`.
-        state: a `transformers.TrainerState`.
-        train_dataset: the training rows.
-        measurements: evaluations after training, by split; "validation" is the probe set.
-    """
-
-    args: Any
-    state: Any
-    train_dataset: Any
-    measurements: dict[str, Measurement]
+class Run(ReadableRun, Protocol):
+    """For reports: what they read of the trainer after training."""
 
     @property
     def model(self) -> ReportedModel:
@@ -79,10 +66,6 @@ class Run(Protocol):
     @property
     def record(self) -> ReportedRecord:
         """The record that checkpoints keep."""
-
-    @property
-    def rule(self) -> Rule | None:
-        """The controller's rule; None where none decided."""
 
     @property
     def plan(self) -> ReportedPlan:

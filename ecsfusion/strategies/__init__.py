@@ -1,6 +1,6 @@
-"""Ways to train a fusion model, by name: our own and those that it is compared with, one file for each idea.
+"""Ways to train a fusion model: this library's own and those that it is compared with, one file for each idea.
 
-`make_strategy` finds one; `ecsfusion.strategies.strategy.Strategy` tells how to write your own.
+`make_strategy` makes one from its name; `ecsfusion.strategies.strategy.Strategy` explains how to write one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_strategy_name(name: str) -> None:
     """Check that a strategy, or a rule that steers two stages, has this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no strategy and no rule has this name; the message lists those that exist.
     """
     if name not in STRATEGIES and name not in RULES:
         raise ValueError(
@@ -70,7 +70,7 @@ def check_strategy_name(name: str) -> None:
 
 
 def stages_of(strategy: str | type[Strategy] | Strategy | type[Rule] | Rule) -> str:
-    """What a strategy trains, before it is made: "two-stage", "joint" or "unimodal"."""
+    """What a strategy trains: "two-stage", "joint" or "unimodal". The strategy need not be made yet."""
     kind = STRATEGIES.get(strategy) if isinstance(strategy, str) else strategy
     return getattr(kind, "stages", TwoStage.stages)
 
@@ -78,22 +78,22 @@ def stages_of(strategy: str | type[Strategy] | Strategy | type[Rule] | Rule) -> 
 def make_strategy(
     strategy: str | type[Strategy] | Strategy | type[Rule] | Rule, modalities: Sequence[str], **options: Any
 ) -> Strategy:
-    """A strategy from its name, its class or an instance, made with these options.
+    """Make a strategy from its name, its class or an instance.
 
-    A rule, again by its name, class or instance, stands for `TwoStage` steered by it.
+    The name, the class or an instance of a rule gives the strategy `TwoStage` with this rule.
 
     Args:
-        strategy: the choice.
-        modalities: of the model.
-        **options: of the strategy, or of the rule.
+        strategy: the name, the class or the instance.
+        modalities: the modalities of the model.
+        **options: options of the strategy or of the rule, for a name or a class.
 
     Returns:
-        A new strategy; of an instance a copy.
+        A new strategy. From an instance, it is a copy.
 
     Raises:
-        ValueError: an unknown name, an unknown or missing option, a number of modalities that it is not for, or an
-            instance that was made for other modalities or is given options.
-        TypeError: none of the above.
+        ValueError: an unknown name, an unknown or missing option, a number of modalities that the strategy is not
+            defined for, an instance that was made for other modalities, or options beside an instance.
+        TypeError: `strategy` is neither a name nor a strategy nor a rule.
     """
     if isinstance(strategy, Strategy):
         if options:

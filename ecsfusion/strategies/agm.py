@@ -1,4 +1,4 @@
-"""AGM: the part that each modality has in the answer learns faster or slower, batch by batch."""
+"""AGM: the gradient through each modality's part of the fused logits is scaled in every batch."""
 
 from __future__ import annotations
 
@@ -17,23 +17,28 @@ if TYPE_CHECKING:
 
 
 class AGM(Strategy):
-    """Adaptive gradient modulation (Li et al. 2023, arXiv 2308.07686).
+    """Slow down a modality in batches where it is ahead by more than usual, else speed it up (AGM, Li et al. 2023).
+
+    Adaptive gradient modulation, arXiv 2308.07686:
 
         phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! * (f(S and m) - f(S)),   f(nothing) = 0
         s_m = mean CE(phi_m, y),   r_m = exp((mean_j s_j - s_m) M / (M - 1))
         tau_m = r_m of the running means of s, up to the batch before
         kappa_m = exp(alpha min(tau_m - r_m, cap)),   loss = CE(z) with kappa_m times the gradient through phi_m
 
-    f(S) are the logits of the fused head where only the modalities in S are there; the phi_m (Shapley values) sum to z.
-    An absent modality is a missing one, a zero embedding; the paper zeroes the inputs and runs the encoders again. A
-    row that lacks modality m does not count in s_m. The fused head is asked 2^M - 2 more times a batch, in evaluation
-    mode as in the authors' code, whose alpha and cap these are. Adam divides a gradient by its running size, which
-    takes out what kappa_m has in common over many batches.
+    f(S) are the logits of the fused head if only the modalities in S are present; the phi_m (Shapley values) sum to z.
+    Here the other modalities count as missing, with an embedding of zero; in the paper their inputs are set to zero and
+    the encoders run again. A row that lacks modality m does not count in s_m. The fused head runs 2^M - 2 more times in
+    each batch, in evaluation mode as in the authors' code, from which alpha and cap are taken. Adam divides a gradient
+    by its running size, which cancels what kappa_m has in common over many batches.
 
     Args:
-        modalities: as everywhere.
-        alpha: strength.
-        cap: largest tau_m - r_m that counts.
+        modalities: names of the modalities of the model.
+        alpha: strength of the scaling.
+        cap: the largest value of tau_m - r_m that is used.
+
+    Raises:
+        ValueError: alpha is not positive.
     """
 
     name = "agm"
@@ -47,7 +52,7 @@ class AGM(Strategy):
             raise ValueError(f"alpha is {alpha}; it must be positive.")
         self.alpha, self.cap = alpha, cap
         self.state = {
-            # Of s_m, over the batches with modality m.
+            # The running mean of s_m over the batches that have modality m, and the number of these batches.
             "means": dict.fromkeys(self.modalities, 0.0),
             "batches": dict.fromkeys(self.modalities, 0),
         }
@@ -58,10 +63,10 @@ class AGM(Strategy):
         coefficients = self.coefficients(self._scores(model, outputs, labels, responses))
         logits = cast("Tensor", outputs.logits)
         for name, kappa in coefficients.items():
-            # z is the sum of the phi_m, so this changes no value, and with kappa_m = 1 no gradient.
+            # The added term is zero, so z keeps its value; its gradient scales the part phi_m of z by kappa_m.
             logits = logits + (kappa - 1.0) * (responses[name] - responses[name].detach())
         loss = model.fused_loss(logits, labels, outputs.present or {})
-        # DistributedDataParallel waits for the gradient of whatever the model returned, the unimodal heads' too.
+        # DistributedDataParallel waits for a gradient of every output of the model, also of the unimodal heads.
         return loss + 0.0 * cast("Tensor", outputs.loss)
 
     def _scores(
@@ -71,28 +76,28 @@ class AGM(Strategy):
         labels: Tensor,
         responses: Mapping[str, Tensor],
     ) -> dict[str, float]:
-        """s_m by modality, over the rows of all processes that have it; without those that no row has."""
+        """s_m by modality, over the rows of all processes that have it; modalities that no row has are left out."""
         sums = torch.zeros(len(self.modalities), 2, device=labels.device)
         for name, response in responses.items():
-            rows, place = rows_of(outputs, name), self.modalities.index(name)
+            rows, index = rows_of(outputs, name), self.modalities.index(name)
             if len(rows):
                 score = model.head_loss(response[rows].detach().float(), labels[rows])
-                sums[place, 0], sums[place, 1] = score * len(rows), len(rows)
-        found = zip(self.modalities, mean_over_processes(sums).tolist(), strict=True)
-        return {name: total / rows for name, (total, rows) in found if rows}
+                sums[index, 0], sums[index, 1] = score * len(rows), len(rows)
+        totals = zip(self.modalities, mean_over_processes(sums).tolist(), strict=True)
+        return {name: total / rows for name, (total, rows) in totals if rows}
 
     def coefficients(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """kappa_m of a batch with the scores s_m, which the running means then take in."""
+        """kappa_m of a batch with the scores s_m. Afterwards the scores are added to the running means."""
         means, batches = self.state["means"], self.state["batches"]
-        now, usual = ratios(scores), ratios({name: means[name] for name in scores})
+        current, usual = ratios(scores), ratios({name: means[name] for name in scores})
         for name, score in scores.items():
             batches[name] += 1
             means[name] += (score - means[name]) / batches[name]
-        return {name: math.exp(self.alpha * min(usual[name] - now[name], self.cap)) for name in scores}
+        return {name: math.exp(self.alpha * min(usual[name] - current[name], self.cap)) for name in scores}
 
 
 def ratios(scores: Mapping[str, float]) -> dict[str, float]:
-    """r_m = exp((mean_j s_j - s_m) M / (M - 1)); 1 for a modality that has none to be compared with."""
+    """r_m = exp((mean_j s_j - s_m) M / (M - 1)); 1 if there is only one modality."""
     if len(scores) < 2:
         return dict.fromkeys(scores, 1.0)
     mean, factor = sum(scores.values()) / len(scores), len(scores) / (len(scores) - 1)
@@ -100,11 +105,11 @@ def ratios(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def mono_modal_responses(model: FusionForClassification, outputs: FusionOutput) -> dict[str, Tensor]:
-    """phi_m (B, C) by modality."""
+    """The parts phi_m (B, C) of the fused logits, by modality."""
     names, fused = tuple(outputs.embeddings or {}), cast("Tensor", outputs.logits)
     size = len(names)
     answers: dict[tuple[str, ...], Tensor] = {(): torch.zeros_like(fused), names: fused}
-    # Absent modalities must leave no trace in batch statistics.
+    # Evaluation mode: the additional runs must not change batch statistics.
     model.fusion.eval()
     for coalition in itertools.chain(*(itertools.combinations(names, k) for k in range(1, size))):
         answers[coalition] = _answer(model, outputs, coalition)
@@ -115,7 +120,7 @@ def mono_modal_responses(model: FusionForClassification, outputs: FusionOutput) 
         for coalition, answer in answers.items():
             if name in coalition:
                 without = tuple(other for other in coalition if other != name)
-                # |S|! (M - |S| - 1)! / M!
+                # This equals |S|! (M - |S| - 1)! / M!, with S the coalition without this modality.
                 weight = 1 / (size * math.comb(size - 1, len(without)))
                 total = total + weight * (answer - answers[without])
         responses[name] = total
@@ -123,17 +128,17 @@ def mono_modal_responses(model: FusionForClassification, outputs: FusionOutput) 
 
 
 def _answer(model: FusionForClassification, outputs: FusionOutput, coalition: Sequence[str]) -> Tensor:
-    """f(S) (B, C): the fused logits of these modalities alone; zero in rows that have none of them."""
+    """The logits f(S) (B, C) of the fused head with these modalities alone; zero in rows that have none of them."""
     embeddings, logits, present = (
         outputs.embeddings or {},
         outputs.unimodal_logits or {},
         outputs.present or {},
     )
     rows = torch.stack([present[name] for name in coalition]).any(dim=0).nonzero()[:, 0]
-    nothing = torch.zeros_like(logits[coalition[0]])
+    zeros = torch.zeros_like(logits[coalition[0]])
     if not len(rows):
-        return nothing
-    h, z, there = (
+        return zeros
+    h, z, masks = (
         {name: values[name][rows] for name in coalition} for values in (embeddings, logits, present)
     )
-    return nothing.index_copy(0, rows, model.fuse(h, z, there).to(nothing.dtype))
+    return zeros.index_copy(0, rows, model.fuse(h, z, masks).to(zeros.dtype))

@@ -1,4 +1,4 @@
-"""G-Blending: each head's loss weighs as much as what it learns is general."""
+"""G-Blending: the losses of the heads are weighted by how much they generalize."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ecsfusion.model.losses import share_of_loss
 from ecsfusion.model.names import FUSED
-from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes, rows_of
+from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, mean_over_processes
 
 if TYPE_CHECKING:
     from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification, FusionOutput
 
 MIN_OVERFITTING = 1e-3
-"""Nats; a smaller O_k, which no evaluation could tell from none, counts as this."""
+"""The smallest O_k in nats that is used; an evaluation could not tell a smaller one from zero."""
 
 
 class GBlending(Strategy):
-    """Gradient blending, online (Wang et al. 2020, arXiv 1905.12681).
+    """Weigh each head's loss by how much it improves on validation without overfitting (G-Blending, Wang et al. 2020).
+
+    Gradient blending in its online form, arXiv 1905.12681:
 
         heads k = 1..M of the modalities and the fused one; V_k validation loss, T_k training loss
         G_k = V_k(before) - V_k(now),   O_k = (V_k - T_k)(now) - (V_k - T_k)(before)
         w_k proportional to G_k / O_k^2, sum_k w_k = 1,   loss = sum_k w_k CE_k
 
-    "Before" and "now" are two evaluations that follow one another, and T_k is the mean over the training batches since
-    the one before. So the weights are equal until the second evaluation. A head that got worse on validation has the
-    weight zero; where all did, the weights are equal. They sum to 1 as in the paper: the gradients are about M + 1
-    times smaller than those of "joint-auxiliary", which matters to SGD.
+    "Before" and "now" are two successive evaluations, and T_k is the mean over the training batches since the
+    evaluation before. So the weights are equal until the second evaluation. A head that got worse on validation has the
+    weight zero; if all heads got worse, the weights are equal. They sum to 1 as in the paper, so the gradients are
+    about M + 1 times smaller than those of "joint-auxiliary". That matters for SGD.
 
-    The paper takes the validation part out of the training data, and measures each head on a copy of the model that
-    trains with that head's loss alone. Here V_k is measured on the evaluation set, which so has a say in training (do
-    not report it as held out), and on the one model that there is.
+    In the paper the validation rows are a part of the training data, and each head is measured on a copy of the model
+    that is trained with that head's loss alone. Here V_k is measured on the evaluation set and on the model itself. So
+    the evaluation set has an influence on training; do not report its scores as those of held-out data.
 
     Args:
-        modalities: as everywhere.
+        modalities: names of the modalities of the model.
     """
 
     name = "g-blending"
@@ -50,34 +53,34 @@ class GBlending(Strategy):
         self.heads = (*self.modalities, FUSED)
         self.state = {
             "weights": dict.fromkeys(self.heads, 1 / len(self.heads)),
-            # Of each head [V_k, T_k].
+            # [V_k, T_k] of each head at the last evaluation.
             "before": None,
-            # Since then: sum of the losses, rows.
+            # Since that evaluation, for each head: the sum of the losses, and the number of rows.
             "training": {head: [0.0, 0.0] for head in self.heads},
         }
-        # (heads, 2) the same of one optimizer step on this process.
         self._step: Tensor | None = None
+        """(heads, 2): loss sums and rows of the present optimizer step, in this process."""
 
     def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> Tensor:
-        """sum_k w_k CE_k."""
+        """The weighted sum of the losses, sum_k w_k CE_k."""
         fused = model.fused_loss(outputs.logits, labels, outputs.present or {})  # type: ignore[arg-type]
-        # By head: the sum over its rows / all rows, and its rows.
+        present = outputs.present or {}
+        # By head: its part of the loss of the batch, and the number of its rows.
         losses = {FUSED: (fused, len(labels))}
         for name, logits in (outputs.unimodal_logits or {}).items():
-            rows = rows_of(outputs, name)
-            if len(rows):
-                loss = model.head_loss(logits[rows], labels[rows]) * (len(rows) / len(labels))
-                losses[name] = loss, len(rows)
+            loss = share_of_loss(model.head_loss, logits, labels, present[name])
+            if loss is not None:
+                losses[name] = loss, int(present[name].sum())
         if self._step is None:
             self._step = torch.zeros(len(self.heads), 2, device=labels.device)
-        for head, (loss, rows_seen) in losses.items():
+        for head, (loss, num_rows) in losses.items():
             self._step[self.heads.index(head), 0] += loss.detach() * len(labels)
-            self._step[self.heads.index(head), 1] += rows_seen
+            self._step[self.heads.index(head), 1] += num_rows
         weights = self.state["weights"]
         return torch.stack([weights[head] * loss for head, (loss, _) in losses.items()]).sum()
 
     def adjust_gradients(self, model: FusionForClassification) -> None:
-        """Only count: what all processes saw in this step."""
+        """Add the losses and rows of this step, over all processes, to the state. Gradients are not changed."""
         if self._step is None:
             return
         for head, values in zip(self.heads, mean_over_processes(self._step).tolist(), strict=True):
@@ -87,10 +90,10 @@ class GBlending(Strategy):
         self._step = None
 
     def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
-        """Weigh the heads anew."""
+        """Compute the weights of the heads anew."""
         training = self.state["training"]
         if not all(rows for _, rows in training.values()):
-            # No step yet, or a head that saw nothing.
+            # There has been no step, or a head has had no rows.
             return
         now = {
             head: [validation_loss(trainer, evaluation, head), training[head][0] / training[head][1]]
@@ -104,7 +107,7 @@ class GBlending(Strategy):
     def weigh(
         self, before: Mapping[str, Sequence[float]], now: Mapping[str, Sequence[float]]
     ) -> dict[str, float]:
-        """w_k by head, from [V_k, T_k] by head at two evaluations."""
+        """The weights w_k by head, from [V_k, T_k] by head at two successive evaluations."""
         blend = {}
         for head in self.heads:
             (validation_before, training_before), (validation, training) = before[head], now[head]

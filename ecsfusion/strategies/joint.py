@@ -1,4 +1,4 @@
-"""Joint training in one stage: plain, with unimodal losses, with modalities dropped, with rates by modality."""
+"""Joint training in one stage: plain, with unimodal losses, with modality dropout, or with a rate per modality."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Joint(Strategy):
-    """Plain joint training: the loss of the fused head, CE(z), and nothing else."""
+    """Train jointly on the loss of the fused head alone, CE(z)."""
 
     name = "joint"
     stages = "joint"
@@ -22,20 +22,23 @@ class Joint(Strategy):
 
 
 class JointAuxiliary(Strategy):
-    """Joint training with unimodal losses ("multi-loss"): CE(z) + auxiliary_weight * sum_m CE(z_m)."""
+    """Train jointly with unimodal losses ("multi-loss"): CE(z) + auxiliary_weight * sum_m CE(z_m)."""
 
     name = "joint-auxiliary"
     stages = "joint"
 
 
 class ModalityDropout(Strategy):
-    """Joint training in which a row loses one whole modality with a given probability (which one, by lot).
+    """Train jointly, and leave one random modality out of a row with a given probability.
 
-    What a missing modality means to model and loss: see `FusionForClassification`.
+    `FusionForClassification` describes what a missing modality means for the model and for the loss.
 
     Args:
-        modalities: as everywhere.
-        probability: that a row loses a modality. A row that has only one keeps it.
+        modalities: names of the modalities of the model.
+        probability: probability that a row loses a modality. A row that has only one modality keeps it.
+
+    Raises:
+        ValueError: a probability outside of [0, 1].
     """
 
     name = "modality-dropout"
@@ -52,24 +55,27 @@ class ModalityDropout(Strategy):
         """Mark dropped modalities as missing."""
         labels = inputs["labels"]
         size, names = len(labels), [name for name in self.modalities if inputs.get(name) is not None]
-        given = inputs.get("present") or {}
-        everyone = torch.ones(size, dtype=torch.bool)
-        there = torch.stack([given[name].cpu() if name in given else everyone for name in names])
-        # The number drawn decides whether and which: one of the modalities that the row has.
-        drawn, count = torch.rand(size), there.sum(dim=0)
-        place = (drawn / max(self.probability, 1e-12) * count).long()
-        lost = (there.cumsum(dim=0) - 1 == place) & there & (drawn < self.probability) & (count > 1)
-        present = {name: mask.to(labels.device) for name, mask in zip(names, there & ~lost, strict=True)}
-        return {**inputs, "present": {**given, **present}}
+        masks = inputs.get("present") or {}
+        all_rows = torch.ones(size, dtype=torch.bool)
+        present = torch.stack([masks[name].cpu() if name in masks else all_rows for name in names])
+        # One random number per row decides whether the row loses a modality, and which of those that it has.
+        drawn, count = torch.rand(size), present.sum(dim=0)
+        position = (drawn / max(self.probability, 1e-12) * count).long()
+        dropped = (present.cumsum(dim=0) - 1 == position) & present & (drawn < self.probability) & (count > 1)
+        left = {name: mask.to(labels.device) for name, mask in zip(names, present & ~dropped, strict=True)}
+        return {**inputs, "present": {**masks, **left}}
 
 
 class RatePerModality(Strategy):
-    """Joint training in which one encoder, the slow one, learns at a multiple of the rate.
+    """Train jointly, with a higher learning rate for the encoder of one modality that learns slowly.
 
     Args:
-        modalities: as everywhere.
-        slow: the modality that learns faster than `learning_rate` says.
-        factor: how many times faster, 3 to 5 by custom.
+        modalities: names of the modalities of the model.
+        slow: the modality that learns slowly.
+        factor: its learning rate is `learning_rate` times this factor; 3 to 5 is usual.
+
+    Raises:
+        ValueError: `slow` is not one of the modalities, or the factor is not positive.
     """
 
     name = "rate-per-modality"
@@ -85,5 +91,5 @@ class RatePerModality(Strategy):
         self.slow, self.factor = slow, factor
 
     def learning_rates(self, learning_rate: float) -> dict[str, float]:
-        """The rate of the slow modality; the others keep theirs."""
+        """The learning rate of the slow modality; the others use `learning_rate`."""
         return {self.slow: self.factor * learning_rate}

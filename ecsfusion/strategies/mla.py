@@ -1,4 +1,4 @@
-"""MLA: one head for all modalities, which train it in turn without forgetting the others."""
+"""MLA: the modalities train in turn and share one head."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ if TYPE_CHECKING:
 
 
 class MLA(Strategy):
-    """Multimodal learning with alternating unimodal adaptation (Zhang et al. 2024, arXiv 2311.10707).
+    """Train one modality per step, with a shared head that does not forget the others (MLA, Zhang et al. 2024).
 
-    Optimizer step t trains modality m = t mod M only, its encoder and the head W that all modalities share, on CE(z_m):
+    Multimodal learning with alternating unimodal adaptation, arXiv 2311.10707.
+
+    Optimizer step t trains the encoder of modality m = t mod M and the head W that all modalities share, on CE(z_m):
 
         grad W <- (grad W) P                       P = identity at first
         P <- P - (P r)(P r)' / (alpha + r' P r)    r = mean of h_m over the batch (recursive least squares)
         P <- P / |P|                               Frobenius norm
 
-    so that what a step changes in W is near orthogonal to the embeddings of the steps before it. The division is in the
-    authors' code: without it P falls to zero and W stands still. It also makes W's rate smaller, by sqrt(D) at first.
-    (Theirs lets alpha fall from 0.1 to 0.01 in each epoch, and updates P before it is used.)
+    So the change of W in a step is nearly orthogonal to the embeddings of the steps before. The division by |P| is in
+    the authors' code; without it P falls to zero and W stops changing. It also makes the learning rate of W smaller, at
+    first by sqrt(D). (The authors' code lets alpha fall from 0.1 to 0.01 in each epoch, and updates P before using it.)
 
-    A step costs one modality: for as many steps of each modality as in joint training, the number of steps must be M
-    times as large (`modalities_per_step`). The heads are copies of each other: a momentum or Adam's moments belong to
-    a modality's own. The prediction is that of the fused head "entropy-average".
+    A step trains one modality. To train each modality for as many steps as in joint training, the number of steps must
+    be M times as large (`modalities_per_step`). The heads of the modalities are kept equal, but each has its own
+    momentum or moments in the optimizer. The prediction is that of the fused head "entropy-average".
 
     Args:
-        modalities: any number; their embeddings have one width.
-        alpha: the smaller, the more of an embedding is protected at once.
+        modalities: names of the modalities of the model, whose embeddings must have the same width.
+        alpha: the smaller it is, the more of an embedding is protected at once.
+
+    Raises:
+        ValueError: alpha is not positive.
     """
 
     name = "mla"
@@ -53,11 +58,11 @@ class MLA(Strategy):
         self.alpha = alpha
         self.state = {"steps": 0}
         self.projection: Tensor | None = None
-        """P (D, D), symmetric."""
-        # Sum of the embeddings that make up one step, and their number.
+        """The symmetric matrix P (D, D); None before the first step."""
         self._features = torch.zeros(0)
-        # Of the batch's rows that are trained on.
+        """The sum of the embeddings of the present optimizer step, followed by their number."""
         self._share = 1.0
+        """The share of the rows of the batch that are trained on."""
 
     @property
     def turn(self) -> str:
@@ -65,7 +70,7 @@ class MLA(Strategy):
         return self.modalities[self.state["steps"] % len(self.modalities)]
 
     def begin_stage(self, trainer: TrainerOfStrategy) -> None:
-        """Let the heads be one.
+        """Make the heads of all modalities equal.
 
         Raises:
             ValueError: the embeddings have different widths.
@@ -74,28 +79,28 @@ class MLA(Strategy):
         if len(set(widths.values())) > 1:
             raise ValueError(
                 f"the strategy 'mla' has one head for all modalities, and the widths of their embeddings are {widths}; "
-                "give encoders of the same width, or project the embeddings to one."
+                "give encoders of the same width, or project the embeddings to the same width."
             )
         share_head(trainer.model, self.modalities[0])
         self._features = torch.zeros(next(iter(widths.values())) + 1, device=trainer.args.device)
 
     def prepare_inputs(self, model: FusionForClassification, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Only the modality whose turn it is, in the rows that have it."""
+        """Keep only the modality whose turn it is, and the rows that have it."""
         name, self._share = self.turn, 1.0
         mask = (inputs.get("present") or {}).get(name)
         if inputs.get(name) is None or (mask is not None and not mask.any()):
-            # Nobody has it: a loss of zero.
+            # No row has the modality. The loss will be zero.
             return inputs
         left_out = {"present", *self.modalities} - {name}
-        own = {key: value for key, value in inputs.items() if key not in left_out}
+        unimodal_inputs = {key: value for key, value in inputs.items() if key not in left_out}
         if mask is None or bool(mask.all()):
-            return own
+            return unimodal_inputs
         self._share = float(mask.float().mean())
         rows = mask.nonzero()[:, 0].to(inputs["labels"].device)
-        return {**own, name: take(inputs[name], rows), "labels": inputs["labels"][rows]}
+        return {**unimodal_inputs, name: take(inputs[name], rows), "labels": inputs["labels"][rows]}
 
     def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> Tensor:
-        """CE(z_m)."""
+        """CE(z_m) of the modality whose turn it is."""
         name, present = self.turn, outputs.present or {}
         if name not in present or not bool(present[name].any()):
             return cast("Tensor", outputs.loss) * 0.0
@@ -106,7 +111,7 @@ class MLA(Strategy):
         return model.head_loss(logits[name][rows], labels[rows]) * self._share
 
     def adjust_gradients(self, model: FusionForClassification) -> None:
-        """Project the gradient of the head, then protect the embeddings of this step."""
+        """Project the gradient of the head by P, then update P with the embeddings of this step."""
         gradient = cast("nn.Linear", model.heads[self.turn]).weight.grad
         if gradient is not None and self.projection is not None:
             gradient.copy_(gradient.float() @ self.projection.to(gradient.device))
@@ -116,28 +121,28 @@ class MLA(Strategy):
             self.protect(features[:-1] / features[-1])
 
     def protect(self, feature: Tensor) -> None:
-        """Update P by the mean embedding r (D,) of a step."""
+        """Update P with the mean embedding r (D,) of a step."""
         if self.projection is None:
             self.projection = torch.eye(len(feature), device=feature.device)
         projection = self.projection.to(feature.device)
-        seen = projection @ feature
-        projection = projection - torch.outer(seen, seen) / (self.alpha + feature @ seen)
+        projected = projection @ feature
+        projection = projection - torch.outer(projected, projected) / (self.alpha + feature @ projected)
         self.projection = projection / torch.linalg.matrix_norm(projection)
 
     def after_step(self, model: FusionForClassification) -> None:
-        """All modalities have the head that was trained; the next one has its turn."""
+        """Copy the head that was trained to all modalities, and go on to the next modality."""
         share_head(model, self.turn)
         self.state["steps"] += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """With P."""
+        """The number of steps and the matrix P."""
         return {
             **super().state_dict(),
             "projection": None if self.projection is None else to_json(self.projection),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """With P."""
+        """Restore the number of steps and the matrix P."""
         saved = state["projection"]
         self.projection = None if saved is None else from_json(saved)
         super().load_state_dict({"steps": state["steps"]})
@@ -145,7 +150,7 @@ class MLA(Strategy):
 
 @torch.no_grad()
 def share_head(model: FusionForClassification, name: str) -> None:
-    """Give all modalities the weights of this one's head."""
+    """Copy the weights of this modality's head to the heads of all others."""
     for other in model.modalities:
         if other != name:
             for target, source in zip(

@@ -1,4 +1,4 @@
-"""OGM and OGM-GE: the gradient of the modality that is ahead is made smaller, step by step."""
+"""OGM and OGM-GE: in every step, the gradient of the modality that is ahead is scaled down."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ if TYPE_CHECKING:
 
 
 class OGM(Strategy):
-    """On-the-fly gradient modulation (Peng et al. 2022, arXiv 2203.15332).
+    """Scale down the gradient of the modality that is ahead, in every step (OGM, Peng et al. 2022).
+
+    On-the-fly gradient modulation, arXiv 2203.15332:
 
         s_m = sum over the batch of softmax(z_m)[y],   rho_m = s_m / s_other
         k_m = 1 - tanh(alpha * rho_m) if rho_m > 1 else 1,   g_m <- k_m g_m
 
-    z_m is the part of modality m in the fused logits, W_m h_m + b / 2, where the fused head is linear
-    ("concatenation"); with another one it is the modality's own head. Adam divides a gradient by its running size, so
-    under Adam and its kin most of the scaling cancels: the method was made for SGD.
+    If the fused head is linear ("concatenation"), z_m is the part of modality m in the fused logits, W_m h_m + b / 2.
+    With another fused head, z_m are the logits of the modality's own head. The method was made for SGD: Adam and
+    similar optimizers divide a gradient by its running size, which cancels most of the scaling.
 
     Args:
-        modalities: two of them.
-        alpha: strength.
+        modalities: names of the two modalities of the model.
+        alpha: strength of the scaling.
+
+    Raises:
+        ValueError: more or fewer than two modalities, or alpha is not positive.
     """
 
     name = "ogm"
@@ -41,11 +46,11 @@ class OGM(Strategy):
         if not alpha > 0:
             raise ValueError(f"alpha is {alpha}; it must be positive.")
         self.alpha = alpha
-        # Of the batches that make up one optimizer step.
         self._scores = torch.zeros(2)
+        """The scores s_m, summed over the batches of the present optimizer step."""
 
     def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> None:
-        """Only look: the scores of this batch."""
+        """Add the scores of this batch. The loss of the model is kept."""
         with torch.no_grad():
             logits = parts_of_fused_logits(model, outputs)
             for index, name in enumerate(self.modalities):
@@ -54,7 +59,7 @@ class OGM(Strategy):
                 self._scores[index] += p.gather(1, labels[rows, None]).sum().cpu()
 
     def coefficients(self, scores: Tensor) -> Tensor:
-        """k_m (2,) of scores s_m (2,)."""
+        """The factors k_m (2,) for scores s_m (2,)."""
         ratio = scores / scores.flip(0).clamp_min(torch.finfo(scores.dtype).tiny)
         return torch.where(ratio > 1, 1 - torch.tanh(self.alpha * ratio), 1.0)
 
@@ -73,7 +78,14 @@ class OGM(Strategy):
 
 
 class OGMGE(OGM):
-    """OGM with generalization enhancement: noise N(0, std(g)^2) is added to each tensor g of a scaled gradient."""
+    """Do as OGM, and add noise N(0, std(g)^2) to each tensor g of a scaled gradient (OGM-GE, Peng et al. 2022).
+
+    GE stands for generalization enhancement.
+
+    Args:
+        modalities: names of the two modalities of the model.
+        alpha: strength of the scaling.
+    """
 
     name = "ogm-ge"
 
@@ -83,7 +95,7 @@ class OGMGE(OGM):
 
     def adjust_gradients(self, model: FusionForClassification) -> None:
         """Scale the encoders' gradients, and add the noise."""
-        # A generator of its own, seeded by the step: every process adds the same noise, and so does a resumed run.
+        # This generator is seeded by the step, so that all processes, and a resumed run, add the same noise.
         self._generator = torch.Generator().manual_seed(torch.initial_seed() + self.state["steps"])
         self.state["steps"] += 1
         super().adjust_gradients(model)
@@ -95,7 +107,7 @@ class OGMGE(OGM):
 
 
 def parts_of_fused_logits(model: FusionForClassification, outputs: FusionOutput) -> dict[str, Tensor]:
-    """For each modality (B, C): its part in the logits of a linear fused head, else its own head's logits."""
+    """The part (B, C) of each modality in the logits of a linear fused head, else the logits of its own head."""
     head = model.fusion
     if not isinstance(head, ConcatenationHead):
         return dict(outputs.unimodal_logits or {})

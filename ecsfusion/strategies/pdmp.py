@@ -1,4 +1,4 @@
-"""PDMP: the modality that is best alone sets the pace of joint training."""
+"""PDMP: in joint training, the modality that is best alone learns faster than the others."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ if TYPE_CHECKING:
 
 
 class PDMP(Strategy):
-    """Performance-dominant modality prioritization (Wei et al. 2026, arXiv 2604.05773).
+    """Find the modality that is best alone, then train jointly with smaller gradients for the others (PDMP, 2026).
+
+    Performance-dominant modality prioritization, Wei et al. 2026, arXiv 2604.05773:
 
         p = the modality with the best unimodal model
         g_p <- gamma_p g_p,   g_m <- gamma_r g_m for every other m,   gamma_r < gamma_p
 
     g_m is the gradient of CE(z) in encoder m. The unimodal models are trained first, for a share of the budget, and
-    ranked by their last score on validation; then everything goes back to its initial weights. In the paper they are
-    trained to their end, beside the budget, and gamma is tuned for each data set; the default here is a guess. Adam
-    divides a gradient by its running size, so under Adam and its kin most of the scaling cancels: use SGD.
+    ranked by their last score on validation. Then the model goes back to its initial weights. In the paper the unimodal
+    models are fully trained, outside of the budget, and gamma is tuned for each data set; the default here is a guess.
+    Use SGD: Adam and similar optimizers divide a gradient by its running size, which cancels most of the scaling.
 
     Args:
-        modalities: as everywhere.
-        share: of the budget that the unimodal models take.
-        gamma_p: factor of the best modality.
-        gamma_r: factor of the others.
+        modalities: names of the modalities of the model.
+        share: the share of the budget in which the unimodal models are trained.
+        gamma_p: factor of the gradient of the best modality.
+        gamma_r: factor of the gradients of the others.
+
+    Raises:
+        ValueError: a share outside of (0, 1), a negative factor, or a `gamma_r` above `gamma_p`.
     """
 
     name = "pdmp"
@@ -45,18 +50,20 @@ class PDMP(Strategy):
         if not 0.0 <= gamma_r <= gamma_p:
             raise ValueError(f"gamma_r is {gamma_r}; it must be in [0, gamma_p], and gamma_p is {gamma_p}.")
         self.share, self.gamma_p, self.gamma_r = share, gamma_p, gamma_r
-        # Best first
+        # The names of the modalities, the best one first.
         self.state = {"ranking": []}
 
     def make_rule(self, context: RunContext) -> Rule:
-        """All train alone for that share, and start anew."""
+        """A rule by which all modalities train alone for the share, then go back to their initial weights."""
         return PretrainThenReset(self.modalities, max_unimodal_share=self.share).in_context(context)
 
     def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
-        """Rank the modalities; the last ranking of stage 1 counts."""
+        """Rank the modalities in stage 1. The last ranking is used in stage 2."""
         if trainer.model.stage == "unimodal":
-            found = {name: quality(evaluation, name, trainer.model.problem_type) for name in self.modalities}
-            self.state["ranking"] = sorted(self.modalities, key=lambda name: found[name], reverse=True)
+            qualities = {
+                name: quality(evaluation, name, trainer.model.problem_type) for name in self.modalities
+            }
+            self.state["ranking"] = sorted(self.modalities, key=lambda name: qualities[name], reverse=True)
 
     def adjust_gradients(self, model: FusionForClassification) -> None:
         """Scale the encoders' gradients in stage 2."""

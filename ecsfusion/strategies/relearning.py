@@ -1,4 +1,4 @@
-"""Diagnosing & Re-learning: a modality that has memorized its training rows is led back towards its beginning."""
+"""Diagnosing & Re-learning: an encoder that has memorized training rows is moved towards its initial weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ if TYPE_CHECKING:
 
 
 class DiagnosingRelearning(Strategy):
-    """Diagnosing & Re-learning (Wei et al. 2024, arXiv 2407.09705).
+    """Move each encoder back towards its initial weights, by how much it has memorized its training rows.
 
-    At the first evaluation at or after each of some shares of the budget, for every modality:
+    Diagnosing & Re-learning, Wei et al. 2024, arXiv 2407.09705. At the first evaluation after each of some
+    shares of the budget, for every modality:
 
         p_m = purity of k-means with C clusters of h_m, on training rows and on the evaluation set
         a_m = tanh(strength |p_m(training) - p_m(evaluation)|)
         theta_m <- a_m theta_m(initial) + (1 - a_m) theta_m, the parameters of the encoder
 
-    The encoders change before the next step, so that an evaluation and its checkpoint are of the same weights. Training
-    rows are at most as many as are evaluated. The k-means is the probe's (rows scaled, C principal directions, fixed
-    seed); the authors scale each feature to [-1, 1] instead.
+    The encoders are changed before the next step, so that an evaluation and its checkpoint have the same weights. At
+    most as many training rows are used as the evaluation set has. The k-means is that of the probe (scaled rows, C
+    principal directions, a fixed seed); the authors scale each feature to [-1, 1] instead.
 
     Args:
-        modalities: any number.
-        shares: of the budget, ascending; by default the authors' epochs 20, 40 and 60 of 90.
+        modalities: names of the modalities of the model.
+        shares: ascending shares of the budget. The default is the authors' epochs 20, 40 and 60 of 90.
         strength: factor of the difference between the purities.
+
+    Raises:
+        ValueError: shares that are not ascending or not between 0 and 1, or a strength that is not positive.
     """
 
     name = "diagnosing-relearning"
@@ -61,11 +65,11 @@ class DiagnosingRelearning(Strategy):
         self.state = {"done": 0, "pending": {}}
 
     def begin_stage(self, trainer: TrainerOfStrategy) -> None:
-        """Remember where the initial weights are."""
+        """Remember the trainer, which can load the initial weights."""
         self._trainer = trainer
 
     def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
-        """Diagnose, where a share of the budget has been reached."""
+        """Compute the coefficients a_m, if another of the shares of the budget has been reached."""
         progress = trainer.state.global_step / max(trainer.state.max_steps, 1)
         due = sum(progress >= share - 1e-9 for share in self.shares)
         if due <= self.state["done"]:
@@ -83,30 +87,30 @@ class DiagnosingRelearning(Strategy):
         self.state["pending"] = dict(zip(self.modalities, strengths.tolist(), strict=True))
 
     def coefficients(self, purities: Tensor) -> Tensor:
-        """a_m (M,) of purities (2, M); zeros where one is not known."""
+        """The coefficients a_m (M,) for purities (2, M); zeros where a purity is NaN."""
         return torch.tanh(self.strength * (purities[0] - purities[1]).abs()).nan_to_num(0.0)
 
     def prepare_inputs(self, model: FusionForClassification, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Carry out the diagnosis before the next step; the batch stays as it is."""
+        """Move the encoders if an evaluation asked for it, and return the batch unchanged."""
         if self.state["pending"]:
-            lead_back(model, self._trainer.load_folder("initial"), self.state["pending"])
+            move_towards_initial_weights(model, self._trainer.load_folder("initial"), self.state["pending"])
             self.state["pending"] = {}
         return inputs
 
 
 @torch.no_grad()
-def lead_back(
+def move_towards_initial_weights(
     model: FusionForClassification, initial: FusionForClassification, strengths: Mapping[str, float]
 ) -> None:
-    """Move the encoders by these shares of the way to the initial ones."""
+    """Move each encoder by its share of the way to its initial weights."""
     for name, strength in strengths.items():
-        beginning = dict(initial.encoders[name].named_parameters())
+        initial_parameters = dict(initial.encoders[name].named_parameters())
         for key, parameter in model.encoders[name].named_parameters():
-            parameter.lerp_(beginning[key].to(parameter), strength)
+            parameter.lerp_(initial_parameters[key].to(parameter), strength)
 
 
 def purity_of(evaluation: Evaluation, name: str, num_classes: int, device: torch.device) -> float:
-    """`purity` of a modality's clusters over the rows that have it; NaN without any."""
+    """The purity of a modality's clusters over the rows that have it; NaN if there is no such row."""
     rows = evaluation.present[name]
     if not bool(rows.any()):
         return math.nan

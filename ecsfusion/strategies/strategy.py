@@ -1,7 +1,7 @@
 """The base class of training strategies: what a strategy sets, and its hooks in the order of a training step.
 
-A strategy is a way to train the fusion model: two stages under a rule, or one of the methods that they are compared
-with. `FusionTrainer` owns the loop and calls the hooks; a strategy holds its rule, its numbers and its state.
+A strategy is a way to train the fusion model: in two stages under a rule, or by one of the methods that this is
+compared with. `FusionTrainer` owns the training loop and calls the hooks of the strategy.
 """
 
 from __future__ import annotations
@@ -21,23 +21,31 @@ if TYPE_CHECKING:
 
 
 class TrainerOfStrategy(Protocol):
-    """What a strategy may use of the [`FusionTrainer`] that calls it."""
+    """For strategies: what a strategy may use of the [`FusionTrainer`] that calls it.
 
-    # The FusionForClassification
+    Attributes:
+        model: the `FusionForClassification` that is trained.
+        args: the `FusionTrainingArguments`.
+        state: the `transformers.TrainerState`.
+        accelerator: the `accelerate.Accelerator`.
+    """
+
     model: Any
     args: Any
     state: Any
     accelerator: Any
 
     def load_folder(self, name: str) -> FusionForClassification:
-        """The model in a folder of the run: "initial" (where `Strategy.resets`), or stage 1's peak, "unimodal"."""
+        """Load a model that the run has saved: "unimodal", the peak of stage 1, or "initial" (if `Strategy.resets`)."""
 
     def evaluate_training_rows(self) -> Evaluation:
-        """What the model answers on training rows, as many as the evaluation set has at most."""
+        """Evaluate training rows, at most as many as the evaluation set has."""
 
 
 class Strategy:
-    """A way to train. For one of your own, subclass and write the hooks that it needs::
+    """A way to train the fusion model.
+
+    To write a strategy, derive a class that defines the hooks that it needs::
 
         class LouderAudio(Strategy):
             name = "louder-audio"
@@ -50,9 +58,9 @@ class Strategy:
 
     and pass the class as `FusionTrainer(..., strategy=LouderAudio)`.
 
-    Whatever a strategy must remember belongs into `self.state`, a dictionary of JSON values that is saved with every
-    checkpoint (or override `state_dict` and `load_state_dict`, where tensors are faster to work with). Random numbers
-    come from torch's global generator, which is restored as well.
+    What a strategy must remember belongs in `self.state`, a dictionary of JSON values that is saved with every
+    checkpoint. A strategy that has to remember tensors overrides `state_dict` and `load_state_dict`. Draw random
+    numbers from torch's global generator, whose state is saved too.
 
     Args:
         modalities: names of the modalities of the model.
@@ -63,29 +71,29 @@ class Strategy:
 
     name: ClassVar[str] = ""
     stages: ClassVar[str] = "joint"
-    """What it trains: "joint" (stage 2 alone), "two-stage" or "unimodal" (stage 1 alone); the latter need a rule."""
+    """What it trains: "joint" (only stage 2), "two-stage" or "unimodal" (only stage 1). The last two need a rule."""
     auxiliary_weight: ClassVar[float | None] = None
     """Weight of each unimodal loss in stage 2; None to leave it to the arguments."""
     takes_unimodal_share: ClassVar[bool] = False
-    """Whether the arguments `max_unimodal_share` and `unimodal_epochs` have a say in its stage 1."""
+    """Whether the arguments `max_unimodal_share` and `unimodal_epochs` may set the length of its stage 1."""
     only_two: ClassVar[str] = ""
     """Why the strategy is for two modalities only, in a few words; empty if it is not."""
     only_one_process: ClassVar[str] = ""
     """Why it cannot be trained by several processes, in a few words; empty if it can."""
     not_fp16: ClassVar[str] = ""
-    """Why it cannot be trained in float16 with a loss scale (bfloat16 needs none), in a few words."""
+    """Why it cannot be trained in float16 with a loss scale, in a few words; empty if it can."""
     only_single_label: ClassVar[str] = ""
-    """Why it is for classification with one label a row only, in a few words; empty if it is not."""
+    """Why it is only for classification with one label per row, in a few words; empty if it is not."""
     needs_evaluations: ClassVar[str] = ""
     """Why it needs evaluations in training, in a few words; empty if it does not."""
     only_fusion: ClassVar[str] = ""
-    """Name of the fused head that it needs; empty if any will do."""
+    """Name of the fused head that it needs; empty if it works with any."""
     modalities_per_step: ClassVar[int | None] = None
     """How many modalities an optimizer step trains; None for all that are active."""
     resets: ClassVar[bool] = False
-    """Whether it goes back to the weights before training, which `trainer.load_folder("initial")` then gives."""
+    """Whether it uses the weights from before training, which `trainer.load_folder("initial")` then loads."""
     has_own_loss: ClassVar[bool] = False
-    """Whether `loss` is written: then there is no place for a loss function of the user's."""
+    """Whether it defines `loss`. Then the user cannot give a loss function."""
 
     def __init__(self, modalities: Sequence[str]) -> None:
         self.modalities = tuple(modalities)
@@ -98,61 +106,71 @@ class Strategy:
 
     @property
     def label(self) -> str:
-        """The strategy's name, or that of its class where it has none."""
+        """The name of the strategy, or the name of its class if it has none."""
         return self.name or type(self).__name__
 
     def learning_rates(self, learning_rate: float) -> dict[str, float]:
-        """Learning rates by modality (or "fusion") that this strategy sets, given the common one."""
+        """The learning rates that this strategy sets, by modality or for "fusion".
+
+        Args:
+            learning_rate: the common learning rate.
+        """
         return {}
 
     def make_rule(self, context: RunContext) -> Rule | None:
-        """A fresh rule that decides in this run who trains in stage 1; None where there is no stage 1.
+        """Make the rule that decides in this run which modalities train in stage 1; None if there is no stage 1.
 
         Raises:
-            ValueError: a rule that cannot do what the context asks for.
+            ValueError: the rule cannot do what the context asks for.
         """
         return None
 
     def begin_stage(self, trainer: TrainerOfStrategy) -> None:
-        """Called when training starts (or goes on after a restart) and at the change to stage 2, before its first step.
+        """Prepare a stage; called when training starts, when it is resumed, and when stage 2 begins.
 
-        `trainer.model` has the weights that the stage starts from, and `trainer.model.stage` says which it is.
+        `trainer.model` has the weights that the stage starts from, and `trainer.model.stage` is the name of the stage.
         """
 
     def prepare_inputs(self, model: FusionForClassification, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch that is trained on, in place of this one; on the device already."""
+        """Return the batch to train on in place of this one, which is on the device already."""
         return inputs
 
     def loss(self, model: FusionForClassification, outputs: FusionOutput, labels: Tensor) -> Tensor | None:
-        """The loss of a batch, a scalar, in place of the model's own; None to keep that.
+        """Return the loss of a batch, a scalar, in place of the model's own; None to keep that.
 
         Use `model.head_loss(logits, labels)` for the loss of a head. Rows that lack a modality have NaN in its logits
-        and embeddings, see `outputs.present`.
+        and embeddings; `outputs.present` says which rows these are.
         """
         return None
 
     def adjust_gradients(self, model: FusionForClassification) -> None:
-        """Change the gradients, once for each optimizer step: unscaled, averaged over processes, not clipped yet."""
+        """Change the gradients, once in each optimizer step.
+
+        They are averaged over the processes, without a loss scale, and not clipped yet.
+        """
 
     def after_step(self, model: FusionForClassification) -> None:
-        """Called after each optimizer step."""
+        """Do something after each optimizer step."""
 
     def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
-        """Called after each evaluation of the probe set in training, on every process with the same evaluation."""
+        """Do something after each evaluation of the probe set in training.
+
+        It is called on every process, with the same evaluation.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the strategy remembers, as JSON values."""
         return copy.deepcopy(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self.state = copy.deepcopy(state)
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean of this tensor over all processes, so that they all go on with the same number."""
+    """The mean of a tensor over all processes, so that all of them use the same values."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # NCCL does not see what is on the CPU.
+        # NCCL works with tensors on the device only.
         summed = values.detach().to(PartialState().device, copy=True)
         torch.distributed.all_reduce(summed)
         return (summed / torch.distributed.get_world_size()).to(values.device)
@@ -160,7 +178,11 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def check_share(share: float) -> None:
-    """Raises ValueError for what is no part of the budget."""
+    """Check that `share` is a share of the budget.
+
+    Raises:
+        ValueError: it is not between 0 and 1.
+    """
     if not 0.0 < share < 1.0:
         raise ValueError(f"share is {share}; it is a part of the budget, between 0 and 1.")
 

@@ -1,4 +1,4 @@
-"""Tensors as JSON values, bit for bit: for the state of a strategy, which a checkpoint keeps as JSON."""
+"""Exact conversion of tensors to JSON values, for the state of a strategy in a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def to_json(values: Tensor) -> dict[str, Any]:
-    """A tensor of numbers as its shape and its float32 values, base64-encoded."""
+    """Convert a tensor to its shape and its float32 values in base64."""
     array = values.detach().cpu().float().contiguous().numpy().astype("<f4")
     return {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode("ascii")}
 
 
 def from_json(saved: dict[str, Any]) -> Tensor:
-    """The tensor that `to_json` was given, in float32, on the CPU."""
+    """Make the tensor, in float32 and on the CPU, from what `to_json` returned."""
     array = np.frombuffer(base64.b64decode(saved["float32"]), dtype="<f4").reshape(saved["shape"])
     return torch.from_numpy(array.astype(np.float32))

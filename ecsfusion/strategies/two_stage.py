@@ -1,4 +1,4 @@
-"""Two stages, steered by a rule of the controller: our default, and the method as it was published."""
+"""Training in two stages under a rule of the controller: the default, and the method as it was published."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from ecsfusion.strategies.strategy import Strategy
 
 
 class TwoStage(Strategy):
-    """Unimodal training under a rule, its peak restored, then joint training (arXiv 2509.20840). The default.
+    """Train each modality alone under a rule, restore the best weights, then train jointly (arXiv 2509.20840).
+
+    It is the default strategy.
 
     Args:
-        modalities: of the model.
-        rule: what decides who trains in stage 1 and when it ends: a name in `ecsfusion.controller.RULES`, a `Rule`
-            class, or an instance.
+        modalities: names of the modalities of the model.
+        rule: the rule that decides which modalities train in stage 1 and when stage 1 ends: a name in
+            `ecsfusion.controller.RULES`, a class derived from `Rule`, or an instance.
         **rule_options: options of the rule by name.
 
     Raises:
@@ -32,21 +34,21 @@ class TwoStage(Strategy):
     ) -> None:
         super().__init__(modalities)
         self._rule, self._rule_options = rule, rule_options
-        # Wrong options are found when the strategy is made.
+        # Make a rule now, so that wrong options are reported when the strategy is made.
         self.make_rule(RunContext())
 
     def make_rule(self, context: RunContext) -> Rule:
-        """The given rule, for this run."""
+        """Make the rule for this run."""
         return make_rule(self._rule, self.modalities, context=context, **self._rule_options)
 
 
 class Published(TwoStage):
-    """The paper's method to the letter (arXiv 2509.20840): its rule, and unimodal losses of weight 0.6 in stage 2.
+    """Train by the paper's rule, then jointly with unimodal losses of weight 0.6, exactly as in arXiv 2509.20840.
 
-    Its second rate, 5e-4 with SGD, is a matter of the arguments.
+    The learning rate of the paper's second stage, 5e-4 with SGD, has to be set in the training arguments.
 
     Args:
-        modalities: two.
+        modalities: names of the two modalities of the model.
         **rule_options: options of `ecsfusion.controller.published.Published`.
     """
 

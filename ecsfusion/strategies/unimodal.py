@@ -1,4 +1,4 @@
-"""Modalities trained one by one or side by side, each on its own loss, before they are fused or in place of it."""
+"""Strategies in which each modality trains on its own loss, before joint training or instead of it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ecsfusion.strategies.strategy import Strategy, TrainerOfStrategy, check_sha
 
 
 class Unimodal(Strategy):
-    """Every modality alone, to the end of the budget: the best single modality and both ensembles in one run.
+    """Train every modality alone for the whole budget; the model is then an ensemble of single modalities.
 
-    The fused head becomes the sum of the unimodal ones (the product of their softmax), and the readout is the
-    calibrated ensemble, p proportional to prod_m softmax(z_m)^w_m with w_m fitted on validation.
+    One run gives the accuracy of each modality and of two ensembles. The logits of the fused head are the sum of the
+    unimodal logits, which is the product of their softmax. The readout is the calibrated ensemble: p is proportional to
+    prod_m softmax(z_m)^w_m, with w_m fitted on validation.
 
     Args:
-        modalities: of the model.
-        rule: what decides who trains, and when training ends: a name, a class or an instance as for `TwoStage`; by
-            default all train to the end.
+        modalities: names of the modalities of the model.
+        rule: the rule that decides which modalities train and when training ends: a name, a class or an instance as for
+            `TwoStage`. By default all modalities train to the end.
         **rule_options: options of the rule by name.
     """
 
@@ -37,11 +38,11 @@ class Unimodal(Strategy):
     ) -> None:
         super().__init__(modalities)
         self._rule, self._rule_options = rule, rule_options
-        # Wrong options are found when the strategy is made.
+        # Make a rule now, so that wrong options are reported when the strategy is made.
         self.make_rule(RunContext())
 
     def make_rule(self, context: RunContext) -> Rule:
-        """The given rule, or all train to the end."""
+        """Make the rule for this run; by default one by which all modalities train to the end."""
         context = replace(context, unimodal_share=1.0)
         if self._rule is not None:
             return make_rule(self._rule, self.modalities, context=context, **self._rule_options)
@@ -50,11 +51,11 @@ class Unimodal(Strategy):
 
 
 class _ThenFused(Strategy):
-    """All modalities alone for a share of the budget, then something joint.
+    """Train all modalities alone for a share of the budget; derived classes say what follows.
 
     Args:
-        modalities: as everywhere.
-        share: of the budget that unimodal training takes.
+        modalities: names of the modalities of the model.
+        share: the share of the budget in which each modality trains alone.
     """
 
     stages = "two-stage"
@@ -65,7 +66,7 @@ class _ThenFused(Strategy):
         self.share = share
 
     def make_rule(self, context: RunContext) -> Rule:
-        """All train for that share."""
+        """A rule by which all modalities train for the share."""
         schedule = [(self.share, self.modalities)]
         return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=self.share).in_context(
             context
@@ -73,11 +74,11 @@ class _ThenFused(Strategy):
 
 
 class UniPreFrozen(_ThenFused):
-    """Uni-Pre Frozen: every modality alone, then only the fused head, on frozen encoders.
+    """Train every modality alone, then only the fused head on the frozen encoders (Uni-Pre Frozen).
 
     Args:
-        modalities: as everywhere.
-        share: of the budget that unimodal training takes.
+        modalities: names of the modalities of the model.
+        share: the share of the budget in which each modality trains alone.
     """
 
     name = "uni-pre-frozen"
@@ -87,17 +88,17 @@ class UniPreFrozen(_ThenFused):
         super().__init__(modalities, share=share)
 
     def begin_stage(self, trainer: TrainerOfStrategy) -> None:
-        """Freeze the modalities in stage 2."""
+        """Freeze the encoders and heads of all modalities in stage 2."""
         if trainer.model.stage == "joint":
             trainer.model.set_frozen(self.modalities)
 
 
 class UniPreFinetuned(_ThenFused):
-    """Uni-Pre Finetuned: every modality alone, then everything on the loss of the fused head, CE(z).
+    """Train every modality alone, then the whole model on the loss of the fused head (Uni-Pre Finetuned).
 
     Args:
-        modalities: as everywhere.
-        share: of the budget that unimodal training takes.
+        modalities: names of the modalities of the model.
+        share: the share of the budget in which each modality trains alone.
     """
 
     name = "uni-pre-finetuned"
@@ -108,11 +109,11 @@ class UniPreFinetuned(_ThenFused):
 
 
 class WarmUp(_ThenFused):
-    """A fixed warm-up: every modality alone for half of the budget, then joint training with unimodal losses.
+    """Train every modality alone for a fixed share of the budget, then jointly with unimodal losses (warm-up).
 
     Args:
-        modalities: as everywhere.
-        share: of the budget that unimodal training takes.
+        modalities: names of the modalities of the model.
+        share: the share of the budget in which each modality trains alone.
     """
 
     name = "warm-up"
@@ -122,12 +123,17 @@ class WarmUp(_ThenFused):
 
 
 class Sequential(Strategy):
-    """Sequential prioritization (G2D, 2025): the weakest modality trains first, alone, then the next, then all jointly.
+    """Train the modalities alone one after the other, the weakest first, then all jointly (G2D, 2025).
+
+    The paper calls it sequential prioritization.
 
     Args:
-        modalities: as everywhere.
+        modalities: names of the modalities of the model.
         order: the modalities, weakest first.
-        share: of the budget that each of them takes before joint training; the strongest waits for that.
+        share: the share of the budget in which each modality trains alone.
+
+    Raises:
+        ValueError: `order` does not hold each modality once, or the shares leave nothing for joint training.
     """
 
     name = "sequential"
@@ -139,11 +145,13 @@ class Sequential(Strategy):
         if sorted(order) != sorted(self.modalities):
             raise ValueError(f"order is {list(order)}; it must hold each of {list(self.modalities)} once.")
         if not 0.0 < share * len(order) < 1.0:
-            raise ValueError(f"share is {share}; {len(order)} of them must leave some of the budget.")
+            raise ValueError(
+                f"share is {share}; {len(order)} times this share must be above 0 and below 1, the whole budget."
+            )
         self.order, self.share = tuple(order), share
 
     def make_rule(self, context: RunContext) -> Rule:
-        """One phase for each modality, in order."""
+        """A rule with one phase for each modality, in the given order."""
         phases = [(self.share, (name,)) for name in self.order]
         share = self.share * len(phases)
         return FixedSchedule(self.modalities, schedule=phases, max_unimodal_share=share).in_context(context)

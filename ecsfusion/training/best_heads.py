@@ -1,11 +1,11 @@
-"""Each modality's own best epoch: which it was, its weights on disk, and the model that answers with them.
+"""The best heads: encoder and head of each modality from the epoch at which the modality alone was best.
 
-A modality's head is often best at another epoch than the fused model. Then the model carries a second copy of that
-encoder and head, of the better epoch, which answers for the modality alone and in the readout; the fused head keeps the
-first. That costs the memory of the copy and one more forward of it at inference. It is on by default.
+A modality's head is often best at another epoch than the fused model. Then the model gets a second copy of that encoder
+and head, from the better epoch. The copy answers for the modality alone and in the readout; the fused head uses the
+first. This costs the memory of the copy and one more forward pass of it at inference. It is on by default.
 
-While training, the best weights are in folders of the run, of which every checkpoint holds its own; they are removed
-when training is over.
+During training, the best weights are in folders of the run. Every checkpoint holds these folders too. They are removed
+when training ends.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class BestHeads:
         self._are_kept = False
 
     def begin(self, sharded_by: str | None) -> None:
-        """Start a run: the model answers with its present weights, and its heads can be copied or not.
+        """Start a run: remove best heads from an earlier run, and find out whether heads can be copied.
 
         Args:
-            sharded_by: "DeepSpeed", "FSDP", or None where every process has whole heads.
+            sharded_by: "DeepSpeed", "FSDP", or None if every process has whole heads.
         """
         self._run.model.set_best_heads({})
         self._are_kept = self._run.args.keep_best_heads
@@ -64,22 +64,22 @@ class BestHeads:
             logger.warning(f"keep_best_heads is off in this run: {obstacle}.")
 
     def folders_in_use(self) -> list[str]:
-        """The folders of weights that a checkpoint of this moment refers to."""
+        """The folders of weights that a checkpoint saved now refers to."""
         return [folder_of(name) for name in self._run.record.best_heads]
 
     def keep(self, evaluation: Evaluation) -> None:
-        """Write the weights of every modality whose head has not been as good before."""
+        """Write the weights of every modality whose head is better than ever before in this run."""
         if not self._are_kept:
             return
         run, record, step = self._run, self._run.record, self._run.state.global_step
         model = run.model
         qualities = {name: quality(evaluation, name, model.problem_type) for name in model.modalities}
-        # The first process judges for all, as it probes.
-        for name, reached in broadcast_object_list([qualities])[0].items():
+        # The first process decides for all.
+        for name, quality_now in broadcast_object_list([qualities])[0].items():
             best = record.best_heads.get(name)
-            if best is not None and reached <= tuple(best[1:]):
+            if best is not None and quality_now <= tuple(best[1:]):
                 continue
-            record.best_heads[name] = [step, *reached]
+            record.best_heads[name] = [step, *quality_now]
             if run.args.should_save:
                 folder = os.path.join(run.args.output_dir, folder_of(name))
                 shutil.rmtree(f"{folder}.writing", ignore_errors=True)
@@ -89,10 +89,10 @@ class BestHeads:
         run.accelerator.wait_for_everyone()
 
     def give_to_model(self, final_step: int) -> bool:
-        """Let every modality whose best step is not that of the final weights answer with its own.
+        """Give the model the best heads of each modality that was best at another step than that of the final weights.
 
         Args:
-            final_step: of the weights that training ended with.
+            final_step: the step of the weights that training ended with.
 
         Returns:
             Whether there is such a modality.
@@ -108,17 +108,17 @@ class BestHeads:
 
 def folder_of(name: str) -> str:
     """The folder of a run that holds a modality's best weights."""
-    # It is no Python identifier, and so no modality's own folder.
+    # The hyphen prevents a clash with the folder of a modality, whose name is a Python identifier.
     return f"best_heads-{name}"
 
 
 def bring_back_older_folders(checkpoint: str, output_dir: str, modalities: Sequence[str]) -> None:
-    """Take the best weights out of a checkpoint of an earlier version, whose folders had other names.
+    """Copy the best weights from a checkpoint of an earlier version, whose folders had other names.
 
     Args:
-        checkpoint: that the run resumes from.
-        output_dir: of the run.
-        modalities: of the model.
+        checkpoint: the checkpoint that the run resumes from.
+        output_dir: the output folder of the run.
+        modalities: names of the modalities of the model.
     """
     for name in modalities:
         older, folder = os.path.join(checkpoint, f"best-{name}"), os.path.join(output_dir, folder_of(name))
@@ -137,10 +137,10 @@ def save_modality(model: FusionForClassification, name: str, step: int, folder: 
 
 
 def load_modality(folder: str, step: int) -> dict[str, Tensor]:
-    """What `save_modality` wrote at this step.
+    """Read the weights that `save_modality` wrote at this step.
 
     Raises:
-        ValueError: the folder holds another step.
+        ValueError: the folder holds the weights of another step.
     """
     path = Path(folder)
     saved: dict[str, Any] = json.loads((path / STEP_FILE).read_text(encoding="utf-8"))
@@ -153,14 +153,14 @@ def load_modality(folder: str, step: int) -> dict[str, Tensor]:
 
 
 def _obstacle(model: FusionForClassification) -> str | None:
-    """Why the best heads of this model cannot be kept, as the end of a sentence; None where they can."""
+    """Why the best heads of this model cannot be kept, as the end of a sentence; None if they can."""
     for name in model.modalities:
         part = _parts(model, name)
         try:
-            # Now, and not when training is over.
+            # Try the copy now, so that a failure shows before training and not at its end.
             copy.deepcopy(part).load_state_dict(_weights(part))
-        # A module of one's own may raise anything.
         except Exception as error:
+            # A module that the user wrote may raise any exception.
             kind = type(model.encoders[name]).__name__
             return f"a second copy of the encoder {kind} of {name!r} cannot be made ({' '.join(str(error).split())})"
     return None

@@ -11,13 +11,13 @@ from ecsfusion.training.record import StageRecord
 
 
 class ControllerCallback(TrainerCallback, ExportableState):
-    """Holds the record of a run; the Trainer saves it with every checkpoint and brings it back."""
+    """Holds the record of a run. The Trainer saves it with every checkpoint and restores it from there."""
 
     def __init__(self) -> None:
         self.record = StageRecord()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps (`ExportableState`)."""
+        """The state that a checkpoint keeps, as `ExportableState` demands it."""
         return {"args": {}, "attributes": {"saved_record": self.saved_record}}
 
     @property
@@ -31,9 +31,9 @@ class ControllerCallback(TrainerCallback, ExportableState):
 
 
 class FusionProgressCallback(ProgressCallback):
-    """The Trainer's progress bars, which say the stage, who is paused, and when a probe is taken.
+    """Progress bars that also show the stage, the paused modalities, and the progress of a probe.
 
-    Losses go to the bar; probes are printed as one line each.
+    Losses are shown on the bar; each probe is printed as one line.
     """
 
     def on_step_end(
@@ -44,7 +44,7 @@ class FusionProgressCallback(ProgressCallback):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Advance the bar of the run."""
+        """Advance the bar of the run, and show the stage on it."""
         super().on_step_end(args, state, control, **kwargs)
         if state.is_world_process_zero:
             self.training_bar.set_description_str(stage_name(model), refresh=False)
@@ -57,7 +57,7 @@ class FusionProgressCallback(ProgressCallback):
         eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Advance the bar of a probe; its last batch is followed by the decomposition, which has no steps to count."""
+        """Advance the bar of a probe, and show that the decomposition follows the last batch."""
         super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
         bar = self.prediction_bar
         if bar is not None:
@@ -78,7 +78,7 @@ class FusionProgressCallback(ProgressCallback):
 
 
 def stage_name(model: Any) -> str:
-    """What trains now, for a progress bar: "stage 1, audio paused"."""
+    """The stage and the paused modalities, for a progress bar: "stage 1, audio paused"."""
     paused = [name for name in model.modalities if name not in model.active]
     stage = "stage 1" if model.stage == "unimodal" else "stage 2"
     if model.stage == "unimodal" and model.trains_fused_head:

@@ -1,7 +1,7 @@
-"""Folders that are whole, or known not to be: how checkpoints are written, checked, and found again.
+"""Writes, checks and finds checkpoints, so that an incomplete one is never used.
 
-A checkpoint is written under another name, sealed by a manifest of its files, and renamed. A kill at any moment leaves
-either the whole folder or one that nothing takes for whole.
+A checkpoint is written under another name, sealed by a manifest of its files, and then renamed. If the process is
+killed at any moment, the folder is either complete or recognized as incomplete.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from torch import nn
 from ecsfusion.training.saving import UNFINISHED, written_whole
 
 MANIFEST = "manifest.json"
-"""Sizes and SHA-256 of all files of a checkpoint, written last."""
+"""The name of the file that holds the sizes and SHA-256 sums of all files of a checkpoint. It is written last."""
 
 WRITTEN_BY_TORCH = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-"""What the Trainer writes by `torch.save`, as zip files, whose table of contents is at the end."""
+"""The files that the Trainer writes with `torch.save`: zip files, whose table of contents is at the end."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def check_written(folder: str | Path) -> None:
-    """Raises OSError for a file of torch that ends too early.
+    """Check that no file that torch wrote ends too early.
 
-    When the last bytes find no room, `torch.save` says nothing: it writes them as it lets go of the file.
+    If the disk is full when `torch.save` closes a file, the last bytes are missing and there is no exception.
+
+    Raises:
+        OSError: names the first file that ends too early.
     """
     for path in (path for pattern in WRITTEN_BY_TORCH for path in sorted(Path(folder).glob(pattern))):
         if not zipfile.is_zipfile(path):
@@ -42,7 +45,7 @@ def check_written(folder: str | Path) -> None:
 
 
 def seal(folder: str | Path) -> None:
-    """Write the manifest of a folder; from now on it counts as whole, under whatever name."""
+    """Write the manifest of a folder. From then on the folder counts as complete, also under another name."""
     folder = Path(folder)
     files = {
         path.relative_to(folder).as_posix(): _fingerprint(path, sync=True)
@@ -56,11 +59,11 @@ def seal(folder: str | Path) -> None:
 
 
 def find_damage(folder: str | Path) -> str | None:
-    """What is wrong with a sealed folder, as the end of a sentence; None when nothing is."""
+    """What is wrong with a sealed folder, as the end of a sentence; None if nothing is wrong."""
     folder = Path(folder)
     for path in folder.rglob("*"):
         if path.is_symlink():
-            # It may lead anywhere, and what it leads to would be taken for the run's own.
+            # A link could lead to any file, which would then be used as if the run had written it.
             name = path.relative_to(folder).as_posix()
             return f"{name} is a link, which no checkpoint holds; put the file itself there"
     try:
@@ -82,20 +85,26 @@ def find_damage(folder: str | Path) -> str | None:
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, int | str]]:
-    """Size and SHA-256 by file. Raises ValueError, KeyError or TypeError for what `seal` has not written."""
+    """Read size and SHA-256 of each file.
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    Raises:
+        ValueError, KeyError or TypeError: the content is not what `seal` writes.
+    """
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
-            # A flipped bit made one name another's, which would hide a file.
-            raise ValueError("a name twice")
+            # A damaged manifest can hold a name twice, and another file would then not be checked.
+            raise ValueError("a name occurs twice")
         return dict(pairs)
 
-    files = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)["files"]
-    return {name: {"size": int(each["size"]), "sha256": str(each["sha256"])} for name, each in files.items()}
+    files = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)["files"]
+    return {
+        name: {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
+    }
 
 
 def replace_folder(new: str | Path, folder: str | Path) -> None:
-    """Rename `new` to `folder`, whose former content stays until the new one is in place."""
+    """Rename `new` to `folder`. The former content of `folder` is removed only when the new one is in place."""
     old = f"{folder}.old"
     if os.path.isdir(folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -105,7 +114,12 @@ def replace_folder(new: str | Path, folder: str | Path) -> None:
 
 
 def clear_up(folder: str | Path, names: Iterable[str]) -> None:
-    """Undo what a crash left half done in an output folder: among its checkpoints, and these folders."""
+    """Remove or undo what a crash left unfinished in an output folder.
+
+    Args:
+        folder: the output folder.
+        names: folders in it that are looked at, besides its checkpoints.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return
@@ -120,60 +134,68 @@ def clear_up(folder: str | Path, names: Iterable[str]) -> None:
 
 
 def whole_checkpoint(wanted: str | bool, output_dir: str | Path) -> tuple[str | None, list[str]]:
-    """The checkpoint to resume from, and a sentence for each damaged one that was passed over.
+    """Find the checkpoint to resume from.
 
     Args:
-        wanted: a checkpoint's folder, or True for the latest in `output_dir`. Where it is damaged, the one before it
-            in the same folder is taken.
-        output_dir: of the run.
+        wanted: the folder of a checkpoint, or True for the latest one in `output_dir`. If it is damaged, the checkpoint
+            before it in the same folder is taken.
+        output_dir: the output folder of the run.
 
     Returns:
-        None for the folder when `wanted` is True and there is no whole checkpoint.
+        The folder of the checkpoint, and a sentence for each damaged checkpoint that was skipped. The folder is None if
+        `wanted` is True and there is no complete checkpoint.
 
     Raises:
-        ValueError: a folder that does not exist, or a damaged one without a whole one before it.
+        ValueError: a folder that does not exist, or a damaged one without a complete one before it.
     """
     if isinstance(wanted, bool):
         candidates = _checkpoints(Path(output_dir))
     else:
-        given = Path(wanted)
-        if not given.is_dir():
+        wanted_folder = Path(wanted)
+        if not wanted_folder.is_dir():
             raise ValueError(
                 f"resume_from_checkpoint is {str(wanted)!r}, but there is no such folder; give a folder "
                 "checkpoint-STEP of an earlier run with the same arguments, or True for its latest."
             )
-        earlier = [path for path in _checkpoints(given.parent) if 0 <= _step(path) < _step(given)]
-        candidates = [given, *earlier]
-    passed: list[str] = []
+        wanted_step = _step(wanted_folder)
+        earlier = [path for path in _checkpoints(wanted_folder.parent) if 0 <= _step(path) < wanted_step]
+        candidates = [wanted_folder, *earlier]
+    damaged: list[str] = []
     for path in candidates:
         damage = find_damage(path)
         if damage is None:
-            return str(path), passed
-        passed.append(f"The checkpoint {path} is damaged: {damage}.")
+            return str(path), damaged
+        damaged.append(f"The checkpoint {path} is damaged: {damage}.")
     if isinstance(wanted, bool):
-        return None, passed
-    raise ValueError(f"{passed[0]} There is no whole checkpoint before it in {Path(wanted).parent}.")
+        return None, damaged
+    raise ValueError(f"{damaged[0]} There is no whole checkpoint before it in {Path(wanted).parent}.")
 
 
 def check_fits(folder: str | Path, model: nn.Module) -> None:
-    """Refuse weights of another model: the Trainer lists all that differ, or ignores names that it does not know.
+    """Check that the weights in a checkpoint have the names and shapes of the model's.
+
+    The Trainer would list all weights that differ, or ignore names that it does not know.
 
     Raises:
-        ValueError: it names the modality, or the fused head, and one of its weights.
+        ValueError: names the modality or the fused head, and one weight that differs.
     """
-    there: dict[str, tuple[int, ...]] = {}
+    saved_shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(Path(folder).glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            there |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    if not there:
-        # FSDP has formats of its own.
+            saved_shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    if not saved_shapes:
+        # FSDP saves weights in other formats, which are not checked.
         return
     weights = model.state_dict()
-    saved = {weights[key].data_ptr() for key in there if key in weights}
-    # Of weights that share their memory, one is saved.
-    here = {key: tuple(w.shape) for key, w in weights.items() if key in there or w.data_ptr() not in saved}
-    for key in [*here, *there]:
-        if here.get(key) != there.get(key):
+    # Of several weights that share their memory, only one is saved.
+    saved = {weights[key].data_ptr() for key in saved_shapes if key in weights}
+    model_shapes = {
+        key: tuple(weight.shape)
+        for key, weight in weights.items()
+        if key in saved_shapes or weight.data_ptr() not in saved
+    }
+    for key in [*model_shapes, *saved_shapes]:
+        if model_shapes.get(key) != saved_shapes.get(key):
             kind, _, rest = key.partition(".")
             name = rest.partition(".")[0]
             what = {
@@ -181,19 +203,24 @@ def check_fits(folder: str | Path, model: nn.Module) -> None:
                 "heads": f"another head of modality {name!r}",
                 "fusion": "another fused head",
             }
-            found = [f"of shape {shapes[key]}" if key in shapes else "missing" for shapes in (there, here)]
+            in_checkpoint, in_model = (
+                f"of shape {shapes[key]}" if key in shapes else "missing"
+                for shapes in (saved_shapes, model_shapes)
+            )
             raise ValueError(
-                f"the checkpoint {folder} has {what.get(kind, 'other weights')} than the model: {key} is {found[0]} "
-                f"there and {found[1]} here. Build the model as it was for that run, or start anew in another "
-                "output_dir."
+                f"the checkpoint {folder} has {what.get(kind, 'other weights')} than the model: {key} is "
+                f"{in_checkpoint} there and {in_model} here. Build the model as it was for that run, or start anew in "
+                "another output_dir."
             )
 
 
 def link_folder(source: str | Path, target: str | Path) -> None:
-    """Copy a folder; weights, which nobody changes in place, are hard links where the disk allows it.
+    """Copy a folder, with hard links instead of copies of the weights if the disk allows it.
+
+    Files of weights are never changed in place, so links are safe.
 
     Raises:
-        ValueError: a symbolic link in it, which could lead to anything on this machine.
+        ValueError: the folder holds a symbolic link, which could lead to any file on this machine.
     """
     for path in sorted(Path(source).rglob("*")):
         if path.is_symlink():
@@ -206,7 +233,7 @@ def link_folder(source: str | Path, target: str | Path) -> None:
                     os.link(path, copy)
                     continue
                 except OSError:
-                    # Another disk, or one without links.
+                    # The target is on another disk, or the disk has no hard links: copy the file.
                     pass
             shutil.copyfile(path, copy)
 
@@ -221,14 +248,14 @@ def same_weights(one: str | Path, other: str | Path) -> bool:
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of the latest step, which has its name because it was whole when it was written."""
+    """The checkpoint of the latest step. It was complete when it got its name."""
     return next(iter(_checkpoints(Path(folder))), None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Folders called checkpoint-STEP, the latest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _step(path) >= 0]
-    return sorted(found, key=_step, reverse=True)
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _step(path) >= 0]
+    return sorted(checkpoints, key=_step, reverse=True)
 
 
 def _step(folder: Path) -> int:
@@ -238,7 +265,7 @@ def _step(folder: Path) -> int:
 
 def _fingerprint(path: Path, sync: bool = False) -> dict[str, int | str]:
     if sync:
-        # So that a power failure after the rename finds the content on the disk.
+        # The content must be on the disk before the folder is renamed, in case of a power failure.
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
     with open(path, "rb") as file:

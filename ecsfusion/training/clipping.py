@@ -1,4 +1,4 @@
-"""Gradients are clipped modality by modality, so that one modality's gradient never scales another's."""
+"""Clips the gradients of each modality separately, so that one modality never changes the scale of another."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 def clip_by_part(parts: Mapping[str, Sequence[nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
-    """Clip the gradients of each part to a norm of `max_norm` of its own.
+    """Clip the gradients of each part separately to the norm `max_norm`.
 
     Args:
         parts: parameters by name of the part. A part without gradients, such as a paused modality, is left out.
-        max_norm: infinite to measure only.
+        max_norm: the largest norm; infinite to measure without clipping.
 
     Returns:
         The norm of each part's gradients before clipping, scalars.
@@ -27,7 +27,7 @@ def clip_by_part(parts: Mapping[str, Sequence[nn.Parameter]], max_norm: float) -
 
 
 def total_norm(norms: Mapping[str, Tensor]) -> Tensor:
-    """The norm over all parts, a scalar: what a Trainer logs as `grad_norm`."""
+    """The norm over all parts, a scalar, which the Trainer logs as `grad_norm`."""
     if not norms:
         return torch.zeros(())
     return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms.values()]))

@@ -1,4 +1,4 @@
-"""Training that has broken down, said in one sentence: which modality, and where to look."""
+"""Ends a training run that diverges, with an error that names the modality and where to look."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from ecsfusion.training.run import Run
 
 
 class DivergenceError(FloatingPointError):
-    """The loss or a gradient is no finite number any more; the optimizer has not stepped on it."""
+    """The loss or a gradient is not a finite number. The optimizer has not made a step with it."""
 
 
 def raise_divergence(run: Run, broken: str, why: str) -> NoReturn:
-    """End training, in a sentence that names what broke, why, and the last checkpoint.
+    """Raise the error that ends training.
 
     Args:
         run: the trainer.
-        broken: what is no finite number.
-        why: where to look.
+        broken: a clause that says what is not a finite number.
+        why: a clause that says why, or where to look.
+
+    Raises:
+        DivergenceError: names what is broken, why, and the last checkpoint.
     """
     folder = run.args.output_dir
     last = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-    kept = "no checkpoint had been saved" if last is None else f"the last checkpoint, {last}, is as it was"
-    raise DivergenceError(f"after {run.state.global_step} steps, {broken}: {why}. Training stops; {kept}.")
+    saved = "no checkpoint had been saved" if last is None else f"the last checkpoint, {last}, is unchanged"
+    raise DivergenceError(f"after {run.state.global_step} steps, {broken}: {why}. Training stops; {saved}.")
 
 
 def logits_by_head(outputs: FusionOutput) -> dict[str, Tensor]:
-    """Detached logits by head, of the rows that have its modality."""
+    """The detached logits of each head, in the rows that have its modality."""
     heads = {
         name: z.detach()[outputs.present[name]] if outputs.present else z.detach()
         for name, z in (outputs.unimodal_logits or {}).items()
@@ -43,7 +46,7 @@ def logits_by_head(outputs: FusionOutput) -> dict[str, Tensor]:
 
 
 def what_broke(heads: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> str:
-    """The first head whose logits are not finite, and whether its inputs are to blame."""
+    """A clause that names the first head whose logits are not finite, and whether its inputs are the cause."""
     for name, logits in heads.items():
         if not bool(logits.isfinite().all()):
             if name == FUSED:

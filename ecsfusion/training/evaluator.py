@@ -1,4 +1,4 @@
-"""Evaluations of a run: outputs become a measurement, and what may be the last word on the final weights is kept."""
+"""Makes a measurement of each evaluation in a run, and keeps the evaluations that may be those of the final weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ecsfusion.training.run import Run
 logger = logging.get_logger(__name__)
 
 BOOTSTRAP_REPLICATES = 100
-"""Of the intervals after training. While training there are none: intervals are for people, a rule reads floors."""
+"""Bootstrap replicates for the intervals after training. In training there are none, because rules do not use them."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Evaluated:
     """One evaluation.
 
     Attributes:
-        outputs: what the model answered, row by row.
-        measurement: the record of it.
-        metrics: what was logged, with the prefix of the evaluation set.
+        outputs: the outputs of the model, row by row.
+        measurement: the measurement of these outputs.
+        metrics: the values that were logged, with the prefix of the evaluation set.
     """
 
     outputs: Evaluation
@@ -47,7 +47,7 @@ class Evaluated:
 
 
 class Evaluator:
-    """Measures what `transformers.Trainer` has evaluated.
+    """Makes a measurement of each evaluation by `transformers.Trainer`.
 
     Args:
         user_metrics: `compute_metrics` of the user, or None.
@@ -64,7 +64,7 @@ class Evaluator:
         self.pid: PID | None = None
         self.seconds = 0.0
         self._measured: list[tuple[Evaluation, Measurement]] = []
-        """Evaluations whose log is being written; a callback of the user may evaluate within another evaluation."""
+        """Evaluations that are not finished. There can be several: a callback may evaluate during an evaluation."""
         self._kept: dict[tuple[str, int], Evaluated] = {}
         """By prefix and step: the latest evaluation, that of the best model, and that of the peak."""
 
@@ -74,19 +74,23 @@ class Evaluator:
         self._kept.clear()
 
     def compute_metrics(self, run: Run, prediction: EvalPrediction) -> dict[str, float]:
-        """What `transformers.Trainer` is to log of an evaluation: the measurement's values and the user's."""
+        """The values that `transformers.Trainer` logs of an evaluation: those of the measurement and of the user.
+
+        Raises:
+            ValueError: the evaluation set lacks a modality.
+        """
         outputs, labels = prediction.predictions, prediction.label_ids
-        of_user: dict[str, float] = {}
+        user_values: dict[str, float] = {}
         if self.user_metrics is not None:
             logits = outputs[0] if isinstance(outputs, tuple) else outputs
-            of_user = self.user_metrics(
+            user_values = self.user_metrics(
                 EvalPrediction(logits, labels, inputs=prediction.inputs, losses=prediction.losses)
             )
         if not isinstance(outputs, tuple):
-            # `predict` keeps the fused logits only.
+            # In `predict`, the Trainer keeps only the logits of the fused head.
             kind = run.model.problem_type
             answers = head_answers(torch.from_numpy(outputs), kind)
-            return {score_name(kind): score(answers, torch.from_numpy(labels), kind), **of_user}
+            return {score_name(kind): score(answers, torch.from_numpy(labels), kind), **user_values}
         missing = [name for name in run.model.modalities if name not in outputs[1]]
         if missing:
             raise ValueError(
@@ -97,23 +101,23 @@ class Evaluator:
         evaluation.check_finite()
         measurement = self._measure(run, evaluation)
         self._measured.append((evaluation, measurement))
-        return {**log_values(measurement), **of_user}
+        return {**log_values(measurement), **user_values}
 
     @contextmanager
     def measuring(self) -> Iterator[Callable[[Mapping[str, float]], Evaluated | None]]:
-        """Around an evaluation by `transformers.Trainer`.
+        """A context for an evaluation by `transformers.Trainer`.
 
         Yields:
-            A function that gives, afterwards, the evaluation whose log is given; None where it had no labels, or was
-            one of several sets.
+            A function that takes the logged metrics after the evaluation and returns the evaluation. It returns None if
+            the set had no labels, or if several sets were evaluated.
         """
-        before = len(self._measured)
+        number_before = len(self._measured)
         latest: list[tuple[Evaluation, Measurement]] = []
         try:
             yield lambda metrics: Evaluated(*latest[-1], metrics) if latest else None
         finally:
-            latest += self._measured[before:]
-            del self._measured[before:]
+            latest += self._measured[number_before:]
+            del self._measured[number_before:]
 
     def _measure(self, run: Run, evaluation: Evaluation) -> Measurement:
         args, config = run.args, run.model.config
@@ -122,7 +126,7 @@ class Evaluator:
         if rows is not None and decides and run.model.problem_type == SINGLE_LABEL:
             names = {int(index): name for index, name in config.id2label.items()}
             check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
-        # The first process measures for all, so that decisions agree whatever the other machines compute.
+        # The first process measures for all, so that all processes decide by the same numbers.
         measured: list[Any] = [None]
         if run.is_world_process_zero():
             measured = [self._measure_here(run, evaluation, rows)]
@@ -136,7 +140,7 @@ class Evaluator:
         fitted = run.model.config.readout
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            # Where it matters that samples are few, the run warns of it (`ecsfusion.diagnostics.estimate`).
+            # `ecsfusion.diagnostics.estimate` warns of too few rows where it matters.
             warnings.simplefilter("ignore", FewSamplesWarning)
             measurement, pid = measure(
                 evaluation,
@@ -146,49 +150,52 @@ class Evaluator:
                 **probe_options(run),
             )
         for warning in caught:
-            # Once a run, not at every probe.
+            # Log each warning once per run, not at every probe.
             logger.warning_once(f"Probe: {warning.message}")
-        complete, rows_in_all = measurement.complete_rows, measurement.num_rows
-        if complete < rows_in_all:
+        complete, num_rows = measurement.complete_rows, measurement.num_rows
+        if complete < num_rows:
             logger.warning_once(
-                f"Probe: {complete} of {rows_in_all} rows have every modality; it takes these."
+                f"Probe: {complete} of {num_rows} rows have every modality; it uses only these."
             )
         return measurement, pid
 
     # ---- evaluations that are kept ----
 
     def keep(self, run: Run, prefix: str, evaluated: Evaluated) -> None:
-        """While training, remember what may be the last word: the latest, that of the best model, that of the peak."""
+        """In training, keep the evaluations of the latest weights, of the best model and of the peak.
+
+        One of these is that of the final weights.
+        """
         wanted = {run.state.best_global_step, run.record.peak_step}
         for key in [key for key in self._kept if key[0] == prefix and key[1] not in wanted]:
             del self._kept[key]
         self._kept[prefix, run.state.global_step] = evaluated
 
     def keep_only(self, run: Run, prefix: str, evaluated: Evaluated) -> None:
-        """After training, remember the latest evaluation of the probe set."""
+        """After training, keep only this evaluation of the probe set."""
         self._kept = {(prefix, run.state.global_step): evaluated}
 
     def forget(self) -> None:
-        """Forget all evaluations."""
+        """Drop all evaluations that are kept."""
         self._kept.clear()
 
     def at(self, prefix: str, step: int) -> Evaluated | None:
-        """The evaluation of the weights of this step, where it has been kept."""
+        """The evaluation of the weights of this step; None if it was not kept."""
         return self._kept.get((prefix, step))
 
     def latest(self, prefix: str) -> Evaluated | None:
-        """An evaluation of this set that has been kept."""
+        """An evaluation of this set that was kept; None if there is none."""
         return next((evaluated for key, evaluated in self._kept.items() if key[0] == prefix), None)
 
     def measure_again(self, run: Run, prefix: str, evaluated: Evaluated) -> Evaluated:
-        """The same pass, measured as after training: with intervals, and with the readout that the model has now."""
+        """Measure the same outputs as after training: with intervals, and with the present readout of the model."""
         self.probes = True
         measurement = self._measure(run, evaluated.outputs)
         values = {f"{prefix}_{key}": value for key, value in log_values(measurement).items()}
         return Evaluated(evaluated.outputs, measurement, {**evaluated.metrics, **values})
 
     def with_reliability(self, run: Run, evaluated: Evaluated) -> Measurement:
-        """The measurement of an evaluation after training, with what the picture of reliability shows."""
+        """The measurement of an evaluation after training, with the data of the reliability diagram."""
         if not run.is_world_process_zero():
             return evaluated.measurement
         fitted = run.model.config.readout
@@ -198,7 +205,7 @@ class Evaluator:
 
 
 def probe_options(run: Run) -> dict[str, Any]:
-    """What `decompose_embeddings` is told in this run, but for the intervals."""
+    """The options of `decompose_embeddings` in this run, without those of the intervals."""
     return {
         "problem_type": run.model.problem_type,
         "device": run.args.device,

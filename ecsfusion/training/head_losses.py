@@ -1,4 +1,4 @@
-"""A loss function of the user's own, applied to every head as the model applies its own."""
+"""Applies a loss function of the user to every head of the model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from ecsfusion.modeling import FusionForClassification, FusionOutput
 
 
 class LossOfAllHeads:
-    """`Trainer`'s `compute_loss_func` for a model of several heads.
+    """A `compute_loss_func` for the Trainer that applies the user's function to each head.
 
-    The function that the user gives is called once for each head that trains, as
-    `function(outputs, labels, num_items_in_batch=...)`, where `outputs.logits` (N, C) are this head's on the rows that
-    have its modality and `labels` are theirs. As in `Trainer`, it returns the sum over its rows divided by
-    `num_items_in_batch`. The results are added by `FusionForClassification.sum_of_losses`: in stage 1 those of the
-    modalities that train; in stage 2 the fused head's + `auxiliary_weight` times the others'.
+    The function of the user is called once for each head that trains, as
+    `function(outputs, labels, num_items_in_batch=...)`. There `outputs.logits` (N, C) are the logits of this head in
+    the rows that have its modality, and `labels` are the labels of these rows. As for the Trainer, it returns the sum
+    over its rows divided by `num_items_in_batch`. `FusionForClassification.sum_of_losses` adds the results: in stage 1
+    those of the modalities that train; in stage 2 that of the fused head and, times `auxiliary_weight`, those of the
+    modalities.
 
     Args:
-        function: the user's.
-        model: gives the model that is trained, whose stage and weight count.
+        function: the loss function of the user.
+        model: returns the model that is trained, whose stage and weight of unimodal losses are used.
     """
 
     def __init__(self, function: Callable[..., Tensor], model: Callable[[], FusionForClassification]) -> None:
@@ -35,8 +36,9 @@ class LossOfAllHeads:
         def head_loss(logits: Tensor, head_labels: Tensor) -> Tensor:
             items: Tensor | float | None = num_items_in_batch
             if items is not None and len(head_labels) < len(labels):
-                # The sum of losses multiplies by the share of rows that the head has. That is right for a mean
-                # over these rows; a sum divided by the items of the whole batch counts its rows already.
+                # `sum_of_losses` multiplies the loss of a head by its share of the rows, which is right for a mean
+                # over these rows. The user's sum is divided by the items of the whole batch, so it must not be
+                # reduced twice.
                 items = items * (len(head_labels) / len(labels))
             return self.function(FusionOutput(logits=logits), head_labels, num_items_in_batch=items)
 

@@ -18,16 +18,17 @@ def parameter_groups(
     learning_rates: Mapping[str, float],
     weight_decays: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """Parameter groups named `MODALITY` and `MODALITY.no_decay`, and `fusion` likewise.
+    """Make the parameter groups `MODALITY` and `MODALITY.no_decay` of each modality, and those of the fused head.
 
-    Parameters that the user froze are left out; those of a paused modality are not, for it will be resumed.
+    Those of the fused head are called `fusion` and `fusion.no_decay`. Parameters that the user froze are left out;
+    those of a paused modality are not, because it will be resumed.
 
     Args:
         model: the model to train.
         decayed: full names of the parameters that weight decay applies to.
-        weight_decay: the common one.
-        learning_rates: by modality, or "fusion"; where there is none, the optimizer's own default holds.
-        weight_decays: by modality, or "fusion", where they differ from the common one.
+        weight_decay: the common weight decay.
+        learning_rates: learning rates by modality, or for "fusion"; the others use the optimizer's default.
+        weight_decays: weight decays by modality, or for "fusion"; the others use the common one.
 
     Raises:
         ValueError: a learning rate or weight decay for a name that is neither a modality nor "fusion".
@@ -56,7 +57,7 @@ def parameter_groups(
 
 
 def parameters_by_part(model: FusionForClassification) -> dict[str, dict[str, nn.Parameter]]:
-    """All parameters, by full name, of each modality and of the rest, which is called "fusion"."""
+    """All parameters by their full names: those of each modality, and all others under "fusion"."""
     members = {name: model.modality_parameters(name) for name in model.modalities}
     taken = {key for group in members.values() for key in group}
     members["fusion"] = {key: p for key, p in model.named_parameters() if key not in taken}

@@ -1,4 +1,4 @@
-"""What a run does, resolved from its arguments when training starts. Nothing here writes to the arguments."""
+"""The plan of a run, made from its arguments when training starts. The arguments are never changed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification
 
 AUXILIARY_WEIGHT = 0.6
-"""Of each unimodal loss in stage 2, where neither arguments nor strategy say otherwise (arXiv 2509.20840)."""
+"""The default weight of each unimodal loss in stage 2 (arXiv 2509.20840)."""
 
 StrategyChoice = str | type[Strategy] | Strategy | type[Rule] | Rule
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run, as its arguments and its strategy have it.
+    """What a run does, by its arguments and its strategy.
 
     Attributes:
-        strategy: a fresh one, whose state belongs to this run.
-        rule: a fresh one likewise; None where there is no stage 1.
-        auxiliary_weight: of each unimodal loss in stage 2.
-        learning_rates: by modality, or "fusion", where they differ from the common one.
-        unimodal_share: of the budget, which is the exact length of stage 1; None where the rule decides.
+        strategy: a new strategy, whose state belongs to this run.
+        rule: a new rule, whose state belongs to this run; None if there is no stage 1.
+        auxiliary_weight: the weight of each unimodal loss in stage 2.
+        learning_rates: learning rates by modality, or for "fusion", that differ from the common one.
+        unimodal_share: the exact length of stage 1, as a share of the budget; None if the rule decides.
     """
 
     strategy: Strategy
@@ -63,16 +63,16 @@ class Plan:
 def make_plan(
     choice: StrategyChoice | None, args: FusionTrainingArguments, model: FusionForClassification
 ) -> Plan:
-    """Resolve the arguments of a run.
+    """Make the plan of a run.
 
     Args:
-        choice: a strategy, or a rule that steers two stages, given to the trainer; None for `args.strategy`.
-        args: of the run.
-        model: that is trained.
+        choice: the strategy, or a rule that steers two stages, that was given to the trainer; None for `args.strategy`.
+        args: the arguments of the run.
+        model: the model that is trained.
 
     Raises:
         ValueError: arguments that contradict each other or the strategy.
-        TypeError: a choice that is none.
+        TypeError: a choice that is neither a strategy nor a rule.
     """
     options = cast("dict", args.strategy_options or {})
     strategy = make_strategy(args.strategy if choice is None else choice, model.modalities, **options)
@@ -80,7 +80,7 @@ def make_plan(
     if args.joint_pausing and not strategy.takes_unimodal_share:
         raise ValueError(
             f"joint_pausing is True, but the strategy {strategy.label!r} has no rule that pauses modalities; use "
-            "strategy='peak-synergy', or leave it out."
+            "strategy='peak-synergy', or leave joint_pausing out."
         )
     context = RunContext(
         unimodal_share=share,
@@ -94,12 +94,12 @@ def make_plan(
             f"the strategy {strategy.label!r} has a stage 1 and no rule that ends it; write its make_rule, or derive "
             "it from ecsfusion.strategies.two_stage.TwoStage."
         )
-    given = cast("dict[str, float]", args.modality_learning_rates or {})
+    user_rates = cast("dict[str, float]", args.modality_learning_rates or {})
     return Plan(
         strategy=strategy,
         rule=rule,
         auxiliary_weight=_auxiliary_weight(strategy, args),
-        learning_rates={**strategy.learning_rates(args.learning_rate), **given},
+        learning_rates={**strategy.learning_rates(args.learning_rate), **user_rates},
         unimodal_share=share if args.unimodal_epochs is not None else None,
     )
 
@@ -116,13 +116,13 @@ def _auxiliary_weight(strategy: Strategy, args: FusionTrainingArguments) -> floa
 
 
 def _unimodal_share(strategy: Strategy, args: FusionTrainingArguments) -> float | None:
-    """The share of the budget that stage 1 may use, as far as the arguments say."""
+    """The share of the budget that stage 1 may use, if the arguments set it."""
     for name in ("unimodal_epochs", "max_unimodal_share"):
         value = getattr(args, name)
         if value is not None and not strategy.takes_unimodal_share:
             raise ValueError(
                 f"{name} is {value}, but the strategy {strategy.label!r} has no stage 1 whose length could be chosen; "
-                "leave it out, or choose another strategy."
+                f"leave {name} out, or choose another strategy."
             )
     epochs = args.unimodal_epochs
     if epochs is None:
@@ -136,7 +136,7 @@ def _unimodal_share(strategy: Strategy, args: FusionTrainingArguments) -> float 
     if not 0.0 < epochs < args.num_train_epochs:
         raise ValueError(
             f"unimodal_epochs is {epochs}; it is a part of num_train_epochs, {args.num_train_epochs}, and must leave "
-            "some for stage 2."
+            "epochs for stage 2."
         )
     return epochs / args.num_train_epochs
 
@@ -152,14 +152,14 @@ def check_plan(
     """Check that a run can be carried out as planned.
 
     Args:
-        plan: of the run.
+        plan: the plan of the run.
         args: its arguments.
-        model: that is trained.
-        has_evaluation_set: whether the trainer was given one.
-        has_loss_function: whether it was given a loss function of the user's.
+        model: the model that is trained.
+        has_evaluation_set: whether the user gave the trainer an evaluation set.
+        has_loss_function: whether the user gave the trainer a loss function.
 
     Raises:
-        ValueError: what is in the way, and what to do.
+        ValueError: says what prevents the run, and what to do.
     """
     strategy = plan.strategy
     evaluates = args.eval_strategy != IntervalStrategy.NO
@@ -196,17 +196,17 @@ def check_plan(
 
 
 def check_sharding(plan: Plan, args: FusionTrainingArguments, kind: str | None) -> None:
-    """Refuse what would silently train something else where weights are sharded.
+    """Check that the plan works under DeepSpeed or FSDP, if the run uses one of them.
 
-    Pausing a modality and restoring the peak of stage 1 need the weights and the optimizer's state as they are.
-    DeepSpeed (ZeRO-2 as well) trains flat copies of its own, which neither would reach: a paused modality would go on
-    with its momentum, and the next step would undo the restored peak. FSDP leaves each process a part of every weight.
-    Neither shows a strategy the gradients of a modality.
+    To pause a modality or to restore the peak of stage 1, the trainer must change the weights and the optimizer's state
+    themselves. DeepSpeed (also ZeRO-2) trains flat copies that such changes do not reach: a paused modality would move
+    on with its momentum, and the next step would undo the restored peak. With FSDP each process has only a part of
+    every weight. With both, a strategy cannot see the gradients of a modality.
 
     Args:
-        plan: of the run.
+        plan: the plan of the run.
         args: its arguments.
-        kind: "DeepSpeed", "FSDP", or None where weights are whole.
+        kind: "DeepSpeed", "FSDP", or None if every process has whole weights.
 
     Raises:
         ValueError: a stage 1, `joint_pausing`, or a strategy that changes gradients, under DeepSpeed or FSDP.
@@ -214,7 +214,7 @@ def check_sharding(plan: Plan, args: FusionTrainingArguments, kind: str | None) 
     strategy = plan.strategy
     if kind is not None and type(strategy).adjust_gradients is not Strategy.adjust_gradients:
         raise ValueError(
-            f"the strategy {strategy.label!r} changes gradients, which {kind} keeps to itself; use another strategy, "
+            f"the strategy {strategy.label!r} changes gradients, which {kind} does not show; use another strategy, "
             "or DistributedDataParallel (torchrun or accelerate launch --multi_gpu)."
         )
     if kind is None or (plan.stages == "joint" and not args.joint_pausing):

@@ -1,4 +1,4 @@
-"""The end of a run by several processes: their threads end before Python does."""
+"""Ends a run of several processes without leaving threads that could abort them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from transformers import Trainer
 
 
 def end_processes(trainer: Trainer) -> None:
-    """As `Accelerator.end_training`, and no thread of the process group is left to run while Python shuts down.
+    """Call `Accelerator.end_training`, and end all threads of the process group before Python shuts down.
 
-    Such a thread that drops a tensor then, and so waits for the interpreter, aborts its process (SIGABRT).
-    `destroy_process_group` alone does not end the threads: DistributedDataParallel keeps the group.
+    A thread that frees a tensor while Python shuts down waits for the interpreter and then aborts its process
+    (SIGABRT). `destroy_process_group` alone does not end the threads, because DistributedDataParallel keeps a reference
+    to the group.
+
+    Args:
+        trainer: the trainer whose run ends.
     """
     accelerator = trainer.accelerator
     group = None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Nobody hangs up on one that still communicates.
+        # No process may end the group while another one still communicates.
         accelerator.wait_for_everyone()
-        # The last reference is to be this one, which lets the threads have the interpreter while it waits for them;
-        # the wrapper's reducer would not, and they would wait for each other.
+        # `group` must be the last reference to the group: when it is deleted, it waits for the threads and lets them
+        # use the interpreter. The wrapper of DistributedDataParallel would wait without that, and block forever.
         group = torch.distributed.group.WORLD
         trainer.model_wrapped = trainer.model
         accelerator.free_memory()
-        # The wrapper is in reference cycles.
+        # The wrapper is a part of reference cycles, so it has to be collected.
         gc.collect()
     accelerator.end_training()
     del group

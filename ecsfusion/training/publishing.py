@@ -1,4 +1,4 @@
-"""What a run leaves behind: pictures, the model card, and both stages on the Hub."""
+"""Draws the pictures of a run, writes its model card, and publishes the models of both stages on the Hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from transformers.utils import logging
 
@@ -14,13 +14,11 @@ from ecsfusion.reporting.card import render_card
 from ecsfusion.reporting.facts import run_facts
 from ecsfusion.reporting.hub import publish, push_command, reachable
 from ecsfusion.reporting.reliability import plot_reliability
+from ecsfusion.reporting.run import Run as ReportedRun
 from ecsfusion.reporting.trajectory import plot_trajectory
 from ecsfusion.training.run import Run
 from ecsfusion.training.saving import UNFINISHED, written_whole
 from ecsfusion.training.stages import UNIMODAL_FOLDER
-
-if TYPE_CHECKING:
-    from ecsfusion.evaluation.measurement import Measurement
 
 logger = logging.get_logger(__name__)
 
@@ -28,11 +26,9 @@ TRAJECTORY_FILE = "trajectory.png"
 RELIABILITY_FILE = "reliability.png"
 
 
-class PublishedRun(Run, Protocol):
-    """What is asked of the trainer here, beside `Run`."""
+class PublishedRun(Run, ReportedRun, Protocol):
+    """For `Publishing`: the trainer, as reports read it and with what is needed to save and publish its model."""
 
-    measurements: dict[str, Measurement]
-    train_dataset: Any
     hub_model_id: str | None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -42,7 +38,7 @@ class PublishedRun(Run, Protocol):
         """Write the model card."""
 
     def init_hf_repo(self, token: str | None = None) -> None:
-        """Make the repository on the Hub."""
+        """Create the repository on the Hub."""
 
 
 class Publishing:
@@ -60,12 +56,12 @@ class Publishing:
         return Path(self._run.args.output_dir)
 
     def peak_folder(self) -> Path | None:
-        """The folder of stage 1's peak, where the run has had two stages."""
+        """The folder of the peak of stage 1; None if the run did not have two stages."""
         folder = self._output / UNIMODAL_FOLDER
         return folder if folder.is_dir() and self._run.plan.stages == "two-stage" else None
 
     def private_paths(self) -> tuple[str, ...]:
-        """Paths that no published text may name."""
+        """Local paths that no published text may contain."""
         return (self._run.args.output_dir, str(Path.cwd()))
 
     def draw_trajectory(self) -> None:
@@ -74,18 +70,22 @@ class Publishing:
         self._draw(TRAJECTORY_FILE, lambda file: plot_trajectory(history, names, file))
 
     def _draw_reliability(self) -> str | None:
-        """Draw the last split that was evaluated; None where it has no probabilities."""
+        """Draw the reliability of the last split that was evaluated.
+
+        Returns:
+            The name of the file; None if nothing was drawn.
+        """
         if not self._run.measurements:
             return None
         split, measurement = list(self._run.measurements.items())[-1]
-        # A regression has none.
+        # In regression there are no probabilities and so no reliability.
         if not measurement.reliability:
             return None
         drawn = self._draw(RELIABILITY_FILE, lambda file: plot_reliability(measurement, split, file))
         return RELIABILITY_FILE if drawn else None
 
     def _draw(self, name: str, draw: Callable[[Path], object]) -> bool:
-        """Write a picture to the output folder; a disk that does not take it is no reason to end a run."""
+        """Write a picture to the output folder. If the disk is full, a warning is logged and the run goes on."""
         path = self._output / name
         try:
             with written_whole(path) as aside:
@@ -108,18 +108,18 @@ class Publishing:
         dataset_hub_name: str | None,
         comparison: Mapping[str, float] | None,
     ) -> None:
-        """Write the model card to `README.md` in the output folder, and stage 1's into its folder.
+        """Write the model card to `README.md` in the output folder, and to the folder of the peak of stage 1.
 
         Args:
-            title: of the card; None for the name of the repository or of the output folder.
+            title: the title of the card; None for the name of the repository or of the output folder.
             license: identifier of the license of the weights.
-            tags: more tags of the model, beside those that the card finds.
+            tags: further tags of the model.
             dataset: plain name of the data.
-            dataset_hub_name: name of the data on the Hub, when it is there.
+            dataset_hub_name: name of the data on the Hub, if it is there.
             comparison: accuracy of other schedules on the last split, by name.
 
         Raises:
-            ValueError: nothing has been evaluated, or the card would name a local path or a token.
+            ValueError: nothing has been evaluated, or the card would contain a local path or a token.
         """
         run, output, peak = self._run, self._output, self.peak_folder()
         reliability = self._draw_reliability()
@@ -141,7 +141,7 @@ class Publishing:
             with written_whole(output / "README.md") as aside:
                 aside.write_text(card, encoding="utf-8")
             if peak:
-                # The branch of stage 1 shows the same card.
+                # The branch of stage 1 gets the same card.
                 for name in filter(None, ("README.md", facts.trajectory, reliability)):
                     with written_whole(peak / name) as aside:
                         shutil.copyfile(output / name, aside)
@@ -158,16 +158,19 @@ class Publishing:
         """Publish the final model, and stage 1's peak on the branch `unimodal`.
 
         Args:
-            commit_message: of the commit of the final model.
-            token: with permission to write; None for that of the arguments.
-            revision: branch of the final model; None for that of the arguments.
+            commit_message: the message of the commit of the final model.
+            token: a token with permission to write; None for that of the arguments.
+            revision: the branch of the final model; None for that of the arguments.
             private: whether a new repository is private; None for what the arguments say.
             card: arguments of `create_model_card`.
 
+        Returns:
+            The commit of the final model; None in all processes but the first.
+
         Raises:
-            ValueError: something to be published names a local path or a token; nothing is uploaded.
-            NotPublishedError: the Hub cannot be reached, or refuses; the sentence has the command that repeats the
-                push of the folder.
+            ValueError: a file to be published contains a local path or a token; nothing is uploaded.
+            NotPublishedError: the Hub cannot be reached or refuses; the message holds the command that repeats the
+                push.
         """
         run, output = self._run, self._output
         token = token if token is not None else run.args.hub_token
@@ -182,8 +185,9 @@ class Publishing:
                 name = run.args.hub_model_id or output.absolute().name
                 with reachable(output, push_command(name, output, peak, revision, is_private)):
                     self._make_repository(token, private)
-        # The card is part of what is safe in the folder; it knows the whole name where the Hub has answered.
         finally:
+            # Write the card even if the Hub cannot be reached. It has the full name of the repository if the Hub
+            # has answered.
             run.create_model_card(**card)
         return publish(
             run.hub_model_id or "",
@@ -198,12 +202,15 @@ class Publishing:
         )
 
     def _make_repository(self, token: str | None, private: bool | None) -> None:
-        """As the Trainer does; only transformers 5.23 and later takes `private` as an argument."""
-        given = self._run.args
+        """Create the repository as the Trainer does, with this choice of `private`.
+
+        Only transformers 5.23 and later take `private` as an argument, so it is set in a copy of the arguments.
+        """
+        original_args = self._run.args
         if private is not None:
-            self._run.args = copy.copy(given)
+            self._run.args = copy.copy(original_args)
             self._run.args.hub_private_repo = private
         try:
             self._run.init_hf_repo(token=token)
         finally:
-            self._run.args = given
+            self._run.args = original_args

@@ -1,4 +1,4 @@
-"""What a run must remember across a restart, and how a checkpoint keeps it: in a format with a number."""
+"""The record of a run: what it must remember across a restart, and how a checkpoint saves it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class StageRecord:
 
     Attributes:
         stage: "unimodal" or "joint".
-        training: modalities that train now.
-        stage_start: optimizer step at which this stage began.
-        peak_step: step of the weights kept as stage 1's peak, or None.
+        training: the modalities that train at present.
+        stage_start: the optimizer step at which this stage began.
+        peak_step: the step of the weights that are kept as the peak of stage 1, or None.
         pending: a decision that the next training step carries out, or None.
-        best_heads: of each modality whose best weights are kept, [step, score, minus its loss].
-        processes: how many processes train; 0 before the first step.
+        best_heads: for each modality whose best weights are kept, [step, score, minus the loss].
+        processes: the number of processes that train; 0 before the first step.
         rule: the state of the rule.
         strategy: the state of the strategy.
         history: the probes, in order.
-        warnings: what the run has warned of: "step", and what `ecsfusion.diagnostics.finding.Finding` has.
+        warnings: the warnings of the run: "step", and the fields of `ecsfusion.diagnostics.finding.Finding`.
     """
 
     stage: str = "unimodal"
@@ -47,24 +47,24 @@ class StageRecord:
     warnings: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, with the number of their format and the version that saved them."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        """The record as JSON values, with the number of the format and the version of the library."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         values["pending"] = None if self.pending is None else self.pending.to_json()
         values["history"] = [probe.to_json() for probe in self.history]
         return {"format": FORMAT, "ecsfusion": version_of("ecsfusion"), **values}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> StageRecord:
-        """The record that `to_json` made these values of, in this version or an earlier one.
+        """Make the record from the values that `to_json` returned in this version or an earlier one.
 
-        What an older format did not know yet is as at the start of a run.
+        Fields that an older format lacks get the values of the start of a run.
 
         Raises:
-            ValueError: the record is of another version, and cannot be read.
+            ValueError: the record was saved in a format that this version cannot read.
         """
         number, version = saved.get("format", 0), saved.get("ecsfusion", "before 0.1.0")
         values = {key: value for key, value in saved.items() if key not in ("format", "ecsfusion")}
-        known = {each.name for each in fields(cls)}
+        known = {entry.name for entry in fields(cls)}
         absent = sorted(FORMATS.get(number, frozenset()) - values.keys())
         unknown = sorted(values.keys() - known)
         if number not in FORMATS or absent or unknown:
@@ -82,25 +82,28 @@ class StageRecord:
 
 
 def check_saved_record(checkpoint: str | Path) -> list[str]:
-    """Fields that the controller's state in a checkpoint lacks, because an older version saved it.
+    """Check that the state of the controller in a checkpoint can be read.
+
+    Returns:
+        The names of the fields that it lacks because an older version saved it.
 
     Raises:
-        ValueError: there is no such state, or one that this version cannot read; it names the file and what to do.
+        ValueError: there is no such state, or this version cannot read it; the message names the file and what to do.
     """
     file = Path(checkpoint, TRAINER_STATE_NAME)
     callbacks = json.loads(file.read_text(encoding="utf-8")).get("stateful_callbacks", {})
-    anew = "start anew in another output_dir"
+    start_anew = "start anew in another output_dir"
     try:
         saved = callbacks["ControllerCallback"]["attributes"]["saved_record"]
     except (KeyError, TypeError):
         raise ValueError(
             f"{file} has no state of the controller: no FusionTrainer saved it. Resume with the Trainer that did, or "
-            f"{anew}."
+            f"{start_anew}."
         ) from None
     try:
         record = StageRecord.from_json(saved)
     except ValueError as error:
         raise ValueError(
-            f"{file}: {error}. Install the version that saved it to go on, or {anew}."
+            f"{file}: {error}. Install the version that saved it to go on, or {start_anew}."
         ) from error
-    return sorted({each.name for each in fields(record)} - saved.keys())
+    return sorted({entry.name for entry in fields(record)} - saved.keys())

@@ -1,4 +1,4 @@
-"""Older formats of the record in a checkpoint, brought to the present one."""
+"""Converts records in older formats, from checkpoints of earlier versions, to the present format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FORMAT = 2
-"""Of the record in a checkpoint; raised when fields change. Records without a number are of format 0."""
+"""The number of the present format. It is raised when fields change; records without a number have format 0."""
 
 _FIELDS_OF_0 = frozenset({"stage", "training", "stage_start", "peak_step", "pending", "rule", "history"})
 _FIELDS_OF_1 = _FIELDS_OF_0 | {"best_heads", "processes", "strategy", "warnings"}
@@ -15,17 +15,18 @@ FORMATS: dict[int, frozenset[str]] = {0: _FIELDS_OF_0, 1: _FIELDS_OF_1, FORMAT: 
 
 
 def to_present_format(values: dict[str, Any], number: int) -> dict[str, Any]:
-    """The fields of a record as the present format has them.
+    """Convert the fields of a record to the present format.
 
     Args:
-        values: the fields of a record that was saved.
-        number: of the format that it was saved in.
+        values: the fields of the saved record.
+        number: the number of the format that it was saved in.
     """
     if number == FORMAT:
         return values
     history = values["history"]
     pending = None if values["pending"] is None else _decision(values["pending"])
-    # Who trained after a probe trained up to the next one; after the last one, they train or are about to.
+    # The modalities that train after a probe are those that trained up to the next one. After the last probe, they
+    # are those of the pending decision, or those that train at present.
     training_after = [entry["training"] for entry in history[1:]]
     training_after.append(values["training"] if pending is None else pending["training"])
     return {
@@ -45,11 +46,11 @@ def _decision(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _probe(entry: Mapping[str, Any], training_after: list[str]) -> dict[str, Any]:
-    """An entry of the history, which was flat; what it did not keep is as in an evaluation that said nothing of it."""
+    """Convert an entry of the history, which was a flat dictionary. Values that it lacks become neutral ones."""
     calibrated = entry.get("calibrated")
     scores = {**entry["accuracy"], **({} if calibrated is None else {"calibrated": calibrated})}
     restored, reset = entry["restored"], entry.get("reset", [])
-    # A stage 2 that started from the initial weights restored nothing: all modalities were reset.
+    # Where stage 2 started from the initial weights, all modalities were reset and no weights were restored.
     restores_nothing = restored is None or restored == entry["step"] or set(reset) == set(entry["unique"])
     information = {
         "redundancy": entry["redundancy"],
@@ -62,7 +63,7 @@ def _probe(entry: Mapping[str, Any], training_after: list[str]) -> dict[str, Any
         "floor": entry["floor"],
         "interval": {},
         "plugin": {},
-        # So many that the conditional mutual information counts: it was zero where there were too few.
+        # With so many rows the conditional mutual information is used. It was saved as zero if rows were too few.
         "num_samples": 1 << 30,
         "num_clusters": [],
         "num_classes": 1,
@@ -100,7 +101,7 @@ def _probe(entry: Mapping[str, Any], training_after: list[str]) -> dict[str, Any
 
 
 def _rule_state(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rule remembers, under the names that it has now."""
+    """Convert the state of a rule to the present names."""
     if not values:
         return {}
     state = dict(values["state"])

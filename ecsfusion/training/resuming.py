@@ -1,4 +1,4 @@
-"""A `Trainer` that can be killed at any moment and goes on as if nothing had happened."""
+"""A `Trainer` that can be killed at any moment and resumed with the same result."""
 
 from __future__ import annotations
 
@@ -33,37 +33,41 @@ logger = logging.get_logger(__name__)
 
 
 class ResumableTrainer(Trainer):
-    """The part of [`FusionTrainer`] that saves and resumes; it trains as any `Trainer`.
+    """The base class of [`FusionTrainer`] that saves and resumes. It trains like any `Trainer`.
 
-    - A checkpoint appears under its name when all processes have written it to its end, and older ones are removed
-      only then. What is replaced stays until the new is in place.
-    - A checkpoint holds the folders of the run that it refers to (`folders_in_use`), as hard links.
-    - A damaged checkpoint is named, and the one before it is used.
-    - A run that was over when it was killed is not trained any further.
-    - What the disk does not take ends the run, in a sentence that names the file; all that was saved before stays.
+    - A checkpoint gets its name only when all processes have written it completely. Older checkpoints are removed after
+      that. What is replaced stays until the new content is in place.
+    - A checkpoint also holds the folders of the run that it refers to (`folders_in_use`), as hard links.
+    - A damaged checkpoint is reported, and the one before it is used.
+    - A run that had ended before it was killed is not trained any further.
+    - If a file cannot be written, the run ends with an error that names the file. All that was saved before is kept.
     """
 
     folder_names: Sequence[str] = ()
-    """Every folder of weights that the run may keep in its output folder."""
+    """The names of all folders of weights that the run may keep in its output folder."""
 
     _staging: str | None = None
     _is_saving = False
     _over_at: int | None = None
 
     def folders_in_use(self) -> Sequence[str]:
-        """Those among `folder_names` that a checkpoint written now refers to."""
+        """The names among `folder_names` to which a checkpoint written now refers."""
         return ()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`, from the latest whole checkpoint where one is asked for.
+        """Train as `transformers.Trainer.train` does, and resume only from a complete checkpoint.
 
         Args:
-            resume_from_checkpoint: a folder checkpoint-STEP, or True for the latest. A damaged one is named in a
-                warning, and the one before it is used; with True and no whole one, training starts anew, and says so.
-            **kwargs: as there.
+            resume_from_checkpoint: a folder checkpoint-STEP, or True for the latest one. For a damaged checkpoint a
+                warning is logged and the one before it is used. With True and no complete checkpoint, a warning is
+                logged and training starts from the beginning.
+            **kwargs: further arguments of `transformers.Trainer.train`.
+
+        Returns:
+            The result of `transformers.Trainer.train`.
 
         Raises:
-            ValueError: a folder that does not exist, or a damaged one and none before it.
+            ValueError: a folder that does not exist, or a damaged one without a complete one before it.
         """
         checkpoint = self._prepare_folders(resume_from_checkpoint)
         self._over_at = None if checkpoint is None else _steps_of_a_run_that_was_over(checkpoint)
@@ -77,17 +81,17 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if not wanted:
             return None
-        # The first process looks, for all: they must agree. What it raises, all raise.
-        found: list[Any] = [None]
+        # The first process looks for the checkpoint, so that all use the same one. All raise its error.
+        result: list[Any] = [None]
         if self.is_world_process_zero():
             try:
-                found = [whole_checkpoint(wanted, output_dir)]
+                result = [whole_checkpoint(wanted, output_dir)]
             except ValueError as error:
-                found = [error]
-        answer = broadcast_object_list(found)[0]
-        if isinstance(answer, ValueError):
-            raise answer
-        checkpoint, damaged = answer
+                result = [error]
+        checkpoint_or_error = broadcast_object_list(result)[0]
+        if isinstance(checkpoint_or_error, ValueError):
+            raise checkpoint_or_error
+        checkpoint, damaged = checkpoint_or_error
         if self.is_world_process_zero():
             for sentence in damaged:
                 logger.warning(sentence)
@@ -110,12 +114,12 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_fsdp_enabled:
-            # Which leaves each process a part of every weight.
+            # FSDP has another format: there each process has a part of every weight.
             check_fits(resume_from_checkpoint, self.model if model is None else model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer would take one more step before it looks whether the run was to stop.
+        # The Trainer would make one more step before it checks whether the run should stop.
         if self._over_at is not None and self._over_at == self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -125,7 +129,10 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def saving(self, what: str, folder: str, run_dir: str | None = None) -> Iterator[None]:
-        """Around what writes to a folder of this run, see `ecsfusion.training.saving.saving`; the outermost counts."""
+        """A context for code that writes to a folder of this run; see `ecsfusion.training.saving.saving`.
+
+        In nested contexts, only the outermost has an effect.
+        """
         if self._is_saving:
             yield
             return
@@ -171,7 +178,7 @@ class ResumableTrainer(Trainer):
             seal(written)
             replace_folder(written, final)
             shutil.rmtree(staging, ignore_errors=True)
-            # The Trainer's own rotation has seen the one in `staging` only.
+            # The Trainer has removed old checkpoints only in `staging`.
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=self.args.save_total_limit,
@@ -180,7 +187,7 @@ class ResumableTrainer(Trainer):
             )
 
     def save_folder(self, name: str) -> None:
-        """Write model and processor to a folder of the output directory, whole or not at all."""
+        """Write model and processor to a folder of the output directory, completely or not at all."""
         folder = os.path.join(self.args.output_dir, name)
         with self.saving(f"The folder {name!r} of {self.args.output_dir}", f"{folder}.writing"):
             self.save_model(f"{folder}.writing", _internal_call=True)
@@ -195,15 +202,15 @@ class ResumableTrainer(Trainer):
             super()._save(str(aside), state_dict)
         if not self.args.should_save:
             return
-        # The Trainer pickles its arguments beside the weights, paths and tokens included; nothing reads them.
+        # The Trainer pickles its arguments beside the weights. They may hold paths and tokens, and nothing reads them.
         (aside / "training_args.bin").unlink(missing_ok=True)
         if aside != target:
-            # An earlier model in this folder stays until the new one is written.
+            # An earlier model in this folder was kept until now, when the new one is complete.
             for path in sorted(aside.rglob("*"), key=lambda path: path.suffix != ".safetensors"):
                 if path.is_file():
-                    place = target / path.relative_to(aside)
-                    place.parent.mkdir(exist_ok=True)
-                    os.replace(path, place)
+                    destination = target / path.relative_to(aside)
+                    destination.parent.mkdir(exist_ok=True)
+                    os.replace(path, destination)
             shutil.rmtree(aside)
 
 

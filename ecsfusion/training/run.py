@@ -1,9 +1,11 @@
-"""What the collaborators of the trainer may use of it."""
+"""The trainer as the other modules of `ecsfusion.training` see it."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
+
+from ecsfusion.strategies.strategy import TrainerOfStrategy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from ecsfusion.training_args import FusionTrainingArguments
 
 
-class Run(Protocol):
-    """A [`FusionTrainer`], as far as its collaborators look at it."""
+class Run(TrainerOfStrategy, Protocol):
+    """For the modules of `ecsfusion.training`: what they may use of the [`FusionTrainer`] that they belong to."""
 
     args: FusionTrainingArguments
     model: FusionForClassification
@@ -33,26 +35,23 @@ class Run(Protocol):
 
     @property
     def record(self) -> StageRecord:
-        """Stage, who trains, and the history of probes."""
+        """The stage, the modalities that train, and the history of probes."""
 
     @property
     def rule(self) -> Rule | None:
-        """The rule of the run; None where there is no stage 1."""
+        """The rule of the run; None if there is no stage 1."""
 
     def is_world_process_zero(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this is the first process."""
 
     def saving(self, what: str, folder: str) -> AbstractContextManager[None]:
-        """Around what writes to a folder of this run."""
+        """A context for code that writes to a folder of this run."""
 
     def save_folder(self, name: str) -> None:
-        """Write model and processor to a folder of the output directory, whole or not at all."""
-
-    def load_folder(self, name: str) -> FusionForClassification:
-        """The model that a folder of the output directory holds, on the device."""
+        """Write model and processor to a folder of the output directory, completely or not at all."""
 
     def begin_stage(self) -> None:
         """Let the strategy prepare the stage that the model has been set to."""
 
     def restart_schedule(self, learning_rates: list[float]) -> None:
-        """Give the parameter groups these rates and start the schedule of the present stage."""
+        """Set the rates of the parameter groups and start the schedule of the present stage."""

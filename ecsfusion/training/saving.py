@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is said when the disk does not take them."""
+"""Writes files completely or not at all, and reports clearly when a disk is full."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from safetensors import SafetensorError
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 UNFINISHED = "unfinished"
-"""Folder inside of the folder that is written to; whatever lies in it after a crash is thrown away."""
-
+"""The name of a folder inside the folder that is written to. After a crash, its content is deleted."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk, or of a share of it, that has no room left."""
+"""Errors that mean that the disk, or the user's quota on it, is full."""
 
 
 class SavingError(OSError):
-    """Something of a run could not be written; what had been saved before is as it was."""
+    """A file of a run could not be written. All that was saved before is unchanged."""
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Where to write a file that appears at `path` when it is complete; until then an earlier one stays."""
+    """A context that gives a temporary path, and moves the file to `path` when it is complete.
+
+    Until then, an earlier file at `path` stays.
+    """
     path = Path(path)
     aside = path.parent / UNFINISHED / path.name
     aside.parent.mkdir(exist_ok=True)
@@ -34,7 +36,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     except OSError as error:
-        # Which a failed write does not say.
+        # A failed write does not name the file.
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -43,15 +45,15 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def saving(what: str, folder: str | Path, latest: Path | None, remove: bool = True) -> Iterator[None]:
-    """Around what writes to a folder: when the disk does not take it, say so, and free what it took of it.
+    """A context for code that writes to a folder: if the disk fails, free its space again and raise a clear error.
 
-    A run ends there, because all that it learns from now on could be lost.
+    The error ends the run, because everything that it learns from then on could be lost.
 
     Args:
-        what: is saved, the start of a sentence.
-        folder: that is written to; it is removed, so that nothing half written takes the space that is missing.
-        latest: the checkpoint that training could go on from.
-        remove: whether this process removes the folder; one does.
+        what: what is saved, as the start of a sentence.
+        folder: the folder that is written to. After a failure it is removed, to free the space.
+        latest: the checkpoint that training could resume from, if there is one.
+        remove: whether this process removes the folder; one process of the run does.
 
     Raises:
         SavingError: names the file, the reason, the bytes that are free, the latest checkpoint, and what to do.
@@ -68,21 +70,21 @@ def saving(what: str, folder: str | Path, latest: Path | None, remove: bool = Tr
         if isinstance(error, RuntimeError):
             reason = "the disk took only a part of it"
         full = not isinstance(error, OSError) or error.errno in FULL
-        remedy = "Free some space" if full else "See to it that this file can be written"
+        remedy = "Free some space" if full else "Make sure that this file can be written"
         if latest is None:
-            there, remedy = "There is no checkpoint yet", f"{remedy}, and train again"
+            checkpoint, remedy = "There is no checkpoint yet", f"{remedy}, and train again"
         else:
-            there = f"The latest checkpoint is {latest} ({_size(latest):,} bytes)"
+            checkpoint = f"The latest checkpoint is {latest} ({_size(latest):,} bytes)"
             fewer = " (save_total_limit keeps fewer checkpoints)" if full else ""
             remedy = f"{remedy}{fewer}, and go on from it with resume_from_checkpoint=True"
         raise SavingError(
-            f"{what} could not be saved: {file} was not written ({reason}); {free:,} bytes are free there. {there}; "
-            f"nothing that was saved is lost. {remedy}."
+            f"{what} could not be saved: {file} was not written ({reason}); {free:,} bytes are free there. "
+            f"{checkpoint}; nothing that was saved is lost. {remedy}."
         ) from error
 
 
 def _is_of_the_disk(error: Exception) -> bool:
-    """Torch's writer says nothing but where in its own source the file turned out short, or that a stream failed."""
+    """Whether an error means that the disk failed. Errors of torch are recognized by words in their messages."""
     return not isinstance(error, RuntimeError) or any(
         sign in str(error)
         for sign in ("inline_container", "PytorchStreamWriter", "file write failed", "iostream")
@@ -90,13 +92,13 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 
 def _file_of(error: Exception, folder: Path) -> Path:
-    """The file that an error is about: the one that it names, else the last that was begun."""
+    """The file that an error is about: the one that it names, or else the last one that was begun."""
     if isinstance(error, OSError) and error.filename is not None:
-        # Of a copy, the second is written.
+        # When a file is copied, the second name is that of the file that is written.
         return Path(os.fsdecode(error.filename2 or error.filename))
     begun = [path for path in folder.rglob("*") if path.is_file()]
     if isinstance(error, SafetensorError):
-        # Nothing of it is left; its neighbours were written before.
+        # The file of weights itself does not exist; it belongs beside the file that was written last.
         return max(begun, key=_time, default=folder / SAFE_WEIGHTS_NAME).with_name(SAFE_WEIGHTS_NAME)
     return max(begun, key=_time, default=folder)
 
@@ -106,8 +108,8 @@ def _time(path: Path) -> int:
 
 
 def _free_bytes(folder: Path) -> int:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(there).free
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(existing).free
 
 
 def _size(folder: Path) -> int:

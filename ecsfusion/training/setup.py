@@ -1,4 +1,4 @@
-"""What a trainer is given, checked before anything is built of it."""
+"""Checks the arguments of a trainer before anything is made from them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ logger = logging.get_logger(__name__)
 
 
 def check_arguments(model: Any, args: Any, strategy: Any, has_evaluation_set: bool) -> None:
-    """Check the kinds of what a trainer is given.
+    """Check the types of the arguments of a trainer, and that they fit each other.
 
     Args:
-        model: the model, or None where `model_init` makes it.
-        args: the arguments.
-        strategy: the choice that is given to the trainer, or None.
-        has_evaluation_set: whether the trainer is given one.
+        model: the model, or None if `model_init` makes it.
+        args: the training arguments.
+        strategy: the strategy that was given to the trainer, or None.
+        has_evaluation_set: whether the trainer was given an evaluation set.
 
     Raises:
-        TypeError: a model or arguments of another kind.
-        ValueError: two choices of a strategy; a stage 1 without an evaluation set.
+        TypeError: a model or training arguments of a wrong type.
+        ValueError: two choices of a strategy, or a stage 1 without an evaluation set.
     """
     if not isinstance(args, FusionTrainingArguments):
         raise TypeError(f"args is a {type(args).__name__}; give FusionTrainingArguments.")
@@ -50,10 +50,10 @@ def check_arguments(model: Any, args: Any, strategy: Any, has_evaluation_set: bo
 def collator_for(
     processor: FusionProcessor | None, model: FusionForClassification | None
 ) -> Callable[[Sequence[Any]], Any]:
-    """The collator of a processor, or that of rows of tensors where there is none.
+    """The collator of a processor, or one for rows of tensors if there is no processor.
 
     Raises:
-        TypeError: a processor of another kind.
+        TypeError: a processor of a wrong type.
         ValueError: a processor for other modalities than the model's.
     """
     if processor is None:
@@ -72,8 +72,8 @@ def collator_for(
 
 
 def warn_of_older_checkpoint(checkpoint: str, absent: Sequence[str]) -> None:
-    """Say that a checkpoint of an older version lacks a part of the state."""
+    """Warn that a checkpoint of an older version lacks a part of the state."""
     logger.warning(
-        f"{checkpoint} was saved by an older version, which did not keep {', '.join(absent)}: training goes on, and "
-        "may end otherwise than it would have without the interruption."
+        f"{checkpoint} was saved by an older version, which did not save {', '.join(absent)}: training goes on, but "
+        "its result may differ from that of a run without an interruption."
     )

@@ -1,4 +1,4 @@
-"""The stages of a run: readings go to the rule, and its decisions are carried out on model and optimizer."""
+"""The stages of a run: gives readings to the rule, and carries out its decisions on model and optimizer."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ecsfusion.reporting.probe_line import probe_line
 from ecsfusion.training.run import Run
 
 UNIMODAL_FOLDER = "unimodal"
-"""Holds stage 1's peak, in the output folder; on the Hub it is a branch of this name."""
+"""The folder in the output folder that holds the peak of stage 1, and the name of its branch on the Hub."""
 INITIAL_FOLDER = "initial"
-"""Holds the weights before training, where a modality may go back to them."""
+"""The folder that holds the weights from before training, if a modality may go back to them."""
 
 
 class Stages:
@@ -38,14 +38,18 @@ class Stages:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._kept_step: int | None = None
-        """Of the weights in the folder of stage 1's peak."""
+        """The step of the weights in the folder of the peak of stage 1."""
         self._fresh_state: dict[torch.Tensor, Any] = {}
         self._fresh_rates: list[float] = []
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take up the record, which is new or that of a checkpoint, when the optimizer has just been made."""
+        """Set model, rule and strategy as the record says, which is new or from a checkpoint.
+
+        Args:
+            optimizer: the optimizer, which has just been made.
+        """
         run, record = self._run, self._run.record
-        # What a fresh optimizer holds: nothing as a rule, but Adagrad starts with sums.
+        # Most optimizers start without a state, but Adagrad starts with sums.
         self._fresh_state = {p: copy.deepcopy(state) for p, state in optimizer.state.items()}
         self._fresh_rates = [group["lr"] for group in optimizer.param_groups]
         self._kept_step = None
@@ -63,18 +67,18 @@ class Stages:
             run.save_folder(INITIAL_FOLDER)
 
     def folders_in_use(self) -> list[str]:
-        """The folders of weights that a checkpoint of this moment refers to."""
+        """The folders of weights that a checkpoint saved now refers to."""
         record = self._run.record
-        kept = {
+        is_in_use = {
             UNIMODAL_FOLDER: record.peak_step is not None,
             INITIAL_FOLDER: self._run.plan.keeps_initial_weights(record.stage),
         }
-        return [name for name, needed in kept.items() if needed]
+        return [name for name, in_use in is_in_use.items() if in_use]
 
     # ---- before a step ----
 
     def prepare_step(self) -> None:
-        """Carry out what was decided after the last evaluation."""
+        """Carry out the decision that followed the last evaluation."""
         record, model = self._run.record, self._run.model
         if record.pending is not None:
             self._carry_out(record.pending)
@@ -84,7 +88,7 @@ class Stages:
     def _carry_out(self, decision: Decision) -> None:
         record = self._run.record
         if set(decision.reset) == set(self._run.model.modalities):
-            # The fused head as well.
+            # The empty prefix means all weights, also those of the fused head.
             self._reset("")
         else:
             for name in decision.reset:
@@ -99,7 +103,7 @@ class Stages:
         record.pending = None
 
     def _reset(self, *prefixes: str) -> None:
-        """Put weights and batch statistics of these names back; the optimizer's state goes with them."""
+        """Put the weights and batch statistics with these prefixes, and their optimizer state, back to the start."""
         optimizer = self._run.optimizer
         initial = self._run.load_folder(INITIAL_FOLDER).state_dict()
         with torch.no_grad():
@@ -113,13 +117,13 @@ class Stages:
 
     def _restore_peak(self, step: int) -> None:
         folder = os.path.join(self._run.args.output_dir, UNIMODAL_FOLDER)
-        kept = FusionConfig.from_pretrained(folder).step
-        if kept != step:
+        saved_step = FusionConfig.from_pretrained(folder).step
+        if saved_step != step:
             raise ValueError(
-                f"stage 1's peak is at step {step}, but {folder} holds step {kept}: another run wrote there. "
+                f"stage 1's peak is at step {step}, but {folder} holds step {saved_step}: another run wrote there. "
                 "Train again in an empty output_dir."
             )
-        # Read on the CPU: no device is called "cpu:0".
+        # Without a device, the weights are read on the CPU.
         load_model(self._run.model, os.path.join(folder, SAFE_WEIGHTS_NAME))
 
     def _begin_joint_stage(self) -> None:
@@ -130,31 +134,31 @@ class Stages:
         run.begin_stage()
         run.optimizer.state.clear()
         run.optimizer.state.update({p: copy.deepcopy(state) for p, state in self._fresh_state.items()})
-        # The best model of this run is a joint one; stage 1's peak has its own folder.
+        # The best model of the run is one of stage 2. The peak of stage 1 has its own folder.
         run.state.best_metric = run.state.best_global_step = run.state.best_model_checkpoint = None
         run.restart_schedule(self._fresh_rates)
 
     def _set_stage(self) -> None:
-        """Tell the model its stage, and whether the fused head trains in it."""
+        """Set the stage of the model, and whether its fused head trains."""
         rule, stage = self._run.plan.rule, self._run.record.stage
         self._run.model.set_stage(stage, stage == "joint" or (rule is not None and rule.trains_fused_head))
 
     # ---- after a step ----
 
     def must_probe(self) -> bool:
-        """Whether stage 1 must end at this step, however rarely the arguments ask for an evaluation."""
+        """Whether stage 1 must end at this step, so that an evaluation is needed in any case."""
         args, state, rule = self._run.args, self._run.state, self._run.plan.rule
         if rule is None or self._run.record.stage != "unimodal":
             return False
         last = math.ceil(rule.latest_end * state.max_steps - 1e-9)
-        # The end of an epoch is probed anyway.
+        # At the end of an epoch there is an evaluation anyway.
         end_of_epoch = args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0.0).is_integer()
         return state.global_step == last and not end_of_epoch
 
     # ---- around a probe ----
 
     def prepare_probe(self) -> None:
-        """In stage 1 the fused head is the sum of the unimodal ones, where it does not train."""
+        """In stage 1, set the fused head to the sum of the unimodal heads, unless it trains."""
         if self._run.record.stage == "unimodal" and not self._run.model.trains_fused_head:
             self._run.model.start_fusion_from_heads()
 
@@ -200,7 +204,7 @@ class Stages:
         return probe
 
     def keep_peak(self, evaluation: Evaluation) -> None:
-        """In stage 1, keep the weights that the rule marked; where no stage follows, end training with them."""
+        """In stage 1, save the weights that the rule marked. If there is no stage 2, end training with them."""
         run, record, step = self._run, self._run.record, self._run.state.global_step
         if record.stage != "unimodal":
             return
@@ -223,6 +227,6 @@ def _check_processes(run: Run) -> None:
     if record.processes not in (0, processes):
         raise ValueError(
             f"the checkpoint was written by {record.processes} processes and this run has {processes}: batches and "
-            f"random numbers would be others. Resume with {record.processes}, or start anew."
+            f"random numbers would be different. Resume with {record.processes}, or start anew."
         )
     record.processes = processes

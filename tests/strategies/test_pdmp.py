@@ -63,7 +63,7 @@ def test_the_peak_is_kept_and_the_card_says_where_stage_two_starts(tmp_path):
     assert "heads.right.weight" in moved
     assert [entry.restored for entry in run.record.history] == [0, None, None, None]
     run.create_model_card(dataset="views")
-    assert "stage 2 starts anew" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "stage 2 starts from the initial weights" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("best", ["left", "noise"])

@@ -13,7 +13,12 @@ from torch import nn
 from ecsfusion import FusionTrainer, FusionTrainingArguments
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.strategies import make_strategy, relearning
-from ecsfusion.strategies.relearning import DiagnosingRelearning, lead_back, purity, purity_of
+from ecsfusion.strategies.relearning import (
+    DiagnosingRelearning,
+    move_towards_initial_weights,
+    purity,
+    purity_of,
+)
 
 
 def test_the_purity_of_a_known_clustering():
@@ -53,7 +58,7 @@ def test_an_encoder_goes_a_quarter_of_the_way_back():
 
     model = model_at(10.0)
     # 0.25 * 2 + 0.75 * 10 = 8.
-    lead_back(model, model_at(2.0), {"left": 0.25})
+    move_towards_initial_weights(model, model_at(2.0), {"left": 0.25})
     assert float(model.encoders["left"].weight) == pytest.approx(8.0)
     assert float(model.encoders["left"].bias) == 1.0
 
