@@ -190,7 +190,7 @@ def test_a_stage_one_that_ends_while_a_modality_learns(tmp_path):
         num_train_epochs=5,
         unimodal_lr_scheduler_type="constant",
         # No lead makes the left view wait, and no dependence would end stage 1.
-        rule_options={"margin": 9.0, "dependence": 9.0},
+        strategy_options={"margin": 9.0, "dependence": 9.0},
     )
     run.train()
     assert ("short stage", "right") in said(run)
