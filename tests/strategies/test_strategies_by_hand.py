@@ -465,7 +465,7 @@ def test_two_stage_is_what_the_trainer_did_without_strategies(tmp_path):
         ("ogm", {"alpha": -1.0}, "alpha is -1.0; it must be positive"),
         ("uni-pre-frozen", {"share": 1.0}, "share is 1.0; it is a part of the budget"),
         ("sequential", {"order": ["left"]}, r"order is \['left'\]; it must hold each of"),
-        ("sequential", {"order": ["left", "right"], "share": 0.5}, "2 of them must leave some"),
+        ("sequential", {"order": ["left", "right"], "share": 0.5}, "2 times this share must be above 0 and below 1"),
         ("joint", {"alpha": 1.0}, "alpha"),
     ],
 )
