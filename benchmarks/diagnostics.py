@@ -82,7 +82,7 @@ def main() -> None:
 def too_short() -> dict[str, Any]:
     """Of all modalities at the end of a recorded stage 1: how much those named learnt afterwards, and the others."""
     later: dict[bool, list[float]] = {True: [], False: []}
-    for history, afterwards in recorded_ends_of_stage_one():
+    for history, afterwards in recorded_ends_of_unimodal_stage():
         named = {finding.about for finding in short_stage(history)}
         for name, accuracies in afterwards.items():
             at_the_end = history[-1].reading.accuracy[name]
@@ -102,7 +102,7 @@ def too_short() -> dict[str, Any]:
     }
 
 
-def recorded_ends_of_stage_one() -> Iterator[tuple[list[Probe], dict[str, Sequence[float]]]]:
+def recorded_ends_of_unimodal_stage() -> Iterator[tuple[list[Probe], dict[str, Sequence[float]]]]:
     """The probes of each recorded stage 1, and by modality the accuracies of its stage 2."""
     for file in sorted((FOLDER / "compare").glob("*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():

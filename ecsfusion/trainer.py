@@ -499,12 +499,14 @@ class FusionTrainer(ResumableTrainer):
             The metrics, with the values of `ecsfusion.evaluation.logged_values` under the prefix.
         """
         prefix = metric_key_prefix
-        is_probe_set = prefix == self._probe_prefix()
+        has_prefix_of_probe_set = prefix == self._probe_prefix()
+        # Other rows may be evaluated under the same prefix.
+        is_probe_set = has_prefix_of_probe_set and (eval_dataset is None or isinstance(eval_dataset, str))
         is_reading = self._awaits_reading and self.is_in_train and is_probe_set
         if is_reading:
             self._awaits_reading = False
         # In training, only the first of several evaluation sets is probed.
-        self.evaluator.probes = is_probe_set or not self.is_in_train
+        self.evaluator.probes = has_prefix_of_probe_set or not self.is_in_train
         if self.is_in_train:
             self.stages.prepare_probe()
         with self.evaluator.measuring() as measured:
@@ -523,7 +525,8 @@ class FusionTrainer(ResumableTrainer):
             if not is_probe_set:
                 self.evaluator.keep(self, prefix, evaluated)
         else:
-            self._report(prefix, self.evaluator.with_reliability(self, evaluated))
+            split = "validation" if is_probe_set else prefix
+            self.measurements[split] = self.evaluator.with_reliability(self, evaluated)
             if is_probe_set:
                 self.evaluator.keep_only(self, prefix, evaluated)
             self.diagnostics.after_evaluation()
@@ -531,9 +534,6 @@ class FusionTrainer(ResumableTrainer):
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return self.evaluator.compute_metrics(self, prediction)
-
-    def _report(self, prefix: str, measurement: Measurement) -> None:
-        self.measurements["validation" if prefix == self._probe_prefix() else prefix] = measurement
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # The best model of a two-stage run is one of stage 2, and only the rule ends stage 1. Without a best metric,
@@ -626,7 +626,8 @@ class FusionTrainer(ResumableTrainer):
         for prefix, evaluated in evaluations.items():
             again = self.evaluator.measure_again(self, prefix, cast("Any", evaluated))
             self.log(dict(again.metrics))
-            self._report(prefix, self.evaluator.with_reliability(self, again))
+            split = "validation" if prefix == self._probe_prefix() else prefix
+            self.measurements[split] = self.evaluator.with_reliability(self, again)
         self._set_readout(cast("Any", evaluations[prefixes[0]]).outputs)
 
     def _final_step(self) -> int:

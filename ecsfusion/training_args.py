@@ -55,7 +55,9 @@ class FusionTrainingArguments(TrainingArguments):
         ValueError: a value that is not allowed, or arguments that contradict each other.
     """
 
-    strategy: str = field(default="two-stage", metadata={"help": "how the model is trained, by name"})
+    strategy: str | None = field(
+        default=None, metadata={"help": "how the model is trained, by name (default: two-stage)"}
+    )
     strategy_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "options of the strategy"}
     )
@@ -111,7 +113,8 @@ class FusionTrainingArguments(TrainingArguments):
                     raise ValueError(
                         f"{name}[{modality!r}] is {value!r}; give a number that is not negative."
                     )
-        check_strategy_name(self.strategy)
+        if self.strategy is not None:
+            check_strategy_name(self.strategy)
         if self.max_unimodal_share is not None and not 0.0 < self.max_unimodal_share < 1.0:
             raise ValueError(
                 f"max_unimodal_share is {self.max_unimodal_share}; it is a share of the budget, between 0 and 1."

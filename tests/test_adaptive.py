@@ -592,7 +592,7 @@ def test_card_and_picture_say_what_happened(shortcut) -> None:
     run.create_model_card()
     card = (Path(run.args.output_dir) / "README.md").read_text()
     assert "left waits for stage 2, from its initial weights" in card
-    assert "left waited in stage 1, so that the others could learn what it leaves them." in card
+    assert "left was paused in stage 1, so that the other modalities could learn." in card
     assert (
         "first each modality by itself, after some joint training to scout, then all of them jointly" in card
     )

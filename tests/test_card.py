@@ -116,7 +116,7 @@ def test_the_card_says_whose_weights_answer_and_who_waited(facts):
         "the model answers for image with the weights of step 1,200, its own best on validation: a second copy of its "
         "encoder and head, beside that which the fused head reads."
     ) in section(one, "Accuracy")
-    assert "audio waited in stage 1, so that the others could learn what it leaves them." in one
+    assert "audio was paused in stage 1, so that the other modalities could learn." in one
     two = render_card(replace(facts, best_heads={"image": 120, "audio": 60}))
     assert "a second encoder and head of image and of audio included" in two
     assert (

@@ -12,11 +12,11 @@ from readings import make_information, make_measurement, make_probe
 from ecsfusion.controller.decision import PauseThreshold
 from ecsfusion.controller.probe import Probe
 from ecsfusion.diagnostics.duplicate import duplicate
-from ecsfusion.diagnostics.estimate import beneath_noise, certificate_missed, few_rows
+from ecsfusion.diagnostics.estimate import atoms_below_noise, few_rows, wide_certificate
 from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
 from ecsfusion.diagnostics.memorization import memorized
-from ecsfusion.diagnostics.no_information import lost_modality, silent_modality
+from ecsfusion.diagnostics.no_information import information_lost, no_information
 from ecsfusion.diagnostics.short_stage import short_stage
 from ecsfusion.diagnostics.shortcut import shortcut
 from ecsfusion.evaluation.measurement import Information, Measurement, Scale
@@ -149,22 +149,22 @@ class TestEstimate:
         assert about(few_rows(decomposition(num_samples=1601, num_clusters=(64, 64)))) == []
 
     def test_a_gap_counts_above_what_was_asked_for_and_above_the_noise(self) -> None:
-        (found,) = certificate_missed(decomposition(gap=0.04))
+        (found,) = wide_certificate(decomposition(gap=0.04))
         assert "certified to 0.040 bits only, not to 0.001" in found.sentence
         # The floor of redundancy is 0.03.
-        assert about(certificate_missed(decomposition(gap=0.02))) == []
+        assert about(wide_certificate(decomposition(gap=0.02))) == []
 
     def test_a_solver_that_was_stopped(self) -> None:
         table = torch.rand(12, 12, 4, generator=torch.Generator().manual_seed(0)) ** 8
         with pytest.warns(UserWarning, match="did not reach"):
             stopped = Information.from_pid(decompose(table, max_iterations=1))
         assert stopped.gap > 1e-3
-        assert len([*certificate_missed(stopped)]) == 1
-        assert about(certificate_missed(Information.from_pid(decompose(table)))) == []
+        assert len([*wide_certificate(stopped)]) == 1
+        assert about(wide_certificate(Information.from_pid(decompose(table)))) == []
 
     def test_a_probe_that_sees_nothing_of_what_a_head_knows(self) -> None:
         blind = {"redundancy": 0.01, "synergy": 0.0, "unique": {"image": 0.04, "audio": 0.0}}
-        (found,) = beneath_noise(measurement(**blind))
+        (found,) = atoms_below_noise(measurement(**blind))
         assert "the largest, uniqueness of image, is 0.040 bits, floor 0.050" in found.sentence
         assert "the fused head has an accuracy of 0.700, chance 0.100" in found.sentence
 
@@ -188,7 +188,7 @@ class TestEstimate:
         ],
     )
     def test_a_probe_that_agrees_with_the_heads(self, values: dict) -> None:
-        assert about(beneath_noise(measurement(**values))) == []
+        assert about(atoms_below_noise(measurement(**values))) == []
 
 
 def led(readings: int, unique: tuple[float, float] = (0.9, 0.1), **values: Any) -> list[Probe]:
@@ -247,7 +247,7 @@ class TestNoInformation:
     }
 
     def test_a_modality_that_says_nothing(self) -> None:
-        (found,) = silent_modality([probe(**self.SILENT).reading] * 3)
+        (found,) = no_information([probe(**self.SILENT).reading] * 3)
         assert found.about == "audio"
         assert "(0.030 bits, noise floor 0.050; its head's accuracy is 0.120, chance 0.100)" in found.sentence
 
@@ -265,10 +265,10 @@ class TestNoInformation:
     )
     def test_one_reading_that_disagrees_is_enough(self, other: dict) -> None:
         last = probe(**{**self.SILENT, **other}) if other else probe()
-        assert about(silent_modality([probe(**self.SILENT).reading, last.reading])) == []
+        assert about(no_information([probe(**self.SILENT).reading, last.reading])) == []
 
     def test_a_modality_that_fell_silent(self) -> None:
-        (found,) = lost_modality([probe(100), probe(200, **self.SILENT), probe(300, **self.SILENT)])
+        (found,) = information_lost([probe(100), probe(200, **self.SILENT), probe(300, **self.SILENT)])
         assert found.about == "audio"
         assert "said 0.90 bits about the label at step 100, with an accuracy of 0.450" in found.sentence
         assert "nothing since step 200 (accuracy 0.120, chance 0.100)" in found.sentence
@@ -292,7 +292,7 @@ class TestNoInformation:
     )
     def test_nothing_is_lost(self, history: list[dict]) -> None:
         probes = [probe(100 * (i + 1), **values) for i, values in enumerate(history)]
-        assert about(lost_modality(probes)) == []
+        assert about(information_lost(probes)) == []
 
 
 def evaluated(information: Information, accuracy: dict[str, float]) -> Measurement:

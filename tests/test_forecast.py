@@ -47,7 +47,8 @@ class TestForecast:
 
     def test_it_is_a_sentence(self):
         assert str(Forecast("audio", "image", 0.1, 0.75)) == (
-            "audio looks slow, not weak: it knows 10% of what image knows, and at its pace 75% in 2 epochs"
+            "audio looks slow, not weak: it knows 10% of what image knows now, and at its present pace "
+            "it will know 75% of that in 2 epochs"
         )
         assert "looks weak, not slow" in str(Forecast("audio", "image", 0.1, 0.6))
         assert str(Forecast("audio", "image", 0.1, -0.2)).endswith("at its pace 0% in 2 epochs")
@@ -66,7 +67,10 @@ class TestMemory:
         # step 0 is no reading of training; the last one is at epoch 10
         assert [epoch for epoch, _ in seen] == [8.0, 8.5, 9.0, 9.5, 10.0]
         # 0.1 bits an epoch: 1.0 of 2 bits now, 1.2 in two epochs
-        assert "knows 50% of what image knows, and at its pace 60%" in forecasts(seen, ["audio"], "image")
+        assert (
+            "knows 50% of what image knows now, and at its present pace it will know 60% of that"
+            in forecasts(seen, ["audio"], "image")
+        )
         assert json.loads(json.dumps(seen)) == seen
 
     def test_a_broken_value_is_named(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -297,10 +298,64 @@ def test_user_metrics_see_the_fused_logits(tmp_path):
     assert shapes == [(80, 3), (7, 3)]
 
 
+def test_metrics_of_the_user_are_logged_and_steer_nothing(tmp_path):
+    def own(prediction):
+        return {"accuracy": 0.123, "synergy": -7.0}
+
+    def run_of(folder, compute_metrics):
+        run = FusionTrainer(
+            model=two_views(),
+            args=arguments(tmp_path / folder, num_train_epochs=2),
+            train_dataset=TwoViews(ROWS, seed=0),
+            eval_dataset=TwoViews(80, seed=1),
+            compute_metrics=compute_metrics,
+        )
+        run.train()
+        return run
+
+    plain, owned = run_of("plain", None), run_of("own", own)
+    assert owned.record.history == plain.record.history
+    assert owned.measurements == plain.measurements
+    logged = [entry for entry in owned.state.log_history if "eval_synergy" in entry]
+    assert len(logged) == len(owned.record.history) + 1
+    assert {(entry["eval_accuracy"], entry["eval_synergy"]) for entry in logged} == {(0.123, -7.0)}
+
+
+def test_other_rows_do_not_become_the_validation(tmp_path):
+    run = trainer(tmp_path, num_train_epochs=1)
+    run.train()
+    validation = run.measurements["validation"]
+    run.evaluate(TwoViews(30, seed=5))
+    assert run.measurements["validation"] is validation
+    assert run.measurements["eval"].num_rows == 30
+
+
+class EvaluatesOtherRows(TrainerCallback):
+    """At the end of every epoch, as transformers advises to look at training rows."""
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        kept = copy.deepcopy(control)
+        self.trainer.evaluate(TwoViews(40, seed=9))
+        return kept
+
+
+def test_what_is_evaluated_in_a_callback_decides_nothing(tmp_path):
+    plain = trainer(tmp_path / "plain")
+    plain.train()
+    look = EvaluatesOtherRows()
+    watched = trainer(tmp_path / "watched", callbacks=[look])
+    look.trainer = watched
+    watched.train()
+    assert watched.record.history == plain.record.history
+    assert watched.record.best_heads == plain.record.best_heads
+    weights, others = watched.model.state_dict(), plain.model.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"strategy": "three"}, "must be one of two-stage, published, joint"),
+        ({"strategy": "three"}, "must be one of two-stage, joint"),
         ({"max_unimodal_share": 1.5}, "between 0 and 1"),
         ({"eval_strategy": "no"}, "eval_strategy is 'no'"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),

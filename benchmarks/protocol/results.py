@@ -11,6 +11,7 @@ from typing import Any
 
 from suites import Suite
 
+from ecsfusion.controller.registry import RULES
 from ecsfusion.strategies import STRATEGIES
 from ecsfusion.strategies.two_stage import TwoStage
 from protocol.methods import Method
@@ -112,7 +113,7 @@ def settings_of(method: Method, suite: Suite, optimizer: str) -> list[Setting]:
     Nothing, where it is for two modalities and the suite has more.
     """
     # A rule's name stands for two stages.
-    strategy = STRATEGIES.get(method.strategy, TwoStage)
+    strategy = STRATEGIES.get(method.strategy) or RULES.get(method.strategy, TwoStage)
     if strategy.only_two and len(suite.modalities) != 2:
         return []
     rates = suite.learning_rates if optimizer == "adamw" else suite.sgd_learning_rates

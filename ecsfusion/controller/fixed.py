@@ -60,9 +60,18 @@ class FixedSchedule(Rule):
             raise ValueError(
                 "schedule is empty; give pairs (length, modalities), or train jointly from the start."
             )
-        if unit == "share" and end > max_unimodal_share + 1e-9:
+
+    def check_context(self) -> None:
+        """Check that the phases end within the share of the budget that stage 1 may use.
+
+        Raises:
+            ValueError: they do not, or see `Rule.check_context`.
+        """
+        super().check_context()
+        end = self.phases[-1][0]
+        if self.unit == "share" and end > self.max_unimodal_share + 1e-9:
             raise ValueError(
-                f"schedule uses {end:g} of the budget and max_unimodal_share allows {max_unimodal_share:g}; "
+                f"schedule uses {end:g} of the budget and max_unimodal_share allows {self.max_unimodal_share:g}; "
                 "shorten the phases or raise max_unimodal_share."
             )
 

@@ -42,8 +42,8 @@ class Forecast:
     def __str__(self) -> str:
         kind = "slow, not weak" if self.is_slow else "weak, not slow"
         return (
-            f"{self.name} looks {kind}: it knows {self.now:.0%} of what {self.leader} knows, and at its pace "
-            f"{max(self.soon, 0.0):.0%} in {EPOCHS:g} epochs"
+            f"{self.name} looks {kind}: it knows {self.now:.0%} of what {self.leader} knows now, and at its "
+            f"present pace it will know {max(self.soon, 0.0):.0%} of that in {EPOCHS:g} epochs"
         )
 
 

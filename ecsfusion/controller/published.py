@@ -34,6 +34,7 @@ class Published(Rule):
     """
 
     name = "published"
+    only_two = "it compares two uniquenesses"
 
     def __init__(
         self,

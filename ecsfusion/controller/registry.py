@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,9 +59,11 @@ def make_rule(
     else:
         raise TypeError(f"rule must be a name, a Rule class or a Rule, got {type(rule).__name__}.")
     label = f"the rule {kind.name or kind.__name__!r}"
-    if context.unimodal_share is not None and "max_unimodal_share" in inspect.signature(kind).parameters:
-        # Some rules check their other options against the share.
-        options = {**options, "max_unimodal_share": context.unimodal_share}
+    if context.unimodal_share is not None and "max_unimodal_share" in options:
+        raise ValueError(
+            f"the share of stage 1 is given twice, as {options['max_unimodal_share']} among the options of {label} and "
+            f"as {context.unimodal_share:g} by the arguments; give one of them."
+        )
     check_options(kind, options, label, "strategy_options")
     try:
         return kind(modalities, **options).in_context(context)

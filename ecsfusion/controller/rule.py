@@ -10,9 +10,7 @@ from typing import Any, ClassVar, Self
 
 from ecsfusion.controller.decision import Decision, PauseThreshold
 from ecsfusion.controller.reading import Reading, check_reading
-from ecsfusion.model.names import FUSED
-
-RESERVED_NAMES = (FUSED, "redundancy", "synergy")
+from ecsfusion.model.names import RESERVED_NAMES
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,8 @@ class Rule:
     name: ClassVar[str] = ""
     resets: ClassVar[bool] = False
     """Whether the rule may put modalities back to their initial weights; then the run keeps these weights."""
+    only_two: ClassVar[str] = ""
+    """Why the rule is for two modalities only, in a few words; empty if it is not."""
     context: RunContext = RunContext()
     """The run that the rule decides for; see `in_context`."""
 
@@ -89,18 +89,26 @@ class Rule:
         """Copy this rule, with its present state, to decide for this run.
 
         Raises:
-            ValueError: `joint_pausing` is True, and the rule does not define `decide_joint`.
+            ValueError: see `check_context`.
         """
         rule = copy.deepcopy(self)
         rule.context = context
         if context.unimodal_share is not None:
             rule.max_unimodal_share = context.unimodal_share
-        if context.joint_pausing and type(self).decide_joint is Rule.decide_joint:
+        rule.check_context()
+        return rule
+
+    def check_context(self) -> None:
+        """Check that the rule can decide for its run.
+
+        Raises:
+            ValueError: `joint_pausing` is True, and the rule does not define `decide_joint`. A rule may check more.
+        """
+        if self.context.joint_pausing and type(self).decide_joint is Rule.decide_joint:
             raise ValueError(
                 f"joint_pausing is True, but the rule {self.label!r} has no decide_joint; use the rule 'peak-synergy' "
                 "or another rule that defines it."
             )
-        return rule
 
     @property
     def label(self) -> str:
@@ -254,7 +262,8 @@ class Rule:
         for key in ("rule", "modalities"):
             if state.get(key) != present[key]:
                 raise ValueError(
-                    f"the saved controller has {key} {state.get(key)!r}, this run has {present[key]!r}."
+                    f"the saved controller has {key} {state.get(key)!r}, this run has {present[key]!r}; resume with "
+                    "the strategy, its options and the modalities of that run, or start again in another output_dir."
                 )
         self.peak_step = state["peak_step"]
         self.state = copy.deepcopy(state["state"])

@@ -55,7 +55,7 @@ def few_rows(information: Information) -> Iterator[Finding]:
         )
 
 
-def certificate_missed(information: Information) -> Iterator[Finding]:
+def wide_certificate(information: Information) -> Iterator[Finding]:
     """Find that the solver stopped before its certified interval was narrow enough.
 
     An interval that is wider than demanded, but within the noise floor of redundancy, is not reported, because it
@@ -77,7 +77,7 @@ def certificate_missed(information: Information) -> Iterator[Finding]:
         )
 
 
-def beneath_noise(measurement: Measurement) -> Iterator[Finding]:
+def atoms_below_noise(measurement: Measurement) -> Iterator[Finding]:
     """Find that no atom is above its noise floor although a head knows the label.
 
     A single atom within its noise floor is no failure; most runs have one. The head must be above chance by five

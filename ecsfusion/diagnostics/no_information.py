@@ -14,7 +14,7 @@ LOST_READINGS = 2
 """Readings in a row without information after which it counts as lost. A single one may follow an unlucky step."""
 
 
-def silent_modality(readings: Sequence[Reading]) -> Iterator[Finding]:
+def no_information(readings: Sequence[Reading]) -> Iterator[Finding]:
     """Find each modality that trained and says nothing about the label in all of these readings.
 
     Its information is within its noise floor, and the accuracy of its head is within three standard errors of chance.
@@ -41,7 +41,7 @@ def silent_modality(readings: Sequence[Reading]) -> Iterator[Finding]:
             )
 
 
-def lost_modality(history: Sequence[Probe]) -> Iterator[Finding]:
+def information_lost(history: Sequence[Probe]) -> Iterator[Finding]:
     """Find each modality that clearly knew the label and has said nothing in the last `LOST_READINGS` probes.
 
     It clearly knew the label if its accuracy was six standard errors above chance and its information was twice the

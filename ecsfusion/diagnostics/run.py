@@ -19,11 +19,11 @@ from ecsfusion.controller.probe import Probe
 from ecsfusion.controller.reading import Reading
 from ecsfusion.controller.rule import Rule
 from ecsfusion.diagnostics.duplicate import duplicate
-from ecsfusion.diagnostics.estimate import beneath_noise, certificate_missed, few_rows
+from ecsfusion.diagnostics.estimate import atoms_below_noise, few_rows, wide_certificate
 from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
 from ecsfusion.diagnostics.memorization import memorized
-from ecsfusion.diagnostics.no_information import lost_modality, silent_modality
+from ecsfusion.diagnostics.no_information import information_lost, no_information
 from ecsfusion.diagnostics.short_stage import short_stage
 from ecsfusion.diagnostics.shortcut import shortcut
 from ecsfusion.evaluation.information import decompose_embeddings
@@ -34,9 +34,9 @@ from ecsfusion.pid.estimate import FewSamplesWarning
 
 logger = logging.get_logger(__name__)
 
-MIN_SILENT_READINGS = 3
+MIN_READINGS_WITHOUT_INFORMATION = 3
 """Readings without information after which a modality is reported. Some learn nothing in the first two epochs."""
-MIN_BLIND_READINGS = 2
+MIN_READINGS_BELOW_NOISE = 2
 """Readings in a row without any atom above its noise floor after which this is reported."""
 
 
@@ -152,16 +152,16 @@ class RunDiagnostics:
         if information is None or not history:
             return
         latest = history[-1]
-        self._warn([*few_rows(information), *certificate_missed(information), *lost_modality(history)])
+        self._warn([*few_rows(information), *wide_certificate(information), *information_lost(history)])
         if run.rule is not None and (run.rule.context.joint_pausing or latest.stage == "unimodal"):
             self._warn(late_pause(history, run.rule.pauses_at))
-        ends_stage_one = latest.restored is not None
-        if ends_stage_one or run.state.global_step >= run.state.max_steps:
+        ends_unimodal_stage = latest.restored is not None
+        if ends_unimodal_stage or run.state.global_step >= run.state.max_steps:
             self._warn(
                 finding for pair in self._pairs(evaluation, information) for finding in duplicate(pair)
             )
-        if ends_stage_one:
-            self._after_stage_one(history, measurement)
+        if ends_unimodal_stage:
+            self._after_unimodal_stage(history, measurement)
 
     def after_training(self) -> None:
         """Run the diagnostics of the trained model, whose evaluations are in `run.measurements` by now."""
@@ -176,22 +176,24 @@ class RunDiagnostics:
             training=tuple(run.record.training),
             measurement=measurement,
         )
-        self._warn([*silent_modality([reading]), *beneath_noise(measurement), *self._shortcuts()])
+        self._warn([*no_information([reading]), *atoms_below_noise(measurement), *self._shortcuts()])
         self._compare_with_training_rows(measurement)
 
     def after_evaluation(self) -> None:
         """Run the diagnostic of shortcuts after an evaluation of the trained model."""
         self._warn(self._shortcuts())
 
-    def _after_stage_one(self, history: Sequence[Probe], measurement: Measurement) -> None:
+    def _after_unimodal_stage(self, history: Sequence[Probe], measurement: Measurement) -> None:
         self._warn(late_end_of_stage(history))
         if self.run.plan.stages == "two-stage":
             self._warn(short_stage(history))
         readings = [probe.reading for probe in history]
-        if len(readings) >= MIN_SILENT_READINGS:
-            self._warn(silent_modality(readings[-MIN_SILENT_READINGS:]))
-        findings = [[*beneath_noise(reading.measurement)] for reading in readings[-MIN_BLIND_READINGS:]]
-        if len(findings) >= MIN_BLIND_READINGS and all(findings):
+        if len(readings) >= MIN_READINGS_WITHOUT_INFORMATION:
+            self._warn(no_information(readings[-MIN_READINGS_WITHOUT_INFORMATION:]))
+        findings = [
+            [*atoms_below_noise(reading.measurement)] for reading in readings[-MIN_READINGS_BELOW_NOISE:]
+        ]
+        if len(findings) >= MIN_READINGS_BELOW_NOISE and all(findings):
             self._warn(findings[-1])
         self._compare_with_training_rows(measurement)
 

@@ -19,7 +19,7 @@ class LoggedValue:
     """One value of the log.
 
     Attributes:
-        name: its key, in which "score" becomes "accuracy" or "r2". A value by modality is logged as NAME_MODALITY.
+        name: its key, in which "{score}" becomes "accuracy" or "r2". A value by modality is logged as NAME_MODALITY.
         value: the function that reads it from a measurement. For a value by modality it returns a dictionary.
         by_modality: whether there is a value for each modality.
         needs_information: whether it is logged only where a decomposition was made.
@@ -41,9 +41,9 @@ def _information(name: str, value: Callable[[Information], Any], by_modality: bo
 
 
 LOGGED_VALUES = (
-    LoggedValue("score", lambda m: m.scores[FUSED]),
-    LoggedValue("score", lambda m: m.modality_scores, by_modality=True),
-    LoggedValue("score_calibrated", lambda m: m.scores[CALIBRATED]),
+    LoggedValue("{score}", lambda m: m.scores[FUSED]),
+    LoggedValue("{score}", lambda m: m.modality_scores, by_modality=True),
+    LoggedValue("{score}_calibrated", lambda m: m.scores[CALIBRATED]),
     LoggedValue("calibration_error", lambda m: m.calibration_error[FUSED], needs_probabilities=True),
     LoggedValue(
         "calibration_error_calibrated", lambda m: m.calibration_error[CALIBRATED], needs_probabilities=True
@@ -78,7 +78,7 @@ def log_values(measurement: Measurement) -> dict[str, float]:
             continue
         if logged.needs_probabilities and not measurement.calibration_error:
             continue
-        name, value = logged.name.replace("score", measurement.score), logged.value(measurement)
+        name, value = logged.name.format(score=measurement.score), logged.value(measurement)
         if logged.by_modality:
             values |= {f"{name}_{modality}": number for modality, number in value.items()}
         else:
@@ -97,6 +97,6 @@ def logged_names(modalities: Sequence[str], score: str) -> tuple[str, ...]:
     for logged in LOGGED_VALUES:
         if logged.needs_probabilities and score == "r2":
             continue
-        name = logged.name.replace("score", score)
+        name = logged.name.format(score=score)
         names += [f"{name}_{modality}" for modality in modalities] if logged.by_modality else [name]
     return tuple(names)

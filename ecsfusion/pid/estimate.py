@@ -301,7 +301,7 @@ def estimate(
     start = time.perf_counter()
     options = EstimatorOptions() if options is None else options
     names = checked_names(names)
-    # Raises for what is no table.
+    # This raises an error if `counts` is no table.
     normalized_table(counts)
     tables = counts.flatten(0, -4) if counts.ndim > 3 else counts.unsqueeze(0)
     num_samples = [int(total) for total in tables.sum((1, 2, 3)).tolist()]

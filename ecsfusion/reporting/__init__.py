@@ -1,1 +1,1 @@
-"""What a run says of itself: the model card, the pictures, the table of results, and both stages on the Hub."""
+"""Reports of a run: model card, pictures, the text at its end, and what is published on the Hub."""

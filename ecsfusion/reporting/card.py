@@ -326,9 +326,9 @@ def _excluded_sentence(excluded_from_readout: Sequence[str]) -> str:
     if not excluded_from_readout:
         return ""
     return (
-        f"{_enumerate(list(excluded_from_readout))} waited in stage 1, so that the others could learn what it leaves "
-        "them. In the calibrated combination its own head has no weight beside others, which it would overrule; where "
-        "it alone is at hand, it answers."
+        f"{_enumerate(list(excluded_from_readout))} was paused in stage 1, so that the other modalities could learn. "
+        "In the calibrated combination its own head has no weight where other modalities are present, because it would "
+        "outvote them; where it is the only modality, its head answers."
     )
 
 

@@ -12,7 +12,7 @@ from ecsfusion.model.encoders import main_input
 from ecsfusion.reporting.card import CardFacts, EncoderFacts
 from ecsfusion.reporting.heads import score_shares
 from ecsfusion.reporting.privacy import hub_name
-from ecsfusion.reporting.run import Run, rows_by_split
+from ecsfusion.reporting.run import ReportedRun, rows_by_split
 
 KINDS = {"pixel_values": "image", "input_values": "audio", "input_features": "audio", "input_ids": "text"}
 """The kind of an encoder's input, by the name of its first argument."""
@@ -20,6 +20,9 @@ HYPERPARAMETERS = (
     "strategy",
     "strategy_options",
     "max_unimodal_share",
+    "unimodal_epochs",
+    "unimodal_lr_scheduler_type",
+    "joint_pausing",
     "auxiliary_weight",
     "keep_best_heads",
     "num_train_epochs",
@@ -42,7 +45,7 @@ HYPERPARAMETERS = (
 
 
 def run_facts(
-    run: Run,
+    run: ReportedRun,
     *,
     title: str,
     dataset: str,
@@ -107,7 +110,7 @@ def run_facts(
     )
 
 
-def _encoder_facts(run: Run, name: str) -> EncoderFacts:
+def _encoder_facts(run: ReportedRun, name: str) -> EncoderFacts:
     encoder = run.model.encoders[name]
     source = run.model.sources.get(name)
     return EncoderFacts(
@@ -119,8 +122,8 @@ def _encoder_facts(run: Run, name: str) -> EncoderFacts:
     )
 
 
-def _information(run: Run) -> dict[str, tuple[int, Information]]:
-    """The step and the decomposition at the start of stage 2 and at the end of training, as far as there are some."""
+def _information(run: ReportedRun) -> dict[str, tuple[int, Information]]:
+    """The step and the decomposition at the start of stage 2 and at the end of training."""
     moments: dict[str, tuple[int, Information]] = {}
     history = run.record.history
     start = next((probe.restored for probe in history if probe.restored is not None), None)
@@ -148,13 +151,20 @@ def _decisions(history: Sequence[Probe]) -> list[tuple[int, str]]:
     return decisions
 
 
-def _hyperparameters(run: Run) -> dict[str, Any]:
+def _hyperparameters(run: ReportedRun) -> dict[str, Any]:
     """The values of `HYPERPARAMETERS`; what the strategy decides is as the plan of the run has it."""
     strategy = run.plan.strategy
     resolved = {
-        "strategy": strategy.name or type(strategy).__name__,
+        "strategy": strategy.label,
+        "strategy_options": run.args.to_dict()["strategy_options"],
         "auxiliary_weight": run.plan.auxiliary_weight,
     }
+    if run.rule is not None and strategy.label == run.rule.label:
+        # The name of the rule stands for itself.
+        options = resolved["strategy_options"] or {}
+        resolved["strategy_options"] = {
+            name: value for name, value in options.items() if name != "rule"
+        } or None
     return {
         name: _plain(resolved[name] if name in resolved else getattr(run.args, name))
         for name in HYPERPARAMETERS

@@ -32,7 +32,7 @@ class NotPublishedError(ConnectionError):
 
 @contextmanager
 def reachable(folder: str | Path, command: str) -> Iterator[None]:
-    """Surround requests to the Hub: where one fails, the error says that nothing is lost, and what to do.
+    """A context for requests to the Hub: if one fails, the error says that nothing is lost, and what to do.
 
     Args:
         folder: the folder that is to be published.

@@ -13,12 +13,17 @@ def probe_line(probe: Probe, modalities: Sequence[str]) -> str:
     reading = probe.reading
     paused = [name for name in modalities if name not in probe.training]
     unique = "  ".join(f"{name} {reading.unique[name]:.2f}" for name in modalities)
-    scores = "  ".join(f"{name} {100 * reading.accuracy[name]:.1f}" for name in modalities)
-    calibrated = reading.accuracy.get(CALIBRATED)
+    is_accuracy = reading.measurement.score == "accuracy"
+    heads = [head for head in (*modalities, FUSED, CALIBRATED) if head in reading.accuracy]
+    scores = "  ".join(
+        f"{head} {100 * reading.accuracy[head]:.1f}"
+        if is_accuracy
+        else f"{head} {reading.accuracy[head]:.3f}"
+        for head in heads
+    )
     return (
         f"step {probe.step:>5} | {probe.phase:<8} | training {', '.join(probe.training)}"
         f"{' | paused ' + ', '.join(paused) if paused else ''}"
         f" | R {reading.redundancy:.2f}  U {unique}  S {reading.synergy:.2f} bits"
-        f" | accuracy {scores}  fused {100 * reading.accuracy[FUSED]:.1f}"
-        f"{'' if calibrated is None else f'  calibrated {100 * calibrated:.1f}'} %"
+        f" | {reading.measurement.score} {scores}{' %' if is_accuracy else ''}"
     )

@@ -8,10 +8,10 @@ from ecsfusion.controller.probe import Probe
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.model.names import CALIBRATED, FUSED
 from ecsfusion.reporting.heads import compare_heads, head_label, score_shares
-from ecsfusion.reporting.run import Run, rows_by_split
+from ecsfusion.reporting.run import ReportedRun, rows_by_split
 
 
-def run_summary(run: Run, metrics: Mapping[str, float]) -> str:
+def run_summary(run: ReportedRun, metrics: Mapping[str, float]) -> str:
     """A few lines on a run that is over.
 
     They say how long the stages were, which modalities were paused, which weights the model has, how well each head
@@ -55,7 +55,7 @@ def run_summary(run: Run, metrics: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def results_table(run: Run, comparison: Mapping[str, float] | None = None) -> str:
+def results_table(run: ReportedRun, comparison: Mapping[str, float] | None = None) -> str:
     """Accuracy of every head on every split evaluated after training, and a sentence on what fusion is worth.
 
     Args:

@@ -31,8 +31,8 @@ class ReportedStrategy(Protocol):
     """What a report reads of the strategy."""
 
     @property
-    def name(self) -> str:
-        """Its name; empty for a class of one's own without a name."""
+    def label(self) -> str:
+        """Its name, by which it is chosen."""
 
 
 class ReportedPlan(ObservedPlan, Protocol):
@@ -56,7 +56,7 @@ class ReportedRecord(ObservedRecord, Protocol):
     """By modality, the step, score and negative loss of its best weights."""
 
 
-class Run(ReadableRun, Protocol):
+class ReportedRun(ReadableRun, Protocol):
     """For reports: what they read of the trainer after training."""
 
     @property
@@ -72,7 +72,7 @@ class Run(ReadableRun, Protocol):
         """What the run did, as resolved when training started."""
 
 
-def rows_by_split(run: Run) -> dict[str, int]:
+def rows_by_split(run: ReportedRun) -> dict[str, int]:
     """The number of rows of the training set, where it has a length, and of every split that was evaluated."""
     rows = {"train": len(run.train_dataset)} if hasattr(run.train_dataset, "__len__") else {}
     measured: Mapping[str, Measurement] = run.measurements

@@ -209,12 +209,12 @@ def _name_stages(axes: Axes, history: Sequence[Probe]) -> None:
             axes.annotate(fitting[0], ((start + end) / 2, 1.0), (0, 4), **_text_place(axes), **style)
 
 
-def _end_of_stage_one(history: Sequence[Probe]) -> Probe | None:
+def _end_of_unimodal_stage(history: Sequence[Probe]) -> Probe | None:
     return next((probe for probe in history if probe.restored is not None), None)
 
 
 def _mark_restored(axes: Axes, history: Sequence[Probe]) -> None:
-    end = _end_of_stage_one(history)
+    end = _end_of_unimodal_stage(history)
     if end is not None and end.restored is not None:
         axes.axvline(
             end.restored, color="#333333", linestyle="--", linewidth=1.5, label="_stage 2 starts from here"
@@ -222,7 +222,7 @@ def _mark_restored(axes: Axes, history: Sequence[Probe]) -> None:
 
 
 def _name_restored(axes: Axes, history: Sequence[Probe]) -> None:
-    end = _end_of_stage_one(history)
+    end = _end_of_unimodal_stage(history)
     if end is None or end.restored is None:
         return
     step = end.restored

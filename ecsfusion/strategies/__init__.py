@@ -23,7 +23,7 @@ from ecsfusion.strategies.pdmp import PDMP
 from ecsfusion.strategies.pmr import PMR
 from ecsfusion.strategies.relearning import DiagnosingRelearning
 from ecsfusion.strategies.strategy import Strategy
-from ecsfusion.strategies.two_stage import Published, TwoStage
+from ecsfusion.strategies.two_stage import TwoStage
 from ecsfusion.strategies.unimodal import Sequential, Unimodal, UniPreFinetuned, UniPreFrozen, WarmUp
 
 __all__ = ["STRATEGIES", "Strategy", "check_strategy_name", "make_strategy", "stages_of"]
@@ -32,7 +32,6 @@ STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
     for strategy in (
         TwoStage,
-        Published,
         Joint,
         JointAuxiliary,
         ModalityDropout,

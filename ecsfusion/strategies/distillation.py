@@ -53,7 +53,7 @@ class UnimodalDistillation(Strategy):
 
     def make_rule(self, context: RunContext) -> Rule:
         """A rule by which all modalities train alone for the share, then go back to their initial weights."""
-        return PretrainThenReset(self.modalities, max_unimodal_share=self.share).in_context(context)
+        return PretrainThenReset(self.modalities, max_unimodal_share=self.share)
 
     def begin_stage(self, trainer: TrainerOfStrategy) -> None:
         """Load the teachers, when joint training begins or goes on."""

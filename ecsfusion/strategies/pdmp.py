@@ -55,7 +55,7 @@ class PDMP(Strategy):
 
     def make_rule(self, context: RunContext) -> Rule:
         """A rule by which all modalities train alone for the share, then go back to their initial weights."""
-        return PretrainThenReset(self.modalities, max_unimodal_share=self.share).in_context(context)
+        return PretrainThenReset(self.modalities, max_unimodal_share=self.share)
 
     def after_evaluation(self, trainer: TrainerOfStrategy, evaluation: Evaluation) -> None:
         """Rank the modalities in stage 1. The last ranking is used in stage 2."""

@@ -1,4 +1,4 @@
-"""Training in two stages under a rule of the controller: the default, and the method as it was published."""
+"""Training in two stages under a rule of the controller: the default."""
 
 from __future__ import annotations
 
@@ -34,27 +34,16 @@ class TwoStage(Strategy):
     ) -> None:
         super().__init__(modalities)
         self._rule, self._rule_options = rule, rule_options
-        # Make a rule now, so that wrong options are reported when the strategy is made.
-        self.make_rule(RunContext())
+
+    @property
+    def label(self) -> str:
+        """The name of the strategy or, where another rule than the default one was chosen, the name of this rule."""
+        if self.name != TwoStage.name or self._rule == "adaptive":
+            return super().label
+        if isinstance(self._rule, str):
+            return self._rule
+        return self._rule.name or getattr(self._rule, "__name__", type(self._rule).__name__)
 
     def make_rule(self, context: RunContext) -> Rule:
         """Make the rule for this run."""
         return make_rule(self._rule, self.modalities, context=context, **self._rule_options)
-
-
-class Published(TwoStage):
-    """Train by the paper's rule, then jointly with unimodal losses of weight 0.6, exactly as in arXiv 2509.20840.
-
-    The learning rate of the paper's second stage, 5e-4 with SGD, has to be set in the training arguments.
-
-    Args:
-        modalities: names of the two modalities of the model.
-        **rule_options: options of `ecsfusion.controller.published.Published`.
-    """
-
-    name = "published"
-    auxiliary_weight = 0.6
-    only_two = "its rule compares two uniquenesses"
-
-    def __init__(self, modalities: Sequence[str], **rule_options: Any) -> None:
-        super().__init__(modalities, rule="published", **rule_options)

@@ -38,8 +38,6 @@ class Unimodal(Strategy):
     ) -> None:
         super().__init__(modalities)
         self._rule, self._rule_options = rule, rule_options
-        # Make a rule now, so that wrong options are reported when the strategy is made.
-        self.make_rule(RunContext())
 
     def make_rule(self, context: RunContext) -> Rule:
         """Make the rule for this run; by default one by which all modalities train to the end."""
@@ -47,7 +45,7 @@ class Unimodal(Strategy):
         if self._rule is not None:
             return make_rule(self._rule, self.modalities, context=context, **self._rule_options)
         schedule = [(1.0, self.modalities)]
-        return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=1.0).in_context(context)
+        return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=1.0)
 
 
 class _ThenFused(Strategy):
@@ -68,9 +66,7 @@ class _ThenFused(Strategy):
     def make_rule(self, context: RunContext) -> Rule:
         """A rule by which all modalities train for the share."""
         schedule = [(self.share, self.modalities)]
-        return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=self.share).in_context(
-            context
-        )
+        return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=self.share)
 
 
 class UniPreFrozen(_ThenFused):
@@ -154,4 +150,4 @@ class Sequential(Strategy):
         """A rule with one phase for each modality, in the given order."""
         phases = [(self.share, (name,)) for name in self.order]
         share = self.share * len(phases)
-        return FixedSchedule(self.modalities, schedule=phases, max_unimodal_share=share).in_context(context)
+        return FixedSchedule(self.modalities, schedule=phases, max_unimodal_share=share)

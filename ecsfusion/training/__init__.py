@@ -1,1 +1,1 @@
-"""The parts of `FusionTrainer`, each a layer over the one before: resuming, publishing, stepping, probing."""
+"""Collaborators of `FusionTrainer`: plan, stages, evaluator, checkpoints, best heads, publishing, saving."""

@@ -38,11 +38,13 @@ class Evaluated:
     Attributes:
         outputs: the outputs of the model, row by row.
         measurement: the measurement of these outputs.
+        user_names: the names of the user's own metrics, without a prefix.
         metrics: the values that were logged, with the prefix of the evaluation set.
     """
 
     outputs: Evaluation
     measurement: Measurement
+    user_names: frozenset[str]
     metrics: Mapping[str, float]
 
 
@@ -63,7 +65,7 @@ class Evaluator:
         self.probes = True
         self.pid: PID | None = None
         self.seconds = 0.0
-        self._measured: list[tuple[Evaluation, Measurement]] = []
+        self._measured: list[tuple[Evaluation, Measurement, frozenset[str]]] = []
         """Evaluations that are not finished. There can be several: a callback may evaluate during an evaluation."""
         self._kept: dict[tuple[str, int], Evaluated] = {}
         """By prefix and step: the latest evaluation, that of the best model, and that of the peak."""
@@ -100,7 +102,7 @@ class Evaluator:
         evaluation.excluded_from_readout = run.plan.excluded_from_readout
         evaluation.check_finite()
         measurement = self._measure(run, evaluation)
-        self._measured.append((evaluation, measurement))
+        self._measured.append((evaluation, measurement, frozenset(user_values)))
         return {**log_values(measurement), **user_values}
 
     @contextmanager
@@ -112,7 +114,7 @@ class Evaluator:
             the set had no labels, or if several sets were evaluated.
         """
         number_before = len(self._measured)
-        latest: list[tuple[Evaluation, Measurement]] = []
+        latest: list[tuple[Evaluation, Measurement, frozenset[str]]] = []
         try:
             yield lambda metrics: Evaluated(*latest[-1], metrics) if latest else None
         finally:
@@ -191,8 +193,13 @@ class Evaluator:
         """Measure the same outputs as after training: with intervals, and with the present readout of the model."""
         self.probes = True
         measurement = self._measure(run, evaluated.outputs)
-        values = {f"{prefix}_{key}": value for key, value in log_values(measurement).items()}
-        return Evaluated(evaluated.outputs, measurement, {**evaluated.metrics, **values})
+        values = {
+            f"{prefix}_{key}": value
+            for key, value in log_values(measurement).items()
+            # A metric of the user stays what the user's function made of these outputs.
+            if key not in evaluated.user_names
+        }
+        return replace(evaluated, measurement=measurement, metrics={**evaluated.metrics, **values})
 
     def with_reliability(self, run: Run, evaluated: Evaluated) -> Measurement:
         """The measurement of an evaluation after training, with the data of the reliability diagram."""

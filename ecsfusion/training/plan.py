@@ -16,6 +16,8 @@ from ecsfusion.training_args import FusionTrainingArguments
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification
 
+DEFAULT_STRATEGY = "two-stage"
+
 AUXILIARY_WEIGHT = 0.6
 """The default weight of each unimodal loss in stage 2 (arXiv 2509.20840)."""
 
@@ -60,6 +62,18 @@ class Plan:
         return self.strategy.resets or (stage == "unimodal" and self.rule is not None and self.rule.resets)
 
 
+def check_one_choice(choice: StrategyChoice | None, args: FusionTrainingArguments) -> None:
+    """Check that only one of the trainer and its arguments chooses a strategy.
+
+    Raises:
+        ValueError: both do.
+    """
+    if choice is not None and args.strategy is not None:
+        raise ValueError(
+            f"the trainer was given the strategy {choice!r}, and args.strategy is {args.strategy!r}; give one of them."
+        )
+
+
 def make_plan(
     choice: StrategyChoice | None, args: FusionTrainingArguments, model: FusionForClassification
 ) -> Plan:
@@ -75,7 +89,9 @@ def make_plan(
         TypeError: a choice that is neither a strategy nor a rule.
     """
     options = cast("dict", args.strategy_options or {})
-    strategy = make_strategy(args.strategy if choice is None else choice, model.modalities, **options)
+    check_one_choice(choice, args)
+    choice = choice or args.strategy or DEFAULT_STRATEGY
+    strategy = make_strategy(choice, model.modalities, **options)
     share = _unimodal_share(strategy, args)
     if args.joint_pausing and not strategy.takes_unimodal_share:
         raise ValueError(
@@ -97,7 +113,7 @@ def make_plan(
     user_rates = cast("dict[str, float]", args.modality_learning_rates or {})
     return Plan(
         strategy=strategy,
-        rule=rule,
+        rule=None if rule is None else rule.in_context(context),
         auxiliary_weight=_auxiliary_weight(strategy, args),
         learning_rates={**strategy.learning_rates(args.learning_rate), **user_rates},
         unimodal_share=share if args.unimodal_epochs is not None else None,

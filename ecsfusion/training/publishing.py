@@ -14,7 +14,7 @@ from ecsfusion.reporting.card import render_card
 from ecsfusion.reporting.facts import run_facts
 from ecsfusion.reporting.hub import publish, push_command, reachable
 from ecsfusion.reporting.reliability import plot_reliability
-from ecsfusion.reporting.run import Run as ReportedRun
+from ecsfusion.reporting.run import ReportedRun
 from ecsfusion.reporting.trajectory import plot_trajectory
 from ecsfusion.training.run import Run
 from ecsfusion.training.saving import UNFINISHED, written_whole

@@ -29,7 +29,7 @@ INITIAL_FOLDER = "initial"
 
 
 class Stages:
-    """Leads a run through its stages.
+    """Gives readings to the rule, carries out its decisions, and changes from stage 1 to stage 2.
 
     Args:
         run: the trainer.

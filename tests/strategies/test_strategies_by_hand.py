@@ -441,7 +441,7 @@ def test_published_is_the_papers_rule_and_weight(tmp_path):
     assert isinstance(run.rule, PublishedRule)
     options = trainer(tmp_path, strategy="published", strategy_options={"tau": 2.0})
     assert options.rule.tau == 2.0
-    with pytest.raises(ValueError, match=r"'published' is for two modalities \(its rule compares two"):
+    with pytest.raises(ValueError, match=r"the rule 'published' is defined for two modalities"):
         trainer(tmp_path, VIEWS, strategy="published")
 
 
@@ -465,7 +465,11 @@ def test_two_stage_is_what_the_trainer_did_without_strategies(tmp_path):
         ("ogm", {"alpha": -1.0}, "alpha is -1.0; it must be positive"),
         ("uni-pre-frozen", {"share": 1.0}, "share is 1.0; it is a part of the budget"),
         ("sequential", {"order": ["left"]}, r"order is \['left'\]; it must hold each of"),
-        ("sequential", {"order": ["left", "right"], "share": 0.5}, "2 times this share must be above 0 and below 1"),
+        (
+            "sequential",
+            {"order": ["left", "right"], "share": 0.5},
+            "2 times this share must be above 0 and below 1",
+        ),
         ("joint", {"alpha": 1.0}, "alpha"),
     ],
 )
