@@ -51,7 +51,7 @@ class TestForecast:
             "it will know 75% of that in 2 epochs"
         )
         assert "looks weak, not slow" in str(Forecast("audio", "image", 0.1, 0.6))
-        assert str(Forecast("audio", "image", 0.1, -0.2)).endswith("at its pace 0% in 2 epochs")
+        assert str(Forecast("audio", "image", 0.1, -0.2)).endswith("it will know 0% of that in 2 epochs")
 
 
 def informed(step, image, audio, **values):

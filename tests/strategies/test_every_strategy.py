@@ -555,6 +555,7 @@ def test_a_search_over_strategies_is_refused_where_the_trainer_has_one(tmp_path)
 def test_the_card_names_what_can_be_typed_again(tmp_path):
     options = {"strategy": "peak-synergy", "strategy_options": {"patience": 3}}
     run = trained(tmp_path, max_steps=2, **options)
+    run.evaluate()
     listed = run_facts(run, title="x", dataset="y").hyperparameters
     assert (listed["strategy"], listed["strategy_options"]) == ("peak-synergy", {"patience": 3})
 
