@@ -753,7 +753,5 @@ def test_two_processes_killed_while_they_scout_end_the_same(tmp_path: Path) -> N
     )
     assert killed_run.ends(killed_run.start(killed, True, 2, **options)) == [0, 0]
     decisions = killed_run.outcome(whole)["decisions"]
-    assert [
-        probe["reading"]["step"] for probe in decisions if "each alone" in probe["decision"]["reason"]
-    ] == [6]
+    assert [entry["step"] for entry in decisions if "each alone" in entry["reason"]] == [6]
     assert killed_run.differences(killed_run.outcome(whole), killed_run.outcome(killed)) == []
