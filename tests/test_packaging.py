@@ -158,7 +158,7 @@ def test_readme_has_two_commands_of_one_line_each():
         assert "pip install torch==2.13.0" in command
         assert not command.endswith("\\")
     assert commands["main job"].endswith("accelerate launch hf_recipes/run.py")
-    assert commands["tests"].endswith("pytest")
+    assert commands["tests"].endswith("pytest -n 2")
 
 
 def test_public_names_exist():
