@@ -62,16 +62,19 @@ class Plan:
         return self.strategy.resets or (stage == "unimodal" and self.rule is not None and self.rule.resets)
 
 
-def check_one_choice(choice: StrategyChoice | None, args: FusionTrainingArguments) -> None:
-    """Check that only one of the trainer and its arguments chooses a strategy.
+def chosen_strategy(choice: StrategyChoice | None, args: FusionTrainingArguments) -> StrategyChoice:
+    """The strategy that the trainer or its arguments choose, or the default one.
 
     Raises:
-        ValueError: both do.
+        ValueError: both choose one.
     """
     if choice is not None and args.strategy is not None:
         raise ValueError(
             f"the trainer was given the strategy {choice!r}, and args.strategy is {args.strategy!r}; give one of them."
         )
+    if choice is not None:
+        return choice
+    return DEFAULT_STRATEGY if args.strategy is None else args.strategy
 
 
 def make_plan(
@@ -89,9 +92,7 @@ def make_plan(
         TypeError: a choice that is neither a strategy nor a rule.
     """
     options = cast("dict", args.strategy_options or {})
-    check_one_choice(choice, args)
-    choice = choice or args.strategy or DEFAULT_STRATEGY
-    strategy = make_strategy(choice, model.modalities, **options)
+    strategy = make_strategy(chosen_strategy(choice, args), model.modalities, **options)
     share = _unimodal_share(strategy, args)
     if args.joint_pausing and not strategy.takes_unimodal_share:
         raise ValueError(

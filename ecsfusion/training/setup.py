@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.strategies import stages_of
-from ecsfusion.training.plan import DEFAULT_STRATEGY, check_one_choice
+from ecsfusion.training.plan import chosen_strategy
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -36,8 +36,7 @@ def check_arguments(model: Any, args: Any, strategy: Any, has_evaluation_set: bo
             f"model is a {type(model).__name__}; give a FusionForClassification, for instance from "
             "FusionForClassification.from_modality_pretrained({...}, num_labels=...)."
         )
-    check_one_choice(strategy, args)
-    choice = strategy or args.strategy or DEFAULT_STRATEGY
+    choice = chosen_strategy(strategy, args)
     if stages_of(choice) != "joint" and not has_evaluation_set:
         raise ValueError(
             f"eval_dataset is missing, which the controller probes in stage 1 of the strategy {choice!r}; give one, or "

@@ -509,6 +509,8 @@ def test_what_is_no_strategy_is_named(tmp_path):
         TypeError, match="strategy must be the name, the class or an instance of a strategy or of a"
     ):
         trainer(tmp_path, more={"strategy": 3})
+    with pytest.raises(ValueError, match="strategy is ''; it must be one of"):
+        trainer(tmp_path, more={"strategy": ""})
     with pytest.raises(ValueError, match="which has its options; leave them out"):
         trainer(tmp_path, more={"strategy": LouderLeft(TWO)}, strategy_options={"title": "x"})
     with pytest.raises(ValueError, match=r"the strategy is for the modalities \['a', 'b'\], the model has"):
