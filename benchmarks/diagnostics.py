@@ -120,7 +120,7 @@ def probe(run: Mapping[str, Any], names: Sequence[str], i: int, ends_stage: bool
     """A recorded probe of stage 1. The noise floor of synergy stands for the floors that are not recorded."""
     unique = {name: run[f"unique_{name}"][i] for name in names}
     # The name that older records have.
-    dependence = run.get("conditional_mutual_information") or run["conditional_dependence"]
+    dependence = run.get("dependence") or run["conditional_dependence"]
     information = Information(
         redundancy=run["redundancy"][i],
         unique=unique,

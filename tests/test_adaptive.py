@@ -116,7 +116,7 @@ class TestDependence:
         assert not any(d.ends_stage for d in run(adaptive(**options), readings))
 
     def test_that_is_no_number_is_named(self) -> None:
-        with pytest.raises(ValueError, match="conditional_mutual_information is nan"):
+        with pytest.raises(ValueError, match="dependence is nan"):
             adaptive().decide(seen(10, dependence=math.nan))
 
     def test_a_stage_of_given_length_goes_on_with_the_fused_head(self) -> None:

@@ -295,7 +295,7 @@ class TestFormat1:
             for key in ("redundancy", "unique", "synergy", "floor"):
                 assert getattr(reading, key) == entry[key], key
             assert reading.mutual_information == entry["information"]
-            assert reading.conditional_mutual_information == entry["conditional_dependence"]
+            assert reading.dependence == entry["conditional_dependence"]
             assert reading.accuracy == {**entry["accuracy"], "calibrated": entry["calibrated"]}
             assert (decision.reason, decision.peak, decision.overdue, list(decision.reset)) == (
                 entry["reason"],

@@ -140,14 +140,14 @@ class Adaptive(Rule):
 
     def decide_unimodal(self, reading: Reading) -> Decision:
         """Decide as described at the class."""
-        check_finite({"conditional_mutual_information": reading.conditional_mutual_information})
+        check_finite({"dependence": reading.dependence})
         if reading.step == 0:
             return self.train(reading, self.modalities, "all train: step 0, nothing is learnt yet")
         if not self.context.joint_follows:
             return self._until_the_plateau(reading)
-        depend = f"given the label, the modalities share {reading.conditional_mutual_information:.2f} bits"
+        depend = f"given the label, the modalities share {reading.dependence:.2f} bits"
         floor = max(reading.floor["synergy"], self.dependence)
-        if reading.conditional_mutual_information > floor and self.state["waiting"] is None:
+        if reading.dependence > floor and self.state["waiting"] is None:
             why = f"{depend}, more than {floor:.2f}: the fused head has to learn from them together"
             # Stage 2 starts from these weights, not from those of an earlier reading.
             self.mark_peak(reading)

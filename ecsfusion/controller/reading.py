@@ -66,8 +66,8 @@ class Reading:
         return self.information.mutual_information
 
     @property
-    def conditional_mutual_information(self) -> float:
-        """I(X1; X2 | Y): what the modalities know of each other beyond the label; 0 if there are too few rows.
+    def dependence(self) -> float:
+        """I(X1; X2 | Y): what the modalities know of each other beyond the label; 0 if rows are too few to tell.
 
         Its noise floor is that of synergy. If it is zero, the posteriors of the single modalities determine the
         posterior of all modalities together.

@@ -41,7 +41,7 @@ def short_stage(history: Sequence[Probe]) -> Iterator[Finding]:
         return
     latest = readings[-NUM_READINGS:]
     last = latest[-1]
-    if last.conditional_mutual_information > max(last.floor["synergy"], DEPENDENCE):
+    if last.dependence > max(last.floor["synergy"], DEPENDENCE):
         return
     scale = history[-1].reading.measurement.scale
     for name in last.unique:

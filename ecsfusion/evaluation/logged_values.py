@@ -51,7 +51,7 @@ LOGGED_VALUES = (
     LoggedValue("complete_rows", lambda m: float(m.complete_rows)),
     _information("redundancy", lambda i: i.redundancy),
     _information("synergy", lambda i: i.synergy),
-    _information("conditional_mutual_information", lambda i: i.dependence),
+    _information("dependence", lambda i: i.dependence),
     _information("unique", lambda i: i.unique, by_modality=True),
     _information("mutual_information", lambda i: i.mutual_information, by_modality=True),
     _information("redundancy_floor", lambda i: i.floor["redundancy"]),
