@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -100,6 +101,7 @@ class FusionForClassification(PreTrainedModel):
             that do not fit the configuration.
     """
 
+    config: FusionConfig
     config_class = FusionConfig
     main_input_name = "labels"
     accepts_loss_kwargs = False
@@ -273,10 +275,10 @@ class FusionForClassification(PreTrainedModel):
         # own modules cannot do that.
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model: FusionForClassification = loaded[0] if isinstance(loaded, tuple) else loaded
         for modality in set(_own_modalities(model.config)) & set(model.config.best_heads):
             for name, value in unsaved_buffers(model.encoders[modality]):
-                model.best_heads[modality]["encoder"].get_buffer(name).copy_(value)
+                model.get_buffer(f"best_heads.{modality}.encoder.{name}").copy_(value)
         # transformers also makes every weight that it loads trainable, although weights under adapters, Whisper's
         # positions and some of the user's own were built frozen.
         for key in model._built_frozen:
@@ -295,7 +297,18 @@ class FusionForClassification(PreTrainedModel):
         return {"encoders": encoders, "fusion": copy.deepcopy(self.fusion) if own_fusion else None}
 
     def save_pretrained(
-        self, save_directory: Any, *, save_original_format: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        variant: str | None = None,
+        token: str | bool | None = None,
+        save_peft_format: bool = True,
+        save_original_format: bool = False,
+        distributed_checkpoint: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Save the model as `PreTrainedModel.save_pretrained` does, with the weights under their present names.
 
@@ -304,10 +317,30 @@ class FusionForClassification(PreTrainedModel):
 
         Args:
             save_directory: the folder, which is made if it does not exist.
+            is_main_process: passed on.
+            state_dict: passed on.
+            push_to_hub: passed on.
+            max_shard_size: passed on.
+            variant: passed on.
+            token: passed on.
+            save_peft_format: passed on.
             save_original_format: save under the older names.
+            distributed_checkpoint: passed on.
             **kwargs: passed on.
         """
-        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        super().save_pretrained(
+            save_directory,
+            is_main_process=is_main_process,
+            state_dict=state_dict,
+            push_to_hub=push_to_hub,
+            max_shard_size=max_shard_size,
+            variant=variant,
+            token=token,
+            save_peft_format=save_peft_format,
+            save_original_format=save_original_format,
+            distributed_checkpoint=distributed_checkpoint,
+            **kwargs,
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import SequentialSampler, Subset
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import BestRun, TrainOutput, has_length
+from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, has_length
 from transformers.utils import logging
 
 from ecsfusion.controller.rule import Rule
@@ -95,13 +95,14 @@ class FusionTrainer(ResumableTrainer):
         ValueError: learning rates for names that are not modalities; a two-stage run without an evaluation set.
     """
 
-    args: FusionTrainingArguments
     model: FusionForClassification
-    # `transformers.Trainer` sets these too, but mypy does not read it.
-    compute_loss_func: Any
-    compute_metrics: Any
-    control: Any
-    optimizer_cls_and_kwargs: Any
+    # transformers declares only the processors of its own, and only LambdaLR.
+    processing_class: FusionProcessor | None  # type: ignore[assignment]
+    lr_scheduler: LRScheduler | None  # type: ignore[assignment]
+    # None until `create_optimizer` has run.
+    optimizer: torch.optim.Optimizer
+    # A data set of torch or of `datasets`, or a list.
+    train_dataset: Any
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class FusionTrainer(ResumableTrainer):
         super().__init__(
             model=model,
             args=args,
-            processing_class=processing_class,
+            processing_class=processing_class,  # type: ignore[arg-type]
             data_collator=data_collator or collator_for(processing_class, model),
             compute_metrics=self._compute_metrics,
             **kwargs,
@@ -223,19 +224,25 @@ class FusionTrainer(ResumableTrainer):
 
     # ---- a run ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Train in both stages, then fit the readout and draw the trajectory.
 
         Args:
             resume_from_checkpoint: as in `transformers.Trainer.train`; True for the latest complete checkpoint.
-            **kwargs: further arguments of `transformers.Trainer.train`.
+            trial: as in `transformers.Trainer.train`.
+            ignore_keys_for_eval: as in `transformers.Trainer.train`.
 
         Returns:
             The result of `transformers.Trainer.train`.
         """
         for name, dataset in {"train_dataset": self.train_dataset, **self.evaluation_sets()}.items():
             check_has_rows(dataset, name)
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
         if self.eval_dataset is not None:
@@ -300,7 +307,10 @@ class FusionTrainer(ResumableTrainer):
         self.begin_stage()
         return optimizer
 
-    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+    # A static method in transformers, but the groups depend on the plan. The Trainer calls it as `self.get_...`.
+    def get_optimizer_cls_and_kwargs(  # type: ignore[override]
+        self, args: TrainingArguments, model: PreTrainedModel | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """The optimizer of `args.optim` over the parameter groups of the modalities."""
         optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if not GROUPS_OF_ITS_OWN & set(kwargs):
@@ -561,7 +571,7 @@ class FusionTrainer(ResumableTrainer):
             ValueError: the training set or the evaluation set is a stream.
         """
         rows, evaluated = self.train_dataset, next(iter(self.evaluation_sets().values()))
-        if not (has_length(rows) and has_length(evaluated)):
+        if not all(has_length(each) for each in (rows, evaluated)):
             raise ValueError(
                 "train_dataset or eval_dataset is a stream, so no rows can be drawn; give data sets of a length."
             )
@@ -736,6 +746,8 @@ class FusionTrainer(ResumableTrainer):
         compute_objective: Callable[[dict[str, float]], float] | None = None,
         n_trials: int = 20,
         direction: str | list[str] | None = None,
+        backend: str | HPSearchBackend | None = None,
+        hp_name: Callable | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
         """Search as `transformers.Trainer` does; by default the objective is `metric_for_best_model`.
@@ -748,6 +760,8 @@ class FusionTrainer(ResumableTrainer):
             compute_objective: as in `transformers.Trainer`.
             n_trials: as in `transformers.Trainer`.
             direction: as in `transformers.Trainer`.
+            backend: as in `transformers.Trainer`.
+            hp_name: as in `transformers.Trainer`.
             **kwargs: as in `transformers.Trainer`.
 
         Returns:
@@ -759,4 +773,6 @@ class FusionTrainer(ResumableTrainer):
             is_score = not name.endswith("loss") if is_greater is None else is_greater
             direction = "maximize" if is_score else "minimize"
         objective = compute_objective or (lambda metrics: metrics[f"eval_{name}"])
-        return super().hyperparameter_search(hp_space, objective, n_trials, direction, **kwargs)
+        return super().hyperparameter_search(
+            hp_space, objective, n_trials, direction, backend, hp_name, **kwargs
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import TrainingArguments
@@ -54,6 +54,10 @@ class FusionTrainingArguments(TrainingArguments):
     Raises:
         ValueError: a value that is not allowed, or arguments that contradict each other.
     """
+
+    if TYPE_CHECKING:
+        # transformers allows None, and puts this folder in its place.
+        output_dir: str = "trainer_output"
 
     strategy: str | None = field(
         default=None, metadata={"help": "how the model is trained, by name (default: two-stage)"}

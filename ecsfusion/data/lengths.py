@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ecsfusion.data.columns import check_row
@@ -25,7 +24,8 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     """
 
     def __init__(self, batch_size: int, lengths: list[float], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        # transformers only sorts the lengths, although it declares integers.
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())  # type: ignore[arg-type]
         self.seed = seed
         self.set_epoch(0)
 
@@ -34,7 +34,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         self.generator.manual_seed(self.seed + epoch)
 
 
-def row_lengths(dataset: Dataset, modalities: Sequence[str], column: str) -> list[float]:
+def row_lengths(dataset: Any, modalities: Sequence[str], column: str) -> list[float]:
     """One length per row.
 
     Text and sound are measured in different units. So the lengths of each modality are divided by that of its longest
@@ -51,7 +51,7 @@ def row_lengths(dataset: Dataset, modalities: Sequence[str], column: str) -> lis
         ValueError: a length that is unknown before decoding (a file, bytes, a picture).
         TypeError: a row without keys.
     """
-    num_rows = len(dataset)  # type: ignore[arg-type]
+    num_rows = len(dataset)
     table = np.array([_lengths_of(dataset[row], modalities, column, row) for row in range(num_rows)])
     return (table / np.maximum(table.max(axis=0), 1e-12)).sum(axis=1).tolist()
 

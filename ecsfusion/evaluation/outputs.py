@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,9 @@ class Evaluation:
     excluded_from_readout: tuple[str, ...] = ()
 
     @classmethod
-    def from_outputs(cls, outputs: Sequence[Any], labels: np.ndarray) -> Evaluation:
+    def from_outputs(cls, outputs: Any, labels: Any) -> Evaluation:
         """Make the record from the gathered outputs of the model: logits, unimodal logits, embeddings, present."""
+        # The types that transformers declares, an array or a tuple of one array, do not fit these outputs.
         logits, unimodal_logits, embeddings, present = outputs[:4]
         heads = {FUSED: logits, **unimodal_logits}
         return cls(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -28,6 +28,11 @@ class FusionConfig(PreTrainedConfig):
         **kwargs: fields of every `PreTrainedConfig`, among them `num_labels`, `id2label`, and `problem_type` (see
             `ecsfusion.model.problem_types`).
     """
+
+    if TYPE_CHECKING:
+        # transformers allows other types, but not once its `__init__` has run.
+        id2label: dict[int, str]
+        num_labels: int
 
     model_type = "ecsfusion"
     keys_to_ignore_at_inference: ClassVar[list[str]] = [

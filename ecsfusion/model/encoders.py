@@ -162,9 +162,9 @@ def _drop_unused_pooler(encoder: Any) -> None:
 
 def _check_one_tower(name: str, model: PreTrainedModel) -> None:
     towers = [
-        MODEL_MAPPING[kind].__name__
+        tower.__name__
         for kind in getattr(type(model.config), "sub_configs", {}).values()
-        if kind in MODEL_MAPPING
+        if (tower := _class_of(kind)) is not None
     ]
     if len(towers) > 1:
         choices = " or ".join(f"{tower}.from_pretrained(...)" for tower in towers)
@@ -172,7 +172,7 @@ def _check_one_tower(name: str, model: PreTrainedModel) -> None:
             f"encoder of modality {name!r} is a {type(model).__name__}, a model of several towers; give the one "
             f"for this modality: {choices}."
         )
-    rebuilt = _class_of(model.config)
+    rebuilt = _class_of(type(model.config))
     if rebuilt is not None and type(model) is not rebuilt and not _is_encoder_of(model, rebuilt):
         raise TypeError(
             f"encoder of modality {name!r} is a {type(model).__name__}; give the {rebuilt.__name__} inside of it, "
@@ -180,9 +180,9 @@ def _check_one_tower(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def _class_of(config: PreTrainedConfig) -> type | None:
-    """The class that `AutoModel` builds from this configuration; None for one that it does not know."""
-    classes = MODEL_MAPPING.get(type(config), None)
+def _class_of(config_class: type[PreTrainedConfig]) -> type | None:
+    """The class that `AutoModel` builds from such a configuration; None for one that it does not know."""
+    classes = MODEL_MAPPING.get(config_class, None)
     return classes[0] if isinstance(classes, list | tuple) else classes
 
 

@@ -15,6 +15,9 @@ from accelerate import PartialState
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import TrainerState
+
     from ecsfusion.controller.rule import Rule, RunContext
     from ecsfusion.evaluation.outputs import Evaluation
     from ecsfusion.modeling import FusionForClassification, FusionOutput
@@ -30,10 +33,10 @@ class TrainerOfStrategy(Protocol):
         accelerator: the `accelerate.Accelerator`.
     """
 
-    model: Any
+    model: FusionForClassification
     args: Any
-    state: Any
-    accelerator: Any
+    state: TrainerState
+    accelerator: Accelerator
 
     def load_folder(self, name: str) -> FusionForClassification:
         """Load a model that the run has saved: "unimodal", the peak of stage 1, or "initial" (if `Strategy.resets`)."""

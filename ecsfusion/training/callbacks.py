@@ -36,6 +36,10 @@ class FusionProgressCallback(ProgressCallback):
     Losses are shown on the bar; each probe is printed as one line.
     """
 
+    # transformers sets both to None and declares nothing, so mypy would take them for None.
+    training_bar: Any
+    prediction_bar: Any
+
     def on_step_end(
         self,
         args: TrainingArguments,

@@ -81,7 +81,9 @@ class Evaluator:
         Raises:
             ValueError: the evaluation set lacks a modality.
         """
-        outputs, labels = prediction.predictions, prediction.label_ids
+        # transformers declares an array or a tuple of one array, and a fusion model returns more.
+        outputs: Any = prediction.predictions
+        labels = prediction.label_ids
         user_values: dict[str, float] = {}
         if self.user_metrics is not None:
             logits = outputs[0] if isinstance(outputs, tuple) else outputs

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 
 import torch
-from transformers import Trainer
+
+from ecsfusion.training.run import Run
 
 
-def end_processes(trainer: Trainer) -> None:
+def end_processes(run: Run) -> None:
     """Call `Accelerator.end_training`, and end all threads of the process group before Python shuts down.
 
     A thread that frees a tensor while Python shuts down waits for the interpreter and then aborts its process
@@ -16,9 +17,9 @@ def end_processes(trainer: Trainer) -> None:
     to the group.
 
     Args:
-        trainer: the trainer whose run ends.
+        run: the trainer whose run ends.
     """
-    accelerator = trainer.accelerator
+    accelerator = run.accelerator
     group = None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # No process may end the group while another one still communicates.
@@ -26,7 +27,7 @@ def end_processes(trainer: Trainer) -> None:
         # `group` must be the last reference to the group: when it is deleted, it waits for the threads and lets them
         # use the interpreter. The wrapper of DistributedDataParallel would wait without that, and block forever.
         group = torch.distributed.group.WORLD
-        trainer.model_wrapped = trainer.model
+        run.model_wrapped = run.model
         accelerator.free_memory()
         # The wrapper is a part of reference cycles, so it has to be collected.
         gc.collect()

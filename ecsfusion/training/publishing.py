@@ -29,7 +29,9 @@ RELIABILITY_FILE = "reliability.png"
 class PublishedRun(Run, ReportedRun, Protocol):
     """For `Publishing`: the trainer, as reports read it and with what is needed to save and publish its model."""
 
-    hub_model_id: str | None
+    @property
+    def hub_model_id(self) -> str | None:
+        """The name of the repository on the Hub; None until it has been created."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write model and processor."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
@@ -28,6 +29,7 @@ from ecsfusion.training.checkpoints import (
     whole_checkpoint,
 )
 from ecsfusion.training.saving import UNFINISHED, saving
+from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -43,6 +45,9 @@ class ResumableTrainer(Trainer):
     - If a file cannot be written, the run ends with an error that names the file. All that was saved before is kept.
     """
 
+    args: FusionTrainingArguments
+    model: nn.Module
+
     folder_names: Sequence[str] = ()
     """The names of all folders of weights that the run may keep in its output folder."""
 
@@ -54,14 +59,20 @@ class ResumableTrainer(Trainer):
         """The names among `folder_names` to which a checkpoint written now refers."""
         return ()
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Train as `transformers.Trainer.train` does, and resume only from a complete checkpoint.
 
         Args:
             resume_from_checkpoint: a folder checkpoint-STEP, or True for the latest one. For a damaged checkpoint a
                 warning is logged and the one before it is used. With True and no complete checkpoint, a warning is
                 logged and training starts from the beginning.
-            **kwargs: further arguments of `transformers.Trainer.train`.
+            trial: as in `transformers.Trainer.train`.
+            ignore_keys_for_eval: as in `transformers.Trainer.train`.
 
         Returns:
             The result of `transformers.Trainer.train`.
@@ -71,7 +82,7 @@ class ResumableTrainer(Trainer):
         """
         checkpoint = self._prepare_folders(resume_from_checkpoint)
         self._over_at = None if checkpoint is None else _steps_of_a_run_that_was_over(checkpoint)
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _prepare_folders(self, wanted: str | bool | None) -> str | None:
         """Clear up after a crash, find the checkpoint, and bring back the folders that it refers to."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ecsfusion.strategies.strategy import TrainerOfStrategy
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
+    from torch import nn
     from transformers import TrainerControl, TrainerState
 
     from ecsfusion.controller.rule import Rule
@@ -27,11 +29,9 @@ class Run(TrainerOfStrategy, Protocol):
     state: TrainerState
     control: TrainerControl
     accelerator: Accelerator
-    optimizer: Any
-    lr_scheduler: Any
-    callback_handler: Any
+    optimizer: torch.optim.Optimizer
     is_in_train: bool
-    model_wrapped: Any
+    model_wrapped: nn.Module
 
     @property
     def record(self) -> StageRecord:
