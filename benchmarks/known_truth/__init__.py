@@ -1,0 +1,1 @@
+"""Problems whose information about the label is known, for `fast_pid` and its rivals."""
