@@ -64,6 +64,12 @@ class PID:
     """(..., 2): the same for the synergy."""
     plugin: "PID | None" = None
     """The values before bias correction; None where none was corrected."""
+    held_out: "PID | None" = None
+    """By held-out posteriors: what readouts know about rows that they were not fitted on. Its `mutual_information` and
+    `joint_mutual_information` are lower bounds of the information. None by clusters."""
+    enough_samples: Tensor | None = None
+    """(...): by held-out posteriors: the rows, or groups, with which `held_out` would be within 5 % of H(Y) of the
+    values here. With fewer, `held_out` is what is proven. None by clusters."""
     num_samples: int | None = None
     """The samples behind the table; None where it may hold probabilities."""
     num_clusters: tuple[int, ...] = ()
@@ -99,9 +105,18 @@ class PID:
             if floor is not None:
                 line += f"  noise {float(floor):7.4f}"
             lines.append(line)
-        for name, value in zip(self.names, self.mutual_information.tolist(), strict=True):
-            lines.append(f"  {f'I({name}; label)':<{width}}  {value:7.4f}")
-        lines.append(f"  {'I(all; label)':<{width}}  {float(self.joint_mutual_information):7.4f}")
+        known = [*self.mutual_information.tolist(), float(self.joint_mutual_information)]
+        proven = [""] * len(known)
+        if self.held_out is not None:
+            bounds = [
+                *self.held_out.mutual_information.tolist(),
+                float(self.held_out.joint_mutual_information),
+            ]
+            proven = [f"  at least {bound:.4f}" for bound in bounds]
+        for name, value, bound in zip([*self.names, "all"], known, proven, strict=True):
+            lines.append(f"  {f'I({name}; label)':<{width}}  {value:7.4f}{bound}")
+        if self.enough_samples is not None and float(self.enough_samples) > (self.num_samples or 0):
+            lines.append(f"  few rows: {float(self.enough_samples):.3g} would settle these values")
         lines.append(f"  certified to {float(self.gap):.1e} bits, {self.seconds:.3g} s")
         return "\n".join(lines)
 
@@ -115,7 +130,8 @@ class PID:
 
     def _size(self) -> str:
         clusters = " x ".join(str(k) for k in self.num_clusters)
-        size = f"{clusters} clusters, {self.num_classes} classes"
+        table = f"{clusters} clusters" if clusters else "held-out posteriors"
+        size = f"{table}, {self.num_classes} classes"
         return size if self.num_samples is None else f"{self.num_samples} samples, {size}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +167,8 @@ class PID:
                 "synergy": plain(self.synergy_interval),
             },
             "plugin": None if self.plugin is None else self.plugin.to_dict(),
+            "held_out": None if self.held_out is None else self.held_out.to_dict(),
+            "enough_samples": plain(self.enough_samples),
             "num_samples": self.num_samples,
             "num_clusters": list(self.num_clusters),
             "num_classes": self.num_classes,

@@ -1,33 +1,22 @@
-"""Estimate of a partial information decomposition from embeddings and labels.
+"""`fast_pid` and `fast_pids`: from embeddings and labels to a partial information decomposition, in bits.
 
-The values are corrected for the bias of small samples and come with confidence intervals and noise floors.
-`fast_pid` and `fast_pids` check their arguments, call `pid_tensors`, which computes without reading a result on
-the host, and then check and return what it computed.
+They check their arguments, let one of two methods measure (`ecsfusion.pid.posteriors`, `ecsfusion.pid.clusters`), and
+return a `PID` for each pair of modalities.
 """
 
-import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
-from ecsfusion_kernels import histogram
 from torch import Tensor
 
 from ecsfusion.pid.checks import check_positive
-from ecsfusion.pid.correction import Information, correct
-from ecsfusion.pid.decomposition import (
-    LN2,
-    PID,
-    Decomposition,
-    checked_names,
-    decompose_tensors,
-    entropy,
-    normalized_table,
-)
-from ecsfusion.pid.discretize import ModalityPairs, pair_names
+from ecsfusion.pid.clusters import FewSamplesWarning, estimate_pairs, split_by_pair
+from ecsfusion.pid.decomposition import PID, Decomposition
+from ecsfusion.pid.discretize import pair_names
+from ecsfusion.pid.folds import row_keys
 from ecsfusion.pid.inputs import (
     Array,
     check_cells,
@@ -35,60 +24,72 @@ from ecsfusion.pid.inputs import (
     check_finite,
     class_labels,
     named_modalities,
+    row_groups,
 )
 from ecsfusion.pid.options import EstimatorOptions
-from ecsfusion.pid.replicates import bootstrap as resample
+from ecsfusion.pid.posteriors import held_out_information
+from ecsfusion.pid.uncertainty import Measured, measure
 
-MAX_ITERATIONS = 1000
+MAX_REPEATS = 0.2
+"""The share of the rows of a modality that may repeat others before a warning asks for groups."""
+MIN_DISTINCT = 64
+"""With fewer distinct rows a modality is taken for a table of categories, whose rows repeat by nature."""
+
+
+class RepeatedRowsWarning(UserWarning):
+    """Many rows of a modality are equal, but their rows in another modality are not: they may share a source."""
 
 
 def fast_pid(
     embeddings: Mapping[str, Array] | Sequence[Array],
     labels: Array | Sequence[Any],
     *,
-    num_clusters: int | None = 20,
-    num_components: int | None = None,
+    groups: Array | Sequence[Any] | None = None,
     num_classes: int | None = None,
     bins: int | None = None,
-    correction: bool = True,
-    permutations: int = 16,
-    bootstrap: int = 50,
+    method: Literal["posteriors", "clusters"] = "posteriors",
+    num_clusters: int | Literal["auto"] | None = None,
+    num_components: int | None = None,
+    correction: bool | None = None,
+    permutations: int | None = None,
+    bootstrap: int | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> PID:
     """What two modalities know about the label: each alone, both alike, and only both together; in bits.
 
-    Each modality is clustered (`Discretizer`), clusters and labels are counted, the table is decomposed
-    (Bertschinger et al. 2014) and the bias of small samples is removed (`ecsfusion.pid.correction`).
+    By default the decomposition is that of held-out posteriors (`ecsfusion.pid.posteriors`): readouts of each modality
+    and of both together are fitted on some of the rows and judged on the others. What they know there is a lower bound
+    of the information, in `held_out`. Readouts that are fitted on half of the rows know less; how much less gives the
+    limit for many rows, which the values of the result are. The intervals hold both. Neither the order of the rows nor
+    the units of the columns matter, and variance that says nothing about the label does not either.
 
-    Information that an embedding has beyond its K clusters is not counted: clusters can lose information, but
-    never add any.
-
-    On CUDA with Triton, with `num_classes` and `num_clusters` given, everything is launched without waiting
-    (`pid_tensors`), and the host reads two numbers per table at the end. Rows and labels that are not valid are
-    found then.
+    `method="clusters"` clusters the embeddings and counts, as published (arXiv 2509.20840), with the bias of counting
+    removed. It sees what 20 clusters of the largest variance know.
 
     Args:
         embeddings: two modalities by name, or a sequence of two ("x1", "x2"); each (N, D_m), tensor or
             array, real, all on one device. The computation runs on that device.
         labels: (N,) class indices from 0; (N, L) for L labels, decomposed one by one; real numbers with
             `bins`.
-        num_clusters: clusters per modality. None for `choose_clusters`. If a modality has fewer distinct rows than
-            clusters, some clusters stay empty, which does not change the result.
-        num_components: principal directions kept before clustering; None for max(5, C - 1), at most 16.
-        num_classes: C; None for the largest label + 1, which the host then reads first.
+        groups: (N,) the source of each row, such as a picture or a subject; integers or strings. Rows of one source
+            stay in one fold and count as one in intervals and floors. None where every row has a source of its own.
+        num_classes: C; None for the largest label + 1.
         bins: the number of classes into which a real target is cut at its quantiles.
-        correction: False for plug-in values, as published (arXiv 2509.20840). Corrected atoms are never negative:
-            where there is only noise they are zero or slightly above.
-        permutations: replicates per null distribution, for the correction and the floors.
-        bootstrap: replicates for the intervals; 0 for none.
+        method: "posteriors" or "clusters".
+        num_clusters: clusters per modality: of posteriors, by default 128, or 64 for less than 4000 rows, which only
+            bounds the cost; of embeddings 20, or "auto".
+        num_components: clusters only: principal directions kept before clustering; None for max(5, C - 1), at most 16.
+        correction: clusters only: False for plug-in values, as published.
+        permutations: clusters only: replicates per null distribution, for the correction and the floors; 16.
+        bootstrap: clusters only: replicates for the intervals, 0 for none; 50.
         tolerance: certified width in bits at which the solver may stop.
-        seed: of clustering and replicates. The global random generators are neither used nor changed.
+        seed: of folds, clustering and replicates. The global random generators are neither used nor changed.
 
     Returns:
         PID; with leading dimension (L,) for labels (N, L). In 2 of 100 estimates pure noise reaches more than the
-        floors. The intervals cover at least 95 of 100 true values: they include sampling, noise and the possible
-        error of the correction. `plugin` has the values before correction, with the level that noise reaches there.
+        floors. The intervals cover at least 95 of 100 true values (benchmarks/bench_known_truth.py) where the rows are
+        enough; `enough_samples` says how many would be.
 
     Raises:
         TypeError: for embeddings or labels of the wrong type.
@@ -96,14 +97,15 @@ def fast_pid(
 
     Warns:
         FewSamplesWarning: when there are fewer samples than `enough_samples` asks for.
+        RepeatedRowsWarning: when many rows of one modality are equal and `groups` is not given.
     """
     named = named_modalities(embeddings)
     if len(named) != 2:
         raise ValueError(f"embeddings must hold two modalities, got {list(named)}; fast_pids takes more")
     options = EstimatorOptions(
-        num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
+        method, num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
     )
-    (pid,) = _estimate_pairs(named, labels, num_classes, bins, options).values()
+    (pid,) = _estimate_pairs(named, labels, groups, num_classes, bins, options).values()
     return pid
 
 
@@ -111,28 +113,32 @@ def fast_pids(
     embeddings: Mapping[str, Array] | Sequence[Array],
     labels: Array | Sequence[Any],
     *,
-    num_clusters: int | None = 20,
-    num_components: int | None = None,
+    groups: Array | Sequence[Any] | None = None,
     num_classes: int | None = None,
     bins: int | None = None,
-    correction: bool = True,
-    permutations: int = 16,
-    bootstrap: int = 50,
+    method: Literal["posteriors", "clusters"] = "posteriors",
+    num_clusters: int | Literal["auto"] | None = None,
+    num_components: int | None = None,
+    correction: bool | None = None,
+    permutations: int | None = None,
+    bootstrap: int | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, PID]:
     """`fast_pid` for two or more modalities: every pair, and each modality against all others together.
 
-    All pairs are solved in one batch. What "the rest" is, and why the uniqueness against it is an upper estimate, is
-    explained at `ecsfusion.pid.discretize.ModalityPairs`.
+    The readouts of a modality are fitted once and serve all of its pairs. "The rest" is all other modalities side by
+    side; by clusters it is explained at `ecsfusion.pid.discretize.ModalityPairs`.
 
     Args:
         embeddings: two or more modalities, otherwise as in `fast_pid`.
         labels: as in `fast_pid`.
-        num_clusters: as in `fast_pid`.
-        num_components: as in `fast_pid`.
+        groups: as in `fast_pid`.
         num_classes: as in `fast_pid`.
         bins: as in `fast_pid`.
+        method: as in `fast_pid`.
+        num_clusters: as in `fast_pid`.
+        num_components: as in `fast_pid`.
         correction: as in `fast_pid`.
         permutations: as in `fast_pid`.
         bootstrap: as in `fast_pid`.
@@ -148,16 +154,18 @@ def fast_pids(
 
     Warns:
         FewSamplesWarning: as in `fast_pid`.
+        RepeatedRowsWarning: as in `fast_pid`.
     """
     options = EstimatorOptions(
-        num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
+        method, num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
     )
-    return _estimate_pairs(named_modalities(embeddings), labels, num_classes, bins, options)
+    return _estimate_pairs(named_modalities(embeddings), labels, groups, num_classes, bins, options)
 
 
 def _estimate_pairs(
     named: dict[str, Tensor],
     labels: Array | Sequence[Any],
+    groups: Array | Sequence[Any] | None,
     num_classes: int | None,
     bins: int | None,
     options: EstimatorOptions,
@@ -168,316 +176,88 @@ def _estimate_pairs(
     targets = class_labels(labels, len(first), first.device, bins)
     if num_classes is not None:
         check_positive(num_classes, "num_classes")
-    on_host = first.device.type == "cpu"
-    if on_host or num_classes is None:
+    if first.device.type == "cpu" or num_classes is None or options.method == "posteriors":
         num_classes = check_classes(targets, num_classes)
-    if on_host:
+    if first.device.type == "cpu" or options.method == "posteriors":
         check_finite(named)
     check_cells(1, 1, num_classes)
-    num_clusters = options.num_clusters
-    if num_clusters is None:
-        frequency = torch.bincount(targets.reshape(len(first), -1)[:, 0], minlength=num_classes)
-        num_clusters = choose_clusters(frequency)
-    check_cells(num_clusters, num_clusters, num_classes)
+    numbered = None if groups is None else row_groups(groups, len(first), first.device)
+    if options.method == "clusters":
+        if numbered is not None:
+            raise ValueError('groups is an option of method="posteriors"; leave it out')
+        pids = estimate_pairs(named, targets, num_classes, options)
+    else:
+        if numbered is None:
+            _warn_of_repeated_rows(named, options.seed)
+        pids = _by_posteriors(named, targets, num_classes, numbered, options)
+    return split_by_pair(pids, pair_names(list(named)), time.perf_counter() - start)
 
-    estimated = _count_and_estimate(named, targets, num_clusters, num_classes, options)
-    counted, enough = torch.stack([estimated.counted, estimated.enough]).tolist()
-    if min(counted) < len(first):
-        check_classes(targets, num_classes)
-        check_finite(named)
-        raise ValueError(
-            f"embeddings have {len(first) - min(counted):.0f} rows that are too large to be clustered"
+
+def _by_posteriors(
+    named: dict[str, Tensor],
+    targets: Tensor,
+    num_classes: int,
+    groups: Tensor | None,
+    options: EstimatorOptions,
+) -> PID:
+    """One PID of all pairs and labels, from held-out posteriors."""
+    names = list(named)
+    pairs = pair_names(names)
+    others = {name: [other for other in names if other != name] for name in names}
+    sides = [([a], others[a] if b == "rest" and len(names) > 2 else [b]) for a, b in pairs]
+    num_clusters = options.posterior_clusters(len(targets))
+    measured: list[Measured] = []
+    for column in targets.reshape(len(targets), -1).T:
+        posteriors = held_out_information(
+            named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
         )
-    _warn_of_few_samples(counted, enough, num_clusters, num_clusters, num_classes, stacklevel=4)
-    pairs = pair_names(list(named))
-    batch = (len(pairs), *targets.shape[1:])
-    pids = _as_pid(estimated, batch, (num_clusters, num_clusters), num_classes, len(first), options)
-    return split_by_pair(pids, pairs, time.perf_counter() - start)
+        measured.append(measure(posteriors))
+    shape = (len(pairs), *targets.shape[1:])
 
+    def tensor(values: list[Tensor]) -> Tensor:
+        stacked = torch.stack(values, 1)
+        return stacked.reshape(*shape, *values[0].shape[1:])
 
-class PIDTensors(NamedTuple):
-    """The result of `pid_tensors` and `estimate_tensors` for T tables; float64 on the device of the input."""
-
-    corrected: Decomposition
-    """(T,) and (T, 2): values after correction, with floors and, where replicates were drawn, intervals."""
-    plugin: Decomposition
-    """The values before correction, with the level that noise reaches there."""
-    counted: Tensor
-    """(T,): samples in the table. If they are fewer than N, there were rows with NaN or infinite values, or labels
-    outside 0 .. C - 1. These are in no cell, so the table must not be used."""
-    enough: Tensor
-    """(T,): the samples that `enough_samples` asks for."""
-
-
-def pid_tensors(
-    embeddings: Mapping[str, Tensor],
-    labels: Tensor,
-    *,
-    num_classes: int,
-    num_clusters: int = 20,
-    num_components: int = 9,
-    correction: bool = True,
-    permutations: int = 16,
-    bootstrap: int = 50,
-    tolerance: float = 1e-3,
-    seed: int = 0,
-) -> PIDTensors:
-    """`fast_pids` from tensors to tensors, without reading their values.
-
-    On CUDA with Triton the host reads nothing, so it can be captured in a CUDA graph, compiled with
-    `torch.compile(fullgraph=True)`, and launched ahead of other work. Rows and labels that cannot be counted show in
-    `counted`.
-
-    Args:
-        embeddings: two or more modalities by name, each (N, D_m), floating point, on one device.
-        labels: (N,) or (N, L) int64 on the same device.
-        num_classes: C, an int like all other numbers here.
-        num_clusters: K, up to 256.
-        num_components: principal directions kept before clustering, up to 24; more of them need host reads.
-        correction: False draws no bootstrap replicates.
-        permutations: as in `fast_pid`.
-        bootstrap: as in `fast_pid`.
-        tolerance: as in `fast_pid`.
-        seed: as in `fast_pid`.
-
-    Returns:
-        PIDTensors with T = pairs x L, in the order of `pair_names`, then of the labels.
-
-    Raises:
-        TypeError: for embeddings, labels or options of the wrong type; not checked while compiling.
-        ValueError: for shapes and options out of range; not checked while compiling.
-    """
-    options = EstimatorOptions(
-        num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
-    )
-    if not torch.compiler.is_compiling():
-        # These checks read no values.
-        check_positive(num_classes, "num_classes")
-        check_positive(num_clusters, "num_clusters")
-        check_cells(num_clusters, num_clusters, num_classes)
-        embeddings = named_modalities(embeddings)
-        first_rows = next(iter(embeddings.values()))
-        labels = class_labels(labels, len(first_rows), first_rows.device, None)
-    return _count_and_estimate(embeddings, labels, num_clusters, num_classes, options)
-
-
-def _count_and_estimate(
-    embeddings: Mapping[str, Tensor],
-    labels: Tensor,
-    num_clusters: int,
-    num_classes: int,
-    options: EstimatorOptions,
-) -> PIDTensors:
-    """The arithmetic of `pid_tensors`, without checks."""
-    components = options.components(num_classes)
-    pairs = ModalityPairs.fit(embeddings, num_clusters, components, options.seed)
-    first, second = pairs.assign(embeddings)
-    sizes = (num_clusters, num_clusters, num_classes)
-    # (L, N)
-    by_label = labels.reshape(len(labels), -1).mT
-    counts = histogram(first.unsqueeze(1), second.unsqueeze(1), by_label, *sizes)
-    num_samples = [len(labels)] * (len(counts) * len(by_label))
-    return estimate_tensors(counts.flatten(0, 1), num_samples, options)
-
-
-def estimate(
-    counts: Tensor, options: EstimatorOptions | None = None, names: Sequence[str] | None = None
-) -> PID:
-    """`fast_pid` of joint tables that are counted already.
-
-    Args:
-        counts: (..., K1, K2, C) samples per cell.
-        options: how the values are estimated (`num_clusters` and `num_components` have no effect); None for the
-            defaults.
-        names: the two modalities; "x1" and "x2" when None.
-
-    Raises:
-        TypeError: for `counts` that hold no real numbers.
-        ValueError: for `counts` that are no non-negative finite table with mass, and for bad names.
-
-    Warns:
-        FewSamplesWarning: when there are fewer samples than `enough_samples` asks for.
-    """
-    start = time.perf_counter()
-    options = EstimatorOptions() if options is None else options
-    names = checked_names(names)
-    # This raises an error if `counts` is no table.
-    normalized_table(counts)
-    tables = counts.flatten(0, -4) if counts.ndim > 3 else counts.unsqueeze(0)
-    num_samples = [int(total) for total in tables.sum((1, 2, 3)).tolist()]
-    estimated = estimate_tensors(tables, num_samples, options)
-    counted, enough = torch.stack([estimated.counted, estimated.enough]).tolist()
-    rows, columns, classes = counts.shape[-3:]
-    _warn_of_few_samples(counted, enough, rows, columns, classes, stacklevel=3)
-    pid = _as_pid(estimated, counts.shape[:-3], (rows, columns), classes, num_samples[0], options)
-    plugin = None if pid.plugin is None else replace(pid.plugin, names=names)
-    return replace(pid, names=names, plugin=plugin, seconds=time.perf_counter() - start)
-
-
-def estimate_tensors(counts: Tensor, num_samples: Sequence[int], options: EstimatorOptions) -> PIDTensors:
-    """The arithmetic of `estimate`, without checks.
-
-    Args:
-        counts: (T, K1, K2, C) samples per cell.
-        num_samples: T numbers, the samples of each table.
-        options: how the values are estimated.
-    """
-    counts = counts.double()
-    plugin = _solve(counts, options.tolerance)
-    each = zip(counts, num_samples, plugin.mutual_information, plugin.redundancy, strict=True)
-    corrected = [correct(*table, options.permutations, options.seed) for table in each]
-    information = Information(*(torch.stack(values) for values in zip(*corrected, strict=True)))
-
-    union = information.single.sum(-1) - information.redundancy
-    synergy = (information.joint - union).clamp_min(0.0)
-    dependence = union + synergy - information.single.sum(-1) + information.coupling
-    noise = 2 * information.single_noise
-    # Few replicates may err downward, to a bias below zero.
-    plugin = plugin._replace(
-        redundancy_floor=(information.single_bias + noise).amin(-1).clamp_min(0.0),
-        unique_floor=(information.single_bias + noise).clamp_min(0.0),
-        synergy_floor=(information.joint_bias + 2 * information.joint_noise).clamp_min(0.0),
-    )
-    pid = Decomposition(
-        redundancy=information.redundancy,
-        unique=information.single - information.redundancy.unsqueeze(-1),
-        synergy=synergy,
-        mutual_information=information.single,
-        joint_mutual_information=union + synergy,
-        conditional_mutual_information=dependence.clamp_min(0.0),
-        gap=plugin.gap,
-        redundancy_floor=noise.amin(-1),
-        unique_floor=noise,
-        synergy_floor=2 * information.joint_noise,
-    )
-    if options.bootstrap and options.correction:
-        replicates = [
-            resample(table, n, options.bootstrap, options.seed + 2)
-            for table, n in zip(counts, num_samples, strict=True)
-        ]
-        pid = _with_intervals(pid, information, _solve(torch.stack(replicates, 1), options.tolerance))
-    return PIDTensors(pid, plugin, counts.sum((1, 2, 3)), _enough_samples(counts))
-
-
-def split_by_pair(pids: PID, pairs: Sequence[tuple[str, str]], seconds: float) -> dict[str, PID]:
-    """The PIDs of a batch (pairs, ...), each under the names of its two sides, such as "image, audio"."""
-    named = {}
-    for i, pair in enumerate(pairs):
-        pid = pids[i]
-        plugin = None if pid.plugin is None else replace(pid.plugin, names=pair)
-        named[", ".join(pair)] = replace(pid, names=pair, plugin=plugin, seconds=seconds)
-    return named
-
-
-def choose_clusters(frequency: Tensor) -> int:
-    """The number of clusters per modality for `frequency` (C,), the samples per class.
-
-    It is the largest number for which the samples are enough (`enough_samples`), but at most 24 and at least C,
-    where C is first brought into 12 to 20. Too few clusters lose information; too many only widen the intervals
-    (benchmarks/bench_estimate.py).
-    """
-    num_samples = float(frequency.sum())
-    bits = float(entropy(frequency.double() / num_samples, 1))
-    affordable = int(math.sqrt(num_samples * bits * LN2 / max(len(frequency) - 1, 1)))
-    return min(max(affordable, min(max(len(frequency), 12), 20)), 24)
-
-
-def enough_samples(counts: Tensor) -> int:
-    """The samples with which the bias of the plug-in values is at most half of the label's entropy H.
-
-    It is K1 K2 (C - 1) / (H ln 2) for the occupied clusters and classes of a table (K1, K2, C), because the
-    first-order bias of I(X1, X2; Y) is the degrees of freedom over 2 N ln 2.
-    """
-    return int(_enough_samples(counts.double()))
-
-
-def _enough_samples(counts: Tensor) -> Tensor:
-    """`enough_samples` of float64 counts (..., K1, K2, C): (...) float64."""
-    rows, columns = counts.sum((-2, -1)), counts.sum((-3, -1))
-    frequency = counts.sum((-3, -2))
-    bits = entropy(frequency / frequency.sum(-1, keepdim=True).clamp_min(1.0), 1)
-    rows, columns, classes = (part.count_nonzero(-1) for part in (rows, columns, frequency))
-    enough = torch.ceil(rows * columns * (classes - 1) / (bits * LN2))
-    return torch.where(classes < 2, 0.0, enough)
-
-
-def _with_intervals(pid: Decomposition, information: Information, spread: Decomposition) -> Decomposition:
-    """Intervals of 2 standard deviations of sampling and noise, plus the correction's possible error and the gap."""
-
-    def deviation(values: Tensor, noise: Tensor) -> Tensor:
-        return 2 * torch.hypot(values.std(0), noise)
-
-    shared_doubt = information.single_doubt.amin(-1)
-    redundancy = deviation(spread.redundancy, information.single_noise.amin(-1))
-    unique = deviation(spread.unique, information.single_noise)
-    # Near zero the replicates of a uniqueness vary little. It can still move as much as the redundancy, because the
-    # two add up to the information of the modality.
-    unique = torch.maximum(unique, redundancy.unsqueeze(-1)) + information.single_doubt
-    redundancy = redundancy + shared_doubt
-    synergy_noise = torch.hypot(information.joint_noise, information.single_noise.amax(-1))
-    synergy = deviation(spread.synergy, synergy_noise) + shared_doubt
-    # Clamped, so that the value itself lies in its interval.
-    down, up = information.joint_doubt.clamp_min(0.0).unbind(-1)
-    gap = pid.gap
-
-    def interval(low: Tensor, high: Tensor) -> Tensor:
-        return torch.stack([low, high], -1).clamp_min(0.0)
-
-    return pid._replace(
-        redundancy_interval=interval(pid.redundancy - redundancy, pid.redundancy + redundancy + gap),
-        unique_interval=interval(pid.unique - unique - gap.unsqueeze(-1), pid.unique + unique),
-        synergy_interval=interval(pid.synergy - synergy - down, pid.synergy + synergy + up + gap),
-    )
-
-
-def _solve(counts: Tensor, tolerance: float) -> Decomposition:
-    # A table that stops at the limit keeps a wider certified gap, which the intervals include.
-    table = counts / counts.sum((-3, -2, -1), keepdim=True).clamp_min(1.0)
-    return decompose_tensors(table, tolerance, MAX_ITERATIONS)
-
-
-def _as_pid(
-    estimated: PIDTensors,
-    batch: tuple[int, ...],
-    num_clusters: tuple[int, int],
-    num_classes: int,
-    num_samples: int,
-    options: EstimatorOptions,
-) -> PID:
-    """The tensors, whose leading dimension becomes `batch`, as a PID of "x1" and "x2"."""
-
-    def pid(part: Decomposition) -> PID:
-        tensors: dict[str, Any] = {
-            name: None if value is None else value.reshape((*batch, *value.shape[1:]))
-            for name, value in part._asdict().items()
+    def pid(parts: list[Decomposition], **more: Any) -> PID:
+        each = {
+            name: None if getattr(parts[0], name) is None else tensor([getattr(part, name) for part in parts])
+            for name in Decomposition._fields
         }
-        return PID(
-            **tensors,
-            names=("x1", "x2"),
-            num_samples=num_samples,
-            num_clusters=num_clusters,
-            num_classes=num_classes,
+        return PID(**each, names=("x1", "x2"), num_samples=len(targets), num_classes=num_classes, **more)
+
+    enough = tensor([part.enough for part in measured])
+    _warn_of_few_samples(
+        len(targets) if groups is None else int(groups.max()) + 1, float(enough.max()), groups
+    )
+    return pid(
+        [part.limit for part in measured],
+        held_out=pid([part.held_out for part in measured]),
+        enough_samples=enough,
+    )
+
+
+def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None) -> None:
+    if num_samples < enough:
+        what = "samples" if groups is None else "groups"
+        warnings.warn(
+            f"{num_samples} {what} are few for these embeddings: the readouts know less than the limit that is"
+            f" reported, and about {enough:.3g} would settle it; held_out has what is proven, and the intervals hold both",
+            FewSamplesWarning,
+            stacklevel=5,
         )
 
-    plugin = pid(estimated.plugin)
-    return replace(pid(estimated.corrected) if options.correction else plugin, plugin=plugin)
 
-
-class FewSamplesWarning(UserWarning):
-    """There are fewer samples than `enough_samples` asks for."""
-
-
-def _warn_of_few_samples(
-    counted: Sequence[float], enough: Sequence[float], rows: int, columns: int, classes: int, stacklevel: int
-) -> None:
-    for num_samples, recommended in zip(counted, enough, strict=True):
-        if num_samples < recommended:
+def _warn_of_repeated_rows(named: dict[str, Tensor], random_seed: int) -> None:
+    """Warn of a modality whose rows repeat where those of another differ: cross-fitting would leak."""
+    distinct = {name: len(row_keys([rows], random_seed).unique()) for name, rows in named.items()}
+    whole = max(distinct.values())
+    for name, number in distinct.items():
+        if MIN_DISTINCT <= number < (1 - MAX_REPEATS) * whole:
             warnings.warn(
-                f"{num_samples:.0f} samples are few for {rows} x {columns} clusters and {classes} classes:"
-                f" {recommended:.0f}"
-                " would keep noise under half of the label's entropy before correction; trust the intervals, take"
-                " more samples or fewer clusters",
-                FewSamplesWarning,
-                stacklevel=stacklevel,
+                f"embeddings[{name!r}] has only {number} distinct rows of {len(named[name])}: rows that share a source"
+                " (a picture, a subject) would be read by readouts that have seen them; give groups=, the source of"
+                " each row",
+                RepeatedRowsWarning,
+                stacklevel=4,
             )
             return

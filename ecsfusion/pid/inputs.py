@@ -104,6 +104,31 @@ def class_labels(
     return given.to(torch.int64)
 
 
+def row_groups(groups: Array | Sequence[Any], num_rows: int, device: torch.device) -> Tensor:
+    """The source of each row as a number from 0, (N,) int64.
+
+    Args:
+        groups: (N,) integers or strings.
+        num_rows: N.
+        device: the device of the embeddings.
+
+    Raises:
+        TypeError: for groups that are neither integers nor strings.
+        ValueError: for another length or shape, and for fewer than two groups.
+    """
+    array = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
+    if array.dtype.kind not in "biuOUS":
+        raise TypeError(f"groups must be integers or strings, got dtype {array.dtype}")
+    if array.shape != (num_rows,):
+        raise ValueError(
+            f"groups must have one entry per row of the embeddings, got the shape {array.shape} for {num_rows} rows"
+        )
+    values, numbers = np.unique(array.astype(str) if array.dtype.kind == "O" else array, return_inverse=True)
+    if len(values) < 2:
+        raise ValueError(f"groups must hold at least two sources, got {values.tolist()}; leave groups out")
+    return torch.from_numpy(numbers.astype(np.int64)).to(device)
+
+
 def check_classes(labels: Tensor, num_classes: int | None) -> int:
     """The number of classes: `num_classes`, or the largest label + 1 where that is None.
 

@@ -1,0 +1,89 @@
+"""Order, groups and folds of the rows, from what the rows hold and not from where they stand.
+
+Rows that are equal in every modality form one group, or rows of one source as the user says. A group lies in one fold
+as a whole, so that no readout is judged on a row that it was fitted on. The same rows in another order give the same
+folds.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from ecsfusion_kernels import uniform
+from torch import Tensor
+
+HASHED_VALUES = 1 << 22
+"""Values that are hashed at a time."""
+KEY_BITS = 40
+"""Bits of a key; the class of a row goes above them."""
+
+
+class Folds(NamedTuple):
+    """N rows in an order of their own, in F folds."""
+
+    order: Tensor
+    """(N,) int64: the rows, by fold-independent key."""
+    group: Tensor
+    """(N,) int64: the group of each row of `order`, numbered from 0."""
+    fold: Tensor
+    """(N,) int64: the fold of each row of `order`, 0 to F - 1."""
+    num_groups: Tensor
+    """() int64."""
+
+
+def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
+    """A hash of each row over all modalities, (N,) int64 of `KEY_BITS` bits; equal rows have equal keys."""
+    keys = torch.zeros(len(embeddings[0]), dtype=torch.int64, device=embeddings[0].device)
+    for number, rows in enumerate(embeddings):
+        # Adding zero makes -0 into 0, which is the same value.
+        size = {2: torch.int16, 4: torch.int32, 8: torch.int32}[rows.element_size()]
+        width = rows.shape[1] * rows.element_size() // size.itemsize
+        index = torch.arange(width, device=rows.device)
+        factors = (uniform(index, random_seed + number + 1).double() * 2**31).to(torch.int64) * 2 + 1
+        parts = []
+        for chunk in rows.split(max(1, HASHED_VALUES // width)):
+            bits = (chunk + 0).contiguous().view(size)
+            parts.append((bits.to(torch.int64) * factors).sum(-1))
+        keys = keys * 6364136223846793005 + torch.cat(parts)
+    keys = (keys ^ (keys >> 29)) * 1442695040888963407
+    return (keys ^ (keys >> 31)) & ((1 << KEY_BITS) - 1)
+
+
+def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: int) -> Folds:
+    """Deal the groups of rows to folds, class by class, so that every fold has its share of every class.
+
+    Args:
+        keys: (N,) int64 from `row_keys`.
+        labels: (N,) int64 classes.
+        groups: (N,) int64 numbers of groups from 0 to N - 1; None where only equal rows belong together.
+        num_folds: F.
+    """
+    device = keys.device
+    rows = torch.arange(len(keys), device=device)
+    # Rows with equal keys stand side by side, whatever their order was.
+    order = _lexsort(labels, keys)
+    if groups is None:
+        ordered = keys[order]
+        group = _dense(ordered)
+    else:
+        # A group is known by its smallest key.
+        smallest = torch.full_like(keys, 1 << KEY_BITS).scatter_reduce(0, groups, keys, "amin")
+        order = order[_lexsort(keys[order], smallest[groups[order]])]
+        group = _dense(groups[order])
+    first_class = torch.full_like(rows, 1 << 20).scatter_reduce(0, group, labels[order], "amin")
+    # Groups are numbered by key; dealing them by class keeps the classes even.
+    dealt = _lexsort(rows, first_class).argsort()
+    return Folds(order, group, dealt[group] % num_folds, group[-1] + 1)
+
+
+def _lexsort(minor: Tensor, major: Tensor) -> Tensor:
+    """The order of the rows by `major`, and by `minor` among equals."""
+    order = minor.argsort(stable=True)
+    return order[major[order].argsort(stable=True)]
+
+
+def _dense(ordered: Tensor) -> Tensor:
+    """Numbers from 0 of the runs of equal values."""
+    starts = torch.ones_like(ordered)
+    starts[1:] = (ordered[1:] != ordered[:-1]).to(starts.dtype)
+    return starts.cumsum(0) - 1

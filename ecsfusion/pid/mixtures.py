@@ -1,0 +1,226 @@
+"""Readouts of what a linear readout is blind to: structure inside a modality, and interaction between modalities.
+
+Directions come first. Inside a modality they are those along which the covariance differs most from class to class
+(sliced average variance estimation, Cook and Weisberg 1991), between modalities those along which the cross-covariance
+does. Along them the rows are clustered softly, and a table tells the label from the clusters: p(y | k), or p(y | k, l)
+for both modalities. A parity or a sum of hidden states is exactly such a table.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from ecsfusion_kernels import lloyd, seed, uniform
+from torch import Tensor
+
+from ecsfusion.pid.linear import LinearSums, TrainingSets
+
+WHITENING = 1e-4
+"""Share of the identity in the covariance that directions are sought in."""
+MAX_VALUES = 1 << 23
+"""Values C x D x D of the covariances by class; where there were more, rows are too few for them in any case."""
+MIN_ROWS_PER_COLUMN = 0.5
+"""Rows per class and column below which covariances by class are noise."""
+ITERATIONS = 6
+INNER_CLUSTERS = (4, 24)
+MANY_CLUSTERS = 20
+MAX_CLUSTERED_ROWS = 1024
+REFINEMENTS = 4
+"""Steps of expectation maximization."""
+MAX_ITERATIONS = 8
+"""Of k-means; the soft clusters need not be the best ones."""
+MAX_TABLE_VALUES = 1 << 24
+PRIOR_ROWS = 4.0
+"""Rows of the prior p(y) that every cell of a table starts with."""
+TINY = 1e-30
+
+
+def has_enough_rows(first: LinearSums, second: LinearSums) -> bool:
+    """Whether covariances by class between the columns of two sides, or of one with itself, tell anything."""
+    rows, classes = first.sets.one_hot.shape
+    sizes = first.rows.shape[1], second.rows.shape[1]
+    enough = rows / classes >= MIN_ROWS_PER_COLUMN * max(sizes)
+    return enough and classes * sizes[0] * sizes[1] <= MAX_VALUES
+
+
+def class_products(first: LinearSums, second: LinearSums) -> Tensor:
+    """Covariances of the columns of two sides within each class, minus their mean: (T, C, D1, D2)."""
+    sets = first.sets
+    classes, folds = sets.one_hot.shape[1], sets.num_folds
+    if first.rows.device.type == "cpu":
+        cell = sets.fold * classes + sets.labels
+        order = cell.argsort(stable=True)
+        sizes = torch.bincount(cell, minlength=folds * classes).tolist()
+        left, right = (side.rows[order].split(sizes) for side in (first, second))
+        parts = [a.T @ b for a, b in zip(left, right, strict=True)]
+    else:
+        parts = [
+            (first.rows * ((sets.fold == k)[:, None] * sets.one_hot[:, c : c + 1])).T @ second.rows
+            for k in range(folds)
+            for c in range(classes)
+        ]
+    each = torch.stack(parts).view(folds, classes, *parts[0].shape)
+    whole = each.sum(0)
+    sums = torch.cat([whole - each, each[0::2].sum(0, keepdim=True), each[1::2].sum(0, keepdim=True)])
+    means = [side.deviation + side.center[:, None] for side in (first, second)]
+    covariance = (
+        sums / sets.counts.clamp_min(1)[..., None, None] - means[0][..., :, None] * means[1][..., None, :]
+    )
+    covariance = covariance * (sets.counts > 0)[..., None, None]
+    return covariance - (first.share[..., None, None] * covariance).sum(1, keepdim=True)
+
+
+def coordinates(
+    first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor], number: int
+) -> tuple[Tensor, Tensor]:
+    """Both sides along the directions in which their covariance differs most from class to class: (N, T, q) each.
+
+    Each coordinate is scaled by how far it stands out from noise.
+    """
+    differences = class_products(first, second)
+    share = first.share[..., None, None]
+    sizes = first.rows.shape[1], second.rows.shape[1]
+    number = min(number, *sizes)
+    width = min(number + 4, *sizes)
+
+    def apply(matrix: Tensor, factor_in: Tensor, factor_out: Tensor, vectors: Tensor) -> Tensor:
+        """p-weighted whitened differences of each class, applied to vectors (T, C or 1, D, w)."""
+        inner = torch.linalg.solve_triangular(factor_in.mT.unsqueeze(1), vectors, upper=True)
+        return torch.linalg.solve_triangular(factor_out.unsqueeze(1), matrix @ inner, upper=False)
+
+    start = uniform(torch.arange(sizes[0] * width, device=first.rows.device), 7).view(sizes[0], width) - 0.5
+    left = torch.linalg.qr(start.expand(len(differences), -1, -1)).Q
+    for _ in range(ITERATIONS):
+        there = apply(differences.mT, factors[0], factors[1], left.unsqueeze(1))
+        back = (apply(differences, factors[1], factors[0], there) * share).sum(1)
+        left = torch.linalg.qr(back).Q
+    there = apply(differences.mT, factors[0], factors[1], left.unsqueeze(1))
+    # (T, D2, C w) -> its leading left vectors are the directions of the second side.
+    stacked = (there * share.sqrt()).transpose(1, 2).flatten(2)
+    gram = stacked.mT @ stacked
+    energy = torch.einsum("tcdw,tcde->twe", there * share, there)
+    values, rotation = torch.linalg.eigh(energy)
+    left = left @ rotation.flip(-1)[..., :number]
+    values = values.flip(-1).clamp_min(0)
+    vectors = torch.linalg.eigh(gram)
+    right = stacked @ vectors.eigenvectors.flip(-1)[..., :number]
+    right = right / right.norm(dim=1, keepdim=True).clamp_min(TINY)
+    noise = values[..., -1:]
+    weight = ((values[..., :number] - noise).clamp_min(0) / values[..., :1].clamp_min(TINY)).sqrt()
+    scaled = []
+    for side, factor, directions in zip((first, second), factors, (left, right), strict=True):
+        weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True) * weight.unsqueeze(1)
+        scaled.append(side.scores(weights, -(side.center[:, None] @ weights)[:, 0]))
+    return scaled[0], scaled[1]
+
+
+def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> Tensor:
+    """A side along the leading directions of its discriminant analysis, (N, T, q), scaled by what they separate."""
+    span = torch.linalg.solve_triangular(
+        factor, (side.deviation * side.share.sqrt()[..., None]).mT, upper=False
+    )
+    values, rotation = torch.linalg.eigh(span.mT @ span)
+    number = min(number, span.shape[-1])
+    directions = span @ rotation.flip(-1)[..., :number]
+    weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True)
+    weights = weights / values[:, None, -1:].clamp_min(TINY).sqrt()
+    return side.scores(weights, -(side.center[:, None] @ weights)[:, 0])
+
+
+def soft_clusters(points: Tensor, num_clusters: int, random_seed: int) -> Tensor:
+    """The share of each row in K clusters, (N, T, K), of points (N, T, q).
+
+    The clusters are round Gaussians of one width, fitted by expectation maximization from k-means.
+    """
+    step = max(1, -(-len(points) // MAX_CLUSTERED_ROWS))
+    sample = points[::step].transpose(0, 1).contiguous()
+    clusters = lloyd(sample, seed(sample, num_clusters, random_seed), max_iterations=MAX_ITERATIONS)
+    spread = (clusters.inertia / (sample.shape[1] * sample.shape[2])).clamp_min(TINY)
+    size, centers = clusters.sizes.float().clamp_min(0.5), clusters.centers
+    length = sample.square().sum((1, 2))
+    for _ in range(REFINEMENTS):
+        share = _shares(sample, centers, size, spread)
+        size = share.sum(1).clamp_min(0.5)
+        sums = share.mT @ sample
+        centers = sums / size.unsqueeze(-1)
+        rest = length - (sums * centers).sum((1, 2))
+        spread = (rest / (sample.shape[1] * sample.shape[2])).clamp_min(TINY)
+    return _shares(points.transpose(0, 1), centers, size, spread).transpose(0, 1)
+
+
+def _shares(points: Tensor, centers: Tensor, size: Tensor, spread: Tensor) -> Tensor:
+    """The shares (T, n, K) of points (T, n, q) in Gaussians with centers (T, K, q), sizes (T, K) and widths (T,)."""
+    width = spread[:, None]
+    bias = size.log() - 0.5 * centers.square().sum(-1) / width
+    scores = torch.baddbmm(bias.unsqueeze(1), points, centers.mT / width.unsqueeze(-1))
+    return torch.softmax(scores, -1)
+
+
+def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tensor) -> Tensor:
+    """Held-out logits (2, N, C) of the table of one clustering, or of the pairs of clusters of two.
+
+    Args:
+        shares: one or two (N, T, K).
+        sets: the training sets.
+        log_prior: (C,).
+    """
+    prior = log_prior.exp()
+    classes = len(prior)
+    logits = []
+    for number in range(sets.member.shape[1]):
+        parts = [share[:, number] for share in shares]
+        labelled = sets.one_hot * sets.member[:, number, None]
+        step = (
+            max(1, -(-len(labelled) * parts[0].shape[1] * classes // MAX_TABLE_VALUES))
+            if len(parts) == 2
+            else 1
+        )
+        if len(parts) == 1:
+            counts = parts[0].T @ labelled
+        else:
+            pairs = (parts[0][::step, :, None] * labelled[::step, None, :]).flatten(1)
+            counts = (pairs.T @ parts[1][::step]).view(parts[0].shape[1], classes, -1).transpose(1, 2)
+        table = (counts + PRIOR_ROWS * prior) / (counts.sum(-1, keepdim=True) + PRIOR_ROWS)
+        posterior = parts[0] @ table if len(parts) == 1 else _by_pairs(parts[0], parts[1], table)
+        logits.append(posterior.clamp_min(TINY).log() - log_prior)
+    return sets.held_out(torch.stack(logits, 1))
+
+
+def _by_pairs(first: Tensor, second: Tensor, table: Tensor) -> Tensor:
+    """sum_kl first_k second_l table_klc: (N, C)."""
+    rows_at_once = max(1, MAX_TABLE_VALUES // table[0].numel())
+    parts = []
+    for a, b in zip(first.split(rows_at_once), second.split(rows_at_once), strict=True):
+        inner = (a @ table.flatten(1)).view(len(a), *table.shape[1:])
+        parts.append((inner * b.unsqueeze(-1)).sum(1))
+    return torch.cat(parts)
+
+
+def inner_readouts(side: LinearSums, factor: Tensor, log_prior: Tensor, random_seed: int) -> list[Tensor]:
+    """Readouts of the structure inside one side: along directions of changing covariance, and of class means."""
+    readouts = []
+    if has_enough_rows(side, side):
+        whitening = side.factor(torch.tensor(WHITENING, device=side.rows.device))
+        along, _ = coordinates(side, side, (whitening, whitening), 4)
+        for number in INNER_CLUSTERS:
+            readouts.append(table_readout([soft_clusters(along, number, random_seed)], side.sets, log_prior))
+    return readouts
+
+
+def cross_readouts(
+    first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor], log_prior: Tensor, random_seed: int
+) -> list[Tensor]:
+    """Readouts of the interaction between two sides."""
+    readouts = []
+    classes = len(log_prior)
+    points: list[tuple[Tensor, Tensor, int]] = []
+    if has_enough_rows(first, second):
+        share = torch.tensor(WHITENING, device=first.rows.device)
+        whitening = (first.factor(share), second.factor(share))
+        along = coordinates(first, second, whitening, min(max(classes - 1, 2), 9))
+        points += [(*along, number) for number in (min(max(classes, 3), 16), MANY_CLUSTERS)]
+    by_class = tuple(discriminant_coordinates(s, f, 3) for s, f in zip((first, second), factors, strict=True))
+    points.append((by_class[0], by_class[1], 12))
+    for left, right, number in points:
+        shares = [soft_clusters(part, number, random_seed) for part in (left, right)]
+        readouts.append(table_readout(shares, first.sets, log_prior))
+    return readouts

@@ -1,0 +1,120 @@
+"""From held-out information to a decomposition with limits, intervals, floors, and the rows that would settle it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecsfusion.pid.decomposition import LN2, Decomposition
+from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, limit
+
+DEVIATIONS = 2.0
+"""Half the width of an interval in standard errors."""
+SHARE_OF_GROWTH = 0.5
+"""The limit for many rows may be wrong by this share of its distance from the held-out values."""
+SHARE_OF_LOSS = 0.1
+"""The union information of the rows may be wrong by this share of what their clusters lose."""
+SHARE_OF_TABLES = 0.05
+"""Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
+NOISE = 5.0
+"""Log-likelihood, in nats, that pooled readouts of pure noise exceed in 2 of 100 estimates."""
+SETTLED_SHARE = 0.05
+"""The limit is settled where it exceeds the held-out information by at most this share of H(Y)."""
+SETTLED_BITS = 0.05
+"""And where it exceeds it by at most so many bits."""
+
+
+class Measured(NamedTuple):
+    """Decompositions of P pairs; (P,) float64."""
+
+    limit: Decomposition
+    """What readouts that are fitted on very many rows would find, with intervals and floors."""
+    held_out: Decomposition
+    """What the readouts know about rows that they were not fitted on: lower bounds of the information."""
+    enough: Tensor
+    """The rows with which the limit would be settled."""
+
+
+def measure(posteriors: Posteriors) -> Measured:
+    """Decompose what is known; the host reads nothing."""
+    known, label_bits = posteriors.known, posteriors.label_bits
+    parts = (known.first, known.second, known.joint, known.union)
+    bound = _atoms(*(part[0] for part in parts))
+    values = [limit(part[0], part[1], label_bits) for part in parts]
+    reached = _atoms(*values)
+    gap = known.lost[0]
+    groups = posteriors.num_groups.double()
+
+    rows = _atom_rows(known.rows[:, 0])
+    growth_rows = _atom_rows(known.rows[:, 0] - known.rows[:, 1])
+    near = NUM_FOLDS / (NUM_FOLDS - 1)
+    error = torch.hypot(
+        _error(rows, posteriors.group, groups),
+        near / (2 - near) * _error(growth_rows, posteriors.group, groups),
+    )
+    floor = NOISE / (groups * LN2)
+    blind = SHARE_OF_TABLES * known.beyond_lines
+    doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
+
+    def interval(low: Tensor, high: Tensor, place: int, loss: float) -> Tensor:
+        ends = torch.minimum(low, high), torch.maximum(low, high)
+        around = DEVIATIONS * error[place] + SHARE_OF_LOSS * loss * gap + floor + doubt[place]
+        growth = SHARE_OF_GROWTH * (ends[1] - ends[0])
+        return torch.stack([ends[0] - around - growth, ends[1] + around + growth], -1).clamp_min(0.0)
+
+    unique = torch.stack(
+        [interval(bound.unique[:, m], reached.unique[:, m], 1 + m, 1.0) for m in range(2)], -2
+    )
+    shortfall = torch.stack(
+        [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
+    ).amax(0)
+    allowed = (SETTLED_SHARE * label_bits).clamp_min(SETTLED_BITS)
+    dependence = (known.joint[0] - known.product[0]).clamp_min(0.0)
+    floors = floor.expand_as(dependence)
+    decomposition = reached._replace(
+        gap=gap,
+        conditional_mutual_information=dependence,
+        redundancy_floor=floors,
+        unique_floor=floors.unsqueeze(-1).expand(-1, 2),
+        synergy_floor=floors,
+        redundancy_interval=interval(bound.redundancy, reached.redundancy, 0, 1.0),
+        unique_interval=unique,
+        synergy_interval=interval(bound.synergy, reached.synergy, 3, 1.0),
+    )
+    return Measured(
+        decomposition,
+        bound._replace(gap=gap, conditional_mutual_information=dependence),
+        torch.ceil(groups * shortfall / allowed),
+    )
+
+
+def _atoms(first: Tensor, second: Tensor, joint: Tensor, union: Tensor) -> Decomposition:
+    """The atoms of information (P,), brought into the order that information has."""
+    larger, both = torch.maximum(first, second), first + second
+    joint = torch.maximum(joint, larger)
+    union = torch.minimum(torch.maximum(union, larger), torch.minimum(both, joint))
+    return Decomposition(
+        redundancy=both - union,
+        unique=torch.stack([union - second, union - first], -1),
+        synergy=joint - union,
+        mutual_information=torch.stack([first, second], -1),
+        joint_mutual_information=joint,
+        conditional_mutual_information=torch.zeros_like(joint),
+        gap=torch.zeros_like(joint),
+    )
+
+
+def _atom_rows(parts: Tensor) -> Tensor:
+    """Redundancy, both kinds of uniqueness and synergy by row, from information by row (4, P, N)."""
+    first, second, joint, union = parts
+    return torch.stack([first + second - union, union - second, union - first, joint - union])
+
+
+def _error(rows: Tensor, group: Tensor, num_groups: Tensor) -> Tensor:
+    """Standard errors (4, P) of the means of rows (4, P, N); the rows of a group count as one."""
+    deviations = rows - rows.mean(-1, keepdim=True)
+    sums = torch.zeros_like(rows).index_add_(-1, group, deviations)
+    return (sums.square().sum(-1) * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / rows.shape[-1]
+
+
+__all__ = ["Known", "Measured", "measure"]

@@ -1,0 +1,119 @@
+"""Union information of posteriors: what two modalities know together at least, whatever couples them.
+
+The posterior p(y | x_m) is all that a modality knows about the label (it is sufficient), and the union information of
+Bertschinger et al. depends on the pairs (posterior, label) alone. The posteriors of one modality are gathered into K
+clusters with tables T(k, y), the mean posteriors; what this loses, delta_m = I(X_m; Y) - I(K_m; Y), is known exactly,
+and the union information of the rows lies in [U_K, U_K + delta_1 + delta_2]: the optimal coupling of the clusters, with
+the rows drawn within each cluster as they are, is one of the couplings of the rows. Where in between follows from a
+second, coarser clustering, because the union information falls in proportion to what is lost.
+"""
+
+from typing import NamedTuple
+
+import torch
+from ecsfusion_kernels import broja, lloyd, nearest, seed
+from torch import Tensor
+
+from ecsfusion.pid.decomposition import entropy
+
+MAX_CLUSTERED_ROWS = 2048
+RESCALINGS = 20
+TINY = 1e-30
+
+
+class Union(NamedTuple):
+    """Union information in bits, (B,) float64 for B pairs of modalities."""
+
+    value: Tensor
+    """(B,): for the rows, extrapolated from two clusterings."""
+    low: Tensor
+    """(B,): certified for the finer clusters, and so for the rows."""
+    high: Tensor
+    """(B,): certified for the rows."""
+    pointwise: Tensor
+    """(B, N): the part of each row, from its own label; without what the clusters lose."""
+    expected: Tensor
+    """(B, N): the same, averaged over the labels by the row's posteriors; its mean is that of the table."""
+
+
+def matched(posteriors: Tensor, prior: Tensor) -> Tensor:
+    """Posteriors (..., N, C) float64 scaled until their mean is the prior (C,)."""
+    for _ in range(RESCALINGS):
+        posteriors = posteriors * (prior / posteriors.mean(-2, keepdim=True).clamp_min(TINY))
+        posteriors = posteriors / posteriors.sum(-1, keepdim=True).clamp_min(TINY)
+    return posteriors
+
+
+def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
+    """Clusters (B, N) int64 of posteriors (B, N, C), by k-means of their square roots."""
+    points = posteriors.sqrt().float()
+    step = max(1, -(-points.shape[1] // MAX_CLUSTERED_ROWS))
+    sample = points[:, ::step].contiguous()
+    return nearest(points, lloyd(sample, seed(sample, num_clusters, random_seed), max_iterations=10).centers)[
+        0
+    ]
+
+
+def soft_tables(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
+    """Joint tables (B, K, C) of cluster and label, of sum 1."""
+    batch, rows, classes = posteriors.shape
+    place = clusters + num_clusters * torch.arange(batch, device=clusters.device)[:, None]
+    sums = posteriors.new_zeros(batch * num_clusters, classes)
+    sums.index_add_(0, place.flatten(), posteriors.flatten(0, 1))
+    return sums.view(batch, num_clusters, classes) / rows
+
+
+def information(tables: Tensor) -> Tensor:
+    """I(K; Y) in bits of tables (..., K, C)."""
+    return entropy(tables.sum(-2), 1) + entropy(tables.sum(-1), 1) - entropy(tables, 2)
+
+
+def union_information(
+    first: Tensor,
+    second: Tensor,
+    labels: Tensor,
+    num_clusters: int,
+    tolerance: float,
+    max_iterations: int,
+    random_seed: int,
+) -> Union:
+    """The union information of B pairs of posteriors.
+
+    Args:
+        first: (B, N, C) float64, of mean p(y) (`matched`).
+        second: the same of the other modality.
+        labels: (N,) int64.
+        num_clusters: K of the finer clustering; the coarser has half.
+        tolerance: certified width in bits at which the solver may stop.
+        max_iterations: of the solver.
+        random_seed: of the clustering.
+    """
+    batch = len(first)
+    both = torch.cat([first, second])
+    label_bits = entropy(first[0].mean(0), 1)
+    whole = label_bits - entropy(both, 1).mean(-1)
+    levels = []
+    for number in (num_clusters, max(num_clusters // 2, 2)):
+        clusters = cluster_posteriors(both, number, random_seed)
+        tables = soft_tables(both, clusters, number)
+        solution = broja(tables[:batch], tables[batch:], tolerance=tolerance, max_iterations=max_iterations)
+        lost = (whole - information(tables)).clamp_min(0.0)
+        levels.append(
+            (label_bits - solution.conditional_entropy, lost[:batch] + lost[batch:], solution, clusters)
+        )
+    (union, lost, solution, clusters), (coarse, coarse_lost, *_) = levels
+    slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
+    slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
+    gap = solution.gap
+    low = union - gap
+    # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
+    prior = first[0].mean(0).clamp_min(TINY).log2()
+    expected = -(first * prior).sum(-1)
+    at_label = -prior[labels].expand(batch, -1)
+    sides = (solution.factor1, clusters[:batch], first), (solution.factor2, clusters[batch:], second)
+    for factor, places, posteriors in sides:
+        logs = factor.clamp_min(1e-300).log2()
+        rows = logs.gather(1, places.unsqueeze(-1).expand(-1, -1, logs.shape[-1]))
+        expected = expected + (posteriors * rows).sum(-1)
+        at_label = at_label + rows.gather(2, labels.expand(batch, -1).unsqueeze(-1)).squeeze(-1)
+    return Union(union + slope * lost, low, union + lost, at_label, expected)
