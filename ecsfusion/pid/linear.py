@@ -18,6 +18,8 @@ STEPS = 4
 """Steps of logistic regression. More of them fit the training rows more closely and tell less about others."""
 MAX_DEVIATION = 8.0
 """Values farther from the mean, in standard deviations, are moved there."""
+CONJUGATE_STEPS = 8
+"""Of conjugate gradients, for both sides together."""
 MIN_TOLD = 5e-3
 """Nats that a readout must tell for its shrinkage to count."""
 JITTER = 1e-6
@@ -162,6 +164,14 @@ def _class_sums(rows: Tensor, sets: TrainingSets) -> Tensor:
     return torch.cat([whole - each, each[0::2].sum(0, keepdim=True), each[1::2].sum(0, keepdim=True)])
 
 
+def covariance_between(first: LinearSums, second: LinearSums) -> Tensor:
+    """The covariance of the columns of two sides within the classes: (T, D1, D2)."""
+    products = fold_products(first.rows, second.rows, first.sets)
+    means = first.center[:, :, None] * second.center[:, None, :]
+    between = (first.deviation * first.share[..., None]).mT @ second.deviation
+    return products / first.sets.sizes[:, None, None].clamp_min(1) - means - between
+
+
 class LinearReadouts(NamedTuple):
     """Held-out logits of the linear readouts of one side."""
 
@@ -171,8 +181,6 @@ class LinearReadouts(NamedTuple):
     """() float32: the shrinkage of the discriminant analysis."""
     factor: Tensor
     """(T, D, D): its Cholesky factors."""
-    weights: Tensor
-    """(T, D, C): its weights."""
 
 
 def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
@@ -185,7 +193,7 @@ def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     logits = [sums.sets.held_out(sums.scores(weights, offset))]
     for each in (factor, sums.factor(larger)):
         logits.append(sums.sets.held_out(logistic_path([sums], [each])))
-    return LinearReadouts(logits, shrinkage, factor, weights)
+    return LinearReadouts(logits, shrinkage, factor)
 
 
 def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tensor:
@@ -195,14 +203,13 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tenso
     in_first = sets.fold == tried[0]
     chosen = (in_first | (sets.fold == tried[1])).nonzero().squeeze(1)
     labels = sets.labels[chosen]
-    losses = []
+    part = sums._replace(rows=sums.rows[chosen])
+    logits = []
     for shrinkage in grid:
-        weights, offset = sums.discriminant(sums.factor(shrinkage, tried), tried)
-        part = sums._replace(rows=sums.rows[chosen]).scores(weights, offset)
-        logits = torch.where(in_first[chosen, None], part[:, 0], part[:, 1])
-        pooled = pool([logits], labels, log_prior).log_posterior
-        losses.append(-pooled.gather(1, labels[:, None]).mean())
-    loss = torch.stack(losses)
+        scores = part.scores(*sums.discriminant(sums.factor(shrinkage, tried), tried))
+        logits.append(torch.where(in_first[chosen, None], scores[:, 0], scores[:, 1]))
+    posterior = pool(torch.stack(logits).unsqueeze(2), labels, log_prior).log_posterior
+    loss = -posterior.gather(2, labels.expand(len(grid), -1).unsqueeze(2)).mean((1, 2))
     # Where no shrinkage tells anything alone, the side may still tell something together with another: as little
     # shrinkage as its rows allow.
     untold = SHRINKAGE.index(1e-3 if len(sums.rows) >= 4 * sums.rows.shape[1] else 0.2)
@@ -266,12 +273,7 @@ def _centered_scores(sides: list[LinearSums], weights: list[Tensor], offset: Ten
 
 
 def joint_discriminant(
-    first: LinearSums,
-    second: LinearSums,
-    factors: tuple[Tensor, Tensor],
-    shrinkage: tuple[Tensor, Tensor],
-    cross: Tensor,
-    iterations: int = 8,
+    first: LinearSums, second: LinearSums, first_shrinkage: Tensor, second_shrinkage: Tensor
 ) -> Tensor:
     """Logits (N, T, C) of discriminant analysis on the columns of both sides together.
 
@@ -281,14 +283,14 @@ def joint_discriminant(
     Args:
         first: the sums of one side.
         second: those of the other, with the same training sets.
-        factors: their Cholesky factors (T, D, D).
-        shrinkage: their shares of the identity.
-        cross: (T, D1, D2): the covariance of the sides within the classes.
-        iterations: of conjugate gradients.
+        first_shrinkage: the share of the identity in the covariance of the one.
+        second_shrinkage: the same of the other.
     """
+    factors = first.factor(first_shrinkage), second.factor(second_shrinkage)
     sizes = (first.rows.shape[1], second.rows.shape[1])
     sides = (first, second)
-    scaled = cross * ((1 - shrinkage[0]) * (1 - shrinkage[1])).sqrt()
+    kept = ((1 - first_shrinkage) * (1 - second_shrinkage)).sqrt()
+    scaled = covariance_between(first, second) * kept
     right = torch.cat([first.deviation.mT, second.deviation.mT], 1)
 
     def solve(v: Tensor) -> Tensor:
@@ -305,7 +307,7 @@ def joint_discriminant(
     z = solve(rest)
     direction = z
     old = (rest * z).sum(1, keepdim=True)
-    for _ in range(iterations):
+    for _ in range(CONJUGATE_STEPS):
         moved = apply(direction)
         length = old / (direction * moved).sum(1, keepdim=True).clamp_min(1e-20)
         found, rest = found + length * direction, rest - length * moved

@@ -9,7 +9,7 @@ for both modalities. A parity or a sum of hidden states is exactly such a table.
 from collections.abc import Sequence
 
 import torch
-from ecsfusion_kernels import lloyd, seed, uniform
+from ecsfusion_kernels import nearest, seed, uniform
 from torch import Tensor
 
 from ecsfusion.pid.linear import LinearSums, TrainingSets
@@ -20,14 +20,15 @@ MAX_VALUES = 1 << 23
 """Values C x D x D of the covariances by class; where there were more, rows are too few for them in any case."""
 MIN_ROWS_PER_COLUMN = 0.5
 """Rows per class and column below which covariances by class are noise."""
-ITERATIONS = 6
-INNER_CLUSTERS = (4, 24)
+ITERATIONS = 3
+"""Of the search for directions."""
+INNER_CLUSTERS = (8, 24)
 MANY_CLUSTERS = 20
-MAX_CLUSTERED_ROWS = 1024
-REFINEMENTS = 4
+MAX_CLUSTERED_ROWS = 2048
+MAX_SEEDED = 8
+"""The most clusters that k-means++ chooses; it takes one step for each."""
+REFINEMENTS = 12
 """Steps of expectation maximization."""
-MAX_ITERATIONS = 8
-"""Of k-means; the soft clusters need not be the best ones."""
 MAX_TABLE_VALUES = 1 << 24
 PRIOR_ROWS = 4.0
 """Rows of the prior p(y) that every cell of a table starts with."""
@@ -129,30 +130,36 @@ def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> T
 def soft_clusters(points: Tensor, num_clusters: int, random_seed: int) -> Tensor:
     """The share of each row in K clusters, (N, T, K), of points (N, T, q).
 
-    The clusters are round Gaussians of one width, fitted by expectation maximization from k-means.
+    The clusters are Gaussians of one shape, with one width for each coordinate, fitted by expectation maximization.
     """
     step = max(1, -(-len(points) // MAX_CLUSTERED_ROWS))
     sample = points[::step].transpose(0, 1).contiguous()
-    clusters = lloyd(sample, seed(sample, num_clusters, random_seed), max_iterations=MAX_ITERATIONS)
-    spread = (clusters.inertia / (sample.shape[1] * sample.shape[2])).clamp_min(TINY)
-    size, centers = clusters.sizes.float().clamp_min(0.5), clusters.centers
-    length = sample.square().sum((1, 2))
+    centers = start_centers(sample, num_clusters, random_seed)
+    size = torch.full_like(centers[..., 0], sample.shape[1] / num_clusters)
+    moment = sample.square().mean(1)
+    width = (moment / moment.sum(1, keepdim=True).clamp_min(TINY)) * nearest(sample, centers)[1].mean(1)[
+        :, None
+    ]
     for _ in range(REFINEMENTS):
-        share = _shares(sample, centers, size, spread)
+        share = _shares(sample, centers, size, width)
         size = share.sum(1).clamp_min(0.5)
-        sums = share.mT @ sample
-        centers = sums / size.unsqueeze(-1)
-        rest = length - (sums * centers).sum((1, 2))
-        spread = (rest / (sample.shape[1] * sample.shape[2])).clamp_min(TINY)
-    return _shares(points.transpose(0, 1), centers, size, spread).transpose(0, 1)
+        centers = (share.mT @ sample) / size.unsqueeze(-1)
+        width = moment - (size.unsqueeze(-1) * centers.square()).sum(1) / sample.shape[1]
+    return _shares(points.transpose(0, 1), centers, size, width).transpose(0, 1)
 
 
-def _shares(points: Tensor, centers: Tensor, size: Tensor, spread: Tensor) -> Tensor:
-    """The shares (T, n, K) of points (T, n, q) in Gaussians with centers (T, K, q), sizes (T, K) and widths (T,)."""
-    width = spread[:, None]
-    bias = size.log() - 0.5 * centers.square().sum(-1) / width
-    scores = torch.baddbmm(bias.unsqueeze(1), points, centers.mT / width.unsqueeze(-1))
-    return torch.softmax(scores, -1)
+def start_centers(points: Tensor, num_clusters: int, random_seed: int) -> Tensor:
+    """Centers (B, K, d) to start from: for few clusters by k-means++, else rows evenly apart in a random order."""
+    if num_clusters <= MAX_SEEDED or num_clusters > points.shape[1]:
+        return seed(points, num_clusters, random_seed)
+    return points[:, :: points.shape[1] // num_clusters][:, :num_clusters].contiguous()
+
+
+def _shares(points: Tensor, centers: Tensor, size: Tensor, width: Tensor) -> Tensor:
+    """The shares (T, n, K) of points (T, n, q), for centers (T, K, q), sizes (T, K) and squared widths (T, q)."""
+    scaled = centers / width.clamp_min(TINY).unsqueeze(1)
+    bias = size.log() - 0.5 * (centers * scaled).sum(-1)
+    return torch.softmax(torch.baddbmm(bias.unsqueeze(1), points, scaled.mT), -1)
 
 
 def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tensor) -> Tensor:
@@ -217,7 +224,7 @@ def cross_readouts(
         share = torch.tensor(WHITENING, device=first.rows.device)
         whitening = (first.factor(share), second.factor(share))
         along = coordinates(first, second, whitening, min(max(classes - 1, 2), 9))
-        points += [(*along, number) for number in (min(max(classes, 3), 16), MANY_CLUSTERS)]
+        points += [(*along, number) for number in (min(max(2 * classes, 6), 16), MANY_CLUSTERS)]
     by_class = tuple(discriminant_coordinates(s, f, 3) for s, f in zip((first, second), factors, strict=True))
     points.append((by_class[0], by_class[1], 12))
     for left, right, number in points:

@@ -18,64 +18,72 @@ FIRST_DAMPING = 1e-3
 
 
 class Pool(NamedTuple):
-    """A pooled posterior."""
+    """B pooled posteriors."""
 
     log_posterior: Tensor
-    """(N, C) float32, natural logarithm."""
+    """(B, N, C) float32, natural logarithm."""
     weights: Tensor
-    """(K,) float64."""
+    """(B, K) float64."""
 
 
-def pool(logits: Sequence[Tensor], labels: Tensor, log_prior: Tensor) -> Pool:
-    """Fit the weights to held-out logits by damped Newton steps; the host reads nothing.
+def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
+    """Fit the weights of B pools to held-out logits by damped Newton steps; the host reads nothing.
 
     Args:
-        logits: K matrices (N, C): the logarithm of each readout's posterior over the prior, up to a constant by row.
+        logits: (B, N, K, C): the logarithm of each readout's posterior over the prior, up to a constant by row. Zeros
+            where a pool is without a readout.
         labels: (N,) int64.
         log_prior: (C,) log p(y), natural logarithm.
     """
-    scores = torch.stack([_bounded(part) for part in logits], 1)
+    scores = _bounded(logits)
     step = max(1, -(-len(labels) // MAX_FITTED_ROWS))
-    z, y, base = scores[::step], labels[::step], log_prior.to(scores.dtype)
-    number = z.shape[1]
-    at_label = z.gather(2, y[:, None, None].expand(-1, number, 1)).squeeze(2)
-    eye = torch.eye(number, dtype=torch.float64, device=z.device)
+    z, y, base = scores[:, ::step], labels[::step], log_prior.to(scores.dtype)
+    batch, rows, number = z.shape[:3]
+    at_label = z.gather(3, y.view(1, -1, 1, 1).expand(batch, -1, number, 1)).squeeze(3)
 
-    def at(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = torch.einsum("k,nkc->nc", w.to(z.dtype), z) + base
-        log_norm = torch.logsumexp(s, -1)
-        loss = (log_norm - s.gather(1, y[:, None]).squeeze(1)).double().mean()
-        zq = z * torch.exp(s - log_norm[:, None]).unsqueeze(1)
-        mean = zq.sum(2)
-        gradient = (mean - at_label).double().mean(0)
-        second = torch.einsum("nkc,nlc->kl", zq, z).double() - (mean.T @ mean).double()
-        return loss, gradient, second / len(y)
+    def at(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-loss (B,), its gradient (B, K) and curvature (B, K, K)."""
+        w = weights.to(z.dtype)
+        s = (w[:, None, None] @ z).squeeze(2) + base
+        log_norm = torch.logsumexp(s, -1, keepdim=True)
+        loss = (log_norm.squeeze(2) - (at_label @ w.unsqueeze(2)).squeeze(2) - base[y]).double().mean(1)
+        q = torch.exp(s - log_norm)
+        mean = (z @ q.unsqueeze(3)).squeeze(3)
+        gradient = (mean - at_label).double().mean(1)
+        spread = (z * q.sqrt().unsqueeze(2)).transpose(1, 2).flatten(2)
+        curvature = (spread @ spread.mT).double() - (mean.mT @ mean).double()
+        return loss, gradient, curvature / rows
 
-    weights = torch.full((number,), 0.5 / number, dtype=torch.float64, device=z.device)
+    weights = torch.full((batch, number), 0.5 / number, dtype=torch.float64, device=z.device)
     # Where a start with weights overflows or does worse than the prior, the steps begin at the prior.
-    loss, gradient, hessian = at(weights)
-    prior = at(torch.zeros_like(weights))
-    worse = ~(loss < prior[0])
-    weights = torch.where(worse, 0.0, weights)
-    loss, gradient, hessian = (
-        torch.where(worse, p, v) for p, v in zip(prior, (loss, gradient, hessian), strict=True)
-    )
-    damping = torch.full_like(loss, FIRST_DAMPING)
+    state, prior = at(weights), at(torch.zeros_like(weights))
+    worse = ~(state[0] < prior[0])
+    weights = torch.where(worse[:, None], 0.0, weights)
+    state = _chosen(worse, prior, state)
+    damping = torch.full_like(state[0], FIRST_DAMPING)
     for _ in range(ITERATIONS):
+        loss, gradient, curvature = state
         free = ((weights > 0) | (gradient < 0)).double()
-        curvature = hessian * free[:, None] * free
-        ridge = damping * hessian.diagonal() + 1e-9 * hessian.diagonal().amax() + 1e-12
-        direction = torch.linalg.solve(curvature + torch.diag(ridge) + eye * (1 - free), gradient * free)
+        diagonal = curvature.diagonal(dim1=1, dim2=2)
+        ridge = damping[:, None] * diagonal + 1e-9 * diagonal.amax(1, keepdim=True) + 1e-12
+        system = curvature * free[:, :, None] * free[:, None] + torch.diag_embed(ridge + 1 - free)
+        direction = torch.linalg.solve(system, gradient * free)
         candidate = (weights - direction).clamp_min(0.0)
         new = at(candidate)
         better = new[0] < loss
-        weights = torch.where(better, candidate, weights)
-        loss, gradient, hessian = (
-            torch.where(better, n, o) for n, o in zip(new, (loss, gradient, hessian), strict=True)
-        )
+        weights = torch.where(better[:, None], candidate, weights)
+        state = _chosen(better, new, state)
         damping = torch.where(better, damping / 5, damping * 10).clamp(1e-6, 1e6)
-    pooled = torch.einsum("k,nkc->nc", weights.to(scores.dtype), scores) + base
+    pooled = (weights.to(scores.dtype)[:, None, None] @ scores).squeeze(2) + base
     return Pool(torch.log_softmax(pooled, -1), weights)
+
+
+def _chosen(condition: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient and curvature of `new` where the condition (B,) holds, else of `old`."""
+    loss, gradient, curvature = (
+        torch.where(condition.view(-1, *[1] * (n.ndim - 1)), n, o) for n, o in zip(new, old, strict=True)
+    )
+    return loss, gradient, curvature
 
 
 def _bounded(logits: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from ecsfusion.pid.linear import (
     LinearReadouts,
     LinearSums,
     TrainingSets,
-    fold_products,
     joint_discriminant,
     linear_readouts,
     logistic_path,
@@ -36,6 +35,9 @@ NUM_FOLDS = 6
 MAX_GROWTH = 3.0
 """The limit for many rows is at most what so many times the separation of the held-out posteriors would know."""
 MAX_ITERATIONS = 500
+FITTED_WEIGHTS = 3
+"""The weights that pooling fits in effect; of more readouts some get none."""
+TINY = 1e-12
 ROWS_PER_COLUMN = 8
 """With so many rows per column the covariance of both sides together needs little shrinkage,"""
 SMALL_SHRINKAGE = 1e-3
@@ -50,34 +52,45 @@ class Side(NamedTuple):
     sums: LinearSums
     linear: LinearReadouts
     log_posterior: Tensor
-    """(2, N, C) float32: by folds and by halves."""
+    """(2, N, C) float32: of readouts fitted on all but one fold, and on half of the folds."""
     by_lines: Tensor
-    """(N, C) float32: the same by the linear readouts alone, by folds."""
-    num_readouts: int
+    """(N, C) float32: the first by the linear readouts alone."""
+
+
+class Pair(NamedTuple):
+    """Held-out posteriors of both sides together."""
+
+    log_posterior: Tensor
+    """(2, N, C) float32, as in `Side`."""
+    by_lines: Tensor
+    """(N, C) float32, as in `Side`."""
+    product: Tensor
+    """(N, C) float32: the product of the posteriors of the sides, as if they were independent given the label."""
 
 
 class Known(NamedTuple):
-    """Information of P pairs of sides about the label, in bits; [0] from folds, [1] from halves of the rows.
-
-    Each (2, P) float64, with the part of each row, (2, P, N).
-    """
+    """Information of P pairs of sides about the label, in bits, float64; [0] by all but one fold, [1] by half."""
 
     first: Tensor
+    """(2, P): I of the first side."""
     second: Tensor
+    """(2, P): I of the second side."""
     joint: Tensor
+    """(2, P): I of both together."""
     union: Tensor
+    """(2, P): union information."""
     lost: Tensor
     """(2, P): the width in which the union information is certified."""
     product: Tensor
-    """What the product of the posteriors of both sides knows."""
+    """(P,): what the product of the posteriors of both sides knows."""
     beyond_lines: Tensor
-    """(3, P), of folds: what the first, the second and both sides know beyond their linear readouts."""
+    """(3, P): what the first, the second and both sides know beyond their linear readouts."""
     rows: Tensor
     """(4, 2, P, N): the part of each row in first, second, joint and union."""
 
 
 class Posteriors(NamedTuple):
-    """Held-out posteriors of pairs of sides."""
+    """What is known, and the groups of rows that it is known from."""
 
     known: Known
     group: Tensor
@@ -114,7 +127,7 @@ def held_out_information(
     labels = labels[folds.order]
     sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels, num_classes)
     prior = sets.one_hot.double().mean(0)
-    log_prior = prior.clamp_min(1e-12).log().float()
+    log_prior = prior.clamp_min(TINY).log().float()
     columns = {name: standardize(rows[folds.order]) for name, rows in embeddings.items()}
     read: dict[tuple[str, ...], Side] = {}
     for pair in sides:
@@ -122,14 +135,18 @@ def held_out_information(
             if tuple(side) not in read:
                 rows = columns[side[0]] if len(side) == 1 else torch.cat([columns[name] for name in side], 1)
                 read[tuple(side)] = read_side(rows, sets, log_prior, random_seed)
-    values = [
-        read_pair(
-            read[tuple(a)], read[tuple(b)], prior, folds.num_groups, num_clusters, tolerance, random_seed
-        )
-        for a, b in sides
-    ]
-    parts = [torch.stack(part, 1) for part in zip(*(v[:-1] for v in values), strict=True)]
-    known = Known(*parts, torch.stack([v.rows for v in values], 2))
+    values = []
+    for names in sides:
+        first, second = (read[tuple(side)] for side in names)
+        both = read_pair(first, second, log_prior, random_seed)
+        values.append(known_of(first, second, both, prior, num_clusters, tolerance, random_seed))
+    stacked = {
+        name: torch.stack([getattr(v, name) for v in values], 1)
+        for name in Known._fields
+        if name != "product"
+    }
+    stacked["rows"] = torch.stack([v.rows for v in values], 2)
+    known = Known(**stacked, product=torch.stack([v.product for v in values]))
     return Posteriors(known, folds.group, folds.num_groups, entropy(prior, 1))
 
 
@@ -138,81 +155,85 @@ def read_side(rows: Tensor, sets: TrainingSets, log_prior: Tensor, random_seed: 
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
     inner = inner_readouts(sums, linear.factor, log_prior, random_seed)
-    logits = [*linear.logits, *inner]
-    both = pooled(logits, sets.labels, log_prior)
-    by_lines = (
-        pool([part[0] for part in linear.logits], sets.labels, log_prior).log_posterior if inner else both[0]
-    )
-    return Side(sums, linear, both, by_lines, len(logits))
+    pooled = pool(_pools(linear.logits, inner), sets.labels, log_prior).log_posterior
+    return Side(sums, linear, pooled[:2], pooled[2])
 
 
-def pooled(logits: Sequence[Tensor], labels: Tensor, log_prior: Tensor) -> Tensor:
-    """Log posteriors (2, N, C) of readouts (2, N, C), pooled by folds and by halves."""
-    return torch.stack(
-        [pool([part[h] for part in logits], labels, log_prior).log_posterior for h in range(2)]
-    )
+def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) -> Pair:
+    """Fit the readouts of both sides together and pool them with those of the sides."""
+    sets = first.sums.sets
+    alone = [side.log_posterior - log_prior for side in (first, second)]
+    factors = (first.linear.factor, second.linear.factor)
+    together = joint_discriminant(first.sums, second.sums, *_joint_shrinkage(first, second))
+    lines = [
+        *alone,
+        sets.held_out(together),
+        sets.held_out(logistic_path([first.sums, second.sums], list(factors))),
+    ]
+    cross = cross_readouts(first.sums, second.sums, factors, log_prior, random_seed)
+    pools = _pools(lines, cross)
+    product = pools[2:].clone()
+    product[:, :, len(alone) :] = 0
+    pooled = pool(torch.cat([pools, product]), sets.labels, log_prior).log_posterior
+    return Pair(pooled[:2], pooled[2], pooled[3])
 
 
-def read_pair(
+def _pools(lines: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Logits (3, N, K, C) of three pools: all readouts by folds, all by halves, and only the linear ones by folds."""
+    every = torch.stack([*lines, *others], 2)
+    only_lines = every[:1].clone()
+    only_lines[:, :, len(lines) :] = 0
+    return torch.cat([every, only_lines])
+
+
+def _joint_shrinkage(first: Side, second: Side) -> tuple[Tensor, Tensor]:
+    """The shrinkage of both sides in the discriminant analysis of both together.
+
+    With the identity as its covariance a side would be taken to be independent of the other.
+    """
+    rows = len(first.sums.rows)
+    width = first.sums.rows.shape[1] + second.sums.rows.shape[1]
+    largest = SMALL_SHRINKAGE if rows >= ROWS_PER_COLUMN * width else LARGEST_SHRINKAGE
+    return first.linear.shrinkage.clamp_max(largest), second.linear.shrinkage.clamp_max(largest)
+
+
+def known_of(
     first: Side,
     second: Side,
+    pair: Pair,
     prior: Tensor,
-    num_groups: Tensor,
     num_clusters: int,
     tolerance: float,
     random_seed: int,
 ) -> Known:
-    """What two sides know; the tensors have no dimension P."""
-    sets = first.sums.sets
-    labels, log_prior = sets.labels, prior.clamp_min(1e-12).log().float()
-    alone = [side.log_posterior - log_prior for side in (first, second)]
-    product = pooled(alone, labels, log_prior)
-    alone_factors = (first.linear.factor, second.linear.factor)
-    # With the identity as its covariance a side would be taken to be independent of the other.
-    width = first.sums.rows.shape[1] + second.sums.rows.shape[1]
-    largest = SMALL_SHRINKAGE if len(labels) >= ROWS_PER_COLUMN * width else LARGEST_SHRINKAGE
-    shrinkage = tuple(side.linear.shrinkage.clamp_max(largest) for side in (first, second))
-    factors = tuple(side.sums.factor(share) for side, share in zip((first, second), shrinkage, strict=True))
-    cross = fold_products(first.sums.rows, second.sums.rows, sets)
-    cross = cross / sets.sizes[:, None, None].clamp_min(1)
-    cross = cross - first.sums.center[:, :, None] * second.sums.center[:, None, :]
-    weighted = first.sums.deviation * first.sums.share[..., None]
-    cross = cross - weighted.mT @ second.sums.deviation
-    lines = [
-        *alone,
-        sets.held_out(joint_discriminant(first.sums, second.sums, factors, shrinkage, cross)),
-        sets.held_out(logistic_path([first.sums, second.sums], list(alone_factors))),
-    ]
-    logits = [*lines, *cross_readouts(first.sums, second.sums, alone_factors, log_prior, random_seed)]
-    joint = pooled(logits, labels, log_prior)
-    by_lines = pool([part[0] for part in lines], labels, log_prior).log_posterior
-
-    # Every weight that was fitted adds to the log-likelihood by half a unit on average, however little it tells.
-    optimism = 0.5 / (num_groups * LN2)
+    """What the posteriors of two sides know; the tensors have no dimension P."""
+    labels = first.sums.sets.labels
+    log_prior = prior.clamp_min(TINY).log()
 
     def bits(log_posterior: Tensor) -> Tensor:
-        at_label = log_posterior.gather(-1, labels.expand(log_posterior.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-        return (at_label - log_prior[labels]).double() / LN2
+        """The information (..., N) that each row has about its own label."""
+        place = labels.expand(log_posterior.shape[:-1]).unsqueeze(-1)
+        return (log_posterior.gather(-1, place).squeeze(-1).double() - log_prior[labels]) / LN2
 
-    rows = [bits(part) for part in (first.log_posterior, second.log_posterior, joint)]
-    counts = (first.num_readouts, second.num_readouts, len(logits))
-    each = [
-        (part.mean(-1) - optimism * min(n, 3)).clamp_min(0.0) for part, n in zip(rows, counts, strict=True)
-    ]
+    rows = torch.stack([bits(part.log_posterior) for part in (first, second, pair)])
+    # Every weight that was fitted adds about half a unit to the log-likelihood, however little it tells.
+    optimism = 0.5 * FITTED_WEIGHTS / (len(labels) * LN2)
+    single = (rows.mean(-1) - optimism).clamp_min(0.0)
     posteriors = [matched(side.log_posterior.double().exp(), prior) for side in (first, second)]
-    union = union_information(*posteriors, labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed)
-    calibration = (union.pointwise - union.expected).mean(-1)
-    linear = torch.stack([bits(part).mean() for part in (first.by_lines, second.by_lines, by_lines)])
-    beyond = (torch.stack([part[0].mean() for part in rows]) - linear).clamp_min(0.0)
+    union = union_information(
+        posteriors[0], posteriors[1], labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
+    )
+    by_lines = torch.stack([bits(part.by_lines).mean() for part in (first, second, pair)])
     return Known(
-        each[0],
-        each[1],
-        each[2],
-        union.value + calibration,
-        union.high - union.low,
-        bits(product).mean(-1),
-        beyond,
-        torch.stack([*rows, union.pointwise]),
+        first=single[0],
+        second=single[1],
+        joint=single[2],
+        # The labels in place of the posteriors, as in the information of the sides.
+        union=union.value + (union.pointwise - union.expected).mean(-1),
+        lost=union.high - union.low,
+        product=bits(pair.product).mean(),
+        beyond_lines=(rows[:, 0].mean(-1) - by_lines).clamp_min(0.0),
+        rows=torch.cat([rows, union.pointwise.unsqueeze(0)]),
     )
 
 

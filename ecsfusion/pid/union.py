@@ -11,10 +11,11 @@ second, coarser clustering, because the union information falls in proportion to
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import broja, lloyd, nearest, seed
+from ecsfusion_kernels import broja, lloyd, nearest
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import entropy
+from ecsfusion.pid.mixtures import start_centers
 
 MAX_CLUSTERED_ROWS = 2048
 RESCALINGS = 20
@@ -49,9 +50,9 @@ def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) 
     points = posteriors.sqrt().float()
     step = max(1, -(-points.shape[1] // MAX_CLUSTERED_ROWS))
     sample = points[:, ::step].contiguous()
-    return nearest(points, lloyd(sample, seed(sample, num_clusters, random_seed), max_iterations=10).centers)[
-        0
-    ]
+    return nearest(
+        points, lloyd(sample, start_centers(sample, num_clusters, random_seed), max_iterations=6).centers
+    )[0]
 
 
 def soft_tables(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
