@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ecsfusion.pid.decomposition import PID, decompose
     from ecsfusion.pid.differentiable import cluster_centers, differentiable_pid, soft_assignments, soft_joint
     from ecsfusion.pid.estimate import FewSamplesWarning, fast_pid, fast_pids, pid_tensors
+    from ecsfusion.pid.head_outputs import logit_pid
     from ecsfusion.processing import FusionCollator, FusionProcessor
     from ecsfusion.reporting.hub import NotPublishedError
     from ecsfusion.strategies import make_strategy
@@ -56,6 +57,7 @@ _MODULES = {
     "differentiable_pid": "pid.differentiable",
     "fast_pid": "pid.estimate",
     "fast_pids": "pid.estimate",
+    "logit_pid": "pid.head_outputs",
     "make_rule": "controller.registry",
     "make_strategy": "strategies",
     "pid_tensors": "pid.estimate",
@@ -89,6 +91,7 @@ __all__ = [
     "differentiable_pid",
     "fast_pid",
     "fast_pids",
+    "logit_pid",
     "make_rule",
     "make_strategy",
     "pid_tensors",

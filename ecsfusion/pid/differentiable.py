@@ -54,11 +54,15 @@ def differentiable_pid(joint: Tensor, tolerance: float = 1e-6, max_iterations: i
     table = scaled_to_one(joint.to(torch.float64))
 
     p1y, p2y, p12 = table.sum(-2), table.sum(-3), table.sum(-1)
-    label = _entropy(p1y.sum(-2), 1)
-    x1y, x2y, whole = _entropy(p1y, 2), _entropy(p2y, 2), _entropy(table, 3)
-    given1, given2 = x1y - _entropy(p1y.sum(-1), 1), x2y - _entropy(p2y.sum(-1), 1)
-    given_both = whole - _entropy(p12, 2)
-    largest, gap = _LargestConditionalEntropy.apply(p1y, p2y, tolerance, max_iterations)
+    label = entropy_with_gradient(p1y.sum(-2), 1)
+    x1y, x2y, whole = (
+        entropy_with_gradient(p1y, 2),
+        entropy_with_gradient(p2y, 2),
+        entropy_with_gradient(table, 3),
+    )
+    given1, given2 = x1y - entropy_with_gradient(p1y.sum(-1), 1), x2y - entropy_with_gradient(p2y.sum(-1), 1)
+    given_both = whole - entropy_with_gradient(p12, 2)
+    largest, gap = largest_conditional_entropy(p1y, p2y, tolerance, max_iterations)
     return Decomposition(
         redundancy=label - given1 - given2 + largest,
         unique=torch.stack([given2 - largest, given1 - largest], -1),
@@ -204,6 +208,14 @@ def _power_of_two(value: Tensor) -> Tensor:
     return torch.where(value > 0, torch.ldexp(torch.ones_like(value), exponent), 1.0)
 
 
+def largest_conditional_entropy(
+    p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor]:
+    """The largest H_Q(Y | X1, X2) in bits of pair marginals (..., K1, C) and (..., K2, C), with gradients, and its gap."""
+    largest, gap = _LargestConditionalEntropy.apply(p1y, p2y, tolerance, max_iterations)
+    return largest, gap
+
+
 class _LargestConditionalEntropy(torch.autograd.Function):
     """max H_Q(Y | X1, X2) in bits as a function of the two pair marginals, and its certified gap.
 
@@ -230,7 +242,7 @@ class _LargestConditionalEntropy(torch.autograd.Function):
         return grad * slope1, grad * slope2, None, None
 
 
-def _entropy(table: Tensor, dims: int) -> Tensor:
+def entropy_with_gradient(table: Tensor, dims: int) -> Tensor:
     """Entropy in bits over the last `dims` dimensions, whose gradient at an empty cell is zero.
 
     `ecsfusion.pid.decomposition.entropy` has the same value but an infinite gradient there.
