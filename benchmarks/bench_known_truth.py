@@ -1,4 +1,4 @@
-"""Is the estimate right where the truth is known? `fast_pid` on the problems of known_truth/, old way and new.
+"""Is the estimate right where the truth is known? `fast_pid` and the published probe on the problems of known_truth/.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_known_truth.py --rows 500 2000 20000
     OMP_NUM_THREADS=1 python benchmarks/bench_known_truth.py --development --rows 2000 --estimator posteriors
@@ -12,7 +12,6 @@ H(Y), whichever is more.
 """
 
 import argparse
-import inspect
 import json
 import time
 import warnings
@@ -26,8 +25,10 @@ from environment import environment
 from known_truth.problems import DEVELOPMENT, Problem, problems
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from published import PublishedPID, published_probe
 from torch import Tensor
 
+from ecsfusion.pid.clusters import FewSamplesWarning
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.pid.estimate import fast_pid
 
@@ -36,23 +37,25 @@ ROWS = (500, 2000, 20_000)
 VALUES = ("I1", "I2", "I12", "R", "U1", "U2", "S")
 MIN_LEAD = 0.1
 Record = dict[str, Any]
-Estimator = Callable[[Tensor, Tensor, Tensor], PID]
+Estimator = Callable[[Tensor, Tensor, Tensor], PID | PublishedPID]
 
 
-def fast_pid_by(method: str) -> Estimator:
-    """`fast_pid` with that method, where it has the choice; only "clusters" where it has not."""
-    has_choice = "method" in inspect.signature(fast_pid).parameters
-    if not has_choice and method != "clusters":
-        raise ValueError(f"this fast_pid has no method argument, so method={method!r} cannot be measured")
-    choice: dict[str, Any] = {"method": method} if has_choice else {}
+def estimator_of(name: str) -> Estimator:
+    """The published probe, or `fast_pid` by a method."""
 
-    def estimator(x1: Tensor, x2: Tensor, y: Tensor) -> PID:
-        return fast_pid([x1, x2], y, **choice)
+    def estimator(x1: Tensor, x2: Tensor, y: Tensor) -> PID | PublishedPID:
+        if name == "published":
+            return published_probe(x1.numpy(), x2.numpy(), y.numpy())
+        return fast_pid([x1, x2], y, method=name)
 
     return estimator
 
 
-def values_of(pid: PID) -> dict[str, float]:
+def values_of(pid: PID | PublishedPID) -> dict[str, float]:
+    if isinstance(pid, PublishedPID):
+        atoms = {"R": pid.redundancy, "U1": pid.unique1, "U2": pid.unique2, "S": pid.synergy}
+        single = {"I1": pid.redundancy + pid.unique1, "I2": pid.redundancy + pid.unique2}
+        return {**single, "I12": sum(atoms.values()), **atoms}
     return {
         "I1": float(pid.mutual_information[0]),
         "I2": float(pid.mutual_information[1]),
@@ -64,17 +67,13 @@ def values_of(pid: PID) -> dict[str, float]:
     }
 
 
-def intervals_of(pid: PID) -> dict[str, list[float]]:
+def intervals_of(pid: PID | PublishedPID) -> dict[str, list[float]]:
     """The ends, of those numbers that have an interval."""
-    found: dict[str, Tensor | None] = {
-        "R": pid.redundancy_interval,
-        "S": pid.synergy_interval,
-        "I12": getattr(pid, "joint_mutual_information_interval", None),
-    }
-    unique, single = pid.unique_interval, getattr(pid, "mutual_information_interval", None)
+    if isinstance(pid, PublishedPID):
+        return {}
+    found: dict[str, Tensor | None] = {"R": pid.redundancy_interval, "S": pid.synergy_interval}
     for i in range(2):
-        found[f"U{i + 1}"] = None if unique is None else unique[i]
-        found[f"I{i + 1}"] = None if single is None else single[i]
+        found[f"U{i + 1}"] = None if pid.unique_interval is None else pid.unique_interval[i]
     return {name: [round(float(v), 5) for v in ends] for name, ends in found.items() if ends is not None}
 
 
@@ -189,7 +188,8 @@ def _line(name: str, s: Record) -> str:
 
 
 LOOKS = {
-    "clusters": ("#cc3311", "clusters, as published and corrected"),
+    "published": ("#ddaa33", "the published probe"),
+    "clusters": ("#cc3311", "clusters, without the bias of counting"),
     "posteriors": ("#0077bb", "held-out posteriors"),
 }
 
@@ -235,7 +235,7 @@ def draw_picture(records: Sequence[Record], path: Path) -> None:
     figure.legend(
         *axes[0].get_legend_handles_labels(),
         loc="outside upper center",
-        ncols=3,
+        ncols=4,
         frameon=False,
         fontsize=12,
         title=f"{number} rows, mean over the problems of a kind",
@@ -271,14 +271,14 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "known_truth.jsonl"
-    warnings.filterwarnings("ignore", message=".*samples are few")
+    warnings.simplefilter("ignore", FewSamplesWarning)
     records = {key(record): record for record in stored_lines(path)}
     if not options.report:
         torch.set_num_threads(1)
         names = DEVELOPMENT if options.development else options.names
         chosen = [p for p in problems(options.suite_seed, options.kinds) if not names or p.name in names]
         chosen = chosen[: options.limit]
-        estimators = {name: fast_pid_by(name) for name in options.estimator}
+        estimators = {name: estimator_of(name) for name in options.estimator}
         cells = {
             (p.name, number, name, seed, options.suite_seed)
             for p in chosen

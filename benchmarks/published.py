@@ -4,7 +4,7 @@ Solver: the logarithms of the whole table are parameters, started at Q0 = P(x1, 
 softmax over the table, rescales it 10 times in turn to the two pair marginals, and descends on -H_Q(Y | X1, X2) by
 Adam with learning rate 0.1, in float32. It stops when no cell changed by more than 1e-5, or after 2000 steps.
 
-Probe: at most 1280 samples; each modality L2-normalized, reduced to 5 principal components and clustered into 20 by
+Probe: the first 20 batches of 64 samples, unshuffled (in training they come through its augmentation); each modality L2-normalized, reduced to 5 principal components and clustered into 20 by
 scikit-learn's k-means; the plug-in histogram, without bias correction.
 """
 
@@ -98,7 +98,8 @@ def published_probe(
 ) -> PublishedPID:
     """The published probe of two modalities (N, D1) and (N, D2) with class indices (N,); `seconds` is the whole."""
     start = time.perf_counter()
-    chosen = np.random.default_rng(seed).permutation(len(labels))[:MAX_SAMPLES]
+    # As they stand: of rows that are sorted by class it sees a few classes only.
+    chosen = slice(MAX_SAMPLES)
     table = published_histogram(embeddings1[chosen], embeddings2[chosen], labels[chosen], seed)
     pid = published_solver(table)
     return PublishedPID(**{**pid.__dict__, "seconds": time.perf_counter() - start})

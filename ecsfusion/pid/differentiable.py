@@ -211,7 +211,7 @@ def _power_of_two(value: Tensor) -> Tensor:
 def largest_conditional_entropy(
     p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """The largest H_Q(Y | X1, X2) in bits of pair marginals (..., K1, C) and (..., K2, C), with gradients, and its gap."""
+    """The largest H_Q(Y | X1, X2) of pair marginals (..., K1, C) and (..., K2, C), with gradients; and its gap."""
     largest, gap = _LargestConditionalEntropy.apply(p1y, p2y, tolerance, max_iterations)
     return largest, gap
 
