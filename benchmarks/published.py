@@ -4,8 +4,9 @@ Solver: the logarithms of the whole table are parameters, started at Q0 = P(x1, 
 softmax over the table, rescales it 10 times in turn to the two pair marginals, and descends on -H_Q(Y | X1, X2) by
 Adam with learning rate 0.1, in float32. It stops when no cell changed by more than 1e-5, or after 2000 steps.
 
-Probe: the first 20 batches of 64 samples, unshuffled (in training they come through its augmentation); each modality L2-normalized, reduced to 5 principal components and clustered into 20 by
-scikit-learn's k-means; the plug-in histogram, without bias correction.
+Probe: the first 20 batches of 64 samples, unshuffled (in training they come through its augmentation); each modality
+L2-normalized, reduced to 5 principal components and clustered into 20 by scikit-learn's k-means; the plug-in
+histogram, without bias correction.
 """
 
 import time
