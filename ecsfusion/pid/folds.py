@@ -1,6 +1,7 @@
 """Order, groups and folds of the rows, from what the rows hold and not from where they stand.
 
-Rows that are equal in every modality form one group, or rows of one source as the user says. A group lies in one fold
+Rows that are equal in every modality form one group, or rows of one source as the user says; a table of categories,
+whose rows are equal by nature, has no groups. A group lies in one fold
 as a whole, so that no readout is judged on a row that it was fitted on. The same rows in another order give the same
 folds.
 """
@@ -14,6 +15,8 @@ from torch import Tensor
 
 HASHED_VALUES = 1 << 22
 """Values that are hashed at a time."""
+MAX_COPIES = 16
+"""With more equal rows than so many for each distinct one, the rows are taken for a table of categories."""
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
 
@@ -63,16 +66,18 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
     # Rows with equal keys stand side by side, whatever their order was.
     order = _lexsort(labels, keys)
     if groups is None:
-        ordered = keys[order]
-        group = _dense(ordered)
+        group = _dense(keys[order])
+        is_table = (group[-1] + 1) * MAX_COPIES < len(keys)
+        group = torch.where(is_table, rows, group)
     else:
         # A group is known by its smallest key.
         smallest = torch.full_like(keys, 1 << KEY_BITS).scatter_reduce(0, groups, keys, "amin")
         order = order[_lexsort(keys[order], smallest[groups[order]])]
         group = _dense(groups[order])
     first_class = torch.full_like(rows, 1 << 20).scatter_reduce(0, group, labels[order], "amin")
-    # Groups are numbered by key; dealing them by class keeps the classes even.
-    dealt = _lexsort(rows, first_class).argsort()
+    size = torch.zeros_like(rows).scatter_add(0, group, torch.ones_like(rows))
+    # Groups are numbered by key. Dealing them by class keeps the classes even, and by size the folds.
+    dealt = _lexsort(-size, first_class).argsort()
     return Folds(order, group, dealt[group] % num_folds, group[-1] + 1)
 
 

@@ -22,6 +22,10 @@ CONJUGATE_STEPS = 8
 """Of conjugate gradients, for both sides together."""
 MIN_TOLD = 5e-3
 """Nats that a readout must tell for its shrinkage to count."""
+TAIL = 12.0
+"""Median deviations from the median where the tail of a column begins; of a Gaussian, 8 standard deviations."""
+MAX_SAMPLED_ROWS = 1024
+"""The most rows that the median of a column is taken of."""
 JITTER = 1e-6
 
 
@@ -70,13 +74,23 @@ class TrainingSets(NamedTuple):
 
 
 def standardize(rows: Tensor) -> Tensor:
-    """Rows (N, D) as float32 with columns of mean 0 and variance 1; constant columns become zeros."""
-    largest = (
-        rows.abs().amax(0, keepdim=True).float()
-        if rows.element_size() < 8
-        else rows.abs().amax(0, keepdim=True)
-    )
-    scaled = (rows / torch.where(largest > 0, largest, 1.0)).float()
+    """Rows (N, D) as float32 with columns of mean 0 and variance 1; constant columns become zeros.
+
+    Values farther from the median than `TAIL` median deviations are drawn in by their logarithm, which keeps their
+    order. Of a Gaussian column these are none.
+    """
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
+    sample = wide[::step]
+    center = sample.median(0).values
+    distance = (sample - center).abs()
+    unit = distance.median(0).values
+    # Where half of the values are equal the others say how far is far.
+    unit = torch.where(unit > 0, unit, distance.mean(0))
+    unit = TAIL * torch.where(unit > 0, unit, (wide - center).abs().amax(0))
+    scaled = ((wide - center) / torch.where(unit > 0, unit, 1.0)).float()
+    size = scaled.abs()
+    scaled = torch.where(size > 1, scaled.sign() * (1 + size.clamp_min(1).log()), scaled)
     for _ in range(2):
         scaled = scaled - scaled.mean(0)
         deviation = scaled.square().mean(0).sqrt()

@@ -24,13 +24,14 @@ ITERATIONS = 3
 """Of the search for directions."""
 INNER_CLUSTERS = (8, 24)
 MANY_CLUSTERS = 20
+LEADING_DIRECTIONS = 3
 MAX_CLUSTERED_ROWS = 2048
 MAX_SEEDED = 8
 """The most clusters that k-means++ chooses; it takes one step for each."""
 REFINEMENTS = 12
 """Steps of expectation maximization."""
 MAX_TABLE_VALUES = 1 << 24
-PRIOR_ROWS = 4.0
+PRIOR_ROWS = 2.0
 """Rows of the prior p(y) that every cell of a table starts with."""
 TINY = 1e-30
 
@@ -112,6 +113,23 @@ def coordinates(
         weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True) * weight.unsqueeze(1)
         scaled.append(side.scores(weights, -(side.center[:, None] @ weights)[:, 0]))
     return scaled[0], scaled[1]
+
+
+def leading_coordinates(side: LinearSums) -> Tensor:
+    """A side along its directions of largest variance within the classes, and its length: (N, T, q + 1)."""
+    dimension = side.rows.shape[1]
+    number = min(LEADING_DIRECTIONS, dimension)
+    start = (
+        uniform(torch.arange(dimension * number, device=side.rows.device), 11).view(dimension, number) - 0.5
+    )
+    vectors = torch.linalg.qr(start.expand(len(side.within), -1, -1)).Q
+    for _ in range(ITERATIONS):
+        vectors = torch.linalg.qr(side.within @ vectors).Q
+    along = side.scores(vectors, -(side.center[:, None] @ vectors)[:, 0])
+    along = along / along.std(0, keepdim=True, correction=0).clamp_min(TINY)
+    length = side.rows.norm(dim=1).clamp_min(TINY).log()
+    length = (length - length.mean()) / length.std(correction=0).clamp_min(1e-6)
+    return torch.cat([along, length[:, None, None].expand(-1, along.shape[1], 1)], 2)
 
 
 def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> Tensor:
@@ -203,8 +221,13 @@ def _by_pairs(first: Tensor, second: Tensor, table: Tensor) -> Tensor:
 
 
 def inner_readouts(side: LinearSums, factor: Tensor, log_prior: Tensor, random_seed: int) -> list[Tensor]:
-    """Readouts of the structure inside one side: along directions of changing covariance, and of class means."""
-    readouts = []
+    """Readouts of the structure inside one side.
+
+    Soft clusters along the directions of the largest variance and of the length of the rows, which see what is there
+    before the label is known; and along the directions in which the covariance changes from class to class.
+    """
+    shares = soft_clusters(leading_coordinates(side), MANY_CLUSTERS, random_seed)
+    readouts = [table_readout([shares], side.sets, log_prior)]
     if has_enough_rows(side, side):
         whitening = side.factor(torch.tensor(WHITENING, device=side.rows.device))
         along, _ = coordinates(side, side, (whitening, whitening), 4)

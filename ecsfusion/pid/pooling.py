@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ITERATIONS = 8
+ITERATIONS = 14
 MAX_FITTED_ROWS = 4096
 """The most rows that the weights are fitted on."""
 FIRST_DAMPING = 1e-3
+WEIGHT_COST = 2.0
 
 
 class Pool(NamedTuple):
@@ -29,6 +30,8 @@ class Pool(NamedTuple):
 def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
     """Fit the weights of B pools to held-out logits by damped Newton steps; the host reads nothing.
 
+    A weight costs `WEIGHT_COST` / N nats, so that few rows give no weight to noise.
+
     Args:
         logits: (B, N, K, C): the logarithm of each readout's posterior over the prior, up to a constant by row. Zeros
             where a pool is without a readout.
@@ -39,6 +42,7 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
     step = max(1, -(-len(labels) // MAX_FITTED_ROWS))
     z, y, base = scores[:, ::step], labels[::step], log_prior.to(scores.dtype)
     batch, rows, number = z.shape[:3]
+    cost = WEIGHT_COST / rows
     at_label = z.gather(3, y.view(1, -1, 1, 1).expand(batch, -1, number, 1)).squeeze(3)
 
     def at(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,9 +51,10 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
         s = (w[:, None, None] @ z).squeeze(2) + base
         log_norm = torch.logsumexp(s, -1, keepdim=True)
         loss = (log_norm.squeeze(2) - (at_label @ w.unsqueeze(2)).squeeze(2) - base[y]).double().mean(1)
+        loss = loss + cost * weights.sum(1)
         q = torch.exp(s - log_norm)
         mean = (z @ q.unsqueeze(3)).squeeze(3)
-        gradient = (mean - at_label).double().mean(1)
+        gradient = (mean - at_label).double().mean(1) + cost
         spread = (z * q.sqrt().unsqueeze(2)).transpose(1, 2).flatten(2)
         curvature = (spread @ spread.mT).double() - (mean.mT @ mean).double()
         return loss, gradient, curvature / rows
