@@ -219,7 +219,7 @@ def _by_posteriors(
         return stacked.reshape(*shape, *values[0].shape[1:])
 
     def pid(parts: list[Decomposition], **more: Any) -> PID:
-        each = {
+        each: dict[str, Any] = {
             name: None if getattr(parts[0], name) is None else tensor([getattr(part, name) for part in parts])
             for name in Decomposition._fields
         }
@@ -241,7 +241,8 @@ def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None)
         what = "samples" if groups is None else "groups"
         warnings.warn(
             f"{num_samples} {what} are few for these embeddings: the readouts know less than the limit that is"
-            f" reported, and about {enough:.3g} would settle it; held_out has what is proven, and the intervals hold both",
+            f" reported, and about {enough:.3g} would settle it; held_out has what is proven, and the intervals hold"
+            " both",
             FewSamplesWarning,
             stacklevel=5,
         )
