@@ -1,4 +1,4 @@
-"""Bias and error of the estimate: fast_pid, the plug-in values, the published probe.
+"""Bias and error of the estimate by clusters: fast_pid, the plug-in values, the published probe.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_estimate.py
 

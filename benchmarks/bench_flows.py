@@ -1,4 +1,4 @@
-"""Does the estimate follow the information that was put into continuous embeddings?
+"""Does the estimate by clusters follow the information that was put into continuous embeddings?
 
     OMP_NUM_THREADS=1 python benchmarks/bench_flows.py
 
