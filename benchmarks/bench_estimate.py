@@ -1,4 +1,4 @@
-"""Bias and error of the estimate: fast_pid, the plug-in values, the published probe.
+"""Bias and error of the estimate by clusters: fast_pid, the plug-in values, the published probe.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_estimate.py
 
@@ -29,8 +29,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from published import published_probe
 
+from ecsfusion.pid.clusters import estimate
 from ecsfusion.pid.decomposition import PID, decompose
-from ecsfusion.pid.estimate import estimate, fast_pid
+from ecsfusion.pid.estimate import fast_pid
 from ecsfusion.pid.options import EstimatorOptions
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,7 +66,7 @@ def noise(shape: str, samples: int, classes: int, seed: int) -> dict[str, Any]:
         rows = [rows[0], rows[0]]
     labels = generator.choice(classes, samples, p=generator.dirichlet(np.full(classes, 5.0)))
     start = time.perf_counter()
-    pid = fast_pid(rows, labels, num_classes=classes, seed=seed)
+    pid = fast_pid(rows, labels, num_classes=classes, method="clusters", seed=seed)
     seconds = time.perf_counter() - start
     low, high = interval_ends(pid)
     record = {"question": "noise", "shape": shape, "samples": samples, "classes": classes, "seed": seed}
@@ -130,7 +131,7 @@ def known(family: str, samples: int, classes: int, seed: int) -> dict[str, Any]:
     counts = generator.multinomial(samples, (table / table.sum()).ravel()).reshape(table.shape)
     truth = decompose(table, tolerance=1e-3)
     start = time.perf_counter()
-    pid = estimate(torch.from_numpy(counts), EstimatorOptions(seed=seed))
+    pid = estimate(torch.from_numpy(counts), EstimatorOptions("clusters", seed=seed))
     low, high = interval_ends(pid)
     return {
         "question": "tables",
@@ -150,7 +151,14 @@ def known(family: str, samples: int, classes: int, seed: int) -> dict[str, Any]:
 def clusters(kind: str, samples: int, number: int | None, seed: int) -> dict[str, Any]:
     """One flow of 12 states, label of 6 classes, with a given number of clusters (None: the automatic choice)."""
     flow = draw(population(kind, 0.7, 6), samples, (128, 64), seed=seed)
-    pid = fast_pid([flow.first, flow.second], flow.labels, num_clusters=number, bootstrap=0, seed=seed)
+    pid = fast_pid(
+        [flow.first, flow.second],
+        flow.labels,
+        method="clusters",
+        num_clusters="auto" if number is None else number,
+        bootstrap=0,
+        seed=seed,
+    )
     truth = [flow.redundancy, *flow.unique, flow.synergy]
     chosen = pid.num_clusters[0]
     record = {"question": "clusters", "kind": kind, "samples": samples, "clusters": number, "seed": seed}

@@ -1,4 +1,4 @@
-"""Does the estimate follow the information that was put into continuous embeddings?
+"""Does the estimate by clusters follow the information that was put into continuous embeddings?
 
     OMP_NUM_THREADS=1 python benchmarks/bench_flows.py
 
@@ -36,7 +36,9 @@ def measure(kind: str, amount: float, samples: int, seed: int) -> dict[str, Any]
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pid = fast_pid([flow.first, flow.second], flow.labels, num_classes=CLASSES, seed=seed)
+        pid = fast_pid(
+            [flow.first, flow.second], flow.labels, num_classes=CLASSES, method="clusters", seed=seed
+        )
     seconds = time.perf_counter() - start
     published = published_probe(flow.first, flow.second, flow.labels, seed)
     low, high = zip(

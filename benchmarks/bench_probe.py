@@ -5,8 +5,8 @@
 writes benchmarks/results/probe.jsonl, one JSON line per measurement (a median in milliseconds with its spread, the
 baseline and the speedup over it), and draws benchmarks/results/probe.png: the cost against N, D, K and C.
 
-The way "call" is `fast_pid` as a user calls it, with its checks and the read of the result; "graph replay" is
-`pid_tensors` captured in a CUDA graph. Both find the clusters, count, solve, and correct with 32 permutation
+The way "call" is `fast_pid(method="clusters")` as a user calls it, with its checks and the read of the result; "graph
+replay" is `pid_tensors` captured in a CUDA graph. Both find the clusters, count, solve, and correct with 32 permutation
 replicates, without bootstrap. The published way (`published.py`) moves the embeddings to the host for scikit-learn's
 PCA and k-means and solves on the device; as published it takes 1280 of the rows, here also all. "probe part" lines
 are the steps of a call, one by one.
@@ -34,10 +34,11 @@ from published import MAX_SAMPLES, published_histogram, published_solver
 from timing import Timing, timed
 from torch import Tensor
 
+from ecsfusion.pid.clusters import MAX_ITERATIONS, pid_tensors
 from ecsfusion.pid.correction import correct
 from ecsfusion.pid.decomposition import decompose_tensors
 from ecsfusion.pid.discretize import ModalityPairs
-from ecsfusion.pid.estimate import MAX_ITERATIONS, fast_pid, pid_tensors
+from ecsfusion.pid.estimate import fast_pid
 
 RESULTS = Path(__file__).parent / "results"
 PERMUTATIONS, TOLERANCE = 32, 1e-3
@@ -88,7 +89,7 @@ def options(size: Size) -> dict[str, Any]:
 def measure_ways(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
     """The probe as a call and, on a GPU, as the replay of a graph."""
     named, labels = modalities(size, device)
-    yield "call", timed(lambda: fast_pid(named, labels, **options(size)), device, seconds)
+    yield "call", timed(lambda: fast_pid(named, labels, method="clusters", **options(size)), device, seconds)
     if device.type != "cuda":
         return
     # A warm-up on a stream of its own: PyTorch's rule for capturing.

@@ -1,4 +1,4 @@
-"""Memory and rows per second of `ecsfusion pid` on a parquet file that grows.
+"""Memory and rows per second of `ecsfusion pid --method clusters` on a parquet file that grows.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_stream.py
 
@@ -61,6 +61,7 @@ def read(path: Path, rows: int) -> dict[str, Any]:
         "print(json.dumps({'peak_mb': int(status['VmHWM'].split()[0]) / 1024}), file=sys.stderr); sys.exit(code)"
     )
     arguments = ["pid", str(path), "--label", "label", "--modality", "first=x1", "--modality", "second=x2"]
+    arguments += ["--method", "clusters"]
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments, "--json", "--quiet"],

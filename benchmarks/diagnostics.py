@@ -166,7 +166,7 @@ def copies(noise: float, alike: bool, seeds: int) -> dict[str, Any]:
             name: torch.relu(view @ torch.randn(16, 32, generator=generator))
             for name, view in zip(("first", "second"), views, strict=True)
         }
-        pids.append(fast_pid(embeddings, labels, bootstrap=0, seed=seed))
+        pids.append(fast_pid(embeddings, labels, method="clusters", bootstrap=0, seed=seed))
     shared = [float(pid.conditional_mutual_information) for pid in pids]
     return {
         "case": "copies" if alike else "independent views",
@@ -185,10 +185,10 @@ def mean_of(pids: Sequence[PID], attribute: str) -> float:
 
 def few_rows(rows: int, classes: int, seeds: int) -> dict[str, Any]:
     """The error of both uniquenesses, redundancy and synergy against those of many rows, and their noise floor."""
-    truth = atoms(fast_pid(*drawn(40_000, classes, 10_000), bootstrap=0))
+    truth = atoms(fast_pid(*drawn(40_000, classes, 10_000), method="clusters", bootstrap=0))
     errors, floors = [], []
     for seed in range(seeds):
-        pid = fast_pid(*drawn(rows, classes, seed), bootstrap=0, seed=seed)
+        pid = fast_pid(*drawn(rows, classes, seed), method="clusters", bootstrap=0, seed=seed)
         errors.append(atoms(pid) - truth)
         floors.append(float(pid.unique_floor.mean()))
     cells = pid.num_clusters[0] * pid.num_clusters[1]

@@ -121,7 +121,7 @@ def information_by_class(embeddings: Mapping[str, Tensor], labels: Tensor, class
         with warnings.catch_warnings():
             # It warns of few rows; the intervals over seeds show how uncertain these values are.
             warnings.simplefilter("ignore")
-            pid = fast_pid(embeddings, (labels == each).long(), bootstrap=0)
+            pid = fast_pid(embeddings, (labels == each).long(), method="clusters", bootstrap=0)
         by_class.append([float(bits) for bits in pid.mutual_information])
     return by_class
 

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from ecsfusion.model.configuration import FusionConfig
     from ecsfusion.model.readout import Readout
     from ecsfusion.modeling import FusionForClassification, FusionOutput
+    from ecsfusion.pid.clusters import FewSamplesWarning, pid_tensors
     from ecsfusion.pid.decomposition import PID, decompose
     from ecsfusion.pid.differentiable import cluster_centers, differentiable_pid, soft_assignments, soft_joint
-    from ecsfusion.pid.estimate import FewSamplesWarning, fast_pid, fast_pids, pid_tensors
+    from ecsfusion.pid.estimate import RepeatedRowsWarning, fast_pid, fast_pids
     from ecsfusion.pid.head_outputs import logit_pid
     from ecsfusion.processing import FusionCollator, FusionProcessor
     from ecsfusion.reporting.hub import NotPublishedError
@@ -36,7 +37,7 @@ _MODULES = {
     "ArrayProcessor": "data.arrays",
     "Decision": "controller.decision",
     "DivergenceError": "training.divergence",
-    "FewSamplesWarning": "pid.estimate",
+    "FewSamplesWarning": "pid.clusters",
     "FusionCollator": "processing",
     "FusionConfig": "model.configuration",
     "FusionForClassification": "modeling",
@@ -49,6 +50,7 @@ _MODULES = {
     "PIDMetric": "metrics",
     "Readout": "model.readout",
     "Reading": "controller.reading",
+    "RepeatedRowsWarning": "pid.estimate",
     "Rule": "controller.rule",
     "SavingError": "training.saving",
     "Strategy": "strategies.strategy",
@@ -60,7 +62,7 @@ _MODULES = {
     "logit_pid": "pid.head_outputs",
     "make_rule": "controller.registry",
     "make_strategy": "strategies",
-    "pid_tensors": "pid.estimate",
+    "pid_tensors": "pid.clusters",
     "soft_assignments": "pid.differentiable",
     "soft_joint": "pid.differentiable",
 }
@@ -83,6 +85,7 @@ __all__ = [
     "PIDMetric",
     "Reading",
     "Readout",
+    "RepeatedRowsWarning",
     "Rule",
     "SavingError",
     "Strategy",

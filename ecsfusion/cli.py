@@ -10,10 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+DEFAULTS_OF_CLUSTERS = {"components": None, "bootstrap": 200, "permutations": 32, "no_correction": False}
+"""Options of `ecsfusion pid --method clusters` alone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +49,16 @@ def _pid(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--modality must be given for two or more different names, got {sorted(modalities)}"
         )
+    if options.method != "clusters":
+        given = [name for name in DEFAULTS_OF_CLUSTERS if getattr(options, name) is not None]
+        words = [f"--{name.replace('_', '-')}" for name in given]
+        words += ["--clusters auto"] if options.clusters == "auto" else []
+        if words:
+            raise ValueError(
+                f"{words[0]} is an option of --method clusters; leave it out, or give --method clusters"
+            )
+    elif options.group is not None:
+        raise ValueError("--group is an option of --method posteriors; leave it out")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _measure(options, modalities, 0, 1)
 
@@ -72,16 +85,15 @@ def _measure(options: argparse.Namespace, modalities: dict[str, str], rank: int,
         table,
         modalities,
         options.label,
+        group=options.group,
         rows=rows,
+        method=options.method,
         num_clusters=options.clusters,
-        num_components=options.components,
         bins=options.bins,
         seed=options.seed,
         device=device,
         progress=not options.quiet and rank == 0,
-        correction=not options.no_correction,
-        bootstrap=options.bootstrap,
-        permutations=options.permutations,
+        **(_options_of_clusters(options) if options.method == "clusters" else {}),
     )
     if rank > 0:
         return 0
@@ -97,6 +109,20 @@ def _measure(options: argparse.Namespace, modalities: dict[str, str], rank: int,
             suffix = "" if len(pids) == 1 else "-" + name.replace(", ", "-")
             pid.plot(str(target.with_name(f"{target.stem}{suffix}{target.suffix}")))
     return 0
+
+
+def _options_of_clusters(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `stream_pid` that belong to the method of clusters."""
+    chosen = {
+        name: default if getattr(options, name) is None else getattr(options, name)
+        for name, default in DEFAULTS_OF_CLUSTERS.items()
+    }
+    return {
+        "num_components": chosen["components"],
+        "bootstrap": chosen["bootstrap"],
+        "permutations": chosen["permutations"],
+        "correction": not chosen["no_correction"],
+    }
 
 
 def _push(options: argparse.Namespace) -> int:
@@ -157,37 +183,25 @@ def _parser() -> argparse.ArgumentParser:
         "--split", default="train", help="the split of a data set to read (default: %(default)s)"
     )
     pid.add_argument(
-        "--clusters",
-        default=20,
-        type=_clusters,
-        metavar="K",
-        help="clusters per modality, or auto to choose them from the classes (default: %(default)s)",
+        "--group",
+        metavar="COL",
+        help="the column of the source of each row, such as a picture or a subject, if rows share sources",
     )
     pid.add_argument(
-        "--components",
-        type=int,
-        metavar="D",
-        help="principal directions per modality (default: chosen from the number of classes)",
+        "--method",
+        choices=["posteriors", "clusters"],
+        default="posteriors",
+        help="held-out posteriors of at most 65536 rows, or clusters of the embeddings (default: %(default)s)",
+    )
+    pid.add_argument(
+        "--clusters",
+        type=_clusters,
+        metavar="K",
+        help="clusters per modality: of posteriors (default: 128, 64 for few rows), or with --method clusters of"
+        " embeddings (default: 20), or auto to choose them from the classes",
     )
     pid.add_argument(
         "--bins", type=int, metavar="B", help="cut a label of real numbers into B classes at its quantiles"
-    )
-    pid.add_argument(
-        "--no-correction", action="store_true", help="print plug-in values, which are too large on average"
-    )
-    pid.add_argument(
-        "--bootstrap",
-        type=int,
-        default=200,
-        metavar="N",
-        help="bootstrap replicates for the intervals; 0 for none (default: %(default)s)",
-    )
-    pid.add_argument(
-        "--permutations",
-        type=int,
-        default=32,
-        metavar="N",
-        help="random tables per noise floor (default: %(default)s)",
     )
     pid.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     pid.add_argument(
@@ -198,6 +212,28 @@ def _parser() -> argparse.ArgumentParser:
         "--plot", metavar="PNG", help="also draw values, intervals and noise floors; one file per pair"
     )
     pid.add_argument("--quiet", action="store_true", help="show no progress bars")
+    clusters = pid.add_argument_group("options of --method clusters")
+    clusters.add_argument(
+        "--components",
+        type=int,
+        metavar="D",
+        help="principal directions per modality (default: chosen from the number of classes)",
+    )
+    clusters.add_argument(
+        "--no-correction",
+        action="store_true",
+        default=None,
+        help="print plug-in values, which are too large on average",
+    )
+    clusters.add_argument(
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help="bootstrap replicates for the intervals; 0 for none (default: 200)",
+    )
+    clusters.add_argument(
+        "--permutations", type=int, metavar="N", help="random tables per noise floor (default: 32)"
+    )
     publish = commands.add_parser(
         "push",
         help="publish on the Hub the model in the output folder of a run",
@@ -218,10 +254,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _clusters(text: str) -> int | None:
-    """The number of clusters, None for auto."""
+def _clusters(text: str) -> int | str:
+    """The number of clusters, or "auto"."""
     if text == "auto":
-        return None
+        return text
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto")
     return int(text)

@@ -287,13 +287,15 @@ PID_WORDS = (
     "bins",
     "seed",
     "tolerance",
+    "method",
+    "groups",
 )
-REPLICATES = ("permutations", "bootstrap")
+REPLICATES = ("permutations", "bootstrap", "correction")
 
 
 def check_pid(pid: Any, classes: int | None = None) -> None:
     """Atoms that are finite, not negative, and add up."""
-    for part in (pid, pid.plugin):
+    for part in (pid, pid.plugin, pid.held_out):
         if part is None:
             continue
         unique, single = part.unique, part.mutual_information
@@ -317,15 +319,19 @@ def check_pid(pid: Any, classes: int | None = None) -> None:
     assert classes is None or pid.num_classes >= classes
 
 
-def pid_options(draw: Draw) -> dict[str, Any]:
+def pid_options(draw: Draw, method: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         "num_clusters": draw(
-            mostly(st.integers(1, 6), st.sampled_from([None, 40, 0, -1, 2.5, "3", True, 10**9]))
+            mostly(st.integers(1, 6), st.sampled_from([None, "auto", 40, 0, -1, 2.5, "3", True, 10**9]))
         ),
+    }
+    of_clusters = {
         "permutations": draw(mostly(st.just(2), st.sampled_from([0, 1, -5, 2.5, "4", None, 3]))),
         "bootstrap": draw(mostly(st.sampled_from([0, 2]), st.sampled_from([1, -1, 1.5, "2", None]))),
         "correction": draw(st.sampled_from([True, True, False])),
     }
+    if method == "clusters" or seldom(draw, 14):
+        options |= of_clusters
     rare = {
         "num_components": st.sampled_from([None, 1, 3, 30, 0, -2, 1.5, "2", 10**9]),
         "num_classes": st.sampled_from([None, 1, 2, 5, 0, -1, "2", 3.0, 10**12]),
@@ -336,6 +342,20 @@ def pid_options(draw: Draw) -> dict[str, Any]:
     for name, values in rare.items():
         if seldom(draw, 14):
             options[name] = draw(values)
+    return options
+
+
+def method_options(draw: Draw, rows: int) -> dict[str, Any]:
+    """Options of `fast_pid`, of either method."""
+    method = draw(mostly(st.sampled_from(["posteriors", "clusters"]), st.sampled_from(["x", None, 1])))
+    options = {"method": method, **pid_options(draw, method)}
+    if seldom(draw, 4 if method == "posteriors" else 14):
+        options["groups"] = draw(
+            mostly(
+                st.sampled_from([[i // 2 for i in range(rows)], [f"s{i % 3}" for i in range(rows)]]),
+                st.sampled_from([None, [0] * rows, [0.5] * rows, [1], "abc", np.zeros((rows, 2), int)]),
+            )
+        )
     return options
 
 
@@ -356,7 +376,7 @@ def odd_embeddings(draw: Draw, rows: int, modalities: int) -> tuple[Any, bool]:
 def case_fast_pid(draw: Draw) -> str:
     rows = some_rows(draw)
     embeddings, usable = odd_embeddings(draw, rows, 2)
-    labels, options = odd_labels(draw, rows), pid_options(draw)
+    labels, options = odd_labels(draw, rows), method_options(draw, rows)
     pid = attempt(lambda: fast_pid(embeddings, labels, **options), *PID_WORDS, *REPLICATES)
     if pid is None:
         return "error"
@@ -369,7 +389,7 @@ def case_fast_pid(draw: Draw) -> str:
 def case_fast_pids(draw: Draw) -> str:
     rows = some_rows(draw)
     embeddings, usable = odd_embeddings(draw, rows, draw(st.sampled_from([1, 2, 3, 3, 4])))
-    labels, options = odd_labels(draw, rows), pid_options(draw)
+    labels, options = odd_labels(draw, rows), method_options(draw, rows)
     pids = attempt(lambda: fast_pids(embeddings, labels, **options), *PID_WORDS, *REPLICATES)
     if pids is None:
         return "error"
@@ -384,7 +404,7 @@ def case_probe_tensors(draw: Draw) -> str:
     rows = some_rows(draw)
     embeddings, usable = odd_embeddings(draw, rows, 2)
     labels = odd_labels(draw, rows)
-    options = {key: value for key, value in pid_options(draw).items() if key != "bins"}
+    options = {key: value for key, value in pid_options(draw, "clusters").items() if key != "bins"}
     options["num_classes"] = draw(mostly(st.integers(1, 6), st.sampled_from([0, -1, None, "2", 10**12])))
     found = attempt(lambda: pid_tensors(embeddings, labels, **options), *PID_WORDS, *REPLICATES)
     if found is None:
@@ -1060,9 +1080,11 @@ def case_pid_metric(draw: Draw) -> str:
     rows = some_rows(draw)
     values = {name: odd_matrix(draw, rows)[0] for name in ("image", "audio")}
     references = odd_references(draw, rows)
-    options = {"num_clusters": 3, "permutations": 2, "bootstrap": 0}
+    options: dict[str, Any] = {"num_clusters": 3}
+    if draw(st.booleans()):
+        options |= {"method": "clusters", "permutations": 2, "bootstrap": 0}
     if seldom(draw, 9):
-        options["num_clusters"] = draw(st.sampled_from([0, "x", None]))
+        options["num_clusters"] = draw(st.sampled_from([0, "x", None, "auto"]))
     with tempfile.TemporaryDirectory() as folder:
         metric = PIDMetric(("image", "audio"), cache_dir=folder)
         found = attempt(

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from ecsfusion.cli import main
 from ecsfusion.data import embedding_files
 from ecsfusion.pid import stream
-from ecsfusion.pid.estimate import fast_pid
+from ecsfusion.pid.discretize import sample_rows
+from ecsfusion.pid.estimate import fast_pid, fast_pids
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
+pytestmark = pytest.mark.filterwarnings("ignore:.* are few for ")
 NUMBER = 1200
 
 
@@ -29,7 +30,13 @@ def columns():
     audio = generator.normal(size=(NUMBER, 5)).astype(np.float32)
     image[:, 0] += 4 * label
     audio[:, 0] += 4 * (label % 2)
-    return {"label": label, "image": image, "audio": audio, "real": label + generator.normal(size=NUMBER)}
+    return {
+        "label": label,
+        "image": image,
+        "audio": audio,
+        "real": label + generator.normal(size=NUMBER),
+        "source": np.arange(NUMBER) // 3,
+    }
 
 
 def as_table(columns):
@@ -37,6 +44,8 @@ def as_table(columns):
         "label": columns["label"],
         "name": [f"class {i}" for i in columns["label"]],
         "real": columns["real"],
+        "source": columns["source"],
+        "speaker": [f"speaker {i}" for i in columns["source"]],
         "image": pa.FixedSizeListArray.from_arrays(columns["image"].ravel(), 12),
         "audio": columns["audio"].tolist(),
     }
@@ -58,7 +67,9 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-MODALITIES = ("--modality", "image=image", "--modality", "audio=audio", "--bootstrap", "0")
+MODALITIES = ("--modality", "image=image", "--modality", "audio=audio")
+BY_CLUSTERS = ("--method", "clusters", "--bootstrap", "0")
+by_each_method = pytest.mark.parametrize("method", [(), BY_CLUSTERS], ids=["posteriors", "clusters"])
 
 
 def answer(capsys, *arguments):
@@ -68,18 +79,18 @@ def answer(capsys, *arguments):
     return {name: found[name] for name in ("redundancy", "unique", "synergy", "num_samples", "floor")}
 
 
-def test_every_format_gives_the_answer_of_fast_pid(files, columns, capsys, monkeypatch):
+@by_each_method
+def test_every_format_gives_the_answer_of_fast_pid(files, columns, capsys, monkeypatch, method):
     monkeypatch.setattr(embedding_files, "CHUNK", 333)
-    pid = fast_pid(
-        {"image": columns["image"], "audio": columns["audio"]}, columns["label"], bootstrap=0, permutations=32
-    )
-    expected = answer(capsys, files / "data.npz", "--label", "label")
+    options = {"method": "clusters", "bootstrap": 0, "permutations": 32} if method else {}
+    pid = fast_pid({"image": columns["image"], "audio": columns["audio"]}, columns["label"], **options)
+    expected = answer(capsys, files / "data.npz", "--label", "label", *method)
     assert expected["unique"]["image"] == pytest.approx(float(pid.unique[0]), abs=1e-9)
     assert expected["synergy"] == pytest.approx(float(pid.synergy), abs=1e-9)
     assert expected["num_samples"] == NUMBER
-    assert answer(capsys, files / "data.safetensors", "--label", "label") == expected
-    assert answer(capsys, files / "data.parquet", "--label", "label") == expected
-    assert answer(capsys, files / "data.parquet", "--label", "name") == expected
+    assert answer(capsys, files / "data.safetensors", "--label", "label", *method) == expected
+    assert answer(capsys, files / "data.parquet", "--label", "label", *method) == expected
+    assert answer(capsys, files / "data.parquet", "--label", "name", *method) == expected
 
 
 def test_a_saved_data_set_gives_the_same_answer(files, columns, capsys, tmp_path):
@@ -92,18 +103,47 @@ def test_a_saved_data_set_gives_the_same_answer(files, columns, capsys, tmp_path
     )
 
 
+def test_the_source_of_each_row_is_a_column(files, columns, capsys):
+    embeddings = {"image": columns["image"], "audio": columns["audio"]}
+    pid = fast_pid(embeddings, columns["label"], groups=columns["source"])
+    source = ("--label", "label", "--group", "source")
+    expected = answer(capsys, files / "data.npz", *source)
+    assert expected["synergy"] == float(pid.synergy)
+    assert expected["floor"]["synergy"] == pytest.approx(float(pid.synergy_floor))
+    assert answer(capsys, files / "data.parquet", *source) == expected
+    assert answer(capsys, files / "data.parquet", "--label", "name", "--group", "speaker") == expected
+
+
+def test_a_sample_smaller_than_the_table_decides(files, columns, capsys, monkeypatch):
+    monkeypatch.setattr(stream, "MAX_STREAMED_ROWS", 400)
+    monkeypatch.setattr(embedding_files, "CHUNK", 100)
+    group = ("--label", "label", "--group", "source")
+    first = answer(capsys, files / "data.parquet", *group)
+    monkeypatch.setattr(embedding_files, "CHUNK", 1000)
+    assert answer(capsys, files / "data.npz", *group) == first
+    assert first["num_samples"] == 400
+    chosen = sample_rows(NUMBER, 400, 0).numpy()
+    (pid,) = fast_pids(
+        {"image": columns["image"][chosen], "audio": columns["audio"][chosen]},
+        columns["label"][chosen],
+        groups=columns["source"][chosen],
+    ).values()
+    assert first["unique"]["image"] == float(pid.unique[0])
+
+
 def test_a_sample_smaller_than_the_table_decides_the_clusters(files, capsys, monkeypatch):
     monkeypatch.setattr(stream, "MAX_ROWS", 400)
     monkeypatch.setattr(embedding_files, "CHUNK", 100)
-    first = answer(capsys, files / "data.parquet", "--label", "label")
+    first = answer(capsys, files / "data.parquet", "--label", "label", *BY_CLUSTERS)
     monkeypatch.setattr(embedding_files, "CHUNK", 1000)
-    assert answer(capsys, files / "data.npz", "--label", "label") == first
+    assert answer(capsys, files / "data.npz", "--label", "label", *BY_CLUSTERS) == first
     assert first["num_samples"] == NUMBER
     assert first["unique"]["image"] > 0.7
 
 
+@by_each_method
 @pytest.mark.parametrize("shared", [True, False], ids=["one file", "a file per process"])
-def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, shared):
+def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, shared, method):
     source = files / "data.parquet"
     if not shared:
         table = as_table(columns)
@@ -115,7 +155,7 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
         "import os, sys\n"
         "import torch.distributed as dist\n"
         "from ecsfusion import cli\nfrom ecsfusion.pid import stream\n"
-        "stream.MAX_ROWS = 500\n"
+        "stream.MAX_ROWS = stream.MAX_STREAMED_ROWS = 500\n"
         "whole = stream.stream_pid\n"
         "def checked(*arguments, **options):\n"
         "    assert dist.get_world_size() == 2 and os.environ['WORLD_SIZE'] == '2'\n"
@@ -133,7 +173,7 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
         "2",
         str(script),
     ]
-    arguments = ["pid", str(source), "--label", "label", *MODALITIES, "--json", "--quiet"]
+    arguments = ["pid", str(source), "--label", "label", *MODALITIES, *method, "--json", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, timeout=200, env=environment, check=False
@@ -144,7 +184,8 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
     both = json.loads(done.stdout)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "MAX_ROWS", 500)
-        alone = answer(capsys, files / "data.parquet", "--label", "label")
+        patch.setattr(stream, "MAX_STREAMED_ROWS", 500)
+        alone = answer(capsys, files / "data.parquet", "--label", "label", *method)
     assert {name: both[name] for name in alone} == alone
 
 
@@ -157,9 +198,28 @@ def test_three_modalities_bins_and_pictures(files, capsys, tmp_path):
     assert (tmp_path / "o-image-audio.png").stat().st_size > 1000
 
 
-def test_progress_is_shown_unless_quiet(files, capsys):
-    assert main(["pid", str(files / "data.npz"), "--label", "label", *MODALITIES]) == 0
-    assert "count" in capsys.readouterr().err
+@pytest.mark.parametrize(("method", "title"), [((), "sample"), (BY_CLUSTERS, "count")])
+def test_progress_is_shown_unless_quiet(files, capsys, method, title):
+    assert main(["pid", str(files / "data.npz"), "--label", "label", *MODALITIES, *method]) == 0
+    assert title in capsys.readouterr().err
+
+
+def test_options_of_clusters_are_given_on_with_defaults_of_their_own(files, monkeypatch):
+    given = []
+    monkeypatch.setattr(stream, "stream_pid", lambda *arguments, **options: given.append(options) or {})
+    for words in ([], ["--method", "clusters"], [*BY_CLUSTERS, "--clusters", "auto", "--no-correction"]):
+        assert main(["pid", str(files / "data.npz"), "--label", "label", *MODALITIES, *words]) == 0
+    by_posteriors, by_clusters, chosen = given
+    own = {"num_components", "bootstrap", "permutations", "correction"}
+    assert own.isdisjoint(by_posteriors)
+    assert by_posteriors["num_clusters"] is None
+    assert {name: by_clusters[name] for name in own} == {
+        "num_components": None,
+        "bootstrap": 200,
+        "permutations": 32,
+        "correction": True,
+    }
+    assert (chosen["bootstrap"], chosen["num_clusters"], chosen["correction"]) == (0, "auto", False)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +236,24 @@ def test_progress_is_shown_unless_quiet(files, capsys):
         ),
         (["data.parquet", "--label", "name", "--bins", "3", *MODALITIES], "one finite number per row"),
         (["data.npz", "--label", "label", "--clusters", "0", *MODALITIES], "num_clusters"),
+        (
+            ["data.npz", "--label", "label", *MODALITIES, "--bootstrap", "0"],
+            "--bootstrap is an option of --method",
+        ),
+        (["data.npz", "--label", "label", *MODALITIES, "--permutations", "9"], "--permutations is an option"),
+        (["data.npz", "--label", "label", *MODALITIES, "--components", "9"], "--components is an option"),
+        (["data.npz", "--label", "label", *MODALITIES, "--no-correction"], "--no-correction is an option"),
+        (["data.npz", "--label", "label", *MODALITIES, "--clusters", "auto"], "--clusters auto is an option"),
+        (["data.npz", "--label", "label", *MODALITIES, "--group", "who"], "there is no column 'who'"),
+        (
+            ["data.npz", "--label", "label", *MODALITIES, "--group", "real"],
+            "groups must be integers or strings",
+        ),
+        (
+            ["data.npz", "--label", "label", *MODALITIES, "--group", "source", "--method", "clusters"],
+            "--group is an option of --method posteriors",
+        ),
+        (["data.npz", "--label", "real", *MODALITIES, *BY_CLUSTERS], "one integer or string per row"),
         (["data.npz", "--label", "label", "--device", "gpu", *MODALITIES], "one of ['cpu'"),
         (["data.npz", "--label", "label", "--device", "cuda:99", *MODALITIES], "got 'cuda:99'"),
         (["data.npz", "--label", "label", "--device", "meta", *MODALITIES], "got 'meta'"),

@@ -159,7 +159,9 @@ def test_ascent_on_soft_atoms_moves_the_hard_held_out_pid(goal: str, least: floa
     def held_out() -> float:
         with torch.no_grad():
             rows = {"first": encoder1(held1), "second": encoder2(held2)}
-        return float(getattr(fast_pid(rows, held_labels, num_clusters=8, bootstrap=0), goal))
+        return float(
+            getattr(fast_pid(rows, held_labels, method="clusters", num_clusters=8, bootstrap=0), goal)
+        )
 
     before = held_out()
     optimizer = torch.optim.Adam([*encoder1.parameters(), *encoder2.parameters()], lr=0.02)

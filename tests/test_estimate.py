@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from ecsfusion.pid.clusters import choose_clusters, enough_samples, estimate, pid_tensors
 from ecsfusion.pid.decomposition import decompose
-from ecsfusion.pid.estimate import choose_clusters, enough_samples, estimate, fast_pid, fast_pids, pid_tensors
-from ecsfusion.pid.options import EstimatorOptions
+from ecsfusion.pid.estimate import RepeatedRowsWarning, fast_pid, fast_pids
+from ecsfusion.pid.options import METHODS, EstimatorOptions
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
+pytestmark = pytest.mark.filterwarnings("ignore:.* are few for ")
+
+by_each_method = pytest.mark.parametrize("method", METHODS)
 
 
 def embed(state, dimension, spread=0.1, random_seed=0):
@@ -51,29 +54,31 @@ def test_few_samples_of_a_perfect_modality_beside_noise_give_numbers(number):
         noise, known = torch.randint(12, (2, number), generator=generator)
         counts = torch.zeros(12, 12, 3, dtype=torch.int64)
         counts.index_put_((noise, known, known % 3), torch.ones_like(known), accumulate=True)
-        found = atoms(estimate(counts, EstimatorOptions(bootstrap=0)))
+        found = atoms(estimate(counts, EstimatorOptions("clusters", bootstrap=0)))
         assert np.isfinite(found).all()
         assert found[2] == max(found) > 0.9
 
 
+@by_each_method
 @pytest.mark.parametrize(
     "kind", ["gaussian", "heavy tails", "anisotropic", "discrete", "clustered", "same twice"]
 )
 @pytest.mark.parametrize(("number", "classes"), [(500, 28), (1300, 6), (5000, 2)])
-def test_noise_has_no_atoms_within_the_intervals_while_the_plugin_does(kind, number, classes):
+def test_noise_has_no_atoms_within_the_intervals_while_the_plugin_does(kind, number, classes, method):
     first = noise(kind, number, 1)
     second = first if kind == "same twice" else noise(kind, number, 2)
     frequency = np.random.default_rng(3).dirichlet(np.full(classes, 2.0))
     labels = np.random.default_rng(4).choice(classes, number, p=frequency)
-    pid = fast_pid([first, second], labels, num_classes=classes)
+    pid = fast_pid([first, second], labels, num_classes=classes, method=method)
     for value, (low, high) in zip(atoms(pid), intervals(pid), strict=True):
         assert low <= value <= high
         assert low <= 0 <= high
         assert abs(value) < 0.15
-    if kind == "gaussian":
+    if kind == "gaussian" and method == "clusters":
         assert float(pid.plugin.synergy) > 5 * abs(float(pid.synergy))
 
 
+@by_each_method
 @pytest.mark.parametrize(
     ("label_of", "expected"),
     [
@@ -83,10 +88,12 @@ def test_noise_has_no_atoms_within_the_intervals_while_the_plugin_does(kind, num
     ],
     ids=["unique", "xor", "both unique"],
 )
-def test_gates_hidden_in_embeddings(label_of, expected):
+def test_gates_hidden_in_embeddings(label_of, expected, method):
     generator = np.random.default_rng(0)
     a, b = generator.integers(0, 4, (2, 3000))
-    pid = fast_pid({"image": embed(a, 64), "audio": embed(b, 32, random_seed=1)}, label_of(a, b))
+    pid = fast_pid(
+        {"image": embed(a, 64), "audio": embed(b, 32, random_seed=1)}, label_of(a, b), method=method
+    )
     for value, (low, high), truth in zip(atoms(pid), intervals(pid), expected, strict=True):
         assert value == pytest.approx(truth, abs=0.05)
         assert low - 0.01 <= truth <= high + 0.01
@@ -94,10 +101,11 @@ def test_gates_hidden_in_embeddings(label_of, expected):
     assert pid.num_samples == 3000
 
 
-def test_redundant_modalities():
+@by_each_method
+def test_redundant_modalities(method):
     generator = np.random.default_rng(0)
     state = generator.integers(0, 4, 2000)
-    pid = fast_pid([embed(state, 64), embed(state, 32, random_seed=1)], state)
+    pid = fast_pid([embed(state, 64), embed(state, 32, random_seed=1)], state, method=method)
     np.testing.assert_allclose(atoms(pid), [2.0, 0.0, 0.0, 0.0], atol=0.05)
 
 
@@ -116,51 +124,56 @@ def test_the_error_is_at_most_half_of_the_plugins_on_tables_with_known_answers()
                 cells /= cells.sum()
                 counts = torch.tensor(generator.multinomial(number, cells.ravel()).reshape(cells.shape))
                 truth = np.array(atoms(decompose(cells, tolerance=1e-3)))
-                pid = estimate(counts, EstimatorOptions(bootstrap=0))
+                pid = estimate(counts, EstimatorOptions("clusters", bootstrap=0))
                 ours.append(atoms(pid) - truth)
                 plugin.append(atoms(pid.plugin) - truth)
     for error, raw in zip(np.transpose(ours), np.transpose(plugin), strict=True):
         assert np.sqrt(np.mean(error**2)) <= 0.5 * np.sqrt(np.mean(raw**2))
 
 
-def test_the_parts_add_up():
+@by_each_method
+def test_the_parts_add_up(method):
     generator = np.random.default_rng(0)
     a, b = generator.integers(0, 5, (2, 800))
-    pid = fast_pid([embed(a, 8), embed(b, 8)], (a * b) % 5)
-    for one in (pid, pid.plugin):
+    pid = fast_pid([embed(a, 8), embed(b, 8)], (a * b) % 5, method=method)
+    for one in (pid, pid.plugin if method == "clusters" else pid.held_out):
         total = one.redundancy + one.unique.sum() + one.synergy
         torch.testing.assert_close(total, one.joint_mutual_information, atol=2e-3, rtol=0)
         torch.testing.assert_close(one.redundancy + one.unique, one.mutual_information, atol=2e-3, rtol=0)
 
 
+@by_each_method
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_precision_and_container_hardly_matter(dtype):
+def test_precision_and_container_hardly_matter(dtype, method):
     generator = np.random.default_rng(0)
     state = generator.integers(0, 4, 900)
     first, second = embed(state, 16), embed(generator.integers(0, 4, 900), 16)
-    reference = fast_pid([first, second], state, bootstrap=0)
+    reference = fast_pid([first, second], state, method=method)
     tensors = [torch.tensor(first).to(dtype), torch.tensor(second).to(dtype)]
-    other = fast_pid(tensors, torch.tensor(state), bootstrap=0)
+    other = fast_pid(tensors, torch.tensor(state), method=method)
     np.testing.assert_allclose(atoms(other), atoms(reference), atol=0.03)
 
 
-def test_an_answer_is_a_function_of_its_arguments_and_leaves_the_generators_alone():
+@by_each_method
+def test_an_answer_is_a_function_of_its_arguments_and_leaves_the_generators_alone(method):
     generator = np.random.default_rng(0)
     first, second = generator.normal(size=(2, 400, 6))
     labels = generator.integers(0, 3, 400)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    once = fast_pid([first, second], labels, seed=3)
+    once = fast_pid([first, second], labels, method=method, seed=3)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()
     torch.manual_seed(99)
-    again = fast_pid([first, second], labels, seed=3)
-    assert {**once.to_dict(), "seconds": 0, "plugin": 0} == {**again.to_dict(), "seconds": 0, "plugin": 0}
+    again = fast_pid([first, second], labels, method=method, seed=3)
+    times = {"seconds": 0, "plugin": 0, "held_out": 0}
+    assert once.to_dict() | times == again.to_dict() | times
+    assert atoms(fast_pid([first, second], labels, method=method, seed=4)) != atoms(once)
 
 
 def test_without_correction_the_values_are_those_of_the_table():
     generator = np.random.default_rng(0)
     counts = torch.tensor(generator.poisson(1.0, (6, 7, 3)))
-    raw = estimate(counts, EstimatorOptions(correction=False))
+    raw = estimate(counts, EstimatorOptions("clusters", correction=False))
     np.testing.assert_allclose(atoms(raw), atoms(decompose(counts, tolerance=1e-3)), atol=1e-6)
     np.testing.assert_allclose(atoms(estimate(counts).plugin), atoms(raw), atol=1e-9)
     assert raw.synergy_interval is None
@@ -171,42 +184,45 @@ def test_floors_are_where_noise_stays_below():
     for i in range(20):
         generator = np.random.default_rng(i)
         counts = generator.multinomial(800, np.full(12 * 12 * 5, 1 / 720)).reshape(12, 12, 5)
-        pid = estimate(torch.tensor(counts), EstimatorOptions(bootstrap=0, seed=i))
+        pid = estimate(torch.tensor(counts), EstimatorOptions("clusters", bootstrap=0, seed=i))
         above.append([*(pid.unique > pid.unique_floor).tolist(), bool(pid.synergy > pid.synergy_floor)])
     assert np.mean(above) < 0.12
 
 
-def test_several_labels_are_decomposed_one_by_one():
+@by_each_method
+def test_several_labels_are_decomposed_one_by_one(method):
     generator = np.random.default_rng(0)
     a, b = generator.integers(0, 3, (2, 900))
     embeddings = {"image": embed(a, 8), "audio": embed(b, 8)}
     labels = np.stack([a, (a + b) % 3], 1)
-    together = fast_pid(embeddings, labels)
+    together = fast_pid(embeddings, labels, method=method)
     assert together.unique.shape == (2, 2)
-    alone = fast_pid(embeddings, labels[:, 1])
+    alone = fast_pid(embeddings, labels[:, 1], method=method)
     # A batch is solved in float32.
     np.testing.assert_allclose(atoms(together[1]), atoms(alone), atol=1e-5)
     # At this tolerance both are solved in float64.
-    together, alone = (fast_pid(embeddings, y, tolerance=1e-7) for y in (labels, labels[:, 1]))
+    together, alone = (fast_pid(embeddings, y, method=method, tolerance=1e-7) for y in (labels, labels[:, 1]))
     np.testing.assert_allclose(atoms(together[1]), atoms(alone), atol=1e-9)
     assert "2 tables" in str(together)
 
 
-def test_a_real_target_is_binned_at_its_quantiles():
+@by_each_method
+def test_a_real_target_is_binned_at_its_quantiles(method):
     generator = np.random.default_rng(0)
     target = generator.standard_cauchy(1200)
     first = np.stack([np.arctan(target), np.ones(1200)], 1)
-    pid = fast_pid([first, generator.normal(size=(1200, 4))], target, bins=4)
+    pid = fast_pid([first, generator.normal(size=(1200, 4))], target, bins=4, method=method)
     assert pid.num_classes == 4
     assert float(pid.unique[0]) > 1.6
     assert abs(float(pid.unique[1])) < 0.05
 
 
-def test_three_modalities_in_pairs_and_against_the_rest():
+@by_each_method
+def test_three_modalities_in_pairs_and_against_the_rest(method):
     generator = np.random.default_rng(0)
     a, b, c = generator.integers(0, 3, (3, 2500))
     named = {"image": embed(a, 8), "audio": embed(b, 8, random_seed=1), "text": embed(c, 8, random_seed=2)}
-    pids = fast_pids(named, (a + b) % 3)
+    pids = fast_pids(named, (a + b) % 3, method=method)
     assert set(pids) == {
         "image, audio",
         "image, text",
@@ -222,24 +238,27 @@ def test_three_modalities_in_pairs_and_against_the_rest():
     assert pids["text, rest"].names == ("text", "rest")
 
 
-def test_an_answer_prints_serializes_and_draws(tmp_path):
+@by_each_method
+def test_an_answer_prints_serializes_and_draws(tmp_path, method):
     generator = np.random.default_rng(0)
     a = generator.integers(0, 3, 300)
-    pid = fast_pid({"image": embed(a, 4), "audio": embed(a, 4)}, a)
+    pid = fast_pid({"image": embed(a, 4), "audio": embed(a, 4)}, a, method=method)
     assert "unique image" in str(pid)
-    assert json.loads(json.dumps(pid.to_dict()))["plugin"]["unique"]["audio"] >= 0
+    other = "plugin" if method == "clusters" else "held_out"
+    assert json.loads(json.dumps(pid.to_dict()))[other]["unique"]["audio"] >= 0
     pid.plot(str(tmp_path / "pid.png"))
     assert (tmp_path / "pid.png").stat().st_size > 1000
 
 
+@by_each_method
 @pytest.mark.parametrize("number", [1, 5, 30])
-def test_tiny_and_constant_data_have_an_answer(number):
-    pid = fast_pid([np.zeros((number, 3)), np.ones((number, 1))], np.arange(number) % 2)
+def test_tiny_and_constant_data_have_an_answer(number, method):
+    pid = fast_pid([np.zeros((number, 3)), np.ones((number, 1))], np.arange(number) % 2, method=method)
     np.testing.assert_allclose(atoms(pid), 0.0, atol=0.01)
     assert all(torch.isfinite(interval).all() for interval in intervals(pid))
 
 
-@pytest.mark.filterwarnings("default:.*samples are few")
+@pytest.mark.filterwarnings("default:.* are few for ")
 def test_too_few_samples_are_warned_of_with_a_number():
     generator = np.random.default_rng(0)
     first, second = generator.normal(size=(2, 300, 8))
@@ -247,10 +266,10 @@ def test_too_few_samples_are_warned_of_with_a_number():
     with pytest.warns(
         UserWarning, match=r"300 samples are few for 20 x 20 clusters and 10 classes: 1\d\d\d would"
     ):
-        fast_pid([first, second], labels)
+        fast_pid([first, second], labels, method="clusters")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fast_pid([first, second], labels, num_clusters=8)
+        fast_pid([first, second], labels, method="clusters", num_clusters=8)
 
 
 def test_the_chosen_number_of_clusters_is_affordable():
@@ -266,7 +285,7 @@ def test_the_chosen_number_of_clusters_is_affordable():
         if 12 < chosen < 20:
             assert enough_samples(torch.ones(chosen, chosen, classes)) <= number
     first, second = np.random.default_rng(0).normal(size=(2, 400, 5))
-    pid = fast_pid([first, second], np.arange(400) % 6, num_clusters=None)
+    pid = fast_pid([first, second], np.arange(400) % 6, method="clusters", num_clusters="auto")
     assert pid.num_clusters == (choose_clusters(torch.bincount(torch.arange(400) % 6)),) * 2
 
 
@@ -301,16 +320,58 @@ LABELS = np.arange(20) % 2
         ([GOOD, GOOD], LABELS.reshape(20, 1, 1), {}, ValueError, "labels must have the shape"),
         ([GOOD, GOOD], LABELS, {"num_classes": 1}, ValueError, "below num_classes=1"),
         ([GOOD, GOOD], LABELS, {"num_clusters": 0}, ValueError, "num_clusters"),
-        ([GOOD, GOOD], LABELS, {"num_components": 1.5}, ValueError, "num_components"),
-        ([GOOD, GOOD], LABELS, {"permutations": 1}, ValueError, "permutations"),
-        ([GOOD, GOOD], LABELS, {"bootstrap": 1}, ValueError, "bootstrap"),
+        ([GOOD, GOOD], LABELS, {"method": "clusters", "num_components": 1.5}, ValueError, "num_components"),
+        ([GOOD, GOOD], LABELS, {"method": "clusters", "permutations": 1}, ValueError, "permutations"),
+        ([GOOD, GOOD], LABELS, {"method": "clusters", "bootstrap": 1}, ValueError, "bootstrap"),
         ([GOOD, GOOD], LABELS, {"tolerance": 0.0}, ValueError, "tolerance"),
         ([GOOD, GOOD], GOOD[:, 0] * np.inf, {"bins": 4}, ValueError, "labels must be finite"),
+        ([GOOD, GOOD], LABELS, {"method": "magic"}, ValueError, "method must be one of"),
+        ([GOOD, GOOD], LABELS, {"bootstrap": 0}, ValueError, 'bootstrap is an option of method="clusters"'),
+        ([GOOD, GOOD], LABELS, {"permutations": 16}, ValueError, "permutations is an option"),
+        ([GOOD, GOOD], LABELS, {"num_components": 3}, ValueError, "num_components is an option"),
+        ([GOOD, GOOD], LABELS, {"correction": False}, ValueError, "correction is an option"),
+        ([GOOD, GOOD], LABELS, {"num_clusters": "auto"}, ValueError, 'num_clusters="auto" is an option'),
+        ([GOOD, GOOD], LABELS, {"num_clusters": "many"}, ValueError, "num_clusters"),
+        ([GOOD, GOOD], LABELS, {"groups": LABELS, "method": "clusters"}, ValueError, "groups is an option"),
+        ([GOOD, GOOD], LABELS, {"groups": LABELS[:9]}, ValueError, "groups must have one entry per row"),
+        ([GOOD, GOOD], LABELS, {"groups": LABELS * 0}, ValueError, "at least two sources"),
+        ([GOOD, GOOD], LABELS, {"groups": LABELS * 0.5}, TypeError, "groups must be integers or strings"),
     ],
 )
 def test_bad_input_is_refused_with_its_name(embeddings, labels, options, error, message):
     with pytest.raises(error, match=message):
         fast_pid(embeddings, labels, **options)
+
+
+@by_each_method
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "options", "error", "message"),
+    [
+        ([GOOD, GOOD * np.inf], LABELS, {}, ValueError, "NaN or infinite values in 20 of 20 rows"),
+        ([GOOD, GOOD], LABELS, {"num_classes": 1}, ValueError, "below num_classes=1"),
+        ([GOOD, GOOD], LABELS - 1, {}, ValueError, "negative"),
+        ([GOOD, GOOD], LABELS, {"num_clusters": 0}, ValueError, "num_clusters"),
+        ([GOOD, GOOD], LABELS, {"tolerance": 0.0}, ValueError, "tolerance"),
+        ([GOOD, GOOD], LABELS, {"seed": "x"}, TypeError, "seed"),
+    ],
+)
+def test_both_methods_refuse_the_same(embeddings, labels, options, error, message, method):
+    with pytest.raises(error, match=message):
+        fast_pid(embeddings, labels, method=method, **options)
+
+
+def test_rows_that_repeat_in_one_modality_ask_for_groups():
+    generator = np.random.default_rng(0)
+    picture = np.arange(600) % 100
+    image, text = generator.normal(size=(100, 6))[picture], generator.normal(size=(600, 4))
+    labels = (picture * 7 % 3) % 2
+    with pytest.warns(RepeatedRowsWarning, match=r"embeddings\['image'\] has only 100 distinct rows of 600"):
+        leaking = fast_pid({"image": image, "text": text}, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RepeatedRowsWarning)
+        grouped = fast_pid({"image": image, "text": text}, labels, groups=[f"picture {i}" for i in picture])
+    assert float(leaking.mutual_information[0]) > 0.2
+    assert float(grouped.mutual_information[0]) < 0.05
 
 
 @pytest.mark.parametrize("number", [300, 17_000])

@@ -71,4 +71,6 @@ def test_a_class_number_that_is_none_does_not_fill_the_memory():
     with pytest.raises(ValueError, match=r"labels with num_classes=.* make a table of"):
         fast_pid(embeddings, torch.arange(9) + 10**12)
     with pytest.raises(ValueError, match=r"labels with num_classes=.* make a table of"):
-        fast_pid(embeddings, torch.arange(9), num_classes=10**12, num_clusters=None)
+        fast_pid(embeddings, torch.arange(9), num_classes=10**12)
+    with pytest.raises(ValueError, match=r"labels with num_classes=.* make a table of"):
+        fast_pid(embeddings, torch.arange(9), num_classes=10**12, method="clusters", num_clusters="auto")

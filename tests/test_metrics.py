@@ -6,7 +6,7 @@ import pytest
 from ecsfusion.metrics import ModalityAccuracy, PIDMetric
 from ecsfusion.pid.estimate import fast_pid
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
+pytestmark = pytest.mark.filterwarnings("ignore:.* are few for ")
 
 
 @pytest.fixture
@@ -18,13 +18,18 @@ def data():
     return {"image": image, "audio": generator.normal(size=(240, 4)).astype(np.float32)}, labels
 
 
-def test_batches_add_up_to_fast_pid(data, tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"groups": np.arange(240) // 2}, {"method": "clusters", "num_clusters": 6, "bootstrap": 0}],
+    ids=["posteriors", "groups", "clusters"],
+)
+def test_batches_add_up_to_fast_pid(data, tmp_path, options):
     embeddings, labels = data
     metric = PIDMetric(("image", "audio"), cache_dir=str(tmp_path))
     for part in np.array_split(np.arange(240), 3):
         metric.add_batch(**{name: rows[part] for name, rows in embeddings.items()}, references=labels[part])
-    found = metric.compute(num_clusters=6, bootstrap=0)
-    expected = fast_pid(embeddings, labels, num_clusters=6, bootstrap=0).to_dict()
+    found = metric.compute(**options)
+    expected = fast_pid(embeddings, labels, **options).to_dict()
     assert found["unique"] == pytest.approx(expected["unique"])
     assert found["synergy"] == pytest.approx(expected["synergy"])
     assert found["unique"]["image"] > 0.8
@@ -33,9 +38,7 @@ def test_batches_add_up_to_fast_pid(data, tmp_path):
 def test_three_modalities_by_pair(data, tmp_path):
     embeddings, labels = data
     metric = PIDMetric(("image", "audio", "text"), cache_dir=str(tmp_path))
-    found = metric.compute(
-        **embeddings, text=embeddings["audio"], references=labels, num_clusters=6, bootstrap=0
-    )
+    found = metric.compute(**embeddings, text=embeddings["audio"], references=labels)
     assert set(found) >= {"image, audio", "text, rest"}
 
 

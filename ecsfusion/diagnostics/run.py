@@ -30,7 +30,7 @@ from ecsfusion.evaluation.information import decompose_embeddings
 from ecsfusion.evaluation.measurement import Information, Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import quality
-from ecsfusion.pid.estimate import FewSamplesWarning
+from ecsfusion.pid.clusters import FewSamplesWarning
 
 logger = logging.get_logger(__name__)
 

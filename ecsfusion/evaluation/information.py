@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.pid.estimate import fast_pid, fast_pids
 
+METHOD: Final = "clusters"
+"""How a run measures: the thresholds of rules and diagnostics were set on values of this method."""
 REGRESSION_BINS = 8
 """The number of classes into which a regression target is cut at its quantiles, for the decomposition."""
 
@@ -29,14 +31,14 @@ def decompose_embeddings(
     For two modalities this is `fast_pid`. With more, each modality is decomposed against all the others together. Then
     the uniqueness and the information of a modality are those against the rest, and redundancy, synergy and all other
     values are the largest that any modality has with the rest. With several labels, all values are means over the
-    labels. A regression target is cut into `REGRESSION_BINS` classes.
+    labels. A regression target is cut into `REGRESSION_BINS` classes. The method is `METHOD`.
 
     Args:
         embeddings: (N, D_m) by modality.
         labels: (N,) class indices, or the labels of another problem type.
         problem_type: see `ecsfusion.model.problem_types`.
         device: the device of the computation. The tensors of the result are on the CPU.
-        **options: options of `fast_pid`.
+        **options: other options of `fast_pid`.
     """
     if problem_type == MULTI_LABEL:
         labels, options["num_classes"] = (labels > 0.5).astype(np.int64), 2
@@ -46,8 +48,8 @@ def decompose_embeddings(
     rows = {name: torch.as_tensor(values, device=device) for name, values in embeddings.items()}
     targets = torch.as_tensor(labels, device=device)
     if len(rows) == 2:
-        return _mean_over_labels(fast_pid(rows, targets, **options))
-    pids = fast_pids(rows, targets, **options)
+        return _mean_over_labels(fast_pid(rows, targets, method=METHOD, **options))
+    pids = fast_pids(rows, targets, method=METHOD, **options)
     against_rest = [_mean_over_labels(pids[f"{name}, rest"]) for name in rows]
     return _one_of_many(against_rest, tuple(rows))
 

@@ -241,8 +241,8 @@ def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None)
         what = "samples" if groups is None else "groups"
         warnings.warn(
             f"{num_samples} {what} are few for these embeddings: the readouts know less than the limit that is"
-            " reported,"
-            f" and about {enough:.3g} would settle it; held_out has what is proven, and the intervals hold both",
+            f" reported, and about {enough:.3g} would settle it; held_out has what is proven, and the intervals hold"
+            " both",
             FewSamplesWarning,
             stacklevel=5,
         )

@@ -20,8 +20,8 @@ from ecsfusion.evaluation.outputs import Evaluation, check_probe_set
 from ecsfusion.evaluation.scores import head_answers, score, score_name
 from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.model.readout import Readout
+from ecsfusion.pid.clusters import FewSamplesWarning
 from ecsfusion.pid.decomposition import PID
-from ecsfusion.pid.estimate import FewSamplesWarning
 from ecsfusion.reporting.reliability import reliability_of
 from ecsfusion.training.run import Run
 
@@ -219,7 +219,7 @@ def probe_options(run: Run) -> dict[str, Any]:
         "problem_type": run.model.problem_type,
         "device": run.args.device,
         "num_classes": run.model.config.num_labels,
-        "num_clusters": run.args.probe_clusters,
+        "num_clusters": "auto" if run.args.probe_clusters is None else run.args.probe_clusters,
         "num_components": run.args.probe_components,
         "seed": run.args.seed,
     }

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ecsfusion.pid import replicates
-from ecsfusion.pid.estimate import fast_pid, pid_tensors
+from ecsfusion.pid.clusters import pid_tensors
+from ecsfusion.pid.estimate import fast_pid
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
 
@@ -96,7 +97,7 @@ def test_what_cannot_be_counted_is_named(device, place, bad, message):
     named, labels = data()
     (labels if place == "labels" else named[place])[5] = bad
     with pytest.raises(ValueError, match=message):
-        fast_pid(*moved(named, labels, device), **OPTIONS)
+        fast_pid(*moved(named, labels, device), method="clusters", **OPTIONS)
 
 
 def test_fewer_distinct_rows_than_clusters_have_an_answer(device, large):
@@ -104,7 +105,7 @@ def test_fewer_distinct_rows_than_clusters_have_an_answer(device, large):
         pytest.skip("the interpreter takes ten seconds a probe")
     labels = torch.arange(60) % 3
     rows = torch.eye(3)[labels]
-    pid = fast_pid(*moved({"a": rows, "b": rows}, labels, device), **OPTIONS)
+    pid = fast_pid(*moved({"a": rows, "b": rows}, labels, device), method="clusters", **OPTIONS)
     assert float(pid.plugin.redundancy) == pytest.approx(1.58496, abs=2e-3)
 
 
@@ -118,7 +119,8 @@ def test_a_gpu_gives_the_answer_of_the_processor(device, large):
         centers = torch.randn(4, dimension, generator=generator)
         named[name] = centers[state] + 0.1 * torch.randn(3000, dimension, generator=generator)
     labels = (first + second) % 4
-    there, here = fast_pid(*moved(named, labels, device)), fast_pid(named, labels)
+    there = fast_pid(*moved(named, labels, device), method="clusters")
+    here = fast_pid(named, labels, method="clusters")
     assert there.synergy.device.type == device.type
     for atom in ("redundancy", "unique", "synergy"):
         torch.testing.assert_close(getattr(there, atom).cpu(), getattr(here, atom), atol=0.02, rtol=0)
