@@ -1,8 +1,10 @@
 """No test touches the network, draws on a screen, or needs a GPU unless it says so."""
 
+import gc
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 
 # Set before any test module imports the libraries that read them.
@@ -29,6 +31,37 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _light_collections():
+    """Every `train()` collects garbage: that need not walk through all that was imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    """What was set aside is cleared away in order when the process ends."""
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures():
+    """Drawing its history takes as long as the training of a tiny run; `pictures` is for tests that look at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Not imported: `pytest -m gpu` needs no transformers, and what does not train draws nothing.
+        if publishing := sys.modules.get("ecsfusion.training.publishing"):
+            patch.setattr(publishing, "plot_trajectory", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Runs leave their pictures."""
+    from ecsfusion.reporting.trajectory import plot_trajectory
+    from ecsfusion.training import publishing
+
+    monkeypatch.setattr(publishing, "plot_trajectory", plot_trajectory)
 
 
 @pytest.fixture(scope="session")

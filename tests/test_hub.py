@@ -64,7 +64,7 @@ def processor() -> FusionProcessor:
 
 
 @pytest.fixture
-def trained(tmp_path, hub) -> FusionTrainer:
+def trained(tmp_path, hub, pictures) -> FusionTrainer:
     run = FusionTrainer(
         model=two_views(),
         args=arguments(

@@ -44,22 +44,18 @@ def test_integers_are_specialized_only_where_the_kernel_says_so():
     assert specialized == {"r_stride", "factor_stride"}
 
 
+# The interpreter is slow: two processes, so that two workers of `pytest -n 2` can share them.
+PARTS = 2
+
+
 @needs_triton
-def test_every_kernel_equals_its_reference_in_the_interpreter():
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_kernel_equals_its_reference_in_the_interpreter(part):
+    files = sorted(KERNEL_TESTS.glob("test_*.py"))[part::PARTS]
+    # A process that needs no Hypothesis takes seconds to import its plugin's summary.
+    without = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
     run = subprocess.run(
-        # the interpreter is slow, and nothing else runs meanwhile: all cores
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-n",
-            "auto",
-            "-p",
-            "no:cacheprovider",
-            str(KERNEL_TESTS),
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", *without, *map(str, files)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

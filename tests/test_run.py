@@ -27,7 +27,7 @@ def options(folder: Path, **changes: object) -> list[str]:
     return [word for key, value in (values | changes).items() for word in (f"--{key}", str(value))]
 
 
-@pytest.mark.usefixtures("few_rows")
+@pytest.mark.usefixtures("few_rows", "pictures")
 def test_the_recipe_leaves_both_models_a_card_and_a_picture(tmp_path, capsys):
     folder = tmp_path / "a" / "run"
     run.main(options(folder, compare="joint", save_total_limit=2))

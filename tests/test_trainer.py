@@ -159,7 +159,7 @@ def test_a_reset_modality_goes_back_to_its_initial_weights(tmp_path):
             assert not torch.equal(after[name], value)
 
 
-def test_output_folder_holds_both_stages_and_no_pickle(tmp_path):
+def test_output_folder_holds_both_stages_and_no_pickle(tmp_path, pictures):
     run = trainer(tmp_path, strategy=Scripted(PEAK_FIRST_THEN_RESTORE))
     run.train()
     run.save_model()
@@ -434,7 +434,7 @@ class ThreeViews(TwoViews):
 
 
 @pytest.mark.filterwarnings("ignore:.*samples are few")
-def test_three_modalities_are_probed_each_against_the_rest(tmp_path):
+def test_three_modalities_are_probed_each_against_the_rest(tmp_path, pictures):
     torch.manual_seed(0)
     model = FusionForClassification.from_modality_pretrained(
         {name: tiny_vit() for name in ("left", "right", "noise")}, num_labels=3

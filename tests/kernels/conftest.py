@@ -4,6 +4,7 @@ The interpreter must be chosen before the kernels are imported, so it has a proc
 starts it. On a machine with CUDA these are the tests of `pytest -m gpu`.
 """
 
+import contextlib
 import os
 
 import pytest
@@ -20,6 +21,33 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "tests/kernels" in item.path.as_posix():
                 item.add_marker(pytest.mark.gpu)
+
+
+def patch_once_a_launch():
+    """Let the interpreter put its functions in place of Triton's once a launch and module.
+
+    It does so at every call inside a kernel, `tl.sum` included, which is a third of the time of these tests.
+    """
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(function):
+        if id(function.__globals__) in patched:
+            return None
+        patched.add(id(function.__globals__))
+        scope = patch(function)
+        restore = scope.restore
+        scope.restore = lambda: (patched.clear(), restore())
+        return scope
+
+    interpreter._patch_lang = patch_once
+
+
+if INTERPRETED:
+    # Another version of Triton may lack what this needs: slower, and the same.
+    with contextlib.suppress(ImportError, AttributeError):
+        patch_once_a_launch()
 
 
 @pytest.fixture(scope="session")

@@ -37,13 +37,15 @@ def on(device, tensors):
 
 @pytest.mark.parametrize("samples", [0, 30])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_interval_contains_the_optimum(device, shape, samples):
-    p1y, p2y = marginals(random_tables(2, shape, samples))
-    solution = broja(*on(device, (p1y, p2y)), tolerance=2e-3)
+def test_interval_contains_the_optimum(device, large, shape, samples):
+    # Of large tables the interpreter solves one, and not as far: 5 to 15 iterations instead of up to 45.
+    count, tolerance = (2, 2e-3) if large or max(shape) < 16 else (1, 2e-2)
+    p1y, p2y = marginals(random_tables(count, shape, samples))
+    solution = broja(*on(device, (p1y, p2y)), tolerance=tolerance)
     assert contains_the_optimum(solution, p1y, p2y)
-    assert (solution.gap <= 2e-3).all()
+    assert (solution.gap <= tolerance).all()
     # The reference stops by the gap in float64 and looks at the bounds of all its checks.
-    known = reference.broja(p1y, p2y, tolerance=2e-3).iterations
+    known = reference.broja(p1y, p2y, tolerance=tolerance).iterations
     assert (solution.iterations.cpu() - known).abs().max() <= 5 + 0.2 * known.max()
 
 
@@ -73,31 +75,35 @@ def test_what_has_no_mass_changes_nothing(device):
 
 
 def test_a_batch_of_different_tables(device):
-    tables = random_tables(4, (6, 5, 3), 60).reshape(2, 2, 6, 5, 3)
+    tables = random_tables(4, (4, 3, 2), 60).reshape(2, 2, 4, 3, 2)
     tables[0, 1] = 0
     tables[0, 1, 0, 0, 0] = 1
     p1y, p2y = marginals(tables)
-    together = broja(*on(device, (p1y, p2y)), tolerance=1e-3)
+    together = broja(*on(device, (p1y, p2y)), tolerance=5e-3)
     assert [tuple(part.shape) for part in together] == [(2, 2)] * 2 + [
-        (2, 2, 6, 3),
-        (2, 2, 5, 3),
-        (2, 2, 6, 5),
+        (2, 2, 4, 2),
+        (2, 2, 3, 2),
+        (2, 2, 4, 3),
         (2, 2),
     ]
+    assert len(set(together.iterations.flatten().tolist())) > 1, "all tables stop together"
     assert contains_the_optimum(together, p1y, p2y)
-    alone = broja(*on(device, (p1y[1, 1].clone(), p2y[1, 1].clone())), tolerance=1e-3)
-    assert torch.equal(alone.coupling, together.coupling[1, 1])
-    again = broja(*on(device, (p1y, p2y)), tolerance=1e-3)
-    assert all(torch.equal(first, second) for first, second in zip(together, again, strict=True))
+    alone = broja(*on(device, (p1y[1, 1].clone(), p2y[1, 1].clone())), tolerance=5e-3)
+    assert all(torch.equal(part, among[1, 1]) for part, among in zip(alone, together, strict=True))
 
 
-def test_tiles_follow_the_reference(device):
+@pytest.mark.parametrize("shape", [(65, 20, 3), (20, 65, 3), (65, 129, 3)])
+def test_tiles_follow_the_reference(device, large, shape):
     """Several tiles of R and a block of classes that is not full: the same state after a few iterations."""
-    p1y, p2y = marginals(random_tables(1, (65, 130, 3)))
-    solution = broja(*on(device, (p1y, p2y)), tolerance=2e-5, max_iterations=4)
+    if not large and min(shape[:2]) > 64:
+        pytest.skip("the interpreter takes ten seconds for six tiles; it goes through two")
+    # Tables near the uniform one, which few sweeps fit
+    p1y, p2y = marginals(random_tables(1, shape) ** 0.25)
+    iterations = 4 if large else 2
+    solution = broja(*on(device, (p1y, p2y)), tolerance=2e-5, max_iterations=iterations)
     # In float64
-    known = reference.broja(p1y, p2y, tolerance=1e-9, max_iterations=4)
-    assert solution.iterations.item() == 4
+    known = reference.broja(p1y, p2y, tolerance=1e-9, max_iterations=iterations)
+    assert solution.iterations.item() == iterations
     torch.testing.assert_close(solution.coupling.cpu(), known.coupling, rtol=2e-3, atol=1e-8)
     torch.testing.assert_close(
         solution.conditional_entropy.cpu(), known.conditional_entropy, rtol=0, atol=1e-4
@@ -122,10 +128,11 @@ def test_no_tables(device, tolerance):
 
 
 def test_broja_is_a_well_formed_op(device):
-    p1y, p2y = on(device, marginals(random_tables(2, (3, 4, 2))))
-    torch.library.opcheck(torch.ops.ecsfusion_kernels.broja, (p1y, p2y, 1e-3, 50))
-    compiled = torch.compile(lambda a, b: broja(a, b, 1e-3).gap * 2, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(p1y, p2y), broja(p1y, p2y, 1e-3).gap * 2)
+    p1y, p2y = on(device, marginals(random_tables(1, (2, 3, 2))))
+    # It is called a dozen times: one iteration each.
+    torch.library.opcheck(torch.ops.ecsfusion_kernels.broja, (p1y, p2y, 1e-3, 1))
+    compiled = torch.compile(lambda a, b: broja(a, b, 1e-3, 1).gap * 2, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(p1y, p2y), broja(p1y, p2y, 1e-3, 1).gap * 2)
     p1y.requires_grad_()
     assert not any(part.requires_grad for part in broja(p1y, p2y, 1e-3))
 

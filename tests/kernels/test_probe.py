@@ -44,9 +44,13 @@ def atoms(part):
 
 
 def answer(most_rows, device="cpu"):
+    """The answer for the data above, of which 6 of 100 rows cannot be counted."""
     replicates.MAX_ROWS = most_rows
-    named, labels = moved(*data(), device)
-    found = pid_tensors(named, labels, **OPTIONS)
+    named, labels = data()
+    named["a"][3] = torch.nan
+    named["b"][7, 3], named["b"][8, 2] = torch.inf, -torch.inf
+    labels[10], labels[11], labels[12] = -1, 3, 2**40
+    found = pid_tensors(*moved(named, labels, device), **OPTIONS)
     return {
         "corrected": atoms(found.corrected),
         "plugin": atoms(found.plugin),
@@ -56,7 +60,10 @@ def answer(most_rows, device="cpu"):
 
 @pytest.mark.parametrize("most_rows", [16_384, 0], ids=["samples", "cells"])
 def test_kernels_and_references_agree(device, large, most_rows, monkeypatch):
-    """To the tolerance of the solver, 1e-3 bits; the references run in a process where no kernel can."""
+    """To the tolerance of the solver, 1e-3 bits; the references run in a process where no kernel can.
+
+    Rows and labels that cannot be counted are left out and reported.
+    """
     if most_rows and not large:
         pytest.skip("the interpreter takes ten seconds a probe")
     monkeypatch.setattr(replicates, "MAX_ROWS", replicates.MAX_ROWS)
@@ -66,22 +73,11 @@ def test_kernels_and_references_agree(device, large, most_rows, monkeypatch):
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     expected, found = json.loads(run.stdout), answer(most_rows, device)
-    assert found["counted"] == expected["counted"] == [100.0]
+    assert found["counted"] == expected["counted"] == [94.0]
     for kind in ("corrected", "plugin"):
         for one, other in zip(found[kind], expected[kind], strict=True):
             torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=3e-3, rtol=0)
     assert expected["plugin"][2][0] > 1.4, "the label is the exclusive or of the modalities"
-
-
-def test_rows_and_labels_that_cannot_be_counted_are_left_out_and_reported(device):
-    named, labels = data()
-    named["a"][3] = torch.nan
-    named["b"][7, 3], named["b"][8, 2] = torch.inf, -torch.inf
-    labels[10], labels[11], labels[12] = -1, 3, 2**40
-    found = pid_tensors(*moved(named, labels, device), **OPTIONS)
-    assert found.counted.tolist() == [94.0]
-    assert bool(torch.isfinite(found.plugin.synergy).all())
-    assert bool(torch.isfinite(found.corrected.synergy).all())
 
 
 @pytest.mark.parametrize(
