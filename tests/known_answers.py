@@ -36,9 +36,7 @@ def assert_consistent(pid):
             assert torch.isfinite(value).all()
             assert (value >= 0).all()
         torch.testing.assert_close(part.redundancy.unsqueeze(-1) + part.unique, single, rtol=0, atol=1e-9)
-        torch.testing.assert_close(
-            part.redundancy + part.unique.sum(-1) + synergy, joint, rtol=0, atol=1e-9
-        )
+        torch.testing.assert_close(part.redundancy + part.unique.sum(-1) + synergy, joint, rtol=0, atol=1e-9)
         assert (joint >= single.amax(-1) - 1e-12).all()
     assert (pid.mutual_information >= pid.held_out.mutual_information).all()
     for value, ends in (

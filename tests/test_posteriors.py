@@ -29,9 +29,7 @@ def base(drawn):
 def affine(rows, generator):
     """Rows under an invertible map of condition 10, and an offset."""
     columns = rows.shape[1]
-    left, right = (
-        torch.linalg.qr(torch.randn(columns, columns, generator=generator))[0] for _ in range(2)
-    )
+    left, right = (torch.linalg.qr(torch.randn(columns, columns, generator=generator))[0] for _ in range(2))
     offset = 5 * torch.randn(columns, generator=generator)
     return rows @ (left * torch.logspace(0, 1, columns)) @ right + offset
 
@@ -114,8 +112,8 @@ def test_swapped_modalities_swap_their_uniqueness(drawn, base):
     first, second, labels = drawn
     found = values(fast_pid([second, first], labels))[[1, 0, 2, 3, 5, 4, 6]]
     moved = (found - values(base)).abs()
-    assert (moved[3:] <= 0.5 * widths(base)).all()
-    assert (moved[:3] <= 0.05).all()
+    assert (moved[3:] <= 0.5 * widths(base)).all(), (moved, widths(base))
+    assert (moved[:3] <= 0.5 * widths(base).amax()).all(), (moved, widths(base))
 
 
 def test_renamed_classes_and_classes_that_do_not_occur_move_little(drawn, base):
@@ -349,7 +347,9 @@ def test_modalities_of_one_bit_each_have_the_atoms_of_their_table(label_of, expe
     )
 
 
-@pytest.mark.xfail(strict=True, reason="one far value becomes the unit of its column, all others are rounded away")
+@pytest.mark.xfail(
+    strict=True, reason="one far value becomes the unit of its column, all others are rounded away"
+)
 def test_one_row_in_other_units_does_not_silence_its_modality():
     first, second, labels, _ = EDGES["one row in 1e30"]
     assert float(fast_pid([first, second], labels).mutual_information[0]) > 0.4
@@ -361,7 +361,9 @@ def test_an_offset_that_float64_resolves_changes_nothing():
     assert float(fast_pid([first + 1e9, second], BITS).mutual_information[0]) > 0.4
 
 
-@pytest.mark.xfail(strict=True, reason="pooling weights of many readouts are fitted on the few rows that judge them")
+@pytest.mark.xfail(
+    strict=True, reason="pooling weights of many readouts are fitted on the few rows that judge them"
+)
 def test_a_few_rows_of_noise_prove_nothing():
     for n in (7, 12):
         for random_seed in range(4):
