@@ -19,6 +19,7 @@ from ecsfusion import fast_pid
 from ecsfusion.pid.estimate import FewSamplesWarning
 from ecsfusion.pid.folds import make_folds, row_keys
 from ecsfusion.pid.posteriors import NUM_FOLDS
+from ecsfusion.pid.uncertainty import NOISE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are few for these embeddings")
 
@@ -61,7 +62,7 @@ def test_known_truth(name):
     for bound, information, exact in zip(values(pid.held_out)[:3], expected[:3], posteriors, strict=True):
         told = np.log2(np.maximum(exact[np.arange(ROWS), labels.numpy()], 1e-30))
         # Weights of the pool that were fitted to noise add a few nats over all rows.
-        assert float(bound) <= float(information) + 3 * told.std() / math.sqrt(ROWS) + 5 / (ROWS * LN2)
+        assert float(bound) <= float(information) + 3 * told.std() / math.sqrt(ROWS) + NOISE / (ROWS * LN2)
 
 
 @pytest.mark.parametrize("suite_seed", [5, 6])
@@ -207,7 +208,6 @@ def test_no_linear_classifier_proves_more_of_clip_art(shared_data, part):
     labels = np.unique(stored["label"][kept], return_inverse=True)[1]
     pid = fast_pid({"image": image, "text": text}, labels, groups=groups)
     assert_consistent(pid)
-    assert float(pid.unique[1]) > float(pid.unique[0])
     keys = row_keys([torch.from_numpy(image), torch.from_numpy(text)], 0)
     folds = make_folds(keys, torch.from_numpy(labels), torch.from_numpy(groups), NUM_FOLDS)
     fold = np.empty(len(labels), int)
@@ -246,11 +246,17 @@ def spreads(generator):
     return (1 + 0.3 * labels[:, None]) * generator.normal(size=(ROWS, 16)), labels
 
 
-@pytest.mark.xfail(strict=True, reason="no readout sees this structure inside a modality")
+UNSEEN = pytest.mark.xfail(strict=True, reason="no readout sees this structure inside a modality")
+
+
 @pytest.mark.parametrize(
     ("rows_of", "knows"),
-    [(interval_inside, 1.0), (three_bits, 0.93), (far_tails, 0.39), (spreads, 0.31)],
-    ids=["sine", "three bits", "cauchy", "spread"],
+    [
+        pytest.param(interval_inside, 1.0, marks=UNSEEN, id="sine"),
+        pytest.param(three_bits, 0.93, id="three bits"),
+        pytest.param(far_tails, 0.39, marks=UNSEEN, id="cauchy"),
+        pytest.param(spreads, 0.31, id="spread"),
+    ],
 )
 def test_structure_inside_a_modality(rows_of, knows):
     generator = np.random.default_rng(8)

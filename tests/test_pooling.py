@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from ecsfusion.pid.pooling import pool
+from ecsfusion.pid.pooling import WEIGHT_COST, Pool, pool
 
 
 def readouts(rows, classes, number, random_seed, scale=1.0):
@@ -28,16 +28,26 @@ def readouts(rows, classes, number, random_seed, scale=1.0):
     )
 
 
+def pool_of(logits, labels, log_prior):
+    """The pool of a list of readouts (N, C)."""
+    found = pool(torch.stack(logits, 1).unsqueeze(0), labels, log_prior)
+    return Pool(found.log_posterior[0], found.weights[0])
+
+
 def loss_of(weights, logits, labels, log_prior):
-    scores = np.tensordot(weights, np.stack([part.double().numpy() for part in logits]), 1)
-    return -log_softmax(scores + log_prior.double().numpy(), -1)[np.arange(len(labels)), labels].mean()
+    """The log-loss, and what the weights cost."""
+    parts = np.stack([part.double().numpy() for part in logits])
+    scores = np.tensordot(weights, parts, 1)
+    size = np.sqrt(np.square(parts - parts.mean(-1, keepdims=True)).mean((1, 2))).clip(max=1.0)
+    cost = WEIGHT_COST / len(labels) * (size * weights).sum()
+    return cost - log_softmax(scores + log_prior.double().numpy(), -1)[np.arange(len(labels)), labels].mean()
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
 @pytest.mark.parametrize(("rows", "classes", "number"), [(500, 2, 1), (800, 4, 3), (1500, 10, 6)])
 def test_the_weights_are_those_of_a_general_optimizer(rows, classes, number, scale):
     logits, labels, log_prior = readouts(rows, classes, number, number, scale)
-    found = pool(logits, labels, log_prior)
+    found = pool_of(logits, labels, log_prior)
     best = minimize(
         loss_of,
         np.full(number, 0.5 / number / scale),
@@ -53,7 +63,7 @@ def test_the_weights_are_those_of_a_general_optimizer(rows, classes, number, sca
 
 def test_the_posterior_is_that_of_the_weights():
     logits, labels, log_prior = readouts(300, 5, 3, 0)
-    found = pool(logits, labels, log_prior)
+    found = pool_of(logits, labels, log_prior)
     scores = torch.einsum("k,knc->nc", found.weights.float(), torch.stack(logits)) + log_prior
     torch.testing.assert_close(found.log_posterior, scores.log_softmax(-1), rtol=0, atol=1e-4)
     torch.testing.assert_close(found.log_posterior.exp().sum(-1), torch.ones(300))
@@ -63,14 +73,14 @@ def test_a_useless_readout_gets_next_to_no_weight():
     logits, labels, log_prior = readouts(4000, 3, 2, 1)
     generator = torch.Generator().manual_seed(2)
     useless = [torch.randn(4000, 3, generator=generator) for _ in range(2)]
-    found = pool([logits[1], *useless], labels, log_prior)
+    found = pool_of([logits[1], *useless], labels, log_prior)
     assert found.weights[0] > 0.3
     assert (found.weights[1:] < 0.05).all()
 
 
 def test_a_readout_that_is_wrong_gets_none():
     logits, labels, log_prior = readouts(1000, 3, 2, 3)
-    found = pool([-logits[1]], labels, log_prior)
+    found = pool_of([-logits[1]], labels, log_prior)
     assert found.weights.tolist() == [0.0]
     torch.testing.assert_close(found.log_posterior, log_prior.log_softmax(-1).expand(1000, -1))
 
@@ -80,17 +90,17 @@ def test_one_calibrated_readout_keeps_its_temperature():
     logits = torch.randn(4000, 2, generator=generator) * 1.5
     labels = (torch.rand(4000, generator=generator) < logits.softmax(-1)[:, 1]).long()
     for factor in (0.1, 1.0, 10.0):
-        found = pool([factor * logits], labels, torch.full((2,), math.log(0.5)))
+        found = pool_of([factor * logits], labels, torch.full((2,), math.log(0.5)))
         assert abs(factor * float(found.weights[0]) - 1) < 0.1
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e38])
 def test_a_readout_that_overflows_does_not_harm_the_others(value):
     logits, labels, log_prior = readouts(600, 4, 3, 5)
-    alone = pool([logits[2]], labels, log_prior)
+    alone = pool_of([logits[2]], labels, log_prior)
     broken = torch.zeros(600, 4)
     broken[::3, 1] = value
-    found = pool([logits[2], broken], labels, log_prior)
+    found = pool_of([logits[2], broken], labels, log_prior)
     assert torch.isfinite(found.log_posterior).all()
     assert torch.isfinite(found.weights).all()
 
@@ -103,7 +113,7 @@ def test_a_readout_that_overflows_does_not_harm_the_others(value):
 def test_a_readout_that_is_always_right_gives_finite_sure_answers():
     labels = torch.arange(500) % 3
     log_prior = torch.full((3,), math.log(1 / 3))
-    found = pool([torch.nn.functional.one_hot(labels, 3).float()], labels, log_prior)
+    found = pool_of([torch.nn.functional.one_hot(labels, 3).float()], labels, log_prior)
     assert torch.isfinite(found.log_posterior).all()
     assert found.log_posterior.gather(1, labels[:, None]).mean() > -0.05
 
@@ -111,5 +121,17 @@ def test_a_readout_that_is_always_right_gives_finite_sure_answers():
 def test_one_row_and_one_class_give_numbers():
     for rows, classes in ((1, 3), (5, 1)):
         labels = torch.zeros(rows, dtype=torch.long)
-        found = pool([torch.randn(rows, classes)], labels, torch.full((classes,), -math.log(classes)))
+        found = pool_of([torch.randn(rows, classes)], labels, torch.full((classes,), -math.log(classes)))
         assert torch.isfinite(found.log_posterior).all()
+
+
+def test_pools_are_fitted_one_by_one():
+    """A pool of a batch is that of its readouts alone; zeros stand for a readout that it is without."""
+    logits, labels, log_prior = readouts(600, 3, 3, 6)
+    every = torch.stack(logits, 1)
+    two = every.clone()
+    two[:, 2] = 0
+    found = pool(torch.stack([every, two]), labels, log_prior)
+    for index, parts in enumerate((logits, logits[:2])):
+        alone = pool_of(parts, labels, log_prior)
+        torch.testing.assert_close(found.log_posterior[index], alone.log_posterior, rtol=0, atol=1e-3)

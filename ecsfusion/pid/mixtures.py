@@ -247,7 +247,7 @@ def cross_readouts(
         share = torch.tensor(WHITENING, device=first.rows.device)
         whitening = (first.factor(share), second.factor(share))
         along = coordinates(first, second, whitening, min(max(classes - 1, 2), 9))
-        points += [(*along, number) for number in (min(max(2 * classes, 6), 16), MANY_CLUSTERS)]
+        points += [(*along, number) for number in (min(max(classes + 1, 4), 16), MANY_CLUSTERS)]
     by_class = tuple(discriminant_coordinates(s, f, 3) for s, f in zip((first, second), factors, strict=True))
     points.append((by_class[0], by_class[1], 12))
     for left, right, number in points:

@@ -237,13 +237,24 @@ def known_of(
     )
 
 
-def limit(folds: Tensor, halves: Tensor, label_bits: Tensor, num_folds: int = NUM_FOLDS) -> Tensor:
+def limit(
+    folds: Tensor, halves: Tensor, label_bits: Tensor, error: Tensor | float = 0.0, num_folds: int = NUM_FOLDS
+) -> Tensor:
     """The information that readouts fitted on very many rows would have.
 
     What readouts miss is noise in their weights, which falls with the number n of rows they are fitted on: the squared
     separation d of the classes, in units of the noise, follows 1/d = 1/d_limit + a/n. Bits and separation are taken to
     be related by I = H(Y) (1 - exp(-d)).
+
+    Args:
+        folds: information by readouts fitted on all but one fold, in bits.
+        halves: the same of readouts fitted on half of the rows.
+        label_bits: H(Y).
+        error: the standard error of `folds` - `halves`. A growth that is not clearly larger is not continued.
+        num_folds: the number of folds.
     """
+    growth = (folds - halves).clamp_min(0.0)
+    halves = folds - growth * (1 - (error / growth.clamp_min(1e-12)) ** 2).clamp_min(0.0)
     share = (
         (folds / label_bits.clamp_min(1e-12)).clamp(1e-9, 0.9999),
         (halves / label_bits).clamp(1e-9, 0.9999),

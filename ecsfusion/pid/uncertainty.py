@@ -16,7 +16,7 @@ SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
 """Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
-NOISE = 5.0
+NOISE = 8.0
 """Log-likelihood, in nats, that pooled readouts of pure noise exceed in 2 of 100 estimates."""
 SETTLED_SHARE = 0.05
 """The limit is settled where it exceeds the held-out information by at most this share of H(Y)."""
@@ -40,7 +40,10 @@ def measure(posteriors: Posteriors) -> Measured:
     known, label_bits = posteriors.known, posteriors.label_bits
     parts = (known.first, known.second, known.joint, known.union)
     bound = _atoms(*(part[0] for part in parts))
-    values = [limit(part[0], part[1], label_bits) for part in parts]
+    growth_error = _error(known.rows[:, 0] - known.rows[:, 1], posteriors.group, posteriors.num_groups)
+    values = [
+        limit(part[0], part[1], label_bits, error) for part, error in zip(parts, growth_error, strict=True)
+    ]
     reached = _atoms(*values)
     gap = known.lost[0]
     groups = posteriors.num_groups.double()
