@@ -24,7 +24,9 @@ STATEMENT = """import json, sys
 before, code = set(sys.modules), 0
 {statement}
 """
+# What a shell starts in the background ignores SIGINT, and so do its children: here it interrupts in any case.
 INTERRUPTED = """import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from ecsfusion import cli
 from ecsfusion.pid import stream
 def interrupted(*arguments, **options):
