@@ -180,7 +180,8 @@ def _estimate_pairs(
         num_classes = check_classes(targets, num_classes)
     if first.device.type == "cpu" or options.method == "posteriors":
         check_finite(named)
-    check_cells(1, 1, num_classes)
+    given_clusters = options.num_clusters if isinstance(options.num_clusters, int) else 1
+    check_cells(given_clusters, given_clusters, num_classes)
     numbered = None if groups is None else row_groups(groups, len(first), first.device)
     if options.method == "clusters":
         if numbered is not None:
