@@ -372,7 +372,7 @@ def test_rows_that_repeat_in_one_modality_ask_for_groups():
         warnings.simplefilter("error", RepeatedRowsWarning)
         grouped = fast_pid({"image": image, "text": text}, labels, groups=[f"picture {i}" for i in picture])
     assert float(leaking.mutual_information[0]) > 0.2
-    assert float(grouped.mutual_information[0]) < 0.05
+    assert float(grouped.mutual_information[0]) <= float(grouped.unique_floor[0])
 
 
 @pytest.mark.parametrize("number", [300, 17_000])

@@ -79,7 +79,8 @@ def standardize(rows: Tensor) -> Tensor:
     Values farther from the median than `TAIL` median deviations are drawn in by their logarithm, which keeps their
     order. Of a Gaussian column these are none.
     """
-    wide = rows if rows.dtype == torch.float64 else rows.float()
+    # So that the dtype does not matter, and large offsets do not either.
+    wide = rows.double()
     step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
     sample = wide[::step]
     center = sample.median(0).values

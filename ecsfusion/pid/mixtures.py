@@ -98,14 +98,11 @@ def coordinates(
     there = apply(differences.mT, factors[0], factors[1], left.unsqueeze(1))
     # (T, D2, C w) -> its leading left vectors are the directions of the second side.
     stacked = (there * share.sqrt()).transpose(1, 2).flatten(2)
-    gram = stacked.mT @ stacked
     energy = torch.einsum("tcdw,tcde->twe", there * share, there)
-    values, rotation = torch.linalg.eigh(energy)
+    values, rotation = (part.to(left.dtype) for part in torch.linalg.eigh(energy.double()))
     left = left @ rotation.flip(-1)[..., :number]
     values = values.flip(-1).clamp_min(0)
-    vectors = torch.linalg.eigh(gram)
-    right = stacked @ vectors.eigenvectors.flip(-1)[..., :number]
-    right = right / right.norm(dim=1, keepdim=True).clamp_min(TINY)
+    right = _leading_left_vectors(stacked, number)
     noise = values[..., -1:]
     weight = ((values[..., :number] - noise).clamp_min(0) / values[..., :1].clamp_min(TINY)).sqrt()
     scaled = []
@@ -113,6 +110,15 @@ def coordinates(
         weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True) * weight.unsqueeze(1)
         scaled.append(side.scores(weights, -(side.center[:, None] @ weights)[:, 0]))
     return scaled[0], scaled[1]
+
+
+def _leading_left_vectors(matrix: Tensor, number: int) -> Tensor:
+    """The first left singular vectors of matrices (T, D, n), as columns (T, D, q)."""
+    wide = matrix.double()
+    if matrix.shape[1] <= matrix.shape[2]:
+        return torch.linalg.eigh(wide @ wide.mT).eigenvectors.flip(-1)[..., :number].to(matrix.dtype)
+    vectors = wide @ torch.linalg.eigh(wide.mT @ wide).eigenvectors.flip(-1)[..., :number]
+    return (vectors / vectors.norm(dim=1, keepdim=True).clamp_min(TINY)).to(matrix.dtype)
 
 
 def leading_coordinates(side: LinearSums) -> Tensor:
@@ -137,7 +143,7 @@ def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> T
     span = torch.linalg.solve_triangular(
         factor, (side.deviation * side.share.sqrt()[..., None]).mT, upper=False
     )
-    values, rotation = torch.linalg.eigh(span.mT @ span)
+    values, rotation = (part.to(span.dtype) for part in torch.linalg.eigh((span.mT @ span).double()))
     number = min(number, span.shape[-1])
     directions = span @ rotation.flip(-1)[..., :number]
     weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True)

@@ -44,6 +44,9 @@ def measure(posteriors: Posteriors) -> Measured:
     values = [
         limit(part[0], part[1], label_bits, error) for part, error in zip(parts, growth_error, strict=True)
     ]
+    # The union can grow by no more than what the sides learn.
+    learned = values[0] - parts[0][0] + values[1] - parts[1][0]
+    values[3] = torch.minimum(values[3], parts[3][0] + learned)
     reached = _atoms(*values)
     gap = known.lost[0]
     groups = posteriors.num_groups.double()
