@@ -118,6 +118,13 @@ def test_the_example_of_fast_pid_says_who_knows_what(page, tmp_path, monkeypatch
     assert audio < 0.1
 
 
+def test_the_example_of_a_loss_gives_both_heads_a_gradient():
+    scope: dict = {}
+    exec(snippet("docs/pid.md", "logit_pid(image_logits"), scope)  # noqa: S102
+    for name in ("image_logits", "audio_logits"):
+        assert scope[name].grad.abs().sum() > 0
+
+
 def test_the_example_of_the_gradient_raises_hard_synergy(capsys):
     exec(snippet("docs/pid.md", "differentiable_pid(soft_joint"), {})  # noqa: S102
     synergy = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
