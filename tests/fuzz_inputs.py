@@ -300,7 +300,8 @@ def check_pid(pid: Any, classes: int | None = None) -> None:
             continue
         unique, single = part.unique, part.mutual_information
         values = [part.redundancy, unique, part.synergy, single, part.joint_mutual_information, part.gap]
-        values += [part.conditional_mutual_information]
+        coupling = (part.conditional_mutual_information, part.dependence)
+        values += [value for value in coupling if value is not None]
         floors = [part.redundancy_floor, part.unique_floor, part.synergy_floor]
         for value in [*values, *(floor for floor in floors if floor is not None)]:
             assert value.isfinite().all(), part

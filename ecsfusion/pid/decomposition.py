@@ -46,8 +46,9 @@ class PID:
     """(..., M): I(X_m; Y) of each modality."""
     joint_mutual_information: Tensor
     """(...): I(X1, X2; Y)."""
-    conditional_mutual_information: Tensor
-    """(...): I(X1; X2 | Y); zero when the modalities are independent given the label."""
+    conditional_mutual_information: Tensor | None
+    """(...): I(X1; X2 | Y); zero when the modalities are independent given the label. None by held-out posteriors,
+    which have `dependence` instead."""
     gap: Tensor
     """(...): the width of the certified interval."""
     redundancy_floor: Tensor | None = None
@@ -67,6 +68,9 @@ class PID:
     held_out: "PID | None" = None
     """By held-out posteriors: what readouts know about rows that they were not fitted on. Its `mutual_information` and
     `joint_mutual_information` are lower bounds of the information. None by clusters."""
+    dependence: Tensor | None = None
+    """(...): by held-out posteriors: what readouts of both modalities know beyond the product of their posteriors.
+    Zero when the modalities are independent given the label. None by clusters."""
     enough_samples: Tensor | None = None
     """(...): by held-out posteriors: the rows, or groups, with which `held_out` would be within 5 % of H(Y) of the
     values here. With fewer, `held_out` is what is proven. None by clusters."""
@@ -168,6 +172,7 @@ class PID:
             },
             "plugin": None if self.plugin is None else self.plugin.to_dict(),
             "held_out": None if self.held_out is None else self.held_out.to_dict(),
+            "dependence": plain(self.dependence),
             "enough_samples": plain(self.enough_samples),
             "num_samples": self.num_samples,
             "num_clusters": list(self.num_clusters),
@@ -200,7 +205,7 @@ class Decomposition(NamedTuple):
     synergy: Tensor
     mutual_information: Tensor
     joint_mutual_information: Tensor
-    conditional_mutual_information: Tensor
+    conditional_mutual_information: Tensor | None
     gap: Tensor
     redundancy_floor: Tensor | None = None
     unique_floor: Tensor | None = None
@@ -208,6 +213,7 @@ class Decomposition(NamedTuple):
     redundancy_interval: Tensor | None = None
     unique_interval: Tensor | None = None
     synergy_interval: Tensor | None = None
+    dependence: Tensor | None = None
 
 
 def decompose(

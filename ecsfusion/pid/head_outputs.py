@@ -43,7 +43,7 @@ def logit_pid(
 
     Returns:
         Decomposition, float64, without floors and intervals. Every atom is within `gap` of its true value and not
-        clamped. `conditional_mutual_information` is zero: posteriors do not show it.
+        clamped. `conditional_mutual_information` is None: posteriors do not show it.
 
     Raises:
         TypeError: for logits that are no floating point tensors, and labels that are no integers.
@@ -83,6 +83,6 @@ def logit_pid(
         synergy=largest - both,
         mutual_information=torch.stack([label - conditional[0], label - conditional[1]], -1),
         joint_mutual_information=label - both,
-        conditional_mutual_information=torch.zeros_like(largest),
+        conditional_mutual_information=None,
         gap=gap,
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2, Decomposition
-from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, limit
+from ecsfusion.pid.posteriors import NUM_FOLDS, Posteriors, limit
 
 DEVIATIONS = 2.0
 """Half the width of an interval in standard errors."""
@@ -62,15 +62,14 @@ def measure(posteriors: Posteriors) -> Measured:
     blind = SHARE_OF_TABLES * known.beyond_lines
     doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
 
-    def interval(low: Tensor, high: Tensor, place: int, loss: float) -> Tensor:
-        ends = torch.minimum(low, high), torch.maximum(low, high)
-        around = DEVIATIONS * error[place] + SHARE_OF_LOSS * loss * gap + floor + doubt[place]
+    def interval(one: Tensor, other: Tensor, place: int) -> Tensor:
+        """Around both the held-out value and the limit."""
+        ends = torch.minimum(one, other), torch.maximum(one, other)
+        around = DEVIATIONS * error[place] + SHARE_OF_LOSS * gap + floor + doubt[place]
         growth = SHARE_OF_GROWTH * (ends[1] - ends[0])
         return torch.stack([ends[0] - around - growth, ends[1] + around + growth], -1).clamp_min(0.0)
 
-    unique = torch.stack(
-        [interval(bound.unique[:, m], reached.unique[:, m], 1 + m, 1.0) for m in range(2)], -2
-    )
+    unique = torch.stack([interval(bound.unique[:, m], reached.unique[:, m], 1 + m) for m in range(2)], -2)
     shortfall = torch.stack(
         [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
     ).amax(0)
@@ -79,17 +78,17 @@ def measure(posteriors: Posteriors) -> Measured:
     floors = floor.expand_as(dependence)
     decomposition = reached._replace(
         gap=gap,
-        conditional_mutual_information=dependence,
+        dependence=dependence,
         redundancy_floor=floors,
         unique_floor=floors.unsqueeze(-1).expand(-1, 2),
         synergy_floor=floors,
-        redundancy_interval=interval(bound.redundancy, reached.redundancy, 0, 1.0),
+        redundancy_interval=interval(bound.redundancy, reached.redundancy, 0),
         unique_interval=unique,
-        synergy_interval=interval(bound.synergy, reached.synergy, 3, 1.0),
+        synergy_interval=interval(bound.synergy, reached.synergy, 3),
     )
     return Measured(
         decomposition,
-        bound._replace(gap=gap, conditional_mutual_information=dependence),
+        bound._replace(gap=gap, dependence=dependence),
         torch.ceil(groups * shortfall / allowed),
     )
 
@@ -105,7 +104,8 @@ def _atoms(first: Tensor, second: Tensor, joint: Tensor, union: Tensor) -> Decom
         synergy=joint - union,
         mutual_information=torch.stack([first, second], -1),
         joint_mutual_information=joint,
-        conditional_mutual_information=torch.zeros_like(joint),
+        # Posteriors do not show it.
+        conditional_mutual_information=None,
         gap=torch.zeros_like(joint),
     )
 
@@ -121,6 +121,3 @@ def _error(rows: Tensor, group: Tensor, num_groups: Tensor) -> Tensor:
     deviations = rows - rows.mean(-1, keepdim=True)
     sums = torch.zeros_like(rows).index_add_(-1, group, deviations)
     return (sums.square().sum(-1) * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / rows.shape[-1]
-
-
-__all__ = ["Known", "Measured", "measure"]
