@@ -402,7 +402,7 @@ def test_a_data_set_of_the_hub_loads_no_local_table(data):
 
 
 EMBEDDINGS = {"image": [[0.0, 1.0], [1.0, 0.0]] * 20, "audio": [[1.0], [0.0]] * 20, "label": [0, 1] * 20}
-PID = ("--label", "label", "--modality", "image=image", "--modality", "audio=audio", "--bootstrap", "0")
+PID = ("--label", "label", "--modality", "image=image", "--modality", "audio=audio")
 
 
 def pid_of(capsys, source, *arguments):
