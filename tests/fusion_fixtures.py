@@ -3,34 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import (
-    ASTConfig,
-    ASTModel,
-    BertConfig,
-    BertModel,
-    Dinov2Config,
-    Dinov2Model,
-    HubertConfig,
-    HubertModel,
-    ModernBertConfig,
-    ModernBertModel,
-    PreTrainedModel,
-    ResNetConfig,
-    ResNetModel,
-    RobertaConfig,
-    RobertaModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    TrainerCallback,
-    VideoMAEConfig,
-    VideoMAEModel,
-    ViTConfig,
-    ViTModel,
-    Wav2Vec2Config,
-    Wav2Vec2Model,
-    WhisperConfig,
-    WhisperModel,
-)
+
+# A model is imported where it is made: a process that needs one kind starts sooner.
+import transformers
+from transformers import PreTrainedModel, TrainerCallback
 
 from ecsfusion import FusionForClassification, Rule
 from ecsfusion.strategies.unimodal import Unimodal
@@ -39,8 +15,8 @@ NUM_CLASSES = 3
 
 
 def tiny_vit(width: int = 16) -> PreTrainedModel:
-    return ViTModel(
-        ViTConfig(
+    return transformers.ViTModel(
+        transformers.ViTConfig(
             image_size=4,
             patch_size=2,
             num_channels=1,
@@ -56,14 +32,16 @@ def tiny_vit(width: int = 16) -> PreTrainedModel:
 
 
 def tiny_resnet() -> PreTrainedModel:
-    return ResNetModel(
-        ResNetConfig(num_channels=1, embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    return transformers.ResNetModel(
+        transformers.ResNetConfig(
+            num_channels=1, embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic"
+        )
     )
 
 
 def tiny_bert() -> PreTrainedModel:
-    return BertModel(
-        BertConfig(
+    return transformers.BertModel(
+        transformers.BertConfig(
             vocab_size=20, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
         ),
         add_pooling_layer=False,
@@ -92,33 +70,33 @@ WAVES = {
 
 def tiny_wav2vec2(norm: str = "layer") -> PreTrainedModel:
     """With `norm` "group" as wav2vec 2.0 base, whose first layer norms over time, padding included."""
-    return Wav2Vec2Model(Wav2Vec2Config(**WAVES, feat_extract_norm=norm))
+    return transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**WAVES, feat_extract_norm=norm))
 
 
 def tiny_hubert(norm: str = "layer") -> PreTrainedModel:
-    return HubertModel(HubertConfig(**WAVES, feat_extract_norm=norm))
+    return transformers.HubertModel(transformers.HubertConfig(**WAVES, feat_extract_norm=norm))
 
 
 def tiny_dinov2() -> PreTrainedModel:
-    return Dinov2Model(Dinov2Config(**TRANSFORMER, **IMAGES))
+    return transformers.Dinov2Model(transformers.Dinov2Config(**TRANSFORMER, **IMAGES))
 
 
 def tiny_siglip() -> PreTrainedModel:
-    return SiglipVisionModel(SiglipVisionConfig(**TRANSFORMER, **IMAGES))
+    return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**TRANSFORMER, **IMAGES))
 
 
 def tiny_ast() -> PreTrainedModel:
-    return ASTModel(
-        ASTConfig(
+    return transformers.ASTModel(
+        transformers.ASTConfig(
             **TRANSFORMER, patch_size=4, frequency_stride=4, time_stride=4, max_length=16, num_mel_bins=8
         )
     )
 
 
-def tiny_whisper() -> WhisperModel:
+def tiny_whisper() -> transformers.WhisperModel:
     """The whole of it, with its decoder: 40 frames of 8 Mel bands become 20 positions."""
-    return WhisperModel(
-        WhisperConfig(
+    return transformers.WhisperModel(
+        transformers.WhisperConfig(
             vocab_size=20,
             num_mel_bins=8,
             d_model=WIDTH,
@@ -138,19 +116,23 @@ def tiny_whisper() -> WhisperModel:
 
 
 def tiny_modernbert() -> PreTrainedModel:
-    return ModernBertModel(
-        ModernBertConfig(
+    return transformers.ModernBertModel(
+        transformers.ModernBertConfig(
             **TRANSFORMER, vocab_size=20, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1
         )
     )
 
 
 def tiny_roberta() -> PreTrainedModel:
-    return RobertaModel(RobertaConfig(**TRANSFORMER, vocab_size=20, pad_token_id=0), add_pooling_layer=False)
+    return transformers.RobertaModel(
+        transformers.RobertaConfig(**TRANSFORMER, vocab_size=20, pad_token_id=0), add_pooling_layer=False
+    )
 
 
 def tiny_videomae() -> PreTrainedModel:
-    return VideoMAEModel(VideoMAEConfig(**TRANSFORMER, **IMAGES, num_frames=4, tubelet_size=2))
+    return transformers.VideoMAEModel(
+        transformers.VideoMAEConfig(**TRANSFORMER, **IMAGES, num_frames=4, tubelet_size=2)
+    )
 
 
 class Sensor(torch.nn.Module):

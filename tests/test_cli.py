@@ -142,14 +142,12 @@ def test_a_sample_smaller_than_the_table_decides_the_clusters(files, capsys, mon
 
 
 @by_each_method
-@pytest.mark.parametrize("shared", [True, False], ids=["one file", "a file per process"])
-def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, shared, method):
-    source = files / "data.parquet"
-    if not shared:
-        table = as_table(columns)
-        pq.write_table(table.slice(0, 700), tmp_path / "part-0.parquet")
-        pq.write_table(table.slice(700), tmp_path / "part-1.parquet")
-        source = tmp_path / "part-{rank}.parquet"
+def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, method):
+    """Which read a part of one file each, or a file of their own; each rank measures both, one after the other."""
+    table = as_table(columns)
+    pq.write_table(table.slice(0, 700), tmp_path / "part-0.parquet")
+    pq.write_table(table.slice(700), tmp_path / "part-1.parquet")
+    sources = (files / "data.parquet", tmp_path / "part-{rank}.parquet")
     script = tmp_path / "pid.py"
     script.write_text(
         "import os, sys\n"
@@ -162,7 +160,11 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
         "    sys.stderr.write(f'rank {dist.get_rank()} of {dist.get_world_size()}\\n')\n"
         "    return whole(*arguments, **options)\n"
         "stream.stream_pid = checked\n"
-        "sys.exit(cli.main())\n"
+        # One group serves both: a second one would find the addresses of the first in torchrun's store.
+        "leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None\n"
+        "first = cli.main(['pid', sys.argv[1], *sys.argv[3:]])\n"
+        "dist.init_process_group, dist.destroy_process_group = lambda backend: None, leave\n"
+        "sys.exit(first or cli.main(['pid', sys.argv[2], *sys.argv[3:]]))\n"
     )
     command = [
         sys.executable,
@@ -173,20 +175,24 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
         "2",
         str(script),
     ]
-    arguments = ["pid", str(source), "--label", "label", *MODALITIES, *method, "--json", "--quiet"]
+    arguments = [*map(str, sources), "--label", "label", *MODALITIES, *method, "--json", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, timeout=200, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "rank 0 of 2" in done.stderr
-    assert "rank 1 of 2" in done.stderr
-    both = json.loads(done.stdout)
+    assert done.stderr.count("rank 0 of 2") == 2
+    assert done.stderr.count("rank 1 of 2") == 2
+    answers, decoder, text = [], json.JSONDecoder(), done.stdout
+    while text.strip():
+        found, end = decoder.raw_decode(text.lstrip())
+        answers.append(found)
+        text = text.lstrip()[end:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "MAX_ROWS", 500)
         patch.setattr(stream, "MAX_STREAMED_ROWS", 500)
         alone = answer(capsys, files / "data.parquet", "--label", "label", *method)
-    assert {name: both[name] for name in alone} == alone
+    assert [{name: found[name] for name in alone} for found in answers] == [alone, alone]
 
 
 def test_three_modalities_bins_and_pictures(files, capsys, tmp_path):

@@ -12,6 +12,7 @@ from fusion_fixtures import TwoViews, two_views
 from transformers import EvalPrediction
 
 from ecsfusion import FusionTrainer, FusionTrainingArguments
+from ecsfusion.training import publishing
 
 # Odd: the last batch of an evaluation is padded for one of the processes.
 ROWS = 49
@@ -67,4 +68,6 @@ def main(folder: Path, *words: str) -> None:
 
 
 if __name__ == "__main__":
+    # Which takes longer than the training
+    publishing.plot_trajectory = lambda *_: None
     main(Path(sys.argv[1]), *sys.argv[2:])

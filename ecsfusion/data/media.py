@@ -19,7 +19,6 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image, ImageOps
-from scipy.signal import resample_poly
 
 from ecsfusion.data.arrays import array_of, to_float32
 
@@ -254,5 +253,8 @@ def _resample(samples: np.ndarray, rate: Any, new_rate: int) -> np.ndarray:
             f"at {new_rate} Hz instead of {rate} the sound has more than the {MAX_SAMPLES:,} samples of "
             "ecsfusion.data.media.MAX_SAMPLES"
         )
+    # It takes longer to import than the rest of this package, and most runs resample nothing.
+    from scipy.signal import resample_poly
+
     common = gcd(int(rate), new_rate)
     return resample_poly(samples, new_rate // common, int(rate) // common).astype(np.float32)

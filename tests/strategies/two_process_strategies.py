@@ -39,6 +39,8 @@ def options() -> dict:
 
 
 def main(folder: Path) -> None:
+    # The rest of the process is garbage of this function only: what was imported is not looked at again.
+    gc.freeze()
     seen: dict = {}
     patches = pytest.MonkeyPatch()
     for place, replacement in {**NO_PICTURES, **NO_READOUTS}.items():
