@@ -17,7 +17,7 @@ SHARE_OF_LOSS = 0.1
 SHARE_OF_TABLES = 0.05
 """Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
 NOISE = 8.0
-"""Log-likelihood, in nats, that pooled readouts of pure noise exceed in 2 of 100 estimates."""
+"""Log-likelihood, in nats, that pooled readouts of pure noise exceed in 1 to 2 of 100 estimates."""
 SETTLED_SHARE = 0.05
 """The limit is settled where it exceeds the held-out information by at most this share of H(Y)."""
 SETTLED_BITS = 0.05
