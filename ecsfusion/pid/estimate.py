@@ -87,8 +87,8 @@ def fast_pid(
         seed: of folds, clustering and replicates. The global random generators are neither used nor changed.
 
     Returns:
-        PID; with leading dimension (L,) for labels (N, L). In 1 to 2 of 100 estimates an atom of pure noise
-        exceeds its floor. The intervals cover at least 95 of 100 true values (benchmarks/bench_known_truth.py) where the rows are
+        PID; with leading dimension (L,) for labels (N, L). In 1 to 2 of 100 estimates an atom of pure noise exceeds its
+        floor. The intervals cover at least 95 of 100 true values (benchmarks/bench_known_truth.py) where the rows are
         enough; `enough_samples` says how many would be.
 
     Raises:
