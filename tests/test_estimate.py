@@ -159,6 +159,7 @@ def test_an_answer_is_a_function_of_its_arguments_and_leaves_the_generators_alon
     generator = np.random.default_rng(0)
     first, second = generator.normal(size=(2, 400, 6))
     labels = generator.integers(0, 3, 400)
+    first[:, 0] += labels
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     once = fast_pid([first, second], labels, method=method, seed=3)
     assert torch.equal(torch.get_rng_state(), torch_state)

@@ -30,7 +30,7 @@ def readouts(rows, classes, number, random_seed, scale=1.0):
 
 def pool_of(logits, labels, log_prior):
     """The pool of a list of readouts (N, C)."""
-    found = pool(torch.stack(logits, 1).unsqueeze(0), labels, log_prior)
+    found = pool(torch.stack(logits).unsqueeze(0), labels, log_prior)
     return Pool(found.log_posterior[0], found.weights[0])
 
 
@@ -128,9 +128,9 @@ def test_one_row_and_one_class_give_numbers():
 def test_pools_are_fitted_one_by_one():
     """A pool of a batch is that of its readouts alone; zeros stand for a readout that it is without."""
     logits, labels, log_prior = readouts(600, 3, 3, 6)
-    every = torch.stack(logits, 1)
+    every = torch.stack(logits)
     two = every.clone()
-    two[:, 2] = 0
+    two[2] = 0
     found = pool(torch.stack([every, two]), labels, log_prior)
     for index, parts in enumerate((logits, logits[:2])):
         alone = pool_of(parts, labels, log_prior)

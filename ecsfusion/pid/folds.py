@@ -35,17 +35,19 @@ class Folds(NamedTuple):
 
 
 def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
-    """A hash of each row over all modalities, (N,) int64 of `KEY_BITS` bits; equal rows have equal keys."""
+    """A hash of each row over all modalities, (N,) int64 of `KEY_BITS` bits.
+
+    Rows that are equal in float32 have equal keys.
+    """
     keys = torch.zeros(len(embeddings[0]), dtype=torch.int64, device=embeddings[0].device)
     for number, rows in enumerate(embeddings):
-        width = 2 * rows.shape[1]
-        index = torch.arange(width, device=rows.device)
+        index = torch.arange(rows.shape[1], device=rows.device)
         factors = (uniform(index, random_seed + number + 1).double() * 2**31).to(torch.int64) * 2 + 1
         parts = []
-        for chunk in rows.split(max(1, HASHED_VALUES // width)):
+        for chunk in rows.split(max(1, HASHED_VALUES // rows.shape[1])):
             # The same values in another dtype have the same key; adding zero makes -0 into 0.
-            bits = (chunk.double() + 0).contiguous().view(torch.int32)
-            parts.append((bits.to(torch.int64) * factors).sum(-1))
+            bits = (chunk.float() + 0).contiguous().view(torch.int32).to(torch.int64)
+            parts.append(bits.mul_(factors).sum(-1))
         keys = keys * 6364136223846793005 + torch.cat(parts)
     keys = (keys ^ (keys >> 29)) * 1442695040888963407
     return (keys ^ (keys >> 31)) & ((1 << KEY_BITS) - 1)

@@ -20,8 +20,12 @@ MAX_DEVIATION = 8.0
 """Values farther from the mean, in standard deviations, are moved there."""
 CONJUGATE_STEPS = 8
 """Of conjugate gradients, for both sides together."""
+SOLVED = 1e-4
+"""The squared error, in the metric of the sides and as a share of the start, at which they stop."""
 MIN_TOLD = 5e-3
 """Nats that a readout must tell for its shrinkage to count."""
+FEW_ROWS_PER_COLUMN = 16
+"""With fewer rows per column logistic regression is tried with two shrinkages."""
 TAIL = 12.0
 """Median deviations from the median where the tail of a column begins; of a Gaussian, 8 standard deviations."""
 MAX_SAMPLED_ROWS = 1024
@@ -30,29 +34,44 @@ JITTER = 1e-6
 
 
 class TrainingSets(NamedTuple):
-    """T = F + 2 sets of rows to fit on: all but fold k, for k = 0 .. F - 1; the even folds; the odd folds."""
+    """T sets of rows to fit on, each some of the F folds, and for every row the sets that may read it."""
 
     fold: Tensor
     """(N,) int64."""
-    num_folds: int
-    """F, even."""
     labels: Tensor
     """(N,) int64."""
     one_hot: Tensor
     """(N, C) float32."""
-    member: Tensor
-    """(N, T) float32: 1 where a row is in the set."""
+    folds_in: Tensor
+    """(T, F) float32: 1 where a fold is in the set."""
+    reader: Tensor
+    """(R, N) int64: sets that a row is not in."""
     counts: Tensor
     """(T, C) float32: the rows of each class."""
 
     @classmethod
     def make(cls, fold: Tensor, num_folds: int, labels: Tensor, num_classes: int) -> "TrainingSets":
-        """The sets of rows (N,) with their folds and labels."""
-        each = torch.arange(num_folds, device=fold.device)
-        odd = fold % 2 == 1
-        member = torch.cat([fold[:, None] != each, ~odd[:, None], odd[:, None]], 1).float()
+        """T = F + 2 sets of rows (N,) with their folds and labels: all but each fold; the even folds; the odd folds.
+
+        Each row is read by the set without its fold, and by the half without its fold.
+        """
         one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
-        return cls(fold, num_folds, labels, one_hot, member, member.T @ one_hot)
+        each = torch.arange(num_folds, device=fold.device)
+        even = (each % 2 == 0).float()
+        folds_in = torch.cat([(each[:, None] != each).float(), even[None], 1 - even[None]])
+        reader = torch.stack([fold, num_folds + 1 - fold % 2])
+        by_fold = one_hot.new_zeros(num_folds, num_classes).index_add_(0, fold, one_hot)
+        return cls(fold, labels, one_hot, folds_in, reader, folds_in @ by_fold)
+
+    @property
+    def num_folds(self) -> int:
+        """F."""
+        return self.folds_in.shape[1]
+
+    @property
+    def member(self) -> Tensor:
+        """(N, T) float32: 1 where a row is in the set."""
+        return self.folds_in.T[self.fold]
 
     @property
     def sizes(self) -> Tensor:
@@ -65,12 +84,28 @@ class TrainingSets(NamedTuple):
         smoothed = self.counts + 0.5
         return (smoothed / smoothed.sum(-1, keepdim=True)).log()
 
+    def folds(self) -> "TrainingSets":
+        """Of the sets of `make`, those of all but one fold."""
+        number = self.num_folds
+        return self._replace(
+            folds_in=self.folds_in[:number], reader=self.reader[:1], counts=self.counts[:number]
+        )
+
+    def halves(self) -> "TrainingSets":
+        """Of the sets of `make`, the two halves."""
+        number = self.num_folds
+        return self._replace(
+            folds_in=self.folds_in[number:], reader=self.reader[1:] - number, counts=self.counts[number:]
+        )
+
+    def sums(self, by_fold: Tensor) -> Tensor:
+        """Sums (T, ...) over each set, of sums (F, ...) over each fold."""
+        return (self.folds_in @ by_fold.flatten(1)).view(-1, *by_fold.shape[1:])
+
     def held_out(self, values: Tensor) -> Tensor:
-        """Of values (N, T, ...) by every set, those by sets that the row is not in: (2, N, ...), F folds and halves."""
-        halves = self.num_folds + 1 - self.fold % 2
-        index = torch.stack([self.fold, halves])
+        """Of values (N, T, ...) by every set, those by the sets that read the row: (R, N, ...)."""
         rows = torch.arange(len(self.fold), device=self.fold.device)
-        return values[rows, index]
+        return values[rows, self.reader]
 
 
 def standardize(rows: Tensor) -> Tensor:
@@ -79,24 +114,26 @@ def standardize(rows: Tensor) -> Tensor:
     Values farther from the median than `TAIL` median deviations are drawn in by their logarithm, which keeps their
     order. Of a Gaussian column these are none.
     """
-    # So that the dtype does not matter, and large offsets do not either.
-    wide = rows.double()
     step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
-    sample = wide[::step]
+    sample = rows[::step].double()
     center = sample.median(0).values
     distance = (sample - center).abs()
     unit = distance.median(0).values
     # Where half of the values are equal the others say how far is far.
     unit = torch.where(unit > 0, unit, distance.mean(0))
-    unit = TAIL * torch.where(unit > 0, unit, (wide - center).abs().amax(0))
-    scaled = ((wide - center) / torch.where(unit > 0, unit, 1.0)).float()
-    size = scaled.abs()
-    scaled = torch.where(size > 1, scaled.sign() * (1 + size.clamp_min(1).log()), scaled)
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    # Before the precision is reduced, so that large offsets do not matter.
+    scaled = (wide - center.to(wide.dtype)).float()
+    unit = TAIL * torch.where(unit > 0, unit, scaled.abs().amax(0).double()).float()
+    scaled /= torch.where(unit > 0, unit, 1.0)
+    if scaled.device.type != "cpu" or bool(scaled.abs().amax() > 1):
+        size = scaled.abs()
+        scaled = torch.where(size > 1, scaled.sign() * (1 + size.clamp_min_(1).log_()), scaled)
     for _ in range(2):
-        scaled = scaled - scaled.mean(0)
-        deviation = scaled.square().mean(0).sqrt()
-        scaled = scaled / torch.where(deviation > JITTER, deviation, torch.inf)
-        scaled = scaled.clamp_(-MAX_DEVIATION, MAX_DEVIATION)
+        scaled -= scaled.mean(0)
+        deviation = torch.linalg.vector_norm(scaled, dim=0) / len(scaled) ** 0.5
+        scaled /= torch.where(deviation > JITTER, deviation, torch.inf)
+        scaled.clamp_(-MAX_DEVIATION, MAX_DEVIATION)
     return scaled
 
 
@@ -132,15 +169,41 @@ class LinearSums(NamedTuple):
         """(T, C): the share of each class."""
         return self.sets.counts / self.sets.sizes[:, None].clamp_min(1)
 
+    def folds(self) -> "LinearSums":
+        """The sums of all but one fold."""
+        number = self.sets.num_folds
+        return LinearSums(
+            self.rows,
+            self.sets.folds(),
+            self.center[:number],
+            self.deviation[:number],
+            self.within[:number],
+        )
+
+    def halves(self) -> "LinearSums":
+        """The sums of the halves."""
+        number = self.sets.num_folds
+        return LinearSums(
+            self.rows,
+            self.sets.halves(),
+            self.center[number:],
+            self.deviation[number:],
+            self.within[number:],
+        )
+
     def factor(self, shrinkage: Tensor, index: list[int] | None = None) -> Tensor:
         """Cholesky factors (t, D, D) of the shrunk covariance; a factor that cannot be found makes its readout flat."""
+        factor, failed = torch.linalg.cholesky_ex(self.shrunk(shrinkage, index))
+        flat = 1e6 * torch.eye(factor.shape[-1], device=factor.device)
+        return torch.where((failed > 0)[:, None, None], flat, factor)
+
+    def shrunk(self, shrinkage: Tensor, index: list[int] | None = None) -> Tensor:
+        """The covariance (t, D, D), a share of which is replaced by the identity times its mean variance."""
         within = self.within if index is None else self.within[index]
         spread = within.diagonal(dim1=1, dim2=2).mean(-1)[:, None]
         shrunk = within * (1 - shrinkage)
         shrunk.diagonal(dim1=1, dim2=2).add_(shrinkage * spread + JITTER)
-        factor, failed = torch.linalg.cholesky_ex(shrunk)
-        flat = 1e6 * torch.eye(within.shape[-1], device=within.device)
-        return torch.where((failed > 0)[:, None, None], flat, factor)
+        return shrunk
 
     def discriminant(self, factor: Tensor, index: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """Weights (t, D, C) and offsets (t, C) of linear discriminant analysis, without the prior."""
@@ -150,11 +213,12 @@ class LinearSums(NamedTuple):
         offset = -0.5 * (deviation.mT * weights).sum(1) - (center[:, None] @ weights)[:, 0]
         return weights, offset
 
-    def scores(self, weights: Tensor, offset: Tensor) -> Tensor:
-        """Logits (N, t, C) of all rows by all weights (t, D, C)."""
+    def scores(self, weights: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Logits (N, t, C) of all rows by all weights (t, D, C) and offsets (t, C)."""
         number, dimension, classes = weights.shape
         flat = weights.permute(1, 0, 2).reshape(dimension, number * classes)
-        return (self.rows @ flat).view(len(self.rows), number, classes) + offset
+        logits = self.rows @ flat if offset is None else torch.addmm(offset.flatten(), self.rows, flat)
+        return logits.view(len(self.rows), number, classes)
 
 
 def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
@@ -164,9 +228,7 @@ def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
     else:
         # Without reading the sizes of the folds on the host.
         parts = [(left * (sets.fold == k)[:, None]).T @ right for k in range(sets.num_folds)]
-    each = torch.stack(parts)
-    whole = each.sum(0)
-    return torch.cat([whole - each, each[0::2].sum(0, keepdim=True), each[1::2].sum(0, keepdim=True)])
+    return sets.sums(torch.stack(parts))
 
 
 def _class_sums(rows: Tensor, sets: TrainingSets) -> Tensor:
@@ -174,9 +236,7 @@ def _class_sums(rows: Tensor, sets: TrainingSets) -> Tensor:
     classes, folds = sets.one_hot.shape[1], sets.num_folds
     cell = sets.fold * classes + sets.labels
     sums = rows.new_zeros(folds * classes, rows.shape[1]).index_add_(0, cell, rows)
-    each = sums.view(folds, classes, -1)
-    whole = each.sum(0)
-    return torch.cat([whole - each, each[0::2].sum(0, keepdim=True), each[1::2].sum(0, keepdim=True)])
+    return sets.sums(sums.view(folds, classes, -1))
 
 
 def covariance_between(first: LinearSums, second: LinearSums) -> Tensor:
@@ -206,7 +266,9 @@ def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     factor = sums.factor(shrinkage)
     weights, offset = sums.discriminant(factor)
     logits = [sums.sets.held_out(sums.scores(weights, offset))]
-    for each in (factor, sums.factor(larger)):
+    # With many rows per column the shrinkage hardly matters.
+    few = len(sums.rows) < FEW_ROWS_PER_COLUMN * sums.rows.shape[1]
+    for each in (factor, sums.factor(larger)) if few else (factor,):
         logits.append(sums.sets.held_out(logistic_path([sums], [each])))
     return LinearReadouts(logits, shrinkage, factor)
 
@@ -223,7 +285,7 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tenso
     for shrinkage in grid:
         scores = part.scores(*sums.discriminant(sums.factor(shrinkage, tried), tried))
         logits.append(torch.where(in_first[chosen, None], scores[:, 0], scores[:, 1]))
-    posterior = pool(torch.stack(logits).unsqueeze(2), labels, log_prior).log_posterior
+    posterior = pool(torch.stack(logits).unsqueeze(1), labels, log_prior).log_posterior
     loss = -posterior.gather(2, labels.expand(len(grid), -1).unsqueeze(2)).mean((1, 2))
     # Where no shrinkage tells anything alone, the side may still tell something together with another: as little
     # shrinkage as its rows allow.
@@ -260,17 +322,24 @@ def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = S
     ahead, offset = list(weights), torch.zeros_like(prior)
     offset_ahead = offset
     for step in range(1, steps + 1):
-        logits = _centered_scores(sides, ahead, offset_ahead) if step > 1 else torch.zeros_like(prior)[None]
-        rest = (sets.one_hot[:, None] - torch.softmax(logits + prior, -1)) * member
-        rest_sum = rest.sum(0)
+        if step == 1:
+            # From weights of zero the slopes are sums that are known.
+            rest_sum = sets.counts - size.squeeze(-1) * prior.exp()
+            slopes = [side.deviation.mT * sets.counts.unsqueeze(1) for side in sides]
+        else:
+            rest = torch.softmax(_centered_scores(sides, ahead, offset_ahead + prior), -1)
+            rest = rest.neg_().add_(sets.one_hot[:, None]).mul_(member)
+            rest_sum = rest.sum(0)
+            flat = rest.view(len(rest), number * classes)
+            slopes = [
+                (side.rows.T @ flat).view(-1, number, classes).transpose(0, 1)
+                - side.center[:, :, None] * rest_sum[:, None]
+                for side in sides
+            ]
         momentum = (step - 1) / (step + 2)
         new_offset = offset_ahead + 2 * rest_sum / size.squeeze(-1)
         new = []
-        for side, factor, span, core, start in zip(sides, factors, spans, cores, ahead, strict=True):
-            flat = side.rows.T @ rest.reshape(len(rest), number * classes)
-            slope = (
-                flat.view(-1, number, classes).transpose(0, 1) - side.center[:, :, None] * rest_sum[:, None]
-            )
+        for factor, span, core, slope, start in zip(factors, spans, cores, slopes, ahead, strict=True):
             slope = torch.linalg.solve_triangular(factor, slope / size, upper=False)
             slope = slope - span @ torch.linalg.solve(core, span.mT @ slope)
             new.append(start + length * torch.linalg.solve_triangular(factor.mT, slope, upper=True))
@@ -281,9 +350,12 @@ def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = S
 
 
 def _centered_scores(sides: list[LinearSums], weights: list[Tensor], offset: Tensor) -> Tensor:
-    logits = offset
+    """Logits (N, T, C) of the columns of all sides, minus their centers."""
     for side, part in zip(sides, weights, strict=True):
-        logits = logits + side.scores(part, -(side.center[:, None] @ part)[:, 0])
+        offset = offset - (side.center[:, None] @ part)[:, 0]
+    logits = sides[0].scores(weights[0], offset)
+    for side, part in zip(sides[1:], weights[1:], strict=True):
+        logits += side.scores(part)
     return logits
 
 
@@ -301,11 +373,12 @@ def joint_discriminant(
         first_shrinkage: the share of the identity in the covariance of the one.
         second_shrinkage: the same of the other.
     """
-    factors = first.factor(first_shrinkage), second.factor(second_shrinkage)
+    sides, shrinkages = (first, second), (first_shrinkage, second_shrinkage)
+    factors = [side.factor(shrinkage) for side, shrinkage in zip(sides, shrinkages, strict=True)]
+    own = [side.shrunk(shrinkage) for side, shrinkage in zip(sides, shrinkages, strict=True)]
     sizes = (first.rows.shape[1], second.rows.shape[1])
-    sides = (first, second)
     kept = ((1 - first_shrinkage) * (1 - second_shrinkage)).sqrt()
-    scaled = covariance_between(first, second) * kept
+    between = covariance_between(first, second).mul_(kept)
     right = torch.cat([first.deviation.mT, second.deviation.mT], 1)
 
     def solve(v: Tensor) -> Tensor:
@@ -314,23 +387,20 @@ def joint_discriminant(
 
     def apply(v: Tensor) -> Tensor:
         a, b = v.split(sizes, 1)
-        own = [f @ (f.mT @ p) for f, p in zip(factors, (a, b), strict=True)]
-        return torch.cat([own[0] + scaled @ b, own[1] + scaled.mT @ a], 1)
+        return torch.cat([own[0] @ a + between @ b, own[1] @ b + between.mT @ a], 1)
 
     found = solve(right)
     rest = right - apply(found)
     z = solve(rest)
-    direction = z
-    old = (rest * z).sum(1, keepdim=True)
+    direction, old = z, (rest * z).sum(1, keepdim=True)
+    start = (right * found).sum(1, keepdim=True)
     for _ in range(CONJUGATE_STEPS):
+        if rest.device.type == "cpu" and bool((old <= SOLVED * start).all()):
+            break
         moved = apply(direction)
         length = old / (direction * moved).sum(1, keepdim=True).clamp_min(1e-20)
         found, rest = found + length * direction, rest - length * moved
         z = solve(rest)
         new = (rest * z).sum(1, keepdim=True)
         direction, old = z + (new / old.clamp_min(1e-20)) * direction, new
-    offset = -0.5 * (right * found).sum(1)
-    logits = offset
-    for side, part in zip(sides, found.split(sizes, 1), strict=True):
-        logits = logits + side.scores(part, -(side.center[:, None] @ part)[:, 0])
-    return logits
+    return _centered_scores(list(sides), list(found.split(sizes, 1)), -0.5 * (right * found).sum(1))

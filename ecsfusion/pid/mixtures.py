@@ -6,7 +6,8 @@ does. Along them the rows are clustered softly, and a table tells the label from
 for both modalities. A parity or a sum of hidden states is exactly such a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from ecsfusion_kernels import nearest, seed, uniform
@@ -28,7 +29,7 @@ LEADING_DIRECTIONS = 3
 MAX_CLUSTERED_ROWS = 2048
 MAX_SEEDED = 8
 """The most clusters that k-means++ chooses; it takes one step for each."""
-REFINEMENTS = 12
+REFINEMENTS = 10
 """Steps of expectation maximization."""
 MAX_TABLE_VALUES = 1 << 24
 PRIOR_ROWS = 2.0
@@ -60,15 +61,12 @@ def class_products(first: LinearSums, second: LinearSums) -> Tensor:
             for k in range(folds)
             for c in range(classes)
         ]
-    each = torch.stack(parts).view(folds, classes, *parts[0].shape)
-    whole = each.sum(0)
-    sums = torch.cat([whole - each, each[0::2].sum(0, keepdim=True), each[1::2].sum(0, keepdim=True)])
+    sums = sets.sums(torch.stack(parts).view(folds, classes, *parts[0].shape))
     means = [side.deviation + side.center[:, None] for side in (first, second)]
-    covariance = (
-        sums / sets.counts.clamp_min(1)[..., None, None] - means[0][..., :, None] * means[1][..., None, :]
-    )
-    covariance = covariance * (sets.counts > 0)[..., None, None]
-    return covariance - (first.share[..., None, None] * covariance).sum(1, keepdim=True)
+    covariance = sums.div_(sets.counts.clamp_min(1)[..., None, None])
+    covariance -= means[0][..., :, None] * means[1][..., None, :]
+    covariance *= (sets.counts > 0)[..., None, None]
+    return covariance.sub_(torch.einsum("tc,tcde->tde", first.share, covariance).unsqueeze(1))
 
 
 def coordinates(
@@ -84,18 +82,22 @@ def coordinates(
     number = min(number, *sizes)
     width = min(number + 4, *sizes)
 
-    def apply(matrix: Tensor, factor_in: Tensor, factor_out: Tensor, vectors: Tensor) -> Tensor:
-        """p-weighted whitened differences of each class, applied to vectors (T, C or 1, D, w)."""
-        inner = torch.linalg.solve_triangular(factor_in.mT.unsqueeze(1), vectors, upper=True)
-        return torch.linalg.solve_triangular(factor_out.unsqueeze(1), matrix @ inner, upper=False)
+    def whiten(factor: Tensor, vectors: Tensor, transposed: bool) -> Tensor:
+        """The inverse of a factor (T, D, D), or of its transpose, applied to vectors (T, C or 1, D, w)."""
+        flat = vectors.transpose(1, 2).flatten(2)
+        solved = torch.linalg.solve_triangular(factor.mT if transposed else factor, flat, upper=transposed)
+        return solved.view(len(flat), vectors.shape[2], *vectors.shape[1::2]).transpose(1, 2)
 
     start = uniform(torch.arange(sizes[0] * width, device=first.rows.device), 7).view(sizes[0], width) - 0.5
     left = torch.linalg.qr(start.expand(len(differences), -1, -1)).Q
+
+    def from_left() -> Tensor:
+        return whiten(factors[1], differences.mT @ whiten(factors[0], left.unsqueeze(1), True), False)
+
     for _ in range(ITERATIONS):
-        there = apply(differences.mT, factors[0], factors[1], left.unsqueeze(1))
-        back = (apply(differences, factors[1], factors[0], there) * share).sum(1)
-        left = torch.linalg.qr(back).Q
-    there = apply(differences.mT, factors[0], factors[1], left.unsqueeze(1))
+        back = ((differences @ whiten(factors[1], from_left(), True)) * share).sum(1, keepdim=True)
+        left = torch.linalg.qr(whiten(factors[0], back, False).squeeze(1)).Q
+    there = from_left()
     # (T, D2, C w) -> its leading left vectors are the directions of the second side.
     stacked = (there * share.sqrt()).transpose(1, 2).flatten(2)
     energy = torch.einsum("tcdw,tcde->twe", there * share, there)
@@ -122,20 +124,21 @@ def _leading_left_vectors(matrix: Tensor, number: int) -> Tensor:
 
 
 def leading_coordinates(side: LinearSums) -> Tensor:
-    """A side along its directions of largest variance within the classes, and its length: (N, T, q + 1)."""
+    """A side along its directions of largest variance, and its length: (N, 1, q + 1). No label is needed for them."""
     dimension = side.rows.shape[1]
     number = min(LEADING_DIRECTIONS, dimension)
     start = (
         uniform(torch.arange(dimension * number, device=side.rows.device), 11).view(dimension, number) - 0.5
     )
-    vectors = torch.linalg.qr(start.expand(len(side.within), -1, -1)).Q
+    vectors = torch.linalg.qr(start).Q
+    sample = side.rows[:: max(1, -(-len(side.rows) // MAX_CLUSTERED_ROWS))]
     for _ in range(ITERATIONS):
-        vectors = torch.linalg.qr(side.within @ vectors).Q
-    along = side.scores(vectors, -(side.center[:, None] @ vectors)[:, 0])
+        vectors = torch.linalg.qr(sample.T @ (sample @ vectors)).Q
+    along = side.rows @ vectors
     along = along / along.std(0, keepdim=True, correction=0).clamp_min(TINY)
     length = side.rows.norm(dim=1).clamp_min(TINY).log()
     length = (length - length.mean()) / length.std(correction=0).clamp_min(1e-6)
-    return torch.cat([along, length[:, None, None].expand(-1, along.shape[1], 1)], 2)
+    return torch.cat([along, length[:, None]], 1).unsqueeze(1)
 
 
 def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> Tensor:
@@ -187,76 +190,121 @@ def _shares(points: Tensor, centers: Tensor, size: Tensor, width: Tensor) -> Ten
 
 
 def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tensor) -> Tensor:
-    """Held-out logits (2, N, C) of the table of one clustering, or of the pairs of clusters of two.
+    """Held-out logits (N, C) of the table of one clustering, or of the pairs of clusters of two.
 
     Args:
-        shares: one or two (N, T, K).
-        sets: the training sets.
+        shares: one or two (N, T, K), or (N, 1, K) where the clusters of all sets are the same.
+        sets: T training sets, one of which reads each row.
         log_prior: (C,).
     """
     prior = log_prior.exp()
     classes = len(prior)
-    logits = []
-    for number in range(sets.member.shape[1]):
-        parts = [share[:, number] for share in shares]
-        labelled = sets.one_hot * sets.member[:, number, None]
-        step = (
-            max(1, -(-len(labelled) * parts[0].shape[1] * classes // MAX_TABLE_VALUES))
-            if len(parts) == 2
-            else 1
-        )
+    member, (reader,) = sets.member, sets.reader
+    logits = torch.zeros_like(sets.one_hot)
+    for number in range(member.shape[1]):
+        parts = [share[:, min(number, share.shape[1] - 1)] for share in shares]
+        labelled = sets.one_hot * member[:, number, None]
         if len(parts) == 1:
             counts = parts[0].T @ labelled
         else:
+            step = max(1, -(-len(labelled) * parts[0].shape[1] * classes // MAX_TABLE_VALUES))
             pairs = (parts[0][::step, :, None] * labelled[::step, None, :]).flatten(1)
             counts = (pairs.T @ parts[1][::step]).view(parts[0].shape[1], classes, -1).transpose(1, 2)
         table = (counts + PRIOR_ROWS * prior) / (counts.sum(-1, keepdim=True) + PRIOR_ROWS)
-        posterior = parts[0] @ table if len(parts) == 1 else _by_pairs(parts[0], parts[1], table)
-        logits.append(posterior.clamp_min(TINY).log() - log_prior)
-    return sets.held_out(torch.stack(logits, 1))
+        read = reader == number
+        if logits.device.type == "cpu":
+            logits[read] = _by_table([part[read] for part in parts], table)
+        else:
+            # Without reading the number of rows on the host.
+            logits = torch.where(read[:, None], _by_table(parts, table), logits)
+    return logits.clamp_min_(TINY).log_().sub_(log_prior)
 
 
-def _by_pairs(first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-    """sum_kl first_k second_l table_klc: (N, C)."""
+def _by_table(parts: Sequence[Tensor], table: Tensor) -> Tensor:
+    """sum_k first_k table_kc or sum_kl first_k second_l table_klc: (N, C)."""
+    if len(parts) == 1:
+        return parts[0] @ table
     rows_at_once = max(1, MAX_TABLE_VALUES // table[0].numel())
-    parts = []
-    for a, b in zip(first.split(rows_at_once), second.split(rows_at_once), strict=True):
+    found = []
+    for a, b in zip(*(part.split(rows_at_once) for part in parts), strict=True):
         inner = (a @ table.flatten(1)).view(len(a), *table.shape[1:])
-        parts.append((inner * b.unsqueeze(-1)).sum(1))
-    return torch.cat(parts)
+        found.append((b.unsqueeze(1) @ inner).squeeze(1))
+    return torch.cat(found)
 
 
-def inner_readouts(side: LinearSums, factor: Tensor, log_prior: Tensor, random_seed: int) -> list[Tensor]:
-    """Readouts of the structure inside one side.
+class Search(NamedTuple):
+    """Coordinates in which clusters are sought, and how many."""
 
-    Soft clusters along the directions of the largest variance and of the length of the rows, which see what is there
-    before the label is known; and along the directions in which the covariance changes from class to class.
+    coordinates: Callable[[], tuple[Tensor, ...]]
+    """Gives one (N, T or 1, q) for each side."""
+    num_clusters: tuple[int, ...]
+    """For each table."""
+
+
+def inner_searches(side: LinearSums) -> list[Search]:
+    """Where the structure inside one side is sought.
+
+    Along the directions of the largest variance and of the length of the rows, which see what is there before the label
+    is known; and along the directions in which the covariance changes from class to class.
     """
-    shares = soft_clusters(leading_coordinates(side), MANY_CLUSTERS, random_seed)
-    readouts = [table_readout([shares], side.sets, log_prior)]
+    searches = [Search(lambda: (leading_coordinates(side),), (MANY_CLUSTERS,))]
     if has_enough_rows(side, side):
-        whitening = side.factor(torch.tensor(WHITENING, device=side.rows.device))
-        along, _ = coordinates(side, side, (whitening, whitening), 4)
-        for number in INNER_CLUSTERS:
-            readouts.append(table_readout([soft_clusters(along, number, random_seed)], side.sets, log_prior))
-    return readouts
+
+        def changing() -> tuple[Tensor, ...]:
+            whitening = side.factor(torch.tensor(WHITENING, device=side.rows.device))
+            return coordinates(side, side, (whitening, whitening), 4)[:1]
+
+        searches.append(Search(changing, INNER_CLUSTERS))
+    return searches
 
 
-def cross_readouts(
-    first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor], log_prior: Tensor, random_seed: int
-) -> list[Tensor]:
-    """Readouts of the interaction between two sides."""
-    readouts = []
-    classes = len(log_prior)
-    points: list[tuple[Tensor, Tensor, int]] = []
+def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor]) -> list[Search]:
+    """Where the interaction between two sides is sought; `factors` are those of their discriminant analysis."""
+    classes = first.sets.one_hot.shape[1]
+
+    def by_class() -> tuple[Tensor, ...]:
+        sides = zip((first, second), factors, strict=True)
+        return tuple(discriminant_coordinates(side, factor, 3) for side, factor in sides)
+
+    searches = [Search(by_class, (12,))]
     if has_enough_rows(first, second):
-        share = torch.tensor(WHITENING, device=first.rows.device)
-        whitening = (first.factor(share), second.factor(share))
-        along = coordinates(first, second, whitening, min(max(classes - 1, 2), 9))
-        points += [(*along, number) for number in (min(max(classes + 1, 4), 16), MANY_CLUSTERS)]
-    by_class = tuple(discriminant_coordinates(s, f, 3) for s, f in zip((first, second), factors, strict=True))
-    points.append((by_class[0], by_class[1], 12))
-    for left, right, number in points:
-        shares = [soft_clusters(part, number, random_seed) for part in (left, right)]
-        readouts.append(table_readout(shares, first.sets, log_prior))
+
+        def changing() -> tuple[Tensor, ...]:
+            share = torch.tensor(WHITENING, device=first.rows.device)
+            whitening = (first.factor(share), second.factor(share))
+            return coordinates(first, second, whitening, min(max(classes - 1, 2), 9))
+
+        searches.append(Search(changing, (min(max(classes + 1, 4), 16), MANY_CLUSTERS)))
+    return searches
+
+
+def table_readouts(
+    searches: Sequence[Search],
+    sets: TrainingSets,
+    log_prior: Tensor,
+    random_seed: int,
+    wanted: Tensor | None = None,
+) -> list[Tensor]:
+    """Held-out logits (N, C) of the tables of the searches.
+
+    Args:
+        searches: where to look.
+        sets: T training sets, one of which reads each row.
+        log_prior: (C,).
+        random_seed: of the clusters.
+        wanted: boolean, one for each table; None for all of them. On a GPU, where the host does not wait to know, the
+            other tables are zeros.
+    """
+    number = sum(len(search.num_clusters) for search in searches)
+    left_out = wanted is not None and wanted.device.type == "cpu"
+    make = wanted.tolist() if wanted is not None and left_out else [True] * number
+    readouts, first = [], 0
+    for search in searches:
+        places = [first + i for i in range(len(search.num_clusters)) if make[first + i]]
+        points = search.coordinates() if places else ()
+        for place in places:
+            shares = [soft_clusters(part, search.num_clusters[place - first], random_seed) for part in points]
+            logits = table_readout(shares, sets, log_prior)
+            readouts.append(logits if wanted is None or left_out else logits * wanted[place])
+        first += len(search.num_clusters)
     return readouts

@@ -15,6 +15,8 @@ ITERATIONS = 14
 MAX_FITTED_ROWS = 4096
 """The most rows that the weights are fitted on."""
 FIRST_DAMPING = 1e-3
+SETTLED = 1e-7
+"""Nats by which a step must change the loss for another step."""
 WEIGHT_COST = 2.0
 """In nats and rows; of a useless readout the log-likelihood gains half a nat on average."""
 
@@ -29,35 +31,36 @@ class Pool(NamedTuple):
 
 
 def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
-    """Fit the weights of B pools to held-out logits by damped Newton steps; the host reads nothing.
+    """Fit the weights of B pools to held-out logits by damped Newton steps; on a GPU the host reads nothing.
 
     A weight costs `WEIGHT_COST` / N nats, so that few rows give no weight to noise; less for logits that are small.
 
     Args:
-        logits: (B, N, K, C): the logarithm of each readout's posterior over the prior, up to a constant by row. Zeros
+        logits: (B, K, N, C): the logarithm of each readout's posterior over the prior, up to a constant by row. Zeros
             where a pool is without a readout.
         labels: (N,) int64.
         log_prior: (C,) log p(y), natural logarithm.
     """
     scores = _bounded(logits)
     step = max(1, -(-len(labels) // MAX_FITTED_ROWS))
-    z, y, base = scores[:, ::step], labels[::step], log_prior.to(scores.dtype)
-    batch, rows, number = z.shape[:3]
-    cost = z.square().mean((1, 3)).sqrt().clamp_max(1.0).double() * (WEIGHT_COST / rows)
-    at_label = z.gather(3, y.view(1, -1, 1, 1).expand(batch, -1, number, 1)).squeeze(3)
+    z, y, base = scores[:, :, ::step], labels[::step], log_prior.to(scores.dtype)
+    batch, number, rows, classes = z.shape
+    cost = z.square().mean((2, 3)).sqrt().clamp_max(1.0).double() * (WEIGHT_COST / rows)
+    at_label = z.gather(3, y.view(1, 1, -1, 1).expand(batch, number, -1, 1)).squeeze(3)
+    flat = z.reshape(batch, number, rows * classes)
 
     def at(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-loss (B,), its gradient (B, K) and curvature (B, K, K)."""
-        w = weights.to(z.dtype)
-        s = (w[:, None, None] @ z).squeeze(2) + base
+        w = weights.to(z.dtype).unsqueeze(1)
+        s = (w @ flat).view(batch, rows, classes) + base
         log_norm = torch.logsumexp(s, -1, keepdim=True)
-        loss = (log_norm.squeeze(2) - (at_label @ w.unsqueeze(2)).squeeze(2) - base[y]).double().mean(1)
+        loss = (log_norm.squeeze(2) - (w @ at_label).squeeze(1) - base[y]).double().mean(1)
         loss = loss + (cost * weights).sum(1)
-        q = torch.exp(s - log_norm)
-        mean = (z @ q.unsqueeze(3)).squeeze(3)
-        gradient = (mean - at_label).double().mean(1) + cost
-        spread = (z * q.sqrt().unsqueeze(2)).transpose(1, 2).flatten(2)
-        curvature = (spread @ spread.mT).double() - (mean.mT @ mean).double()
+        q = (s - log_norm).exp_()
+        share = z * q.unsqueeze(1)
+        mean = share.sum(3)
+        gradient = (mean - at_label).double().mean(2) + cost
+        curvature = (share.flatten(2) @ flat.mT).double() - (mean @ mean.mT).double()
         return loss, gradient, curvature / rows
 
     weights = torch.full((batch, number), 0.5 / number, dtype=torch.float64, device=z.device)
@@ -80,7 +83,9 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
         weights = torch.where(better[:, None], candidate, weights)
         state = _chosen(better, new, state)
         damping = torch.where(better, damping / 5, damping * 10).clamp(1e-6, 1e6)
-    pooled = (weights.to(scores.dtype)[:, None, None] @ scores).squeeze(2) + base
+        if z.device.type == "cpu" and bool(((loss - new[0]).abs() < SETTLED).all()):
+            break
+    pooled = (weights.to(scores.dtype).unsqueeze(1) @ scores.flatten(2)).view(batch, -1, classes) + base
     return Pool(torch.log_softmax(pooled, -1), weights)
 
 
@@ -95,4 +100,4 @@ def _chosen(condition: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> 
 def _bounded(logits: Tensor) -> Tensor:
     """Logits centered by row; a readout that overflowed says nothing."""
     centered = logits - logits.mean(-1, keepdim=True)
-    return centered.nan_to_num(0.0, 0.0, 0.0).clamp(-1e4, 1e4)
+    return centered.nan_to_num_(0.0, 0.0, 0.0).clamp_(-1e4, 1e4)

@@ -27,8 +27,8 @@ from ecsfusion.pid.linear import (
     logistic_path,
     standardize,
 )
-from ecsfusion.pid.mixtures import cross_readouts, inner_readouts
-from ecsfusion.pid.pooling import pool
+from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
+from ecsfusion.pid.pooling import Pool, pool
 from ecsfusion.pid.union import matched, union_information
 
 NUM_FOLDS = 6
@@ -37,6 +37,8 @@ MAX_GROWTH = 3.0
 MAX_ITERATIONS = 500
 FITTED_WEIGHTS = 3
 """The weights that pooling fits in effect; of more readouts some get none."""
+MIN_TOLD = 4.0
+"""Log-likelihood, in nats, that tables must add by halves to be made for the folds."""
 TINY = 1e-12
 ROWS_PER_COLUMN = 8
 """With so many rows per column the covariance of both sides together needs little shrinkage,"""
@@ -154,8 +156,8 @@ def read_side(rows: Tensor, sets: TrainingSets, log_prior: Tensor, random_seed: 
     """Fit the readouts of standardized rows (N, D) and pool them."""
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
-    inner = inner_readouts(sums, linear.factor, log_prior, random_seed)
-    pooled = pool(_pools(linear.logits, inner), sets.labels, log_prior).log_posterior
+    searches = inner_searches(sums.folds()), inner_searches(sums.halves())
+    pooled = _pooled(torch.stack(linear.logits, 1), searches, sets, log_prior, random_seed)
     return Side(sums, linear, pooled[:2], pooled[2])
 
 
@@ -165,25 +167,61 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     alone = [side.log_posterior - log_prior for side in (first, second)]
     factors = (first.linear.factor, second.linear.factor)
     together = joint_discriminant(first.sums, second.sums, *_joint_shrinkage(first, second))
-    lines = [
-        *alone,
-        sets.held_out(together),
-        sets.held_out(logistic_path([first.sums, second.sums], list(factors))),
-    ]
-    cross = cross_readouts(first.sums, second.sums, factors, log_prior, random_seed)
-    pools = _pools(lines, cross)
-    product = pools[2:].clone()
-    product[:, :, len(alone) :] = 0
-    pooled = pool(torch.cat([pools, product]), sets.labels, log_prior).log_posterior
-    return Pair(pooled[:2], pooled[2], pooled[3])
+    path = logistic_path([first.sums, second.sums], list(factors))
+    lines = torch.stack([*alone, sets.held_out(together), sets.held_out(path)], 1)
+    folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
+    sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
+    searches = tuple(
+        cross_searches(*both, (factors[0][part], factors[1][part]))
+        for both, part in zip(sums, folds, strict=True)
+    )
+    pooled = _pooled(lines, searches, sets, log_prior, random_seed)
+    product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior
+    return Pair(pooled[:2], pooled[2], product[0])
 
 
-def _pools(lines: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """Logits (3, N, K, C) of three pools: all readouts by folds, all by halves, and only the linear ones by folds."""
-    every = torch.stack([*lines, *others], 2)
-    only_lines = every[:1].clone()
-    only_lines[:, :, len(lines) :] = 0
-    return torch.cat([every, only_lines])
+def _pooled(
+    lines: Tensor,
+    searches: Sequence[Sequence[Search]],
+    sets: TrainingSets,
+    log_prior: Tensor,
+    random_seed: int,
+) -> Tensor:
+    """Log posteriors (3, N, C) of pools: of all readouts by folds, of all by halves, of the linear ones by folds.
+
+    Tables that tell nothing by halves are not made for the folds.
+
+    Args:
+        lines: (2, K, N, C) logits of the linear readouts, by folds and by halves.
+        searches: of tables by folds, and by halves.
+        sets: all training sets.
+        log_prior: (C,).
+        random_seed: of the clusters.
+    """
+    fold_searches, half_searches = searches
+    number = lines.shape[1]
+    half = _pools(
+        lines[1], table_readouts(half_searches, sets.halves(), log_prior, random_seed), sets, log_prior
+    )
+    told = half.log_posterior.gather(2, sets.labels.expand(2, -1).unsqueeze(2)).sum((1, 2))
+    wanted = (half.weights[0, number:] > 0) & (told[0] - told[1] > MIN_TOLD)
+    fold = _pools(
+        lines[0], table_readouts(fold_searches, sets.folds(), log_prior, random_seed, wanted), sets, log_prior
+    )
+    # Both by the same kinds of readouts, or their difference would not be that of the rows.
+    by_half = torch.where(wanted.any(), half.log_posterior[0], half.log_posterior[1])
+    return torch.stack([fold.log_posterior[0], by_half, fold.log_posterior[1]])
+
+
+def _pools(lines: Tensor, tables: Sequence[Tensor], sets: TrainingSets, log_prior: Tensor) -> Pool:
+    """The pool of linear readouts (K, N, C) and tables (N, C), and that of the linear ones alone."""
+    every = torch.cat([lines, *(table.unsqueeze(0) for table in tables)]).unsqueeze(0)
+    if not tables:
+        one = pool(every, sets.labels, log_prior)
+        return Pool(one.log_posterior.expand(2, -1, -1), one.weights.expand(2, -1))
+    every = every.repeat(2, 1, 1, 1)
+    every[1, len(lines) :] = 0
+    return pool(every, sets.labels, log_prior)
 
 
 def _joint_shrinkage(first: Side, second: Side) -> tuple[Tensor, Tensor]:

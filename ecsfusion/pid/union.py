@@ -64,6 +64,15 @@ def soft_tables(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tens
     return sums.view(batch, num_clusters, classes) / rows
 
 
+def halved_tables(tables: Tensor, random_seed: int) -> Tensor:
+    """Tables (B, K, C) whose clusters are joined to half as many; the rows of the other clusters are zeros."""
+    number = tables.shape[1]
+    posteriors = tables / tables.sum(-1, keepdim=True).clamp_min(TINY)
+    clusters = cluster_posteriors(posteriors, max(number // 2, 2), random_seed)
+    place = clusters.unsqueeze(-1).expand_as(tables)
+    return torch.zeros_like(tables).scatter_add_(1, place, tables)
+
+
 def information(tables: Tensor) -> Tensor:
     """I(K; Y) in bits of tables (..., K, C)."""
     return entropy(tables.sum(-2), 1) + entropy(tables.sum(-1), 1) - entropy(tables, 2)
@@ -93,26 +102,25 @@ def union_information(
     both = torch.cat([first, second])
     label_bits = entropy(first[0].mean(0), 1)
     whole = label_bits - entropy(both, 1).mean(-1)
-    levels = []
-    for number in (num_clusters, max(num_clusters // 2, 2)):
-        clusters = cluster_posteriors(both, number, random_seed)
-        tables = soft_tables(both, clusters, number)
-        solution = broja(tables[:batch], tables[batch:], tolerance=tolerance, max_iterations=max_iterations)
-        lost = (whole - information(tables)).clamp_min(0.0)
-        levels.append(
-            (label_bits - solution.conditional_entropy, lost[:batch] + lost[batch:], solution, clusters)
-        )
-    (union, lost, solution, clusters), (coarse, coarse_lost, *_) = levels
+    clusters = cluster_posteriors(both, num_clusters, random_seed)
+    tables = soft_tables(both, clusters, num_clusters)
+    every = torch.stack([tables, halved_tables(tables, random_seed)])
+    lost = (whole - information(every)).clamp_min(0.0)
+    lost, coarse_lost = lost[:, :batch] + lost[:, batch:]
+    sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
+    solution = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
+    union, coarse = (label_bits - solution.conditional_entropy).view(2, batch)
     slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
     slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
-    gap = solution.gap
-    low = union - gap
+    low = union - solution.gap[:batch]
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
     prior = first[0].mean(0).clamp_min(TINY).log2()
     expected = -(first * prior).sum(-1)
     at_label = -prior[labels].expand(batch, -1)
-    sides = (solution.factor1, clusters[:batch], first), (solution.factor2, clusters[batch:], second)
-    for factor, places, posteriors in sides:
+    factors = solution.factor1[:batch], solution.factor2[:batch]
+    for factor, places, posteriors in zip(
+        factors, (clusters[:batch], clusters[batch:]), (first, second), strict=True
+    ):
         logs = factor.clamp_min(1e-300).log2()
         rows = logs.gather(1, places.unsqueeze(-1).expand(-1, -1, logs.shape[-1]))
         expected = expected + (posteriors * rows).sum(-1)
