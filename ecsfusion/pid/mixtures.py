@@ -21,6 +21,8 @@ MAX_VALUES = 1 << 23
 """Values C x D x D of the covariances by class; where there were more, rows are too few for them in any case."""
 MIN_ROWS_PER_COLUMN = 0.5
 """Rows per class and column below which covariances by class are noise."""
+MIN_RECURRENCE = 1.0
+"""Standard errors by which differences of covariance recur in held-out rows; noise does so in one of six cases."""
 ITERATIONS = 3
 """Of the search for directions."""
 INNER_CLUSTERS = (8, 24)
@@ -71,10 +73,11 @@ def class_products(first: LinearSums, second: LinearSums) -> Tensor:
 
 def coordinates(
     first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor], number: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Both sides along the directions in which their covariance differs most from class to class: (N, T, q) each.
 
-    Each coordinate is scaled by how far it stands out from noise.
+    Each coordinate is scaled by how far it stands out from noise. On a CPU there are none where the differences do not
+    recur in the rows that each set is read by.
     """
     differences = class_products(first, second)
     share = first.share[..., None, None]
@@ -107,11 +110,29 @@ def coordinates(
     right = _leading_left_vectors(stacked, number)
     noise = values[..., -1:]
     weight = ((values[..., :number] - noise).clamp_min(0) / values[..., :1].clamp_min(TINY)).sqrt()
-    scaled = []
+    along, within = [], []
     for side, factor, directions in zip((first, second), factors, (left, right), strict=True):
-        weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True) * weight.unsqueeze(1)
-        scaled.append(side.scores(weights, -(side.center[:, None] @ weights)[:, 0]))
-    return scaled[0], scaled[1]
+        weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True)
+        along.append(side.scores(weights, -(side.center[:, None] @ weights)[:, 0]))
+        within.append(along[-1] - (side.deviation @ weights)[:, side.sets.labels].transpose(0, 1))
+    if weight.device.type == "cpu":
+        forms = rotation.flip(-1)[..., :number].mT.unsqueeze(1) @ (there.mT @ right.unsqueeze(1))
+        if not recurs(within[0], within[1], forms, first.sets):
+            return ()
+    return along[0] * weight, along[1] * weight
+
+
+def recurs(left: Tensor, right: Tensor, forms: Tensor, sets: TrainingSets) -> bool:
+    """Whether coordinates (N, T, q) from the means of the classes vary in held-out rows as forms (T, C, q, q) say.
+
+    A form is the covariance of a class minus the mean over classes, on the training rows. Without such differences the
+    statistic is that of a standard normal.
+    """
+    products = (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(2).transpose(0, 1)
+    values = sets.held_out((products @ forms.flatten(2).mT).transpose(0, 1))
+    told = values.gather(2, sets.labels.expand(len(values), -1).unsqueeze(2)).mean((0, 2)).double()
+    error = (told - told.mean()).square().mean().sqrt() / len(told) ** 0.5
+    return bool(told.mean() > MIN_RECURRENCE * error)
 
 
 def _leading_left_vectors(matrix: Tensor, number: int) -> Tensor:
@@ -236,7 +257,7 @@ class Search(NamedTuple):
     """Coordinates in which clusters are sought, and how many."""
 
     coordinates: Callable[[], tuple[Tensor, ...]]
-    """Gives one (N, T or 1, q) for each side."""
+    """Gives one (N, T or 1, q) for each side, or none where nothing is to be found."""
     num_clusters: tuple[int, ...]
     """For each table."""
 
@@ -284,27 +305,30 @@ def table_readouts(
     log_prior: Tensor,
     random_seed: int,
     wanted: Tensor | None = None,
-) -> list[Tensor]:
-    """Held-out logits (N, C) of the tables of the searches.
+) -> tuple[list[Tensor], list[int]]:
+    """Held-out logits (N, C) of the tables of the searches, and the place of each among all of their tables.
 
     Args:
         searches: where to look.
         sets: T training sets, one of which reads each row.
         log_prior: (C,).
         random_seed: of the clusters.
-        wanted: boolean, one for each table; None for all of them. On a GPU, where the host does not wait to know, the
-            other tables are zeros.
+        wanted: boolean, one for each table; None for all of them. On a CPU the others are not made. On a GPU, where the
+            host does not wait to know, they are zeros.
     """
-    number = sum(len(search.num_clusters) for search in searches)
-    left_out = wanted is not None and wanted.device.type == "cpu"
-    make = wanted.tolist() if wanted is not None and left_out else [True] * number
-    readouts, first = [], 0
+    skips = wanted is not None and wanted.device.type == "cpu"
+    readouts: list[Tensor] = []
+    places: list[int] = []
+    place = 0
     for search in searches:
-        places = [first + i for i in range(len(search.num_clusters)) if make[first + i]]
-        points = search.coordinates() if places else ()
-        for place in places:
-            shares = [soft_clusters(part, search.num_clusters[place - first], random_seed) for part in points]
-            logits = table_readout(shares, sets, log_prior)
-            readouts.append(logits if wanted is None or left_out else logits * wanted[place])
-        first += len(search.num_clusters)
-    return readouts
+        points: tuple[Tensor, ...] | None = None
+        for number in search.num_clusters:
+            if not skips or (wanted is not None and bool(wanted[place])):
+                points = search.coordinates() if points is None else points
+                if points:
+                    shares = [soft_clusters(part, number, random_seed) for part in points]
+                    logits = table_readout(shares, sets, log_prior)
+                    readouts.append(logits if wanted is None or skips else logits * wanted[place])
+                    places.append(place)
+            place += 1
+    return readouts, places

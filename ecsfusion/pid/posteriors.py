@@ -37,6 +37,8 @@ MAX_GROWTH = 3.0
 MAX_ITERATIONS = 500
 FITTED_WEIGHTS = 3
 """The weights that pooling fits in effect; of more readouts some get none."""
+MAX_TABLES = 8
+"""More than any side or pair of sides has."""
 MIN_TOLD = 4.0
 """Log-likelihood, in nats, that tables must add by halves to be made for the folds."""
 TINY = 1e-12
@@ -200,14 +202,13 @@ def _pooled(
     """
     fold_searches, half_searches = searches
     number = lines.shape[1]
-    half = _pools(
-        lines[1], table_readouts(half_searches, sets.halves(), log_prior, random_seed), sets, log_prior
-    )
+    tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed)
+    half = _pools(lines[1], tables, sets, log_prior)
     told = half.log_posterior.gather(2, sets.labels.expand(2, -1).unsqueeze(2)).sum((1, 2))
-    wanted = (half.weights[0, number:] > 0) & (told[0] - told[1] > MIN_TOLD)
-    fold = _pools(
-        lines[0], table_readouts(fold_searches, sets.folds(), log_prior, random_seed, wanted), sets, log_prior
-    )
+    wanted = torch.zeros(MAX_TABLES, dtype=torch.bool, device=lines.device)
+    wanted[places] = (half.weights[0, number:] > 0) & (told[0] - told[1] > MIN_TOLD)
+    tables, _ = table_readouts(fold_searches, sets.folds(), log_prior, random_seed, wanted)
+    fold = _pools(lines[0], tables, sets, log_prior)
     # Both by the same kinds of readouts, or their difference would not be that of the rows.
     by_half = torch.where(wanted.any(), half.log_posterior[0], half.log_posterior[1])
     return torch.stack([fold.log_posterior[0], by_half, fold.log_posterior[1]])
