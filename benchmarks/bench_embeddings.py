@@ -58,7 +58,7 @@ def logistic_bits(rows: NDArray[Any], labels: NDArray[Any], groups: NDArray[Any]
 
 def measure(name: str, path: Path) -> dict[str, Any]:
     """One line: what each modality of a set knows, alone and with the others."""
-    with np.load(path) as stored:
+    with np.load(path, allow_pickle=False) as stored:
         modalities = [key for key in ("image", "audio", "text") if key in stored]
         embeddings = {key: stored[key].astype(np.float32) for key in modalities}
         labels, groups = stored["label"].astype(np.int64), stored["group"]
