@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from ecsfusion import FusionTrainingArguments
 from ecsfusion.model.fused_heads import FUSION_HEADS
+from hf_recipes.yaml_values import read_yaml
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 PREPROCESS = ("ahead", "on-the-fly")
@@ -149,13 +150,17 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RecipeArguments, FusionTrainin
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read by the safe loader."""
+    """The mapping in a YAML file: options as they are written, see `hf_recipes.yaml_values`."""
     if not path.is_file():
         raise ValueError(f"there is no config {str(path)!r}; give --config an existing YAML file")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); save it as such") from error
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}; write a mapping of keys to values")
     if not config.get("modalities"):
@@ -206,9 +211,9 @@ def _as_options(values: Mapping[str, Any]) -> list[str]:
     for key, value in values.items():
         if value is None:
             continue
-        options.append(f"--{key}")
         if isinstance(value, list):
-            options.extend(str(item) for item in value)
+            options.extend([f"--{key}", *(str(item) for item in value)])
         else:
-            options.append(json.dumps(value) if isinstance(value, (dict, bool)) else str(value))
+            # In one word: a value such as -1e-4 would be taken for an option.
+            options.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return options
