@@ -190,7 +190,7 @@ class PID:
             The `matplotlib.figure.Figure`.
 
         Raises:
-            ValueError: for a batch of tables.
+            ValueError: for a batch of tables, and a path that is no picture's.
         """
         from ecsfusion.pid.plotting import plot_pid
 
