@@ -116,21 +116,35 @@ def write_text(folder, columns, rows, name):
                 writer.writerow([row["label"], row["name"], *cells])
 
 
-def test_text_files_several_files_and_patterns_give_the_same_answer(files, columns, capsys, tmp_path):
-    expected = answer(capsys, files / "data.npz", "--label", "label")
+def test_text_files_several_files_and_patterns_hold_the_same_rows(columns, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_text(tmp_path, columns, slice(None), "all")
     write_text(tmp_path, columns, slice(0, 500), "part-0")
     write_text(tmp_path, columns, slice(500, NUMBER), "part-1")
     pq.write_table(as_table(columns).slice(500), tmp_path / "rest.parquet")
+    names = [f"class {i}" for i in columns["label"]]
+    monkeypatch.setattr(embedding_files, "CHUNK", 333)
     for given in (
-        ["all.csv", "--label", "name"],
-        ["all.tsv", "--label", "label"],
-        ["all.json", "--label", "label"],
-        ["part-?.jsonl", "--label", "name"],
-        ["part-0.csv", "rest.parquet", "--label", "label"],
+        ["all.csv"],
+        ["all.tsv"],
+        ["all.json"],
+        ["part-?.jsonl"],
+        ["part-0.csv", "rest.parquet"],
     ):
-        words = [tmp_path / word if "." in word else word for word in given]
-        assert answer(capsys, *words) == pytest.approx(expected), given
+        table = embedding_files.open_tables(given)
+        chunks = list(table.chunks(["label", "name", "image", "audio"], 0, table.num_rows))
+        assert max(len(chunk["label"]) for chunk in chunks) <= 333
+        found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        assert np.array_equal(found["label"], columns["label"]), given
+        assert found["name"].tolist() == names
+        for name in ("image", "audio"):
+            assert np.array_equal(found[name].astype(np.float32), columns[name])
+        part = next(table.chunks(["label"], 480, 530))["label"]
+        assert np.array_equal(part, columns["label"][480 : 480 + len(part)])
+        last = {"part-?.jsonl": "row 699 of part-1.jsonl", "part-0.csv": "row 699 of rest.parquet"}
+        assert table.place(NUMBER - 1) == last.get(given[0], f"row {NUMBER - 1} of {given[0]}")
+    options = ("--label", "name", *BY_CLUSTERS)
+    assert answer(capsys, "part-?.jsonl", *options) == answer(capsys, "all.csv", *options)
 
 
 @pytest.mark.parametrize(
