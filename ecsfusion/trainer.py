@@ -23,6 +23,7 @@ from transformers.utils import logging
 from ecsfusion.controller.rule import Rule
 from ecsfusion.data.columns import check_columns, check_has_rows
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
+from ecsfusion.data.numbered_rows import NumberedRows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.evaluation.logged_values import logged_names
 from ecsfusion.evaluation.measurement import Measurement
@@ -31,7 +32,7 @@ from ecsfusion.evaluation.scores import score_name
 from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
-from ecsfusion.processing import FusionProcessor
+from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.reporting.results import run_summary
 from ecsfusion.strategies import Strategy
 from ecsfusion.training.best_heads import BestHeads, bring_back_older_folders, folder_of
@@ -369,11 +370,19 @@ class FusionTrainer(ResumableTrainer):
 
     # ---- a step ----
 
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        # Rows that know their number, so that an error names it; only the collators of this library look for it.
+        is_stream = isinstance(dataset, torch.utils.data.IterableDataset) or not has_length(dataset)
+        if not is_stream and isinstance(self.data_collator, (FusionCollator, TensorCollator)):
+            dataset = NumberedRows(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
-        lengths = row_lengths(dataset, self.model.modalities, self.args.length_column_name)
+        measure = None if self.processing_class is None else self.processing_class.length
+        lengths = row_lengths(dataset, self.model.modalities, self.args.length_column_name, measure)
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return SeededLengthGroupedSampler(batch_size, lengths, seed)
