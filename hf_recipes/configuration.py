@@ -48,7 +48,10 @@ class RecipeArguments:
     Args:
         dataset: "digits" (embedded, no network), or a data set's name on the Hub; `data_dir` has priority.
         dataset_config: the data set's configuration on the Hub, where it has several.
-        data_dir: a folder with one file or folder per split, as `datasets.load_dataset` reads it.
+        data_dir: a folder of one of these: a table per split (CSV, JSON lines or Parquet), with the media in it or
+            their paths; a layout imagefolder or audiofolder; what `Dataset.save_to_disk` wrote. Or a single table.
+        media_dir: the folder to which paths of media are relative; by default that of the table, or else `data_dir`.
+            Paths that lead out of both folders are refused.
         train_split, validation_split, test_split: the names of the splits.
         validation_share: share of the training rows that becomes an absent validation or test split.
         label_column: the column with the class: names, strings or whole numbers.
@@ -66,7 +69,8 @@ class RecipeArguments:
 
     dataset: str | None = field(default=None, metadata={"help": "'digits' or a name on the Hub"})
     dataset_config: str | None = field(default=None, metadata={"help": "the data set's configuration"})
-    data_dir: str | None = field(default=None, metadata={"help": "folder with a file per split"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder with a file per split, or a file"})
+    media_dir: str | None = field(default=None, metadata={"help": "folder that paths of media start from"})
     train_split: str = field(default="train", metadata={"help": "name of the training split"})
     validation_split: str = field(default="validation", metadata={"help": "name of the validation split"})
     test_split: str = field(default="test", metadata={"help": "name of the test split"})
@@ -98,6 +102,8 @@ class RecipeArguments:
                 raise ValueError(
                     f"group_pattern {self.group_pattern!r} is no regular expression ({error}); correct it"
                 ) from error
+        if self.media_dir is not None and not Path(self.media_dir).is_dir():
+            raise ValueError(f"there is no folder {self.media_dir!r}; give media_dir an existing one")
         if self.dataset is None and self.data_dir is None:
             raise ValueError("neither dataset nor data_dir is given; add --data_dir FOLDER or --dataset NAME")
 

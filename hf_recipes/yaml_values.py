@@ -82,17 +82,33 @@ def read_yaml(text: str) -> Any:
 def _value(loader: _Loader, node: yaml.Node, path: tuple[str, ...]) -> Any:
     if not isinstance(node, yaml.MappingNode) or not _holds_options(path):
         return loader.construct_object(node, deep=True)
+    _check_tag(loader, node)
     _check_keys_differ(node)
     loader.flatten_mapping(node)
-    return {key.value: _option(loader, value, (*path, key.value)) for key, value in node.value}
+    options = {}
+    for key, value in node.value:
+        _check_tag(loader, key)
+        if not isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"line {key.start_mark.line + 1}: a key is no word; write the name of an option")
+        options[key.value] = _option(loader, value, (*path, key.value))
+    return options
 
 
 def _option(loader: _Loader, node: yaml.Node, path: tuple[str, ...]) -> Any:
+    _check_tag(loader, node)
     if isinstance(node, yaml.ScalarNode):
         return None if node.tag == NULL else node.value
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        for item in node.value:
+            _check_tag(loader, item)
         return [item.value for item in node.value]
     return _value(loader, node, path)
+
+
+def _check_tag(loader: _Loader, node: yaml.Node) -> None:
+    """Raise for a tag such as !!python/object, which the safe loader does not know."""
+    if node.tag not in loader.yaml_constructors:
+        loader.construct_object(node)
 
 
 def _holds_options(path: tuple[str, ...]) -> bool:

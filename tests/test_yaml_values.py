@@ -82,6 +82,9 @@ def test_values_inside_of_an_option_follow_yaml_1_2(text, value):
         (["strategy_options: {beta: no}"], r"run\.yaml, line \d+: no may be a word or mean true or false"),
         (["seed: 1", "seed: 2"], r"run\.yaml, line \d+: the key 'seed' is given twice"),
         (["strategy_options: {a: 1, a: 2}"], r"run\.yaml, line \d+: the key 'a' is given twice"),
+        (["? [a]", ": 1"], r"run\.yaml, line \d+: a key is no word"),
+        (["run_name: !!python/name:os.system"], "not valid YAML: could not determine a constructor"),
+        (["report_to: [!!python/name:os.system ]"], "not valid YAML: could not determine a constructor"),
         (["save_strategy: maybe"], r"argument --save_strategy\S*: invalid choice: 'maybe'"),
     ],
 )
