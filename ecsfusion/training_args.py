@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SchedulerType
+from transformers.utils import is_in_notebook
 
 from ecsfusion.strategies import check_strategy_name
 
@@ -103,6 +105,9 @@ class FusionTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.disable_tqdm is None and not is_in_notebook() and not (sys.stderr and sys.stderr.isatty()):
+            # A log file has no use for bars; `ecsfusion.training.callbacks.LinesOfProgress` takes their place.
+            self.disable_tqdm = True
         super().__post_init__()
         if not torch.accelerator.is_available():
             # Without an accelerator, pinned memory has no effect and torch logs a warning.
