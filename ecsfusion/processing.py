@@ -212,15 +212,15 @@ class FusionProcessor(PushToHubMixin):
             return {key: torch.stack(column) for key, column in tensors.items()}
         processor: Any = self.processors[name]
         if isinstance(processor, BaseImageProcessor) or not hasattr(processor, "pad"):
-            key, row = next(
-                (key, row)
+            key, index = next(
+                (key, index)
                 for key, column in tensors.items()
-                for row, tensor in enumerate(column)
+                for index, tensor in enumerate(column)
                 if tensor.shape != column[0].shape
             )
-            shape, first = tuple(tensors[key][row].shape), tuple(tensors[key][0].shape)
+            shape, first = tuple(tensors[key][index].shape), tuple(tensors[key][0].shape)
             raise ValueError(
-                f"{name}, {places[row]}: its {key} have the shape {shape} and those of {places[0]} {first}, which "
+                f"{name}, {places[index]}: its {key} have the shape {shape} and those of {places[0]} {first}, which "
                 f"{type(processor).__name__} cannot pad; give the processor a fixed size"
             )
         arrays = {key: [tensor.numpy() for tensor in column] for key, column in tensors.items()}

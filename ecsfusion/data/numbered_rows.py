@@ -39,10 +39,10 @@ class NumberedRows(Dataset):
         return [_numbered(row, self._number(index)) for row, index in zip(rows, indices, strict=True)]
 
     def _number(self, index: int) -> int:
-        dataset, number = self.dataset, int(index)
+        dataset: Any = self.dataset
         while isinstance(dataset, Subset):
-            dataset, number = dataset.dataset, int(dataset.indices[number])
-        return number
+            dataset, index = dataset.dataset, dataset.indices[index]
+        return int(index)
 
 
 def place_of(row: Any, index: int) -> str:

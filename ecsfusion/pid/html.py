@@ -23,7 +23,7 @@ def html_of_pid(pid: PID) -> str:
     for label, value, floor, interval in pid._atoms():
         ends = "" if interval is None else f"{float(interval[0]):.4f} to {float(interval[1]):.4f}"
         rows.append([label, f"{float(value):.4f}", ends, "" if floor is None else f"{float(floor):.4f}", ""])
-    proven = [None] * (len(pid.names) + 1)
+    proven: list[float | None] = [None] * (len(pid.names) + 1)
     if pid.held_out is not None:
         proven = [*pid.held_out.mutual_information.tolist(), float(pid.held_out.joint_mutual_information)]
     known = [*pid.mutual_information.tolist(), float(pid.joint_mutual_information)]

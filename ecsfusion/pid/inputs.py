@@ -3,7 +3,7 @@
 The message of every error names the argument, what was given and what to do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ def check_finite(embeddings: Mapping[str, Tensor]) -> None:
             )
 
 
-def first_of_other_length(rows: Sequence[Any]) -> int | None:
+def first_of_other_length(rows: Iterable[Any]) -> int | None:
     """The first row whose shape differs from that of row 0; None if there is none."""
     try:
         shapes = [np.shape(row) for row in rows]

@@ -221,10 +221,10 @@ def _check(facts: CardFacts) -> None:
     if facts.stages not in _STAGES:
         raise ValueError(f"stages is {facts.stages!r}; give one of {', '.join(_STAGES)}.")
     names = {f"encoders[{name!r}].hub_name": encoder.hub_name for name, encoder in facts.encoders.items()}
-    for index, name in enumerate(_hub_datasets(facts)):
-        names[
-            "dataset_hub_name" if isinstance(facts.dataset_hub_name, str) else f"dataset_hub_name[{index}]"
-        ] = name
+    if isinstance(facts.dataset_hub_name, str):
+        names["dataset_hub_name"] = facts.dataset_hub_name
+    else:
+        names |= {f"dataset_hub_name[{index}]": name for index, name in enumerate(_hub_datasets(facts))}
     names |= {f"finetuned_from[{index}]": name for index, name in enumerate(facts.finetuned_from)}
     names |= {"repo_id": facts.repo_id}
     for argument, name in names.items():
@@ -331,8 +331,8 @@ def _data_sentence(facts: CardFacts) -> str:
     names = list(facts.dataset_names or [facts.dataset])
     names += hub_datasets[len(names) :]
     linked = [
-        f"[{name}](https://huggingface.co/datasets/{hub})" if hub else str(name)
-        for name, hub in zip_longest(names, hub_datasets)
+        f"[{each}](https://huggingface.co/datasets/{hub})" if hub else str(each)
+        for each, hub in zip_longest(names, hub_datasets)
     ]
     return f"{_enumerate(linked)}, {facts.num_classes} classes."
 
