@@ -144,6 +144,21 @@ class FusionTrainingArguments(TrainingArguments):
                     f"{name} is {not needed}, but a probe reads the embeddings of the whole evaluation set at "
                     f"once; leave it {needed}."
                 )
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "train_sampling_strategy is 'batch_rebalance', which counts the tokens of one text per row; use "
+                "'group_by_length', which measures every modality."
+            )
+        if str(self.include_num_input_tokens_seen) not in ("no", "False"):
+            raise ValueError(
+                f"include_num_input_tokens_seen is {self.include_num_input_tokens_seen!r}, but the inputs are those of "
+                "several modalities, which have no common count of tokens; leave it 'no'."
+            )
+        if self.parallelism_config is not None:
+            raise ValueError(
+                "parallelism_config is given, but a fusion model has no plan by which its weights could be split; leave "
+                "it out, or use FSDP for joint training."
+            )
         if self.unimodal_lr_scheduler_type is not None:
             self.unimodal_lr_scheduler_type = SchedulerType(self.unimodal_lr_scheduler_type)
         for name in ("probe_clusters", "probe_components", "probe_rows"):
