@@ -249,7 +249,7 @@ ARGUMENTS: dict[str, Argument] = {
     "dataloader_drop_last": Argument(WORKS, "a set smaller than a batch is then empty", REACHED),
     "dataloader_num_workers": Argument(WORKS, "as everywhere", SAME),
     "dataloader_pin_memory": Argument(WORKS, "off where there is no accelerator", SAME),
-    "dataloader_persistent_workers": Argument(WORKS, "as everywhere", SAME),
+    "dataloader_persistent_workers": Argument(WORKS, "as everywhere"),
     "dataloader_prefetch_factor": Argument(WORKS, "as everywhere", SAME),
     "dataloader_multiprocessing_context": Argument(WORKS, "as everywhere", SAME),
     "dataloader_in_order": Argument(WORKS, "False makes a run hard to repeat"),

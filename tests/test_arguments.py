@@ -112,7 +112,6 @@ WATCHING: dict[str, object] = {
     "accelerator_config": {"even_batches": False},
     "dataloader_num_workers": 1,
     "dataloader_pin_memory": False,
-    "dataloader_persistent_workers": True,
     "dataloader_prefetch_factor": 4,
     "dataloader_multiprocessing_context": "fork",
     "ddp_bucket_cap_mb": 10,
