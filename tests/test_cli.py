@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -408,6 +409,28 @@ def test_errors_are_one_sentence(files, capsys, monkeypatch, arguments, message)
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_an_interrupt_that_an_import_hides_ends_in_one_line_too(files, capsys, monkeypatch):
+    """NumPy, for instance, raises ImportError with a page of advice if Ctrl-C comes while it is imported."""
+
+    def hidden(*arguments, **options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("this is unlikely to be an issue of the library") from None
+
+    monkeypatch.setattr(stream, "stream_pid", hidden)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, err = run(capsys, files / "data.npz", "--label", "label", *MODALITIES)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert (code, out, err) == (130, "", "ecsfusion pid: interrupted\n")
+    monkeypatch.setattr(stream, "stream_pid", lambda *arguments, **options: {}["a fault of the library"])
+    with pytest.raises(KeyError):
+        run(capsys, files / "data.npz", "--label", "label", *MODALITIES)
 
 
 def test_ragged_and_missing_values_are_named_with_their_row(capsys, tmp_path):
