@@ -156,8 +156,8 @@ class FusionTrainingArguments(TrainingArguments):
             )
         if self.parallelism_config is not None:
             raise ValueError(
-                "parallelism_config is given, but a fusion model has no plan by which its weights could be split; leave "
-                "it out, or use FSDP for joint training."
+                "parallelism_config is given, but a fusion model has no plan by which its weights could be split; "
+                "leave it out, or use FSDP for joint training."
             )
         if self.unimodal_lr_scheduler_type is not None:
             self.unimodal_lr_scheduler_type = SchedulerType(self.unimodal_lr_scheduler_type)
