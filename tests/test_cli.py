@@ -156,7 +156,16 @@ def test_text_files_several_files_and_patterns_hold_the_same_rows(columns, capsy
         ("t.csv", "y,a,b\n0,[1],[1]\n1,1,2,[1]\n", "line 3 of t.csv has 4 cells, and the header 3"),
         ("t.csv", "y,a,a\n0,[1],[1]\n", "two columns 'a'"),
         ("t.csv", "", "t.csv holds no header"),
-        ("t.csv", "y,a,b\n0,[1 ... 2],[1]\n", "column 'a' must hold numbers or lists of numbers"),
+        (
+            "t.csv",
+            "y,a,b\n0,[1 ... 2],[1]\n",
+            "column 'a' must hold numbers or lists of numbers, got '[1 ... 2]' in row 0 of t.csv",
+        ),
+        (
+            "t.csv",
+            "y,a,b\n0,1,1\n1,x,1\n",
+            "column 'a' must hold numbers or lists of numbers, got 'x' in row 1 of t.csv",
+        ),
         ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 1, "b": [1]}\n', "no value in row 1 of t.jsonl"),
         ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 1\n', "line 2 of t.jsonl is no JSON"),
         ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n[1]\n', "line 2 of t.jsonl is a list"),
@@ -369,7 +378,7 @@ def test_options_of_clusters_are_given_on_with_defaults_of_their_own(files, monk
         (["data.npz", "--label", "label", "--modality", "image=image"], "two or more different names"),
         (
             ["data.parquet", "--label", "label", "--modality", "a=name", "--modality", "b=image"],
-            "column 'name'",
+            "column 'name' must hold numbers or lists of numbers, got 'class ",
         ),
         (["data.parquet", "--label", "name", "--bins", "3", *MODALITIES], "one finite number per row"),
         (["data.npz", "--label", "label", "--clusters", "0", *MODALITIES], "num_clusters"),

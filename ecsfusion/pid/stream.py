@@ -129,13 +129,15 @@ class _Source:
         ) as bar:
             for chunk in self.table.chunks(columns, rows.start, rows.stop):
                 for name, values in chunk.items():
-                    self._check(values, before.setdefault(name, values), name, first)
+                    # Not the values themselves, which would stay in memory.
+                    like = before.setdefault(name, np.empty((0, *values.shape[1:]), values.dtype))
+                    self._check(values, like, name, first)
                 yield chunk
                 first += len(chunk[columns[0]])
                 bar.update(len(chunk[columns[0]]))
 
     def _check(self, values: NDArray[Any], first: NDArray[Any], column: str, first_row: int) -> None:
-        """Check a chunk of a column; `first` is its first chunk.
+        """Check a chunk of a column; `first` has the shape and type of its first chunk, without the rows.
 
         Raises:
             TypeError: a modality that is not of numbers, and a label that cannot be one.
@@ -143,7 +145,11 @@ class _Source:
         """
         is_modality = column in self.modalities.values()
         if is_modality and values.dtype.kind not in "biuf":
-            raise TypeError(f"column {column!r} must hold numbers or lists of numbers, got {values.dtype}")
+            row = next((index for index, value in enumerate(values) if not _is_number(value)), 0)
+            raise TypeError(
+                f"column {column!r} must hold numbers or lists of numbers, got {str(values[row])[:60]!r} in "
+                f"{self.table.place(first_row + row)}"
+            )
         if column == self.label and self.bins is None:
             _checked_labels(values, column)
         if values.shape[1:] != first.shape[1:] or _is_text(values) != _is_text(first):
@@ -235,6 +241,14 @@ def _by_clusters(source: _Source, num_rows: int, options: EstimatorOptions) -> d
 
 def _is_text(values: NDArray[Any]) -> bool:
     return values.dtype.kind in "OUS"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _described(values: NDArray[Any]) -> str:
