@@ -1,4 +1,4 @@
-"""Writes the tables of the documentation that come from the registries of strategies, rules and logged values.
+"""Writes the tables of the documentation: strategies, rules, logged values, and the fields of `TrainingArguments`.
 
     python docs/tables.py            # writes the tables
     python docs/tables.py --check    # only checks whether they are up to date; the exit status is 1 if they are not
@@ -15,7 +15,9 @@ import textwrap
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parent))
 
+from arguments import arguments_table
 from protocol.pages import filled
 
 from ecsfusion.controller.registry import RULES
@@ -104,6 +106,7 @@ TABLES = {
     ("strategies.md", "strategies"): strategies_table,
     ("strategies.md", "rules"): rules_table,
     ("training.md", "logged values"): logged_values_list,
+    ("arguments.md", "arguments"): arguments_table,
 }
 
 

@@ -7,9 +7,13 @@ misspelt options do not wait for torch.
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,14 +36,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: From argparse, with the code 0 after `--help` and 2 for arguments that it does not accept.
     """
     options = _parser().parse_args(arguments)
+    interrupts: list[int] = []
+    with _noting_interrupts(interrupts):
+        try:
+            return {"pid": _pid, "push": _push}[options.command](options)
+        except BaseException as error:
+            # A library that is interrupted while it is imported may raise ImportError instead.
+            if interrupts or isinstance(error, KeyboardInterrupt):
+                print(f"ecsfusion {options.command}: interrupted", file=sys.stderr)
+                return 130
+            if not isinstance(error, (ValueError, TypeError, OSError)):
+                raise
+            print(f"ecsfusion {options.command}: error: {error}", file=sys.stderr)
+            return 2
+
+
+@contextmanager
+def _noting_interrupts(interrupts: list[int]) -> Iterator[None]:
+    """A context in which each Ctrl-C is appended to `interrupts` before it raises KeyboardInterrupt."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    # In the background Ctrl-C is ignored, and only the main thread may say what it does.
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
     try:
-        return {"pid": _pid, "push": _push}[options.command](options)
-    except KeyboardInterrupt:
-        print(f"ecsfusion {options.command}: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError) as error:
-        print(f"ecsfusion {options.command}: error: {error}", file=sys.stderr)
-        return 2
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _pid(options: argparse.Namespace) -> int:
@@ -73,13 +102,22 @@ def _pid(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace, modalities: dict[str, str], rank: int, processes: int) -> int:
     """Measure the rows of this process together with the others'; the first process prints the answer."""
-    from ecsfusion.data.embedding_files import open_table
+    if options.plot is not None:
+        from ecsfusion.pid.plotting import check_picture_path
+
+        check_picture_path(options.plot)
+
+    from ecsfusion.data.embedding_files import open_tables
     from ecsfusion.pid.stream import stream_pid
 
     device = _device(options.device)
-    table = open_table(options.file.replace("{rank}", str(rank)), options.split)
+    # A log file has no use for progress bars.
+    shows_progress = not options.quiet and rank == 0 and sys.stderr.isatty()
+    if not shows_progress:
+        _silence_data_sets()
+    table = open_tables([file.replace("{rank}", str(rank)) for file in options.files], options.split)
     rows = range(table.num_rows)
-    if "{rank}" not in options.file:
+    if not any("{rank}" in file for file in options.files):
         rows = range(table.num_rows * rank // processes, table.num_rows * (rank + 1) // processes)
     pids = stream_pid(
         table,
@@ -92,7 +130,7 @@ def _measure(options: argparse.Namespace, modalities: dict[str, str], rank: int,
         bins=options.bins,
         seed=options.seed,
         device=device,
-        progress=not options.quiet and rank == 0,
+        progress=shows_progress,
         **(_options_of_clusters(options) if options.method == "clusters" else {}),
     )
     if rank > 0:
@@ -109,6 +147,11 @@ def _measure(options: argparse.Namespace, modalities: dict[str, str], rank: int,
             suffix = "" if len(pids) == 1 else "-" + name.replace(", ", "-")
             pid.plot(str(target.with_name(f"{target.stem}{suffix}{target.suffix}")))
     return 0
+
+
+def _silence_data_sets() -> None:
+    """Let `datasets` show no progress bars, without importing it where no data set is read."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def _options_of_clusters(options: argparse.Namespace) -> dict[str, Any]:
@@ -161,12 +204,14 @@ def _parser() -> argparse.ArgumentParser:
         help="measure what each modality knows about a label, in bits",
         description="Measure what the embeddings of each modality know about a label, in bits: what both know"
         " (redundancy), what one alone knows (unique), and what only both together know (synergy). Under torchrun the"
-        " processes share the rows of FILE; if FILE contains {rank}, each process reads a file of its own.",
+        " processes share the rows of the files; if FILE contains {rank}, each process reads a file of its own.",
     )
     pid.add_argument(
-        "file",
+        "files",
         metavar="FILE",
-        help="a .parquet, .npz or .safetensors file, or the name or folder of a data set",
+        nargs="+",
+        help="a .parquet, .npz, .safetensors, .csv, .tsv, .json or .jsonl file, a pattern such as 'part-*.parquet', or"
+        " the name or folder of a data set; several are read as one",
     )
     pid.add_argument(
         "--label", required=True, metavar="COL", help="the column of the label: integers or strings"
@@ -209,9 +254,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     pid.add_argument("--json", action="store_true", help="print JSON instead of a table")
     pid.add_argument(
-        "--plot", metavar="PNG", help="also draw values, intervals and noise floors; one file per pair"
+        "--plot",
+        metavar="PICTURE",
+        help="also draw values, intervals and noise floors, in the format of the file's suffix; one file per pair",
     )
-    pid.add_argument("--quiet", action="store_true", help="show no progress bars")
+    pid.add_argument("--quiet", action="store_true", help="show no progress bars, even on a terminal")
     clusters = pid.add_argument_group("options of --method clusters")
     clusters.add_argument(
         "--components",

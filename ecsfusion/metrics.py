@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ecsfusion.pid.estimate import fast_pids
-from ecsfusion.pid.inputs import as_embeddings, class_labels
+from ecsfusion.pid.inputs import as_embeddings, class_labels, first_of_other_length
 
 CITATION = """@article{bertschinger2014quantifying,
   title={Quantifying unique information},
@@ -91,7 +91,9 @@ class _PerModality(evaluate.Metric):
                 value = np.asarray(value)
             except ValueError as error:
                 # The rows have different lengths.
-                raise ValueError(f"{name} is no matrix ({error}); give rows of one length") from error
+                row = first_of_other_length(value)
+                where = "" if row is None else f", first in row {row}"
+                raise ValueError(f"{name} is no matrix ({error}){where}; give rows of one length") from error
         matrix = as_embeddings(value, name).cpu().float().numpy()
         if np.isnan(matrix).any():
             raise ValueError(

@@ -10,7 +10,7 @@ import inspect
 import json
 import numbers
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from transformers.utils import PushToHubMixin, cached_file
 
 from ecsfusion.data.arrays import ArrayProcessor, read_array
 from ecsfusion.data.columns import LABEL_COLUMNS, check_rows
-from ecsfusion.data.media import read_audio, read_image, read_video
+from ecsfusion.data.media import read_audio, read_image, read_video, seconds_of
+from ecsfusion.data.numbered_rows import place_of
 
 CONFIG_NAME = "fusion_processor_config.json"
 
@@ -150,7 +151,7 @@ class FusionProcessor(PushToHubMixin):
         return _with_missing_rows(batches, self.process)
 
     def process(
-        self, name: str, values: Sequence[Any], first_row: int | Sequence[int] = 0
+        self, name: str, values: Sequence[Any], first_row: int | Sequence[int | str] = 0
     ) -> dict[str, torch.Tensor]:
         """Process the raw values of one modality.
 
@@ -158,7 +159,7 @@ class FusionProcessor(PushToHubMixin):
             name: the modality.
             values: B raw values, none of them missing.
             first_row: for error messages, the number of the first value, for callers that process a data set in
-                parts; or the numbers of all values.
+                parts; or for each value its number, or what to call its row, such as "row 3 of the batch".
 
         Returns:
             The inputs of the modality's encoder, tensors (B, ...).
@@ -169,24 +170,29 @@ class FusionProcessor(PushToHubMixin):
         """
         self._check_names([name])
         processor = self.processors[name]
-        row_numbers = range(first_row, first_row + len(values)) if isinstance(first_row, int) else first_row
-        rows = [self._read(name, value, row) for row, value in zip(row_numbers, values, strict=True)]
+        places = _places(first_row, len(values))
+        rows = [self._read(name, value, place) for place, value in zip(places, values, strict=True)]
+        options = _call_options(processor)
         try:
-            features = processor(rows, return_tensors="pt", **_call_options(processor))
+            features = processor(rows, return_tensors="pt", **options)
         except Exception as error:
-            # Processors raise errors of any type, which do not name the modality and the rows.
+            # Processors raise errors of any type, which do not name the modality and the row.
+            where = _culprit(places, rows, lambda row: processor([row], return_tensors="pt", **options))
             raise ValueError(
-                f"{name}, rows {min(row_numbers)} to {max(row_numbers)}: {type(processor).__name__} failed ({error}); "
-                "check the processor's options against the shape and length of these rows"
+                f"{name}, {where}: {type(processor).__name__} failed ({error}); check the processor's options against "
+                "the shape and length of this row"
             ) from error
         return {key: value for key, value in features.items() if isinstance(value, torch.Tensor)}
 
-    def pad(self, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def pad(
+        self, name: str, rows: Sequence[Mapping[str, Any]], first_row: int | Sequence[int | str] = 0
+    ) -> dict[str, torch.Tensor]:
         """Pad processed rows of one modality to a batch.
 
         Args:
             name: the modality.
             rows: processed inputs, without a batch dimension.
+            first_row: as in `process`.
 
         Returns:
             Tensors (B, ...).
@@ -194,20 +200,58 @@ class FusionProcessor(PushToHubMixin):
         Raises:
             ValueError: the shapes differ and the processor cannot pad.
         """
+        places = _places(first_row, len(rows))
+        for place, row in zip(places, rows, strict=True):
+            if row.keys() != rows[0].keys():
+                raise ValueError(
+                    f"{name}, {place}: it has {sorted(row)} and {places[0]} has {sorted(rows[0])}; give the same "
+                    "inputs in every row"
+                )
         tensors = {key: [torch.as_tensor(row[key]) for row in rows] for key in rows[0]}
         if all(len({tensor.shape for tensor in column}) == 1 for column in tensors.values()):
             return {key: torch.stack(column) for key, column in tensors.items()}
         processor: Any = self.processors[name]
         if isinstance(processor, BaseImageProcessor) or not hasattr(processor, "pad"):
-            shapes = sorted({tuple(tensor.shape) for column in tensors.values() for tensor in column})
+            key, index = next(
+                (key, index)
+                for key, column in tensors.items()
+                for index, tensor in enumerate(column)
+                if tensor.shape != column[0].shape
+            )
+            shape, first = tuple(tensors[key][index].shape), tuple(tensors[key][0].shape)
             raise ValueError(
-                f"{name}: the rows have the shapes {shapes}, which {type(processor).__name__} cannot pad; "
-                "give the processor a fixed size"
+                f"{name}, {places[index]}: its {key} have the shape {shape} and those of {places[0]} {first}, which "
+                f"{type(processor).__name__} cannot pad; give the processor a fixed size"
             )
         arrays = {key: [tensor.numpy() for tensor in column] for key, column in tensors.items()}
         options = {"return_attention_mask": True} if isinstance(processor, FeatureExtractionMixin) else {}
         padded = processor.pad(arrays, padding=True, return_tensors="pt", **options)
         return {key: value for key, value in padded.items() if isinstance(value, torch.Tensor)}
+
+    def length(self, name: str, value: Any) -> float:
+        """How long a raw or processed value of one modality is, without decoding it.
+
+        Args:
+            name: the modality.
+            value: as `process` takes it, or processed inputs.
+
+        Returns:
+            Of text the number of characters, of sound seconds, of series steps, of videos frames; 1 for images, and for
+            videos of which as many frames are taken from each. Of processed inputs the length of the first of them.
+
+        Raises:
+            ValueError: an unknown modality, or a value whose length is not known before it is decoded.
+        """
+        self._check_names([name])
+        processor = self.processors[name]
+        if _is_processed(value):
+            return float(len(next(iter(value.values()))))
+        if isinstance(processor, BaseImageProcessor):
+            takes_all = _takes_videos(processor) and getattr(processor, "num_frames", None) is None
+            return float(len(value)) if takes_all else 1.0
+        if isinstance(processor, (PreTrainedTokenizerBase, ArrayProcessor)):
+            return float(len(value))
+        return seconds_of(value, getattr(processor, "sampling_rate", None))
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
@@ -283,7 +327,7 @@ class FusionProcessor(PushToHubMixin):
             if name not in self.processors:
                 raise ValueError(f"unknown modality {name!r}; this processor has {list(self.modalities)}")
 
-    def _read(self, name: str, value: Any, row: int) -> Any:
+    def _read(self, name: str, value: Any, place: str) -> Any:
         processor = self.processors[name]
         try:
             if isinstance(processor, BaseImageProcessor):
@@ -294,11 +338,17 @@ class FusionProcessor(PushToHubMixin):
                 return read_array(value)
             if isinstance(processor, PreTrainedTokenizerBase):
                 if not isinstance(value, str):
-                    raise TypeError(f"text cannot be a {type(value).__name__}; give a str")
+                    raise TypeError(
+                        f"text cannot be a {type(value).__name__}; give a str (found {_shown(value)})"
+                    )
                 return value
             return read_audio(value, getattr(processor, "sampling_rate", None))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}, row {row}: {error}") from error
+            path = value.get("path") if isinstance(value, Mapping) else None
+            source = "" if path is None or str(path) in str(error) else f" ({path!r})"
+            # Subclasses of ValueError, such as UnicodeDecodeError, may not be made of a text alone.
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name}, {place}{source}: {error}") from error
 
 
 class FusionCollator:
@@ -333,7 +383,8 @@ class FusionCollator:
         """
         names = self.processor.modalities
         check_rows(rows, names)
-        batch = _with_missing_rows({name: [row.get(name) for row in rows] for name in names}, self._inputs)
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        batch = _with_missing_rows(columns, self._inputs, [place_of(*pair) for pair in _indexed(rows)])
         if not any(name in batch for name in names):
             raise ValueError(
                 f"the rows have the keys {sorted(rows[0])} but none of the modalities "
@@ -341,17 +392,17 @@ class FusionCollator:
             )
         return _with_labels(batch, rows)
 
-    def _inputs(self, name: str, values: Sequence[Any], rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    def _inputs(self, name: str, values: Sequence[Any], places: Sequence[str]) -> dict[str, torch.Tensor]:
         if all(_is_processed(value) for value in values):
             try:
-                return self.processor.pad(name, values)
+                return self.processor.pad(name, values, places)
             except Exception as error:
                 # torch and processors raise errors of any type.
+                where = _culprit(places, values, lambda value: self.processor.pad(name, [value]))
                 raise ValueError(
-                    f"{name}, rows {min(rows)} to {max(rows)}: processed inputs cannot be made a batch "
-                    f"({error}); give tensors of one kind"
+                    f"{name}, {where}: processed inputs cannot be made a batch ({error}); give tensors of one kind"
                 ) from error
-        return self.processor.process(name, values, rows)
+        return self.processor.process(name, values, places)
 
 
 class TensorCollator:
@@ -388,15 +439,13 @@ class TensorCollator:
         names = self.modalities or [key for key in rows[0] if key not in LABEL_COLUMNS]
         if not names:
             raise ValueError(f"the rows have the keys {sorted(rows[0])} but no modality; leave such rows out")
-        batch = _with_missing_rows(
-            {name: [row.get(name) for row in rows] for name in names},
-            _stack,
-        )
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        batch = _with_missing_rows(columns, _stack, [place_of(*pair) for pair in _indexed(rows)])
         return _with_labels(batch, rows)
 
 
-def _stack(name: str, values: Sequence[Any], rows: Sequence[int]) -> Any:
-    """Tensors of equal shapes as one; `rows` is not used."""
+def _stack(name: str, values: Sequence[Any], places: Sequence[str]) -> Any:
+    """Tensors of equal shapes as one."""
     try:
         stacked = default_collate(list(values))
         parts = list(stacked.values()) if isinstance(stacked, Mapping) else [stacked]
@@ -406,24 +455,74 @@ def _stack(name: str, values: Sequence[Any], rows: Sequence[int]) -> Any:
     except Exception as error:
         # torch raises errors of any type for values that it cannot stack.
         raise ValueError(
-            f"the rows of {name!r} cannot be stacked ({error}); give a FusionProcessor as processing_class, which "
-            "reads and pads them, or rows that hold tensors of equal shapes."
+            f"the rows of {name!r} cannot be stacked ({error}; see {_culprit(places, values)}); give a FusionProcessor "
+            "as processing_class, which reads and pads them, or rows that hold tensors of equal shapes."
         ) from error
 
 
-def _with_missing_rows(columns: Mapping[str, list[Any]], make_inputs: Any) -> FusionBatch:
+def _indexed(rows: Sequence[Any]) -> list[tuple[Any, int]]:
+    return [(row, index) for index, row in enumerate(rows)]
+
+
+def _places(first_row: int | Sequence[int | str], size: int) -> list[str]:
+    """What to call each row in an error."""
+    numbers = range(first_row, first_row + size) if isinstance(first_row, int) else first_row
+    return [number if isinstance(number, str) else f"row {number}" for number in numbers]
+
+
+def _culprit(
+    places: Sequence[str], rows: Sequence[Any], alone: Any = None, kind_of: Callable[[Any], Any] | None = None
+) -> str:
+    """The row for which a batch could not be made: the first that fails alone, or that is unlike the first row.
+
+    Args:
+        places: what to call the rows.
+        rows: the rows.
+        alone: processes one row; None where one row cannot fail.
+        kind_of: what rows of a batch have in common; None for type and shape.
+    """
+    for place, row in zip(places, rows, strict=True):
+        if alone is not None:
+            try:
+                alone(row)
+            except Exception:
+                return place
+    kinds = [(kind_of or _kind_of)(row) for row in rows]
+    other = next((place for place, kind in zip(places, kinds, strict=True) if kind != kinds[0]), None)
+    return other or (places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}")
+
+
+def _kind_of(row: Any) -> Any:
+    """What rows of a batch have in common: type and shape, by key."""
+    if isinstance(row, Mapping):
+        return {key: _kind_of(value) for key, value in row.items()}
+    # The size of a PIL image.
+    return type(row), getattr(row, "shape", getattr(row, "size", None))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _with_missing_rows(
+    columns: Mapping[str, list[Any]], make_inputs: Any, places: Sequence[str] | None = None
+) -> FusionBatch:
     """A batch of columns in which None marks a row that lacks the modality; its inputs are zeros.
 
     Args:
         columns: by modality, one value per row.
-        make_inputs: called as `make_inputs(name, values, rows)` with the values that are not None and the numbers of
-            their rows, for error messages; returns their inputs, tensors (N, ...).
+        make_inputs: called as `make_inputs(name, values, places)` with the values that are not None and what to call
+            their rows in error messages; returns their inputs, tensors (N, ...).
+        places: what to call the rows; None for their numbers.
     """
+    if places is None:
+        places = _places(0, len(next(iter(columns.values()))))
     batch, masks = FusionBatch(), {}
     for name, values in columns.items():
         rows = [row for row, value in enumerate(values) if value is not None]
         if rows:
-            inputs = make_inputs(name, [values[row] for row in rows], rows)
+            inputs = make_inputs(name, [values[row] for row in rows], [places[row] for row in rows])
             batch[name] = inputs if len(rows) == len(values) else _fill(inputs, rows, len(values))
         if len(rows) < len(values):
             masks[name] = torch.tensor([value is not None for value in values])
@@ -432,7 +531,7 @@ def _with_missing_rows(columns: Mapping[str, list[Any]], make_inputs: Any) -> Fu
     size = len(next(iter(columns.values())))
     empty = [row for row in range(size) if all(values[row] is None for values in columns.values())]
     if empty and len(empty) < size:
-        raise ValueError(f"row {empty[0]} has none of the modalities {list(columns)}; leave this row out")
+        raise ValueError(f"{places[empty[0]]} has none of the modalities {list(columns)}; leave this row out")
     return batch
 
 
@@ -449,7 +548,8 @@ def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> Fusio
     labels = [row.get("labels", row.get("label")) for row in rows]
     missing = [row for row, label in enumerate(labels) if label is None]
     if missing and len(missing) < len(rows):
-        raise ValueError(f"label, row {missing[0]}: missing, but present in other rows; leave these rows out")
+        place = place_of(rows[missing[0]], missing[0])
+        raise ValueError(f"label, {place}: missing, but present in other rows; leave these rows out")
     if not missing:
         try:
             array = np.asarray(
@@ -457,18 +557,33 @@ def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> Fusio
             )
         except (ValueError, TypeError, RuntimeError) as error:
             # Such as lists of different lengths, or tensors without values.
+            where = _culprit([place_of(*pair) for pair in _indexed(rows)], labels, kind_of=_label_shape)
             raise ValueError(
-                f"label: the rows hold no labels of one kind and length ({error}); correct them"
+                f"label, {where}: the rows hold no labels of one kind and length ({error}); correct them"
             ) from error
         if array.dtype.kind not in "biuf":
+            wrong = next((row for row, label in enumerate(labels) if not _is_numeric(label)), 0)
             raise TypeError(
-                f"label, row 0: {labels[0]!r} is a {type(labels[0]).__name__}; give class numbers from 0 (model.config."
-                "label2id maps names to them), or one list of numbers per row, all of one length."
+                f"label, {place_of(rows[wrong], wrong)}: {_shown(labels[wrong])} is a {type(labels[wrong]).__name__}; "
+                "give class numbers from 0 (model.config.label2id maps names to them), or one list of numbers per row, "
+                "all of one length."
             )
         tensor = torch.as_tensor(array)
         is_class = tensor.ndim == 1 and not tensor.is_floating_point()
         batch["labels"] = tensor.to(torch.int64 if is_class else torch.float32)
     return batch
+
+
+def _label_shape(label: Any) -> Any:
+    try:
+        return tuple(label.shape) if hasattr(label, "shape") else np.shape(label)
+    except ValueError:
+        # Lists of different lengths.
+        return "ragged"
+
+
+def _is_numeric(label: Any) -> bool:
+    return isinstance(label, torch.Tensor) or np.asarray(label).dtype.kind in "biuf"
 
 
 def _kind(processor: Any) -> str | None:

@@ -16,13 +16,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import SequentialSampler, Subset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, has_length
 from transformers.utils import logging
 
 from ecsfusion.controller.rule import Rule
 from ecsfusion.data.columns import check_columns, check_has_rows
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
+from ecsfusion.data.numbered_rows import NumberedRows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.evaluation.logged_values import logged_names
 from ecsfusion.evaluation.measurement import Measurement
@@ -31,11 +31,11 @@ from ecsfusion.evaluation.scores import score_name
 from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
-from ecsfusion.processing import FusionProcessor
+from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.reporting.results import run_summary
 from ecsfusion.strategies import Strategy
 from ecsfusion.training.best_heads import BestHeads, bring_back_older_folders, folder_of
-from ecsfusion.training.callbacks import ControllerCallback, FusionProgressCallback
+from ecsfusion.training.callbacks import ControllerCallback, show_progress_of_stages, without_bars
 from ecsfusion.training.clipping import clip_by_part, total_norm
 from ecsfusion.training.divergence import logits_by_head, raise_divergence, what_broke
 from ecsfusion.training.evaluator import Evaluator, probe_options
@@ -43,7 +43,7 @@ from ecsfusion.training.head_losses import LossOfAllHeads
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
 from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, make_plan
 from ecsfusion.training.processes import end_processes
-from ecsfusion.training.publishing import Publishing
+from ecsfusion.training.publishing import Publishing, as_list
 from ecsfusion.training.record import StageRecord, check_saved_record
 from ecsfusion.training.resuming import ResumableTrainer
 from ecsfusion.training.setup import check_arguments, collator_for, warn_of_older_checkpoint
@@ -154,10 +154,7 @@ class FusionTrainer(ResumableTrainer):
                 "set by the strategy) would have no effect; give its parameter groups their rates, or leave "
                 "`optimizers` out."
             )
-        # PrinterCallback would print every evaluation as a dictionary of thirty numbers.
-        self.pop_callback(PrinterCallback)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(FusionProgressCallback())
+        show_progress_of_stages(self)
         self.add_callback(ControllerCallback())
 
     @property
@@ -240,6 +237,12 @@ class FusionTrainer(ResumableTrainer):
         Returns:
             The result of `transformers.Trainer.train`.
         """
+        with without_bars(bool(self.args.disable_tqdm)):
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(
+        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
         for name, dataset in {"train_dataset": self.train_dataset, **self.evaluation_sets()}.items():
             check_has_rows(dataset, name)
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -369,11 +372,19 @@ class FusionTrainer(ResumableTrainer):
 
     # ---- a step ----
 
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        # Rows that know their number, so that an error names it; only the collators of this library look for it.
+        is_stream = isinstance(dataset, torch.utils.data.IterableDataset) or not has_length(dataset)
+        if not is_stream and isinstance(self.data_collator, (FusionCollator, TensorCollator)):
+            dataset = NumberedRows(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not has_length(dataset):
             return super()._get_train_sampler(train_dataset)
-        lengths = row_lengths(dataset, self.model.modalities, self.args.length_column_name)
+        measure = None if self.processing_class is None else self.processing_class.length
+        lengths = row_lengths(dataset, self.model.modalities, self.args.length_column_name, measure)
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return SeededLengthGroupedSampler(batch_size, lengths, seed)
@@ -661,7 +672,7 @@ class FusionTrainer(ResumableTrainer):
 
     def create_model_card(
         self,
-        language: str | None = None,
+        language: str | list[str] | None = None,
         license: str | None = None,
         tags: str | list[str] | None = None,
         model_name: str | None = None,
@@ -675,15 +686,17 @@ class FusionTrainer(ResumableTrainer):
         """Write the model card to `README.md` in the output folder, and to the folder of the peak of stage 1.
 
         Args:
-            language: not used; the card finds such facts itself.
+            language: code or codes of the languages of the data, such as "en".
             license: identifier of the license of the weights.
-            tags: further tags of the model.
+            tags: further tags of the model, beside those of `model.add_model_tags`.
             model_name: title of the card; by default the name of the repository or of the output folder.
-            finetuned_from: not used.
-            tasks: not used.
-            dataset_tags: name of the data on the Hub, if it is there.
-            dataset: plain name of the data.
-            dataset_args: not used.
+            finetuned_from: name on the Hub of the model that this one started from; the card finds those of the
+                encoders itself.
+            tasks: task or tasks of the Hub, such as "image-classification"; by default the results in the header are
+                those of "multimodal-classification".
+            dataset_tags: name or names of the data on the Hub, if it is there.
+            dataset: plain name or names of the data.
+            dataset_args: configuration or configurations of the data on the Hub.
             comparison: accuracy of other schedules on the last split, by name.
 
         Raises:
@@ -693,9 +706,13 @@ class FusionTrainer(ResumableTrainer):
             self.publishing.write_card(
                 title=model_name,
                 license=license,
-                tags=[tags] if isinstance(tags, str) else list(tags or ()),
-                dataset=dataset if isinstance(dataset, str) else "the training data",
-                dataset_hub_name=dataset_tags if isinstance(dataset_tags, str) else None,
+                tags=as_list(tags),
+                dataset=as_list(dataset),
+                dataset_hub_names=as_list(dataset_tags),
+                dataset_args=as_list(dataset_args),
+                tasks=as_list(tasks),
+                languages=as_list(language),
+                finetuned_from=as_list(finetuned_from),
                 comparison=comparison,
             )
 

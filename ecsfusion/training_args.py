@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SchedulerType
+from transformers.utils import is_in_notebook
 
 from ecsfusion.strategies import check_strategy_name
 
@@ -103,6 +105,9 @@ class FusionTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.disable_tqdm is None and not is_in_notebook() and not (sys.stderr and sys.stderr.isatty()):
+            # A log file has no use for bars; `ecsfusion.training.callbacks.LinesOfProgress` takes their place.
+            self.disable_tqdm = True
         super().__post_init__()
         if not torch.accelerator.is_available():
             # Without an accelerator, pinned memory has no effect and torch logs a warning.
@@ -139,6 +144,21 @@ class FusionTrainingArguments(TrainingArguments):
                     f"{name} is {not needed}, but a probe reads the embeddings of the whole evaluation set at "
                     f"once; leave it {needed}."
                 )
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "train_sampling_strategy is 'batch_rebalance', which counts the tokens of one text per row; use "
+                "'group_by_length', which measures every modality."
+            )
+        if str(self.include_num_input_tokens_seen) not in ("no", "False"):
+            raise ValueError(
+                f"include_num_input_tokens_seen is {self.include_num_input_tokens_seen!r}, but the inputs are those of "
+                "several modalities, which have no common count of tokens; leave it 'no'."
+            )
+        if self.parallelism_config is not None:
+            raise ValueError(
+                "parallelism_config is given, but a fusion model has no plan by which its weights could be split; "
+                "leave it out, or use FSDP for joint training."
+            )
         if self.unimodal_lr_scheduler_type is not None:
             self.unimodal_lr_scheduler_type = SchedulerType(self.unimodal_lr_scheduler_type)
         for name in ("probe_clusters", "probe_components", "probe_rows"):

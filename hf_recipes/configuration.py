@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from ecsfusion import FusionTrainingArguments
 from ecsfusion.model.fused_heads import FUSION_HEADS
+from hf_recipes.yaml_values import read_yaml
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 PREPROCESS = ("ahead", "on-the-fly")
@@ -47,7 +48,10 @@ class RecipeArguments:
     Args:
         dataset: "digits" (embedded, no network), or a data set's name on the Hub; `data_dir` has priority.
         dataset_config: the data set's configuration on the Hub, where it has several.
-        data_dir: a folder with one file or folder per split, as `datasets.load_dataset` reads it.
+        data_dir: a folder of one of these: a table per split (CSV, JSON lines or Parquet), with the media in it or
+            their paths; a layout imagefolder or audiofolder; what `Dataset.save_to_disk` wrote. Or a single table.
+        media_dir: the folder to which paths of media are relative; by default that of the table, or else `data_dir`.
+            Paths that lead out of both folders are refused.
         train_split, validation_split, test_split: the names of the splits.
         validation_share: share of the training rows that becomes an absent validation or test split.
         label_column: the column with the class: names, strings or whole numbers.
@@ -65,7 +69,8 @@ class RecipeArguments:
 
     dataset: str | None = field(default=None, metadata={"help": "'digits' or a name on the Hub"})
     dataset_config: str | None = field(default=None, metadata={"help": "the data set's configuration"})
-    data_dir: str | None = field(default=None, metadata={"help": "folder with a file per split"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder with a file per split, or a file"})
+    media_dir: str | None = field(default=None, metadata={"help": "folder that paths of media start from"})
     train_split: str = field(default="train", metadata={"help": "name of the training split"})
     validation_split: str = field(default="validation", metadata={"help": "name of the validation split"})
     test_split: str = field(default="test", metadata={"help": "name of the test split"})
@@ -97,6 +102,8 @@ class RecipeArguments:
                 raise ValueError(
                     f"group_pattern {self.group_pattern!r} is no regular expression ({error}); correct it"
                 ) from error
+        if self.media_dir is not None and not Path(self.media_dir).is_dir():
+            raise ValueError(f"there is no folder {self.media_dir!r}; give media_dir an existing one")
         if self.dataset is None and self.data_dir is None:
             raise ValueError("neither dataset nor data_dir is given; add --data_dir FOLDER or --dataset NAME")
 
@@ -149,13 +156,17 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RecipeArguments, FusionTrainin
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read by the safe loader."""
+    """The mapping in a YAML file: options as they are written, see `hf_recipes.yaml_values`."""
     if not path.is_file():
         raise ValueError(f"there is no config {str(path)!r}; give --config an existing YAML file")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); save it as such") from error
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}; write a mapping of keys to values")
     if not config.get("modalities"):
@@ -206,9 +217,9 @@ def _as_options(values: Mapping[str, Any]) -> list[str]:
     for key, value in values.items():
         if value is None:
             continue
-        options.append(f"--{key}")
         if isinstance(value, list):
-            options.extend(str(item) for item in value)
+            options.extend([f"--{key}", *(str(item) for item in value)])
         else:
-            options.append(json.dumps(value) if isinstance(value, (dict, bool)) else str(value))
+            # In one word: a value such as -1e-4 would be taken for an option.
+            options.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return options

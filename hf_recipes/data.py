@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ecsfusion import FusionProcessor
-from ecsfusion.data.paths import check_data_files, confined
+from ecsfusion.data.paths import check_data_files, check_saved_files, confined
 from hf_recipes.configuration import RecipeArguments
 from hf_recipes.digits import load_digits_splits
 from hf_recipes.encoders import media_of
-from hf_recipes.places import places_of_rows, unreadable_parquet
+from hf_recipes.folders import KINDS, loading_options, renamed_columns, tables_of
+from hf_recipes.places import folder_of_place, places_of_rows, unreadable_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
                     f"{where}, split {name!r}: there is no column {column!r} among {split.column_names}; "
                     "correct its name in the config"
                 )
-    labels = {name: split[recipe.label_column] for name, split in splits.items()}
+    labels = {name: _whole(split[recipe.label_column]) for name, split in splits.items()}
     names, classes = _class_labels(splits["train"].features[recipe.label_column], labels, where)
     label_feature = datasets.ClassLabel(names=names)
     groups = {name: _groups(split, recipe, f"{where}, split {name!r}") for name, split in splits.items()}
@@ -71,7 +72,8 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
         parts = [_raw_column(split, column, modality) for modality, column in columns.items()]
         renamed = datasets.concatenate_datasets(parts, axis=1)
         splits[name] = renamed.add_column(LABEL, classes[name], feature=label_feature)
-        splits[name] = splits[name].add_column(PLACE, places_of_rows(stored_as[name], split, files))
+        places = places_of_rows(stored_as[name], split, files, folder_of(recipe))
+        splits[name] = splits[name].add_column(PLACE, places)
         if recipe.group_column is not None:
             splits[name] = splits[name].add_column(GROUP, groups[name])
     return datasets.DatasetDict(_complete(splits, recipe.validation_share, seed, where))
@@ -94,7 +96,9 @@ def prepare_splits(
     for name, encoder in encoders.items():
         _check_kind(name, encoder, splits["train"].features[name])
     prepared = {
-        name: ProcessedSplit(rows, processor, f"{_describe(recipe)}, split {name!r}", recipe.data_dir)
+        name: ProcessedSplit(
+            rows, processor, f"{_describe(recipe)}, split {name!r}", folder_of(recipe), recipe.media_dir
+        )
         for name, rows in splits.items()
     }
     ahead = recipe.preprocess == "ahead"
@@ -117,6 +121,7 @@ class ProcessedSplit(torch.utils.data.Dataset):
         processor: what turns a raw value into tensors.
         where: names the split in errors.
         data_dir: the folder of the data set, in which its paths must stay; None for one on the Hub.
+        media_dir: another folder, from which its paths start; None to start from that of the table, or `data_dir`.
 
     Attributes:
         labels: the class of every row.
@@ -124,12 +129,18 @@ class ProcessedSplit(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, rows: datasets.Dataset, processor: FusionProcessor, where: str, data_dir: str | None = None
+        self,
+        rows: datasets.Dataset,
+        processor: FusionProcessor,
+        where: str,
+        data_dir: str | None = None,
+        media_dir: str | None = None,
     ) -> None:
         self.rows = rows
         self.processor = processor
         self.where = where
         self.data_dir = data_dir
+        self.media_dir = media_dir
         self.labels: list[int] = list(rows[LABEL])
         self.undecodable: list[str] = []
         self._ahead: list[dict[str, Any]] | None = None
@@ -182,7 +193,7 @@ class ProcessedSplit(torch.utils.data.Dataset):
         for name in self.processor.modalities:
             if raw[name] is None:
                 raise ValueError(f"{self.where}: {name}, row {index}: missing; leave this row out{where}")
-            value = self._confined(name, raw[name], index)
+            value = self._confined(name, raw, index, where)
             try:
                 features = self.processor.process(name, [value], first_row=index)
             except (TypeError, ValueError) as error:
@@ -190,14 +201,20 @@ class ProcessedSplit(torch.utils.data.Dataset):
             row[name] = {key: tensor[0] for key, tensor in features.items()}
         return row
 
-    def _confined(self, name: str, value: Any, index: int) -> Any:
+    def _confined(self, name: str, raw: Mapping[str, Any], index: int, where: str) -> Any:
         if isinstance(self.processor.processors[name], PreTrainedTokenizerBase):
             # A text is never taken for a path.
-            return value
+            return raw[name]
+        starts = []
+        if self.media_dir is not None:
+            starts = [self.media_dir]
+        elif self.data_dir is not None:
+            starts = [folder_of_place(raw.get(PLACE) or "", self.data_dir), self.data_dir]
         try:
-            return confined(value, self.data_dir)
+            return confined(raw[name], self.data_dir, starts)
         except ValueError as error:
-            raise ValueError(f"{self.where}: {name}, row {index}: {error}") from error
+            remedy = "" if self.media_dir is not None else ", or name the folder of the media by media_dir"
+            raise ValueError(f"{self.where}: {name}, row {index}: {error}{remedy}{where}") from error
 
 
 def _describe(recipe: RecipeArguments) -> str:
@@ -208,10 +225,35 @@ def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, l
     """The data set, and the files of each of its splits."""
     if recipe.data_dir is None and recipe.dataset == "digits":
         return load_digits_splits(), {}
-    if recipe.data_dir is not None and not Path(recipe.data_dir).is_dir():
+    if recipe.data_dir is not None and not Path(recipe.data_dir).exists():
         raise ValueError(f"there is no folder {recipe.data_dir!r}; give data_dir an existing one")
+    if (
+        recipe.data_dir is not None
+        and Path(recipe.data_dir).is_file()
+        and Path(recipe.data_dir).suffix not in KINDS
+    ):
+        raise ValueError(
+            f"data_dir is the file {recipe.data_dir!r}; give a folder, or one of {', '.join(KINDS)}"
+        )
+    folder = folder_of(recipe)
     files: Mapping[str, list[str]] = {}
     try:
+        if folder is not None and any(
+            Path(folder, name).is_file() for name in ("dataset_dict.json", "state.json")
+        ):
+            check_saved_files(folder)
+            saved = datasets.load_from_disk(folder)
+            return datasets.DatasetDict({"train": saved}) if isinstance(
+                saved, datasets.Dataset
+            ) else saved, {}
+        names = (recipe.train_split, recipe.validation_split, recipe.test_split)
+        tables = {}
+        if folder is not None and recipe.dataset_config is None:
+            tables = tables_of(Path(str(recipe.data_dir)), names, recipe.label_column)
+        if tables:
+            files = {split: [str(path.absolute()) for path in paths] for split, paths in tables.items()}
+            check_data_files((file for paths in files.values() for file in paths), folder)
+            return _load_tables(recipe, tables, files), files
         place = (recipe.data_dir or recipe.dataset, recipe.dataset_config)
         files = datasets.load_dataset_builder(*place).config.data_files or {}
         check_data_files((file for paths in files.values() for file in paths), recipe.data_dir)
@@ -233,6 +275,33 @@ def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, l
         ) from error
 
 
+def _load_tables(
+    recipe: RecipeArguments, tables: Mapping[str, list[Path]], files: Mapping[str, list[str]]
+) -> datasets.DatasetDict:
+    """Tables as splits, with columns of paths under the names that the recipe uses."""
+    first = next(path for paths in tables.values() for path in paths)
+    columns = [modality.column for modality in recipe.modalities.values()]
+    as_text = [*columns, *([] if recipe.group_column is None else [recipe.group_column])]
+    kind = KINDS[first.suffix.lower()]
+    loaded = datasets.load_dataset(kind, data_files=dict(files), **loading_options(first, as_text))
+    names = next(iter(loaded.values())).column_names
+    # The values alone: the rows may hold pictures, which are decoded when they are read.
+    paths = {"file_name": _first_value(loaded, "file_name")} if "file_name" in names else {}
+    return loaded.rename_columns(renamed_columns(names, columns, paths))
+
+
+def _first_value(loaded: datasets.DatasetDict, column: str) -> Any:
+    values = next(iter(loaded.values())).select_columns([column])
+    return values[0][column] if len(values) else None
+
+
+def folder_of(recipe: RecipeArguments) -> str | None:
+    """The folder of a local data set; None for one on the Hub."""
+    if recipe.data_dir is None or not Path(recipe.data_dir).is_file():
+        return recipe.data_dir
+    return str(Path(recipe.data_dir).parent)
+
+
 def _raw_column(split: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
     """One column under another name, media as bytes: ecsfusion decodes them, and its errors name the row."""
     part = split.select_columns([column]).rename_columns({column: name})
@@ -240,6 +309,14 @@ def _raw_column(split: datasets.Dataset, column: str, name: str) -> datasets.Dat
     if isinstance(feature, (datasets.Image, datasets.Audio)):
         part = part.cast_column(name, type(feature)(decode=False))
     return part
+
+
+def _whole(labels: Sequence[Any]) -> list[Any]:
+    """Labels as they are; whole numbers that a gap in a CSV file has made real are whole again."""
+    given = [label for label in labels if label is not None]
+    if given and all(isinstance(label, float) and label.is_integer() for label in given):
+        return [None if label is None else int(label) for label in labels]
+    return list(labels)
 
 
 def _class_labels(

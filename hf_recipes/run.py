@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import datasets
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -47,7 +48,8 @@ def prepare(argv: Sequence[str]) -> Job:
     names = raw["train"].features["label"].names
     encoders = build_encoders(recipe)
     processor = build_processor(recipe, encoders)
-    splits = prepare_splits(recipe, raw, encoders, processor, show_progress=args.local_process_index == 0)
+    shows_bars = args.local_process_index == 0 and sys.stderr.isatty()
+    splits = prepare_splits(recipe, raw, encoders, processor, show_progress=shows_bars)
     model = FusionForClassification.from_modality_pretrained(
         encoders, id2label=dict(enumerate(names)), fusion=recipe.fusion
     )
@@ -137,8 +139,16 @@ def main(argv: Sequence[str]) -> None:
     """Run the recipe. An error that the user can correct ends it with one sentence."""
     # These progress bars are those of reading and writing weights; training has other ones.
     logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        # The bars of a log file would be lines.
+        datasets.disable_progress_bars()
     try:
         run(argv)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; --resume_from_checkpoint true goes on from the latest checkpoint", file=sys.stderr
+        )
+        sys.exit(130)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         message = str(error).strip() or type(error).__name__
         if "Original Traceback" in message:

@@ -1,7 +1,9 @@
 """`ecsfusion pid`: every format gives the same answer, in one process or two; errors are one sentence."""
 
+import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -58,6 +60,7 @@ def files(columns, tmp_path_factory):
     np.savez(folder / "data.npz", **columns)
     save_file({name: torch.tensor(values) for name, values in columns.items()}, folder / "data.safetensors")
     pq.write_table(as_table(columns), folder / "data.parquet", row_group_size=170)
+    (folder / "notes.txt").write_text("nothing")
     return folder
 
 
@@ -91,6 +94,139 @@ def test_every_format_gives_the_answer_of_fast_pid(files, columns, capsys, monke
     assert answer(capsys, files / "data.safetensors", "--label", "label", *method) == expected
     assert answer(capsys, files / "data.parquet", "--label", "label", *method) == expected
     assert answer(capsys, files / "data.parquet", "--label", "name", *method) == expected
+
+
+def write_text(folder, columns, rows, name):
+    """Rows as CSV with lists in cells, TSV with arrays as NumPy prints them, JSON lines, and one JSON list."""
+    labels, names = columns["label"][rows].tolist(), [f"class {i}" for i in columns["label"][rows]]
+    lists = {key: columns[key][rows].tolist() for key in ("image", "audio")}
+    objects = [
+        {"label": label, "name": word, "image": image, "audio": audio}
+        for label, word, image, audio in zip(labels, names, *lists.values(), strict=True)
+    ]
+    (folder / f"{name}.json").write_text(json.dumps(objects))
+    (folder / f"{name}.jsonl").write_text("\n\n".join(map(json.dumps, objects)))
+    for suffix, separator in (("csv", ","), ("tsv", "\t")):
+        with (folder / f"{name}.{suffix}").open("w", newline="") as file:
+            writer = csv.writer(file, delimiter=separator)
+            writer.writerow(objects[0])
+            for row in objects:
+                cells = [json.dumps(row[key]) for key in ("image", "audio")]
+                if suffix == "tsv":
+                    cells = [cell.replace(",", " ") for cell in cells]
+                writer.writerow([row["label"], row["name"], *cells])
+
+
+def test_text_files_several_files_and_patterns_hold_the_same_rows(columns, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path, columns, slice(None), "all")
+    write_text(tmp_path, columns, slice(0, 500), "part-0")
+    write_text(tmp_path, columns, slice(500, NUMBER), "part-1")
+    pq.write_table(as_table(columns).slice(500), tmp_path / "rest.parquet")
+    names = [f"class {i}" for i in columns["label"]]
+    monkeypatch.setattr(embedding_files, "CHUNK", 333)
+    for given in (
+        ["all.csv"],
+        ["all.tsv"],
+        ["all.json"],
+        ["part-?.jsonl"],
+        ["part-0.csv", "rest.parquet"],
+    ):
+        table = embedding_files.open_tables(given)
+        chunks = list(table.chunks(["label", "name", "image", "audio"], 0, table.num_rows))
+        assert max(len(chunk["label"]) for chunk in chunks) <= 333
+        found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        assert np.array_equal(found["label"], columns["label"]), given
+        assert found["name"].tolist() == names
+        for name in ("image", "audio"):
+            assert np.array_equal(found[name].astype(np.float32), columns[name])
+        part = next(table.chunks(["label"], 480, 530))["label"]
+        assert np.array_equal(part, columns["label"][480 : 480 + len(part)])
+        last = {"part-?.jsonl": "row 699 of part-1.jsonl", "part-0.csv": "row 699 of rest.parquet"}
+        assert table.place(NUMBER - 1) == last.get(given[0], f"row {NUMBER - 1} of {given[0]}")
+    options = ("--label", "name", *BY_CLUSTERS)
+    assert answer(capsys, "part-?.jsonl", *options) == answer(capsys, "all.csv", *options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "y,a,b\n0,[1],[1]\n1,,[1]\n", "column 'a' has no value in row 1 of t.csv"),
+        ("t.csv", "y,a,b\n0,[1],[1]\n1,[1 2],[1]\n", "column 'a' has 2 numbers in row 1 of t.csv"),
+        ("t.csv", "y,a,b\n0,[1],[1]\n1,1,2,[1]\n", "line 3 of t.csv has 4 cells, and the header 3"),
+        ("t.csv", "y,a,a\n0,[1],[1]\n", "two columns 'a'"),
+        ("t.csv", "", "t.csv holds no header"),
+        (
+            "t.csv",
+            "y,a,b\n0,[1 ... 2],[1]\n",
+            "column 'a' must hold numbers or lists of numbers, got '[1 ... 2]' in row 0 of t.csv",
+        ),
+        (
+            "t.csv",
+            "y,a,b\n0,1,1\n1,x,1\n",
+            "column 'a' must hold numbers or lists of numbers, got 'x' in row 1 of t.csv",
+        ),
+        ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 1, "b": [1]}\n', "no value in row 1 of t.jsonl"),
+        ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 1\n', "line 2 of t.jsonl is no JSON"),
+        ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n[1]\n', "line 2 of t.jsonl is a list"),
+        ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 0, "a": 1, "b": [1]}', "a number in row 1 of t.js"),
+        ("t.json", '[{"y": 0, "a": {"c": 1}, "b": [1]}]', "got {'c': 1} in row 0 of t.json"),
+        ("t.json", '[{"y": 0, "a": [null], "b": [1]}]', "got [None] in row 0 of t.json"),
+        ("t.json", "[]", "t.json holds no rows"),
+    ],
+)
+def test_what_is_wrong_in_a_text_file_is_named(capsys, tmp_path, monkeypatch, name, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    code, _, err = run(capsys, name, "--label", "y", "--modality", "a=a", "--modality", "b=b")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+@pytest.mark.parametrize("method", [(), BY_CLUSTERS, ("--bins", "3")], ids=["posteriors", "clusters", "bins"])
+def test_a_bad_row_of_a_large_table_is_named_by_its_place_in_the_file(
+    columns, capsys, monkeypatch, tmp_path, method
+):
+    """Whether it is in the sample or not, and whatever file, row group or chunk it lies in."""
+    monkeypatch.setattr(embedding_files, "CHUNK", 100)
+    monkeypatch.setattr(stream, "MAX_STREAMED_ROWS", 300)
+    monkeypatch.setattr(stream, "MAX_ROWS", 300)
+    sampled = set(sample_rows(2 * NUMBER, 300, 0).tolist())
+    label = "real" if "--bins" in method else "label"
+    for bad in (NUMBER + 701, NUMBER + 702, NUMBER + 703, NUMBER + 704):
+        table = as_table(columns)
+        if label == "real":
+            column = columns["real"].copy()
+            column[bad - NUMBER] = np.nan
+        else:
+            column = columns["audio"].copy()
+            column[bad - NUMBER, 2] = np.inf
+            column = column.tolist()
+        name = "real" if label == "real" else "audio"
+        broken = table.set_column(table.column_names.index(name), name, pa.array(column))
+        pq.write_table(table, tmp_path / "first.parquet", row_group_size=170)
+        pq.write_table(broken, tmp_path / "second.parquet", row_group_size=170)
+        files = (tmp_path / "first.parquet", tmp_path / "second.parquet")
+        code, _, err = run(capsys, *files, "--label", label, *MODALITIES, *method)
+        assert code == 2
+        assert f"first in row {bad - NUMBER} of second.parquet" in err
+        if bad in sampled:
+            break
+    assert bad > NUMBER + 701 or bad in sampled
+
+
+def test_a_table_that_changes_on_the_way_is_named_by_its_row(columns, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(embedding_files, "CHUNK", 100)
+    pq.write_table(as_table(columns), tmp_path / "first.parquet")
+    for name, values in (("audio", columns["image"].tolist()), ("label", ["word"] * NUMBER)):
+        table = as_table(columns)
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+        pq.write_table(table, tmp_path / "second.parquet")
+        files = (tmp_path / "first.parquet", tmp_path / "second.parquet")
+        code, _, err = run(capsys, *files, "--label", "label", *MODALITIES)
+        assert code == 2
+        assert f"column {name!r} holds" in err
+        assert "from row 0 of second.parquet on" in err
 
 
 def test_a_saved_data_set_gives_the_same_answer(files, columns, capsys, tmp_path):
@@ -205,8 +341,12 @@ def test_three_modalities_bins_and_pictures(files, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "title"), [((), "sample"), (BY_CLUSTERS, "count")])
-def test_progress_is_shown_unless_quiet(files, capsys, method, title):
-    assert main(["pid", str(files / "data.npz"), "--label", "label", *MODALITIES, *method]) == 0
+def test_progress_is_shown_on_a_terminal_unless_quiet(files, capsys, monkeypatch, method, title):
+    words = ["pid", str(files / "data.npz"), "--label", "label", *MODALITIES, *method]
+    assert main(words) == 0
+    assert capsys.readouterr().err == "", "a log file has no use for bars"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(words) == 0
     assert title in capsys.readouterr().err
 
 
@@ -238,7 +378,7 @@ def test_options_of_clusters_are_given_on_with_defaults_of_their_own(files, monk
         (["data.npz", "--label", "label", "--modality", "image=image"], "two or more different names"),
         (
             ["data.parquet", "--label", "label", "--modality", "a=name", "--modality", "b=image"],
-            "column 'name'",
+            "column 'name' must hold numbers or lists of numbers, got 'class ",
         ),
         (["data.parquet", "--label", "name", "--bins", "3", *MODALITIES], "one finite number per row"),
         (["data.npz", "--label", "label", "--clusters", "0", *MODALITIES], "num_clusters"),
@@ -261,6 +401,13 @@ def test_options_of_clusters_are_given_on_with_defaults_of_their_own(files, monk
         ),
         (["data.npz", "--label", "real", *MODALITIES, *BY_CLUSTERS], "one integer or string per row"),
         (["data.npz", "--label", "label", "--device", "gpu", *MODALITIES], "one of ['cpu'"),
+        (["part-*.npz", "--label", "label", *MODALITIES], "no file matches 'part-*.npz'"),
+        (["notes.txt", "--label", "label", *MODALITIES], "files must be .parquet, .npz,"),
+        (
+            ["missing.npz", "--label", "y", *MODALITIES, "--plot", "o.doc"],
+            "ends in 'doc', which is no format",
+        ),
+        (["missing.npz", "--label", "y", *MODALITIES, "--plot", "no/o.png"], "there is no folder 'no'"),
         (["data.npz", "--label", "label", "--device", "cuda:99", *MODALITIES], "got 'cuda:99'"),
         (["data.npz", "--label", "label", "--device", "meta", *MODALITIES], "got 'meta'"),
     ],
@@ -273,9 +420,38 @@ def test_errors_are_one_sentence(files, capsys, monkeypatch, arguments, message)
     assert err.count("\n") == 1
 
 
+def test_an_interrupt_that_an_import_hides_ends_in_one_line_too(files, capsys, monkeypatch):
+    """NumPy, for instance, raises ImportError with a page of advice if Ctrl-C comes while it is imported."""
+
+    def hidden(*arguments, **options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("this is unlikely to be an issue of the library") from None
+
+    monkeypatch.setattr(stream, "stream_pid", hidden)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, err = run(capsys, files / "data.npz", "--label", "label", *MODALITIES)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert (code, out, err) == (130, "", "ecsfusion pid: interrupted\n")
+    monkeypatch.setattr(stream, "stream_pid", lambda *arguments, **options: {}["a fault of the library"])
+    with pytest.raises(KeyError):
+        run(capsys, files / "data.npz", "--label", "label", *MODALITIES)
+
+
 def test_ragged_and_missing_values_are_named_with_their_row(capsys, tmp_path):
     lists = [[1.0, 2.0]] * 5
-    for column, message in [([*lists[:4], [1.0]], "row 4"), ([None, *lists[1:]], "row 0"), (lists, None)]:
+    nested = [[[1.0, 2.0], [3.0, 4.0]]] * 5
+    for column, message in [
+        ([*lists[:4], [1.0]], "row 4 of t.parquet"),
+        ([None, *lists[1:]], "row 0"),
+        ([*lists[:3], [1.0, None], lists[4]], "no value in row 3"),
+        ([*nested[:3], [[1.0, 2.0], [3.0]], nested[4]], "1 numbers in row 3"),
+        (lists, None),
+    ]:
         pq.write_table(pa.table({"y": [0, 1, 0, 1, 0], "a": column, "b": lists}), tmp_path / "t.parquet")
         modalities = ["--modality", "a=a", "--modality", "b=b"]
         code, _, err = run(capsys, tmp_path / "t.parquet", "--label", "y", *modalities)

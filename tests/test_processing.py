@@ -11,6 +11,7 @@ import soundfile
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import Subset
 from transformers import (
     ASTFeatureExtractor,
     AutoImageProcessor,
@@ -21,7 +22,9 @@ from transformers import (
 )
 
 from ecsfusion.data.arrays import ArrayProcessor
-from ecsfusion.data.media import read_audio, read_image
+from ecsfusion.data.lengths import row_lengths
+from ecsfusion.data.media import read_audio, read_image, read_video
+from ecsfusion.data.numbered_rows import NumberedRows
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 
 RATE = 16_000
@@ -505,7 +508,7 @@ def test_a_folder_without_a_fusion_processor_is_refused(tmp_path):
         ({"text": ["one", None]}, ValueError, "row 1 has none of the modalities"),
         ({"text": ["one", None, 2]}, TypeError, "text, row 2: text cannot be a int"),
         ({"text": ["one", "two"], "image": np.zeros((8, 8))}, ValueError, "1 of 'image', 2 of 'text'"),
-        ({"image": [np.zeros((8, 8)), np.zeros((9, 8))]}, ValueError, "image, rows 0 to 1: .* failed"),
+        ({"image": [np.zeros((8, 8)), np.zeros((9, 8))]}, ValueError, "image, row 1: .* failed"),
     ],
 )
 def test_bad_input_is_named_with_its_row(processor, raw, error, message):
@@ -517,13 +520,101 @@ def test_collator_errors_name_row_and_keys(processor, image):
     collate = FusionCollator(processor)
     with pytest.raises(ValueError, match=r"keys \['label', 'picture'\] but none of the modalities"):
         collate([{"picture": image, "label": 1}])
-    with pytest.raises(ValueError, match="row 1 has none of the modalities"):
+    with pytest.raises(ValueError, match="row 1 of the batch has none of the modalities"):
         collate([{"image": image}, {"image": None}])
-    with pytest.raises(ValueError, match="label, row 0: missing"):
+    with pytest.raises(ValueError, match="label, row 0 of the batch: missing"):
         collate([{"image": image}, {"image": image, "label": 1}])
     rows = [{"image": {"pixel_values": torch.zeros(1, side, side)}} for side in (8, 9)]
-    with pytest.raises(ValueError, match="cannot pad; give the processor a fixed size"):
+    with pytest.raises(
+        ValueError, match=r"image, row 1 of the batch: .*cannot pad; give the processor a fixed size"
+    ):
         collate(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"image": b"no image"}, ValueError, "image, row 46: 8 bytes cannot be read"),
+        ({"image": {"bytes": b"x", "path": "a.png"}}, ValueError, r"image, row 46 \('a.png'\): 1 bytes"),
+        ({"text": 7}, TypeError, r"text, row 46: text cannot be a int; give a str \(found 7\)"),
+        ({"image": None, "text": None}, ValueError, "row 46 has none of the modalities"),
+        ({"label": None}, ValueError, "label, row 46: missing"),
+        ({"label": "cat"}, TypeError, "label, row 46: 'cat' is a str; give class numbers"),
+        ({"label": [1, 2]}, ValueError, "label, row 46: the rows hold no labels of one kind"),
+        ({"image": np.zeros((9, 8), np.uint8)}, ValueError, "image, row 46: ViTImageProcessor.* failed"),
+    ],
+)
+def test_a_row_of_a_shuffled_batch_is_named_by_its_number_in_the_data_set(
+    processor, image, change, error, message
+):
+    rows = [{"image": image, "text": "one", "label": 1} for _ in range(50)]
+    rows[46] = {**rows[46], **change}
+    shuffled = Subset(rows, [*range(49, 10, -1)])
+    numbered = NumberedRows(shuffled)
+    collate = FusionCollator(processor)
+    assert collate(numbered.__getitems__([8, 9]))["labels"].tolist() == [1, 1]
+    for batch in (numbered.__getitems__([8, 3, 9]), [numbered[8], numbered[3]]):
+        with pytest.raises(error, match=f"^{message}"):
+            collate(batch)
+
+
+def test_tensors_that_do_not_fit_are_named_by_their_row(processor):
+    rows = [{"left": torch.zeros(3), "labels": 0} for _ in range(9)]
+    rows[5]["left"] = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"rows of 'left' cannot be stacked \(.*see row 5\)"):
+        TensorCollator()(NumberedRows(rows).__getitems__([8, 5, 2]))
+    processed = [{"image": {"pixel_values": torch.zeros(1, 8, 8)}} for _ in range(9)]
+    processed[5]["image"]["pixel_mask"] = torch.zeros(8, 8)
+    collate = FusionCollator(processor)
+    with pytest.raises(
+        ValueError, match=r"image, row 5: .*it has \['pixel_mask', 'pixel_values'\] and row 8"
+    ):
+        collate(NumberedRows(processed).__getitems__([8, 5, 2]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1.0, 2.0], [1.0, float("nan")]], "row 1: the row has values that are NaN"),
+        ([[1.0, 2.0], [1.0]], "row 1 has 1 features and row 0 has 2"),
+    ],
+)
+def test_a_row_of_numbers_is_named(rows, message):
+    for use in (ArrayProcessor.fit, ArrayProcessor(mean=[0.0, 0.0])):
+        with pytest.raises(ValueError, match=message if use == ArrayProcessor.fit else "row 1"):
+            use(rows)
+
+
+def test_raw_rows_are_measured_without_being_decoded(processor, image, tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(4000), 8000, format="WAV")
+    (tmp_path / "half a second.wav").write_bytes(buffer.getvalue())
+    monkeypatch.setattr("ecsfusion.data.media._decode_audio", None)
+    monkeypatch.setattr("ecsfusion.data.media._decode_image", None)
+    sounds = [
+        buffer.getvalue(),
+        str(tmp_path / "half a second.wav"),
+        {"bytes": buffer.getvalue(), "path": None},
+        {"array": np.zeros(24000), "sampling_rate": 48000},
+        np.zeros(8000),
+    ]
+    assert processor.processors["audio"].sampling_rate == 16000
+    assert [processor.length("audio", sound) for sound in sounds] == [0.5] * 5
+    assert [processor.length("image", value) for value in (image, b"...", "a.png")] == [1.0] * 3
+    assert processor.length("text", "four") == 4.0
+    assert processor.length("text", {"input_ids": [1, 2, 3]}) == 3.0
+    rows = [{"text": "four", "audio": sounds[0]}, {"text": "by", "audio": sounds[3]}, {"text": "by"}]
+    assert row_lengths(rows, ("text", "audio"), "length", processor.length) == pytest.approx([2.0, 1.5, 0.5])
+    rows[1]["audio"] = b"no sound"
+    with pytest.raises(ValueError, match=r"length of audio in row 1 is not known .*add a column 'length'"):
+        row_lengths(rows, ("text", "audio"), "length", processor.length)
+    with pytest.raises(ValueError, match=r"column 'length' holds 'long' in row 0"):
+        row_lengths([{"text": "four", "length": "long"}], ("text",), "length")
+
+
+def test_a_frame_that_cannot_be_read_is_named(image):
+    with pytest.raises(ValueError, match="frame 2: 8 bytes cannot be read"):
+        read_video([image, image, b"no image"])
 
 
 def test_processors_of_the_wrong_kind_are_refused(processor, tmp_path):

@@ -84,6 +84,19 @@ def test_what_the_user_can_set_right_ends_in_one_sentence(tmp_path, changes, mes
     assert "\n" not in stopped.value.code
 
 
+def test_interrupting_the_recipe_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run.main([])
+    assert stop.value.code == 130
+    shown = capsys.readouterr().err
+    assert shown.startswith("interrupted; --resume_from_checkpoint true")
+    assert shown.count("\n") == 1
+
+
 def test_the_card_names_the_data_and_not_the_way_to_it(tmp_path):
     recipe = run.RecipeArguments(data_dir=str(tmp_path / "avmnist" / ".." / "avmnist"))
     (tmp_path / "avmnist").mkdir()

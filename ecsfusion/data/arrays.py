@@ -56,9 +56,12 @@ class ArrayProcessor:
             TypeError: no list of rows of numbers.
         """
         arrays = _read_rows(rows)
-        widths = {array.shape[-1] for array in arrays}
-        if len(widths) > 1:
-            raise ValueError(f"the rows have {sorted(widths)} features; give as many in every row.")
+        widths = [array.shape[-1] for array in arrays]
+        for row, width in enumerate(widths):
+            if width != widths[0]:
+                raise ValueError(
+                    f"row {row} has {width} features and row 0 has {widths[0]}; give as many in every row."
+                )
         steps = np.concatenate([np.atleast_2d(array) for array in arrays]).astype(np.float64)
         std = steps.std(axis=0)
         # A feature counts as constant if float32 cannot divide by its standard deviation.
@@ -77,7 +80,13 @@ class ArrayProcessor:
         Raises:
             ValueError: rows with different numbers of features, or another number than `mean` has.
         """
-        return self.pad({"values": [self._normalize(row) for row in _read_rows(rows)]})
+        normalized = []
+        for index, row in enumerate(_read_rows(rows)):
+            try:
+                normalized.append(self._normalize(row))
+            except ValueError as error:
+                raise ValueError(f"row {index}: {error}") from error
+        return self.pad({"values": normalized})
 
     def pad(self, features: Mapping[str, Sequence[Any]], **_: Any) -> BatchFeature:
         """Make normalized rows a batch; the result is the same as that of calling the processor on the raw rows.
@@ -86,12 +95,15 @@ class ArrayProcessor:
             ValueError: shapes that differ in more than the length of series.
         """
         rows = [np.asarray(row, dtype=np.float32) for row in features["values"]]
-        shapes = {row.shape for row in rows}
-        if len(shapes) == 1:
+        other = next((index for index, row in enumerate(rows) if row.shape != rows[0].shape), None)
+        if other is None:
             return BatchFeature({"values": torch.from_numpy(np.stack(rows))})
-        if len({shape[1:] for shape in shapes}) > 1 or (self.mean.size > 1 and rows[0].ndim == 1):
+        wider = next((index for index, row in enumerate(rows) if row.shape[1:] != rows[0].shape[1:]), None)
+        if wider is not None or (self.mean.size > 1 and rows[0].ndim == 1):
+            index = other if wider is None else wider
             raise ValueError(
-                f"the rows have the shapes {sorted(shapes)}; only the length of series may differ."
+                f"row {index} has the shape {rows[index].shape} and row 0 {rows[0].shape}; only the length of series "
+                "may differ."
             )
         length = max(len(row) for row in rows)
         values = torch.zeros(len(rows), length, *rows[0].shape[1:])
@@ -151,7 +163,13 @@ def _read_rows(rows: Any) -> list[np.ndarray]:
         raise TypeError(f"rows must be a list of rows of numbers, got a {type(rows).__name__}.")
     if not len(rows):
         raise ValueError("there are no rows; give at least one.")
-    return [read_array(row) for row in rows]
+    arrays = []
+    for index, row in enumerate(rows):
+        try:
+            arrays.append(read_array(row))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"row {index}: {error}") from error
+    return arrays
 
 
 def array_of(value: Any, what: str) -> np.ndarray:

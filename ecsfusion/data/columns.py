@@ -47,12 +47,12 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
         )
 
 
-def check_row(row: Any, modalities: Sequence[str]) -> None:
-    """Raises TypeError for a row without keys, such as a tuple of a `TensorDataset`."""
+def check_row(row: Any, modalities: Sequence[str], place: str = "a row of the data set") -> None:
+    """Raises TypeError for a row without keys, such as a tuple of a `TensorDataset`; `place` is what to call it."""
     if not isinstance(row, Mapping):
         keys = ", ".join(f"{name!r}: ..." for name in (*modalities, "labels"))
         raise TypeError(
-            f"a row of the data set is a {type(row).__name__}, which does not name its values; let "
+            f"{place} is a {type(row).__name__}, which does not name its values; let "
             f"__getitem__ return a dictionary {{{keys}}}, or give a data_collator of your own."
         )
 
@@ -63,8 +63,8 @@ def check_rows(rows: Any, modalities: Sequence[str]) -> None:
         raise TypeError(f"the rows of a batch must be a list of dictionaries, got a {type(rows).__name__}.")
     if not rows:
         raise ValueError("the batch has no rows; give at least one.")
-    for row in rows:
-        check_row(row, modalities)
+    for index, row in enumerate(rows):
+        check_row(row, modalities, f"row {index} of the batch")
 
 
 def _keys_of_first_row(dataset: Any) -> list[str] | None:

@@ -1,8 +1,10 @@
-"""Files and data sets of embeddings as tables that are read in chunks: parquet, npz, safetensors, the Hub.
+"""Files and data sets of embeddings as tables that are read in chunks: parquet, npz, safetensors, CSV, JSON, the Hub.
 
-At most one chunk of rows is in memory at a time. Only an npz file, which cannot be read in parts, is loaded as a whole.
+At most one chunk of rows is in memory at a time. Only npz and text files, which cannot be read in parts, are loaded as
+a whole.
 """
 
+import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ecsfusion.data.text_tables import read_text_table
 
 CHUNK = 65_536
 """The most rows of a chunk."""
@@ -35,31 +39,50 @@ class Table(Protocol):
         """
         ...
 
+    def place(self, row: int) -> str:
+        """Where a row lies, for error messages: "row 17 of train.parquet"."""
+        ...
+
+
+def open_tables(paths: Sequence[str], split: str = "train") -> Table:
+    """Open one table, or several as one, in the order in which they are given.
+
+    Args:
+        paths: as `open_table` takes them, or patterns of files such as "part-*.parquet", which are sorted by name.
+        split: the split of data sets; files have none.
+
+    Raises:
+        ValueError: if there is no such file, it is of another kind, or the tables have no column in common.
+    """
+    names: list[str] = []
+    for path in paths:
+        found = [path] if Path(path).exists() or not glob.has_magic(path) else sorted(glob.glob(path))
+        if not found:
+            raise ValueError(f"no file matches {path!r}; give the name of a file, or another pattern")
+        names += found
+    tables = [open_table(name, split) for name in names]
+    return tables[0] if len(tables) == 1 else TableOfTables(tables)
+
 
 def open_table(path: str, split: str = "train") -> Table:
     """Open a table of embeddings.
 
     Args:
-        path: a local .parquet, .npz or .safetensors file, or a data set by its name on the Hub or its folder.
+        path: a local .parquet, .npz, .safetensors, .csv, .tsv, .json or .jsonl file, or a data set by its name on the
+            Hub or its folder.
         split: the split of a data set; files have none.
 
     Raises:
         ValueError: if there is no such file, or it is of another kind.
     """
-    suffix = Path(path).suffix
-    readers: dict[str, Callable[[str], Table]] = {
-        ".parquet": ParquetTable,
-        ".npz": ArrayTable,
-        ".safetensors": SafetensorsTable,
-    }
-    if suffix in readers:
+    suffix = Path(path).suffix.lower()
+    if suffix in READERS and not Path(path).is_dir():
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist; give a file or the name of a data set on the Hub")
-        return readers[suffix](path)
+        return READERS[suffix](path)
     if Path(path).is_file():
-        raise ValueError(
-            f"{path} ends in {suffix or 'nothing'}; files must be .parquet, .npz or .safetensors"
-        )
+        *others, last = READERS
+        raise ValueError(f"{path} ends in {suffix or 'nothing'}; files must be {', '.join(others)} or {last}")
     return DatasetTable(path, split)
 
 
@@ -73,6 +96,11 @@ class ArrayTable:
         self.num_rows = _common_length(
             {name: len(np.atleast_1d(a)) for name, a in self._arrays.items()}, path
         )
+        self._name = Path(path).name
+
+    def place(self, row: int) -> str:
+        """See `Table`."""
+        return f"row {row} of {self._name}"
 
     def chunks(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, NDArray[Any]]]:
         """See `Table`."""
@@ -91,6 +119,11 @@ class SafetensorsTable:
         self.columns = tuple(self._file.keys())
         lengths = {name: (self._file.get_slice(name).get_shape() or [1])[0] for name in self.columns}
         self.num_rows = _common_length(lengths, path)
+        self._name = Path(path).name
+
+    def place(self, row: int) -> str:
+        """See `Table`."""
+        return f"row {row} of {self._name}"
 
     def chunks(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, NDArray[Any]]]:
         """See `Table`."""
@@ -113,6 +146,11 @@ class ParquetTable:
         self._file = pq.ParquetFile(path, memory_map=False, pre_buffer=False)
         self.num_rows = self._file.metadata.num_rows
         self.columns = tuple(self._file.schema_arrow.names)
+        self._name = Path(path).name
+
+    def place(self, row: int) -> str:
+        """See `Table`."""
+        return f"row {row} of {self._name}"
 
     def chunks(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, NDArray[Any]]]:
         """See `Table`."""
@@ -129,7 +167,7 @@ class ParquetTable:
             low, high = max(start - first, 0), min(stop - first, len(batch))
             if low < high:
                 part = batch.slice(low, high - low)
-                yield {name: _from_arrow(part.column(name), name, first + low) for name in names}
+                yield {name: _from_arrow(part.column(name), name, self.place, first + low) for name in names}
             first += len(batch)
 
 
@@ -160,8 +198,13 @@ class DatasetTable:
             )
             data = load_dataset(path, split=split)
         self._data = data.with_format("arrow")
+        self._split = split
         self.num_rows = len(data)
         self.columns = tuple(data.column_names)
+
+    def place(self, row: int) -> str:
+        """See `Table`."""
+        return f"row {row} of the split {self._split!r}"
 
     def chunks(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, NDArray[Any]]]:
         """See `Table`."""
@@ -169,7 +212,69 @@ class DatasetTable:
         data = self._data.select_columns(names)
         for first in range(start, stop, CHUNK):
             part = data[first : min(first + CHUNK, stop)]
-            yield {name: _from_arrow(part[name].combine_chunks(), name, first) for name in names}
+            yield {name: _from_arrow(part[name].combine_chunks(), name, self.place, first) for name in names}
+
+
+class TextFile:
+    """A .csv, .tsv, .json or .jsonl file, see `ecsfusion.data.text_tables`."""
+
+    def __init__(self, path: str) -> None:
+        self._table = read_text_table(path)
+        self.columns, self.num_rows = self._table.columns, self._table.num_rows
+
+    def place(self, row: int) -> str:
+        """See `Table`."""
+        return self._table.place(row)
+
+    def chunks(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """See `Table`."""
+        arrays = {name: self._table.array(name) for name in columns}
+        for first in range(start, stop, CHUNK):
+            yield {name: array[first : min(first + CHUNK, stop)] for name, array in arrays.items()}
+
+
+class TableOfTables:
+    """Several tables, one after the other; its columns are those that all of them have."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._tables = tables
+        self.columns = tuple(
+            name for name in tables[0].columns if all(name in table.columns for table in tables)
+        )
+        self.num_rows = sum(table.num_rows for table in tables)
+        if not self.columns:
+            raise ValueError(
+                f"the tables have no column in common: {[list(table.columns) for table in tables]}; rename columns"
+            )
+
+    def place(self, row: int) -> str:
+        """See `Table`."""
+        for table in self._tables:
+            if row < table.num_rows:
+                return table.place(row)
+            row -= table.num_rows
+        raise IndexError(f"there are {self.num_rows} rows")
+
+    def chunks(self, columns: Sequence[str], start: int, stop: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """See `Table`."""
+        offset = 0
+        for table in self._tables:
+            low, high = max(start - offset, 0), min(stop - offset, table.num_rows)
+            if low < high:
+                yield from table.chunks(columns, low, high)
+            offset += table.num_rows
+
+
+READERS: dict[str, Callable[[str], Table]] = {
+    ".parquet": ParquetTable,
+    ".npz": ArrayTable,
+    ".safetensors": SafetensorsTable,
+    ".csv": TextFile,
+    ".tsv": TextFile,
+    ".json": TextFile,
+    ".jsonl": TextFile,
+}
+"""What opens a file, by its suffix."""
 
 
 def as_rows(value: NDArray[Any], column: str) -> Tensor:
@@ -183,18 +288,30 @@ def as_rows(value: NDArray[Any], column: str) -> Tensor:
     return torch.from_numpy(np.array(value)).reshape(len(value), -1)
 
 
-def _from_arrow(column: Any, name: str, first_row: int) -> NDArray[Any]:
-    """An Arrow array as a NumPy array (n,) or (n, D)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def _from_arrow(column: Any, name: str, place: Callable[[int], str], first_row: int) -> NDArray[Any]:
+    """An Arrow array as a NumPy array (n,) or (n, D).
 
-    if column.null_count:
-        row = first_row + int(np.flatnonzero(np.asarray(column.is_null()))[0])
-        raise ValueError(f"column {name!r} has no value in row {row}; remove the row or fill it")
+    Args:
+        column: the array.
+        name: that of the column.
+        place: says where a row lies.
+        first_row: the number of the first row.
+    """
+    import pyarrow as pa
+
+    _check_no_null(column, name, lambda index: place(first_row + index))
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if not pa.types.is_nested(column.type):
         return column.to_numpy(zero_copy_only=False)
+    return _rows_of_lists(column, name, lambda index: place(first_row + index)).reshape(len(column), -1)
+
+
+def _rows_of_lists(column: Any, name: str, place: Callable[[int], str]) -> NDArray[Any]:
+    """The numbers of lists, which may hold lists, in one row each; `place` takes the number of a list."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     # A struct is an image or a sound, for instance.
     if pa.types.is_struct(column.type) or pa.types.is_map(column.type):
         raise TypeError(
@@ -204,13 +321,24 @@ def _from_arrow(column: Any, name: str, first_row: int) -> NDArray[Any]:
     if (lengths != lengths[0]).any():
         row = int(np.flatnonzero(lengths != lengths[0])[0])
         raise ValueError(
-            f"column {name!r} has {lengths[row]} numbers in row {first_row + row} and {lengths[0]} before; pool or"
-            " pad every row to one length"
+            f"column {name!r} has {lengths[row]} numbers in {place(row)} and {lengths[0]} before; pool or pad every row"
+            " to one length"
         )
-    values = column.flatten()
+    values, width = column.flatten(), max(int(lengths[0]), 1)
+
+    def place_of_part(index: int) -> str:
+        return place(index // width)
+
+    _check_no_null(values, name, place_of_part)
     if pa.types.is_nested(values.type):
-        return _from_arrow(values, name, first_row).reshape(len(column), -1)
-    return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        return _rows_of_lists(values, name, place_of_part)
+    return values.to_numpy(zero_copy_only=False)
+
+
+def _check_no_null(column: Any, name: str, place: Callable[[int], str]) -> None:
+    if column.null_count:
+        row = int(np.flatnonzero(np.asarray(column.is_null()))[0])
+        raise ValueError(f"column {name!r} has no value in {place(row)}; remove the row or fill it")
 
 
 def _common_length(lengths: dict[str, int], path: str) -> int:

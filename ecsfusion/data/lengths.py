@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,13 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         self.generator.manual_seed(self.seed + epoch)
 
 
-def row_lengths(dataset: Any, modalities: Sequence[str], column: str) -> list[float]:
+Measure = Callable[[str, Any], float]
+"""The length of a value of a modality, see `FusionProcessor.length`."""
+
+
+def row_lengths(
+    dataset: Any, modalities: Sequence[str], column: str, measure: Measure | None = None
+) -> list[float]:
     """One length per row.
 
     Text and sound are measured in different units. So the lengths of each modality are divided by that of its longest
@@ -43,32 +49,51 @@ def row_lengths(dataset: Any, modalities: Sequence[str], column: str) -> list[fl
 
     Args:
         dataset: rows with an entry per modality: processed inputs (the length is that of the first of them), text,
-            or a sound as an array, plain or under "array". A column of lengths, if there is one, is used instead.
+            or a sound as an array, plain or under "array"; with `measure` any raw value. A column of lengths, if there
+            is one, is used instead.
         modalities: their names.
         column: name of that column; its entries are numbers, or numbers by modality.
+        measure: measures a value; None where there is no processor.
 
     Raises:
-        ValueError: a length that is unknown before decoding (a file, bytes, a picture).
+        ValueError: a length that is unknown before decoding (without `measure` a file, bytes, a picture); the message
+            names the row.
         TypeError: a row without keys.
     """
     num_rows = len(dataset)
-    table = np.array([_lengths_of(dataset[row], modalities, column, row) for row in range(num_rows)])
+    table = np.array([_lengths_of(dataset[row], modalities, column, row, measure) for row in range(num_rows)])
     return (table / np.maximum(table.max(axis=0), 1e-12)).sum(axis=1).tolist()
 
 
-def _lengths_of(row: Mapping[str, Any], modalities: Sequence[str], column: str, index: int) -> list[float]:
-    check_row(row, modalities)
+def _lengths_of(
+    row: Mapping[str, Any], modalities: Sequence[str], column: str, index: int, measure: Measure | None
+) -> list[float]:
+    check_row(row, modalities, f"row {index} of the data set")
     lengths = row.get(column)
-    if isinstance(lengths, Mapping):
-        return [float(lengths.get(name) or 0) for name in modalities]
     if lengths is not None:
-        return [float(lengths)]
-    return [_length_of(row.get(name), name, column, index) for name in modalities]
+        each = lengths if isinstance(lengths, Mapping) else {column: lengths}
+        names = modalities if isinstance(lengths, Mapping) else [column]
+        try:
+            return [float(each.get(name) or 0) for name in names]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"column {column!r} holds {lengths!r} in row {index}; give a number, or numbers by modality, or name "
+                "another column in length_column_name."
+            ) from error
+    return [_length_of(row.get(name), name, column, index, measure) for name in modalities]
 
 
-def _length_of(value: Any, name: str, column: str, index: int) -> float:
+def _length_of(value: Any, name: str, column: str, index: int, measure: Measure | None) -> float:
     if value is None:
         return 0.0
+    if measure is not None:
+        try:
+            return measure(name, value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"train_sampling_strategy is 'group_by_length', but the length of {name} in row {index} is not known "
+                f"({error}); correct the row, or add a column {column!r} with the length of each row."
+            ) from error
     if isinstance(value, Mapping) and "bytes" not in value and "path" not in value:
         if "array" in value:
             return float(len(value["array"]))

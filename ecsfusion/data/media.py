@@ -95,7 +95,13 @@ def read_video(
     if len(value) == 0:
         raise ValueError("the video has no frames; leave this row out")
     chosen = range(len(value)) if num_frames is None else np.linspace(0, len(value) - 1, num_frames).round()
-    return [read_image(value[int(index)], num_channels) for index in chosen]
+    frames = []
+    for index in map(int, chosen):
+        try:
+            frames.append(read_image(value[index], num_channels))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"frame {index}: {error}") from error
+    return frames
 
 
 def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:
@@ -143,6 +149,39 @@ def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:
     if sampling_rate is None or rate == sampling_rate:
         return samples
     return _resample(samples, rate, sampling_rate)
+
+
+def seconds_of(value: Any, sampling_rate: int | None) -> float:
+    """The length of one raw sound in seconds, of a file by its header.
+
+    Args:
+        value: as `read_audio` takes it.
+        sampling_rate: of samples that come without one, in Hz; None to count them.
+
+    Raises:
+        ValueError: the file is absent or is no sound, or a length that is not known before decoding.
+    """
+    metadata = getattr(value, "metadata", None)
+    if metadata is not None:
+        # A decoder of torchcodec.
+        seconds = getattr(metadata, "duration_seconds", None) or getattr(
+            metadata, "duration_seconds_from_header", None
+        )
+        if seconds is None:
+            raise ValueError("its decoder does not tell the length of the sound")
+        return float(seconds)
+    if isinstance(value, Mapping) and value.get("array") is not None:
+        return len(value["array"]) / float(value.get("sampling_rate") or sampling_rate or 1)
+    if isinstance(value, Mapping):
+        value = _bytes_or_path(value)
+    if not isinstance(value, Encoded):
+        return len(value) / float(sampling_rate or 1)
+    file = _open(value)
+    try:
+        header = soundfile.info(file)
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
+        raise ValueError(f"{_describe(value)} cannot be decoded as sound ({error})") from error
+    return header.frames / header.samplerate
 
 
 def _bytes_or_path(value: Mapping[str, Any]) -> bytes | str:

@@ -6,7 +6,7 @@ such as `../../secret.png` or a link, and the contents could end in a model card
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ def media_folders(data_dir: str | None) -> list[Path]:
     return caches if data_dir is None else [Path(data_dir), *caches]
 
 
-def confined(value: Any, data_dir: str | None) -> Any:
+def confined(value: Any, data_dir: str | None, starts: Sequence[str] = ()) -> Any:
     """A raw image, sound or video with absolute paths, which lead to files of the data set.
 
     Args:
         value: the raw value; values without paths are returned as they are.
         data_dir: the folder of the data set, to which paths are relative; None for one that was downloaded.
+        starts: folders to which paths are relative instead, of which the first where there is such a file counts. They
+            belong to the data set.
 
     Raises:
         ValueError: a path that leads out of the data set.
@@ -38,10 +40,10 @@ def confined(value: Any, data_dir: str | None) -> Any:
     if isinstance(value, Mapping):
         if value.get("bytes") is not None or value.get("path") is None:
             return value
-        return {**value, "path": _inside(value["path"], data_dir)}
+        return {**value, "path": _inside(value["path"], data_dir, starts)}
     if isinstance(value, (list, tuple)):
-        return [confined(part, data_dir) if _may_be_path(part) else part for part in value]
-    return _inside(value, data_dir) if isinstance(value, (str, PathLike)) else value
+        return [confined(part, data_dir, starts) if _may_be_path(part) else part for part in value]
+    return _inside(value, data_dir, starts) if isinstance(value, (str, PathLike)) else value
 
 
 def check_data_files(files: Iterable[str], data_dir: str | None) -> None:
@@ -98,11 +100,11 @@ def _may_be_path(value: Any) -> bool:
     return isinstance(value, (str, PathLike, Mapping, list, tuple))
 
 
-def _inside(path: Any, data_dir: str | None) -> str:
-    folders = media_folders(data_dir)
-    place = Path(path) if data_dir is None else Path(data_dir) / path
+def _inside(path: Any, data_dir: str | None, starts: Sequence[str] = ()) -> str:
+    folders = [*media_folders(data_dir), *map(Path, starts)]
     try:
-        resolved = place.resolve()
+        places = [Path(start) / path for start in starts or [data_dir or ""]]
+        resolved = next((place for place in places if place.is_file()), places[0]).resolve()
     except (OSError, RuntimeError, ValueError) as error:
         # Such as a link to itself, or a null byte in the name.
         raise ValueError(f"{str(path)!r} is no path ({error}); correct it or leave this row out") from error

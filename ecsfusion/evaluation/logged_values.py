@@ -24,6 +24,7 @@ class LoggedValue:
         by_modality: whether there is a value for each modality.
         needs_information: whether it is logged only where a decomposition was made.
         needs_probabilities: whether it is left out in regression.
+        in_tables: whether a table of a notebook shows it, which has no room for all of them.
     """
 
     name: str
@@ -31,28 +32,31 @@ class LoggedValue:
     by_modality: bool = False
     needs_information: bool = False
     needs_probabilities: bool = False
+    in_tables: bool = False
 
 
-def _information(name: str, value: Callable[[Information], Any], by_modality: bool = False) -> LoggedValue:
+def _information(
+    name: str, value: Callable[[Information], Any], by_modality: bool = False, in_tables: bool = False
+) -> LoggedValue:
     def of_measurement(measurement: Measurement) -> Any:
         return value(cast("Information", measurement.information))
 
-    return LoggedValue(name, of_measurement, by_modality, needs_information=True)
+    return LoggedValue(name, of_measurement, by_modality, needs_information=True, in_tables=in_tables)
 
 
 LOGGED_VALUES = (
-    LoggedValue("{score}", lambda m: m.scores[FUSED]),
-    LoggedValue("{score}", lambda m: m.modality_scores, by_modality=True),
-    LoggedValue("{score}_calibrated", lambda m: m.scores[CALIBRATED]),
+    LoggedValue("{score}", lambda m: m.scores[FUSED], in_tables=True),
+    LoggedValue("{score}", lambda m: m.modality_scores, by_modality=True, in_tables=True),
+    LoggedValue("{score}_calibrated", lambda m: m.scores[CALIBRATED], in_tables=True),
     LoggedValue("calibration_error", lambda m: m.calibration_error[FUSED], needs_probabilities=True),
     LoggedValue(
         "calibration_error_calibrated", lambda m: m.calibration_error[CALIBRATED], needs_probabilities=True
     ),
     LoggedValue("complete_rows", lambda m: float(m.complete_rows)),
-    _information("redundancy", lambda i: i.redundancy),
-    _information("synergy", lambda i: i.synergy),
+    _information("redundancy", lambda i: i.redundancy, in_tables=True),
+    _information("synergy", lambda i: i.synergy, in_tables=True),
     _information("dependence", lambda i: i.dependence),
-    _information("unique", lambda i: i.unique, by_modality=True),
+    _information("unique", lambda i: i.unique, by_modality=True, in_tables=True),
     _information("mutual_information", lambda i: i.mutual_information, by_modality=True),
     _information("redundancy_floor", lambda i: i.floor["redundancy"]),
     _information("synergy_floor", lambda i: i.floor["synergy"]),
@@ -86,16 +90,17 @@ def log_values(measurement: Measurement) -> dict[str, float]:
     return values
 
 
-def logged_names(modalities: Sequence[str], score: str) -> tuple[str, ...]:
+def logged_names(modalities: Sequence[str], score: str, in_tables: bool = False) -> tuple[str, ...]:
     """The keys of `log_values` for an evaluation that makes a decomposition.
 
     Args:
         modalities: names of the modalities of the model.
         score: "accuracy" or "r2".
+        in_tables: only those that a table of a notebook shows.
     """
     names: list[str] = []
     for logged in LOGGED_VALUES:
-        if logged.needs_probabilities and score == "r2":
+        if (logged.needs_probabilities and score == "r2") or (in_tables and not logged.in_tables):
             continue
         name = logged.name.format(score=score)
         names += [f"{name}_{modality}" for modality in modalities] if logged.by_modality else [name]

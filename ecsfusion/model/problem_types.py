@@ -107,7 +107,10 @@ def check_labels(labels: Tensor, num_labels: int, problem_type: str) -> None:
         if labels.ndim != 2 or labels.shape[1] != num_labels:
             raise ValueError(f"labels have shape {shape}; give 0 or 1 for each of the {num_labels} labels.")
         if on_cpu and not (float(values.min()) >= 0 and float(values.max()) <= 1):
-            raise ValueError("labels are not all between 0 and 1; give 0 or 1 for each of the labels.")
+            wrong = next(value for value in values.flatten().tolist() if not 0 <= value <= 1)
+            raise ValueError(
+                f"labels are not all between 0 and 1, found {wrong:g}; give 0 or 1 for each of the labels."
+            )
     else:
         if shape[1:] != (num_labels,) and not (labels.ndim == 1 and num_labels == 1):
             wanted = "(B,) or (B, 1)" if num_labels == 1 else f"(B, {num_labels})"

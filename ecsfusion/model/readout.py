@@ -435,8 +435,10 @@ def _check_targets(
             f"labels must have the shape {(num_samples, num_classes)} of the logits, got {tuple(targets.shape)}."
         )
     values = targets.double().reshape(num_samples, num_classes)
-    if not bool(values.isfinite().all()):
-        raise ValueError("labels hold NaN or infinite values; remove these rows.")
+    finite = values.isfinite().all(-1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(f"labels hold NaN or infinite values, first in row {row}; remove these rows.")
     return values.numpy() if problem_type == REGRESSION else (values > 0.5).long().numpy()
 
 

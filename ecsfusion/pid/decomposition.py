@@ -86,19 +86,7 @@ class PID:
     def __str__(self) -> str:
         if self.redundancy.ndim:
             return f"PID of {self.redundancy.numel()} tables {tuple(self.redundancy.shape)}, {self._size()}"
-        rows = [
-            ("redundancy", self.redundancy, self.redundancy_floor, self.redundancy_interval),
-            *(
-                (
-                    f"unique {name}",
-                    self.unique[i],
-                    _part(self.unique_floor, i),
-                    _part(self.unique_interval, i),
-                )
-                for i, name in enumerate(self.names)
-            ),
-            ("synergy", self.synergy, self.synergy_floor, self.synergy_interval),
-        ]
+        rows = self._atoms()
         width = max(len(f"I({name}; label)") for name in self.names)
         width = max(width, *(len(row[0]) for row in rows), len("I(all; label)"))
         lines = [f"PID in bits, {self._size()}"]
@@ -123,6 +111,28 @@ class PID:
             lines.append(f"  few rows: {float(self.enough_samples):.3g} would settle these values")
         lines.append(f"  certified to {float(self.gap):.1e} bits, {self.seconds:.3g} s")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        from ecsfusion.pid.html import html_of_pid
+
+        return html_of_pid(self)
+
+    def _atoms(self) -> list[tuple[str, Tensor, Tensor | None, Tensor | None]]:
+        """Label, value, noise floor and interval of every atom of a single table."""
+        return [
+            ("redundancy", self.redundancy, self.redundancy_floor, self.redundancy_interval),
+            *(
+                (
+                    f"unique {name}",
+                    self.unique[i],
+                    _part(self.unique_floor, i),
+                    _part(self.unique_interval, i),
+                )
+                for i, name in enumerate(self.names)
+            ),
+            ("synergy", self.synergy, self.synergy_floor, self.synergy_interval),
+        ]
 
     def __getitem__(self, index: Any) -> "PID":
         """The decomposition of one table, or of some, of a batch: `index` goes to the leading dimensions."""
@@ -190,7 +200,7 @@ class PID:
             The `matplotlib.figure.Figure`.
 
         Raises:
-            ValueError: for a batch of tables.
+            ValueError: for a batch of tables, and a path that is no picture's.
         """
         from ecsfusion.pid.plotting import plot_pid
 

@@ -103,10 +103,20 @@ def soft_joint(
             f"{sizes[0]}, {sizes[1]} and {sizes[2]} rows"
         )
     for name, rows in sides:
-        if not bool((rows.detach() >= 0).all()):
-            raise ValueError(f"{name} must not be negative; take the rows of soft_assignments")
-        if not bool(((rows.detach().double().sum(-1) - 1).abs() < 0.05).all()):
-            raise ValueError(f"{name} must have rows that sum to 1; take those of soft_assignments")
+        is_negative = ~(rows.detach() >= 0).all(-1)
+        if bool(is_negative.any()):
+            raise ValueError(
+                f"{name} must not be negative, as row {int(is_negative.nonzero()[0])} is; take the rows of "
+                "soft_assignments"
+            )
+        sums = rows.detach().double().sum(-1)
+        is_off = ~((sums - 1).abs() < 0.05)
+        if bool(is_off.any()):
+            row = int(is_off.nonzero()[0])
+            raise ValueError(
+                f"{name} must have rows that sum to 1, and row {row} sums to {float(sums[row]):.3g}; take those of "
+                "soft_assignments"
+            )
     if assignments1.dtype != assignments2.dtype or assignments1.device != assignments2.device:
         raise ValueError(
             f"assignments1 is {assignments1.dtype} on {assignments1.device}, assignments2 {assignments2.dtype} on "
@@ -192,9 +202,11 @@ def _check_floats(value: Tensor, name: str) -> None:
     check_values(value, name)
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{name} must be a matrix with rows and columns, got the shape {tuple(value.shape)}")
-    if not bool(torch.isfinite(value.detach()).all()):
+    finite = torch.isfinite(value.detach()).all(-1)
+    if not bool(finite.all()):
         raise ValueError(
-            f"{name} must be finite, found NaN or infinite values; look at the encoder and its rate"
+            f"{name} must be finite, found NaN or infinite values, first in row {int((~finite).nonzero()[0])}; look at "
+            "the encoder and its rate"
         )
 
 

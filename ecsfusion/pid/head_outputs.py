@@ -62,8 +62,10 @@ def logit_pid(
             )
         if values.device != logits1.device:
             raise ValueError(f"{name} is on {values.device}, logits1 on {logits1.device}; move one of them")
-        if not bool(torch.isfinite(values.detach()).all()):
-            raise ValueError(f"{name} must be finite, found NaN or infinite values")
+        finite = torch.isfinite(values.detach()).all(-1)
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            raise ValueError(f"{name} must be finite, found NaN or infinite values, first in row {row}")
     targets = class_labels(labels, len(logits1), logits1.device, None)
     if targets.ndim != 1:
         raise ValueError(f"labels must have the shape (N,), got {tuple(targets.shape)}")

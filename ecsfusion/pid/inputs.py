@@ -3,7 +3,7 @@
 The message of every error names the argument, what was given and what to do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecsfusion.data.values import check_values
-from ecsfusion.pid.checks import check_positive
+from ecsfusion.pid.checks import check_positive, is_whole
 
 Array = Tensor | NDArray[Any]
 
@@ -81,10 +81,17 @@ def class_labels(
             array = np.asarray(labels)
         except ValueError as error:
             # The rows have different lengths.
-            raise ValueError(f"labels are no array of one shape ({error}); give one class per row") from error
+            row = first_of_other_length(labels)
+            where = "" if row is None else f", first in row {row}"
+            raise ValueError(
+                f"labels are no array of one shape ({error}){where}; give one class per row"
+            ) from error
         if array.dtype.kind not in "biuf":
+            row = next((i for i, label in enumerate(labels) if not _is_numeric(label)), 0)
+            value = array.ravel()[0] if not array.ndim else labels[row]
             raise TypeError(
-                f"labels must be integers from 0, got dtype {array.dtype}; map the classes to 0 .. C - 1"
+                f"labels must be integers from 0, got dtype {array.dtype}, with {value!r} in row {row}; map the "
+                "classes to 0 .. C - 1, or leave this row out"
             )
         given = as_tensor(array).to(device)
     if given.ndim not in (1, 2) or 0 in given.shape[1:]:
@@ -119,6 +126,12 @@ def row_groups(groups: Array | Sequence[Any], num_rows: int, device: torch.devic
     array = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
     if array.dtype.kind not in "biuOUS":
         raise TypeError(f"groups must be integers or strings, got dtype {array.dtype}")
+    if array.dtype.kind == "O":
+        for row, value in enumerate(array.ravel()):
+            if not isinstance(value, (str, bytes)) and not is_whole(value):
+                raise TypeError(
+                    f"groups must be integers or strings, got {value!r} in row {row}; name the source of this row"
+                )
     if array.shape != (num_rows,):
         raise ValueError(
             f"groups must have one entry per row of the embeddings, got the shape {array.shape} for {num_rows} rows"
@@ -139,9 +152,11 @@ def check_classes(labels: Tensor, num_classes: int | None) -> int:
     """
     smallest, largest = torch.stack([labels.min(), labels.max()]).tolist()
     if smallest < 0:
-        raise ValueError(f"labels must not be negative, found {smallest}; remove unlabelled rows")
+        row, value = _first(labels, labels < 0)
+        raise ValueError(f"labels must not be negative, found {value} in row {row}; remove unlabelled rows")
     if num_classes is not None and largest >= num_classes:
-        raise ValueError(f"labels must be below num_classes={num_classes}, found {largest}")
+        row, value = _first(labels, labels >= num_classes)
+        raise ValueError(f"labels must be below num_classes={num_classes}, found {value} in row {row}")
     return largest + 1 if num_classes is None else num_classes
 
 
@@ -160,6 +175,29 @@ def check_finite(embeddings: Mapping[str, Tensor]) -> None:
             )
 
 
+def first_of_other_length(rows: Iterable[Any]) -> int | None:
+    """The first row whose shape differs from that of row 0; None if there is none."""
+    try:
+        shapes = [np.shape(row) for row in rows]
+    except (TypeError, ValueError):
+        # A row is itself no array of one shape.
+        return None
+    return next((index for index, shape in enumerate(shapes) if shape != shapes[0]), None)
+
+
+def _first(labels: Tensor, is_wrong: Tensor) -> tuple[int, int | float]:
+    """The row and the value of the first label, (N,) or (N, L), that is wrong."""
+    place = is_wrong.nonzero()[0]
+    return int(place[0]), labels[tuple(place)].item()
+
+
+def _is_numeric(label: Any) -> bool:
+    try:
+        return np.asarray(label).dtype.kind in "biuf"
+    except ValueError:
+        return False
+
+
 def quantile_bins(target: Tensor, bins: int) -> Tensor:
     """A real target (N,) or (N, L) cut at its quantiles into `bins` classes, int64.
 
@@ -172,9 +210,11 @@ def quantile_bins(target: Tensor, bins: int) -> Tensor:
     if bins > MAX_BINS:
         raise ValueError(f"bins must be at most {MAX_BINS}, got {bins}")
     values = target.to(torch.float64)
-    if not bool(torch.isfinite(values).all()):
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        row, _ = _first(values, ~finite)
         raise ValueError(
-            "labels must be finite to be binned, found NaN or infinite values; remove these rows"
+            f"labels must be finite to be binned, found NaN or infinite values, first in row {row}; remove these rows"
         )
     columns = values.reshape(len(values), -1).mT.contiguous()
     ordered = columns.sort(-1).values

@@ -1,9 +1,32 @@
 """The picture of a partial information decomposition. Only this module imports matplotlib."""
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+NEEDS_LATEX = "pgf"
+
+
+def check_picture_path(path: str) -> None:
+    """Check that a picture can be written to `path`, before the work that it shows.
+
+    Raises:
+        ValueError: for a suffix that is no format of pictures, or a folder that does not exist.
+    """
+    formats = sorted(set(FigureCanvasAgg.get_supported_filetypes()) - {NEEDS_LATEX})
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    # Without a suffix, matplotlib writes PNG.
+    if suffix and suffix not in formats:
+        raise ValueError(
+            f"{path!r} ends in {suffix!r}, which is no format of pictures; give one of {', '.join(formats)}"
+        )
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise ValueError(
+            f"there is no folder {str(folder)!r} for the picture {path!r}; make it, or give another one"
+        )
 
 
 def plot_pid(pid: Any, path: str | None = None) -> Figure:
@@ -17,8 +40,10 @@ def plot_pid(pid: Any, path: str | None = None) -> Figure:
         path: the file to save the picture to, in the format of its suffix; None to save nothing.
 
     Raises:
-        ValueError: for a batch of tables.
+        ValueError: for a batch of tables, and a path that is no picture's.
     """
+    if path is not None:
+        check_picture_path(path)
     if pid.redundancy.ndim:
         raise ValueError(f"pid holds {pid.redundancy.numel()} tables; plot one at a time")
     labels = ["redundancy", *(f"unique\n{name}" for name in pid.names), "synergy"]

@@ -27,7 +27,7 @@ from ecsfusion.pid.clusters import choose_clusters, estimate, split_by_pair
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.pid.discretize import MAX_ROWS, ModalityPairs, sample_rows
 from ecsfusion.pid.estimate import fast_pids
-from ecsfusion.pid.inputs import check_finite, named_modalities
+from ecsfusion.pid.inputs import named_modalities
 from ecsfusion.pid.options import CLUSTERS, EstimatorOptions
 
 MAX_CLASSES = 10_000
@@ -121,14 +121,49 @@ class _Source:
     progress: bool
 
     def chunks(self, columns: Sequence[str], title: str) -> Iterator[dict[str, NDArray[Any]]]:
-        """The rows of this process in chunks, under a progress bar."""
-        rows = self.rows
+        """The rows of this process in chunks, checked, under a progress bar."""
+        rows, first = self.rows, self.rows.start
+        before: dict[str, NDArray[Any]] = {}
         with tqdm(
             total=len(rows), desc=title, unit=" rows", unit_scale=True, disable=not self.progress
         ) as bar:
             for chunk in self.table.chunks(columns, rows.start, rows.stop):
+                for name, values in chunk.items():
+                    # Not the values themselves, which would stay in memory.
+                    like = before.setdefault(name, np.empty((0, *values.shape[1:]), values.dtype))
+                    self._check(values, like, name, first)
                 yield chunk
+                first += len(chunk[columns[0]])
                 bar.update(len(chunk[columns[0]]))
+
+    def _check(self, values: NDArray[Any], first: NDArray[Any], column: str, first_row: int) -> None:
+        """Check a chunk of a column; `first` has the shape and type of its first chunk, without the rows.
+
+        Raises:
+            TypeError: a modality that is not of numbers, and a label that cannot be one.
+            ValueError: NaN or infinite values, and a chunk that is unlike the first; the message names the row.
+        """
+        is_modality = column in self.modalities.values()
+        if is_modality and values.dtype.kind not in "biuf":
+            row = next((index for index, value in enumerate(values) if not _is_number(value)), 0)
+            raise TypeError(
+                f"column {column!r} must hold numbers or lists of numbers, got {str(values[row])[:60]!r} in "
+                f"{self.table.place(first_row + row)}"
+            )
+        if column == self.label and self.bins is None:
+            _checked_labels(values, column)
+        if values.shape[1:] != first.shape[1:] or _is_text(values) != _is_text(first):
+            raise ValueError(
+                f"column {column!r} holds {_described(values)} from {self.table.place(first_row)} on, and "
+                f"{_described(first)} before; give one kind"
+            )
+        if values.dtype.kind == "f" and (is_modality or column == self.label):
+            finite = np.isfinite(values).reshape(len(values), -1).all(-1)
+            if not finite.all():
+                raise ValueError(
+                    f"column {column!r} has NaN or infinite values, first in "
+                    f"{self.table.place(first_row + int(finite.argmin()))}; remove such rows from the table"
+                )
 
     def sample(self, columns: Sequence[str], *, everywhere: bool) -> dict[str, NDArray[Any]]:
         """The sampled rows of all processes, by column; empty in all but the first process unless `everywhere`."""
@@ -142,6 +177,14 @@ class _Source:
             first += length
         own = {column: np.concatenate(values) for column, values in parts.items() if values}
         gathered = [part for part in _gather(own, everywhere) if part]
+        for column in columns if gathered else ():
+            for part in gathered[1:]:
+                values, others = part[column], gathered[0][column]
+                if values.shape[1:] != others.shape[1:] or _is_text(values) != _is_text(others):
+                    raise ValueError(
+                        f"column {column!r} holds {_described(others)} in the rows of one process and "
+                        f"{_described(values)} in those of another; give one kind"
+                    )
         return {column: np.concatenate([part[column] for part in gathered]) for column in columns if gathered}
 
     def embeddings(self, chunk: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
@@ -181,23 +224,38 @@ def _by_clusters(source: _Source, num_rows: int, options: EstimatorOptions) -> d
     if num_clusters == "auto":
         num_clusters = choose_clusters(frequency)
     num_components = options.components(len(frequency))
-    rows_by_name = _checked(source.embeddings(sample))
+    rows_by_name = named_modalities(source.embeddings(sample))
     fitted = ModalityPairs.fit(rows_by_name, num_clusters, num_components, options.seed)
 
     shape = (len(fitted.pairs), num_clusters, num_clusters, len(frequency))
     counts = torch.zeros(shape, dtype=torch.int64)
     for chunk in source.chunks(columns, "count"):
         labels = _class_indices(chunk[source.label], classes, source.bins).to(source.device)
-        counts += histogram(*fitted.assign(_checked(source.embeddings(chunk))), labels, *shape[1:]).cpu()
+        counts += histogram(
+            *fitted.assign(named_modalities(source.embeddings(chunk))), labels, *shape[1:]
+        ).cpu()
     if _distributed():
         dist.all_reduce(counts)
     return split_by_pair(estimate(counts.to(source.device), options), fitted.pairs, 0.0)
 
 
-def _checked(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    named = named_modalities(rows)
-    check_finite(named)
-    return named
+def _is_text(values: NDArray[Any]) -> bool:
+    return values.dtype.kind in "OUS"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _described(values: NDArray[Any]) -> str:
+    """What a row of a chunk is: "strings", "numbers" or "lists of 64 numbers"."""
+    if _is_text(values):
+        return "strings"
+    return "numbers" if values.ndim == 1 else f"lists of {int(np.prod(values.shape[1:]))} numbers"
 
 
 def _count_classes(source: _Source) -> Counter[Any]:
@@ -228,11 +286,7 @@ def _check_number_of_classes(number: int, label: str) -> None:
 def _cuts(values: NDArray[Any], label: str, bins: int) -> NDArray[Any]:
     """The values at which a real label is cut into classes."""
     check_positive(bins, "bins")
-    if (
-        values.ndim != 1
-        or values.dtype.kind not in "biuf"
-        or not np.isfinite(values.astype(np.float64)).all()
-    ):
+    if values.ndim != 1 or values.dtype.kind not in "biuf":
         raise TypeError(f"column {label!r} must hold one finite number per row to be binned")
     ordered = np.sort(values.astype(np.float64))
     return ordered[[len(ordered) * k // bins for k in range(1, bins)]]

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata, resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,12 @@ class CardFacts:
         dataset: plain name of the data, such as "AV-MNIST".
         rows: number of rows by split.
         num_classes: number of classes.
-        dataset_hub_name: name of the data on the Hub; None for local data.
+        dataset_hub_name: name of the data on the Hub, or the names of several; None for local data.
+        dataset_names: plain names of these, where there are several.
+        dataset_args: their configurations, in the same order; may be shorter.
+        tasks: the tasks of the Hub for which the results count, such as "image-text-to-text".
+        languages: codes of the languages of the data.
+        finetuned_from: names on the Hub of further models that this one started from.
         repo_id: name of the model on the Hub; None while it only lives in a folder.
         peak_folder: folder inside the model's folder that holds the peak of stage 1; None when there is none.
         stages: "two-stage", "joint" or "unimodal": how the model was trained.
@@ -111,7 +117,12 @@ class CardFacts:
     dataset: str
     rows: Mapping[str, int]
     num_classes: int
-    dataset_hub_name: str | None = None
+    dataset_hub_name: str | Sequence[str] | None = None
+    dataset_names: Sequence[str] = ()
+    dataset_args: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    languages: Sequence[str] = ()
+    finetuned_from: Sequence[str] = ()
     repo_id: str | None = None
     peak_folder: str | None = None
     stages: str = "two-stage"
@@ -210,7 +221,12 @@ def _check(facts: CardFacts) -> None:
     if facts.stages not in _STAGES:
         raise ValueError(f"stages is {facts.stages!r}; give one of {', '.join(_STAGES)}.")
     names = {f"encoders[{name!r}].hub_name": encoder.hub_name for name, encoder in facts.encoders.items()}
-    names |= {"dataset_hub_name": facts.dataset_hub_name, "repo_id": facts.repo_id}
+    if isinstance(facts.dataset_hub_name, str):
+        names["dataset_hub_name"] = facts.dataset_hub_name
+    else:
+        names |= {f"dataset_hub_name[{index}]": name for index, name in enumerate(_hub_datasets(facts))}
+    names |= {f"finetuned_from[{index}]": name for index, name in enumerate(facts.finetuned_from)}
+    names |= {"repo_id": facts.repo_id}
     for argument, name in names.items():
         if name is not None and hub_name(name) is None:
             raise ValueError(
@@ -221,29 +237,43 @@ def _check(facts: CardFacts) -> None:
 def _header(facts: CardFacts) -> ModelCardData:
     kinds = sorted({encoder.kind for encoder in facts.encoders.values() if encoder.kind})
     base_models = sorted({encoder.hub_name for encoder in facts.encoders.values() if encoder.hub_name})
-    results = None
+    base_models += [name for name in facts.finetuned_from if name not in base_models]
+    split, heads = list(facts.accuracy.items())[-1]
+    hub_datasets = _hub_datasets(facts)
+    names = dict(zip(hub_datasets, facts.dataset_names or [facts.dataset], strict=False))
     # The Hub ties a result to a data set that it holds, so local data gets no entry.
-    if facts.dataset_hub_name:
-        split, heads = list(facts.accuracy.items())[-1]
-        results = [
-            EvalResult(
-                task_type="multimodal-classification",
-                dataset_type=facts.dataset_hub_name,
-                dataset_name=facts.dataset,
-                dataset_split=split,
-                metric_type=facts.score,
-                metric_name=f"{facts.score} ({COMBINED_HEADS[head]})",
-                metric_value=heads[head],
-            )
-            for head in (FUSED, CALIBRATED)
-            if head in heads
-        ]
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=dataset,
+            dataset_name=names.get(dataset, dataset),
+            dataset_split=split,
+            dataset_args=args,  # type: ignore[arg-type]  # the Trainer of transformers writes a string as well
+            metric_type=facts.score,
+            metric_name=f"{facts.score} ({COMBINED_HEADS[head]})",
+            metric_value=heads[head],
+        )
+        for task in facts.tasks or ["multimodal-classification"]
+        for dataset, args in zip_longest(hub_datasets, facts.dataset_args[: len(hub_datasets)])
+        for head in (FUSED, CALIBRATED)
+        if head in heads
+    ]
+    tags = [
+        "multimodal",
+        facts.stages,
+        "partial-information-decomposition",
+        *kinds,
+        *facts.tasks[1:],
+        *facts.tags,
+    ]
     return ModelCardData(
+        language=list(facts.languages) or None,
         library_name="ecsfusion",
         license=facts.license,
-        tags=["multimodal", facts.stages, "partial-information-decomposition", *kinds, *facts.tags],
+        tags=list(dict.fromkeys(tags)),
         base_model=base_models or None,
-        datasets=[facts.dataset_hub_name] if facts.dataset_hub_name else None,
+        datasets=hub_datasets or None,
+        pipeline_tag=facts.tasks[0] if facts.tasks else None,
         metrics=[facts.score],
         model_name=facts.title if results else None,
         eval_results=results or None,
@@ -251,11 +281,24 @@ def _header(facts: CardFacts) -> ModelCardData:
 
 
 def _summary(facts: CardFacts) -> str:
+    start = ""
+    if facts.finetuned_from:
+        start = f" It started from {_enumerate([_link(name) for name in facts.finetuned_from])}."
     return (
         f"A classifier of {facts.num_classes} classes that fuses {_enumerate(list(facts.encoders))}: one "
         f"encoder and one head per modality, and a fused head over all embeddings. It was trained with "
-        f"`ecsfusion` on {facts.dataset} {_TRAINED[_way(facts)]}."
+        f"`ecsfusion` on {facts.dataset} {_TRAINED[_way(facts)]}.{start}"
     )
+
+
+def _link(name: str) -> str:
+    return f"[{name}](https://huggingface.co/{name})"
+
+
+def _hub_datasets(facts: CardFacts) -> list[str]:
+    """The names of the data on the Hub."""
+    given = facts.dataset_hub_name
+    return [given] if isinstance(given, str) else list(given or ())
 
 
 def _way(facts: CardFacts) -> str:
@@ -284,10 +327,14 @@ def _parameter_sentence(facts: CardFacts) -> str:
 
 
 def _data_sentence(facts: CardFacts) -> str:
-    name = facts.dataset
-    if facts.dataset_hub_name:
-        name = f"[{facts.dataset}](https://huggingface.co/datasets/{facts.dataset_hub_name})"
-    return f"{name}, {facts.num_classes} classes."
+    hub_datasets = _hub_datasets(facts)
+    names = list(facts.dataset_names or [facts.dataset])
+    names += hub_datasets[len(names) :]
+    linked = [
+        f"[{each}](https://huggingface.co/datasets/{hub})" if hub else str(each)
+        for each, hub in zip_longest(names, hub_datasets)
+    ]
+    return f"{_enumerate(linked)}, {facts.num_classes} classes."
 
 
 def _heads(accuracy: Mapping[str, Mapping[str, float]], modalities: Sequence[str]) -> list[str]:

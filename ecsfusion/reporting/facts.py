@@ -49,7 +49,12 @@ def run_facts(
     *,
     title: str,
     dataset: str,
-    dataset_hub_name: str | None = None,
+    dataset_hub_name: str | Sequence[str] | None = None,
+    dataset_names: Sequence[str] = (),
+    dataset_args: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    finetuned_from: Sequence[str] = (),
     repo_id: str | None = None,
     license: str | None = None,
     tags: Sequence[str] = (),
@@ -64,7 +69,12 @@ def run_facts(
         run: the trainer, which has trained and evaluated.
         title: as in `CardFacts`, like all further arguments.
         dataset: plain name of the data.
-        dataset_hub_name: name of the data on the Hub.
+        dataset_hub_name: name or names of the data on the Hub.
+        dataset_names: plain names of several data sets.
+        dataset_args: their configurations.
+        tasks: the tasks of the Hub.
+        languages: codes of languages.
+        finetuned_from: names on the Hub of models that this one started from, beside those of the encoders.
         repo_id: name of the model on the Hub.
         license: identifier of the license of the weights.
         tags: more tags for the header.
@@ -88,6 +98,11 @@ def run_facts(
         rows=rows_by_split(run),
         num_classes=model.config.num_labels,
         dataset_hub_name=dataset_hub_name,
+        dataset_names=dataset_names,
+        dataset_args=dataset_args,
+        tasks=tasks,
+        languages=languages,
+        finetuned_from=finetuned_from,
         repo_id=repo_id,
         peak_folder=peak_folder,
         stages=run.plan.stages,

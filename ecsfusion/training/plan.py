@@ -200,6 +200,13 @@ def check_plan(
             raise ValueError(
                 f"the strategy {strategy.label!r} cannot be trained like this: {problem}; {remedy}."
             )
+    skips_parameters = plan.stages != "joint" or args.joint_pausing or plan.auxiliary_weight == 0
+    for name, wrong in (("ddp_find_unused_parameters", False), ("ddp_static_graph", True)):
+        if skips_parameters and getattr(args, name) is wrong:
+            raise ValueError(
+                f"{name} is {wrong}, but with the strategy {strategy.label!r} parts of the model take no part in some "
+                f"steps; leave {name} out."
+            )
     if strategy.only_fusion and strategy.only_fusion != model.config.fusion:
         raise ValueError(
             f"the strategy {strategy.label!r} needs the fused head {strategy.only_fusion!r}, and the model has "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,8 +106,12 @@ class Publishing:
         title: str | None,
         license: str | None,
         tags: list[str],
-        dataset: str,
-        dataset_hub_name: str | None,
+        dataset: Sequence[str],
+        dataset_hub_names: Sequence[str],
+        dataset_args: Sequence[str],
+        tasks: Sequence[str],
+        languages: Sequence[str],
+        finetuned_from: Sequence[str],
         comparison: Mapping[str, float] | None,
     ) -> None:
         """Write the model card to `README.md` in the output folder, and to the folder of the peak of stage 1.
@@ -116,8 +120,12 @@ class Publishing:
             title: the title of the card; None for the name of the repository or of the output folder.
             license: identifier of the license of the weights.
             tags: further tags of the model.
-            dataset: plain name of the data.
-            dataset_hub_name: name of the data on the Hub, if it is there.
+            dataset: plain names of the data; none for "the training data".
+            dataset_hub_names: names of the data on the Hub, in the same order, if they are there.
+            dataset_args: their configurations, in the same order.
+            tasks: the tasks of the Hub.
+            languages: codes of languages.
+            finetuned_from: names on the Hub of models that this one started from, beside those of the encoders.
             comparison: accuracy of other schedules on the last split, by name.
 
         Raises:
@@ -128,11 +136,16 @@ class Publishing:
         facts = run_facts(
             run,
             title=title or (run.args.hub_model_id or output.absolute().name).split("/")[-1],
-            dataset=dataset,
-            dataset_hub_name=dataset_hub_name,
+            dataset=" and ".join(dataset) or "the training data",
+            dataset_hub_name=dataset_hub_names,
+            dataset_names=dataset,
+            dataset_args=dataset_args,
+            tasks=tasks,
+            languages=languages,
+            finetuned_from=finetuned_from,
             repo_id=run.hub_model_id or run.args.hub_model_id,
             license=license,
-            tags=tags,
+            tags=[*tags, *(run.model.model_tags or ())],
             peak_folder=peak.name if peak else None,
             trajectory=TRAJECTORY_FILE if (output / TRAJECTORY_FILE).exists() else None,
             reliability=reliability,
@@ -216,3 +229,8 @@ class Publishing:
             self._run.init_hf_repo(token=token)
         finally:
             self._run.args = original_args
+
+
+def as_list(names: str | Sequence[str] | None) -> list[str]:
+    """One name, several or none, as `transformers.Trainer.create_model_card` takes them, as a list."""
+    return [names] if isinstance(names, str) else list(names or ())

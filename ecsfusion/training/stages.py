@@ -151,8 +151,10 @@ class Stages:
         if rule is None or self._run.record.stage != "unimodal":
             return False
         last = math.ceil(rule.latest_end * state.max_steps - 1e-9)
-        # At the end of an epoch there is an evaluation anyway.
-        end_of_epoch = args.eval_strategy == IntervalStrategy.EPOCH and float(state.epoch or 0.0).is_integer()
+        # At the end of an epoch there is an evaluation anyway, unless `eval_delay` puts it off.
+        epoch = float(state.epoch or 0.0)
+        is_due = args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= epoch
+        end_of_epoch = is_due and epoch.is_integer()
         return state.global_step == last and not end_of_epoch
 
     # ---- around a probe ----
