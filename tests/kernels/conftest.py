@@ -5,6 +5,8 @@ starts it. On a machine with CUDA these are the tests of `pytest -m gpu`.
 """
 
 import contextlib
+import dataclasses
+import functools
 import os
 
 import pytest
@@ -44,10 +46,38 @@ def patch_once_a_launch():
     interpreter._patch_lang = patch_once
 
 
+def leave_out_checks_that_nothing_reads():
+    """Integers are computed in 64 bits too, for an assertion that the interpreter makes only where it debugs.
+
+    That is half of the time of these tests.
+    """
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
+def remember_dtypes():
+    """The table of numpy's dtypes is made anew at every operation."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    numpy_dtype = functools.cache(interpreter._get_np_dtype)
+    pointers = numpy_dtype(language.uint64)
+
+    def remembered(dtype):
+        scalar = dtype.scalar
+        return pointers if scalar.is_ptr() else numpy_dtype(scalar)
+
+    interpreter._get_np_dtype = remembered
+
+
 if INTERPRETED:
-    # Another version of Triton may lack what this needs: slower, and the same.
-    with contextlib.suppress(ImportError, AttributeError):
-        patch_once_a_launch()
+    for make_quicker in (patch_once_a_launch, leave_out_checks_that_nothing_reads, remember_dtypes):
+        # Another version of Triton may lack what this needs: slower, and the same.
+        with contextlib.suppress(ImportError, AttributeError, TypeError):
+            make_quicker()
 
 
 @pytest.fixture(scope="session")
