@@ -17,6 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+# What is imported stays: until all tests are collected, looking for garbage among it is a quarter of the time.
+gc.disable()
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -81,12 +84,38 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+def pytest_collection_finish():
+    """From now on garbage is collected as usual."""
+    gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`pytest -n 2` gives a file to one worker, so that what its tests share is trained once, not once a worker."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            # Its tests are long, and share nothing.
+            return nodeid if file.endswith("test_kernels.py") else file
+
+    # In the order of the collection, not by the number of tests.
+    config.option.loadscopereorder = False
+    return ByFile(config, log) if config.getvalue("dist") == "load" else None
+
+
 # A module trains if it names the trainer, or the helper with which the tests of the strategies make theirs.
 TRAINS = re.compile(r"\bFusionTrainer\b|\bstrategy_runs\b")
 
 
+# The files that take longest come first, so that two workers of `pytest -n 2` end together.
+LONGEST = ("test_kernels", "test_every_strategy", "test_training_options", "test_processes", "test_resume")
+
+
 def pytest_collection_modifyitems(items):
     """Mark the tests of the modules that train: `pytest -m trains` runs them, for instance with other arithmetic."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     trains = {
         path: bool(TRAINS.search(path.read_text(encoding="utf-8"))) for path in {item.path for item in items}
     }
