@@ -6,12 +6,12 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
 from fusion_fixtures import TwoViews, stage_one_only, two_views
+from ranks import ends as ends
+from ranks import start_ranks
 from safetensors.torch import load_file
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
@@ -138,17 +138,6 @@ def differences(one: dict, other: dict) -> list[str]:
     return found
 
 
-def ends(ranks: list[multiprocessing.Process], patience: float = 600) -> list[int | None]:
-    """Exit codes of processes; None for one that does not end in so many seconds, which is killed."""
-    for process in ranks:
-        process.join(patience)
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
-        process.join()
-    return codes
-
-
 def kill_in(moment: str, count: int) -> None:
     """Kill this process in the `count`-th call of a function, halfway where that can be."""
     owners = (FusionTrainer, Stages, BestHeads, resuming, checkpoints)
@@ -182,23 +171,9 @@ def start(
     count: int = 1,
     **options: object,
 ) -> list[multiprocessing.Process]:
-    """The run by forked processes, which need no time to import anything; killed in the `count`-th call of `moment`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """The run by forked processes, killed in the `count`-th call of `moment`."""
 
-    def forked(rank: int) -> None:
-        AcceleratorState._reset_state(
-            reset_partial_state=True
-            # What the process before the fork was is forgotten.
-        )
-        if processes > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            os.environ |= {
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
+    def rank() -> None:
         if moment is not None:
             kill_in(moment, count)
         trainer = train(folder, resume, processes, **options)
@@ -206,8 +181,4 @@ def start(
             raise RuntimeError(f"{trainer.args.world_size} processes train, not {processes}")
         trainer.end_training()
 
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=forked, args=(rank,)) for rank in range(processes)]
-    for process in ranks:
-        process.start()
-    return ranks
+    return start_ranks(rank, processes)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import two_process_strategies
+from ranks import ends, start_ranks
 from safetensors.torch import load_file
 from strategy_runs import (
     MODELS,
@@ -602,7 +601,6 @@ def test_float16_is_refused_where_a_strategy_says_so(tmp_path):
 
 # ---- two processes ----
 
-COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 RANDOM_BY_PROCESS = {"modality-dropout": "each process draws what it drops"}
 
 
@@ -610,10 +608,7 @@ RANDOM_BY_PROCESS = {"modality-dropout": "each process draws what it drops"}
 def by_two(tmp_path_factory) -> tuple[Path, list[dict]]:
     """Every strategy trained by two processes: their folder, and what each saw."""
     folder = tmp_path_factory.mktemp("two")
-    done = subprocess.run(
-        [*COMMAND, two_process_strategies.__file__, str(folder)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert ends(start_ranks(lambda: two_process_strategies.main(folder), 2)) == [0, 0]
     return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 

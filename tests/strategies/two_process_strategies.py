@@ -6,11 +6,7 @@ It tells the number of processes by itself, and keeps the global batch at 16 row
 import gc
 import json
 import os
-import sys
 from pathlib import Path
-
-# fusion_fixtures, where pytest did not add it.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import pytest
 from strategy_runs import NO_PICTURES, NO_READOUTS, by_name, trainer, weights
@@ -71,7 +67,3 @@ def main(folder: Path) -> None:
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     seen["alone"]["threads_left"] = [name for name in threads if "gloo" in name]
     (folder / f"rank{run.args.process_index}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
