@@ -277,16 +277,20 @@ def test_a_sample_smaller_than_the_table_decides_the_clusters(files, capsys, mon
     assert first["unique"]["image"] > 0.7
 
 
-@by_each_method
-def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, method):
-    """Which read a part of one file each, or a file of their own; each rank measures both, one after the other."""
+def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path):
+    """Which read a part of one file each, or a file of their own; each rank measures both by both methods, in turn."""
     table = as_table(columns)
     pq.write_table(table.slice(0, 700), tmp_path / "part-0.parquet")
     pq.write_table(table.slice(700), tmp_path / "part-1.parquet")
-    sources = (files / "data.parquet", tmp_path / "part-{rank}.parquet")
+    options = ("--label", "label", *MODALITIES, "--json", "--quiet")
+    runs = [
+        ["pid", str(source), *options, *method]
+        for method in ((), BY_CLUSTERS)
+        for source in (files / "data.parquet", tmp_path / "part-{rank}.parquet")
+    ]
     script = tmp_path / "pid.py"
     script.write_text(
-        "import os, sys\n"
+        "import json, os, sys\n"
         "import torch.distributed as dist\n"
         "from ecsfusion import cli\nfrom ecsfusion.pid import stream\n"
         "stream.MAX_ROWS = stream.MAX_STREAMED_ROWS = 500\n"
@@ -296,11 +300,15 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
         "    sys.stderr.write(f'rank {dist.get_rank()} of {dist.get_world_size()}\\n')\n"
         "    return whole(*arguments, **options)\n"
         "stream.stream_pid = checked\n"
-        # One group serves both: a second one would find the addresses of the first in torchrun's store.
+        # One group serves all: a second one would find the addresses of the first in torchrun's store.
         "leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None\n"
-        "first = cli.main(['pid', sys.argv[1], *sys.argv[3:]])\n"
-        "dist.init_process_group, dist.destroy_process_group = lambda backend: None, leave\n"
-        "sys.exit(first or cli.main(['pid', sys.argv[2], *sys.argv[3:]]))\n"
+        "*runs, last = json.loads(sys.argv[1])\n"
+        "for run in runs:\n"
+        "    if cli.main(run):\n"
+        "        sys.exit(1)\n"
+        "    dist.init_process_group = lambda backend: None\n"
+        "dist.destroy_process_group = leave\n"
+        "sys.exit(cli.main(last))\n"
     )
     command = [
         sys.executable,
@@ -310,15 +318,13 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
         "--nproc_per_node",
         "2",
         str(script),
+        json.dumps(runs),
     ]
-    arguments = [*map(str, sources), "--label", "label", *MODALITIES, *method, "--json", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=200, env=environment, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("rank 0 of 2") == 2
-    assert done.stderr.count("rank 1 of 2") == 2
+    assert done.stderr.count("rank 0 of 2") == 4
+    assert done.stderr.count("rank 1 of 2") == 4
     answers, decoder, text = [], json.JSONDecoder(), done.stdout
     while text.strip():
         found, end = decoder.raw_decode(text.lstrip())
@@ -327,8 +333,12 @@ def test_two_processes_give_the_answer_of_one(files, columns, capsys, tmp_path, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "MAX_ROWS", 500)
         patch.setattr(stream, "MAX_STREAMED_ROWS", 500)
-        alone = answer(capsys, files / "data.parquet", "--label", "label", *method)
-    assert [{name: found[name] for name in alone} for found in answers] == [alone, alone]
+        alone = [
+            answer(capsys, files / "data.parquet", "--label", "label", *method)
+            for method in ((), BY_CLUSTERS)
+        ]
+    by_two = [{name: found[name] for name in alone[0]} for found in answers]
+    assert by_two == [alone[0], alone[0], alone[1], alone[1]]
 
 
 def test_three_modalities_bins_and_pictures(files, capsys, tmp_path):
