@@ -20,9 +20,23 @@ try:
 except SystemExit as stop:
     code = stop.code
 """
-STATEMENT = """import json, sys
-before, code = set(sys.modules), 0
-{statement}
+# Each statement in a fork, so that none sees what another imported; torch is loaded once for those that need it.
+STATEMENTS = """import json, os, sys, traceback
+for statement in {statements!r}:
+    if statement is None:
+        import torch
+        continue
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        try:
+            exec(statement)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os.write(writer, b"".join(name.encode() + b" " for name in sys.modules if "." not in name))
+        os._exit(0)
+    os.close(writer)
+    print(json.dumps([statement, os.fdopen(reader).read().split(), os.waitpid(child, 0)[1]]))
 """
 # What a shell starts in the background ignores SIGINT, and so do its children: here it interrupts in any case.
 INTERRUPTED = """import signal, sys
@@ -76,24 +90,39 @@ def test_the_command_line_answers_with_the_standard_library_alone(tmp_path, word
     assert {name.split(".")[0] for name in modules} <= {*sys.stdlib_module_names, "ecsfusion"}
 
 
-@pytest.mark.parametrize(
-    ("statement", "absent"),
-    [
-        ("import ecsfusion", "torch numpy transformers ecsfusion_kernels argparse"),
-        ("import ecsfusion.controller", "torch transformers"),
-        ("from ecsfusion import Decision, Reading, Rule, make_rule", "torch transformers"),
-        ("from ecsfusion import __version__", "torch numpy transformers"),
-        (
-            "from ecsfusion import PID, decompose, fast_pid, fast_pids, pid_tensors",
-            "transformers matplotlib datasets accelerate evaluate pyarrow scipy",
-        ),
-        ("from ecsfusion.pid.stream import stream_pid", "transformers matplotlib datasets"),
-        ("import ecsfusion_kernels", "ecsfusion transformers"),
-    ],
-)
-def test_a_name_imports_only_what_it_needs(tmp_path, statement, absent):
-    _, modules, _ = exit_code_and_imports(STATEMENT.format(statement=statement), tmp_path)
-    assert modules & set(absent.split()) == set()
+WITHOUT_TORCH = {
+    "import ecsfusion": "torch numpy transformers ecsfusion_kernels argparse",
+    "import ecsfusion.controller": "torch transformers",
+    "from ecsfusion import Decision, Reading, Rule, make_rule": "torch transformers",
+    "from ecsfusion import __version__": "torch numpy transformers",
+}
+WITH_TORCH = {
+    "from ecsfusion import PID, decompose, fast_pid, fast_pids, pid_tensors": (
+        "transformers matplotlib datasets accelerate evaluate pyarrow scipy"
+    ),
+    "from ecsfusion.pid.stream import stream_pid": "transformers matplotlib datasets",
+    "import ecsfusion_kernels": "ecsfusion transformers",
+}
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The packages in memory after each statement."""
+    statements = [*WITHOUT_TORCH, None, *WITH_TORCH]
+    done = run_python(STATEMENTS.format(statements=statements), tmp_path_factory.mktemp("empty"))
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for statement, modules, status in map(json.loads, done.stdout.splitlines()):
+        assert status == 0, f"{statement}: {done.stderr}"
+        found[statement] = set(modules)
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("statement", [*WITHOUT_TORCH, *WITH_TORCH])
+def test_a_name_imports_only_what_it_needs(imported, statement):
+    assert "ecsfusion" in imported[statement] or "ecsfusion_kernels" in imported[statement]
+    assert imported[statement] & set({**WITHOUT_TORCH, **WITH_TORCH}[statement].split()) == set()
 
 
 def test_interrupting_a_measurement_ends_in_one_line(tmp_path):
