@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 # Set before any test module imports the libraries that read them.
@@ -65,6 +66,39 @@ def pictures(monkeypatch):
     from ecsfusion.training import publishing
 
     monkeypatch.setattr(publishing, "plot_trajectory", plot_trajectory)
+
+
+@pytest.fixture(scope="module")
+def quick_probes():
+    """For modules that ask what a run does, not how well it measures: two replicates, heads weighed alike.
+
+    Fitting weights and drawing replicates is a third of the time of a tiny run. `exact_probes` is for tests that look.
+    """
+    import numpy as np
+
+    from ecsfusion.evaluation import information
+    from ecsfusion.model import readout
+
+    def alike(log_p, targets):
+        return np.full(len(log_p), 1 / len(log_p))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readout, "pool_opinions", alike)
+        for measure in ("fast_pid", "fast_pids"):
+            patch.setattr(information, measure, partial(getattr(information, measure), permutations=2))
+        yield
+
+
+@pytest.fixture
+def exact_probes(monkeypatch):
+    """Probes as they are."""
+    from ecsfusion.evaluation import information
+    from ecsfusion.model import readout, readout_weights
+    from ecsfusion.pid import estimate
+
+    monkeypatch.setattr(readout, "pool_opinions", readout_weights.pool_opinions)
+    for measure in ("fast_pid", "fast_pids"):
+        monkeypatch.setattr(information, measure, getattr(estimate, measure))
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,8 @@ from ecsfusion.training.best_heads import folder_of
 from ecsfusion.training.checkpoints import replace_folder
 from ecsfusion.training.stages import INITIAL_FOLDER
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 IMAGE, AUDIO = TWO
 # Audio knows nearly all.
 LEADS = {"unique": (0.2, 0.9), "accuracy": (0.5, 0.97)}

@@ -14,6 +14,8 @@ from transformers import TrainerCallback
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.training.best_heads import folder_of, load_modality
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 ROWS, BATCH, EPOCHS = 64, 16, 6
 SETTINGS = {
     "num_train_epochs": EPOCHS,

@@ -22,6 +22,8 @@ from ecsfusion.training.checkpoints import (
     whole_checkpoint,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> faults.Runs:

@@ -24,6 +24,8 @@ from ecsfusion import FusionProcessor, FusionTrainer
 from ecsfusion.cli import main
 from ecsfusion.reporting.hub import NotPublishedError, publish
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 TOKEN = "hf_" + "Secret0123456789abcdefghijklmnopqr"
 
 

@@ -10,6 +10,8 @@ from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArgu
 from ecsfusion.model.fused_heads import FUSION_HEADS
 from ecsfusion.training.head_losses import LossOfAllHeads
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 MASKS = {
     "left": torch.tensor([True, True, False, True, True, False]),

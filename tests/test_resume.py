@@ -22,6 +22,8 @@ from ecsfusion.training.checkpoints import (
     whole_checkpoint,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 
 def run(
     folder: Path, resume: bool, moment: str | None = None, count: int = 1, **options: object

@@ -16,7 +16,7 @@ PROBES, PER_SAMPLE = 96, soak.PROBES_PER_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
-def watch():
+def watch(quick_probes):
     return soak.soak(TINY, soak.Length(probes=PROBES), seed=0, probes_per_sample=PER_SAMPLE)
 
 

@@ -22,6 +22,8 @@ from ecsfusion import (
 )
 from ecsfusion.evaluation.logged_values import logged_names
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 EPOCHS, BATCH, ROWS = 4, 16, 64
 STEPS_PER_EPOCH = ROWS // BATCH
 

@@ -24,6 +24,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from ecsfusion import FusionForClassification, FusionTrainer
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 ALL_TRAIN = [{}] * 20
 
 

@@ -15,6 +15,8 @@ from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArgu
 from ecsfusion.controller.peak_synergy import PeakSynergy
 from ecsfusion.diagnostics.run import RunDiagnostics
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 ROWS, VALIDATION = 160, 150
 
 

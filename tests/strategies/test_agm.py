@@ -10,6 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 from ecsfusion.modeling import FusionOutput
 from ecsfusion.strategies.agm import AGM, mono_modal_responses
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 GAIN = {"left": 0.25, "right": 2.0}
 
 

@@ -16,6 +16,8 @@ from ecsfusion.modeling import FusionOutput
 from ecsfusion.strategies import make_strategy
 from ecsfusion.strategies.distillation import UnimodalDistillation
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 
 class Model:
     """Its teachers are functions of the inputs."""

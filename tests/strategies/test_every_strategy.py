@@ -36,7 +36,10 @@ from ecsfusion.strategies import STRATEGIES, Strategy, make_strategy
 from ecsfusion.strategies.two_stage import TwoStage
 
 TWO = VIEWS[:2]
-pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*samples are few"),
+    pytest.mark.usefixtures("quick_probes"),
+]
 
 
 STRATEGIES_OF_TWO = {
@@ -63,6 +66,25 @@ def assert_near(found: dict, expected: dict, **tolerance: float) -> None:
         torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, n=name: f"{n}: {text}")
 
 
+# Plain SGD, which rounding moves a little and no more.
+PLAIN = two_process_strategies.options()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Runs by plain SGD, saved, by name: to compare other ways with; each is made once."""
+    made = {}
+
+    def run(name: str) -> FusionTrainer:
+        if name not in made:
+            made[name] = by_name(tmp_path_factory.mktemp(name), name, **PLAIN)
+            made[name].train()
+            made[name].save_model()
+        return made[name]
+
+    return run
+
+
 def test_the_table_names_strategies():
     assert set(OPTIONS) | set(MODELS) <= set(STRATEGIES)
 
@@ -77,7 +99,8 @@ def test_three_modalities_are_trained_or_refused_with_a_reason(tmp_path, name):
         with pytest.raises(ValueError, match=sentence):
             by_name(tmp_path, name, VIEWS)
         return
-    run = by_name(tmp_path, name, VIEWS)
+    # A probe measures each of three views against the others: few of them.
+    run = by_name(tmp_path, name, VIEWS, eval_steps=STEPS // 2)
     before = weights(run)
     run.train()
     assert run.state.global_step == STEPS
@@ -207,22 +230,12 @@ DEPENDS_ON_THE_BATCH = {
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in DEPENDS_ON_THE_BATCH])
-def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path, name):
-    options = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 6, "eval_steps": 3}
-    runs = [
-        by_name(
-            tmp_path / str(n),
-            name,
-            per_device_train_batch_size=16 // n,
-            gradient_accumulation_steps=n,
-            **options,
-        )
-        for n in (1, 2)
-    ]
-    for run in runs:
-        run.train()
-        assert run.state.global_step == 6
-    assert_near(weights(runs[1]), weights(runs[0]), rtol=1e-3, atol=1e-4)
+def test_accumulated_gradients_are_those_of_the_large_batch(plain, tmp_path, name):
+    options = PLAIN | {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    run = by_name(tmp_path, name, **options)
+    run.train()
+    assert run.state.global_step == plain(name).state.global_step == 6
+    assert_near(weights(run), weights(plain(name)), rtol=1e-3, atol=1e-4)
 
 
 # ---- contradictions ----
@@ -293,7 +306,7 @@ def of_ones_own(outputs, labels, num_items_in_batch=None):
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_loss_function_is_applied_or_refused(tmp_path, name):
+def test_a_loss_function_is_applied_or_refused(plain, tmp_path, name):
     """Where a strategy has no loss of its own, the function of the same values trains the same."""
     more = {"compute_loss_func": of_ones_own}
     if STRATEGIES[name].has_own_loss:
@@ -303,12 +316,9 @@ def test_a_loss_function_is_applied_or_refused(tmp_path, name):
         return
     looks_only = (Strategy.loss, STRATEGIES["ogm"].loss)
     assert STRATEGIES[name].loss in looks_only, "it has a loss of its own, and does not say so"
-    options = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 6, "eval_steps": 3}
-    own = by_name(tmp_path / "own", name, **options)
-    own.train()
-    given = by_name(tmp_path / "given", name, more=more, **options)
+    given = by_name(tmp_path, name, more=more, **PLAIN)
     given.train()
-    assert_near(weights(given), weights(own), rtol=1e-3, atol=1e-4)
+    assert_near(weights(given), weights(plain(name)), rtol=1e-3, atol=1e-4)
 
 
 class Pauses(Rule):
@@ -620,7 +630,7 @@ def test_two_processes_end_alike(by_two):
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in RANDOM_BY_PROCESS])
-def test_two_processes_train_as_one(by_two, tmp_path, name):
+def test_two_processes_train_as_one(by_two, plain, name):
     folder, (seen, _) = by_two
     reason = STRATEGIES[name].only_one_process
     if reason:
@@ -628,9 +638,7 @@ def test_two_processes_train_as_one(by_two, tmp_path, name):
         return
     assert "refused" not in seen[name], seen[name]
     assert seen[name]["processes"] == 2
-    run = by_name(tmp_path, name, **two_process_strategies.options())
-    run.train()
-    run.save_model()
+    run = plain(name)
     probes = [Probe.from_json(values) for values in seen[name]["history"]]
     for one, other in zip(probes, run.record.history, strict=True):
         assert (one.step, one.stage, one.training, one.decision) == (
@@ -639,7 +647,9 @@ def test_two_processes_train_as_one(by_two, tmp_path, name):
             other.training,
             other.decision,
         )
-    found, expected = (load_file(f / "model.safetensors") for f in (folder / name, tmp_path))
+    found, expected = (
+        load_file(place / "model.safetensors") for place in (folder / name, Path(run.args.output_dir))
+    )
     assert_near(found, expected, rtol=1e-3, atol=2e-4)
 
 

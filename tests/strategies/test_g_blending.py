@@ -13,6 +13,8 @@ from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.model.names import FUSED
 from ecsfusion.strategies.g_blending import GBlending
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 HEADS = ("left", "right", FUSED)
 
 

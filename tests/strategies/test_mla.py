@@ -12,6 +12,8 @@ from transformers import TrainerCallback
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
 from ecsfusion.strategies import make_strategy
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 
 def test_the_projection_after_one_step_and_after_two():
     strategy = make_strategy("mla", ["left", "right"], alpha=25.0)

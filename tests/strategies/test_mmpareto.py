@@ -9,6 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from ecsfusion.strategies.mmpareto import MMPareto
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 
 @pytest.mark.parametrize(
     ("joint", "unimodal", "expected"),

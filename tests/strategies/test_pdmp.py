@@ -15,6 +15,8 @@ from ecsfusion.controller.pretrain_then_reset import PretrainThenReset
 from ecsfusion.controller.reading import Reading
 from ecsfusion.strategies.pdmp import PDMP
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 
 def reading(step: int, of: int = 100) -> Reading:
     return make_reading(

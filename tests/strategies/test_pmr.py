@@ -14,6 +14,8 @@ from ecsfusion.modeling import FusionOutput
 from ecsfusion.strategies import make_strategy
 from ecsfusion.strategies.pmr import class_means
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 NAN = math.nan
 
 

@@ -20,6 +20,8 @@ from ecsfusion.strategies.relearning import (
     purity_of,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_probes")
+
 
 def test_the_purity_of_a_known_clustering():
     # Cluster 0 holds classes 0 0 1, cluster 1 holds 1 1 2: the most frequent ones make 2 + 2 of 6.

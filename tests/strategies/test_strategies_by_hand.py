@@ -15,7 +15,10 @@ from ecsfusion.strategies import STRATEGIES, make_strategy
 from ecsfusion.strategies.ogm import OGM, OGMGE, parts_of_fused_logits
 
 TWO = VIEWS[:2]
-pytestmark = pytest.mark.filterwarnings("ignore:.*samples are few")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*samples are few"),
+    pytest.mark.usefixtures("quick_probes"),
+]
 
 
 class Watch(TrainerCallback):
