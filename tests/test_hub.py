@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from transformers import ViTImageProcessor
 from ecsfusion import FusionProcessor, FusionTrainer
 from ecsfusion.cli import main
 from ecsfusion.reporting.hub import NotPublishedError, publish
+from ecsfusion.reporting.trajectory import plot_trajectory
+from ecsfusion.training import publishing
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
@@ -65,12 +68,13 @@ def processor() -> FusionProcessor:
     )
 
 
-@pytest.fixture
-def trained(tmp_path, hub, pictures) -> FusionTrainer:
+@pytest.fixture(scope="module")
+def once(server, quick_probes, tmp_path_factory) -> FusionTrainer:
+    """The run, with its pictures."""
     run = FusionTrainer(
         model=two_views(),
         args=arguments(
-            tmp_path / "run",
+            tmp_path_factory.mktemp("once"),
             hub_model_id="somebody/two-views",
             hub_token=TOKEN,
             save_strategy="epoch",
@@ -80,9 +84,21 @@ def trained(tmp_path, hub, pictures) -> FusionTrainer:
         processing_class=processor(),
         strategy=Scripted(PEAK_FIRST_THEN_RESTORE),
     )
-    run.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing, "plot_trajectory", plot_trajectory)
+        run.train()
     run.evaluate(TwoViews(60, seed=2), metric_key_prefix="test")
     return run
+
+
+@pytest.fixture
+def trained(once, tmp_path, hub, pictures, monkeypatch) -> FusionTrainer:
+    """The run, whose folder is a copy: each test pushes it."""
+    shutil.copytree(once.args.output_dir, tmp_path / "run")
+    monkeypatch.setattr(once.args, "output_dir", str(tmp_path / "run"))
+    # Nothing has been pushed yet.
+    monkeypatch.setattr(once, "hub_model_id", None)
+    return once
 
 
 PUBLISHED = {
@@ -109,10 +125,17 @@ def test_both_stages_are_published_and_nothing_else(trained, hub):
 
 
 def test_no_byte_that_was_sent_names_a_local_path_the_token_or_the_environment(
-    trained, hub, tmp_path, monkeypatch
+    trained, hub, tmp_path, tmp_path_factory, monkeypatch
 ):
     trained.push_to_hub(dataset="two synthetic views")
-    forbidden = [str(tmp_path), str(Path.home()), str(Path.cwd()), TOKEN, socket.gethostname()]
+    forbidden = [
+        str(tmp_path),
+        str(tmp_path_factory.getbasetemp()),
+        str(Path.home()),
+        str(Path.cwd()),
+        TOKEN,
+        socket.gethostname(),
+    ]
     forbidden += [
         value for key, value in os.environ.items() if key in ("PATH", "VIRTUAL_ENV", "PYTEST_CURRENT_TEST")
     ]
