@@ -28,8 +28,6 @@ from ecsfusion import Decision, FusionForClassification, FusionTrainer, FusionTr
 from ecsfusion.model.encoders import describe_encoder, embed, load_encoder
 from ecsfusion.model.pooling import embedding_dim, pool
 
-pytestmark = pytest.mark.usefixtures("quick_probes")
-
 IMAGES = {"pixel_values": torch.randn(3, 1, 4, 4)}
 WAVES = {"input_values": torch.randn(3, 200)}
 TOKENS = {"input_ids": torch.randint(3, 20, (3, 7)), "attention_mask": torch.ones(3, 7, dtype=torch.long)}

@@ -17,8 +17,6 @@ from ecsfusion.evaluation.scores import score
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
 from ecsfusion.reporting.results import results_table
 
-pytestmark = pytest.mark.usefixtures("quick_probes")
-
 BATCH = {name: {"pixel_values": torch.randn(5, 1, 4, 4)} for name in ("left", "right")}
 
 

@@ -409,6 +409,7 @@ def test_sequential_trains_the_weakest_first_and_then_the_next(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("exact_probes")
 def test_unimodal_training_ends_in_both_ensembles(tmp_path):
     """The fused answer is the product of the softmaxes; the readout's is the same with weights, fitted here."""
     run = trained(tmp_path, VIEWS, strategy="unimodal", max_steps=40, eval_steps=20, learning_rate=0.02)
