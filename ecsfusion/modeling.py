@@ -21,6 +21,8 @@ from ecsfusion.model.encoders import (
     embed,
     load_encoder,
     main_input,
+    measured_dim,
+    set_attention,
 )
 from ecsfusion.model.fused_heads import build_fusion_head
 from ecsfusion.model.losses import HeadLoss, Present, loss_of_fused_head, sum_of_losses
@@ -86,6 +88,7 @@ class FusionForClassification(PreTrainedModel):
         config: the configuration.
         own_encoders: by modality, the user's own modules, which the configuration cannot build.
         own_fusion: the user's own fused head, likewise.
+        attention: the `attn_implementation` of the encoders, for all or by modality; None leaves each its own.
 
     Attributes:
         trains_fused_head: whether the loss in training contains the fused head's.
@@ -112,8 +115,12 @@ class FusionForClassification(PreTrainedModel):
         config: FusionConfig,
         own_encoders: Mapping[str, nn.Module] | None = None,
         own_fusion: nn.Module | None = None,
+        attention: str | Mapping[str, str] | None = None,
     ) -> None:
+        attention = config._attn_implementation if attention is None else attention
         super().__init__(config)
+        # The configuration of the whole says nothing about attention, or a model made of it would choose for encoders.
+        config._attn_implementation_internal = None
         own_encoders = own_encoders or {}
         if len(config.encoders) < 2:
             raise ValueError(
@@ -132,7 +139,10 @@ class FusionForClassification(PreTrainedModel):
                 for name, values in config.encoders.items()
             }
         )
-        dims = {name: embedding_dim(encoder) for name, encoder in self.encoders.items()}
+        dims = {
+            name: config.embedding_dims.get(name) or measured_dim(name, encoder)
+            for name, encoder in self.encoders.items()
+        }
         self.embedding_dims = dims
         self.heads = nn.ModuleDict({name: nn.Linear(dim, config.num_labels) for name, dim in dims.items()})
         self.fusion = build_fusion_head(
@@ -143,6 +153,8 @@ class FusionForClassification(PreTrainedModel):
             own = copy.deepcopy(own_encoders.get(name))
             encoder = build_encoder(name, config.encoders[name], config.adapters.get(name), own)
             self.best_heads[name] = _best_heads(encoder, nn.Linear(dims[name], config.num_labels))
+        if attention is not None:
+            self.set_attn_implementation(attention)
         self.label_smoothing = 0.0
         self.stage = config.stage
         self.trains_fused_head = config.stage == "joint"
@@ -170,6 +182,7 @@ class FusionForClassification(PreTrainedModel):
         label2id: Mapping[str, int] | None = None,
         fusion: str | nn.Module = "concatenation",
         trust_remote_code: bool = False,
+        attn_implementation: str | Mapping[str, str] | None = None,
         **config_kwargs: Any,
     ) -> FusionForClassification:
         """Build a fusion model around pretrained encoders.
@@ -183,13 +196,15 @@ class FusionForClassification(PreTrainedModel):
             fusion: name of the fused head, "concatenation", "mlp", "gated-sum", "cross-attention", "transformer",
                 "late-average" or "entropy-average", or your own module (see `ecsfusion.model.fused_heads`).
             trust_remote_code: run code that comes with a model on the Hub; off by default.
+            attn_implementation: the attention of the encoders, such as "sdpa", for all that have it, or by modality.
             **config_kwargs: further fields of [`FusionConfig`], such as `problem_type` and `fusion_options`.
 
         Returns:
             The model, in stage "joint" unless `stage` says otherwise.
 
         Raises:
-            ValueError: fewer than two modalities, an unusable modality name, an encoder without a hidden size.
+            ValueError: fewer than two modalities, an unusable modality name, an encoder of unknown width, or an
+                attention that no encoder has.
             TypeError: an encoder that is neither a name nor a module, or one with a head.
         """
         if not isinstance(encoders, Mapping):
@@ -230,6 +245,11 @@ class FusionForClassification(PreTrainedModel):
             encoders={name: describe_encoder(module) for name, module in modules.items()},
             fusion=fusion if isinstance(fusion, str) else type(fusion).__name__,
             adapters={name: configs for name, configs in adapters.items() if configs},
+            embedding_dims={
+                name: measured_dim(name, module)
+                for name, module in modules.items()
+                if isinstance(module, PreTrainedModel)
+            },
             **labels,
             **config_kwargs,
         )
@@ -238,6 +258,8 @@ class FusionForClassification(PreTrainedModel):
         for name, module in modules.items():
             model.encoders[name] = module
             model.sources[name] = getattr(getattr(module, "config", None), "_name_or_path", None) or None
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
         return model
 
     @classmethod
@@ -247,6 +269,7 @@ class FusionForClassification(PreTrainedModel):
         *model_args: Any,
         encoders: Mapping[str, nn.Module] | None = None,
         fusion: nn.Module | None = None,
+        attn_implementation: str | Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a model as `PreTrainedModel.from_pretrained` does; models that older versions saved are read too.
@@ -259,6 +282,7 @@ class FusionForClassification(PreTrainedModel):
             *model_args: passed on.
             encoders: the user's own modules among the encoders, by modality. Their weights are loaded into them.
             fusion: the fused head, where it is the user's own module.
+            attn_implementation: the attention of the encoders, such as "sdpa", for all that have it, or by modality.
             **kwargs: passed on.
 
         Returns:
@@ -269,7 +293,12 @@ class FusionForClassification(PreTrainedModel):
         own = [*(encoders or {}).values(), *([] if fusion is None else [fusion])]
         buffers = [(module, name, value.clone()) for module in own for name, value in unsaved_buffers(module)]
         loaded = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, own_encoders=encoders, own_fusion=fusion, **kwargs
+            pretrained_model_name_or_path,
+            *model_args,
+            own_encoders=encoders,
+            own_fusion=fusion,
+            attention=attn_implementation,
+            **kwargs,
         )
         # transformers clears the buffers that are not saved and lets its own models compute them again; the user's
         # own modules cannot do that.
@@ -341,6 +370,25 @@ class FusionForClassification(PreTrainedModel):
             distributed_checkpoint=distributed_checkpoint,
             **kwargs,
         )
+
+    def set_attn_implementation(
+        self, attn_implementation: str | Mapping[str, str], allow_all_kernels: bool = False
+    ) -> None:
+        """Choose the attention of the encoders.
+
+        Args:
+            attn_implementation: such as "sdpa" or "eager", for all encoders that have it; or by modality.
+            allow_all_kernels: not used.
+
+        Raises:
+            ValueError: an encoder does not have what is chosen for it by its name, or none has it.
+        """
+        set_attention(dict(self.encoders.items()), attn_implementation)
+        # Copies of encoders that have just taken it, or have refused it with a warning.
+        for name, part in self.best_heads.items():
+            chosen = getattr(getattr(self.encoders[name], "config", None), "_attn_implementation", None)
+            if chosen is not None:
+                set_attention({name: cast("nn.ModuleDict", part)["encoder"]}, chosen)
 
     @property
     def modalities(self) -> tuple[str, ...]:

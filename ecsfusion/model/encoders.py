@@ -8,22 +8,43 @@ An encoder is one of these:
 - Any `nn.Module` of the user's own that returns embeddings (B, D). Its attribute `embedding_dim` is D (or it ends in an
   `nn.Linear`). Its weights are saved with the model, its code is not. So it is passed again when the model is loaded:
   `FusionForClassification.from_pretrained(folder, encoders={"sensor": Sensor()})`.
+- A `SentenceTransformer` of sentence-transformers, with its own pooling; it is saved and loaded like a module of the
+  user's own.
+
+The padding of a row changes no embedding. Rows that are padded on the left are moved to the right, because many encoders
+count positions from the first. Encoders that mix padding into the rest whatever the mask says run the rows of each
+length together, without padding.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import is_peft_available
+from transformers.utils import is_peft_available, logging
 
 from ecsfusion.model.own_modules import OWN_MODULE, keep_weights
-from ecsfusion.model.pooling import TRAINED_POOLER_FAMILIES, embedding_dim, pool
+from ecsfusion.model.padding import (
+    FIXED_LENGTH_FAMILIES,
+    at_fixed_length,
+    filled_to_first_window,
+    mixes_padding,
+    padded_on_the_right,
+)
+from ecsfusion.model.pooling import TRAINED_POOLER_FAMILIES, embedding_dim, is_sentence_transformer, pool
 from ecsfusion.model.rows import join_rows
+from ecsfusion.model.sample_inputs import sample_inputs
+
+logger = logging.get_logger(__name__)
+
+HEAD = re.compile(r"For[A-Z]|Head|Decoder")
+"""What the names of classes have that are no encoders."""
 
 
 def load_encoder(name: str, encoder: str | nn.Module, trust_remote_code: bool = False) -> nn.Module:
@@ -36,7 +57,7 @@ def load_encoder(name: str, encoder: str | nn.Module, trust_remote_code: bool = 
 
     Raises:
         TypeError: neither a name nor a module; a model with a head; adapters that are not inside the layers.
-        ValueError: a model of several towers, or one without a hidden size.
+        ValueError: a model of several towers.
     """
     module: Any = encoder
     if isinstance(encoder, str):
@@ -51,7 +72,7 @@ def load_encoder(name: str, encoder: str | nn.Module, trust_remote_code: bool = 
         module = _without_decoder(module)
         _check_one_tower(name, module)
         _drop_unused_pooler(module)
-    embedding_dim(module)
+        _set_up(module)
     return module
 
 
@@ -66,7 +87,87 @@ def describe_encoder(module: nn.Module) -> dict[str, Any]:
     values = module.config.to_dict()
     for key in ("_name_or_path", "name_or_path", "_commit_hash", "transformers_version"):
         values.pop(key, None)
+    if not _auto_model_builds(module):
+        values["class_name"] = type(module).__name__
     return values
+
+
+def measured_dim(name: str, encoder: nn.Module) -> int:
+    """Width D of the embeddings that an encoder returns for one small row; what it declares, where none is known.
+
+    It changes neither the encoder nor the state of any random generator.
+
+    Args:
+        name: the modality, for error messages.
+        encoder: the encoder; one on the device meta, and a module of the user's own, are not run.
+
+    Raises:
+        ValueError: the encoder can neither be run on a sample nor declares a width.
+    """
+    if not isinstance(encoder, PreTrainedModel) or any(p.is_meta for p in encoder.parameters()):
+        return embedding_dim(encoder)
+    modes = {module: module.training for module in encoder.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            return embed(encoder.eval(), sample_inputs(encoder)).shape[1]
+    except Exception as error:
+        # What an encoder that is not known here raises for inputs that it does not take.
+        try:
+            return embedding_dim(encoder)
+        except ValueError:
+            raise ValueError(
+                f"the width of the embeddings of modality {name!r} is not known: its encoder {type(encoder).__name__} "
+                f"declares none, and cannot be run on a sample ({error}); wrap it in an nn.Module of your own that "
+                "returns embeddings (B, D) and has D as `embedding_dim`."
+            ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def set_attention(encoders: Mapping[str, nn.Module], implementation: str | Mapping[str, str]) -> None:
+    """Choose the attention of encoders, as `attn_implementation` of `transformers` does.
+
+    Args:
+        encoders: by modality. Modules of the user's own are left as they are.
+        implementation: such as "sdpa" or "eager", for all encoders that have it; or by modality.
+
+    Raises:
+        ValueError: an encoder does not have what is chosen for it by its name, or none of them has it; or a name that
+            is no modality.
+    """
+    by_name = isinstance(implementation, Mapping)
+    chosen = dict(implementation) if isinstance(implementation, Mapping) else dict.fromkeys(encoders, implementation)
+    unknown = [name for name in chosen if name not in encoders]
+    if unknown:
+        raise ValueError(f"attn_implementation names {unknown}, but the modalities are {list(encoders)}.")
+    refused: dict[str, ValueError | ImportError] = {}
+    taken = False
+    for name, value in chosen.items():
+        encoder = encoders[name]
+        if not isinstance(encoder, PreTrainedModel):
+            if by_name:
+                raise ValueError(
+                    f"attn_implementation is {value!r} for modality {name!r}, whose encoder {type(encoder).__name__} is "
+                    "not one of transformers; leave it out."
+                )
+            continue
+        try:
+            encoder.set_attn_implementation(value)
+            taken = True
+        except (ValueError, ImportError) as error:
+            refused[name] = error
+    if refused and (by_name or not taken):
+        name, error = next(iter(refused.items()))
+        raise ValueError(
+            f"attn_implementation is {chosen[name]!r}, which the encoder {type(encoders[name]).__name__} of modality "
+            f"{name!r} does not have: {error}"
+        ) from error
+    for name in refused:
+        logger.warning(
+            f"attn_implementation={chosen[name]!r} has no effect on modality {name!r}: its encoder "
+            f"{type(encoders[name]).__name__} does not have it."
+        )
 
 
 def describe_adapters(module: nn.Module) -> dict[str, Any]:
@@ -99,9 +200,14 @@ def build_encoder(
             f"encoders has the key {name!r}, but that is a {values['model_type']}, which is built from its "
             "configuration; leave it out."
         )
-    rest = {key: value for key, value in values.items() if key != "model_type"}
-    encoder = _without_decoder(AutoModel.from_config(AutoConfig.for_model(values["model_type"], **rest)))
+    rest = {key: value for key, value in values.items() if key not in ("model_type", "class_name")}
+    config = AutoConfig.for_model(values["model_type"], **rest)
+    if "class_name" in values:
+        encoder: PreTrainedModel = _class_named(name, type(config), values["class_name"])(config)
+    else:
+        encoder = _without_decoder(AutoModel.from_config(config))
     _drop_unused_pooler(encoder)
+    _set_up(encoder)
     if adapters:
         _add_adapters(name, encoder, adapters)
     return encoder
@@ -121,36 +227,103 @@ def embed(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     # Processors return float32, whatever the precision that the model was loaded in.
     dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
     inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
-    mask = inputs.get("attention_mask")
+    if is_sentence_transformer(encoder):
+        return pool(encoder, encoder(padded_on_the_right(inputs)))
     if not isinstance(encoder, PreTrainedModel):
-        main, *others = inputs
-        return pool(encoder, encoder(inputs[main], **{key: inputs[key] for key in others}), mask)
-    if mask is not None and getattr(encoder.config, "feat_extract_norm", None) == "group":
-        return _embed_by_length(encoder, inputs, mask.bool())
-    return pool(encoder, encoder(**inputs), mask)
+        return _embed_by_own_module(encoder, inputs)
+    inputs = padded_on_the_right(inputs)
+    if encoder.config.model_type in FIXED_LENGTH_FAMILIES:
+        inputs = at_fixed_length(encoder.config, inputs)
+    elif encoder.main_input_name == "input_values":
+        inputs = filled_to_first_window(encoder.config, inputs)
+    mask = inputs.get("attention_mask")
+    if mask is not None and mixes_padding(encoder.config):
+        return _embed_by_length(encoder, str(encoder.main_input_name), inputs, mask.bool())
+    return pool(encoder, encoder(**inputs, **_options(encoder, inputs)), mask)
 
 
-def _embed_by_length(encoder: nn.Module, inputs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+def _embed_by_own_module(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    main, *others = inputs
+    mask = inputs.get("attention_mask")
+    if mask is not None and main != "attention_mask" and not _takes(encoder, "attention_mask"):
+        return _embed_by_length(encoder, main, inputs, mask.bool())
+    return pool(encoder, encoder(inputs[main], **{key: inputs[key] for key in others}), mask)
+
+
+def _embed_by_length(encoder: nn.Module, main: str, inputs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
     """Embeddings of rows of different lengths, where all rows of one length are run together and without padding.
 
-    The first layer of wav2vec 2.0 base, HuBERT base and similar encoders normalizes every channel over time, padding
-    included, and no mask can undo that. They were trained without padding and without a mask.
+    Args:
+        encoder: the encoder.
+        main: the name of its first input.
+        inputs: by name, each (B, ...).
+        mask: (B, T) bool.
     """
-    name = main_input(encoder)
-    values = inputs[str(name)]
     lengths = mask.sum(dim=1)
     parts, rows_of_parts = [], []
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero()[:, 0]
-        unpadded = values[rows][mask[rows]].reshape(len(rows), length)
-        parts.append(pool(encoder, encoder(**{str(name): unpadded})))
+        if not length:
+            raise ValueError(f"nothing is left of row {int(rows[0])}: its attention mask is 0 everywhere")
+        unpadded = {
+            key: value[rows][mask[rows]].reshape(len(rows), length, *value.shape[2:])
+            if value.shape[:2] == mask.shape
+            else value[rows]
+            for key, value in inputs.items()
+            if key != "attention_mask"
+        }
+        if isinstance(encoder, PreTrainedModel):
+            outputs = encoder(**unpadded, **_options(encoder, unpadded))
+        else:
+            outputs = encoder(unpadded.pop(main), **unpadded)
+        parts.append(pool(encoder, outputs))
         rows_of_parts.append(rows)
     return join_rows(parts, rows_of_parts)
 
 
+def _takes(module: nn.Module, argument: str) -> bool:
+    """Whether `forward` of a module has an argument of this name, or takes any."""
+    parameters = inspect.signature(module.forward).parameters
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _options(encoder: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Further arguments of a call, in place of what the encoder would draw at random and cannot, or must not."""
+    config = encoder.config
+    if config.model_type == "vit_mae":
+        pixels = inputs["pixel_values"]
+        positions = encoder.embeddings.patch_embeddings.num_patches
+        # No patch is masked (`_set_up`), and none changes its place.
+        return {"noise": torch.arange(positions, device=pixels.device).expand(len(pixels), -1).to(pixels.dtype)}
+    if encoder.training and getattr(config, "apply_spec_augment", False) and _takes(encoder, "mask_time_indices"):
+        values = inputs[str(encoder.main_input_name)]
+        length_of = getattr(encoder, "_get_feat_extract_output_lengths", None)
+        positions = values.shape[1]
+        if length_of is not None and encoder.main_input_name == "input_values":
+            positions = int(length_of(positions))
+        # SpecAugment masks spans of a fixed length, and refuses sounds that are shorter: these are left as they are.
+        if positions < getattr(config, "mask_time_length", 0):
+            return {"mask_time_indices": values.new_zeros(len(values), positions, dtype=torch.bool)}
+    return {}
+
+
+def _set_up(encoder: PreTrainedModel) -> None:
+    """Set what an encoder inside a fusion model always has: outputs with names, and no masking of its own training."""
+    for part in encoder.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.return_dict = True
+    if encoder.config.model_type == "vit_mae":
+        # Masked patches are for its own training; they would be drawn in evaluation too.
+        encoder.config.mask_ratio = 0.0
+
+
 def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The encoder of a model with a decoder, and of a wrapper that has nothing but an encoder (`T5EncoderModel`)."""
     encoder, decoder = getattr(model, "encoder", None), getattr(model, "decoder", None)
-    return encoder if isinstance(encoder, PreTrainedModel) and decoder is not None else model
+    parts = {name for name, _ in model.named_children()}
+    if isinstance(encoder, PreTrainedModel) and (decoder is not None or parts <= {"encoder", "shared"}):
+        return encoder
+    return model
 
 
 def _drop_unused_pooler(encoder: Any) -> None:
@@ -161,23 +334,49 @@ def _drop_unused_pooler(encoder: Any) -> None:
 
 
 def _check_one_tower(name: str, model: PreTrainedModel) -> None:
-    towers = [
-        tower.__name__
-        for kind in getattr(type(model.config), "sub_configs", {}).values()
-        if (tower := _class_of(kind)) is not None
-    ]
+    kind = type(model).__name__
+    towers = [part for part, child in model.named_children() if isinstance(child, PreTrainedModel)]
     if len(towers) > 1:
-        choices = " or ".join(f"{tower}.from_pretrained(...)" for tower in towers)
+        choices = " or ".join(f"{kind}.from_pretrained(...).{tower}" for tower in towers)
         raise ValueError(
-            f"encoder of modality {name!r} is a {type(model).__name__}, a model of several towers; give the one "
-            f"for this modality: {choices}."
+            f"encoder of modality {name!r} is a {kind}, a model of several towers; give the one for this modality: "
+            f"{choices}."
         )
+    if _auto_model_builds(model):
+        return
     rebuilt = _class_of(type(model.config))
-    if rebuilt is not None and type(model) is not rebuilt and not _is_encoder_of(model, rebuilt):
-        raise TypeError(
-            f"encoder of modality {name!r} is a {type(model).__name__}; give the {rebuilt.__name__} inside of it, "
-            "without a head, which is what from_pretrained builds again."
+    if HEAD.search(kind) or _class_in_transformers(type(model.config), kind) is not type(model):
+        advice = (
+            f"give the {rebuilt.__name__} inside of it, without a head, which is what from_pretrained builds again."
+            if rebuilt is not None
+            else "from_pretrained could not build it again: wrap it in an nn.Module of your own that returns embeddings."
         )
+        raise TypeError(f"encoder of modality {name!r} is a {kind}; {advice}")
+
+
+def _auto_model_builds(model: PreTrainedModel) -> bool:
+    """Whether `AutoModel` builds this class from its configuration, perhaps with a decoder around it."""
+    rebuilt = _class_of(type(model.config))
+    return rebuilt is not None and (type(model) is rebuilt or _is_encoder_of(model, rebuilt))
+
+
+def _class_in_transformers(config_class: type[PreTrainedConfig], class_name: str) -> type | None:
+    """The model of this name in the module of `transformers` that has such configurations; None if there is none."""
+    module_name = config_class.__module__.replace(".configuration_", ".modeling_")
+    if not module_name.startswith("transformers.models."):
+        return None
+    found = getattr(importlib.import_module(module_name), class_name, None)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+
+def _class_named(name: str, config_class: type[PreTrainedConfig], class_name: str) -> Any:
+    found = _class_in_transformers(config_class, class_name)
+    if found is None or HEAD.search(class_name):
+        raise ValueError(
+            f"config.encoders[{name!r}] has the class_name {class_name!r}, which is no encoder of transformers for "
+            f"{config_class.__name__}."
+        )
+    return found
 
 
 def _class_of(config_class: type[PreTrainedConfig]) -> type | None:
