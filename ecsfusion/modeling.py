@@ -21,7 +21,7 @@ from ecsfusion.model.encoders import (
     embed,
     load_encoder,
     main_input,
-    measured_dim,
+    measure,
     set_attention,
 )
 from ecsfusion.model.fused_heads import build_fusion_head
@@ -140,7 +140,7 @@ class FusionForClassification(PreTrainedModel):
             }
         )
         dims = {
-            name: config.embedding_dims.get(name) or measured_dim(name, encoder)
+            name: config.embedding_dims.get(name) or measure(name, encoder).embedding_dim
             for name, encoder in self.encoders.items()
         }
         self.embedding_dims = dims
@@ -240,16 +240,14 @@ class FusionForClassification(PreTrainedModel):
                     "saved by itself: give one of them copy.deepcopy(encoder)."
                 )
         adapters = {name: describe_adapters(module) for name, module in modules.items()}
+        measured = {name: measure(name, module) for name, module in modules.items()}
         own_fusion = fusion if isinstance(fusion, nn.Module) else None
         config = FusionConfig(
             encoders={name: describe_encoder(module) for name, module in modules.items()},
             fusion=fusion if isinstance(fusion, str) else type(fusion).__name__,
             adapters={name: configs for name, configs in adapters.items() if configs},
-            embedding_dims={
-                name: measured_dim(name, module)
-                for name, module in modules.items()
-                if isinstance(module, PreTrainedModel)
-            },
+            embedding_dims={name: found.embedding_dim for name, found in measured.items()},
+            unpadded=[name for name, found in measured.items() if found.unpadded],
             **labels,
             **config_kwargs,
         )
@@ -544,7 +542,7 @@ class FusionForClassification(PreTrainedModel):
                 f"{expected!r}. Is this the right processor?"
             )
         try:
-            embeddings = embed(encoder, inputs)
+            embeddings = embed(encoder, inputs, name in self.config.unpadded)
         except (ValueError, RuntimeError, IndexError) as error:
             # Subclasses, such as torch.OutOfMemoryError, are not about the inputs.
             if type(error) not in (ValueError, RuntimeError, IndexError):

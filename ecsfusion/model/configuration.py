@@ -18,8 +18,10 @@ class FusionConfig(PreTrainedConfig):
             of the user's own head.
         fusion_options: keyword arguments of the fused head, such as `{"width": 256}` for cross-attention.
         adapters: PEFT configurations (LoRA and others) inside the encoders: by modality, then by adapter.
-        embedding_dims: width of the embedding of each modality whose encoder is one of transformers, as it was measured
-            when the model was made. Where it is missing, it is measured or read from the encoder's configuration.
+        embedding_dims: width of the embedding of each modality, as it was measured when the model was made. Where it is
+            missing, it is measured or read from the encoder's configuration.
+        unpadded: modalities whose encoder was found to mix padding into the rest, so that it is run on the rows of each
+            length without padding.
         best_heads: modalities whose unimodal logits come from a second copy of their encoder and head, with the
             weights of another step (see `ecsfusion.training.best_heads`). Models that earlier versions saved have it
             under the name `standalone`, which is read too.
@@ -53,6 +55,7 @@ class FusionConfig(PreTrainedConfig):
         fusion_options: dict[str, Any] | None = None,
         adapters: dict[str, dict[str, Any]] | None = None,
         embedding_dims: dict[str, int] | None = None,
+        unpadded: list[str] | None = None,
         best_heads: list[str] | None = None,
         auxiliary_weight: float = 0.6,
         stage: str = "joint",
@@ -68,6 +71,7 @@ class FusionConfig(PreTrainedConfig):
         self.fusion_options = dict(fusion_options or {})
         self.adapters = dict(adapters or {})
         self.embedding_dims = dict(embedding_dims or {})
+        self.unpadded = list(unpadded or ())
         self.best_heads = list(best_heads or older_best_heads or ())
         self.auxiliary_weight = auxiliary_weight
         self.stage = stage

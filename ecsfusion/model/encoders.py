@@ -22,6 +22,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from ecsfusion.model.padding import (
 )
 from ecsfusion.model.pooling import TRAINED_POOLER_FAMILIES, embedding_dim, is_sentence_transformer, pool
 from ecsfusion.model.rows import join_rows
-from ecsfusion.model.sample_inputs import sample_inputs
+from ecsfusion.model.sample_inputs import padded_sample, sample_inputs
 
 logger = logging.get_logger(__name__)
 
@@ -92,8 +93,21 @@ def describe_encoder(module: nn.Module) -> dict[str, Any]:
     return values
 
 
-def measured_dim(name: str, encoder: nn.Module) -> int:
-    """Width D of the embeddings that an encoder returns for one small row; what it declares, where none is known.
+@dataclass(frozen=True)
+class Measured:
+    """What was found by running an encoder on one small row.
+
+    Attributes:
+        embedding_dim: the width D of its embeddings.
+        unpadded: whether padding changes the embedding in spite of the mask, so that rows are run without it.
+    """
+
+    embedding_dim: int
+    unpadded: bool = False
+
+
+def measure(name: str, encoder: nn.Module) -> Measured:
+    """Run an encoder on one small row, alone and padded; what it declares, where it cannot be run.
 
     It changes neither the encoder nor the state of any random generator.
 
@@ -105,15 +119,18 @@ def measured_dim(name: str, encoder: nn.Module) -> int:
         ValueError: the encoder can neither be run on a sample nor declares a width.
     """
     if not isinstance(encoder, PreTrainedModel) or any(p.is_meta for p in encoder.parameters()):
-        return embedding_dim(encoder)
+        return Measured(embedding_dim(encoder))
     modes = {module: module.training for module in encoder.modules()}
+    devices = {p.device for p in encoder.parameters() if p.device.type == "cuda"}
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            return embed(encoder.eval(), sample_inputs(encoder)).shape[1]
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+            sample = sample_inputs(encoder.eval())
+            alone = embed(encoder, sample)
+            return Measured(alone.shape[1], _padding_shows(encoder, sample, alone))
     except Exception as error:
         # What an encoder that is not known here raises for inputs that it does not take.
         try:
-            return embedding_dim(encoder)
+            return Measured(embedding_dim(encoder))
         except ValueError:
             raise ValueError(
                 f"the width of the embeddings of modality {name!r} is not known: its encoder {type(encoder).__name__} "
@@ -123,6 +140,20 @@ def measured_dim(name: str, encoder: nn.Module) -> int:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _padding_shows(encoder: PreTrainedModel, sample: Mapping[str, Tensor], alone: Tensor) -> bool:
+    padded = padded_sample(encoder, sample)
+    if padded is None or not _takes(encoder, "attention_mask"):
+        return padded is not None
+    try:
+        difference = (embed(encoder, padded) - alone).abs().max()
+    except Exception:
+        # Such as hidden states at a resolution for which there is no mask.
+        return True
+    # Half precision rounds by more than the padding could matter in single precision.
+    tolerance = 1e-3 if alone.dtype in (torch.float32, torch.float64) else 5e-2
+    return bool(difference > tolerance * alone.abs().max())
 
 
 def set_attention(encoders: Mapping[str, nn.Module], implementation: str | Mapping[str, str]) -> None:
@@ -218,11 +249,18 @@ def main_input(encoder: nn.Module) -> str | None:
     return getattr(encoder, "main_input_name", None)
 
 
-def embed(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+def embed(encoder: nn.Module, inputs: Mapping[str, Tensor], unpadded: bool = False) -> Tensor:
     """Embeddings (B, D) of processed inputs, each (B, ...).
 
     A Hugging Face encoder is called with its inputs by name. Any other module is called with the first one by
-    position and the others by name, `module(values, attention_mask=...)`.
+    position and the others by name, `module(values, attention_mask=...)`; if its `forward` has no such argument, the
+    rows of each length are run together, without padding.
+
+    Args:
+        encoder: the encoder.
+        inputs: by name.
+        unpadded: run an encoder of transformers on rows without padding, as is done anyway where it is known to mix
+            padding into the rest.
     """
     # Processors return float32, whatever the precision that the model was loaded in.
     dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
@@ -237,7 +275,7 @@ def embed(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     elif encoder.main_input_name == "input_values":
         inputs = filled_to_first_window(encoder.config, inputs)
     mask = inputs.get("attention_mask")
-    if mask is not None and mixes_padding(encoder.config):
+    if mask is not None and (unpadded or mixes_padding(encoder.config)):
         return _embed_by_length(encoder, str(encoder.main_input_name), inputs, mask.bool())
     return pool(encoder, encoder(**inputs, **_options(encoder, inputs)), mask)
 

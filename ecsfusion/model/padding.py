@@ -11,8 +11,24 @@ from torch.nn import functional
 
 from ecsfusion.model.sample_inputs import first_window
 
-# Encoders that mix neighbouring positions before or beside attention, padding included, whatever the mask says.
-PADDING_MIXING_FAMILIES = frozenset({"data2vec-audio"})
+# Encoders that mix positions beside attention (by convolutions, a Fourier transform, landmarks, shorter sequences),
+# padding included, whatever the mask says. Further ones are found when a model is made, see
+# `ecsfusion.model.encoders.measure`.
+PADDING_MIXING_FAMILIES = frozenset(
+    {
+        "canine",
+        "convbert",
+        "data2vec-audio",
+        "fnet",
+        "funnel",
+        "mobilebert",
+        "nystromformer",
+        "sew",
+        "sew-d",
+        "wav2vec2-conformer",
+        "yoso",
+    }
+)
 
 # Text encoders that were trained on texts of one length, padding included and without a mask. They read the last
 # position.
@@ -25,7 +41,11 @@ def mixes_padding(config: Any) -> bool:
     The first layer of wav2vec 2.0 base, HuBERT base and similar encoders normalizes every channel over time, padding
     included, and no mask can undo that. They were trained without padding and without a mask.
     """
-    return config.model_type in PADDING_MIXING_FAMILIES or getattr(config, "feat_extract_norm", None) == "group"
+    return (
+        config.model_type in PADDING_MIXING_FAMILIES
+        or getattr(config, "feat_extract_norm", None) == "group"
+        or bool(getattr(config, "add_adapter", False))
+    )
 
 
 def padded_on_the_right(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

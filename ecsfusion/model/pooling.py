@@ -76,7 +76,7 @@ def embedding_dim(encoder: nn.Module) -> int:
 
     A module says it by the attribute `embedding_dim`, a `SentenceTransformer` by its method, a layer by `out_features` as
     `nn.Linear` does; of an `nn.Sequential` the last part may have it. Of an encoder of `transformers` it is the hidden
-    size in the configuration, which is not always that of the embedding (see `ecsfusion.model.encoders.measured_dim`).
+    size in the configuration, which is not always that of the embedding (see `ecsfusion.model.encoders.measure`).
 
     Raises:
         ValueError: the encoder has none of these.
@@ -155,7 +155,7 @@ def pool(encoder: nn.Module, outputs: object, attention_mask: Tensor | None = No
     pooled = getattr(outputs, "pooler_output", None)
     hidden = getattr(outputs, "last_hidden_state", None)
     family = getattr(getattr(encoder, "config", None), "model_type", "")
-    if family in TRAINED_POOLER_FAMILIES and isinstance(pooled, Tensor):
+    if isinstance(pooled, Tensor) and (family in TRAINED_POOLER_FAMILIES or hidden is None):
         return pooled.flatten(1)
     if not isinstance(hidden, Tensor):
         raise ValueError(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-NUM_TOKENS = 4
+NUM_TOKENS = 6
+NUM_PADDED = 5
+"""Positions of padding, in tokens; sounds get as many first windows."""
 IMAGE_SIZE = 64
 """Height and width in pixels for encoders that take any; their configurations may name much larger ones."""
 NUM_FRAMES = 8
 
 
 def sample_inputs(encoder: Any) -> dict[str, Tensor]:
-    """One row of inputs, zeros or the token 1, on the encoder's device.
+    """One row of random inputs on the encoder's device, always the same.
 
     Args:
         encoder: a `PreTrainedModel`; its `main_input_name` says what it takes.
@@ -24,9 +27,12 @@ def sample_inputs(encoder: Any) -> dict[str, Tensor]:
     """
     config, name = encoder.config, encoder.main_input_name
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
     if name == "input_ids":
-        ids = torch.ones(1, NUM_TOKENS, dtype=torch.long, device=device)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        vocabulary = getattr(config, "vocab_size", None) or 10
+        ids = torch.randint(vocabulary, (1, NUM_TOKENS), generator=generator)
+        ids = torch.where(ids == _padding_id(config), (ids + 1) % vocabulary, ids)
+        return {name: ids.to(device)}
     shape = {
         "pixel_values": _image_shape,
         "pixel_values_videos": _video_shape,
@@ -36,7 +42,28 @@ def sample_inputs(encoder: Any) -> dict[str, Tensor]:
     }.get(name)
     if shape is None:
         raise ValueError(f"there is no sample of {name!r}")
-    return {name: torch.zeros(shape(config), device=device)}
+    return {name: torch.randn(shape(config), generator=generator).to(device)}
+
+
+def padded_sample(encoder: Any, sample: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The row of `sample_inputs` with padding on the right and a mask; None for inputs of one length."""
+    config, name = encoder.config, encoder.main_input_name
+    values = sample[name]
+    has_lengths = (
+        values.ndim == 2 if name in ("input_ids", "input_values") else hasattr(config, "feature_projection_input_dim")
+    )
+    if not has_lengths:
+        return None
+    amount = NUM_PADDED * (1 if name == "input_ids" else first_window(config))
+    padding = values.new_full((1, amount, *values.shape[2:]), _padding_id(config) if name == "input_ids" else 0)
+    mask = torch.ones(1, values.shape[1] + amount, dtype=torch.long, device=values.device)
+    mask[:, values.shape[1] :] = 0
+    return {name: torch.cat([values, padding], dim=1), "attention_mask": mask}
+
+
+def _padding_id(config: Any) -> int:
+    found = getattr(config, "pad_token_id", None)
+    return found if isinstance(found, int) else 0
 
 
 def first_window(config: Any) -> int:
