@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ecsfusion.model.batch_norm import running_statistics_for_one_value
 from ecsfusion.model.configuration import FusionConfig
+from ecsfusion.model.encoder_errors import encoder_error
 from ecsfusion.model.encoders import (
     build_encoder,
     describe_adapters,
@@ -28,7 +30,6 @@ from ecsfusion.model.fused_heads import build_fusion_head
 from ecsfusion.model.losses import HeadLoss, Present, loss_of_fused_head, sum_of_losses
 from ecsfusion.model.names import FUSED, check_modality_name
 from ecsfusion.model.own_modules import OWN_MODULE, unsaved_buffers
-from ecsfusion.model.pooling import embedding_dim
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.model.readout import Readout
 from ecsfusion.model.rows import rows_present, size_and_device, spread, take
@@ -36,9 +37,6 @@ from ecsfusion.model.rows import rows_present, size_and_device, spread, take
 STAGES = ("unimodal", "joint")
 OLDER_WEIGHT_NAMES = {r"^standalone\.": "best_heads."}
 """Names of weights in models that earlier versions saved, as patterns, and their present names."""
-
-DEVICE_ERROR_WORDS = ("memory", "CUDA", "cuDNN", "CUBLAS", "NCCL", "HIP", "Triton")
-"""Words in a `RuntimeError` that is about the device and not about the inputs."""
 
 
 @dataclass
@@ -530,7 +528,8 @@ class FusionForClassification(PreTrainedModel):
             Embeddings (B, D_m).
 
         Raises:
-            ValueError: inputs that the encoder cannot take, or embeddings of another width than it declares.
+            ValueError: inputs that the encoder cannot take, or embeddings of another width than it declares. Errors of
+                other types that it raises keep their type, and name the modality.
         """
         encoder = self.encoders[name] if encoder is None else encoder
         expected = main_input(encoder)
@@ -543,19 +542,12 @@ class FusionForClassification(PreTrainedModel):
             )
         try:
             embeddings = embed(encoder, inputs, name in self.config.unpadded)
-        except (ValueError, RuntimeError, IndexError) as error:
-            # Subclasses, such as torch.OutOfMemoryError, are not about the inputs.
-            if type(error) not in (ValueError, RuntimeError, IndexError):
+        except Exception as error:
+            # Encoders raise errors of any type, which do not name the modality.
+            replaced = encoder_error(name, encoder, inputs, error)
+            if replaced is None:
                 raise
-            shapes = {key: tuple(value.shape) for key, value in inputs.items()}
-            # An error of the device stays a RuntimeError: `auto_find_batch_size` catches it and reduces the batch.
-            of_device = isinstance(error, RuntimeError) and any(
-                word in str(error) for word in DEVICE_ERROR_WORDS
-            )
-            raise (RuntimeError if of_device else ValueError)(
-                f"the encoder {type(encoder).__name__} of modality {name!r} cannot take {shapes}: {error} Is this the "
-                "processor that belongs to it?"
-            ) from error
+            raise replaced from error
         width = self.embedding_dims[name]
         if embeddings.shape[1] != width:
             raise ValueError(
@@ -699,7 +691,8 @@ class FusionForClassification(PreTrainedModel):
                 h[name] = some.new_zeros(size, self.embedding_dims[name])
                 z[name] = some.new_zeros(size, self.config.num_labels)
                 masks[name] = torch.zeros(size, dtype=torch.bool, device=some.device)
-        logits = self.fusion(h, z, masks)
+        with running_statistics_for_one_value(self.fusion, size):
+            logits = self.fusion(h, z, masks)
         if not isinstance(logits, Tensor) or logits.shape != (size, self.config.num_labels):
             returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(

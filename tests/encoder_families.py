@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ecsfusion import FusionForClassification
 from ecsfusion.model.encoders import embed, load_encoder
-from ecsfusion.model.pooling import OWN_POOLING, pool
+from ecsfusion.model.pooling import OWN_POOLING
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "encoders.md"
@@ -98,7 +98,14 @@ FAMILIES = {
     "DINOv2": Family("Dinov2Model", PATCHES, "pictures", "Dinov2ForImageClassification"),
     "Swin": Family(
         "SwinModel",
-        {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+        {
+            "image_size": 16,
+            "patch_size": 2,
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "window_size": 4,
+        },
         "pictures",
         "SwinForImageClassification",
     ),
@@ -115,17 +122,34 @@ FAMILIES = {
         "ResNetForImageClassification",
     ),
     "ConvNeXt": Family(
-        "ConvNextModel", {"hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}, "pictures", "ConvNextForImageClassification"
+        "ConvNextModel",
+        {"hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2},
+        "pictures",
+        "ConvNextForImageClassification",
     ),
-    "MobileNetV1": Family("MobileNetV1Model", {"depth_multiplier": 0.25}, "pictures", "MobileNetV1ForImageClassification"),
-    "MobileNetV2": Family("MobileNetV2Model", {"depth_multiplier": 0.1}, "pictures", "MobileNetV2ForImageClassification"),
+    "MobileNetV1": Family(
+        "MobileNetV1Model", {"depth_multiplier": 0.25}, "pictures", "MobileNetV1ForImageClassification"
+    ),
+    "MobileNetV2": Family(
+        "MobileNetV2Model", {"depth_multiplier": 0.1}, "pictures", "MobileNetV2ForImageClassification"
+    ),
     "MobileViT": Family(
         "MobileViTModel",
-        {"image_size": 64, "hidden_sizes": [12, 12, 12], "neck_hidden_sizes": [4, 4, 4, 4, 4, 4, 20], "intermediate_size": 8},
+        {
+            "image_size": 64,
+            "hidden_sizes": [12, 12, 12],
+            "neck_hidden_sizes": [4, 4, 4, 4, 4, 4, 20],
+            "intermediate_size": 8,
+        },
         "pictures",
         "MobileViTForImageClassification",
     ),
-    "MobileViTV2": Family("MobileViTV2Model", {"image_size": 64, "width_multiplier": 0.125}, "pictures", "MobileViTV2ForImageClassification"),
+    "MobileViTV2": Family(
+        "MobileViTV2Model",
+        {"image_size": 64, "width_multiplier": 0.125},
+        "pictures",
+        "MobileViTV2ForImageClassification",
+    ),
     "EfficientNet": Family(
         "EfficientNetModel",
         {
@@ -143,7 +167,14 @@ FAMILIES = {
     ),
     "FocalNet": Family(
         "FocalNetModel",
-        {"image_size": 16, "embed_dim": 8, "depths": [1, 1], "hidden_sizes": [8, 16], "focal_levels": [1, 1], "focal_windows": [3, 3]},
+        {
+            "image_size": 16,
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "hidden_sizes": [8, 16],
+            "focal_levels": [1, 1],
+            "focal_windows": [3, 3],
+        },
         "pictures",
         "FocalNetForImageClassification",
     ),
@@ -154,33 +185,71 @@ FAMILIES = {
         "PoolFormerForImageClassification",
     ),
     "CLIP vision": Family("CLIPVisionModel", PATCHES, "pictures"),
-    "CLIP vision with projection": Family("CLIPVisionModelWithProjection", {**PATCHES, "projection_dim": 6}, "pictures"),
+    "CLIP vision with projection": Family(
+        "CLIPVisionModelWithProjection", {**PATCHES, "projection_dim": 6}, "pictures"
+    ),
     "SigLIP vision": Family("SiglipVisionModel", PATCHES, "pictures"),
-    "VideoMAE": Family("VideoMAEModel", {**PATCHES, "num_frames": 4}, "videos", "VideoMAEForVideoClassification"),
-    "TimeSformer": Family("TimesformerModel", {**PATCHES, "num_frames": 4}, "videos", "TimesformerForVideoClassification"),
+    "VideoMAE": Family(
+        "VideoMAEModel", {**PATCHES, "num_frames": 4}, "videos", "VideoMAEForVideoClassification"
+    ),
+    "TimeSformer": Family(
+        "TimesformerModel", {**PATCHES, "num_frames": 4}, "videos", "TimesformerForVideoClassification"
+    ),
     "BERT": Family("BertModel", TEXT, "texts", None, NO_POOLER),
-    "BERT with `return_dict=False`": Family("BertModel", {**TEXT, "return_dict": False}, "texts", None, NO_POOLER),
+    "BERT with `return_dict=False`": Family(
+        "BertModel", {**TEXT, "return_dict": False}, "texts", None, NO_POOLER
+    ),
     "RoBERTa": Family("RobertaModel", TEXT, "texts", None, NO_POOLER),
-    "DistilBERT": Family("DistilBertModel", {"vocab_size": 20, "dim": 12, "n_layers": 1, "n_heads": 2, "hidden_dim": 24}, "texts"),
+    "DistilBERT": Family(
+        "DistilBertModel",
+        {"vocab_size": 20, "dim": 12, "n_layers": 1, "n_heads": 2, "hidden_dim": 24},
+        "texts",
+    ),
     "ELECTRA": Family("ElectraModel", {**TEXT, "embedding_size": 12}, "texts"),
     "DeBERTa-v2": Family("DebertaV2Model", {**TEXT, "max_position_embeddings": 64}, "texts"),
     "ALBERT": Family("AlbertModel", {**TEXT, "embedding_size": 12}, "texts", None, NO_POOLER),
     "MPNet": Family("MPNetModel", TEXT, "texts", None, NO_POOLER),
     "ModernBERT": Family("ModernBertModel", {**TEXT, "cls_token_id": 1}, "texts"),
-    "XLNet": Family("XLNetModel", {"vocab_size": 20, "d_model": 12, "n_layer": 1, "n_head": 2, "d_inner": 24}, "texts"),
+    "XLNet": Family(
+        "XLNetModel", {"vocab_size": 20, "d_model": 12, "n_layer": 1, "n_head": 2, "d_inner": 24}, "texts"
+    ),
     "T5 encoder": Family("T5EncoderModel", T5, "texts"),
     "T5": Family("T5Model", T5, "texts"),
-    "GPT-2": Family("GPT2Model", {"vocab_size": 20, "n_embd": 12, "n_layer": 1, "n_head": 2, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}, "texts"),
+    "GPT-2": Family(
+        "GPT2Model",
+        {
+            "vocab_size": 20,
+            "n_embd": 12,
+            "n_layer": 1,
+            "n_head": 2,
+            "n_positions": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "texts",
+    ),
     "OPT": Family(
         "OPTModel",
-        {"vocab_size": 20, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 24, "word_embed_proj_dim": 12, "max_position_embeddings": 64},
+        {
+            "vocab_size": 20,
+            "hidden_size": 12,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "ffn_dim": 24,
+            "word_embed_proj_dim": 12,
+            "max_position_embeddings": 64,
+        },
         "texts",
     ),
     "Qwen2": Family("Qwen2Model", {**TEXT, "num_key_value_heads": 2}, "texts"),
     "CLIP text": Family("CLIPTextModel", TEXT, "texts"),
-    "CLIP text with projection": Family("CLIPTextModelWithProjection", {**TEXT, "projection_dim": 6}, "texts"),
+    "CLIP text with projection": Family(
+        "CLIPTextModelWithProjection", {**TEXT, "projection_dim": 6}, "texts"
+    ),
     "CLAP text": Family("ClapTextModel", TEXT, "texts"),
-    "SigLIP text": Family("SiglipTextModel", {**TEXT, "max_position_embeddings": 16, "projection_size": 12}, "texts"),
+    "SigLIP text": Family(
+        "SiglipTextModel", {**TEXT, "max_position_embeddings": 16, "projection_size": 12}, "texts"
+    ),
     "wav2vec 2.0 base": Family("Wav2Vec2Model", {**WAVES, "feat_extract_norm": "group"}, "waves"),
     "wav2vec 2.0 large": Family("Wav2Vec2Model", {**WAVES, "feat_extract_norm": "layer"}, "waves"),
     "HuBERT large": Family("HubertModel", {**WAVES, "feat_extract_norm": "layer"}, "waves"),
@@ -189,15 +258,33 @@ FAMILIES = {
     "Whisper": Family(
         "WhisperModel",
         {
-            "vocab_size": 20, "num_mel_bins": 8, "d_model": 12, "encoder_layers": 1, "decoder_layers": 1,
-            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
-            "max_source_positions": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+            "vocab_size": 20,
+            "num_mel_bins": 8,
+            "d_model": 12,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 24,
+            "decoder_ffn_dim": 24,
+            "max_source_positions": 8,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
         },
         "spectrograms",
     ),
     "AST": Family(
         "ASTModel",
-        {**TRANSFORMER, "patch_size": 4, "frequency_stride": 4, "time_stride": 4, "max_length": 16, "num_mel_bins": 8},
+        {
+            **TRANSFORMER,
+            "patch_size": 4,
+            "frequency_stride": 4,
+            "time_stride": 4,
+            "max_length": 16,
+            "num_mel_bins": 8,
+        },
         "spectrograms",
         "ASTForAudioClassification",
     ),
@@ -205,7 +292,16 @@ FAMILIES = {
     "CLAP audio with projection": Family("ClapAudioModelWithProjection", CLAP_AUDIO, "spectrograms"),
     "PatchTST": Family(
         "PatchTSTModel",
-        {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8, "d_model": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16},
+        {
+            "num_input_channels": 3,
+            "context_length": 32,
+            "patch_length": 8,
+            "patch_stride": 8,
+            "d_model": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "ffn_dim": 16,
+        },
         "series",
         "PatchTSTForClassification",
     ),
@@ -255,7 +351,11 @@ def is_same(found: Tensor, expected: Tensor) -> bool:
 def taken(encoder: Any, inputs: dict[str, Tensor], embedding: Tensor) -> str:
     """What of the encoder's output the embedding is, found by comparing them."""
     if encoder.config.model_type in OWN_POOLING:
-        return " ".join((OWN_POOLING[encoder.config.model_type].__doc__ or "").split("\n")[0].split()).rstrip(".").lower()
+        return (
+            " ".join((OWN_POOLING[encoder.config.model_type].__doc__ or "").split("\n")[0].split())
+            .rstrip(".")
+            .lower()
+        )
     options = {"noise": torch.arange(4.0).expand(2, -1)} if encoder.config.model_type == "vit_mae" else {}
     outputs = encoder(**inputs, **options)
     for name in ("image_embeds", "text_embeds", "audio_embeds", "pooler_output"):
@@ -287,7 +387,11 @@ def read_by_classifier(family: Family) -> str:
         embedding = embed(load_encoder("it", base), inputs)
     if is_same(embedding, seen[0]):
         return "yes"
-    return "after a norm" if is_same(nn.functional.layer_norm(embedding, embedding.shape[1:]), seen[0]) else "another"
+    return (
+        "after a norm"
+        if is_same(nn.functional.layer_norm(embedding, embedding.shape[1:]), seen[0])
+        else "another"
+    )
 
 
 def row(name: str) -> list[str]:
@@ -295,7 +399,9 @@ def row(name: str) -> list[str]:
     family = FAMILIES[name]
     given = family.make()
     rest = nn.Linear(4, 8)
-    model = FusionForClassification.from_modality_pretrained({"it": given, "table": rest}, num_labels=3).eval()
+    model = FusionForClassification.from_modality_pretrained(
+        {"it": given, "table": rest}, num_labels=3
+    ).eval()
     encoder: Any = model.encoders["it"]
     inputs = inputs_of(family, encoder)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
@@ -311,7 +417,15 @@ def row(name: str) -> list[str]:
             ]
         kind = f"`{family.model}`"
         what = taken(encoder, inputs, embedding)
-    cells = [name, kind, family.reads, what, read_by_classifier(family), *sides, "same" if loaded else "CHANGES"]
+    cells = [
+        name,
+        kind,
+        family.reads,
+        what,
+        read_by_classifier(family),
+        *sides,
+        "same" if loaded else "CHANGES",
+    ]
     if embedding.shape[1] != model.embedding_dims["it"] or again.embedding_dims != model.embedding_dims:
         raise AssertionError(f"{name}: the width is another one than measured")
     return cells
@@ -320,7 +434,7 @@ def row(name: str) -> list[str]:
 def table() -> str:
     """The table of all families."""
     lines = [
-        "| family | class | reads | embedding | read by its own classifier | padded on the right | on the left | saved and loaded |",
+        "| family | class | reads | embedding | its own classifier reads it | padded right | left | saved and loaded |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     with warnings.catch_warnings():

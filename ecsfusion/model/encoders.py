@@ -11,9 +11,9 @@ An encoder is one of these:
 - A `SentenceTransformer` of sentence-transformers, with its own pooling; it is saved and loaded like a module of the
   user's own.
 
-The padding of a row changes no embedding. Rows that are padded on the left are moved to the right, because many encoders
-count positions from the first. Encoders that mix padding into the rest whatever the mask says run the rows of each
-length together, without padding.
+The padding of a row changes no embedding. Rows that are padded on the left are moved to the right, because many
+encoders count positions from the first. Encoders that mix padding into the rest whatever the mask says run the rows of
+each length together, without padding.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available, logging
 
+from ecsfusion.model.batch_norm import running_statistics_for_one_value
 from ecsfusion.model.own_modules import OWN_MODULE, keep_weights
 from ecsfusion.model.padding import (
     FIXED_LENGTH_FAMILIES,
@@ -168,7 +169,11 @@ def set_attention(encoders: Mapping[str, nn.Module], implementation: str | Mappi
             is no modality.
     """
     by_name = isinstance(implementation, Mapping)
-    chosen = dict(implementation) if isinstance(implementation, Mapping) else dict.fromkeys(encoders, implementation)
+    chosen = (
+        dict(implementation)
+        if isinstance(implementation, Mapping)
+        else dict.fromkeys(encoders, implementation)
+    )
     unknown = [name for name in chosen if name not in encoders]
     if unknown:
         raise ValueError(f"attn_implementation names {unknown}, but the modalities are {list(encoders)}.")
@@ -179,8 +184,8 @@ def set_attention(encoders: Mapping[str, nn.Module], implementation: str | Mappi
         if not isinstance(encoder, PreTrainedModel):
             if by_name:
                 raise ValueError(
-                    f"attn_implementation is {value!r} for modality {name!r}, whose encoder {type(encoder).__name__} is "
-                    "not one of transformers; leave it out."
+                    f"attn_implementation is {value!r} for modality {name!r}, whose encoder is your own module, "
+                    f"{type(encoder).__name__}; leave it out."
                 )
             continue
         try:
@@ -189,11 +194,11 @@ def set_attention(encoders: Mapping[str, nn.Module], implementation: str | Mappi
         except (ValueError, ImportError) as error:
             refused[name] = error
     if refused and (by_name or not taken):
-        name, error = next(iter(refused.items()))
+        name, reason = next(iter(refused.items()))
         raise ValueError(
             f"attn_implementation is {chosen[name]!r}, which the encoder {type(encoders[name]).__name__} of modality "
-            f"{name!r} does not have: {error}"
-        ) from error
+            f"{name!r} does not have: {reason}"
+        ) from reason
     for name in refused:
         logger.warning(
             f"attn_implementation={chosen[name]!r} has no effect on modality {name!r}: its encoder "
@@ -266,7 +271,8 @@ def embed(encoder: nn.Module, inputs: Mapping[str, Tensor], unpadded: bool = Fal
     dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
     inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
     if is_sentence_transformer(encoder):
-        return pool(encoder, encoder(padded_on_the_right(inputs)))
+        inputs = padded_on_the_right(inputs)
+        return pool(encoder, _outputs(encoder, next(iter(inputs)), inputs))
     if not isinstance(encoder, PreTrainedModel):
         return _embed_by_own_module(encoder, inputs)
     inputs = padded_on_the_right(inputs)
@@ -275,17 +281,27 @@ def embed(encoder: nn.Module, inputs: Mapping[str, Tensor], unpadded: bool = Fal
     elif encoder.main_input_name == "input_values":
         inputs = filled_to_first_window(encoder.config, inputs)
     mask = inputs.get("attention_mask")
+    main = str(encoder.main_input_name)
     if mask is not None and (unpadded or mixes_padding(encoder.config)):
-        return _embed_by_length(encoder, str(encoder.main_input_name), inputs, mask.bool())
-    return pool(encoder, encoder(**inputs, **_options(encoder, inputs)), mask)
+        return _embed_by_length(encoder, main, inputs, mask.bool())
+    return pool(encoder, _outputs(encoder, main, inputs), mask)
 
 
 def _embed_by_own_module(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    main, *others = inputs
-    mask = inputs.get("attention_mask")
+    main, mask = next(iter(inputs)), inputs.get("attention_mask")
     if mask is not None and main != "attention_mask" and not _takes(encoder, "attention_mask"):
         return _embed_by_length(encoder, main, inputs, mask.bool())
-    return pool(encoder, encoder(inputs[main], **{key: inputs[key] for key in others}), mask)
+    return pool(encoder, _outputs(encoder, main, inputs), mask)
+
+
+def _outputs(encoder: nn.Module, main: str, inputs: Mapping[str, Tensor]) -> Any:
+    """What an encoder returns for inputs (B, ...), of which `main` is the first."""
+    with running_statistics_for_one_value(encoder, len(inputs[main])):
+        if isinstance(encoder, PreTrainedModel):
+            return encoder(**inputs, **_options(encoder, inputs))
+        if is_sentence_transformer(encoder):
+            return encoder(dict(inputs))
+        return encoder(inputs[main], **{key: value for key, value in inputs.items() if key != main})
 
 
 def _embed_by_length(encoder: nn.Module, main: str, inputs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
@@ -310,11 +326,7 @@ def _embed_by_length(encoder: nn.Module, main: str, inputs: Mapping[str, Tensor]
             for key, value in inputs.items()
             if key != "attention_mask"
         }
-        if isinstance(encoder, PreTrainedModel):
-            outputs = encoder(**unpadded, **_options(encoder, unpadded))
-        else:
-            outputs = encoder(unpadded.pop(main), **unpadded)
-        parts.append(pool(encoder, outputs))
+        parts.append(pool(encoder, _outputs(encoder, main, unpadded)))
         rows_of_parts.append(rows)
     return join_rows(parts, rows_of_parts)
 
@@ -325,15 +337,21 @@ def _takes(module: nn.Module, argument: str) -> bool:
     return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _options(encoder: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _options(encoder: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Further arguments of a call, in place of what the encoder would draw at random and cannot, or must not."""
     config = encoder.config
     if config.model_type == "vit_mae":
         pixels = inputs["pixel_values"]
         positions = encoder.embeddings.patch_embeddings.num_patches
         # No patch is masked (`_set_up`), and none changes its place.
-        return {"noise": torch.arange(positions, device=pixels.device).expand(len(pixels), -1).to(pixels.dtype)}
-    if encoder.training and getattr(config, "apply_spec_augment", False) and _takes(encoder, "mask_time_indices"):
+        return {
+            "noise": torch.arange(positions, device=pixels.device).expand(len(pixels), -1).to(pixels.dtype)
+        }
+    if (
+        encoder.training
+        and getattr(config, "apply_spec_augment", False)
+        and _takes(encoder, "mask_time_indices")
+    ):
         values = inputs[str(encoder.main_input_name)]
         length_of = getattr(encoder, "_get_feat_extract_output_lengths", None)
         positions = values.shape[1]
@@ -373,9 +391,15 @@ def _drop_unused_pooler(encoder: Any) -> None:
 
 def _check_one_tower(name: str, model: PreTrainedModel) -> None:
     kind = type(model).__name__
-    towers = [part for part, child in model.named_children() if isinstance(child, PreTrainedModel)]
+    towers = {part: child for part, child in model.named_children() if isinstance(child, PreTrainedModel)}
     if len(towers) > 1:
-        choices = " or ".join(f"{kind}.from_pretrained(...).{tower}" for tower in towers)
+        # Of some families the class of one tower does not find its weights in the file of the whole.
+        choices = " or ".join(
+            f"{type(child).__name__}.from_pretrained(...)"
+            if _class_of(type(child.config)) is type(child)
+            else f"{kind}.from_pretrained(...).{part}"
+            for part, child in towers.items()
+        )
         raise ValueError(
             f"encoder of modality {name!r} is a {kind}, a model of several towers; give the one for this modality: "
             f"{choices}."
@@ -387,7 +411,7 @@ def _check_one_tower(name: str, model: PreTrainedModel) -> None:
         advice = (
             f"give the {rebuilt.__name__} inside of it, without a head, which is what from_pretrained builds again."
             if rebuilt is not None
-            else "from_pretrained could not build it again: wrap it in an nn.Module of your own that returns embeddings."
+            else "from_pretrained could not build it again: wrap it in an nn.Module of your own."
         )
         raise TypeError(f"encoder of modality {name!r} is a {kind}; {advice}")
 

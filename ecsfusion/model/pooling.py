@@ -74,9 +74,10 @@ PROJECTED = ("image_embeds", "text_embeds", "audio_embeds")
 def embedding_dim(encoder: nn.Module) -> int:
     """Width D of the embeddings that an encoder says it returns.
 
-    A module says it by the attribute `embedding_dim`, a `SentenceTransformer` by its method, a layer by `out_features` as
-    `nn.Linear` does; of an `nn.Sequential` the last part may have it. Of an encoder of `transformers` it is the hidden
-    size in the configuration, which is not always that of the embedding (see `ecsfusion.model.encoders.measure`).
+    A module says it by the attribute `embedding_dim`, a `SentenceTransformer` by its method, a layer by `out_features`
+    as `nn.Linear` does; of an `nn.Sequential` the last part may have it. Of an encoder of `transformers` it is the
+    hidden size in the configuration, which is not always the width of the embedding: `ecsfusion.model.encoders.measure`
+    runs the encoder.
 
     Raises:
         ValueError: the encoder has none of these.
@@ -112,7 +113,11 @@ def _declared_dim(encoder: nn.Module) -> int | None:
     last = encoder
     while isinstance(last, nn.Sequential) and len(last):
         last = last[-1]
-    sizes = (getattr(module, name, None) for module in (encoder, last) for name in ("embedding_dim", "out_features"))
+    sizes = (
+        getattr(module, name, None)
+        for module in (encoder, last)
+        for name in ("embedding_dim", "out_features")
+    )
     return next((size for size in sizes if isinstance(size, int)), None)
 
 

@@ -50,12 +50,16 @@ def padded_sample(encoder: Any, sample: Mapping[str, Tensor]) -> dict[str, Tenso
     config, name = encoder.config, encoder.main_input_name
     values = sample[name]
     has_lengths = (
-        values.ndim == 2 if name in ("input_ids", "input_values") else hasattr(config, "feature_projection_input_dim")
+        values.ndim == 2
+        if name in ("input_ids", "input_values")
+        else hasattr(config, "feature_projection_input_dim")
     )
     if not has_lengths:
         return None
     amount = NUM_PADDED * (1 if name == "input_ids" else first_window(config))
-    padding = values.new_full((1, amount, *values.shape[2:]), _padding_id(config) if name == "input_ids" else 0)
+    padding = values.new_full(
+        (1, amount, *values.shape[2:]), _padding_id(config) if name == "input_ids" else 0
+    )
     mask = torch.ones(1, values.shape[1] + amount, dtype=torch.long, device=values.device)
     mask[:, values.shape[1] :] = 0
     return {name: torch.cat([values, padding], dim=1), "attention_mask": mask}

@@ -1,0 +1,71 @@
+"""Errors that an encoder raises, with the name of its modality, what it was given, and a remedy where one is likely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+DEVICE_ERROR_WORDS = ("memory", "CUDA", "cuDNN", "CUBLAS", "NCCL", "HIP", "Triton")
+"""Words in a `RuntimeError` that is about the device and not about the inputs."""
+SHAPE_WORDS = ("size", "shape", "channel", "dimension", "index", "length", "match")
+"""Words in an error that is about inputs of another kind than the encoder takes."""
+KEPT_TYPES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ZeroDivisionError,
+)
+"""Types of errors that can be made anew from a sentence, and keep their type. Others get the sentence as a note."""
+
+
+def encoder_error(
+    name: str, encoder: nn.Module, inputs: Mapping[str, Tensor], error: Exception
+) -> Exception | None:
+    """The error to raise in place of one that an encoder raised; None if that one is to be raised, now with a note.
+
+    Args:
+        name: the modality.
+        encoder: its encoder.
+        inputs: what it was given, by name.
+        error: what it raised.
+    """
+    given = {key: tuple(value.shape) for key, value in inputs.items()}
+    what = f"the encoder {type(encoder).__name__} of modality {name!r}"
+    if type(error) is RuntimeError and any(word in str(error) for word in DEVICE_ERROR_WORDS):
+        # It stays a RuntimeError: `auto_find_batch_size` catches it and reduces the batch.
+        return RuntimeError(f"{what} failed on {given}: {error}")
+    if type(error) in (ValueError, RuntimeError, IndexError):
+        return ValueError(f"{what} cannot take {given}: {error}{_remedy(encoder, str(error))}")
+    sentence = f"{what} failed on {given}: {error}{_remedy_for_call(encoder, inputs, error)}"
+    if type(error) in KEPT_TYPES:
+        return type(error)(sentence)
+    # Subclasses, such as torch.OutOfMemoryError, are looked for by their type.
+    error.add_note(sentence)
+    return None
+
+
+def _remedy(encoder: nn.Module, text: str) -> str:
+    if "more than 1 value per channel" in text or "more than 1 spatial element" in text:
+        return (
+            " One row has this modality in this batch: give larger batches, or a norm that needs no others."
+        )
+    if isinstance(encoder, PreTrainedModel) and any(word in text for word in SHAPE_WORDS):
+        return " Is this the processor that belongs to it?"
+    return ""
+
+
+def _remedy_for_call(encoder: nn.Module, inputs: Mapping[str, Tensor], error: Exception) -> str:
+    if isinstance(encoder, PreTrainedModel) or not isinstance(error, TypeError | AttributeError):
+        return ""
+    main, *others = inputs
+    call = ", ".join([main, *(f"{key}=..." for key in others)])
+    return f" A module of your own is called as forward({call}) with tensors, and returns embeddings (B, D)."
