@@ -78,9 +78,11 @@ class FusionProcessor(PushToHubMixin):
     Args:
         processors: for each modality of the model an image processor (of videos as well), feature extractor,
             tokenizer, or `ArrayProcessor` for tabular rows and time series.
+        value_ranges: for modalities of pictures whose type does not say what their values mean, those of black and
+            white, such as `{"scan": (0, 4095)}` for 12 bits (see `ecsfusion.data.media.read_image`). It is saved.
 
     Raises:
-        ValueError: no processor is given, a name is no Python identifier, or a tokenizer cannot pad.
+        ValueError: no processor is given, a name is no Python identifier, a tokenizer cannot pad, or a range is none.
         TypeError: a value is none of the four kinds.
 
     Example:
@@ -89,7 +91,9 @@ class FusionProcessor(PushToHubMixin):
         >>> logits = model(**batch).logits
     """
 
-    def __init__(self, processors: Mapping[str, Any]) -> None:
+    def __init__(
+        self, processors: Mapping[str, Any], value_ranges: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
         if not processors:
             raise ValueError("processors is empty; give at least one, as in {'image': image_processor}")
         for name, processor in processors.items():
@@ -107,6 +111,10 @@ class FusionProcessor(PushToHubMixin):
                     "eos_token"
                 )
         self.processors = dict(processors)
+        self.value_ranges = {
+            name: _checked_range(name, values, self.processors.get(name))
+            for name, values in (value_ranges or {}).items()
+        }
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -182,7 +190,10 @@ class FusionProcessor(PushToHubMixin):
                 f"{name}, {where}: {type(processor).__name__} failed ({error}); check the processor's options against "
                 "the shape and length of this row"
             ) from error
-        return {key: value for key, value in features.items() if isinstance(value, torch.Tensor)}
+        inputs = {key: value for key, value in features.items() if isinstance(value, torch.Tensor)}
+        if isinstance(processor, PreTrainedTokenizerBase):
+            _check_texts(name, inputs, values, places)
+        return inputs
 
     def pad(
         self, name: str, rows: Sequence[Mapping[str, Any]], first_row: int | Sequence[int | str] = 0
@@ -226,7 +237,10 @@ class FusionProcessor(PushToHubMixin):
         arrays = {key: [tensor.numpy() for tensor in column] for key, column in tensors.items()}
         options = {"return_attention_mask": True} if isinstance(processor, FeatureExtractionMixin) else {}
         padded = processor.pad(arrays, padding=True, return_tensors="pt", **options)
-        return {key: value for key, value in padded.items() if isinstance(value, torch.Tensor)}
+        inputs = {key: value for key, value in padded.items() if isinstance(value, torch.Tensor)}
+        if isinstance(processor, PreTrainedTokenizerBase):
+            _check_texts(name, inputs, rows, _places(first_row, len(rows)))
+        return inputs
 
     def length(self, name: str, value: Any) -> float:
         """How long a raw or processed value of one modality is, without decoding it.
@@ -278,6 +292,8 @@ class FusionProcessor(PushToHubMixin):
             "processor_class": type(self).__name__,
             "modalities": {name: _kind(processor) for name, processor in self.processors.items()},
         }
+        if self.value_ranges:
+            config["value_ranges"] = {name: list(values) for name, values in self.value_ranges.items()}
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.resolve().name), **kwargs)
@@ -306,7 +322,8 @@ class FusionProcessor(PushToHubMixin):
         )
         if file is None:
             raise OSError(f"{source!r} has no {CONFIG_NAME}; give what FusionProcessor.save_pretrained wrote")
-        kinds = json.loads(Path(file).read_text(encoding="utf-8"))["modalities"]
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        kinds = config["modalities"]
         processors = {}
         for name, kind in kinds.items():
             if kind not in KINDS:
@@ -317,10 +334,14 @@ class FusionProcessor(PushToHubMixin):
                 location, options = os.path.join(source, name), {}
             else:
                 location, options = source, {"subfolder": name, "revision": revision}
-            processors[name] = KINDS[kind][1].from_pretrained(
-                location, **options, trust_remote_code=False, **kwargs
-            )
-        return cls(processors)
+            try:
+                processors[name] = KINDS[kind][1].from_pretrained(
+                    location, **options, trust_remote_code=False, **kwargs
+                )
+            except ImportError as error:
+                # Such as torchvision, which some image processors need.
+                raise ImportError(f"the processor of modality {name!r} cannot be loaded: {error}") from error
+        return cls(processors, config.get("value_ranges"))
 
     def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
@@ -331,9 +352,11 @@ class FusionProcessor(PushToHubMixin):
         processor = self.processors[name]
         try:
             if isinstance(processor, BaseImageProcessor):
+                value_range = self.value_ranges.get(name)
                 if _takes_videos(processor):
-                    return read_video(value, _num_channels(processor), getattr(processor, "num_frames", None))
-                return read_image(value, _num_channels(processor))
+                    frames = getattr(processor, "num_frames", None)
+                    return read_video(value, _num_channels(processor), frames, value_range)
+                return read_image(value, _num_channels(processor), value_range)
             if isinstance(processor, ArrayProcessor):
                 return read_array(value)
             if isinstance(processor, PreTrainedTokenizerBase):
@@ -586,6 +609,33 @@ def _is_numeric(label: Any) -> bool:
     return isinstance(label, torch.Tensor) or np.asarray(label).dtype.kind in "biuf"
 
 
+def _check_texts(
+    name: str, inputs: Mapping[str, torch.Tensor], texts: Sequence[Any], places: Sequence[str]
+) -> None:
+    """Raises ValueError for a text of which no token is left, such as an empty one."""
+    lengths = inputs["attention_mask" if "attention_mask" in inputs else "input_ids"]
+    empty = (lengths.sum(dim=1) == 0) if "attention_mask" in inputs else torch.tensor([not lengths.shape[1]])
+    if bool(empty.any()):
+        row = int(empty.nonzero()[0, 0])
+        text = f"the text {texts[row]!r}" if isinstance(texts[row], str) else "the text"
+        raise ValueError(
+            f"{name}, {places[row]}: {text} has no token; give None, if the row has no text, or leave it out"
+        )
+
+
+def _checked_range(name: str, values: Any, processor: Any) -> tuple[float, float]:
+    if not isinstance(processor, BaseImageProcessor):
+        raise ValueError(f"value_ranges has the key {name!r}, which is no modality of pictures; leave it out")
+    numbers_given = isinstance(values, (list, tuple)) and all(
+        isinstance(value, numbers.Real) for value in values
+    )
+    if not numbers_given or len(values) != 2 or not -np.inf < values[0] < values[1] < np.inf:
+        raise ValueError(
+            f"value_ranges[{name!r}] is {values!r}; give the values of black and white, such as (0, 4095)"
+        )
+    return float(values[0]), float(values[1])
+
+
 def _kind(processor: Any) -> str | None:
     return next((kind for kind, (base, _) in KINDS.items() if isinstance(processor, base)), None)
 
@@ -638,7 +688,10 @@ def _call_options(processor: Any) -> dict[str, Any]:
         limited = processor.model_max_length < 1_000_000
         # Where the tokenizer makes no mask (SigLIP), the encoder was trained on texts of one length.
         fixed = limited and "attention_mask" not in processor.model_input_names
-        return {"padding": "max_length" if fixed else True, "truncation": limited}
+        if fixed:
+            # Without a mask nothing tells which positions are padding, so all batches have it on one side.
+            return {"padding": "max_length", "truncation": True, "padding_side": "right"}
+        return {"padding": True, "truncation": limited}
     if isinstance(processor, (BaseImageProcessor, ArrayProcessor)):
         return {}
     options: dict[str, Any] = {}

@@ -27,20 +27,33 @@ MAX_SAMPLES = 1 << 28
 `ecsfusion.data.media.MAX_SAMPLES`."""
 MAX_SAMPLING_RATE = 768_000
 """Largest sampling rate in Hz; the length of the filter for resampling grows with the rates."""
+MAX_OVERSHOOT = 0.5
+"""How far the floats of an image may lie beside their range, as a share of it; they are clipped."""
+MAX_12_BITS = 4095
+VALUE_RANGES = "say what black and white are: FusionProcessor(..., value_ranges={name: (0, 4095)})"
+"""The remedy for an image whose range is in doubt."""
 EXTERNAL_FORMATS = ("EPS",)
 """Formats that Pillow decodes by running another program."""
 
 Encoded = str | os.PathLike | bytes | bytearray
 
 
-def read_image(value: Any, num_channels: int | None = None) -> Image.Image:
+def read_image(
+    value: Any, num_channels: int | None = None, value_range: tuple[float, float] | None = None
+) -> Image.Image:
     """Decode one raw image.
 
+    What the values mean follows from their type, and never from those of one image: booleans are black and white, 8
+    bits are 0..255, and so are integers of other types but 16 bits without a sign, which are 0..65535. Floats are 0..1,
+    of which overshoot, such as that of bicubic resizing, is clipped. Where this is in doubt, the image is refused, and
+    `value_range` decides.
+
     Args:
-        value: a PIL image; an array or tensor (H, W), (H, W, C) or (C, H, W) with C in {1, 3, 4}, of
-            integers in 0..255, of floats in 0..1, or of booleans; the path of an image file; its bytes; or
-            a mapping with "bytes" and "path" as `datasets.Image(decode=False)` stores it.
+        value: a PIL image; an array or tensor (H, W), (H, W, C) or (C, H, W) with C in {1, 3, 4}; the path of an image
+            file; its bytes; or a mapping with "bytes" and "path" as `datasets.Image(decode=False)` stores it.
         num_channels: 1 for grey, 3 for RGB, None to keep what the image has.
+        value_range: the values of black and of white, for arrays and for images of more than 8 bits; None for that of
+            the type.
 
     Returns:
         A PIL image of mode "L" or "RGB" (any 8-bit mode when `num_channels` is None).
@@ -56,23 +69,28 @@ def read_image(value: Any, num_channels: int | None = None) -> Image.Image:
     elif isinstance(value, Image.Image):
         image = value
     elif isinstance(value, (np.ndarray, torch.Tensor)):
-        image = _image_of_array(value)
+        image = _image_of_array(array_of(value, "the image array"), value_range)
     else:
         raise TypeError(
             f"an image cannot be a {type(value).__name__}; give a PIL image, an array, a path or bytes"
         )
-    # PIL would clip 16 bits to 8, not scale them.
+    # PIL would clip more than 8 bits, not scale them.
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        image = _image_of_array(np.asarray(image).astype(np.uint16), value_range)
+    if image.mode == "I" and value_range is None:
+        raise ValueError(f"the image has mode 'I', whose range is not known; {VALUE_RANGES}")
     if image.mode in ("I", "F"):
-        raise ValueError(f"the image has mode {image.mode!r}; scale it to 8 bits first")
+        image = _image_of_array(np.asarray(image), value_range)
     if num_channels is None:
         return image
     return image.convert("L" if num_channels == 1 else "RGB")
 
 
 def read_video(
-    value: Any, num_channels: int | None = None, num_frames: int | None = None
+    value: Any,
+    num_channels: int | None = None,
+    num_frames: int | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> list[Image.Image]:
     """The frames of one video, in order. Video files are not decoded here; use PyAV or torchcodec.
 
@@ -80,6 +98,7 @@ def read_video(
         value: a list of frames, each as `read_image` takes it, or an array or tensor (T, H, W, C) or (T, C, H, W).
         num_channels: as in `read_image`.
         num_frames: the number of frames to take, evenly spread from the first to the last; None for all.
+        value_range: as in `read_image`.
 
     Returns:
         PIL images.
@@ -98,7 +117,7 @@ def read_video(
     frames = []
     for index in map(int, chosen):
         try:
-            frames.append(read_image(value[index], num_channels))
+            frames.append(read_image(value[index], num_channels, value_range))
         except (TypeError, ValueError) as error:
             raise type(error)(f"frame {index}: {error}") from error
     return frames
@@ -227,8 +246,7 @@ def _decode_image(source: Encoded) -> Image.Image:
         ) from error
 
 
-def _image_of_array(value: np.ndarray | torch.Tensor) -> Image.Image:
-    array = array_of(value, "the image array")
+def _image_of_array(array: np.ndarray, value_range: tuple[float, float] | None) -> Image.Image:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"the image array holds {array.dtype}; give integers in 0..255 or floats in 0..1")
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
@@ -240,15 +258,35 @@ def _image_of_array(value: np.ndarray | torch.Tensor) -> Image.Image:
             f"the image array has shape {array.shape}; give (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 "
             "channels"
         )
-    low, high = array.min(), array.max()
-    if array.dtype == bool or (np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1):
-        array = np.round(array * 255.0)
-    elif not (low >= 0 and high <= 255):
+    black, white = _range_of(array) if value_range is None else value_range
+    if (black, white) != (0, 255) or array.dtype != np.uint8:
+        low, high = array.min(), array.max()
+        # Integers are exact; what lies beside their range is no overshoot.
+        beyond = 0.0 if array.dtype.kind in "biu" else MAX_OVERSHOOT * (white - black)
         # The comparison is false for NaN too.
-        raise ValueError(
-            f"the image array has values from {low} to {high}; give integers in 0..255 or floats in 0..1"
-        )
+        if not (black - beyond <= low and high <= white + beyond):
+            raise ValueError(
+                f"the image array of {array.dtype} has values from {low} to {high}, outside of "
+                f"{black:g}..{white:g}; give integers in 0..255 or floats in 0..1, or {VALUE_RANGES}"
+            )
+        scaled = (array.astype(np.float64) - black) / (white - black)
+        array = np.round(scaled.clip(0.0, 1.0) * 255.0)
     return Image.fromarray(np.ascontiguousarray(array.astype(np.uint8)))
+
+
+def _range_of(array: np.ndarray) -> tuple[float, float]:
+    """The values of black and white in an array of this type."""
+    if array.dtype.kind in "bf":
+        return 0, 1
+    if array.dtype != np.uint16:
+        return 0, 255
+    # A picture all black is black in any range.
+    if 0 < array.max() < MAX_12_BITS + 1:
+        raise ValueError(
+            f"the image has 16 bits but no value above {array.max()}, so it may be one of 8, 10 or 12 bits; "
+            f"{VALUE_RANGES}"
+        )
+    return 0, 65535
 
 
 def _decode_audio(source: Encoded) -> tuple[np.ndarray, int]:

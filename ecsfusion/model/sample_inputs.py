@@ -33,6 +33,10 @@ def sample_inputs(encoder: Any) -> dict[str, Tensor]:
         ids = torch.randint(vocabulary, (1, NUM_TOKENS), generator=generator)
         ids = torch.where(ids == _padding_id(config), (ids + 1) % vocabulary, ids)
         return {name: ids.to(device)}
+    if config.model_type == "timm_wrapper":
+        # The configuration of transformers does not have the size.
+        size = encoder.timm_model.pretrained_cfg.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))
+        return {name: torch.randn((1, *size), generator=generator).to(device)}
     shape = {
         "pixel_values": _image_shape,
         "pixel_values_videos": _video_shape,
