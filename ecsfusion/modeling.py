@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ecsfusion.data.columns import nested_form
 from ecsfusion.model.batch_norm import running_statistics_for_one_value
 from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.model.encoder_errors import encoder_error
@@ -600,8 +601,10 @@ class FusionForClassification(PreTrainedModel):
             raise TypeError(f"present must map modalities to (B,) bool, got {type(present).__name__}.")
         unknown = [name for name in (*inputs, *(present or ())) if name not in self.modalities]
         if unknown:
+            nested = nested_form(unknown, [*self.modalities])
             raise ValueError(
-                f"inputs {unknown} are not modalities of this model; it has {list(self.modalities)}."
+                f"inputs {unknown} are not modalities of this model; it has {list(self.modalities)}"
+                f"{f': {nested}' if nested else ''}."
             )
         passed = {name: inputs[name] for name in self.modalities if inputs.get(name) is not None}
         if not passed:

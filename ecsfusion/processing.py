@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import PushToHubMixin, cached_file
 
 from ecsfusion.data.arrays import ArrayProcessor, read_array
-from ecsfusion.data.columns import LABEL_COLUMNS, check_rows
+from ecsfusion.data.columns import LABEL_COLUMNS, check_rows, nested_form
 from ecsfusion.data.media import read_audio, read_image, read_video, seconds_of
 from ecsfusion.data.numbered_rows import place_of
 
@@ -409,10 +409,11 @@ class FusionCollator:
         columns = {name: [row.get(name) for row in rows] for name in names}
         batch = _with_missing_rows(columns, self._inputs, [place_of(*pair) for pair in _indexed(rows)])
         if not any(name in batch for name in names):
+            advice = nested_form(rows[0], names) or "rename the columns to the modality names"
             raise ValueError(
-                f"the rows have the keys {sorted(rows[0])} but none of the modalities "
-                f"{list(self.processor.modalities)}; rename the columns to the modality names"
+                f"the rows have the keys {sorted(rows[0])} but none of the modalities {list(names)}; {advice}"
             )
+        _check_no_flat_inputs(batch, rows, names)
         return _with_labels(batch, rows)
 
     def _inputs(self, name: str, values: Sequence[Any], places: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -464,7 +465,57 @@ class TensorCollator:
             raise ValueError(f"the rows have the keys {sorted(rows[0])} but no modality; leave such rows out")
         columns = {name: [row.get(name) for row in rows] for name in names}
         batch = _with_missing_rows(columns, _stack, [place_of(*pair) for pair in _indexed(rows)])
+        _check_no_flat_inputs(batch, rows, names)
         return _with_labels(batch, rows)
+
+
+class SameKeysCollator:
+    """Gives the batches of a collator the same keys, whatever rows they hold.
+
+    accelerate puts the batches of several processes together (streams, `dispatch_batches`), by the keys of the first:
+    a mask that only another one has would be lost, and the zeros in place of missing rows would be trained on.
+
+    Args:
+        collate: the collator.
+        modalities: names of the model's modalities.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], modalities: Sequence[str]) -> None:
+        self.collate = collate
+        self.modalities = modalities
+
+    def __call__(self, rows: Any) -> Any:
+        """Make a batch, with "present" for every modality.
+
+        Raises:
+            ValueError: no row of the batch has one of the modalities, whose inputs are then not known.
+        """
+        batch: Any = self.collate(rows)
+        if not isinstance(batch, Mapping):
+            return batch
+        absent = [name for name in self.modalities if name not in batch]
+        if absent:
+            raise ValueError(
+                f"no row of a batch has {absent[0]!r}, and batches of a stream that one process reads for several must "
+                "have the same keys; give a data set that has a length, or one process."
+            )
+        sizes = {name: _num_rows(batch[name]) for name in self.modalities}
+        masks = {name: torch.ones(size, dtype=torch.bool) for name, size in sizes.items()}
+        return FusionBatch({**batch, "present": {**masks, **batch.get("present", {})}})
+
+
+def _num_rows(inputs: Any) -> int:
+    return len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
+
+
+def _check_no_flat_inputs(
+    batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]
+) -> None:
+    """Raises ValueError for a modality that no row has, where the rows have inputs of an encoder at the top level."""
+    missing = [name for name in modalities if name not in batch]
+    advice = nested_form(rows[0], modalities) if missing else None
+    if advice is not None:
+        raise ValueError(f"the rows have the keys {sorted(rows[0])} but no {missing[0]!r}; {advice}")
 
 
 def _stack(name: str, values: Sequence[Any], places: Sequence[str]) -> Any:

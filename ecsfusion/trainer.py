@@ -14,13 +14,13 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import SequentialSampler, Subset
+from torch.utils.data import IterableDataset, SequentialSampler, Subset
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, has_length
 from transformers.utils import logging
 
 from ecsfusion.controller.rule import Rule
-from ecsfusion.data.columns import check_columns, check_has_rows
+from ecsfusion.data.columns import check_collated, check_columns, check_has_rows
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
 from ecsfusion.data.numbered_rows import NumberedRows
 from ecsfusion.diagnostics.run import RunDiagnostics
@@ -31,7 +31,7 @@ from ecsfusion.evaluation.scores import score_name
 from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
-from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
+from ecsfusion.processing import FusionCollator, FusionProcessor, SameKeysCollator, TensorCollator
 from ecsfusion.reporting.results import run_summary
 from ecsfusion.strategies import Strategy
 from ecsfusion.training.best_heads import BestHeads, bring_back_older_folders, folder_of
@@ -299,7 +299,11 @@ class FusionTrainer(ResumableTrainer):
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
         for name, dataset in {"train_dataset": self.train_dataset, **self.evaluation_sets()}.items():
-            check_columns(dataset, self.model.modalities, name)
+            # What reaches the model counts: the rows themselves, or what a collator of the user's own makes of them.
+            if isinstance(self.data_collator, FusionCollator | TensorCollator):
+                check_columns(dataset, self.model.modalities, name)
+            else:
+                check_collated(dataset, self.data_collator, self.model.modalities, name)
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
@@ -372,12 +376,26 @@ class FusionTrainer(ResumableTrainer):
 
     # ---- a step ----
 
+    # The Trainer has no public hook that all of its data loaders pass.
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         # Rows that know their number, so that an error names it; only the collators of this library look for it.
-        is_stream = isinstance(dataset, torch.utils.data.IterableDataset) or not has_length(dataset)
+        is_stream = isinstance(dataset, IterableDataset) or not has_length(dataset)
         if not is_stream and isinstance(self.data_collator, (FusionCollator, TensorCollator)):
             dataset = NumberedRows(dataset)
-        return super()._get_dataloader(dataset, *args, **kwargs)
+        if self.args.world_size <= 1 or not isinstance(dataset, IterableDataset):
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        config, collate = self.accelerator.dataloader_config, self.data_collator
+        dispatch = config.dispatch_batches
+        if dispatch is None and kwargs.get("is_training", False):
+            # Each process reads the stream and takes its share, so that batches may differ in keys and lengths.
+            config.dispatch_batches = False
+        elif dispatch is not False:
+            # By default one process reads an evaluation stream for all, so that no row is measured twice.
+            self.data_collator = SameKeysCollator(collate, self.model.modalities)
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            config.dispatch_batches, self.data_collator = dispatch, collate
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -1,12 +1,32 @@
-"""Checks, before training starts, that the rows of a data set have the columns that the model needs."""
+"""Checks, before training starts, that the rows of a data set, or the batches of them, are what the model takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
+import torch
 
 LABEL_COLUMNS = ("labels", "label")
 """Names of the column of labels; the first of them that a row has is used."""
+BATCH_KEYS = ("labels", "present", "return_dict")
+"""Keys of a batch beside those of the modalities."""
+ENCODER_INPUTS = frozenset(
+    {
+        "attention_mask",
+        "input_features",
+        "input_ids",
+        "input_values",
+        "pixel_values",
+        "pixel_values_videos",
+        "position_ids",
+        "token_type_ids",
+    }
+)
+"""Names of inputs of single encoders, which are no names of modalities unless the model says so."""
 
 
 def check_has_rows(dataset: Any, argument: str) -> None:
@@ -16,11 +36,11 @@ def check_has_rows(dataset: Any, argument: str) -> None:
 
 
 def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> None:
-    """Check that columns have the names of the modalities, and that there are labels.
+    """Check that the rows of a data set have the names of the modalities as keys, and labels.
 
-    The columns are the `column_names` of a `datasets.Dataset`, or else the keys of the first row. A single row may lack
-    a modality; so where the keys of a row are all that is known, a missing modality is an error only if the row has a
-    column with another name.
+    The keys of the first row count, as `dataset[0]` returns it: of a `datasets.Dataset` after its transform. A single
+    row may lack a modality, so a missing modality is an error only if the row has a key with another name, or if the
+    data set names its columns and no transform changes them.
 
     Args:
         dataset: train or evaluation set; one without column names that cannot be indexed is not checked.
@@ -31,20 +51,89 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
         ValueError: a modality or the labels are missing.
     """
     column_names = getattr(dataset, "column_names", None)
-    columns = list(column_names) if column_names else _keys_of_first_row(dataset)
-    if columns is None:
+    with _unchanged_random_state():
+        columns = _keys_of_first_row(dataset)
+    columns = list(column_names or ()) if columns is None else columns
+    if not columns:
         return
+    is_transformed = _has_transform(dataset)
     missing = [name for name in modalities if name not in columns]
     others = [name for name in columns if name not in modalities and name not in LABEL_COLUMNS]
-    if missing and (column_names or others):
+    if missing and ((column_names and not is_transformed) or others):
         raise ValueError(
             f"{argument} has the columns {columns} but no {' and no '.join(map(repr, missing))}, which the model "
-            f"takes; rename its columns to the modalities {list(modalities)}, or build the model with these names."
+            f"takes; {nested_form(columns, modalities) or _renaming(modalities)}."
         )
     if column_names and not any(name in columns for name in LABEL_COLUMNS):
         raise ValueError(
             f"{argument} has the columns {columns} but neither 'labels' nor 'label'; rename the column."
         )
+
+
+def check_collated(
+    dataset: Any, collate: Callable[[list[Any]], Any], modalities: Sequence[str], argument: str
+) -> None:
+    """Check what a collator of the user's own makes of the first two rows of a data set.
+
+    Args:
+        dataset: train or evaluation set; one that cannot be indexed is not checked.
+        collate: the collator.
+        modalities: names of the model's modalities.
+        argument: the name under which the user passed the data set.
+
+    Raises:
+        ValueError: the batch has inputs that the model does not take, or no labels.
+        TypeError: the batch is no dictionary.
+    """
+    if not _can_be_indexed(dataset):
+        return
+    with _unchanged_random_state():
+        rows = [dataset[index] for index in range(min(len(dataset), 2))]
+        try:
+            batch = collate(rows)
+        except Exception as error:
+            error.add_note(f"data_collator raised this on the first {len(rows)} rows of {argument}.")
+            raise
+    if not isinstance(batch, Mapping):
+        keys = ", ".join(f"{name!r}: ..." for name in (*modalities, "labels"))
+        raise TypeError(
+            f"data_collator returned a {type(batch).__name__} for {argument}; let it return {{{keys}}}."
+        )
+    keys = list(batch)
+    unknown = [key for key in keys if key not in modalities and key not in BATCH_KEYS]
+    if unknown:
+        raise ValueError(
+            f"data_collator made a batch of {argument} with the keys {keys}, of which the model does not take "
+            f"{unknown}; {nested_form(keys, modalities) or _renaming(modalities)}."
+        )
+    if "labels" not in batch:
+        raise ValueError(
+            f"data_collator made a batch of {argument} with the keys {keys} but no 'labels'; add them."
+        )
+
+
+def nested_form(keys: Iterable[str], modalities: Sequence[str]) -> str | None:
+    """What to do where inputs of an encoder are at the top level of a row; None if there are none.
+
+    Args:
+        keys: of a row or a batch.
+        modalities: names of the model's modalities.
+    """
+    given = list(keys)
+    flat = [key for key in given if key in ENCODER_INPUTS and key not in modalities]
+    if not flat:
+        return None
+    name = next((name for name in modalities if name not in given), modalities[0])
+    inner = ", ".join(f"{key!r}: ..." for key in flat)
+    named = " and ".join(map(repr, flat))
+    return (
+        f"{named} {'are inputs' if len(flat) > 1 else 'is an input'} of one encoder and belong"
+        f"{'' if len(flat) > 1 else 's'} under the name of its modality: {{{name!r}: {{{inner}}}, ..., 'labels': ...}}"
+    )
+
+
+def _renaming(modalities: Sequence[str]) -> str:
+    return f"rename its columns to the modalities {list(modalities)}, or build the model with these names"
 
 
 def check_row(row: Any, modalities: Sequence[str], place: str = "a row of the data set") -> None:
@@ -67,8 +156,30 @@ def check_rows(rows: Any, modalities: Sequence[str]) -> None:
         check_row(row, modalities, f"row {index} of the batch")
 
 
+def _can_be_indexed(dataset: Any) -> bool:
+    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset) > 0
+
+
 def _keys_of_first_row(dataset: Any) -> list[str] | None:
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
+    if not _can_be_indexed(dataset):
         return None
     row = dataset[0]
     return [str(key) for key in row] if isinstance(row, Mapping) else None
+
+
+def _has_transform(dataset: Any) -> bool:
+    """Whether `with_transform` or `set_transform` makes the rows of a `datasets.Dataset`."""
+    style = getattr(dataset, "format", None)
+    return isinstance(style, Mapping) and style.get("type") == "custom"
+
+
+@contextmanager
+def _unchanged_random_state() -> Iterator[None]:
+    """A context for looking at rows, whose augmentation may draw random numbers that training would draw."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
