@@ -154,7 +154,7 @@ FAMILIES = {
         "EfficientNetModel",
         {
             "width_coefficient": 0.5,
-            "hidden_dim": 320,
+            "hidden_dim": 640,
             "in_channels": [32],
             "out_channels": [16],
             "kernel_sizes": [3],

@@ -95,9 +95,9 @@ def check_collated(
             error.add_note(f"data_collator raised this on the first {len(rows)} rows of {argument}.")
             raise
     if not isinstance(batch, Mapping):
-        keys = ", ".join(f"{name!r}: ..." for name in (*modalities, "labels"))
+        form = ", ".join(f"{name!r}: ..." for name in (*modalities, "labels"))
         raise TypeError(
-            f"data_collator returned a {type(batch).__name__} for {argument}; let it return {{{keys}}}."
+            f"data_collator returned a {type(batch).__name__} for {argument}; let it return {{{form}}}."
         )
     keys = list(batch)
     unknown = [key for key in keys if key not in modalities and key not in BATCH_KEYS]
