@@ -553,7 +553,8 @@ class FusionForClassification(PreTrainedModel):
         if embeddings.shape[1] != width:
             raise ValueError(
                 f"the encoder {type(encoder).__name__} of modality {name!r} returned embeddings of shape "
-                f"{tuple(embeddings.shape)}, but declares the width {width}."
+                f"{tuple(embeddings.shape)}, but declares the width {width}; set its attribute `embedding_dim` to "
+                f"{embeddings.shape[1]}."
             )
         return embeddings
 

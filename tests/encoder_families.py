@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ecsfusion import FusionForClassification
 from ecsfusion.model.encoders import embed, load_encoder
-from ecsfusion.model.pooling import OWN_POOLING
+from ecsfusion.model.pooling import OWN_POOLING, TRAINED_POOLER_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "encoders.md"
@@ -210,6 +210,8 @@ FAMILIES = {
     "ALBERT": Family("AlbertModel", {**TEXT, "embedding_size": 12}, "texts", None, NO_POOLER),
     "MPNet": Family("MPNetModel", TEXT, "texts", None, NO_POOLER),
     "ModernBERT": Family("ModernBertModel", {**TEXT, "cls_token_id": 1}, "texts"),
+    "ConvBERT": Family("ConvBertModel", {**TEXT, "embedding_size": 12, "head_ratio": 1}, "texts"),
+    "FNet": Family("FNetModel", TEXT, "texts"),
     "XLNet": Family(
         "XLNetModel", {"vocab_size": 20, "d_model": 12, "n_layer": 1, "n_head": 2, "d_inner": 24}, "texts"
     ),
@@ -254,6 +256,7 @@ FAMILIES = {
     "wav2vec 2.0 large": Family("Wav2Vec2Model", {**WAVES, "feat_extract_norm": "layer"}, "waves"),
     "HuBERT large": Family("HubertModel", {**WAVES, "feat_extract_norm": "layer"}, "waves"),
     "WavLM large": Family("WavLMModel", {**WAVES, "feat_extract_norm": "layer"}, "waves"),
+    "SEW": Family("SEWModel", {**WAVES, "feat_extract_norm": "layer", "squeeze_factor": 2}, "waves"),
     "data2vec-audio": Family("Data2VecAudioModel", {**WAVES, "conv_pos_kernel_size": 3}, "waves"),
     "Whisper": Family(
         "WhisperModel",
@@ -350,7 +353,7 @@ def is_same(found: Tensor, expected: Tensor) -> bool:
 
 def taken(encoder: Any, inputs: dict[str, Tensor], embedding: Tensor) -> str:
     """What of the encoder's output the embedding is, found by comparing them."""
-    if encoder.config.model_type in OWN_POOLING:
+    if encoder.config.model_type in OWN_POOLING and encoder.config.model_type not in TRAINED_POOLER_FAMILIES:
         return (
             " ".join((OWN_POOLING[encoder.config.model_type].__doc__ or "").split("\n")[0].split())
             .rstrip(".")

@@ -307,7 +307,7 @@ def failing(error: Exception) -> nn.Module:
     return Failing(3, 5)
 
 
-class Special(Exception):
+class SpecialError(Exception):
     """One that a sentence alone does not make."""
 
     def __init__(self, code: int, place: str) -> None:
@@ -327,8 +327,8 @@ def test_errors_of_an_encoder_keep_their_type_and_name_the_modality(error):
 
 
 def test_an_error_of_a_type_of_its_own_is_passed_on_with_a_note():
-    with pytest.raises(Special) as caught:
-        fused(failing(Special(3, "there")))(**BATCH)
+    with pytest.raises(SpecialError) as caught:
+        fused(failing(SpecialError(3, "there")))(**BATCH)
     assert "of modality 'x' failed on" in caught.value.__notes__[0]
 
 

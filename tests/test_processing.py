@@ -626,3 +626,38 @@ def test_processors_of_the_wrong_kind_are_refused(processor, tmp_path):
         FusionProcessor({"left camera": processor.processors["image"]})
     with pytest.raises(ValueError, match="tokenizer of 'text' has no padding token"):
         FusionProcessor({"text": make_tokenizer(tmp_path / "text", pad_token=None)})
+
+
+def test_a_text_without_a_token_is_named_with_its_row(processor, image):
+    with pytest.raises(ValueError, match=r"text, row 2: the text '' has no token; give None"):
+        processor(text=["one", "two one", ""])
+    with pytest.raises(ValueError, match=r"text, row 0: the text ' ' has no token"):
+        processor(text=[" "])
+    rows = [{"text": {"input_ids": torch.tensor(ids, dtype=torch.long)}, "label": 0} for ids in ([2], [])]
+    with pytest.raises(ValueError, match="text, row 1: the text has no token"):
+        FusionCollator(FusionProcessor({"text": processor.processors["text"]}))(rows)
+    # With another modality, None says that it is missing.
+    assert processor(text=["one", None], image=[image, image])["present"]["text"].tolist() == [True, False]
+
+
+def test_the_row_that_its_processor_cannot_take_is_named(processor, wave):
+    # Its filter bank takes windows of 25 ms.
+    with pytest.raises(ValueError, match=r"audio, row 1: ASTFeatureExtractor failed"):
+        processor(audio=[wave, wave[:100]])
+
+
+def test_texts_of_one_length_without_a_mask_are_padded_on_one_side(tmp_path):
+    tokenizer = make_tokenizer(tmp_path / "text", padding_side="left", model_input_names=["input_ids"])
+    found = FusionProcessor({"text": tokenizer})(text=["two", "one two"])["text"]
+    assert {key: value.tolist() for key, value in found.items()} == {"input_ids": [[3, 0, 0, 0], [2, 3, 0, 0]]}
+
+
+def test_a_processor_that_needs_another_package_is_named_with_its_modality(processor, tmp_path, monkeypatch):
+    processor.save_pretrained(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ImportError("requires the Torchvision library")
+
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", refuse)
+    with pytest.raises(ImportError, match="the processor of modality 'image' cannot be loaded: requires the Torch"):
+        FusionProcessor.from_pretrained(tmp_path)

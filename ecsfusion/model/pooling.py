@@ -216,8 +216,16 @@ def _of_channels(_: nn.Module, outputs: Any) -> Tensor:
     return nn.functional.group_norm(hidden, 1).mean(dim=(2, 3))
 
 
+def _of_patch_tokens(_: nn.Module, outputs: Any) -> Tensor:
+    """The mean over patches, without the class token."""
+    return outputs.last_hidden_state[:, 1:].mean(dim=1)
+
+
 OWN_POOLING: Mapping[str, Callable[[Any, Any], Tensor]] = {
+    # Where these are without the pooler that does the same before a norm.
+    "beit": _of_patch_tokens,
     "cvt": _of_cvt,
+    "data2vec-vision": _of_patch_tokens,
     "patchtsmixer": _of_patches,
     "patchtst": _of_patches,
     "poolformer": _of_channels,

@@ -1,0 +1,120 @@
+"""What the values of a picture mean: one rule for a data set, overshoot clipped, doubt refused."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from ecsfusion import ArrayProcessor, FusionProcessor
+from ecsfusion.data.media import read_image, read_video
+
+RAMP = np.linspace(0.0, 1.0, 64).reshape(8, 8)
+
+
+def values(image: object, **options: object) -> np.ndarray:
+    return np.asarray(read_image(image, **options)).astype(int)
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.02, 1.31])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_overshoot_of_floats_is_clipped(gain, kind):
+    expected = np.round(np.clip(RAMP * gain, 0, 1) * 255)
+    assert np.abs(values((RAMP * gain).astype(kind)) - expected).max() <= 1
+    assert values(torch.from_numpy(RAMP - 0.1)).min() == 0
+
+
+def test_a_float_image_does_not_change_its_meaning_with_one_pixel():
+    dark = np.full((8, 8), 1.0, np.float32)
+    assert values(dark).max() == 255
+    dark[0, 0] = 2.0
+    with pytest.raises(
+        ValueError, match=r"float32 has values from 1\.0 to 2\.0, outside of 0\.\.1.*value_ranges"
+    ):
+        read_image(dark)
+    assert values(dark, value_range=(0, 255)).max() == 2
+
+
+def test_sixteen_and_twelve_bits_keep_their_range():
+    deep, twelve = np.round(RAMP * 65535).astype(np.uint16), np.round(RAMP * 4095).astype(np.uint16)
+    expected = np.round(RAMP * 255)
+    for image in (deep, Image.fromarray(deep), png(deep), torch.from_numpy(deep)):
+        assert np.abs(values(image) - expected).max() <= 1
+    for image in (twelve, Image.fromarray(twelve), png(twelve)):
+        assert np.abs(values(image, value_range=(0, 4095)) - expected).max() <= 1
+        with pytest.raises(
+            ValueError, match=r"16 bits but no value above 4095.*value_ranges=\{name: \(0, 4095\)\}"
+        ):
+            read_image(image)
+    assert not values(np.zeros((8, 8), np.uint16)).any()
+    signed = np.round(RAMP * 3000 - 1000).astype(np.int16)
+    assert np.abs(values(signed, value_range=(-1000, 2000)) - expected).max() <= 1
+    for array in (signed, deep.astype(np.int32)):
+        with pytest.raises(ValueError, match=r"outside of 0\.\.255"):
+            read_image(array)
+    with pytest.raises(ValueError, match=r"outside of 0\.\.4095"):
+        read_image(deep, value_range=(0, 4095))
+
+
+def test_modes_of_more_than_eight_bits_are_read_by_a_range():
+    wide, real = Image.fromarray((RAMP * 4095).astype(np.int32)), Image.fromarray(RAMP.astype(np.float32))
+    assert (wide.mode, real.mode) == ("I", "F")
+    with pytest.raises(ValueError, match="mode 'I', whose range is not known"):
+        read_image(wide)
+    assert np.abs(values(wide, value_range=(0, 4095)) - RAMP * 255).max() <= 1
+    assert np.abs(values(real) - RAMP * 255).max() <= 1
+    frames = read_video([wide, wide], value_range=(0, 4095))
+    assert np.abs(np.asarray(frames[1]) - RAMP * 255).max() <= 1
+
+
+def test_booleans_are_black_and_white_and_eight_bits_are_themselves():
+    assert sorted(set(values(RAMP > 0.5).flat)) == [0, 255]
+    eight = np.round(RAMP * 255).astype(np.uint8)
+    assert np.array_equal(values(eight), eight)
+    assert np.array_equal(values(eight.astype(np.int64)), eight)
+    assert sorted(set(values(np.eye(8, dtype=np.uint8), value_range=(0, 1)).flat)) == [0, 255]
+
+
+def make_processor(**ranges: object) -> FusionProcessor:
+    pictures = ViTImageProcessor(do_resize=False, image_mean=[0.0], image_std=[1.0])
+    return FusionProcessor({"scan": pictures, "table": ArrayProcessor()}, ranges or None)
+
+
+def test_a_processor_has_one_range_for_all_rows_and_saves_it(tmp_path):
+    twelve = np.round(RAMP * 4095).astype(np.uint16)
+    processor = make_processor(scan=(0, 4095))
+    # The second picture is dark, which does not change what its values mean.
+    rows = [twelve, (twelve // 16).astype(np.uint16)]
+    found = processor(scan=rows)["scan"]["pixel_values"]
+    torch.testing.assert_close(found[:, 0], torch.tensor(np.stack(rows) / 4095).float(), atol=0.003, rtol=0)
+    processor.save_pretrained(tmp_path)
+    again = FusionProcessor.from_pretrained(tmp_path)
+    assert again.value_ranges == {"scan": (0.0, 4095.0)}
+    assert torch.equal(again(scan=rows)["scan"]["pixel_values"], found)
+    with pytest.raises(ValueError, match="scan, row 1: the image has 16 bits"):
+        make_processor()(scan=[np.full((8, 8), 9000, np.uint16), rows[1]])
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ({"table": (0, 1)}, "key 'table', which is no modality of pictures"),
+        ({"scna": (0, 1)}, "key 'scna', which is no modality of pictures"),
+        ({"scan": (1, 0)}, r"value_ranges\['scan'\] is \(1, 0\); give the values of black and white"),
+        ({"scan": 4095}, r"value_ranges\['scan'\] is 4095"),
+        ({"scan": (0, float("nan"))}, r"value_ranges\['scan'\] is \(0, nan\)"),
+    ],
+)
+def test_a_range_that_is_none_is_named(ranges, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(**ranges)
