@@ -649,7 +649,9 @@ def test_the_row_that_its_processor_cannot_take_is_named(processor, wave):
 def test_texts_of_one_length_without_a_mask_are_padded_on_one_side(tmp_path):
     tokenizer = make_tokenizer(tmp_path / "text", padding_side="left", model_input_names=["input_ids"])
     found = FusionProcessor({"text": tokenizer})(text=["two", "one two"])["text"]
-    assert {key: value.tolist() for key, value in found.items()} == {"input_ids": [[3, 0, 0, 0], [2, 3, 0, 0]]}
+    assert {key: value.tolist() for key, value in found.items()} == {
+        "input_ids": [[3, 0, 0, 0], [2, 3, 0, 0]]
+    }
 
 
 def test_a_processor_that_needs_another_package_is_named_with_its_modality(processor, tmp_path, monkeypatch):
@@ -659,5 +661,7 @@ def test_a_processor_that_needs_another_package_is_named_with_its_modality(proce
         raise ImportError("requires the Torchvision library")
 
     monkeypatch.setattr(AutoImageProcessor, "from_pretrained", refuse)
-    with pytest.raises(ImportError, match="the processor of modality 'image' cannot be loaded: requires the Torch"):
+    with pytest.raises(
+        ImportError, match="the processor of modality 'image' cannot be loaded: requires the Torch"
+    ):
         FusionProcessor.from_pretrained(tmp_path)
