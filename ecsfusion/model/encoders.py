@@ -350,6 +350,7 @@ def _options(encoder: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if (
         encoder.training
         and getattr(config, "apply_spec_augment", False)
+        and getattr(config, "mask_time_prob", 0) > 0
         and _takes(encoder, "mask_time_indices")
     ):
         values = inputs[str(encoder.main_input_name)]
