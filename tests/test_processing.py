@@ -634,7 +634,7 @@ def test_a_text_without_a_token_is_named_with_its_row(processor, image):
     with pytest.raises(ValueError, match=r"text, row 0: the text ' ' has no token"):
         processor(text=[" "])
     rows = [{"text": {"input_ids": torch.tensor(ids, dtype=torch.long)}, "label": 0} for ids in ([2], [])]
-    with pytest.raises(ValueError, match="text, row 1: the text has no token"):
+    with pytest.raises(ValueError, match=r"text, row 1.*: the text has no token"):
         FusionCollator(FusionProcessor({"text": processor.processors["text"]}))(rows)
     # With another modality, None says that it is missing.
     assert processor(text=["one", None], image=[image, image])["present"]["text"].tolist() == [True, False]
