@@ -167,7 +167,7 @@ class FusionForClassification(PreTrainedModel):
     def _declare_tied_weights(self) -> None:
         """Let transformers save weights that are tied inside of a module of the user's once, and tie them again."""
         # Where nothing is tied, PEFT must not look for embeddings that could be.
-        self._tied_weights_keys = tied_weights(self) or None
+        self._tied_weights_keys = tied_weights(self) or None  # type: ignore[assignment]
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """The weights that are tied, as transformers asks for them; see `ecsfusion.model.shared_weights`."""
@@ -312,7 +312,7 @@ class FusionForClassification(PreTrainedModel):
         own = [*(encoders or {}).values(), *([] if fusion is None else [fusion])]
         buffers = [(module, name, value.clone()) for module in own for name, value in unsaved_buffers(module)]
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *model_args,
             own_encoders=encoders,
@@ -324,6 +324,8 @@ class FusionForClassification(PreTrainedModel):
         # own modules cannot do that.
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
+        model: FusionForClassification = loaded[0]
+        info: dict[str, Any] = loaded[1]
         new = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
         model._drop_what_depends_on(new | set(info["missing_keys"]))
         for modality in set(_own_modalities(model.config)) & set(model.config.best_heads):

@@ -119,7 +119,7 @@ class ResumableTrainer(Trainer):
             process=args.process_index if args.world_size > 1 else None,
             is_sharded=sharded,
             needs_scaler=args.fp16 and not sharded,
-            is_stream=not has_length(self.train_dataset),  # type: ignore[arg-type]
+            is_stream=not has_length(self.train_dataset),
             skips_rows=not args.ignore_data_skip,
         )
         if differences:
