@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ecsfusion.data.columns import nested_form
 from ecsfusion.model.batch_norm import running_statistics_for_one_value
@@ -34,6 +34,9 @@ from ecsfusion.model.own_modules import OWN_MODULE, unsaved_buffers
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.model.readout import Readout
 from ecsfusion.model.rows import rows_present, size_and_device, spread, take
+from ecsfusion.model.shared_weights import check_not_shared, tied_weights
+
+logger = logging.get_logger(__name__)
 
 STAGES = ("unimodal", "joint")
 OLDER_WEIGHT_NAMES = {r"^standalone\.": "best_heads."}
@@ -138,6 +141,12 @@ class FusionForClassification(PreTrainedModel):
                 for name, values in config.encoders.items()
             }
         )
+        check_not_shared(
+            {
+                **dict(self.encoders.items()),
+                **({} if own_fusion is None else {"fusion": own_fusion}),
+            }
+        )
         dims = {
             name: config.embedding_dims.get(name) or measure(name, encoder).embedding_dim
             for name, encoder in self.encoders.items()
@@ -163,7 +172,39 @@ class FusionForClassification(PreTrainedModel):
         self._paused_parameters: set[str] = set()
         self._frozen_parameters: set[str] = set()
         self._built_frozen = [key for key, p in self.named_parameters() if not p.requires_grad]
+        self._declare_tied_weights()
         self.post_init()
+
+    def _declare_tied_weights(self) -> None:
+        """Let transformers save weights that are tied inside of a module of the user's once, and tie them again."""
+        # Where nothing is tied, PEFT must not look for embeddings that could be.
+        self._tied_weights_keys = tied_weights(self) or None  # type: ignore[assignment]
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """The weights that are tied, as transformers asks for them; see `ecsfusion.model.shared_weights`."""
+        return super().get_expanded_tied_weights_keys(all_submodels) | (self._tied_weights_keys or {})
+
+    def text_embeddings(self) -> dict[str, nn.Module]:
+        """By modality, the embeddings of the tokens of each text encoder."""
+        texts = {
+            name: encoder for name, encoder in self.encoders.items() if main_input(encoder) == "input_ids"
+        }
+        return {
+            name: cast("PreTrainedModel", encoder).get_input_embeddings() for name, encoder in texts.items()
+        }
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embeddings of the tokens of the text encoder, if the model has exactly one (NEFTune adds noise to them).
+
+        Raises:
+            NotImplementedError: the model has no text encoder, or several.
+        """
+        found = [*self.text_embeddings().values()]
+        if len(found) != 1:
+            raise NotImplementedError(
+                f"the model has {len(found)} text encoders; take one of text_embeddings()."
+            )
+        return found[0]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -238,6 +279,7 @@ class FusionForClassification(PreTrainedModel):
                     f"encoders[{name!r}] and encoders[{same[0]!r}] are the same object; each modality trains and is "
                     "saved by itself: give one of them copy.deepcopy(encoder)."
                 )
+        check_not_shared(modules)
         adapters = {name: describe_adapters(module) for name, module in modules.items()}
         measured = {name: measure(name, module) for name, module in modules.items()}
         own_fusion = fusion if isinstance(fusion, nn.Module) else None
@@ -257,6 +299,7 @@ class FusionForClassification(PreTrainedModel):
             model.sources[name] = getattr(getattr(module, "config", None), "_name_or_path", None) or None
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
+        model._declare_tied_weights()
         return model
 
     @classmethod
@@ -289,27 +332,57 @@ class FusionForClassification(PreTrainedModel):
         kwargs["key_mapping"] = OLDER_WEIGHT_NAMES | (kwargs.get("key_mapping") or {})
         own = [*(encoders or {}).values(), *([] if fusion is None else [fusion])]
         buffers = [(module, name, value.clone()) for module in own for name, value in unsaved_buffers(module)]
-        loaded = super().from_pretrained(
+        wants_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             *model_args,
             own_encoders=encoders,
             own_fusion=fusion,
             attention=attn_implementation,
+            output_loading_info=True,
             **kwargs,
         )
         # transformers clears the buffers that are not saved and lets its own models compute them again; the user's
         # own modules cannot do that.
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
-        model: FusionForClassification = loaded[0] if isinstance(loaded, tuple) else loaded
+        model: FusionForClassification = loaded[0]
+        info: dict[str, Any] = loaded[1]
+        new = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+        model._drop_what_depends_on(new | set(info["missing_keys"]))
         for modality in set(_own_modalities(model.config)) & set(model.config.best_heads):
             for name, value in unsaved_buffers(model.encoders[modality]):
                 model.get_buffer(f"best_heads.{modality}.encoder.{name}").copy_(value)
         # transformers also makes every weight that it loads trainable, although weights under adapters, Whisper's
         # positions and some of the user's own were built frozen.
         for key in model._built_frozen:
-            model.get_parameter(key).requires_grad_(False)
-        return loaded
+            if not key.startswith("best_heads.") or key.split(".")[1] in model.best_heads:
+                model.get_parameter(key).requires_grad_(False)
+        return (model, info) if wants_info else model
+
+    def _drop_what_depends_on(self, new_weights: Collection[str]) -> None:
+        """Remove the readout and second copies that were fitted to weights that were not loaded.
+
+        Args:
+            new_weights: names of weights that got random values, for instance because the number of classes is another.
+        """
+        if not new_weights:
+            return
+        copies = {
+            name for name in self.best_heads if any(k.startswith(f"best_heads.{name}.") for k in new_weights)
+        }
+        if copies or self.config.readout is not None:
+            parts = " and ".join(dict.fromkeys(key.split(".")[0] for key in sorted(new_weights)))
+            logger.warning(
+                f"Weights of {parts} are new, so the readout that was fitted to the old ones is dropped"
+                + (f", and the best heads of {', '.join(sorted(copies))}" if copies else "")
+                + ". Training fits a new one."
+            )
+        for name in copies:
+            del self.best_heads[name]
+        self.config.best_heads = [*self.best_heads]
+        self.config.readout = None
+        self._declare_tied_weights()
 
     def own_modules(self) -> dict[str, Any]:
         """Copies of the user's own modules, as the arguments of `from_pretrained` that build this model again.
@@ -478,6 +551,7 @@ class FusionForClassification(PreTrainedModel):
             part.load_state_dict(values)
             self.best_heads[name] = part
         self.config.best_heads = list(weights)
+        self._declare_tied_weights()
 
     def train(self, mode: bool = True) -> FusionForClassification:
         """Set training mode as `nn.Module.train` does, but leave frozen encoders and second copies in evaluation mode.
@@ -498,6 +572,10 @@ class FusionForClassification(PreTrainedModel):
     def is_paused(self, parameter_name: str) -> bool:
         """Whether this parameter does not require a gradient because `set_active` paused its modality."""
         return parameter_name in self._paused_parameters
+
+    def is_held(self, parameter_name: str) -> bool:
+        """Whether this parameter requires no gradient because its modality is paused or frozen (`set_frozen`)."""
+        return parameter_name in self._paused_parameters | self._frozen_parameters
 
     @torch.no_grad()
     def start_fusion_from_heads(self) -> None:

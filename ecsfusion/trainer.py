@@ -6,7 +6,10 @@ import copy
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +27,6 @@ from ecsfusion.data.columns import check_collated, check_columns, check_has_rows
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
 from ecsfusion.data.numbered_rows import NumberedRows
 from ecsfusion.diagnostics.run import RunDiagnostics
-from ecsfusion.evaluation.logged_values import logged_names
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import score_name
@@ -35,19 +37,30 @@ from ecsfusion.processing import FusionCollator, FusionProcessor, SameKeysCollat
 from ecsfusion.reporting.results import run_summary
 from ecsfusion.strategies import Strategy
 from ecsfusion.training.best_heads import BestHeads, bring_back_older_folders, folder_of
+from ecsfusion.training.best_metric import check_best_metric, check_reported
 from ecsfusion.training.callbacks import ControllerCallback, show_progress_of_stages, without_bars
 from ecsfusion.training.clipping import clip_by_part, total_norm
 from ecsfusion.training.divergence import logits_by_head, raise_divergence, what_broke
 from ecsfusion.training.evaluator import Evaluator, probe_options
 from ecsfusion.training.head_losses import LossOfAllHeads
+from ecsfusion.training.overrides import check_overrides
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
 from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, make_plan
 from ecsfusion.training.processes import end_processes
 from ecsfusion.training.publishing import Publishing, as_list
 from ecsfusion.training.record import StageRecord, check_saved_record
 from ecsfusion.training.resuming import ResumableTrainer
-from ecsfusion.training.setup import check_arguments, collator_for, warn_of_older_checkpoint
-from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages
+from ecsfusion.training.setup import (
+    check_arguments,
+    check_checkpointing,
+    check_ignored_outputs,
+    check_model,
+    check_not_all_dropped,
+    collator_for,
+    warn_of_older_checkpoint,
+)
+from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages, check_trainable
+from ecsfusion.training.untouched import StartOfRun, kept_precision, kept_random_state
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -131,8 +144,18 @@ class FusionTrainer(ResumableTrainer):
         self._grad_norms: dict[str, torch.Tensor] = {}
         self._step_followed = 0
         """The latest optimizer step for which `Strategy.after_step` was called."""
-        self._awaits_reading = False
-        """Whether the next evaluation is one that the Trainer itself starts."""
+        self._start_step = 0
+        """The optimizer step at which the present run began, or was resumed."""
+        self._awaited: set[str] = set()
+        """The prefixes of the evaluations that the Trainer itself has started and that have not begun yet."""
+        self._optimizer_of_run: torch.optim.Optimizer | None = None
+        """The optimizer that the trainer made for the latest run."""
+        self._given_optimizer_state: dict[str, Any] | None = None
+        """The state of the user's own optimizer before the first run."""
+        self._start: StartOfRun | None = None
+        """Weights and random state that a run with `auto_find_batch_size` began with."""
+        self._loaded_best = False
+        """Whether the model got the best weights of the run at its end."""
         super().__init__(
             model=model,
             args=args,
@@ -141,7 +164,14 @@ class FusionTrainer(ResumableTrainer):
             compute_metrics=self._compute_metrics,
             **kwargs,
         )
+        check_model(self.model)
+        check_overrides(self, FusionTrainer)
         self.plan: Plan = self._make_plan()
+        self._user_optimizer = self.optimizer
+        if self.preprocess_logits_for_metrics is not None:
+            self.evaluator.user_preprocessing = self.preprocess_logits_for_metrics
+            # transformers declares tensors, and a fusion model returns more.
+            self.preprocess_logits_for_metrics = cast("Any", self.evaluator.preprocess)
         if self.compute_loss_func is not None:
             self.compute_loss_func = LossOfAllHeads(self.compute_loss_func, lambda: self.model)
         # The model smooths every head's labels; the Trainer's smoother knows only one set of logits.
@@ -198,17 +228,37 @@ class FusionTrainer(ResumableTrainer):
         check_sharding(self.plan, self.args, self._sharded_by())
         # This raises an error for a name that is no modality.
         self._parameter_groups()
-        # Report a misspelt name before the first epoch. The names of the user's metrics are not known here.
-        name = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
-        if self.evaluator.user_metrics is None and not isinstance(self.eval_dataset, Mapping):
-            known = ("loss", *logged_names(self.model.modalities, score_name(self.model.problem_type)))
-            if name not in known:
-                raise ValueError(
-                    f"metric_for_best_model is {name!r}, which no evaluation reports; give one of {', '.join(known)}."
-                )
+        frozen = check_trainable(self.model, self.plan.first_stage)
+        if frozen is not None and self.is_in_train and self.is_world_process_zero():
+            logger.warning(frozen)
+        texts = self.model.text_embeddings() if self.args.neftune_noise_alpha is not None else {}
+        if self.args.neftune_noise_alpha is not None and len(texts) != 1:
+            raise ValueError(
+                f"neftune_noise_alpha is {self.args.neftune_noise_alpha}, and adds noise to the tokens of one text "
+                f"encoder, but the model has {len(texts)} {[*texts]}; leave it out."
+            )
+        check_checkpointing(self.model)
+        if self.args.metric_for_best_model is not None and self.eval_dataset is not None:
+            self._check_best_metric(self.args.metric_for_best_model)
+
+    def _check_best_metric(self, metric: str) -> None:
+        sets = self.eval_dataset
+        check_best_metric(
+            metric,
+            self.model.modalities,
+            score_name(self.model.problem_type),
+            [*sets] if isinstance(sets, Mapping) else [],
+            self.evaluator.user_metrics is not None,
+        )
 
     def _sharded_by(self) -> str | None:
         return "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
+
+    def _check_dropped_rows(self, dataset: Any, name: str) -> None:
+        args = self.args
+        if args.dataloader_drop_last:
+            batch_size = args.train_batch_size if name == "train_dataset" else args.eval_batch_size
+            check_not_all_dropped(name, dataset, batch_size * args.world_size)
 
     def evaluation_sets(self) -> dict[str, Any]:
         """The evaluation sets, by their names in error messages. The first one is the probe set."""
@@ -243,9 +293,21 @@ class FusionTrainer(ResumableTrainer):
     def _train(
         self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
     ) -> TrainOutput:
+        check_ignored_outputs("ignore_keys_for_eval", ignore_keys_for_eval)
         for name, dataset in {"train_dataset": self.train_dataset, **self.evaluation_sets()}.items():
             check_has_rows(dataset, name)
-        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            self._check_dropped_rows(dataset, name)
+        try:
+            result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            # After an exception too, so that the next evaluation is none of a run.
+            self.is_in_train = False
+            self._start = None
+            if (
+                self.neftune_noise_alpha is not None
+                and getattr(self, "neftune_hook_handle", None) is not None
+            ):
+                self.neftune_hook_handle.remove()
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
         if self.eval_dataset is not None:
@@ -270,7 +332,41 @@ class FusionTrainer(ResumableTrainer):
         self.controller.record = StageRecord(stage=self.plan.first_stage)
         self.evaluator.begin()
         self.measurements.clear()
+        self._loaded_best = False
+        self._awaited = set()
+        self._step_followed = self._start_step = 0
+        if self.args.auto_find_batch_size and self._sharded_by() is None:
+            self._start_over()
+        self.__dict__.pop("_eval_dataloaders", None)
+        self._renew_optimizer()
         return super()._inner_training_loop(*args, **kwargs)
+
+    def _start_over(self) -> None:
+        """Give a retry with a smaller batch the weights and the random state that the first try began with.
+
+        Stage 2 may need more memory than stage 1, so that much may have been trained by then.
+        """
+        if self._start is None:
+            self.model.set_best_heads({})
+            self._start = StartOfRun(self.model, self.args.device)
+        else:
+            self._start.restore(self.model)
+
+    def _renew_optimizer(self) -> None:
+        """Leave no state and no decayed rates of an earlier run in the optimizer.
+
+        An optimizer that was made by hand and has not trained yet is kept as it is.
+        """
+        if self._user_optimizer is not None:
+            # `Trainer` may have wrapped it; the states are those of the optimizer inside.
+            if self._given_optimizer_state is None:
+                self._given_optimizer_state = copy.deepcopy(self._user_optimizer.state_dict())
+            else:
+                self._user_optimizer.load_state_dict(copy.deepcopy(self._given_optimizer_state))
+        elif self.optimizer is not None:
+            inside = getattr(self.optimizer, "optimizer", self.optimizer)
+            if inside is self._optimizer_of_run:
+                self.optimizer = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         absent = check_saved_record(resume_from_checkpoint)
@@ -309,7 +405,9 @@ class FusionTrainer(ResumableTrainer):
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
         optimizer = super().create_optimizer(model)
         self._parts = {name: list(p.values()) for name, p in parameters_by_part(self.model).items()}
-        self._step_followed = self.state.global_step
+        self._step_followed = self._start_step = self.state.global_step
+        if self.is_in_train:
+            self._optimizer_of_run = optimizer
         self.stages.begin(optimizer)
         self.begin_stage()
         return optimizer
@@ -513,39 +611,67 @@ class FusionTrainer(ResumableTrainer):
         return SequentialSampler(eval_dataset) if in_order else None
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # An evaluation by a callback of the user does not pass here, so it is no reading for the rule.
-        self._awaits_reading = True
-        return super()._evaluate(*args, **kwargs)
+        # An evaluation by a callback of the user does not pass here, so it is no reading for the rule. Before the first
+        # step of a run (`eval_on_start`) there is nothing to decide on, or the record has this reading already.
+        if self.state.global_step > self._start_step:
+            self._awaited = set(self._prefixes())
+        try:
+            metrics = super()._evaluate(*args, **kwargs)
+        finally:
+            self._awaited = set()
+        check_reported(self.args.metric_for_best_model, metrics)
+        return metrics
+
+    def _prefixes(self) -> list[str]:
+        """The prefixes of the metrics of all evaluation sets, that of the probe set first."""
+        if isinstance(self.eval_dataset, Mapping):
+            return [f"eval_{name}" for name in self.eval_dataset]
+        return ["eval"]
 
     def _probe_prefix(self) -> str:
-        if isinstance(self.eval_dataset, Mapping):
-            return f"eval_{next(iter(self.eval_dataset))}"
-        return "eval"
+        return self._prefixes()[0]
+
+    def _is_probe_set(self, eval_dataset: Any, prefix: str) -> bool:
+        """Whether these are the rows of the probe set, under the prefix that is usual for them."""
+        sets = self.eval_dataset
+        probe_set = next(iter(sets.values())) if isinstance(sets, Mapping) else sets
+        if isinstance(eval_dataset, str) and isinstance(sets, Mapping):
+            eval_dataset = sets.get(eval_dataset)
+        return (eval_dataset is None or eval_dataset is probe_set) and prefix in (
+            "eval",
+            self._probe_prefix(),
+        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate all heads and decompose the embeddings' information in the same pass.
 
-        While training, the Trainer's own evaluation of the probe set is a reading for the rule.
+        While training, the Trainer's own evaluation of the probe set is a reading for the rule. No other evaluation,
+        before, during or after training, changes what a run does: weights, their precision, the state of the random
+        numbers and the decisions of the rule stay as they are.
 
         Args:
             eval_dataset: as in `transformers.Trainer.evaluate`.
-            ignore_keys: as in `transformers.Trainer.evaluate`.
+            ignore_keys: as in `transformers.Trainer.evaluate`; outputs that the probe reads cannot be left out.
             metric_key_prefix: as in `transformers.Trainer.evaluate`.
 
         Returns:
             The metrics, with the values of `ecsfusion.evaluation.logged_values` under the prefix.
+
+        Raises:
+            ValueError: `ignore_keys` names an output that the probe reads, or no row of the set would be evaluated.
         """
         prefix = metric_key_prefix
-        has_prefix_of_probe_set = prefix == self._probe_prefix()
-        # Other rows may be evaluated under the same prefix.
-        is_probe_set = has_prefix_of_probe_set and (eval_dataset is None or isinstance(eval_dataset, str))
-        is_reading = self._awaits_reading and self.is_in_train and is_probe_set
-        if is_reading:
-            self._awaits_reading = False
+        check_ignored_outputs("ignore_keys", ignore_keys)
+        is_probe_set = self._is_probe_set(eval_dataset, prefix)
+        # The Trainer itself evaluates its own sets, each of them once.
+        is_own = prefix in self._awaited and (eval_dataset is None or isinstance(eval_dataset, str))
+        self._awaited.discard(prefix)
+        is_reading = is_own and is_probe_set
         # In training, only the first of several evaluation sets is probed.
-        self.evaluator.probes = has_prefix_of_probe_set or not self.is_in_train
+        self.evaluator.probes = prefix == self._probe_prefix() or not self.is_in_train
+        self.evaluator.decides = self.is_in_train and is_probe_set
         if self.is_in_train:
             self.stages.prepare_probe()
         with self.evaluator.measuring() as measured:
@@ -553,23 +679,75 @@ class FusionTrainer(ResumableTrainer):
         evaluated = measured(metrics)
         if evaluated is None:
             return metrics
-        if is_reading:
+        if is_own:
             self.evaluator.keep(self, prefix, evaluated)
+        if is_reading:
             self.stages.read(evaluated.measurement)
             self.diagnostics.after_probe(evaluated.outputs, evaluated.measurement)
             self.best_heads.keep(evaluated.outputs)
             self.stages.keep_peak(evaluated.outputs)
             self.plan.strategy.after_evaluation(self, evaluated.outputs)
-        elif self.is_in_train:
-            if not is_probe_set:
-                self.evaluator.keep(self, prefix, evaluated)
-        else:
+        elif not self.is_in_train:
             split = "validation" if is_probe_set else prefix
             self.measurements[split] = self.evaluator.with_reliability(self, evaluated)
             if is_probe_set:
-                self.evaluator.keep_only(self, prefix, evaluated)
+                self.evaluator.keep_only(self, self._probe_prefix(), evaluated)
             self.diagnostics.after_evaluation()
         return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on a data set as `transformers.Trainer` does, and leave weights and random state as they were.
+
+        The time of the pass counts as that of probes, see `Evaluator.seconds`.
+        """
+        start = time.perf_counter()
+        casts = not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval)
+        with kept_random_state(self.args.device), ExitStack() as stack:
+            if casts and self._sharded_by() is None:
+                # The Trainer would move the model to the device together with the cast.
+                self._move_model_to_device(self.model, self.args.device)
+                stack.enter_context(kept_precision(self.model))
+            output = super().evaluation_loop(*args, **kwargs)
+        if self.is_in_train:
+            self.evaluator.seconds += time.perf_counter() - start
+        return output
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> Any:
+        """Predict as `transformers.Trainer` does: the logits of the fused head, or what is made of them.
+
+        Args:
+            test_dataset: as in `transformers.Trainer.predict`.
+            ignore_keys: as in `transformers.Trainer.predict`.
+            metric_key_prefix: as in `transformers.Trainer.predict`.
+
+        Returns:
+            `predictions`, `label_ids` and `metrics`. The predictions are those that `preprocess_logits_for_metrics`
+            returns, where it is given.
+        """
+        output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        if self.evaluator.user_preprocessing is None or output.predictions is None:
+            return output
+        return output._replace(predictions=self.evaluator.split_preprocessed(output.predictions)[1])
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The loader of an evaluation set, as `transformers.Trainer` makes it.
+
+        Raises:
+            ValueError: `dataloader_drop_last` would drop all of its rows.
+        """
+        named = eval_dataset is None or isinstance(eval_dataset, str)
+        if not named:
+            self._check_dropped_rows(eval_dataset, "eval_dataset")
+            # With persistent workers, the Trainer keeps loaders under a name that all sets without a name share.
+            kept = self.__dict__.pop("_eval_dataloaders", None)
+        loader = super().get_eval_dataloader(eval_dataset)
+        if not named:
+            self.__dict__.pop("_eval_dataloaders", None)
+            if kept is not None:
+                self._eval_dataloaders = kept
+        return loader
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return self.evaluator.compute_metrics(self, prediction)
@@ -591,7 +769,7 @@ class FusionTrainer(ResumableTrainer):
         finally:
             self.compute_metrics = compute_metrics
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
-        return Evaluation.from_outputs(output.predictions, output.label_ids)
+        return Evaluation.from_outputs(output.predictions, output.label_ids, self.model.embedding_dims)
 
     def evaluate_training_rows(self) -> Evaluation:
         """Run the model on training rows: at most as many as the evaluation set has, drawn by `args.seed`.
@@ -613,6 +791,19 @@ class FusionTrainer(ResumableTrainer):
         return probe_options(self)
 
     # ---- checkpoints and folders ----
+
+    @property
+    def loaded_best_step(self) -> int | None:
+        """The step of the best weights that the model got at the end of the run; None if it has not got them."""
+        return self.state.best_global_step if self._loaded_best else None
+
+    def _load_best_model(self) -> None:
+        # The Trainer only logs a warning if the weights are not where they should be.
+        folder = self.state.best_model_checkpoint
+        self._loaded_best = folder is not None and (
+            self._sharded_by() is not None or any(Path(folder).glob("*.safetensors"))
+        )
+        super()._load_best_model()
 
     def folders_in_use(self) -> list[str]:
         """The folders of weights that a checkpoint saved now refers to."""
@@ -654,11 +845,9 @@ class FusionTrainer(ResumableTrainer):
 
     def _fit_readout_once_evaluated(self) -> None:
         """Fit the readout without another pass, if the final weights were evaluated in training."""
-        step, sets = self._final_step(), self.eval_dataset
-        prefixes = [f"eval_{name}" for name in sets] if isinstance(sets, Mapping) else ["eval"]
+        step, prefixes = self._final_step(), self._prefixes()
         evaluations = {prefix: self.evaluator.at(prefix, step) for prefix in prefixes}
-        full_precision = not (self.args.bf16_full_eval or self.args.fp16_full_eval)
-        if not full_precision or None in evaluations.values():
+        if None in evaluations.values():
             self.fit_readout()
             return
         self.model.config.readout = None
@@ -671,9 +860,8 @@ class FusionTrainer(ResumableTrainer):
 
     def _final_step(self) -> int:
         """The step of the weights that training ended with."""
-        best = self.state.best_global_step
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint and best is not None:
-            return best
+        if self.loaded_best_step is not None:
+            return self.loaded_best_step
         if self.plan.stages == "unimodal":
             # Training may have ended with the weights of an earlier peak, also before a restart.
             restored = [probe.restored for probe in self.record.history if probe.restored is not None]

@@ -208,12 +208,18 @@ def test_a_probe_without_complete_rows_says_so(tmp_path):
         args=FusionTrainingArguments(
             output_dir=str(tmp_path), report_to="none", disable_tqdm=True, use_cpu=True
         ),
+        train_dataset=Never(30, seed=1),
         eval_dataset=Never(30, seed=0),
     )
+    metrics = trainer.evaluate()
+    assert (metrics["eval_complete_rows"], "eval_synergy" in metrics) == (0.0, False)
+    # Rules decide by the decomposition of the probe set.
+    trainer.args.eval_on_start = True
     with pytest.raises(
         ValueError, match=r"no row .* has every modality \(of 30, 15 have left, 15 have right\)"
     ):
-        trainer.evaluate()
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_a_loss_of_ones_own_on_rows_that_lack_what_trains():

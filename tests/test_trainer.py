@@ -21,6 +21,7 @@ from ecsfusion import (
     Strategy,
 )
 from ecsfusion.evaluation.logged_values import logged_names
+from ecsfusion.reporting.results import results_table
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
@@ -475,10 +476,27 @@ def test_the_names_of_the_metrics_are_those_that_are_reported(tmp_path):
     assert reported - timing == set(logged_names(("left", "right"), "accuracy"))
 
 
-def test_an_evaluation_set_without_a_modality_is_named(tmp_path):
-    class OneView(TwoViews):
-        def __getitem__(self, index: int) -> dict[str, object]:
-            return {key: value for key, value in super().__getitem__(index).items() if key != "right"}
+class OneView(TwoViews):
+    def __init__(self, num_rows: int, seed: int, leaves_out: bool = False) -> None:
+        super().__init__(num_rows, seed)
+        self.leaves_out = leaves_out
 
-    with pytest.raises(ValueError, match="0 have right"):
-        trainer(tmp_path).evaluate(OneView(20, seed=1))
+    def __getitem__(self, index: int) -> dict[str, object]:
+        row = super().__getitem__(index) | {"right": None}
+        return {key: value for key, value in row.items() if value is not None or not self.leaves_out}
+
+
+@pytest.mark.parametrize("leaves_out", [False, True])
+def test_a_set_without_a_modality_gets_the_scores_of_what_is_there(tmp_path, leaves_out):
+    whole = trainer(tmp_path)
+    rows = OneView(20, seed=1, leaves_out=leaves_out)
+    metrics = whole.evaluate(rows, metric_key_prefix="left_only")
+    assert metrics["left_only_complete_rows"] == 0.0
+    assert "left_only_synergy" not in metrics
+    assert "left_only_accuracy_right" not in metrics
+    batch = torch.stack([rows[i]["left"]["pixel_values"] for i in range(20)])
+    with torch.no_grad():
+        logits = whole.model.eval()(left={"pixel_values": batch}).logits
+    assert metrics["left_only_accuracy"] == float((logits.argmax(-1) == rows.labels).double().mean())
+    whole.evaluate()
+    assert "right alone" in results_table(whole)

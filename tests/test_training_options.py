@@ -818,7 +818,8 @@ def test_the_cost_of_probes_is_reported(tmp_path, capsys):
     seconds = sum(
         entry["eval_probe_seconds"] for entry in run.state.log_history[:-2] if "eval_probe_seconds" in entry
     )
-    assert metrics["probe_seconds"] == pytest.approx(seconds, abs=0.01)
+    # Beside what is computed from the outputs, the passes of the model count.
+    assert metrics["probe_seconds"] > seconds
     ending = capsys.readouterr().out.partition("Training is over")[2]
     for phrase in ("stage 1, steps 1 to 8", "stage 2, steps 9 to 16", "left ", "calibrated ", "probes took"):
         assert phrase in ending
@@ -972,7 +973,10 @@ class Broken(TwoViews):
 def test_a_loss_of_nan_names_modality_and_step_and_keeps_the_last_checkpoint(tmp_path):
     first = run_with(tmp_path, num_train_epochs=1, save_strategy="epoch")
     saved = (tmp_path / f"checkpoint-{STEPS_PER_EPOCH}" / "model.safetensors").read_bytes()
-    message = rf"after \d steps, the loss is nan: the inputs of right hold NaN.*checkpoint-{STEPS_PER_EPOCH}"
+    # The checkpoint is that of another run.
+    message = (
+        r"after \d steps, the loss is nan: the inputs of right hold NaN.*this run has saved no checkpoint"
+    )
     with pytest.raises(FloatingPointError, match=message):
         run_with(tmp_path, train=Broken(ROWS, 0), num_train_epochs=1, save_strategy="no")
     assert (tmp_path / f"checkpoint-{STEPS_PER_EPOCH}" / "model.safetensors").read_bytes() == saved

@@ -31,6 +31,9 @@ def shortcut(validation: Measurement, other: Measurement, name_of_other: str) ->
     if information is None:
         return
     for name, unique in information.unique.items():
+        if name not in other.scores:
+            # No row of the other set has this modality.
+            continue
         score, other_score = validation.scores[name], other.scores[name]
         lead, other_lead = score - validation.scale.chance, other_score - other.scale.chance
         noise = math.hypot(validation.scale.error(score), other.scale.error(other_score))

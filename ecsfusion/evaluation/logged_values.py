@@ -90,17 +90,22 @@ def log_values(measurement: Measurement) -> dict[str, float]:
     return values
 
 
-def logged_names(modalities: Sequence[str], score: str, in_tables: bool = False) -> tuple[str, ...]:
-    """The keys of `log_values` for an evaluation that makes a decomposition.
+def logged_names(
+    modalities: Sequence[str], score: str, in_tables: bool = False, makes_decomposition: bool = True
+) -> tuple[str, ...]:
+    """The keys of `log_values` for an evaluation.
 
     Args:
         modalities: names of the modalities of the model.
         score: "accuracy" or "r2".
         in_tables: only those that a table of a notebook shows.
+        makes_decomposition: whether the evaluation decomposes the information of the embeddings.
     """
     names: list[str] = []
     for logged in LOGGED_VALUES:
         if (logged.needs_probabilities and score == "r2") or (in_tables and not logged.in_tables):
+            continue
+        if logged.needs_information and not makes_decomposition:
             continue
         name = logged.name.format(score=score)
         names += [f"{name}_{modality}" for modality in modalities] if logged.by_modality else [name]

@@ -39,33 +39,27 @@ def measure(
 
     Args:
         evaluation: the outputs of the pass.
-        rows: (n,) indices of the rows to decompose, which have every modality; None for no decomposition.
+        rows: (n,) indices of the rows to decompose, which have every modality; none, or None, for no decomposition.
         readout: the fitted readout of the model, or None to estimate the calibrated score by two-fold cross-fitting on
             these rows.
         problem_type: see `ecsfusion.model.problem_types`.
         **pid_options: passed to `decompose_embeddings`.
 
     Returns:
-        The measurement, and the decomposition with its tensors (None without `rows`).
-
-    Raises:
-        ValueError: no row has every modality.
+        The measurement, and the decomposition with its tensors (None without `rows`). A modality that no row has, has
+        no score.
     """
     start = time.perf_counter()
     heads, labels = evaluation.heads, evaluation.labels
     masks = {name: mask.numpy() for name, mask in evaluation.present.items()}
     complete = np.logical_and.reduce(list(masks.values()))
-    if not complete.any():
-        counts = ", ".join(f"{int(mask.sum())} have {name}" for name, mask in masks.items())
-        raise ValueError(
-            f"no row of the evaluation set has every modality (of {len(labels)}, {counts}); a probe needs such rows."
-        )
     excluded = evaluation.excluded_from_readout
     calibrated = calibrated_answers(heads, labels, readout, masks, problem_type, excluded)
     fused = head_answers(heads[FUSED], problem_type)
     scores = {
         name: score(head_answers(heads[name][mask], problem_type), labels[mask], problem_type)
         for name, mask in evaluation.present.items()
+        if bool(mask.any())
     }
     scores |= {
         FUSED: score(fused, labels, problem_type),
@@ -73,7 +67,7 @@ def measure(
     }
     errors = {} if problem_type == REGRESSION else {FUSED: fused, CALIBRATED: calibrated}
     pid = None
-    if rows is not None:
+    if rows is not None and len(rows):
         pid = decompose_embeddings(
             {name: values[rows] for name, values in evaluation.embeddings.items()},
             labels.numpy()[rows],

@@ -36,10 +36,26 @@ class Evaluation:
     excluded_from_readout: tuple[str, ...] = ()
 
     @classmethod
-    def from_outputs(cls, outputs: Any, labels: Any) -> Evaluation:
-        """Make the record from the gathered outputs of the model: logits, unimodal logits, embeddings, present."""
+    def from_outputs(cls, outputs: Any, labels: Any, embedding_dims: Mapping[str, int]) -> Evaluation:
+        """Make the record from the gathered outputs of the model: logits, unimodal logits, embeddings, present.
+
+        A modality that was not run, because the set lacks it, is missing in all rows.
+
+        Args:
+            outputs: the four outputs, as arrays; further ones are ignored.
+            labels: of all N rows.
+            embedding_dims: D_m by modality of the model.
+        """
         # The types that transformers declares, an array or a tuple of one array, do not fit these outputs.
-        logits, unimodal_logits, embeddings, present = outputs[:4]
+        logits, run_logits, run_embeddings, run_present = outputs[:4]
+        unimodal_logits, embeddings, present = {}, {}, {}
+        for name, width in embedding_dims.items():
+            is_run = name in run_logits
+            unimodal_logits[name] = run_logits[name] if is_run else np.full_like(logits, np.nan)
+            embeddings[name] = (
+                run_embeddings[name] if is_run else np.full((len(logits), width), np.nan, logits.dtype)
+            )
+            present[name] = run_present[name] if is_run else np.zeros(len(logits), dtype=bool)
         heads = {FUSED: logits, **unimodal_logits}
         return cls(
             {name: torch.from_numpy(values) for name, values in heads.items()},
@@ -62,6 +78,20 @@ class Evaluation:
                     f"in row {int(bad.nonzero()[0, 0])}; look at the inputs there, or, if all rows have it, at the "
                     "weights: lower the learning rate."
                 )
+
+    def check_complete_rows(self) -> None:
+        """Check that some row has every modality.
+
+        Raises:
+            ValueError: none has; the message counts the rows of each modality.
+        """
+        if bool(torch.stack(list(self.present.values())).all(dim=0).any()):
+            return
+        counts = ", ".join(f"{int(mask.sum())} have {name}" for name, mask in self.present.items())
+        raise ValueError(
+            f"no row of the probe set (the first evaluation set) has every modality (of {len(self.labels)}, {counts}); "
+            "a probe needs such rows. Give them in the first evaluation set; others may lack a modality."
+        )
 
     def probed_rows(self, max_rows: int | None, seed: int) -> np.ndarray:
         """The rows (n,) that a probe decomposes: at most `max_rows` of those with every modality, drawn by the seed."""

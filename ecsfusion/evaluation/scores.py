@@ -42,10 +42,11 @@ def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> flo
 def scale_of(evaluation: Evaluation, problem_type: str) -> Scale:
     """The number of rows of an evaluation set, and the score of the best constant answer on it.
 
-    The number is that of the modality with the fewest rows. The best constant answer is the most frequent class, or in
-    regression the mean.
+    The number is that of the modality with the fewest rows, among those that the set has. The best constant answer is
+    the most frequent class, or in regression the mean.
     """
-    rows = min(int(mask.sum()) for mask in evaluation.present.values())
+    counts = [int(mask.sum()) for mask in evaluation.present.values()]
+    rows = min((count for count in counts if count), default=0)
     if problem_type == REGRESSION:
         return Scale(rows, 0.0)
     if problem_type == MULTI_LABEL:

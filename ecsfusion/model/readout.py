@@ -76,8 +76,9 @@ class Readout:
         On these samples the combination's loss (cross-entropy; in regression the squared error) is never above that of
         the best single calibrated head. Where its accuracy is below that of the most accurate head, which is usually a
         matter of a few samples, the weights are moved towards this head, as far as needed and as the bound on
-        cross-entropy allows. Heads that lower the loss by less than (log N) / 2 nats over all N samples get the weight
-        zero.
+        cross-entropy allows. On the samples of a fit with the fused head, the combination is never less accurate than
+        the fused head, and its loss is then never above that of the calibrated fused head. Heads that lower the loss by
+        less than (log N) / 2 nats over all N samples get the weight zero.
 
         With up to 4 modalities every subset of them is fitted; with more, all together and each alone. A set of
         heads is fitted on the rows that have all of its modalities, and left out if there is no such row.
@@ -126,7 +127,8 @@ class Readout:
             else:
                 # In multi-label classification, every label of every row is a sample of its own.
                 flat = stacked.reshape(len(weighed), -1, stacked.shape[-1])
-                weights = pool_opinions(flat, targets[chosen].reshape(-1))
+                reference = weighed.index(FUSED) if FUSED in weighed else None
+                weights = pool_opinions(flat, targets[chosen].reshape(-1), reference)
             weight = dict(zip(weighed, weights.tolist(), strict=True))
             fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
         return cls(modalities, C, fitted, problem_type, offsets)

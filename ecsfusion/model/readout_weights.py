@@ -17,6 +17,10 @@ cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it
 validation set without errors would be infinite."""
 
 
+MIN_WEIGHT_ALONE = 1e-3
+"""The smallest weight of a head that answers alone. It leaves the probabilities near 1/C and keeps their order."""
+
+
 def min_gain(num_samples: int) -> float:
     """Nats by which a head must lower the loss of the whole validation set to keep a weight: (log N) / 2.
 
@@ -31,15 +35,18 @@ _BLAS = ThreadpoolController()
 
 
 @_BLAS.wrap(limits=1, user_api="blas")
-def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def pool_opinions(log_p: np.ndarray, targets: np.ndarray, reference: int | None = None) -> np.ndarray:
     """Weights (H,) of heads that give probabilities, never worse than the best single head with a fitted weight.
 
     Args:
         log_p: (H, N, C), log-probabilities.
         targets: (N,), class indices.
+        reference: the index of a head than which the combination must not be less accurate on these rows, whatever the
+            cross-entropy of the others; it is then never above that of this head. None for no such head.
     """
     H, N, _ = log_p.shape
-    alone = np.concatenate([_fit_weights(head[None], targets) for head in log_p])
+    # With a weight of zero a head would say nothing, where its own answers may still be right.
+    alone = np.concatenate([_fit_weights(head[None], targets) for head in log_p]).clip(min=MIN_WEIGHT_ALONE)
     if H == 1:
         return alone
     kept = np.ones(H, dtype=bool)
@@ -66,7 +73,12 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
     # On the way from the combination to the most accurate head, take the first weights that are not less accurate.
     path = [(1 - t) * weights + t * best for t in np.linspace(0, 1, 21)]
     allowed = [w for w in path if _cross_entropy(w, log_p, targets)[0] <= bound]
-    return max(allowed, key=lambda w: min(_accuracy(w, log_p, targets), _accuracy(best, log_p, targets)))
+    chosen = max(allowed, key=lambda w: min(_accuracy(w, log_p, targets), _accuracy(best, log_p, targets)))
+    if reference is None:
+        return chosen
+    needed = _accuracy(np.eye(H)[reference], log_p, targets)
+    path = [(1 - t) * chosen + t * singles[reference] for t in np.linspace(0, 1, 21)]
+    return next((w for w in path if _accuracy(w, log_p, targets) >= needed), path[-1])
 
 
 def _fit_weights(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -147,8 +147,8 @@ def _information(run: ReportedRun) -> dict[str, tuple[int, Information]]:
             moments["start of stage 2"] = (probe.step, probe.reading.information)
     measurement = run.measurements.get("validation")
     if measurement is not None and measurement.information is not None:
-        best = run.state.best_global_step if run.args.load_best_model_at_end else None
-        moments["end of training"] = (best or run.state.global_step, measurement.information)
+        step = run.state.global_step if run.loaded_best_step is None else run.loaded_best_step
+        moments["end of training"] = (step, measurement.information)
     return moments
 
 

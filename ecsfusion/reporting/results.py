@@ -36,8 +36,8 @@ def run_summary(run: ReportedRun, metrics: Mapping[str, float]) -> str:
         lines.append(
             f"  stage 2, steps {record.stage_start + 1} to {state.global_step}{_paused(joint, modalities)}"
         )
-    if run.args.load_best_model_at_end and state.best_global_step is not None:
-        lines.append(f"  the model has its best weights, of step {state.best_global_step}")
+    if run.loaded_best_step is not None:
+        lines.append(f"  the model has its best weights, of step {run.loaded_best_step}")
     if len(run.model.best_heads):
         steps = [f"{name} of step {int(record.best_heads[name][0])}" for name in run.model.best_heads]
         lines.append(f"  alone and in the calibrated answer, its own best weights: {', '.join(steps)}")
@@ -65,7 +65,7 @@ def results_table(run: ReportedRun, comparison: Mapping[str, float] | None = Non
     modalities = run.model.modalities
     by_split = {split: score_shares(each) for split, each in run.measurements.items()}
     rows = {
-        head_label(head): [f"{100 * heads[head]:.1f}" for heads in by_split.values()]
+        head_label(head): [f"{100 * heads[head]:.1f}" if head in heads else "" for heads in by_split.values()]
         for head in (*modalities, FUSED, CALIBRATED)
     }
     for schedule, accuracy in (comparison or {}).items():

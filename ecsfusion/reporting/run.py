@@ -71,6 +71,10 @@ class ReportedRun(ReadableRun, Protocol):
     def plan(self) -> ReportedPlan:
         """What the run did, as resolved when training started."""
 
+    @property
+    def loaded_best_step(self) -> int | None:
+        """The step of the best weights that the model got at the end of the run; None if it has not got them."""
+
 
 def rows_by_split(run: ReportedRun) -> dict[str, int]:
     """The number of rows of the training set, where it has a length, and of every split that was evaluated."""

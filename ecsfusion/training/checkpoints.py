@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ecsfusion.training.saving import UNFINISHED, written_whole
 
@@ -169,6 +170,58 @@ def whole_checkpoint(wanted: str | bool, output_dir: str | Path) -> tuple[str | 
     if isinstance(wanted, bool):
         return None, damaged
     raise ValueError(f"{damaged[0]} There is no whole checkpoint before it in {Path(wanted).parent}.")
+
+
+def inexact_because(
+    checkpoint: str | Path,
+    *,
+    process: int | None,
+    is_sharded: bool,
+    needs_scaler: bool,
+    is_stream: bool,
+    skips_rows: bool,
+) -> list[str]:
+    """Why a run that is resumed from a checkpoint differs from one without an interruption.
+
+    Args:
+        checkpoint: its folder.
+        process: the index of this process; None if there is only one.
+        is_sharded: whether the states were saved by DeepSpeed or FSDP, under other names.
+        needs_scaler: whether the run scales its loss (`fp16`).
+        is_stream: whether the training rows are a stream, which has no length.
+        skips_rows: whether the rows that were trained on already are skipped.
+
+    Returns:
+        Clauses, each with what is missing and what follows from it; empty where the resumed run is the same.
+    """
+    folder = Path(checkpoint)
+    random_state = "rng_state.pth" if process is None else f"rng_state_{process}.pth"
+    needed = {random_state: "the state of the random numbers, so that dropout and the order of rows differ"}
+    if not is_sharded:
+        needed |= {
+            "optimizer.pt": "the state of the optimizer, which starts anew",
+            "scheduler.pt": "the state of the schedule of learning rates, which starts anew",
+        }
+    if needs_scaler:
+        needed["scaler.pt"] = "the scale of the loss, which starts anew"
+    lacks = [what for name, what in needed.items() if not (folder / name).is_file()]
+    clauses = [f"{folder.name} lacks {what}" for what in lacks]
+    if lacks:
+        clauses[-1] += " (save_only_model=False saves the whole state)"
+    if not skips_rows:
+        clauses.append("ignore_data_skip is True, so the rows of the epoch start again from the first")
+    epoch = float(_state_of(folder).get("epoch") or 0.0)
+    if is_stream and skips_rows and epoch >= 1.0:
+        clauses.append(
+            f"the training rows are a stream that ended and began again {int(epoch)} times before {folder.name}, and "
+            "the position in a later pass cannot be found again; give a data set with a length for an exact resume"
+        )
+    return clauses
+
+
+def _state_of(folder: Path) -> dict[str, Any]:
+    file = folder / TRAINER_STATE_NAME
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def check_fits(folder: str | Path, model: nn.Module) -> None:

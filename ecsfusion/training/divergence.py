@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from transformers.trainer_utils import get_last_checkpoint
 
 from ecsfusion.model.names import FUSED
 from ecsfusion.modeling import FusionOutput
@@ -28,11 +26,12 @@ def raise_divergence(run: Run, broken: str, why: str) -> NoReturn:
         why: a clause that says why, or where to look.
 
     Raises:
-        DivergenceError: names what is broken, why, and the last checkpoint.
+        DivergenceError: names what is broken, why, and the last checkpoint of this run.
     """
-    folder = run.args.output_dir
-    last = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-    saved = "no checkpoint had been saved" if last is None else f"the last checkpoint, {last}, is unchanged"
+    last = run.latest_checkpoint_of_run
+    saved = (
+        "this run has saved no checkpoint" if last is None else f"the last checkpoint, {last}, is unchanged"
+    )
     raise DivergenceError(f"after {run.state.global_step} steps, {broken}: {why}. Training stops; {saved}.")
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -55,14 +55,19 @@ class Evaluator:
         user_metrics: `compute_metrics` of the user, or None.
 
     Attributes:
+        user_preprocessing: `preprocess_logits_for_metrics` of the user, or None.
         probes: whether the present evaluation makes a decomposition.
+        decides: whether the present evaluation is one of the probe set in training, so that its rows must suffice for
+            decisions.
         pid: the decomposition of the latest evaluation, with its tensors.
-        seconds: time that the probes of this run took.
+        seconds: time that the probes of this run took: all passes in training, with what is computed from them.
     """
 
     def __init__(self, user_metrics: Callable[[EvalPrediction], dict] | None) -> None:
         self.user_metrics = user_metrics
+        self.user_preprocessing: Callable[[Any, Any], Any] | None = None
         self.probes = True
+        self.decides = False
         self.pid: PID | None = None
         self.seconds = 0.0
         self._measured: list[tuple[Evaluation, Measurement, frozenset[str]]] = []
@@ -75,32 +80,39 @@ class Evaluator:
         self.seconds = 0.0
         self._kept.clear()
 
-    def compute_metrics(self, run: Run, prediction: EvalPrediction) -> dict[str, float]:
-        """The values that `transformers.Trainer` logs of an evaluation: those of the measurement and of the user.
+    def preprocess(self, outputs: Any, labels: Any) -> tuple[Any, ...]:
+        """The outputs of a batch as the model returned them, and behind them what the user's function makes of them.
 
-        Raises:
-            ValueError: the evaluation set lacks a modality.
+        The function gets what it would get of a model with one head: the logits (B, C) of the fused head. So it can
+        take nothing from the probe.
         """
-        # transformers declares an array or a tuple of one array, and a fusion model returns more.
-        outputs: Any = prediction.predictions
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        function = cast("Callable[[Any, Any], Any]", self.user_preprocessing)
+        return (*outputs, {"preprocessed": function(outputs[0], labels)})
+
+    def split_preprocessed(self, outputs: Any) -> tuple[Any, Any]:
+        """The outputs of the model, and the predictions for the user: preprocessed, or the logits of the fused head."""
+        if self.user_preprocessing is not None:
+            *kept, last = outputs
+            return (kept[0] if len(kept) == 1 else tuple(kept)), last["preprocessed"]
+        return outputs, outputs[0] if isinstance(outputs, tuple) else outputs
+
+    def compute_metrics(self, run: Run, prediction: EvalPrediction) -> dict[str, float]:
+        """The values that `transformers.Trainer` logs of an evaluation: those of the measurement and of the user."""
         labels = prediction.label_ids
+        # transformers declares an array or a tuple of one array, and a fusion model returns more.
+        outputs, for_user = self.split_preprocessed(prediction.predictions)
         user_values: dict[str, float] = {}
         if self.user_metrics is not None:
-            logits = outputs[0] if isinstance(outputs, tuple) else outputs
             user_values = self.user_metrics(
-                EvalPrediction(logits, labels, inputs=prediction.inputs, losses=prediction.losses)
+                EvalPrediction(for_user, labels, inputs=prediction.inputs, losses=prediction.losses)
             )
         if not isinstance(outputs, tuple):
             # In `predict`, the Trainer keeps only the logits of the fused head.
             kind = run.model.problem_type
             answers = head_answers(torch.from_numpy(outputs), kind)
             return {score_name(kind): score(answers, torch.from_numpy(labels), kind), **user_values}
-        missing = [name for name in run.model.modalities if name not in outputs[1]]
-        if missing:
-            raise ValueError(
-                f"the evaluation set has no {missing[0]!r}; a probe needs rows that have every modality."
-            )
-        evaluation = Evaluation.from_outputs(outputs, labels)
+        evaluation = Evaluation.from_outputs(outputs, labels, run.model.embedding_dims)
         evaluation.excluded_from_readout = run.plan.excluded_from_readout
         evaluation.check_finite()
         measurement = self._measure(run, evaluation)
@@ -126,10 +138,12 @@ class Evaluator:
     def _measure(self, run: Run, evaluation: Evaluation) -> Measurement:
         args, config = run.args, run.model.config
         rows = evaluation.probed_rows(args.probe_rows, args.seed) if self.probes else None
-        decides = run.is_in_train and (run.plan.stages != "joint" or args.joint_pausing)
-        if rows is not None and decides and run.model.problem_type == SINGLE_LABEL:
-            names = {int(index): name for index, name in config.id2label.items()}
-            check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
+        if rows is not None and self.decides:
+            evaluation.check_complete_rows()
+            rule_decides = run.plan.stages != "joint" or args.joint_pausing
+            if rule_decides and run.model.problem_type == SINGLE_LABEL:
+                names = {int(index): name for index, name in config.id2label.items()}
+                check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
         # The first process measures for all, so that all processes decide by the same numbers.
         measured: list[Any] = [None]
         if run.is_world_process_zero():
@@ -137,7 +151,6 @@ class Evaluator:
         measurement, pid = broadcast_object_list(measured)[0]
         if rows is not None:
             self.pid = pid
-            self.seconds += measurement.seconds if run.is_in_train else 0.0
         return measurement
 
     def _measure_here(self, run: Run, evaluation: Evaluation, rows: Any) -> tuple[Measurement, PID | None]:
@@ -157,7 +170,7 @@ class Evaluator:
             # Log each warning once per run, not at every probe.
             logger.warning_once(f"Probe: {warning.message}")
         complete, num_rows = measurement.complete_rows, measurement.num_rows
-        if complete < num_rows:
+        if 0 < complete < num_rows:
             logger.warning_once(
                 f"Probe: {complete} of {num_rows} rows have every modality; it uses only these."
             )
@@ -193,7 +206,7 @@ class Evaluator:
 
     def measure_again(self, run: Run, prefix: str, evaluated: Evaluated) -> Evaluated:
         """Measure the same outputs as after training: with intervals, and with the present readout of the model."""
-        self.probes = True
+        self.probes, self.decides = True, False
         measurement = self._measure(run, evaluated.outputs)
         values = {
             f"{prefix}_{key}": value

@@ -14,14 +14,20 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import (
+    IntervalStrategy,
+    SaveStrategy,
+    TrainOutput,
+    has_length,
+    rotate_checkpoints,
+)
 from transformers.utils import logging
 
 from ecsfusion.training.checkpoints import (
     check_fits,
     check_written,
     clear_up,
-    latest_checkpoint,
+    inexact_because,
     link_folder,
     replace_folder,
     same_weights,
@@ -54,6 +60,14 @@ class ResumableTrainer(Trainer):
     _staging: str | None = None
     _is_saving = False
     _over_at: int | None = None
+    _saves_after_evaluation = False
+    _latest_of_run: Path | None = None
+
+    @property
+    def latest_checkpoint_of_run(self) -> Path | None:
+        """The latest checkpoint that this run has written or was resumed from, and that still exists."""
+        latest = self._latest_of_run
+        return latest if latest is not None and latest.is_dir() else None
 
     def folders_in_use(self) -> Sequence[str]:
         """The names among `folder_names` to which a checkpoint written now refers."""
@@ -81,8 +95,57 @@ class ResumableTrainer(Trainer):
             ValueError: a folder that does not exist, or a damaged one without a complete one before it.
         """
         checkpoint = self._prepare_folders(resume_from_checkpoint)
+        self._latest_of_run = None if checkpoint is None else Path(checkpoint)
+        self._saves_after_evaluation = False
+        if self.is_world_process_zero():
+            self._warn_of_inexact_resume(checkpoint)
         self._over_at = None if checkpoint is None else _steps_of_a_run_that_was_over(checkpoint)
         return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _warn_of_inexact_resume(self, checkpoint: str | None) -> None:
+        """Say what keeps a resumed run from being the same as one without an interruption."""
+        args = self.args
+        if args.save_only_model and args.save_strategy != SaveStrategy.NO:
+            logger.warning(
+                "save_only_model is True, so the checkpoints of this run lack the states of the optimizer, the "
+                "schedule and the random numbers: a run that is resumed from them will differ from one without an "
+                "interruption."
+            )
+        if checkpoint is None:
+            return
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        differences = inexact_because(
+            checkpoint,
+            process=args.process_index if args.world_size > 1 else None,
+            is_sharded=sharded,
+            needs_scaler=args.fp16 and not sharded,
+            is_stream=not has_length(self.train_dataset),
+            skips_rows=not args.ignore_data_skip,
+        )
+        if differences:
+            logger.warning(
+                f"The resumed run will differ from one without an interruption: {'; '.join(differences)}."
+            )
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._init_training_state(*args, **kwargs)
+        self._find_best_checkpoint()
+        return result
+
+    def _find_best_checkpoint(self) -> None:
+        """Look for the best checkpoint beside the one that the run resumes from: the folder may have been moved.
+
+        The Trainer looks where it was when it was saved, where nothing or something else may be now.
+        """
+        if self._latest_of_run is None or not self.state.best_global_step:
+            return
+        beside = self._latest_of_run.parent / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(beside) if beside.is_dir() else None
+        if self.args.load_best_model_at_end and not beside.is_dir() and self.is_world_process_zero():
+            logger.warning(
+                f"The best weights so far, of step {self.state.best_global_step}, are not in {beside}: only later "
+                "weights that are better can be loaded at the end. Put the folder there, and resume again."
+            )
 
     def _prepare_folders(self, wanted: str | bool | None) -> str | None:
         """Clear up after a crash, find the checkpoint, and bring back the folders that it refers to."""
@@ -136,10 +199,28 @@ class ResumableTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # At the last step of an epoch or of the run, the Trainer saves by steps before it evaluates by epochs, with
+        # another call of this method. A run that is resumed from such a checkpoint would never make this evaluation.
+        control = self.control
+        if self._saves_after_evaluation:
+            control.should_save, self._saves_after_evaluation = True, False
+        elif control.should_save and not control.should_evaluate:
+            another_call = (
+                float(self.state.epoch or 0.0).is_integer()
+                or control.should_training_stop
+                or control.should_epoch_stop
+            )
+            is_due = self.args.eval_strategy == IntervalStrategy.EPOCH
+            # At the end of an epoch, saving by epochs comes with this evaluation already.
+            if another_call and is_due and self.args.save_strategy == SaveStrategy.STEPS:
+                self._saves_after_evaluation, control.should_save = True, False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     # ---- saving ----
 
     @contextmanager
-    def saving(self, what: str, folder: str, run_dir: str | None = None) -> Iterator[None]:
+    def saving(self, what: str, folder: str) -> Iterator[None]:
         """A context for code that writes to a folder of this run; see `ecsfusion.training.saving.saving`.
 
         In nested contexts, only the outermost has an effect.
@@ -149,7 +230,7 @@ class ResumableTrainer(Trainer):
             return
         self._is_saving = True
         try:
-            latest = latest_checkpoint(run_dir or self.args.output_dir)
+            latest = self.latest_checkpoint_of_run
             with saving(what, folder, latest, remove=self.args.should_save):
                 yield
         finally:
@@ -161,7 +242,7 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_dir = self._get_output_dir(trial)
         staging, name = os.path.join(run_dir, UNFINISHED), f"checkpoint-{self.state.global_step}"
-        with self.saving(f"{name} of {run_dir}", staging, run_dir):
+        with self.saving(f"{name} of {run_dir}", staging):
             self._write_checkpoint(model, trial, run_dir, staging, name)
         self.accelerator.wait_for_everyone()
 
@@ -188,6 +269,7 @@ class ResumableTrainer(Trainer):
             check_written(written)
             seal(written)
             replace_folder(written, final)
+            self._latest_of_run = Path(final)
             shutil.rmtree(staging, ignore_errors=True)
             # The Trainer has removed old checkpoints only in `staging`.
             rotate_checkpoints(

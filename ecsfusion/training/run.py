@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ecsfusion.strategies.strategy import TrainerOfStrategy
@@ -40,6 +41,10 @@ class Run(TrainerOfStrategy, Protocol):
     @property
     def rule(self) -> Rule | None:
         """The rule of the run; None if there is no stage 1."""
+
+    @property
+    def latest_checkpoint_of_run(self) -> Path | None:
+        """The latest checkpoint that this run has written or was resumed from, and that still exists."""
 
     def is_world_process_zero(self) -> bool:
         """Whether this is the first process."""

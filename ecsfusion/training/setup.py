@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ecsfusion.modeling import FusionForClassification
@@ -14,6 +15,9 @@ from ecsfusion.training.plan import chosen_strategy
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
+
+PROBED_OUTPUTS = ("logits", "unimodal_logits", "embeddings", "present")
+"""The outputs of the model that every evaluation needs."""
 
 
 def check_arguments(model: Any, args: Any, strategy: Any, has_evaluation_set: bool) -> None:
@@ -31,17 +35,98 @@ def check_arguments(model: Any, args: Any, strategy: Any, has_evaluation_set: bo
     """
     if not isinstance(args, FusionTrainingArguments):
         raise TypeError(f"args is a {type(args).__name__}; give FusionTrainingArguments.")
-    if model is not None and not isinstance(model, FusionForClassification):
-        raise TypeError(
-            f"model is a {type(model).__name__}; give a FusionForClassification, for instance from "
-            "FusionForClassification.from_modality_pretrained({...}, num_labels=...)."
-        )
+    if model is not None:
+        check_model(model)
     choice = chosen_strategy(strategy, args)
     if stages_of(choice) != "joint" and not has_evaluation_set:
         raise ValueError(
             f"eval_dataset is missing, which the controller probes in stage 1 of the strategy {choice!r}; give one, or "
             "train jointly, with strategy='joint-auxiliary'."
         )
+
+
+def check_model(model: Any) -> None:
+    """Check that this is a fusion model without a wrapper.
+
+    Raises:
+        TypeError: it is something else; the message says how adapters belong into it.
+    """
+    has_adapters = isinstance(model, FusionForClassification) and getattr(
+        model, "_hf_peft_config_loaded", False
+    )
+    if has_adapters or (hasattr(model, "peft_config") and hasattr(model, "get_base_model")):
+        what = "has adapters of its own" if has_adapters else f"is a {type(model).__name__}"
+        raise TypeError(
+            f"model {what}; heads and fused head have to train whole, so give adapters to the encoders instead, before "
+            "the model is built: FusionForClassification.from_modality_pretrained({'text': get_peft_model(encoder, "
+            "LoraConfig(...)), ...}, num_labels=...)."
+        )
+    if not isinstance(model, FusionForClassification):
+        raise TypeError(
+            f"model is a {type(model).__name__}; give a FusionForClassification, for instance from "
+            "FusionForClassification.from_modality_pretrained({...}, num_labels=...)."
+        )
+
+
+def check_ignored_outputs(argument: str, names: Sequence[str] | None) -> None:
+    """Check that an evaluation keeps the outputs that a probe reads.
+
+    Args:
+        argument: the name of the argument that lists outputs to leave out.
+        names: its value.
+
+    Raises:
+        ValueError: it names one of these outputs.
+    """
+    needed = [name for name in names or () if name in PROBED_OUTPUTS]
+    if needed:
+        raise ValueError(
+            f"{argument} holds {needed[0]!r}, which a probe reads; leave out {', '.join(needed)}. (The function "
+            "compute_metrics gets the logits of the fused head alone.)"
+        )
+
+
+def check_not_all_dropped(argument: str, dataset: Any, batch_size: int) -> None:
+    """Check that a data set has at least one whole batch, where `dataloader_drop_last` drops the others.
+
+    Args:
+        argument: the name of the data set in the message.
+        dataset: the rows; a stream is not checked.
+        batch_size: rows of a batch of all processes together.
+
+    Raises:
+        ValueError: it has fewer rows, which would all be dropped.
+    """
+    if has_length(dataset) and len(dataset) < batch_size:
+        raise ValueError(
+            f"{argument} has {len(dataset)} rows and a batch {batch_size}, so that dataloader_drop_last=True drops all "
+            "of them; leave dataloader_drop_last out, or choose smaller batches."
+        )
+
+
+def check_checkpointing(model: FusionForClassification) -> None:
+    """Check that activation checkpointing lets gradients through frozen layers.
+
+    The reentrant kind gives no gradient to layers whose inputs require none, as behind frozen embeddings. PyTorch only
+    warns, and no adapter would move.
+
+    Raises:
+        ValueError: an encoder with frozen weights uses the reentrant kind.
+    """
+    for name, encoder in model.encoders.items():
+        keys = [f"encoders.{name}.{key}" for key, p in encoder.named_parameters() if not p.requires_grad]
+        functions = [
+            getattr(module, "_gradient_checkpointing_func", None)
+            for module in encoder.modules()
+            if getattr(module, "gradient_checkpointing", False)
+        ]
+        is_reentrant = any(getattr(each, "keywords", {}).get("use_reentrant", False) for each in functions)
+        if is_reentrant and any(not model.is_held(key) for key in keys):
+            raise ValueError(
+                "activation_checkpointing_kwargs (or gradient_checkpointing_kwargs) has use_reentrant=True, "
+                f"which gives no gradient to layers behind frozen ones, as the encoder of {name!r} has them; "
+                "leave it out, or set it to False."
+            )
 
 
 def collator_for(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_model
@@ -21,6 +22,9 @@ from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.reporting.probe_line import probe_line
 from ecsfusion.training.run import Run
+
+if TYPE_CHECKING:
+    from ecsfusion.modeling import FusionForClassification
 
 UNIMODAL_FOLDER = "unimodal"
 """The folder in the output folder that holds the peak of stage 1, and the name of its branch on the Hub."""
@@ -41,6 +45,8 @@ class Stages:
         """The step of the weights in the folder of the peak of stage 1."""
         self._fresh_state: dict[torch.Tensor, Any] = {}
         self._fresh_rates: list[float] = []
+        self._trainable: frozenset[str] = frozenset()
+        """The modalities of which at least one weight can train."""
 
     def begin(self, optimizer: torch.optim.Optimizer) -> None:
         """Set model, rule and strategy as the record says, which is new or from a checkpoint.
@@ -53,6 +59,7 @@ class Stages:
         self._fresh_state = {p: copy.deepcopy(state) for p, state in optimizer.state.items()}
         self._fresh_rates = [group["lr"] for group in optimizer.param_groups]
         self._kept_step = None
+        self._trainable = trainable_modalities(run.model)
         _check_processes(run)
         rule, strategy = run.plan.rule, run.plan.strategy
         if record.strategy:
@@ -60,7 +67,7 @@ class Stages:
         if rule is not None and record.rule:
             rule.load_state_dict(record.rule)
         elif rule is not None and record.stage == "unimodal":
-            record.training = list(rule.initial_training)
+            record.training = [*self._able(rule.initial_training)]
         record.training = record.training or list(run.model.modalities)
         self._set_stage()
         if run.plan.keeps_initial_weights(record.stage) and run.state.global_step == 0:
@@ -182,6 +189,11 @@ class Stages:
         else:
             decision = rule.decide(reading)
             record.rule = rule.state_dict()
+        able = self._able(decision.training)
+        if able != decision.training:
+            frozen = " and ".join(decision.training)
+            reason = f"{decision.reason} (but {frozen} alone cannot train, as all of its weights are frozen: all go on)"
+            decision = replace(decision, training=able, reason=reason)
         changes_who_trains = bool(
             decision.ends_stage or decision.reset or set(decision.training) != set(record.training)
         )
@@ -205,6 +217,11 @@ class Stages:
                 tqdm.write(f"    -> {decision.reason}")
         return probe
 
+    def _able(self, training: tuple[str, ...]) -> tuple[str, ...]:
+        """These modalities if one of them can train, otherwise all: a step in stage 1 needs a gradient."""
+        stage_one = self._run.record.stage == "unimodal"
+        return self._run.model.modalities if stage_one and not self._trainable & set(training) else training
+
     def keep_peak(self, evaluation: Evaluation) -> None:
         """In stage 1, save the weights that the rule marked. If there is no stage 2, end training with them."""
         run, record, step = self._run, self._run.record, self._run.state.global_step
@@ -222,6 +239,45 @@ class Stages:
                 self._restore_peak(pending.restore)
             record.pending = None
             run.control.should_training_stop = True
+
+
+def trainable_modalities(model: FusionForClassification) -> frozenset[str]:
+    """The modalities that have a weight that the user has not frozen."""
+    return frozenset(
+        name
+        for name in model.modalities
+        if any(p.requires_grad or model.is_held(key) for key, p in model.modality_parameters(name).items())
+    )
+
+
+def check_trainable(model: FusionForClassification, first_stage: str) -> str | None:
+    """Check that something trains in the first stage.
+
+    Args:
+        model: the model.
+        first_stage: "unimodal" or "joint".
+
+    Returns:
+        A sentence on the modalities that are frozen as a whole; None if there are none.
+
+    Raises:
+        ValueError: no modality can train in stage 1, or nothing at all.
+    """
+    trainable = trainable_modalities(model)
+    frozen = [name for name in model.modalities if name not in trainable]
+    if not trainable and first_stage == "unimodal":
+        raise ValueError(
+            f"all weights of {' and '.join(frozen)} are frozen, heads included, so that stage 1 has nothing to train; "
+            "set requires_grad of the heads, or train the fused head alone with strategy='joint'."
+        )
+    if not trainable and not any(p.requires_grad for p in model.fusion.parameters()):
+        raise ValueError("all weights of the model are frozen; set requires_grad of those that shall train.")
+    if not frozen:
+        return None
+    return (
+        f"All weights of {' and '.join(frozen)} are frozen, the head included: they do not change in this run"
+        + (", and no decision lets them train alone." if first_stage == "unimodal" else ".")
+    )
 
 
 def _check_processes(run: Run) -> None:

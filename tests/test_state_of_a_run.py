@@ -1,0 +1,429 @@
+"""What belongs to a run ends with it, and what is measured, found or given beside it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_bert, tiny_vit, two_views
+from transformers import TrainerCallback
+
+from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
+from ecsfusion.reporting.results import run_summary
+from ecsfusion.training.best_metric import check_best_metric, check_reported
+from ecsfusion.training.checkpoints import inexact_because
+from ecsfusion.training.divergence import DivergenceError, raise_divergence
+from ecsfusion.training.setup import check_checkpointing, check_model, check_not_all_dropped
+from ecsfusion.training.untouched import kept_random_state
+
+
+def trainer(folder: Path, *, model=None, kind: type = FusionTrainer, eval_dataset=None, **options: object):
+    given = {
+        name: options.pop(name)
+        for name in ("callbacks", "optimizers", "compute_metrics", "preprocess_logits_for_metrics")
+        if name in options
+    }
+    arguments: dict[str, object] = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "report_to": "none",
+        **options,
+    }
+    return kind(
+        model=two_views() if model is None else model,
+        args=FusionTrainingArguments(output_dir=str(folder), **arguments),
+        train_dataset=TwoViews(32, seed=0),
+        eval_dataset=TwoViews(40, seed=1) if eval_dataset is None else eval_dataset,
+        **given,
+    )
+
+
+def weights(run: FusionTrainer) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in run.model.state_dict().items() if "best_heads" not in key}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Rates(TrainerCallback):
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = [[]]
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.rates.append([])
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        self.rates[-1].append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("own_optimizer", [False, True])
+def test_a_second_run_has_the_rates_of_the_first(tmp_path, own_optimizer):
+    model, rates = two_views(), Rates()
+    given = {"optimizers": (torch.optim.AdamW(model.parameters(), lr=1e-2), None)} if own_optimizer else {}
+    run = trainer(tmp_path, model=model, callbacks=[rates], unimodal_epochs=1, **given)
+    run.train()
+    used = run.optimizer
+    run.train()
+    first, second, _ = rates.rates
+    assert first == second
+    # A step of stage 2, whose schedule starts again from the fresh rate.
+    assert second[3] > 0
+    assert own_optimizer or used is not run.optimizer
+    assert max(int(state["step"]) for state in run.optimizer.state.values()) == 2
+
+
+class FullAtStageTwo(TrainerCallback):
+    def __init__(self) -> None:
+        self.was_full = False
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if model.stage == "joint" and not self.was_full:
+            self.was_full = True
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_retry_with_a_smaller_batch_is_as_a_run_with_that_batch(tmp_path):
+    options = {"unimodal_epochs": 1, "keep_best_heads": False}
+    retried = trainer(tmp_path / "1", auto_find_batch_size=True, callbacks=[FullAtStageTwo()], **options)
+    retried.train()
+    # accelerate tries nine tenths of 16.
+    plain = trainer(tmp_path / "2", **options | {"per_device_train_batch_size": 14})
+    plain.train()
+    assert (retried.record.stage, retried.record.stage_start) == ("joint", plain.record.stage_start)
+    assert same(weights(retried), weights(plain))
+
+
+class Looks(TrainerCallback):
+    """Evaluates other rows under the name of the probe set, after the probe of the last step too."""
+
+    trainer: FusionTrainer
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.trainer is not None:
+            own, self.trainer = self.trainer, None
+            own.evaluate(TwoViews(9, seed=5))
+            self.trainer = own
+
+
+def test_measuring_changes_nothing(tmp_path):
+    quiet = trainer(tmp_path / "1", strategy="published", keep_best_heads=False)
+    quiet.train()
+    looks = Looks()
+    looked_at = trainer(
+        tmp_path / "2",
+        strategy="published",
+        keep_best_heads=False,
+        eval_on_start=True,
+        bf16_full_eval=True,
+        callbacks=[looks],
+    )
+    looks.trainer = looked_at
+    before = weights(looked_at)
+    looked_at.evaluate()
+    assert same(before, weights(looked_at))
+    looked_at.train()
+    steps = [[probe.step for probe in run.record.history] for run in (quiet, looked_at)]
+    assert steps[0] == steps[1]
+    assert same(weights(quiet), weights(looked_at))
+    assert looked_at.model.config.readout == quiet.model.config.readout
+    looked_at.evaluate()
+    looked_at.predict(TwoViews(9, seed=5))
+    assert {value.dtype for value in weights(looked_at).values() if value.is_floating_point()} == {
+        torch.float32
+    }
+    assert same(weights(quiet), weights(looked_at))
+
+
+def test_random_numbers_go_on():
+    torch.manual_seed(0)
+    np.random.seed(0)
+    with kept_random_state(torch.device("cpu")):
+        inside = torch.rand(1), np.random.rand()
+    assert (torch.rand(1), np.random.rand()) == inside
+
+
+def probabilities(logits, labels):
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)
+
+
+def test_preprocessed_logits_are_for_the_user(tmp_path):
+    def metrics(prediction):
+        assert prediction.predictions.ndim == 1
+        return {"own": float((prediction.predictions == prediction.label_ids).mean())}
+
+    run = trainer(tmp_path, compute_metrics=metrics, preprocess_logits_for_metrics=probabilities)
+    values = run.evaluate()
+    assert values["eval_own"] == values["eval_accuracy"]
+    assert "eval_synergy" in values
+    predicted = run.predict(TwoViews(9, seed=5))
+    assert predicted.predictions.shape == (9,)
+    assert predicted.metrics["test_own"] == predicted.metrics["test_accuracy"]
+    with pytest.raises(ValueError, match="ignore_keys_for_eval holds 'embeddings'"):
+        run.train(ignore_keys_for_eval=["embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "sets", "user_metrics", "message"),
+    [
+        ("loss", [], False, None),
+        ("f1", [], True, None),
+        ("acuracy", [], False, "no evaluation reports"),
+        ("loss", ["validation", "shifted"], False, "'validation_loss'"),
+        ("f1", ["validation", "shifted"], True, "'validation_f1'"),
+        ("eval_validation_synergy", ["validation", "shifted"], False, None),
+        ("eval_shifted_accuracy", ["validation", "shifted"], False, None),
+        ("shifted_synergy", ["validation", "shifted"], False, "only the first"),
+        ("validation_acuracy", ["validation", "shifted"], False, "no evaluation reports"),
+        ("validation_f1", ["validation", "shifted"], True, None),
+    ],
+)
+def test_the_metric_of_the_best_model_is_one_that_is_reported(metric, sets, user_metrics, message):
+    def check():
+        check_best_metric(metric, ("left", "right"), "accuracy", sets, user_metrics)
+
+    if message is None:
+        check()
+    else:
+        with pytest.raises(ValueError, match=message):
+            check()
+
+
+def test_several_sets_ask_for_the_name_of_one_before_training(tmp_path):
+    sets = {"validation": TwoViews(40, seed=1), "shifted": TwoViews(40, seed=2)}
+    options = {"save_strategy": "epoch", "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match="say of which set"):
+        trainer(tmp_path, eval_dataset=sets, **options)
+    with pytest.raises(ValueError, match="does not report"):
+        check_reported("f2", {"eval_f1": 1.0})
+    check_reported("f1", {"eval_f1": 1.0})
+
+
+def checkpoint(folder: Path, epoch: float = 0.5, files: tuple[str, ...] = ()) -> Path:
+    folder.mkdir()
+    for name in files:
+        (folder / name).touch()
+    (folder / "trainer_state.json").write_text(json.dumps({"epoch": epoch}), encoding="utf-8")
+    return folder
+
+
+STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+@pytest.mark.parametrize(
+    ("files", "epoch", "changes", "expected"),
+    [
+        (STATE, 3.0, {}, []),
+        (STATE, 0.5, {"is_stream": True}, []),
+        (STATE, 3.0, {"is_stream": True}, ["began again 3 times"]),
+        (STATE, 3.0, {"skips_rows": False}, ["ignore_data_skip"]),
+        (STATE, 3.0, {"needs_scaler": True}, ["scale of the loss"]),
+        (STATE, 3.0, {"process": 1}, ["random numbers"]),
+        ((), 3.0, {}, ["random numbers", "optimizer", "schedule"]),
+        (("rng_state.pth",), 3.0, {"is_sharded": True}, []),
+    ],
+)
+def test_a_resume_that_is_not_exact_is_said(tmp_path, files, epoch, changes, expected):
+    options = {
+        "process": None,
+        "is_sharded": False,
+        "needs_scaler": False,
+        "is_stream": False,
+        "skips_rows": True,
+    }
+    clauses = inexact_because(checkpoint(tmp_path / "checkpoint-4", epoch, files), **options | changes)
+    assert len(clauses) == len(expected)
+    assert all(part in clause for part, clause in zip(expected, clauses, strict=True))
+
+
+def test_the_best_checkpoint_is_looked_for_beside_the_one_that_is_resumed(tmp_path, caplog):
+    run = trainer(tmp_path, save_strategy="epoch", load_best_model_at_end=True)
+    (tmp_path / "there" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    here = checkpoint(tmp_path / "here" / "checkpoint-4")
+    run._latest_of_run = tmp_path / "here" / "checkpoint-8"
+    run.state.best_global_step = 4
+    run.state.best_model_checkpoint = str(tmp_path / "there" / "checkpoint-4")
+    run._find_best_checkpoint()
+    assert run.state.best_model_checkpoint == str(here)
+    run.state.best_global_step = 2
+    logging.getLogger("transformers").propagate = True
+    run._find_best_checkpoint()
+    assert run.state.best_model_checkpoint is None
+    # Nothing was loaded, and so nothing says so.
+    metrics = {"train_runtime": 1.0, "probe_seconds": 0.0, "probe_share": 0.0}
+    assert run.loaded_best_step is None
+    assert "best weights" not in run_summary(run, metrics)
+
+
+def test_only_checkpoints_of_the_run_are_named(tmp_path):
+    run = trainer(tmp_path)
+    checkpoint(tmp_path / "checkpoint-100")
+    with pytest.raises(DivergenceError, match="this run has saved no checkpoint"):
+        raise_divergence(run, "the loss is nan", "look")
+    run._latest_of_run = checkpoint(tmp_path / "checkpoint-3")
+    with pytest.raises(DivergenceError, match=r"checkpoint-3, is unchanged"):
+        raise_divergence(run, "the loss is nan", "look")
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_probe(tmp_path):
+    run = trainer(tmp_path, save_strategy="steps", save_steps=2, num_train_epochs=1, strategy="joint")
+    run.train()
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8"))
+    record = state["stateful_callbacks"]["ControllerCallback"]["attributes"]["saved_record"]
+    assert [probe["reading"]["step"] for probe in record["history"]] == [2]
+    # The passes of the model count as time of the probes too, not only what is computed from them.
+    measured = sum(probe.reading.measurement.seconds for probe in run.record.history)
+    assert run.evaluator.seconds > measured
+
+
+class WeighsClasses(FusionTrainer):
+    """The recipe of the documentation of transformers."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = torch.nn.functional.cross_entropy(outputs.get("logits"), labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+class Doubles(FusionTrainer):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
+
+
+def test_a_loss_that_would_drop_those_of_the_modalities_is_answered(tmp_path):
+    with pytest.raises(ValueError, match="compute_loss_func"):
+        trainer(tmp_path, kind=WeighsClasses)
+    assert trainer(tmp_path, kind=Doubles).plan.strategy.name == "two-stage"
+
+
+def test_adapters_belong_into_the_encoders(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = two_views()
+    target = next(
+        name.rpartition(".")[2] for name, _ in model.named_modules() if name.endswith(("query", "q_proj"))
+    )
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=[target]))
+    with pytest.raises(TypeError, match="give adapters to the encoders"):
+        check_model(wrapped)
+    whole = two_views()
+    # As `add_adapter` marks it.
+    whole._hf_peft_config_loaded = True
+    with pytest.raises(TypeError, match="give adapters to the encoders"):
+        check_model(whole)
+
+
+def freeze(model: FusionForClassification, *names: str) -> FusionForClassification:
+    for name in names:
+        for parameter in model.modality_parameters(name).values():
+            parameter.requires_grad_(False)
+    return model
+
+
+def test_a_frozen_modality_never_trains_alone(tmp_path):
+    options = {"schedule": [(0.5, ["right"])], "max_unimodal_share": 0.5}
+    run = trainer(tmp_path, model=freeze(two_views(), "right"), strategy="fixed", strategy_options=options)
+    before = weights(run)
+    run.train()
+    first = run.record.history[0]
+    assert (first.stage, set(first.training)) == ("unimodal", {"left", "right"})
+    after = weights(run)
+    moved = {key.split(".")[1] for key in after if not torch.equal(before[key], after[key])}
+    assert "left" in moved
+    assert "right" not in moved
+    with pytest.raises(ValueError, match="stage 1 has nothing to train"):
+        trainer(tmp_path, model=freeze(two_views(), "left", "right"))
+
+
+def test_what_would_be_dropped_whole_is_named():
+    rows = TwoViews(5, seed=0)
+    check_not_all_dropped("eval_dataset", rows, 5)
+    with pytest.raises(ValueError, match="eval_dataset has 5 rows and a batch 8"):
+        check_not_all_dropped("eval_dataset", rows, 8)
+
+
+def test_loaders_that_are_kept_are_those_of_their_own_rows(tmp_path):
+    run = trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    other = TwoViews(9, seed=5)
+    assert len(run.get_eval_dataloader(other).dataset) == 9
+    kept = run.get_eval_dataloader()
+    assert len(kept.dataset) == 40
+    assert len(run.get_eval_dataloader(other).dataset) == 9
+    assert run.get_eval_dataloader() is kept
+
+
+def test_noise_needs_one_text_encoder(tmp_path):
+    with pytest.raises(ValueError, match="neftune_noise_alpha"):
+        trainer(tmp_path, neftune_noise_alpha=5.0)
+    model = FusionForClassification.from_modality_pretrained(
+        {"text": tiny_bert(), "image": tiny_vit()}, num_labels=NUM_CLASSES
+    )
+    assert model.get_input_embeddings() is model.encoders["text"].get_input_embeddings()
+
+
+def test_reentrant_checkpointing_behind_frozen_layers_is_refused():
+    def with_kind(is_reentrant: bool) -> FusionForClassification:
+        model = two_views()
+        next(model.encoders["left"].parameters()).requires_grad_(False)
+        model._set_gradient_checkpointing(True, SimpleNamespace(keywords={"use_reentrant": is_reentrant}))
+        return model
+
+    check_checkpointing(with_kind(False))
+    with pytest.raises(ValueError, match="encoder of 'left'"):
+        check_checkpointing(with_kind(True))
+
+
+class Tied(torch.nn.Module):
+    embedding_dim = 8
+
+    def __init__(self, inner: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(16, 8, bias=False) if inner is None else inner
+        self.outer = torch.nn.Linear(16, 8, bias=False)
+        self.outer.weight = self.inner.weight
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.outer(values.flatten(1))
+
+
+def test_weights_tied_in_an_encoder_are_saved_and_shared_ones_refused(tmp_path):
+    model = FusionForClassification.from_modality_pretrained({"a": Tied(), "b": Tied()}, num_labels=2)
+    part = torch.nn.ModuleDict({"encoder": model.encoders["a"], "head": model.heads["a"]})
+    model.set_best_heads({"a": part.state_dict()})
+    model.save_pretrained(tmp_path)
+    loaded, info = FusionForClassification.from_pretrained(
+        tmp_path, encoders={"a": Tied(), "b": Tied()}, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert loaded.encoders["a"].outer.weight is loaded.encoders["a"].inner.weight
+    assert same(dict(model.state_dict()), dict(loaded.state_dict()))
+    inner = torch.nn.Linear(16, 8, bias=False)
+    with pytest.raises(ValueError, match=r"share the weight 'inner\.weight'"):
+        FusionForClassification.from_modality_pretrained({"a": Tied(inner), "b": Tied(inner)}, num_labels=2)
+
+
+def test_what_depends_on_old_heads_goes_with_them(tmp_path):
+    model = two_views()
+    part = torch.nn.ModuleDict({"encoder": model.encoders["left"], "head": model.heads["left"]})
+    model.set_best_heads({"left": part.state_dict()})
+    alone = [{"left": 1.0}, {"right": 1.0}, {"fused": 1.0}, {"left": 0.0, "right": 0.0, "fused": 1.0}]
+    model.config.readout = {"modalities": ["left", "right"], "num_classes": NUM_CLASSES, "weights": alone}
+    model.save_pretrained(tmp_path)
+    same_classes = FusionForClassification.from_pretrained(tmp_path)
+    assert same_classes.config.readout is not None
+    assert [*same_classes.best_heads] == ["left"]
+    other = FusionForClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert other.config.readout is None
+    assert (len(other.best_heads), other.config.best_heads) == (0, [])
+    pixels = {"pixel_values": torch.zeros(2, 1, 4, 4)}
+    assert other.eval()(left=pixels, right=pixels).logits.shape == (2, 5)
