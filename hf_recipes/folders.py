@@ -50,7 +50,11 @@ def tables_of(place: Path, split_names: Sequence[str], label_column: str) -> dic
         return {}
     files = [path for path in sorted(place.rglob("*")) if _is_visible(path, place)]
     tables = [path for path in files if path.suffix.lower() in KINDS and not _is_info(path)]
-    labelled = [path for path in tables if label_column in columns_of(path)]
+    columns = {path: columns_of(path) for path in tables}
+    labelled = [path for path in tables if label_column in columns[path]]
+    kept = {path.suffix for path in labelled}
+    # A damaged table is no reason to train without its rows; whoever loads it says what is wrong.
+    labelled = [path for path in tables if path in labelled or (not columns[path] and path.suffix in kept)]
     has_media = any(path.suffix.lower() in IMAGES | SOUNDS for path in files)
     if not labelled and has_media:
         return {}

@@ -147,8 +147,8 @@ REGISTRY_LINES = {
     ],
     "ecsfusion/evaluation/logged_values.py": [
         (
-            '    _information("redundancy", lambda i: i.redundancy),\n',
-            '    _information("redundancy", lambda i: i.redundancy),\n'
+            '    _information("redundancy", lambda i: i.redundancy, in_tables=True),\n',
+            '    _information("redundancy", lambda i: i.redundancy, in_tables=True),\n'
             '    _information("joint_information", lambda i: i.joint_mutual_information),\n',
         ),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import types
@@ -96,6 +97,8 @@ def test_a_card_without_arguments_says_nothing_of_them(measured):
 
 def kinds_of_progress(folder, monkeypatch, is_terminal, **options):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    # The Trainer shows no bars where transformers is to log errors only, as other tests of this process may have asked.
+    monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.WARNING)
     args = arguments(folder, **{"disable_tqdm": None, **options})
     run = FusionTrainer(model=two_views(), args=args, eval_dataset=TwoViews(8, seed=1))
     shown = (ProgressCallback, LinesOfProgress)
