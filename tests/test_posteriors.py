@@ -266,6 +266,26 @@ def test_units_near_the_ends_of_float32_tell_the_same(factor):
     torch.testing.assert_close(found, base, rtol=0, atol=0.15)
 
 
+@pytest.mark.parametrize(("kind", "factor"), [(np.float64, 1e200), (np.float64, 1e-200), (np.float32, 4e37)])
+def test_units_beyond_the_precision_that_is_computed_in_tell_the_same(kind, factor):
+    first, second = signal(BITS, 3, 3), signal(BITS, 4, 4)
+    base = values(fast_pid([first, second], BITS))
+    found = values(fast_pid([first.astype(kind) * kind(factor), second], BITS))
+    torch.testing.assert_close(found, base, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("edge", ["a label per row", "a source per class", "a source per class of four"])
+def test_classes_that_no_readout_has_seen_are_not_known_by_their_absence(edge):
+    """Noise tells nothing, and a class whose rows all stand in one fold is never among those of its readout."""
+    classes = {"a label per row": 200, "a source per class": 2}.get(edge, 4)
+    labels = np.arange(200) % classes
+    groups = None if edge == "a label per row" else labels
+    for noise in (NOISE, signal(labels % 4, 3, 3)):
+        held_out = fast_pid([noise, NOISE[::-1]], labels, groups=groups).held_out
+        assert noise is not NOISE or (values(held_out) == 0).all()
+        assert groups is None or (values(held_out) == 0).all()
+
+
 def test_every_label_of_several_is_decomposed_as_alone():
     labels = np.stack([BITS, TEN % 3], 1)
     first, second = signal(BITS, 3, 3), signal(TEN % 3, 4, 4)

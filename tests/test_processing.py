@@ -153,7 +153,20 @@ def test_sixteen_bit_images_are_scaled_and_exif_turns_are_applied():
     # The camera was turned: show it rotated by 90 degrees.
     exif[0x0112] = 6
     Image.fromarray(np.zeros((4, 8), np.uint8)).save(file, "PNG", exif=exif)
-    assert read_image(file.getvalue()).size == (4, 8)
+    opened = Image.open(file)
+    assert read_image(file.getvalue()).size == read_image(opened).size == (4, 8)
+    assert opened.size == (8, 4), "the user's own image is left as it is"
+
+
+def test_an_opened_image_that_is_damaged_is_named_with_its_row(tmp_path):
+    processor = FusionProcessor({"image": make_image_processor(tmp_path / "rgb")})
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(file, "JPEG")
+    damaged = Image.open(io.BytesIO(file.getvalue()[:-400]))
+    with pytest.raises(
+        ValueError, match=r"image, row 1: the PIL image cannot be read as an image \(.*truncated"
+    ):
+        processor(image=[Image.new("RGB", (8, 8)), damaged])
 
 
 def test_processors_of_three_channels_get_rgb(tmp_path, image):

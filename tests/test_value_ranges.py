@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from ecsfusion import ArrayProcessor, FusionProcessor
-from ecsfusion.data.media import read_image, read_video
+from ecsfusion.data.media import read_audio, read_image, read_video
 
 RAMP = np.linspace(0.0, 1.0, 64).reshape(8, 8)
 
@@ -88,6 +88,30 @@ def test_booleans_are_black_and_white_and_eight_bits_are_themselves():
 def make_processor(**ranges: object) -> FusionProcessor:
     pictures = ViTImageProcessor(do_resize=False, image_mean=[0.0], image_std=[1.0])
     return FusionProcessor({"scan": pictures, "table": ArrayProcessor()}, ranges or None)
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "PA", "CMYK", "HSV", "YCbCr"])
+def test_modes_whose_values_are_no_brightness_are_converted(mode):
+    """Where the processor does not say how many channels it wants."""
+    picture = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4)))
+    read = read_image(
+        picture.convert("P").convert(mode) if mode == "PA" else picture.convert("RGB").convert(mode)
+    )
+    assert read.mode == ("L" if mode in ("1", "LA") else "RGB")
+    assert np.abs(np.asarray(read.convert("L")).astype(int) - np.asarray(picture)).max() <= 2
+
+
+def test_integers_whose_range_is_in_doubt_are_no_sound():
+    tone = np.round(8000 * np.sin(np.arange(400) / 9)).astype(np.int16)
+    expected = tone / 2.0**15
+    np.testing.assert_allclose(read_audio(tone, 16000), expected, atol=1e-6)
+    np.testing.assert_allclose(read_audio(tone.astype(np.int32) << 16, 16000), expected, atol=1e-6)
+    assert not read_audio([0] * 10, 16000).any()
+    for sound in (tone.tolist(), tone.astype(np.int64), tone.astype(np.int32)):
+        with pytest.raises(
+            ValueError, match=r"int(32|64) from -8000 to 7999, whose range is in doubt; .*int16"
+        ):
+            read_audio({"array": sound, "sampling_rate": 16000}, 16000)
 
 
 def test_a_processor_has_one_range_for_all_rows_and_saves_it(tmp_path):

@@ -30,8 +30,13 @@ MAX_SAMPLING_RATE = 768_000
 MAX_OVERSHOOT = 0.5
 """How far the floats of an image may lie beside their range, as a share of it; they are clipped."""
 MAX_12_BITS = 4095
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how the camera was turned."""
 VALUE_RANGES = "say what black and white are: FusionProcessor(..., value_ranges={name: (0, 4095)})"
 """The remedy for an image whose range is in doubt."""
+PLAIN_MODES = ("L", "RGB", "RGBA")
+"""Modes of Pillow whose values are brightness; others are converted to them."""
+GREY_MODES = ("1", "LA", "La")
 EXTERNAL_FORMATS = ("EPS",)
 """Formats that Pillow decodes by running another program."""
 
@@ -56,7 +61,7 @@ def read_image(
             the type.
 
     Returns:
-        A PIL image of mode "L" or "RGB" (any 8-bit mode when `num_channels` is None).
+        A PIL image of mode "L" or "RGB", or "RGBA" when `num_channels` is None; turned upright as its EXIF says.
 
     Raises:
         ValueError: the file is absent, the bytes are no image, or the array has another shape or range.
@@ -67,7 +72,7 @@ def read_image(
     if isinstance(value, Encoded):
         image = _decode_image(value)
     elif isinstance(value, Image.Image):
-        image = value
+        image = _upright(value, "the PIL image")
     elif isinstance(value, (np.ndarray, torch.Tensor)):
         image = _image_of_array(array_of(value, "the image array"), value_range)
     else:
@@ -82,8 +87,11 @@ def read_image(
     if image.mode in ("I", "F"):
         image = _image_of_array(np.asarray(image), value_range)
     if num_channels is None:
-        return image
-    return image.convert("L" if num_channels == 1 else "RGB")
+        # The values of other modes are places in a palette, inks or angles.
+        wanted = image.mode if image.mode in PLAIN_MODES else "L" if image.mode in GREY_MODES else "RGB"
+    else:
+        wanted = "L" if num_channels == 1 else "RGB"
+    return image.convert(wanted)
 
 
 def read_video(
@@ -130,7 +138,8 @@ def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:
         value: samples (T,) as array, tensor or list, taken to be at `sampling_rate` already; a mapping with
             "array" and "sampling_rate" (Hz); a mapping with "bytes" and "path" as
             `datasets.Audio(decode=False)` stores it; the path of a sound file; its bytes; or a decoder of
-            `datasets.Audio`. Integers are scaled by their range, floats are taken as they are.
+            `datasets.Audio`. Integers are scaled by the range of their type, floats are taken as they are. Of 64 bits,
+            as lists of integers have them, and of 32 bits with values of 16, the range is in doubt: they are refused.
         sampling_rate: the rate to return, in Hz; None keeps the rate of the file.
 
     Returns:
@@ -230,20 +239,33 @@ def _describe(source: Encoded) -> str:
 
 def _decode_image(source: Encoded) -> Image.Image:
     file = _open(source)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
             image = Image.open(file)
             if image.format in EXTERNAL_FORMATS:
                 raise ValueError(f"{image.format} is a program, which is not run")
-            image.load()
-            return ImageOps.exif_transpose(image)
+        except Exception as error:
+            raise _unreadable(_describe(source), error) from error
+        return _upright(image, _describe(source))
+
+
+def _upright(image: Image.Image, what: str) -> Image.Image:
+    """An image whose values are read, turned as its EXIF says; `what` it is, for the error message."""
+    try:
+        image.load()
+        is_turned = image.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if is_turned else image
     except Exception as error:
-        # Pillow's plugins raise errors of any type for damaged files.
-        raise ValueError(
-            f"{_describe(source)} cannot be read as an image ({error}); give PNG, JPEG or another format of "
-            "Pillow, or leave this row out"
-        ) from error
+        raise _unreadable(what, error) from error
+
+
+def _unreadable(what: str, error: Exception) -> ValueError:
+    # Pillow's plugins raise errors of any type for damaged files.
+    return ValueError(
+        f"{what} cannot be read as an image ({error}); give PNG, JPEG or another format of Pillow, or leave this row"
+        " out"
+    )
 
 
 def _image_of_array(array: np.ndarray, value_range: tuple[float, float] | None) -> Image.Image:
@@ -313,6 +335,16 @@ def _samples(value: Any) -> np.ndarray:
     if array.ndim != 1:
         raise ValueError(f"the sound has shape {array.shape}; give mono samples (T,)")
     if np.issubdtype(array.dtype, np.signedinteger):
+        # Silence is silence in any range.
+        if (
+            array.itemsize > 2
+            and array.any()
+            and (array.itemsize > 4 or max(-int(array.min()), int(array.max())) < 1 << 15)
+        ):
+            raise ValueError(
+                f"the sound has samples of type {array.dtype} from {array.min()} to {array.max()}, whose range is in "
+                "doubt; give those of 16 bits as int16, or floats in -1..1"
+            )
         return (array / (float(np.iinfo(array.dtype).max) + 1)).astype(np.float32)
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"the sound has samples of type {array.dtype}; give floats or signed integers")

@@ -102,6 +102,11 @@ class TrainingSets(NamedTuple):
         """Sums (T, ...) over each set, of sums (F, ...) over each fold."""
         return (self.folds_in @ by_fold.flatten(1)).view(-1, *by_fold.shape[1:])
 
+    @property
+    def unseen(self) -> Tensor:
+        """(R, N, C) bool: classes without a row in the sets that read the row."""
+        return (self.counts == 0)[self.reader]
+
     def held_out(self, values: Tensor) -> Tensor:
         """Of values (N, T, ...) by every set, those by the sets that read the row: (R, N, ...)."""
         rows = torch.arange(len(self.fold), device=self.fold.device)
@@ -122,10 +127,11 @@ def standardize(rows: Tensor) -> Tensor:
     # Where half of the values are equal the others say how far is far.
     unit = torch.where(unit > 0, unit, distance.mean(0))
     wide = rows if rows.dtype == torch.float64 else rows.float()
-    # Before the precision is reduced, so that large offsets do not matter.
-    scaled = (wide - center.to(wide.dtype)).float()
-    unit = TAIL * torch.where(unit > 0, unit, scaled.abs().amax(0).double()).float()
-    scaled /= torch.where(unit > 0, unit, 1.0)
+    # Before the precision is reduced, so that neither large offsets nor units matter.
+    wide = wide - center.to(wide.dtype)
+    unit = TAIL * torch.where(unit > 0, unit, wide.abs().amax(0).double())
+    unit = torch.where(unit > 0, unit, 1.0).clamp_max(torch.finfo(wide.dtype).max)
+    scaled = wide.div_(unit.to(wide.dtype)).float()
     if scaled.device.type != "cpu" or bool(scaled.abs().amax() > 1):
         size = scaled.abs()
         scaled = torch.where(size > 1, scaled.sign() * (1 + size.clamp_min_(1).log_()), scaled)

@@ -178,8 +178,8 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         for both, part in zip(sums, folds, strict=True)
     )
     pooled = _pooled(lines, searches, sets, log_prior, random_seed)
-    product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior
-    return Pair(pooled[:2], pooled[2], product[0])
+    product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
+    return Pair(pooled[:2], pooled[2], without_unseen(product, sets.unseen[0], log_prior))
 
 
 def _pooled(
@@ -211,7 +211,27 @@ def _pooled(
     fold = _pools(lines[0], tables, sets, log_prior)
     # Both by the same kinds of readouts, or their difference would not be that of the rows.
     by_half = torch.where(wanted.any(), half.log_posterior[0], half.log_posterior[1])
-    return torch.stack([fold.log_posterior[0], by_half, fold.log_posterior[1]])
+    pooled = torch.stack([fold.log_posterior[0], by_half, fold.log_posterior[1]])
+    return without_unseen(pooled, sets.unseen[[0, 1, 0]], log_prior)
+
+
+def without_unseen(log_posterior: Tensor, unseen: Tensor, log_prior: Tensor) -> Tensor:
+    """Log posteriors (..., C) in which a class that no row of the training set has is as likely as in the prior.
+
+    Nothing can be known about it. A readout that never names it would name it by that: the fold of a row would tell
+    its class.
+
+    Args:
+        log_posterior: of readouts.
+        unseen: (..., C) bool: such classes.
+        log_prior: (C,).
+    """
+    if unseen.device.type == "cpu" and not bool(unseen.any()):
+        return log_posterior
+    prior = log_prior.to(log_posterior.dtype).expand_as(log_posterior)
+    share = torch.logsumexp(prior.masked_fill(unseen, -torch.inf), -1, keepdim=True)
+    seen = torch.log_softmax(log_posterior.masked_fill(unseen, -torch.inf), -1) + share
+    return torch.where(unseen, prior, seen)
 
 
 def _pools(lines: Tensor, tables: Sequence[Tensor], sets: TrainingSets, log_prior: Tensor) -> Pool:
