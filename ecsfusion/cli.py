@@ -115,7 +115,8 @@ def _measure(options: argparse.Namespace, modalities: dict[str, str], rank: int,
     shows_progress = not options.quiet and rank == 0 and sys.stderr.isatty()
     if not shows_progress:
         _silence_data_sets()
-    table = open_tables([file.replace("{rank}", str(rank)) for file in options.files], options.split)
+    columns = [options.label, *modalities.values(), *([options.group] if options.group else [])]
+    table = open_tables([file.replace("{rank}", str(rank)) for file in options.files], options.split, columns)
     rows = range(table.num_rows)
     if not any("{rank}" in file for file in options.files):
         rows = range(table.num_rows * rank // processes, table.num_rows * (rank + 1) // processes)

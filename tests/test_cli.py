@@ -166,6 +166,7 @@ def test_text_files_several_files_and_patterns_hold_the_same_rows(columns, capsy
             "y,a,b\n0,1,1\n1,x,1\n",
             "column 'a' must hold numbers or lists of numbers, got 'x' in row 1 of t.csv",
         ),
+        ("t.csv", "y;a;b\n0;1;1\n", "one cell with semicolons, 'y;a;b'"),
         ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 1, "b": [1]}\n', "no value in row 1 of t.jsonl"),
         ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 1\n', "line 2 of t.jsonl is no JSON"),
         ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n[1]\n', "line 2 of t.jsonl is a list"),
@@ -181,6 +182,33 @@ def test_what_is_wrong_in_a_text_file_is_named(capsys, tmp_path, monkeypatch, na
     code, _, err = run(capsys, name, "--label", "y", "--modality", "a=a", "--modality", "b=b")
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_file_is_named(files, capsys, tmp_path, suffix, share):
+    whole = (files / f"data{suffix}").read_bytes()
+    damaged = tmp_path / f"part{suffix}"
+    damaged.write_bytes(whole[: int(share * len(whole))])
+    code, _, err = run(capsys, str(damaged), "--label", "label", *MODALITIES)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{damaged} cannot be read (" in err
+
+
+def test_what_lies_beside_the_columns_of_a_file_does_not_matter(columns, capsys, tmp_path):
+    """Names of classes, a version, objects; and a label with gaps, which pandas has made real."""
+    arrays = {name: columns[name] for name in ("label", "image", "audio")}
+    other = {"names": np.array(["a", "b"]), "version": np.array(3), "odd": np.array([{}], dtype=object)}
+    np.savez(tmp_path / "t.npz", **arrays | other | {"label": columns["label"].astype(float)})
+    named = {"names": torch.ones(2), "version": torch.tensor(3)}
+    save_file({k: torch.from_numpy(v) for k, v in arrays.items()} | named, tmp_path / "t.safetensors")
+    expected = fast_pid({"image": columns["image"], "audio": columns["audio"]}, columns["label"])
+    for name in ("t.npz", "t.safetensors"):
+        code, out, _ = run(capsys, str(tmp_path / name), "--label", "label", *MODALITIES, "--json")
+        assert code == 0
+        assert json.loads(out)["redundancy"] == pytest.approx(float(expected.redundancy))
+    code, _, err = run(capsys, str(tmp_path / "t.npz"), "--label", "odd", *MODALITIES)
+    assert (code, "column 'odd' of" in err, "holds objects of Python" in err) == (2, True, True)
 
 
 @pytest.mark.parametrize("method", [(), BY_CLUSTERS, ("--bins", "3")], ids=["posteriors", "clusters", "bins"])

@@ -44,12 +44,13 @@ class Table(Protocol):
         ...
 
 
-def open_tables(paths: Sequence[str], split: str = "train") -> Table:
+def open_tables(paths: Sequence[str], split: str = "train", columns: Sequence[str] | None = None) -> Table:
     """Open one table, or several as one, in the order in which they are given.
 
     Args:
         paths: as `open_table` takes them, or patterns of files such as "part-*.parquet", which are sorted by name.
         split: the split of data sets; files have none.
+        columns: those that are read, see `open_table`.
 
     Raises:
         ValueError: if there is no such file, it is of another kind, or the tables have no column in common.
@@ -60,26 +61,36 @@ def open_tables(paths: Sequence[str], split: str = "train") -> Table:
         if not found:
             raise ValueError(f"no file matches {path!r}; give the name of a file, or another pattern")
         names += found
-    tables = [open_table(name, split) for name in names]
+    tables = [open_table(name, split, columns) for name in names]
     return tables[0] if len(tables) == 1 else TableOfTables(tables)
 
 
-def open_table(path: str, split: str = "train") -> Table:
+def open_table(path: str, split: str = "train", columns: Sequence[str] | None = None) -> Table:
     """Open a table of embeddings.
 
     Args:
         path: a local .parquet, .npz, .safetensors, .csv, .tsv, .json or .jsonl file, or a data set by its name on the
             Hub or its folder.
         split: the split of a data set; files have none.
+        columns: those that are read, of one length; None for all. An npz or safetensors file may hold other arrays
+            beside them, such as the names of the classes.
 
     Raises:
-        ValueError: if there is no such file, or it is of another kind.
+        ValueError: if there is no such file, it is of another kind, or damaged.
     """
     suffix = Path(path).suffix.lower()
     if suffix in READERS and not Path(path).is_dir():
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist; give a file or the name of a data set on the Hub")
-        return READERS[suffix](path)
+        try:
+            if suffix in (".npz", ".safetensors"):
+                return {".npz": ArrayTable, ".safetensors": SafetensorsTable}[suffix](path, columns)
+            return READERS[suffix](path)
+        except Exception as error:
+            # Libraries raise errors of any type for damaged files, most of which do not name the file.
+            if path in str(error):
+                raise
+            raise ValueError(f"{path} cannot be read ({error}); get or write this file anew") from error
     if Path(path).is_file():
         *others, last = READERS
         raise ValueError(f"{path} ends in {suffix or 'nothing'}; files must be {', '.join(others)} or {last}")
@@ -87,12 +98,14 @@ def open_table(path: str, split: str = "train") -> Table:
 
 
 class ArrayTable:
-    """An .npz file: one array per column, all of the same length."""
+    """An .npz file: one array per column; those of `columns` (None: all) have the same length."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, columns: Sequence[str] | None = None) -> None:
         with np.load(path, allow_pickle=False) as archive:
-            self._arrays = {name: archive[name] for name in archive.files}
-        self.columns = tuple(self._arrays)
+            self.columns = tuple(archive.files)
+            self._arrays = {
+                name: _array_of_archive(archive, name, path) for name in _chosen(self.columns, columns)
+            }
         self.num_rows = _common_length(
             {name: len(np.atleast_1d(a)) for name, a in self._arrays.items()}, path
         )
@@ -110,14 +123,15 @@ class ArrayTable:
 
 
 class SafetensorsTable:
-    """A .safetensors file: one tensor per column, all of the same length."""
+    """A .safetensors file: one tensor per column; those of `columns` (None: all) have the same length."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, columns: Sequence[str] | None = None) -> None:
         from safetensors import safe_open
 
         self._file = safe_open(path, "pt")
         self.columns = tuple(self._file.keys())
-        lengths = {name: (self._file.get_slice(name).get_shape() or [1])[0] for name in self.columns}
+        names = _chosen(self.columns, columns)
+        lengths = {name: (self._file.get_slice(name).get_shape() or [1])[0] for name in names}
         self.num_rows = _common_length(lengths, path)
         self._name = Path(path).name
 
@@ -339,6 +353,23 @@ def _check_no_null(column: Any, name: str, place: Callable[[int], str]) -> None:
     if column.null_count:
         row = int(np.flatnonzero(np.asarray(column.is_null()))[0])
         raise ValueError(f"column {name!r} has no value in {place(row)}; remove the row or fill it")
+
+
+def _chosen(names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
+    """The names that are among the columns; all of them where the columns are None or not there."""
+    return [name for name in names if columns is not None and name in columns] or list(names)
+
+
+def _array_of_archive(archive: Any, name: str, path: str) -> NDArray[Any]:
+    try:
+        return archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(
+            f"column {name!r} of {path} holds objects of Python, which are not read; save numbers or text, such as "
+            "np.array(names, dtype=str)"
+        ) from error
 
 
 def _common_length(lengths: dict[str, int], path: str) -> int:

@@ -106,6 +106,11 @@ def _csv_rows(path: str) -> Iterator[dict[str, Any]]:
                 raise ValueError(
                     f"{path} holds no header; write the names of the columns into the first line"
                 )
+            if len(header) == 1 and ";" in header[0]:
+                raise ValueError(
+                    f"the header of {path} is one cell with semicolons, {header[0][:60]!r}; separate the cells by "
+                    "commas, or by tabs in a .tsv file"
+                )
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise ValueError(f"{path} has two columns {twice!r}; rename one of them")

@@ -106,7 +106,8 @@ def class_labels(
         return quantile_bins(given, bins)
     if given.is_floating_point() or given.is_complex():
         raise TypeError(
-            f"labels must be integers from 0, got dtype {given.dtype}; for a real target pass bins=8, say"
+            f"labels must be integers from 0, got dtype {given.dtype}; convert classes, as labels.long() does, and for "
+            "a real target pass bins=8, say"
         )
     return given.to(torch.int64)
 

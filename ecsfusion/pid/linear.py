@@ -129,9 +129,13 @@ def standardize(rows: Tensor) -> Tensor:
     wide = rows if rows.dtype == torch.float64 else rows.float()
     # Before the precision is reduced, so that neither large offsets nor units matter.
     wide = wide - center.to(wide.dtype)
-    unit = TAIL * torch.where(unit > 0, unit, wide.abs().amax(0).double())
-    unit = torch.where(unit > 0, unit, 1.0).clamp_max(torch.finfo(wide.dtype).max)
-    scaled = wide.div_(unit.to(wide.dtype)).float()
+    unit = torch.where(unit > 0, unit, wide.abs().amax(0).double())
+    # A power of two, by which nothing is rounded.
+    largest = 120 if wide.dtype == torch.float32 else 1000
+    power = torch.exp2(-torch.frexp(unit).exponent.clamp(-largest, largest).double())
+    scaled = wide.mul_(power.to(wide.dtype)).float()
+    unit = TAIL * (unit * power).float()
+    scaled /= torch.where(unit > 0, unit, 1.0)
     if scaled.device.type != "cpu" or bool(scaled.abs().amax() > 1):
         size = scaled.abs()
         scaled = torch.where(size > 1, scaled.sign() * (1 + size.clamp_min_(1).log_()), scaled)

@@ -31,6 +31,8 @@ from ecsfusion.pid.inputs import named_modalities
 from ecsfusion.pid.options import CLUSTERS, EstimatorOptions
 
 MAX_CLASSES = 10_000
+MAX_SHOWN = 20
+"""The most columns that an error lists."""
 MAX_STREAMED_ROWS = 65_536
 """The most rows that held-out posteriors are fitted on and read from."""
 
@@ -59,8 +61,8 @@ def stream_pid(
     Args:
         table: see `ecsfusion.data.embedding_files`.
         modalities: column by modality name, two or more.
-        label: the column of the label: integers or strings, whose sorted distinct values are the classes; real
-            numbers with `bins`.
+        label: the column of the label: integers or strings, whose sorted distinct values are the classes; whole
+            numbers stored as real ones are integers. Other real numbers with `bins`.
         group: the column of the source of each row, integers or strings, as `groups` of `fast_pids`; None where every
             row has a source of its own.
         rows: the part of the table to read; None for all.
@@ -84,7 +86,11 @@ def stream_pid(
     columns = list(dict.fromkeys([label, *modalities.values(), *([] if group is None else [group])]))
     for column in columns:
         if column not in table.columns:
-            raise ValueError(f"there is no column {column!r}; the columns are {list(table.columns)}")
+            shown = ", ".join(map(repr, table.columns[:MAX_SHOWN]))
+            more = len(table.columns) - MAX_SHOWN
+            raise ValueError(
+                f"there is no column {column!r}; the columns are [{shown}{f', ... {more} more' if more > 0 else ''}]"
+            )
     sizes = _gather(len(rows))
     num_rows, rows_before = sum(sizes), sum(sizes[: dist.get_rank()] if _distributed() else [])
     if num_rows == 0:
@@ -270,6 +276,12 @@ def _count_classes(source: _Source) -> Counter[Any]:
 
 
 def _checked_labels(values: NDArray[Any], label: str) -> NDArray[Any]:
+    # A table that had gaps has whole numbers as real ones.
+    if values.dtype.kind == "f" and values.ndim == 1 and (values == np.round(values)).all():
+        with np.errstate(invalid="ignore"):
+            whole = values.astype(np.int64)
+        if (whole == values).all():
+            return whole
     if values.ndim != 1 or values.dtype.kind not in "biuOUS":
         raise TypeError(
             f"column {label!r} must hold one integer or string per row, got {values.dtype} of shape"
