@@ -740,6 +740,11 @@ class FusionForClassification(PreTrainedModel):
         if index is not None:
             inputs = take(inputs, index)
         embeddings = self.embed(name, inputs, encoder)
+        kind = embeddings.device.type
+        by_autocast = torch.is_autocast_enabled(kind) and embeddings.dtype == torch.get_autocast_dtype(kind)
+        # An encoder of the user's own may compute in another precision.
+        if not by_autocast:
+            embeddings = embeddings.to(head.weight.dtype)
         return embeddings, head(embeddings)
 
     def fuse(

@@ -693,6 +693,8 @@ def _kind(processor: Any) -> str | None:
 
 def _as_batch(values: Any, videos: bool = False) -> list[Any]:
     """The raw values of all rows; a value that is not a list of them is a batch of one."""
+    if _is_column(values):
+        values = list(values)
     array = isinstance(values, (np.ndarray, torch.Tensor))
     # One video is itself a list of frames, or an array of four dimensions.
     if videos:
@@ -704,6 +706,15 @@ def _as_batch(values: Any, videos: bool = False) -> list[Any]:
     if array and values.ndim == 4:
         return list(values)
     return [values]
+
+
+def _is_column(values: Any) -> bool:
+    """Whether these are the values of many rows: `dataset["text"]`, a pandas series, an array of texts or objects."""
+    if isinstance(values, np.ndarray):
+        return values.ndim == 1 and values.dtype.kind in "OUS"
+    if isinstance(values, (str, bytes, bytearray, list, tuple)):
+        return False
+    return isinstance(values, Sequence) or (hasattr(values, "iloc") and values.ndim == 1)
 
 
 def _is_video(value: Any) -> bool:

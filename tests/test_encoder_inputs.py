@@ -131,6 +131,24 @@ def test_a_clip_shorter_than_the_spans_of_spec_augment_trains():
     )
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_encoder_of_ones_own_may_compute_in_another_precision(kind, autocast):
+    class Other(nn.Linear):
+        embedding_dim = 4
+
+        def forward(self, values: Tensor) -> Tensor:
+            return super().forward(values).to(kind)
+
+    model = FusionForClassification.from_modality_pretrained(
+        {"x": Other(3, 4), "y": Other(3, 4)}, num_labels=2
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(x=torch.randn(5, 3), y=torch.randn(5, 3), labels=torch.arange(5) % 2)
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 class Mean(nn.Module):
     """Series (B, T, 3) to embeddings (B, 5), without a mask."""
 

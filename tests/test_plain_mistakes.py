@@ -246,3 +246,17 @@ def test_names_of_classes_in_both_directions():
 def test_a_problem_that_there_is_not(options, message):
     with pytest.raises(ValueError, match=message):
         FusionForClassification.from_modality_pretrained({"left": tiny_vit(), "right": tiny_vit()}, **options)
+
+
+def test_a_data_frame_is_answered_by_what_to_give(tmp_path):
+    class Frame(list):
+        iloc = None
+
+    trainer = FusionTrainer(
+        model=two_views(),
+        args=FusionTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
+        train_dataset=Frame([TwoViews(1, 0)[0]]),
+        eval_dataset=TwoViews(4, 1),
+    )
+    with pytest.raises(TypeError, match=r"train_dataset is a Frame, .* datasets\.Dataset\.from_pandas"):
+        trainer.train()

@@ -5,6 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -156,6 +157,21 @@ def test_sixteen_bit_images_are_scaled_and_exif_turns_are_applied():
     opened = Image.open(file)
     assert read_image(file.getvalue()).size == read_image(opened).size == (4, 8)
     assert opened.size == (8, 4), "the user's own image is left as it is"
+
+
+@pytest.mark.parametrize("kind", ["data set", "series", "array"])
+def test_a_column_is_the_values_of_many_rows(tmp_path, kind):
+    texts, rows = ["a b", "a", "b"], [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    data = datasets.Dataset.from_dict({"text": texts, "sensor": rows})
+    text, sensor = {
+        "data set": (data["text"], data["sensor"]),
+        "series": (data.to_pandas()["text"], data.to_pandas()["sensor"]),
+        "array": (np.array(texts), data.to_pandas()["sensor"].to_numpy()),
+    }[kind]
+    processor = FusionProcessor({"text": make_tokenizer(tmp_path / "text"), "sensor": ArrayProcessor()})
+    batch, expected = processor(text=text, sensor=sensor), processor(text=texts, sensor=rows)
+    assert torch.equal(batch["text"]["input_ids"], expected["text"]["input_ids"])
+    assert batch["sensor"]["values"].tolist() == expected["sensor"]["values"].tolist() == rows
 
 
 def test_an_opened_image_that_is_damaged_is_named_with_its_row(tmp_path):

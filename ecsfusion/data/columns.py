@@ -49,7 +49,13 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
 
     Raises:
         ValueError: a modality or the labels are missing.
+        TypeError: the data set is a data frame.
     """
+    if hasattr(dataset, "iloc"):
+        raise TypeError(
+            f"{argument} is a {type(dataset).__name__}, whose rows are not found by their number; give "
+            "datasets.Dataset.from_pandas(...) of it, or a list of dictionaries."
+        )
     column_names = getattr(dataset, "column_names", None)
     with _unchanged_random_state():
         columns = _keys_of_first_row(dataset)
