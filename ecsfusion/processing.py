@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +43,8 @@ KINDS: dict[str, tuple[type, Any]] = {
     "tokenizer": (PreTrainedTokenizerBase, AutoTokenizer),
     "array_processor": (ArrayProcessor, ArrayProcessor),
 }
+WINDOWS_SECONDS = 0.035
+"""The length of two windows of Kaldi's filter banks: of one, SeamlessM4T's extractor makes NaN."""
 RAW_KEYS = frozenset({"bytes", "path", "array", "sampling_rate"})
 """Keys of a mapping that holds a raw value and not processed inputs."""
 LOCAL_KEYS = frozenset({"name_or_path", "cache_dir", "is_local", "local_files_only", "token"})
@@ -365,7 +368,7 @@ class FusionProcessor(PushToHubMixin):
                         f"text cannot be a {type(value).__name__}; give a str (found {_shown(value)})"
                     )
                 return value
-            return read_audio(value, getattr(processor, "sampling_rate", None))
+            return _filled_to_windows(read_audio(value, getattr(processor, "sampling_rate", None)), processor)
         except (TypeError, ValueError) as error:
             path = value.get("path") if isinstance(value, Mapping) else None
             source = "" if path is None or str(path) in str(error) else f" ({path!r})"
@@ -706,6 +709,14 @@ def _as_batch(values: Any, videos: bool = False) -> list[Any]:
     if array and values.ndim == 4:
         return list(values)
     return [values]
+
+
+def _filled_to_windows(samples: np.ndarray, processor: Any) -> np.ndarray:
+    """A sound, followed by silence up to two windows of the filter banks of AST, SeamlessM4T and others."""
+    if not hasattr(processor, "num_mel_bins") or not hasattr(processor, "sampling_rate"):
+        return samples
+    missing = math.ceil(WINDOWS_SECONDS * processor.sampling_rate) - len(samples)
+    return np.pad(samples, (0, max(missing, 0)))
 
 
 def _is_column(values: Any) -> bool:

@@ -83,8 +83,8 @@ def open_table(path: str, split: str = "train", columns: Sequence[str] | None = 
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist; give a file or the name of a data set on the Hub")
         try:
-            if suffix in (".npz", ".safetensors"):
-                return {".npz": ArrayTable, ".safetensors": SafetensorsTable}[suffix](path, columns)
+            if suffix in ARCHIVES:
+                return ARCHIVES[suffix](path, columns)
             return READERS[suffix](path)
         except Exception as error:
             # Libraries raise errors of any type for damaged files, most of which do not name the file.
@@ -279,6 +279,11 @@ class TableOfTables:
             offset += table.num_rows
 
 
+ARCHIVES: dict[str, Callable[[str, Sequence[str] | None], Table]] = {
+    ".npz": ArrayTable,
+    ".safetensors": SafetensorsTable,
+}
+"""What opens a file that may hold other arrays beside the columns."""
 READERS: dict[str, Callable[[str], Table]] = {
     ".parquet": ParquetTable,
     ".npz": ArrayTable,
