@@ -41,7 +41,7 @@ from ecsfusion.training.best_metric import check_best_metric, check_reported
 from ecsfusion.training.callbacks import ControllerCallback, show_progress_of_stages, without_bars
 from ecsfusion.training.clipping import clip_by_part, total_norm
 from ecsfusion.training.divergence import logits_by_head, raise_divergence, what_broke
-from ecsfusion.training.evaluator import Evaluator, probe_options
+from ecsfusion.training.evaluator import Evaluator, probe_options, raise_no_reading
 from ecsfusion.training.head_losses import LossOfAllHeads
 from ecsfusion.training.overrides import check_overrides
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
@@ -150,8 +150,8 @@ class FusionTrainer(ResumableTrainer):
         """The prefixes of the evaluations that the Trainer itself has started and that have not begun yet."""
         self._optimizer_of_run: torch.optim.Optimizer | None = None
         """The optimizer that the trainer made for the latest run."""
-        self._given_optimizer_state: dict[str, Any] | None = None
-        """The state of the user's own optimizer before the first run."""
+        self._given_states: list[dict[str, Any]] = []
+        """The states of the user's own optimizer and schedule before the first run."""
         self._start: StartOfRun | None = None
         """Weights and random state that a run with `auto_find_batch_size` began with."""
         self._loaded_best = False
@@ -167,7 +167,7 @@ class FusionTrainer(ResumableTrainer):
         check_model(self.model)
         check_overrides(self, FusionTrainer)
         self.plan: Plan = self._make_plan()
-        self._user_optimizer = self.optimizer
+        self._user_optimizer, self._user_scheduler = self.optimizer, self.lr_scheduler
         if self.preprocess_logits_for_metrics is not None:
             self.evaluator.user_preprocessing = self.preprocess_logits_for_metrics
             # transformers declares tensors, and a fusion model returns more.
@@ -358,11 +358,13 @@ class FusionTrainer(ResumableTrainer):
         An optimizer that was made by hand and has not trained yet is kept as it is.
         """
         if self._user_optimizer is not None:
-            # `Trainer` may have wrapped it; the states are those of the optimizer inside.
-            if self._given_optimizer_state is None:
-                self._given_optimizer_state = copy.deepcopy(self._user_optimizer.state_dict())
+            # `Trainer` may have wrapped them; the states are those of the objects inside.
+            given = [each for each in (self._user_optimizer, self._user_scheduler) if each is not None]
+            if not self._given_states:
+                self._given_states = [copy.deepcopy(each.state_dict()) for each in given]
             else:
-                self._user_optimizer.load_state_dict(copy.deepcopy(self._given_optimizer_state))
+                for each, state in zip(given, self._given_states, strict=True):
+                    each.load_state_dict(copy.deepcopy(state))
         elif self.optimizer is not None:
             inside = getattr(self.optimizer, "optimizer", self.optimizer)
             if inside is self._optimizer_of_run:
@@ -660,7 +662,8 @@ class FusionTrainer(ResumableTrainer):
             The metrics, with the values of `ecsfusion.evaluation.logged_values` under the prefix.
 
         Raises:
-            ValueError: `ignore_keys` names an output that the probe reads, or no row of the set would be evaluated.
+            ValueError: `ignore_keys` names an output that the probe reads, no row of the set would be evaluated, or
+                the rule gets no reading.
         """
         prefix = metric_key_prefix
         check_ignored_outputs("ignore_keys", ignore_keys)
@@ -668,7 +671,10 @@ class FusionTrainer(ResumableTrainer):
         # The Trainer itself evaluates its own sets, each of them once.
         is_own = prefix in self._awaited and (eval_dataset is None or isinstance(eval_dataset, str))
         self._awaited.discard(prefix)
-        is_reading = is_own and is_probe_set
+        # A second evaluation of the same weights, such as at the end of a stream, is no further reading.
+        history = self.record.history
+        is_read = bool(history) and history[-1].reading.step == self.state.global_step
+        is_reading = is_own and is_probe_set and not is_read
         # In training, only the first of several evaluation sets is probed.
         self.evaluator.probes = prefix == self._probe_prefix() or not self.is_in_train
         self.evaluator.decides = self.is_in_train and is_probe_set
@@ -678,6 +684,8 @@ class FusionTrainer(ResumableTrainer):
             metrics = super().evaluate(eval_dataset, [] if ignore_keys is None else ignore_keys, prefix)
         evaluated = measured(metrics)
         if evaluated is None:
+            if is_reading:
+                raise_no_reading()
             return metrics
         if is_own:
             self.evaluator.keep(self, prefix, evaluated)

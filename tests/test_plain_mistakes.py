@@ -58,7 +58,8 @@ def nan_in_row_five(index: int, row: dict) -> dict:
         ((0, same), (40, same), ValueError, "train_dataset has no rows"),
         ((16, same), (0, same), ValueError, "eval_dataset has no rows"),
         ((16, named_label), (40, same), TypeError, "is a str; give class numbers from 0 .*label2id"),
-        ((16, no_label), (40, same), ValueError, r"train_dataset has \['left', 'right'\] but no labels"),
+        ((16, no_label), (40, same), ValueError, r"train_dataset has .* but neither 'labels' nor 'label'"),
+        ((16, same), (40, no_label), ValueError, r"eval_dataset has .* but neither 'labels' nor 'label'"),
         ((16, other_length), (40, same), ValueError, "rows of 'right' cannot be stacked .* FusionProcessor"),
         (
             (16, without_names),

@@ -66,10 +66,16 @@ class Rates(TrainerCallback):
         self.rates[-1].append(optimizer.param_groups[0]["lr"])
 
 
-@pytest.mark.parametrize("own_optimizer", [False, True])
+def falling(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 5)
+
+
+@pytest.mark.parametrize("own_optimizer", [False, True, "and schedule"])
 def test_a_second_run_has_the_rates_of_the_first(tmp_path, own_optimizer):
     model, rates = two_views(), Rates()
-    given = {"optimizers": (torch.optim.AdamW(model.parameters(), lr=1e-2), None)} if own_optimizer else {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = falling(optimizer) if own_optimizer == "and schedule" else None
+    given = {"optimizers": (optimizer, schedule)} if own_optimizer else {}
     run = trainer(tmp_path, model=model, callbacks=[rates], unimodal_epochs=1, **given)
     run.train()
     used = run.optimizer
@@ -80,6 +86,36 @@ def test_a_second_run_has_the_rates_of_the_first(tmp_path, own_optimizer):
     assert second[3] > 0
     assert own_optimizer or used is not run.optimizer
     assert max(int(state["step"]) for state in run.optimizer.state.values()) == 2
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        rows = TwoViews(32, seed=0)
+        return (rows[index] for index in range(32))
+
+
+def test_two_evaluations_of_the_same_weights_are_one_reading(tmp_path):
+    run = trainer(tmp_path, max_steps=4)
+    # Stage 1 ends at step 2 at the latest, where the stream ends too.
+    run.train_dataset = Stream()
+    run.train()
+    assert [probe.step for probe in run.record.history] == [2, 4]
+
+
+class LogitsAlone(FusionTrainer):
+    def prediction_step(self, *args, **kwargs):
+        loss, outputs, labels = super().prediction_step(*args, **kwargs)
+        return loss, self.shortened(outputs), labels
+
+
+@pytest.mark.parametrize(
+    "shortened", [lambda outputs: outputs[0], lambda outputs: (outputs[0].argmax(-1), *outputs[1:])]
+)
+def test_an_evaluation_that_is_no_reading_is_said(tmp_path, shortened):
+    run = trainer(tmp_path, kind=LogitsAlone)
+    run.shortened = shortened
+    with pytest.raises(ValueError, match="If prediction_step is replaced, let it return all outputs of super"):
+        run.train()
 
 
 class FullAtStageTwo(TrainerCallback):

@@ -70,9 +70,9 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
             f"{argument} has the columns {columns} but no {' and no '.join(map(repr, missing))}, which the model "
             f"takes; {nested_form(columns, modalities) or _renaming(modalities)}."
         )
-    if column_names and not any(name in columns for name in LABEL_COLUMNS):
+    if not any(name in columns for name in LABEL_COLUMNS):
         raise ValueError(
-            f"{argument} has the columns {columns} but neither 'labels' nor 'label'; rename the column."
+            f"{argument} has the columns {columns} but neither 'labels' nor 'label'; rename the column, or add it."
         )
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -29,6 +29,13 @@ logger = logging.get_logger(__name__)
 
 BOOTSTRAP_REPLICATES = 100
 """Bootstrap replicates for the intervals after training. In training there are none, because rules do not use them."""
+
+NUM_OUTPUTS = 4
+"""The outputs of the model that a probe reads: logits, unimodal logits, embeddings, present."""
+KEEP_OUTPUTS = (
+    "If prediction_step is replaced, let it return all outputs of super().prediction_step as they are; "
+    "compute_metrics gets the logits alone anyway, and preprocess_logits_for_metrics may change them for it."
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,11 @@ class Evaluator:
             kind = run.model.problem_type
             answers = head_answers(torch.from_numpy(outputs), kind)
             return {score_name(kind): score(answers, torch.from_numpy(labels), kind), **user_values}
+        if len(outputs) < NUM_OUTPUTS or outputs[0].ndim != 2:
+            raise ValueError(
+                f"an evaluation returned {len(outputs)} outputs, the first of shape {outputs[0].shape}, but the probe "
+                f"needs those of the model, the first being logits (rows, classes). {KEEP_OUTPUTS}"
+            )
         evaluation = Evaluation.from_outputs(outputs, labels, run.model.embedding_dims)
         evaluation.excluded_from_readout = run.plan.excluded_from_readout
         evaluation.check_finite()
@@ -224,6 +236,14 @@ class Evaluator:
         readout = None if fitted is None else Readout.from_dict(fitted)
         reliability = reliability_of(evaluated.outputs, readout, run.model.problem_type)
         return replace(evaluated.measurement, reliability=reliability)
+
+
+def raise_no_reading() -> NoReturn:
+    """Raises ValueError: an evaluation of the probe set in training could not be measured."""
+    raise ValueError(
+        "the evaluation of the probe set (the first evaluation set) returned no labels, or the logits alone, so that "
+        f"nothing can be measured or decided. Give its rows 'labels'. {KEEP_OUTPUTS}"
+    )
 
 
 def probe_options(run: Run) -> dict[str, Any]:
