@@ -60,7 +60,7 @@ from ecsfusion.training.setup import (
     warn_of_older_checkpoint,
 )
 from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages, check_trainable
-from ecsfusion.training.untouched import StartOfRun, kept_precision, kept_random_state
+from ecsfusion.training.untouched import StartOfRun, kept_flags, kept_precision, kept_random_state
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -310,6 +310,8 @@ class FusionTrainer(ResumableTrainer):
                 self.neftune_hook_handle.remove()
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
+        # A run may have been stopped in stage 1, some steps after its latest probe.
+        self.stages.prepare_probe()
         if self.eval_dataset is not None:
             # If the model has got best heads of other steps, its present weights have not been evaluated yet.
             if self.best_heads.give_to_model(self._final_step()):
@@ -680,7 +682,10 @@ class FusionTrainer(ResumableTrainer):
         self.evaluator.decides = self.is_in_train and is_probe_set
         if self.is_in_train:
             self.stages.prepare_probe()
-        with self.evaluator.measuring() as measured:
+        with self.evaluator.measuring() as measured, ExitStack() as stack:
+            if not (is_own or self._awaited):
+                # Its callbacks would take what is due at this step for done.
+                stack.enter_context(kept_flags(self.control))
             metrics = super().evaluate(eval_dataset, [] if ignore_keys is None else ignore_keys, prefix)
         evaluated = measured(metrics)
         if evaluated is None:

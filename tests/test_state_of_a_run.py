@@ -88,6 +88,57 @@ def test_a_second_run_has_the_rates_of_the_first(tmp_path, own_optimizer):
     assert max(int(state["step"]) for state in run.optimizer.state.values()) == 2
 
 
+class LooksBefore(TrainerCallback):
+    """Evaluates other rows when the Trainer is about to evaluate its own."""
+
+    trainer: FusionTrainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.evaluate(TwoViews(9, seed=5), metric_key_prefix="test")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_evaluation_by_a_callback_takes_none_from_the_run(tmp_path, number):
+    looks, rows = LooksBefore(), TwoViews(40, seed=1)
+    run = trainer(
+        tmp_path,
+        strategy="joint",
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        logging_steps=1,
+        callbacks=[looks],
+        eval_dataset=rows if number == 1 else {"one": rows, "other": rows},
+    )
+    looks.trainer = run
+    run.train()
+    assert [probe.step for probe in run.record.history] == [1, 2]
+    assert [logs["step"] for logs in run.state.log_history if "loss" in logs] == [1, 2]
+
+
+class StopAfterThree(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 3
+
+
+def test_a_run_that_is_stopped_in_stage_one_fuses_its_last_heads(tmp_path):
+    run = trainer(
+        tmp_path,
+        strategy="warm-up",
+        num_train_epochs=8,
+        eval_strategy="steps",
+        eval_steps=2,
+        keep_best_heads=False,
+        callbacks=[StopAfterThree()],
+    )
+    run.train()
+    rows = TwoViews(5, seed=5)
+    with torch.no_grad():
+        outputs = run.model.eval()(**run.data_collator([rows[index] for index in range(5)]))
+    assert (run.record.stage, run.record.history[-1].step) == ("unimodal", 2)
+    torch.testing.assert_close(outputs.logits, sum(outputs.unimodal_logits.values()))
+
+
 class Stream(torch.utils.data.IterableDataset):
     def __iter__(self):
         rows = TwoViews(32, seed=0)
@@ -114,7 +165,9 @@ class LogitsAlone(FusionTrainer):
 def test_an_evaluation_that_is_no_reading_is_said(tmp_path, shortened):
     run = trainer(tmp_path, kind=LogitsAlone)
     run.shortened = shortened
-    with pytest.raises(ValueError, match="If prediction_step is replaced, let it return all outputs of super"):
+    with pytest.raises(
+        ValueError, match="If prediction_step is replaced, let it return all outputs of super"
+    ):
         run.train()
 
 

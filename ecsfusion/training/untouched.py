@@ -1,4 +1,4 @@
-"""The random state and the precision that an evaluation leaves as they were, and the start of a run."""
+"""The random state, precision and flags that an evaluation leaves as they were, and the start of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import TrainerControl
 
 
 @contextmanager
@@ -56,6 +57,21 @@ def kept_precision(model: nn.Module) -> Iterator[None]:
             tensor.data = values
         for module, name, buffer in buffers:
             module._buffers[name] = buffer
+
+
+@contextmanager
+def kept_flags(control: TrainerControl) -> Iterator[None]:
+    """A context after which the Trainer still logs, evaluates and saves at this step, if it was about to.
+
+    Every evaluation makes the flags False, also one that a callback of the user starts just before the Trainer's own.
+    """
+    names = ("should_log", "should_evaluate", "should_save")
+    flags = {name: getattr(control, name) for name in names}
+    try:
+        yield
+    finally:
+        for name, flag in flags.items():
+            setattr(control, name, flag or getattr(control, name))
 
 
 class StartOfRun:
