@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_bert, tiny_vit, two_views
+from fusion_fixtures import NUM_CLASSES, StopAfterSaving, TwoViews, tiny_bert, tiny_vit, two_views
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
@@ -137,6 +137,22 @@ def test_a_run_that_is_stopped_in_stage_one_fuses_its_last_heads(tmp_path):
         outputs = run.model.eval()(**run.data_collator([rows[index] for index in range(5)]))
     assert (run.record.stage, run.record.history[-1].step) == ("unimodal", 2)
     torch.testing.assert_close(outputs.logits, sum(outputs.unimodal_logits.values()))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("two-stage", "joint", "was saved in stage 1, and the strategy 'joint' has none"),
+        ("joint", "two-stage", "is of a run without a stage 1, which the strategy 'two-stage' begins with"),
+    ],
+)
+def test_a_checkpoint_of_a_stage_that_the_strategy_has_not_is_refused(tmp_path, first, second, message):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
+    killed = trainer(tmp_path, strategy=first, callbacks=[StopAfterSaving(1)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, strategy=second, **options).train(resume_from_checkpoint=True)
 
 
 class Stream(torch.utils.data.IterableDataset):

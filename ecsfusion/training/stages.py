@@ -61,6 +61,7 @@ class Stages:
         self._kept_step = None
         self._trainable = trainable_modalities(run.model)
         _check_processes(run)
+        _check_stage(run)
         rule, strategy = run.plan.rule, run.plan.strategy
         if record.strategy:
             strategy.load_state_dict(record.strategy)
@@ -288,3 +289,20 @@ def _check_processes(run: Run) -> None:
             f"random numbers would be different. Resume with {record.processes}, or start anew."
         )
     record.processes = processes
+
+
+def _check_stage(run: Run) -> None:
+    """Check that the stage of the checkpoint, if the run resumes, is one of the present strategy."""
+    record, name = run.record, run.plan.strategy.label
+    if run.state.global_step == 0:
+        return
+    if record.stage == "unimodal" and run.plan.first_stage == "joint":
+        other = f"was saved in stage 1, and the strategy {name!r} has none, so that the fused head would never train"
+    elif record.stage == "joint" and record.stage_start == 0 and run.plan.first_stage == "unimodal":
+        other = f"is of a run without a stage 1, which the strategy {name!r} begins with"
+    else:
+        return
+    raise ValueError(
+        f"the checkpoint to resume from {other}. Resume with the strategy of that run, or start anew from its weights: "
+        "FusionForClassification.from_pretrained(folder)."
+    )
