@@ -338,13 +338,13 @@ class FusionTrainer(ResumableTrainer):
         self._awaited = set()
         self._step_followed = self._start_step = 0
         if self.args.auto_find_batch_size and self._sharded_by() is None:
-            self._start_over()
+            self._start_over(kwargs.get("resume_from_checkpoint"))
         self.__dict__.pop("_eval_dataloaders", None)
         self._renew_optimizer()
         return super()._inner_training_loop(*args, **kwargs)
 
-    def _start_over(self) -> None:
-        """Give a retry with a smaller batch the weights and the random state that the first try began with.
+    def _start_over(self, checkpoint: str | None) -> None:
+        """Give a retry with a smaller batch the weights, random state and folders that the first try began with.
 
         Stage 2 may need more memory than stage 1, so that much may have been trained by then.
         """
@@ -353,6 +353,9 @@ class FusionTrainer(ResumableTrainer):
             self._start = StartOfRun(self.model, self.args.device)
         else:
             self._start.restore(self.model)
+            if checkpoint is not None:
+                self._bring_back_folders(checkpoint)
+            self.accelerator.wait_for_everyone()
 
     def _renew_optimizer(self) -> None:
         """Leave no state and no decayed rates of an earlier run in the optimizer.

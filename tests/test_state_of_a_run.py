@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fusion_fixtures import NUM_CLASSES, StopAfterSaving, TwoViews, tiny_bert, tiny_vit, two_views
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
@@ -206,6 +207,35 @@ def test_a_retry_with_a_smaller_batch_is_as_a_run_with_that_batch(tmp_path):
     plain.train()
     assert (retried.record.stage, retried.record.stage_start) == ("joint", plain.record.stage_start)
     assert same(weights(retried), weights(plain))
+
+
+class FullAfterBetterHeads(TrainerCallback):
+    """Memory is used up at step 3, when better heads than those of the checkpoint have been kept."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        file = Path(args.output_dir, "best_heads-left", "step.json")
+        self.steps.append(json.loads(file.read_text())["step"])
+        if state.global_step == 3 and 99 not in self.steps:
+            self.steps.append(99)
+            file.unlink()
+            file.write_text('{"step": 99}')
+            weights = file.parent / "model.safetensors"
+            save_file({"other": torch.ones(1)}, f"{weights}.new")
+            Path(f"{weights}.new").replace(weights)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_retry_of_a_resumed_run_has_the_heads_of_the_checkpoint(tmp_path):
+    options = {"max_steps": 4, "strategy": "joint", "save_strategy": "steps", "save_steps": 2}
+    killed = trainer(tmp_path, callbacks=[StopAfterSaving(2)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    full = FullAfterBetterHeads()
+    trainer(tmp_path, auto_find_batch_size=True, callbacks=[full], **options).train(True)
+    assert full.steps[:4] == [2, 2, 99, 2]
 
 
 class Looks(TrainerCallback):

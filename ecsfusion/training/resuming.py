@@ -176,15 +176,20 @@ class ResumableTrainer(Trainer):
                 )
             elif damaged:
                 logger.warning(f"Training resumes from the checkpoint before: {checkpoint}.")
-        if checkpoint is not None and self.args.should_save:
+        if checkpoint is not None:
+            self._bring_back_folders(checkpoint)
+        self.accelerator.wait_for_everyone()
+        return checkpoint
+
+    def _bring_back_folders(self, checkpoint: str) -> None:
+        """Put the folders that a checkpoint holds in the place of those that the run has written since."""
+        if self.args.should_save:
             for name in self.folder_names:
-                inside, outside = os.path.join(checkpoint, name), os.path.join(output_dir, name)
+                inside, outside = os.path.join(checkpoint, name), os.path.join(self.args.output_dir, name)
                 if os.path.isdir(inside) and not same_weights(inside, outside):
                     with self.saving(f"The folder {name!r} of {checkpoint}", f"{outside}.writing"):
                         link_folder(inside, f"{outside}.writing")
                         replace_folder(f"{outside}.writing", outside)
-        self.accelerator.wait_for_everyone()
-        return checkpoint
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_fsdp_enabled:
