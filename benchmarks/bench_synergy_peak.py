@@ -27,12 +27,12 @@ import torch
 from environment import environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from protocol.training import EVALUATION_BATCH, OPTIMIZERS, WEIGHT_DECAY, Quiet
+from protocol.training import Quiet, training_arguments
 from suites import load_suite
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-from ecsfusion import FusionForClassification, FusionTrainingArguments, fast_pid, logit_pid
+from ecsfusion import FusionForClassification, fast_pid, logit_pid
 from ecsfusion.evaluation.outputs import Evaluation
 
 RESULTS = Path(__file__).parent / "results"
@@ -92,22 +92,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     )
     each = EachEvaluation()
     with tempfile.TemporaryDirectory() as folder:
-        args = FusionTrainingArguments(
-            output_dir=folder,
-            num_train_epochs=suite.epochs,
-            per_device_train_batch_size=suite.batch_size,
-            per_device_eval_batch_size=EVALUATION_BATCH,
-            learning_rate=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY["adamw"],
-            warmup_steps=0.05,
-            seed=seed,
-            save_strategy="no",
-            keep_best_heads=False,
-            disable_tqdm=True,
-            report_to="none",
-            use_cpu=not torch.cuda.is_available(),
-            **OPTIMIZERS["adamw"],
-        )
+        args = training_arguments(suite, folder, seed, "adamw", LEARNING_RATE)
         trainer = Quiet(
             model=model,
             args=args,

@@ -19,6 +19,7 @@ import torch
 
 # A model is imported where it is made: a process that needs one kind starts sooner.
 import transformers
+from fusion_fixtures import TRANSFORMER, WAVES
 from torch import Tensor, nn
 
 from ecsfusion import FusionForClassification
@@ -29,19 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "encoders.md"
 MARKER = "families"
 
-TRANSFORMER = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 TEXT = {**TRANSFORMER, "vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 T5 = {"vocab_size": 20, "d_model": 12, "d_kv": 6, "d_ff": 24, "num_layers": 1, "num_heads": 2}
 PATCHES = {**TRANSFORMER, "image_size": 16, "patch_size": 8}
-WAVES = {
-    **TRANSFORMER,
-    "conv_dim": (8, 8),
-    "conv_stride": (4, 2),
-    "conv_kernel": (8, 4),
-    "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-}
 CLAP_AUDIO = {
     "patch_embeds_hidden_size": 8,
     "depths": [1, 1],

@@ -82,23 +82,14 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
         suite.build_encoders(), num_labels=suite.num_classes, fusion=setting.fusion
     )
     with tempfile.TemporaryDirectory() as folder:
-        args = FusionTrainingArguments(
-            output_dir=folder,
+        args = training_arguments(
+            suite,
+            folder,
+            seed,
+            setting.optimizer,
+            setting.learning_rate,
+            length=setting.length,
             strategy_options=json.loads(setting.options),
-            num_train_epochs=suite.epochs * setting.length,
-            per_device_train_batch_size=suite.batch_size,
-            per_device_eval_batch_size=EVALUATION_BATCH,
-            learning_rate=setting.learning_rate,
-            weight_decay=WEIGHT_DECAY[setting.optimizer],
-            warmup_steps=0.05,
-            seed=seed,
-            save_strategy="no",
-            # `Snapshots` keeps the best weights in memory, for every readout.
-            keep_best_heads=False,
-            disable_tqdm=True,
-            report_to="none",
-            use_cpu=not torch.cuda.is_available(),
-            **OPTIMIZERS[setting.optimizer],
             **json.loads(setting.arguments),
         )
         snapshots = Snapshots()
@@ -135,6 +126,47 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
         "trajectory": trajectory(trainer.record.history, suite.modalities),
         **environment("transformers", "accelerate"),
     }
+
+
+def training_arguments(
+    suite: Suite,
+    folder: str,
+    seed: int,
+    optimizer: str,
+    learning_rate: float,
+    *,
+    length: float = 1.0,
+    **more: Any,
+) -> FusionTrainingArguments:
+    """The arguments of every run on a suite.
+
+    Args:
+        suite: what to train on.
+        folder: the output folder.
+        seed: of the run.
+        optimizer: a name in `OPTIMIZERS`.
+        learning_rate: of all parts.
+        length: the budget, in those of the suite.
+        **more: further arguments.
+    """
+    return FusionTrainingArguments(
+        output_dir=folder,
+        num_train_epochs=suite.epochs * length,
+        per_device_train_batch_size=suite.batch_size,
+        per_device_eval_batch_size=EVALUATION_BATCH,
+        learning_rate=learning_rate,
+        weight_decay=WEIGHT_DECAY[optimizer],
+        warmup_steps=0.05,
+        seed=seed,
+        save_strategy="no",
+        # `Snapshots` keeps the best weights in memory, for every readout.
+        keep_best_heads=False,
+        disable_tqdm=True,
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        **OPTIMIZERS[optimizer],
+        **more,
+    )
 
 
 class Quiet(FusionTrainer):
