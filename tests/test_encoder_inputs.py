@@ -112,9 +112,8 @@ def test_a_sound_shorter_than_the_first_window_is_followed_by_silence(name):
 
 
 def test_a_clip_shorter_than_the_spans_of_spec_augment_trains():
-    encoder = families.Family(
-        "Wav2Vec2Model", {**families.WAVES, "feat_extract_norm": "layer", "mask_time_length": 10}, "waves"
-    ).make()
+    spans = {"feat_extract_norm": "layer", "mask_time_prob": 0.5, "mask_time_length": 10}
+    encoder = families.Family("Wav2Vec2Model", {**families.WAVES, **spans}, "waves").make()
     encoder = load_encoder("it", encoder.train())
     assert encoder.config.apply_spec_augment
     with pytest.raises(ValueError, match="mask_length"):
