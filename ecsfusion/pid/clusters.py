@@ -207,11 +207,13 @@ def estimate_tensors(counts: Tensor, num_samples: Sequence[int], options: Estima
     dependence = union + synergy - information.single.sum(-1) + information.coupling
     noise = 2 * information.single_noise
     # Few replicates may err downward, to a bias below zero.
-    plugin = plugin._replace(
-        redundancy_floor=(information.single_bias + noise).amin(-1).clamp_min(0.0),
-        unique_floor=(information.single_bias + noise).clamp_min(0.0),
-        synergy_floor=(information.joint_bias + 2 * information.joint_noise).clamp_min(0.0),
-    )
+    floors = {
+        "redundancy_floor": (information.single_bias + noise).amin(-1).clamp_min(0.0),
+        "unique_floor": (information.single_bias + noise).clamp_min(0.0),
+        "synergy_floor": (information.joint_bias + 2 * information.joint_noise).clamp_min(0.0),
+    }
+    # Not `_replace`: PyTorch 2.11 does not compile what it gives back.
+    plugin = Decomposition(**plugin._asdict() | floors)
     pid = Decomposition(
         redundancy=information.redundancy,
         unique=information.single - information.redundancy.unsqueeze(-1),
@@ -298,11 +300,12 @@ def _with_intervals(pid: Decomposition, information: Information, spread: Decomp
     def interval(low: Tensor, high: Tensor) -> Tensor:
         return torch.stack([low, high], -1).clamp_min(0.0)
 
-    return pid._replace(
-        redundancy_interval=interval(pid.redundancy - redundancy, pid.redundancy + redundancy + gap),
-        unique_interval=interval(pid.unique - unique - gap.unsqueeze(-1), pid.unique + unique),
-        synergy_interval=interval(pid.synergy - synergy - down, pid.synergy + synergy + up + gap),
-    )
+    intervals = {
+        "redundancy_interval": interval(pid.redundancy - redundancy, pid.redundancy + redundancy + gap),
+        "unique_interval": interval(pid.unique - unique - gap.unsqueeze(-1), pid.unique + unique),
+        "synergy_interval": interval(pid.synergy - synergy - down, pid.synergy + synergy + up + gap),
+    }
+    return Decomposition(**pid._asdict() | intervals)
 
 
 def _solve(counts: Tensor, tolerance: float) -> Decomposition:
