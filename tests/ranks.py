@@ -6,12 +6,16 @@ import multiprocessing
 import os
 from collections.abc import Callable
 
+import pytest
+import torch
 from accelerate.state import AcceleratorState
 from torch.distributed import TCPStore
 
 
 def start_ranks(function: Callable[[], object], processes: int = 1) -> list[multiprocessing.Process]:
     """Processes that call this function, each with the variables that torchrun gives to its processes."""
+    if torch.cuda.is_available():
+        pytest.skip("a process that is forked cannot use CUDA: run this with CUDA_VISIBLE_DEVICES=''")
     # As torchrun does it: this process has the store that the ranks meet at, so no port is looked for and then lost.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if processes > 1 else None
 

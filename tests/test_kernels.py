@@ -8,7 +8,8 @@ from pathlib import Path
 
 import ecsfusion_kernels
 import pytest
-from ecsfusion_kernels import language, ops, reference
+from ecsfusion_kernels import compile_check, language, ops, reference
+from ecsfusion_kernels.language import tl
 
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 
@@ -62,3 +63,26 @@ def test_every_kernel_equals_its_reference_in_the_interpreter(part):
     )
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
+
+
+@language.jit
+def _product_left_running(rows_ptr, basis_ptr, out_ptr, num_dims):
+    row, step, column = tl.arange(0, 128), tl.arange(0, 64), tl.arange(0, 32)
+    products = tl.zeros((128, 32), tl.float32)
+    squares = tl.zeros((128, 64), tl.float32)
+    for first in range(0, num_dims, 64):
+        rows = tl.load(rows_ptr + row[:, None] * num_dims + (first + step)[None, :])
+        basis = tl.load(basis_ptr + (first + step)[:, None] * 32 + column[None, :])
+        squares += rows.to(tl.float32) * rows.to(tl.float32)
+        products = tl.dot(rows, basis, products)
+    out = products / tl.sum(squares, 1)[:, None]
+    tl.store(out_ptr + row[:, None] * 32 + column[None, :], out)
+
+
+@needs_triton
+def test_a_product_that_may_read_what_is_overwritten_is_refused(monkeypatch):
+    types = {"rows_ptr": "*bf16", "basis_ptr": "*bf16", "out_ptr": "*fp32", "num_dims": "i32"}
+    variant = language.Variant(_product_left_running, types, {}, 8, 4)
+    monkeypatch.setattr(compile_check, "all_variants", lambda: [variant])
+    assert "use the result of `tl.dot` within the step" in compile_check.check(0, 90).problem
+    assert not compile_check.check(0, 80).problem

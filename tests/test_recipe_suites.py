@@ -251,12 +251,12 @@ def test_a_suite_trains_and_evaluates_on_splits_that_share_no_group(suite, store
     for split in job.splits.values():
         assert set(split.labels) == set(range(job.model.config.num_labels))
 
-    before = {name: parameter.detach().clone() for name, parameter in job.model.named_parameters()}
+    before = {name: parameter.detach().cpu().clone() for name, parameter in job.model.named_parameters()}
     trainer = run.train(job, job.model, job.args)
     assert trainer.state.global_step == 2
     for name in job.recipe.modalities:
         encoder = [(key, value) for key, value in job.model.named_parameters() if f".{name}." in f".{key}"]
-        assert any(not value.equal(before[key]) for key, value in encoder), name
+        assert any(not value.cpu().equal(before[key]) for key, value in encoder), name
         assert all(torch.isfinite(value).all() for _, value in encoder)
     scores = trainer.measurements["test"].scores
     assert set(scores) == {*job.recipe.modalities, FUSED, CALIBRATED}

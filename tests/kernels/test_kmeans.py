@@ -56,22 +56,18 @@ def test_nearest_against_float64(device, number, clusters, dimension):
 
 @pytest.mark.parametrize("layout", ["transposed", "columns of wider rows", "every second row"])
 def test_strides_change_nothing(device, layout):
-    points, centers = make(2, 70, 8), make(2, 5, 8, random_seed=1)
+    # Blobs far from one another, since for other strides another program may be compiled, which rounds in its own way.
+    blob = torch.arange(70) % 5
+    centers = 20 * make(2, 5, 8, random_seed=1)
+    points = centers[:, blob] + make(2, 70, 8)
     other = layouts(points)[layout]
-    for_all = [
-        (
-            nearest(p.to(device), centers.to(device)),
-            seed(p.to(device), 4, 1),
-            lloyd(p.to(device), centers.to(device), 3),
-        )
-        for p in (
-            points,
-            torch.empty_strided(other.shape, other.stride()).copy_(other) if device.type == "cuda" else other,
-        )
-    ]
-    for a, b in zip(*for_all, strict=True):
+    # A tensor that is moved loses its gaps.
+    other = torch.empty_strided(other.shape, other.stride(), device=device).copy_(other)
+    points, centers = points.to(device), centers.to(device)
+    found = [(nearest(p, centers), seed(p, 4, 1), lloyd(p, centers, 3)) for p in (points, other)]
+    for a, b in zip(*found, strict=True):
         for x, y in zip(a, b, strict=True):
-            assert torch.equal(x, y)
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-3)
 
 
 def test_the_first_of_equal_centres_wins(device):
@@ -96,7 +92,10 @@ def test_points_and_centres_that_are_not_finite(device):
 
 
 def assert_clustering(found, points):
-    """What every clustering must be, whichever way it was found."""
+    """What every clustering must be, whichever way it was found.
+
+    A squared distance is a difference of squared lengths, of products with about 22 bits.
+    """
     labels, sizes = found.labels.cpu(), found.sizes.cpu()
     for b in range(len(points)):
         assert torch.equal(torch.bincount(labels[b][labels[b] >= 0], minlength=sizes.shape[1]), sizes[b])
@@ -104,7 +103,8 @@ def assert_clustering(found, points):
         points - found.centers.cpu().gather(1, labels.clamp_min(0).unsqueeze(-1).expand_as(points))
     ).double()
     exact = exact.square().sum(-1).masked_fill(labels < 0, 0.0).sum(-1)
-    torch.testing.assert_close(found.inertia.cpu().double(), exact, rtol=1e-4, atol=1e-4)
+    lengths = points.double().square().sum((-2, -1))
+    assert bool(((found.inertia.cpu().double() - exact).abs() <= 1e-5 * exact + 2.0**-21 * lengths).all())
 
 
 @pytest.mark.parametrize(

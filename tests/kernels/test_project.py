@@ -138,7 +138,7 @@ def test_nothing_waits_and_a_graph_replays(device):
     )
     radius = torch.ones((), dtype=torch.float64, device=device)
     expected = project(rows, basis, offset, radius)
-    torch.cuda.synchronize()
+    assert_projected(expected, *(x.cpu() for x in (rows, basis, offset)), 1.0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         again = project(rows, basis, offset, radius)
@@ -150,6 +150,19 @@ def test_nothing_waits_and_a_graph_replays(device):
         captured = project(rows, basis, offset, radius)
     graph.replay()
     assert torch.equal(captured, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("size", "columns"), [(256, 8), (768, 8), (768, 30)])
+def test_every_row_of_many_blocks_is_right_every_time(device, large, dtype, size, columns):
+    """What blocks that run beside one another do to each other shows in few rows, and not in every call."""
+    if not large:
+        pytest.skip("needs a GPU")
+    rows, basis, offset = make(20_000, size, dtype=dtype), make(size, columns), make(columns)
+    expected = project(rows.to(device), basis.to(device), offset.to(device), 1.0)
+    assert_projected(expected, rows, basis, offset, 1.0)
+    for _ in range(20):
+        assert torch.equal(project(rows.to(device), basis.to(device), offset.to(device), 1.0), expected)
 
 
 def test_more_numbers_than_32_bits_count(device, large):

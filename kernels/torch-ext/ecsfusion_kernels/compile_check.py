@@ -3,7 +3,8 @@
     python -m ecsfusion_kernels.compile_check [--kernel NAME ...] [--jobs N]
 
 Prints registers, spills and shared memory per kernel and architecture; the exit status is 0 only if everything
-compiles, no thread spills more than 64 bytes, and no block needs more shared memory than the architecture has.
+compiles, no thread spills more than 64 bytes, no block needs more shared memory than the architecture has, and no
+product is left running into the next step of a loop.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
 """The most bytes of shared memory that one block may have, by architecture."""
 MAX_SPILLS = 64
 """The most bytes that a thread may spill."""
+PENDING = (
+    "a product of a loop still runs while the next rows are copied, and may read them: "
+    "use the result of `tl.dot` within the step"
+)
 
 
 class Report(NamedTuple):
@@ -39,7 +44,7 @@ class Report(NamedTuple):
         registers: per thread.
         spills: bytes of local memory per thread.
         shared: bytes of shared memory per block.
-        error: of the compiler; empty if there is none.
+        error: of the compiler, or why its result may be wrong; empty if there is none.
     """
 
     kernel: str
@@ -107,7 +112,13 @@ def check(index: int, architecture: int) -> Report:
     except Exception as error:
         # Every failure of the compiler is reported.
         return report._replace(error=f"{type(error).__name__}: {error}".strip()[:2000])
-    return report._replace(registers=registers, spills=spills, shared=compiled.metadata.shared)
+    is_pending = re.search(r"warp_group_dot_wait .*pendings = [1-9]", compiled.asm["ttgir"])
+    return report._replace(
+        registers=registers,
+        spills=spills,
+        shared=compiled.metadata.shared,
+        error=PENDING if is_pending else "",
+    )
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
