@@ -9,6 +9,7 @@ folds.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from ecsfusion_kernels import uniform
 from torch import Tensor
@@ -19,6 +20,8 @@ MAX_COPIES = 16
 """With more equal rows than so many for each distinct one, the rows are taken for a table of categories."""
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
+EVEN = 4
+"""What folds of one size are worth against folds with the same share of each class, where a group has both to upset."""
 
 
 class Folds(NamedTuple):
@@ -75,11 +78,38 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         smallest = torch.full_like(keys, 1 << KEY_BITS).scatter_reduce(0, groups, keys, "amin")
         order = order[_lexsort(keys[order], smallest[groups[order]])]
         group = _dense(groups[order])
+    if groups is not None:
+        return Folds(order, group, _deal_by_need(group, labels[order], num_folds), group[-1] + 1)
     first_class = torch.full_like(rows, 1 << 20).scatter_reduce(0, group, labels[order], "amin")
     size = torch.zeros_like(rows).scatter_add(0, group, torch.ones_like(rows))
     # Groups are numbered by key. Dealing them by class keeps the classes even, and by size the folds.
     dealt = _lexsort(-size, first_class).argsort()
     return Folds(order, group, dealt[group] % num_folds, group[-1] + 1)
+
+
+def _deal_by_need(group: Tensor, labels: Tensor, num_folds: int) -> Tensor:
+    """The fold of each row: the largest group first, each into the fold that has the least of its classes and of all.
+
+    Args:
+        group: (N,) int64, ascending from 0.
+        labels: (N,) int64 classes.
+        num_folds: F.
+    """
+    pairs, counts = torch.stack([group, labels]).unique(dim=1, return_counts=True)
+    (owner, kinds), counts = pairs.cpu().numpy(), counts.cpu().numpy()
+    starts = np.searchsorted(owner, np.arange(owner[-1] + 2))
+    sizes = np.add.reduceat(counts, starts[:-1])
+    frequency = np.bincount(kinds, counts)
+    by_class, in_all = np.zeros((num_folds, len(frequency))), np.zeros(num_folds)
+    fold = np.empty(len(sizes), dtype=np.int64)
+    for g in np.argsort(-sizes, kind="stable"):
+        of_group = slice(starts[g], starts[g + 1])
+        kind, count = kinds[of_group], counts[of_group]
+        share = (by_class[:, kind] / frequency[kind]) @ count + EVEN * in_all * (sizes[g] / len(group))
+        fold[g] = chosen = share.argmin()
+        by_class[chosen, kind] += count
+        in_all[chosen] += sizes[g]
+    return torch.from_numpy(fold).to(group.device)[group]
 
 
 def _lexsort(minor: Tensor, major: Tensor) -> Tensor:
