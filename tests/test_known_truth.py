@@ -186,12 +186,7 @@ def test_boosted_trees_prove_no_more_where_structure_is_a_parity():
 @pytest.mark.parametrize(
     "part",
     [
-        pytest.param(
-            0,
-            marks=pytest.mark.xfail(
-                strict=True, reason="with more columns than rows held_out is 0.17 bits under a tuned ridge"
-            ),
-        ),
+        0,
         2,
     ],
 )
