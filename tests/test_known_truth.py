@@ -185,10 +185,7 @@ def test_boosted_trees_prove_no_more_where_structure_is_a_parity():
 
 @pytest.mark.parametrize(
     "part",
-    [
-        0,
-        2,
-    ],
+    [0, 2],
 )
 def test_no_linear_classifier_proves_more_of_clip_art(shared_data, part):
     """Every third source, in the folds of the estimate itself: a probe of 1 280 columns takes its time."""
