@@ -101,6 +101,39 @@ def test_modes_whose_values_are_no_brightness_are_converted(mode):
     assert np.abs(np.asarray(read.convert("L")).astype(int) - np.asarray(picture)).max() <= 2
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA", "P", "L", "RGB"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_transparent_places_are_white_whatever_is_hidden_there(mode, num_channels):
+    """The left half can be seen, the right half cannot."""
+    values = np.zeros((4, 6, 4), np.uint8)
+    values[:, :3] = [40, 40, 40, 255]
+    values[:, 3:] = [200, 10, 10, 0]
+    image = Image.fromarray(values)
+    if mode in ("LA", "La"):
+        image = image.convert("LA").convert(mode)
+    elif mode == "RGBa":
+        image = image.convert("RGBa")
+    elif mode == "PA":
+        image = image.convert("P").convert("PA")
+        image.putalpha(Image.fromarray(values[..., 3]))
+    elif mode != "RGBA":
+        # Files of these modes name one colour that is transparent.
+        image = image.convert("RGB").quantize() if mode == "P" else image.convert("RGB").convert(mode)
+        image.info["transparency"] = image.getpixel((5, 0))
+    file = io.BytesIO()
+    if mode in ("P", "L", "RGB"):
+        image.save(file, "PNG", transparency=image.info["transparency"])
+    found = np.asarray(read_image(file.getvalue() or image, num_channels))
+    assert abs(int(found[0, 0].max()) - 40) <= 1
+    assert (found[:, 3:] == 255).all()
+
+
+def test_half_transparent_places_are_half_white_and_a_processor_of_four_channels_gets_them():
+    image = Image.new("RGBA", (2, 2), (0, 0, 0, 128))
+    assert abs(int(np.asarray(read_image(image, 3))[0, 0, 0]) - 127) <= 1
+    assert np.asarray(read_image(image)).tolist() == np.asarray(image).tolist()
+
+
 def test_integers_whose_range_is_in_doubt_are_no_sound():
     tone = np.round(8000 * np.sin(np.arange(400) / 9)).astype(np.int16)
     expected = tone / 2.0**15

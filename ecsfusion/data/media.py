@@ -37,6 +37,7 @@ VALUE_RANGES = "say what black and white are: FusionProcessor(..., value_ranges=
 PLAIN_MODES = ("L", "RGB", "RGBA")
 """Modes of Pillow whose values are brightness; others are converted to them."""
 GREY_MODES = ("1", "LA", "La")
+TRANSPARENT_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 EXTERNAL_FORMATS = ("EPS",)
 """Formats that Pillow decodes by running another program."""
 
@@ -61,7 +62,8 @@ def read_image(
             the type.
 
     Returns:
-        A PIL image of mode "L" or "RGB", or "RGBA" when `num_channels` is None; turned upright as its EXIF says.
+        A PIL image of mode "L" or "RGB", or "RGBA" when `num_channels` is None; turned upright as its EXIF says. As "L"
+        or "RGB" transparent places are white.
 
     Raises:
         ValueError: the file is absent, the bytes are no image, or the array has another shape or range.
@@ -91,7 +93,20 @@ def read_image(
         wanted = image.mode if image.mode in PLAIN_MODES else "L" if image.mode in GREY_MODES else "RGB"
     else:
         wanted = "L" if num_channels == 1 else "RGB"
-    return image.convert(wanted)
+    return image.convert(wanted) if wanted == "RGBA" else _on_white(image).convert(wanted)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay an image with transparent places on white; what a file holds under them is not to be seen.
+
+    `convert` would show it: often black, or what was erased.
+    """
+    if image.mode not in TRANSPARENT_MODES and "transparency" not in image.info:
+        return image
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def read_video(
