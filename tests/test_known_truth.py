@@ -209,7 +209,7 @@ def test_no_linear_classifier_proves_more_of_clip_art(shared_data, part):
     assert float(pid.held_out.mutual_information[0]) >= bound - 0.05
 
 
-# ---- structure that the readouts do not see yet ----
+# ---- structure inside a modality ----
 
 
 def interval_inside(generator):
@@ -238,15 +238,12 @@ def spreads(generator):
     return (1 + 0.3 * labels[:, None]) * generator.normal(size=(ROWS, 16)), labels
 
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="no readout sees this structure inside a modality")
-
-
 @pytest.mark.parametrize(
     ("rows_of", "knows"),
     [
-        pytest.param(interval_inside, 1.0, marks=UNSEEN, id="sine"),
+        pytest.param(interval_inside, 1.0, id="sine"),
         pytest.param(three_bits, 0.93, id="three bits"),
-        pytest.param(far_tails, 0.39, marks=UNSEEN, id="cauchy"),
+        pytest.param(far_tails, 0.39, id="cauchy"),
         pytest.param(spreads, 0.31, id="spread"),
     ],
 )
@@ -257,7 +254,6 @@ def test_structure_inside_a_modality(rows_of, knows):
     assert float(pid.mutual_information[0]) > 0.7 * knows
 
 
-@pytest.mark.xfail(strict=True, reason="both together are read by clusters that a modality alone is not")
 def test_structure_inside_a_modality_is_no_synergy():
     generator = np.random.default_rng(8)
     rows, labels = interval_inside(generator)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecsfusion.pid.binned import binned_columns
 from ecsfusion.pid.decomposition import LN2, entropy
 from ecsfusion.pid.folds import make_folds, row_keys
 from ecsfusion.pid.linear import (
@@ -158,8 +159,11 @@ def read_side(rows: Tensor, sets: TrainingSets, log_prior: Tensor, random_seed: 
     """Fit the readouts of standardized rows (N, D) and pool them."""
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
+    lines, bins = linear.logits, binned_columns(sums)
+    if bins is not None:
+        lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
     searches = inner_searches(sums.folds()), inner_searches(sums.halves())
-    pooled = _pooled(torch.stack(linear.logits, 1), searches, sets, log_prior, random_seed)
+    pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
     return Side(sums, linear, pooled[:2], pooled[2])
 
 
