@@ -4,10 +4,12 @@ import inspect
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import ecsfusion_kernels
 import pytest
+import torch
 from ecsfusion_kernels import compile_check, language, ops, reference
 from ecsfusion_kernels.language import tl
 
@@ -43,6 +45,32 @@ def test_integers_are_specialized_only_where_the_kernel_says_so():
         if variant.types.get(parameter.name) in ("i32", "i64") and not parameter.do_not_specialize
     }
     assert specialized == {"r_stride", "factor_stride"}
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "kernel",
+    {variant.kernel for module in ops.modules() for variant in module.variants()},
+    ids=lambda kernel: kernel.__name__,
+)
+def test_a_kernel_is_launched_on_the_device_of_its_first_argument(monkeypatch, kernel):
+    """Triton launches on the current device, whatever the tensors are on."""
+    current, launched = [None], []
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(
+        type(kernel), "run", lambda self, *args, **kwargs: launched.append((self, args, kwargs, current[-1]))
+    )
+    first = torch.zeros(1)
+    kernel[(7,)](first, 2, BLOCK=3)
+    assert launched == [(kernel, (first, 2), {"grid": (7,), "warmup": False, "BLOCK": 3}, first)]
+    assert current == [None]
 
 
 # The interpreter is slow: two processes, so that two workers of `pytest -n 2` can share them.
