@@ -29,6 +29,8 @@ try:
 except ImportError:
     np = None  # type: ignore[assignment]
 
+from ..precision import in_full_precision
+
 __all__ = ["BrojaSolution", "broja"]
 
 # numpy.ndarray or torch.Tensor, batch first.
@@ -70,6 +72,7 @@ class BrojaSolution(NamedTuple):
     iterations: Tensor
 
 
+@in_full_precision
 def broja(p1y: Tensor, p2y: Tensor, tolerance: float = 1e-4, max_iterations: int = 20_000) -> BrojaSolution:
     """Maximize H_Q(Y | X1, X2) over all Q with the given pair marginals, with certified bounds.
 

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from ..precision import in_full_precision
+
 __all__ = ["loglinear"]
 
 
+@in_full_precision
 def loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int = 30) -> Tensor:
     """Tables R(x1, x2) A(x1, y) B(x2, y) with the pair tables p12 (B, K1, K2), first (B, K1, C), second (B, K2, C).
 
