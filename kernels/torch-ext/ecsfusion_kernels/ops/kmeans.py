@@ -458,9 +458,14 @@ def _lloyd_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if runs_kernels(points):
         return _launch_lloyd(points, centers, max_iterations, tolerance)
-    configurations = reference_lloyd(points, centers, max_iterations, tolerance)
+    found = reference_lloyd(points, centers, max_iterations, tolerance)
     # An op must not return its own arguments.
-    return configurations.centers.clone(), configurations.labels, configurations.inertia, configurations.sizes
+    return (
+        found.centers.clone(memory_format=torch.contiguous_format),
+        found.labels,
+        found.inertia,
+        found.sizes,
+    )
 
 
 @_lloyd_op.register_fake

@@ -23,7 +23,7 @@ def loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int = 30) -> T
         a = _scaled(first, r @ b, tiny)
         b = _scaled(second, r.mT @ a, tiny)
     r = p12 / (a @ b.mT).clamp_min(tiny)
-    return r.unsqueeze(3) * a.unsqueeze(2) * b.unsqueeze(1)
+    return (r.unsqueeze(3) * a.unsqueeze(2) * b.unsqueeze(1)).contiguous()
 
 
 def _scaled(target: Tensor, current: Tensor, tiny: float) -> Tensor:

@@ -47,7 +47,8 @@ def poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
     terms = (1 / 3 + w.square() / 6) - (w / 36 + w**3 / 72) / root
     terms += (-8 / 405 + 7 * w.square() / 810 + w**4 / 270) / root.square()
     expansion = torch.floor(mean + root * w + terms)
-    return torch.where(mean < MIN_EXPANSION_MEAN, count, expansion).reshape(num_replicates, *expected.shape)
+    drawn = torch.where(mean < MIN_EXPANSION_MEAN, count, expansion)
+    return drawn.reshape(num_replicates, *expected.shape).contiguous()
 
 
 def normal_quantile(u: Tensor) -> Tensor:
