@@ -224,7 +224,12 @@ class Watch(TorchDispatchMode):
         if name in self.PRODUCTS and args[0].dtype == torch.float32:
             self.flags += flags_now()
         is_sum_of_floats = name in ("cumsum", "cumsum_") and args[0].is_floating_point()
-        if is_sum_of_floats or str(function).startswith(("aten.median.dim", "aten.histc", "aten.put")):
+        is_weighed = name == "bincount" and len(args) > 1 and args[1] is not None
+        if (
+            is_sum_of_floats
+            or is_weighed
+            or str(function).startswith(("aten.median.dim", "aten.histc", "aten.put"))
+        ):
             self.refused.append(str(function))
         return function(*args, **(kwargs or {}))
 
