@@ -144,6 +144,7 @@ def fit_together(
     # (M, n, d)
     points = torch.stack([project(*arguments) for arguments in each])
 
+    # This copies the points once a restart: no strides repeat each of several matrices.
     problems = points.unsqueeze(1).expand(-1, RESTARTS, -1, -1).flatten(0, 1)
     clustering = lloyd(problems, seed(problems, num_clusters, random_seed))
     best = clustering.inertia.reshape(-1, RESTARTS).argmin(-1)

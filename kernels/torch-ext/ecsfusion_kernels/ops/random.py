@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl, with_unaligned
 from ..reference.random import keys
 from ..reference.random import uniform as reference_uniform
 
@@ -53,7 +53,7 @@ def _launch_uniform(counter: Tensor, seed: int) -> Tensor:
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     types = {"counter_ptr": "*i64", "out_ptr": "*fp32", "num_values": "i64", "key1": "i32", "key2": "i32"}
-    return [Variant(_uniform, types, {"BLOCK": BLOCK}, num_warps=4)]
+    return with_unaligned(Variant(_uniform, types, {"BLOCK": BLOCK}, num_warps=4), ("counter_ptr",))
 
 
 @custom_op(f"{NAMESPACE}::uniform", mutates_args=())
