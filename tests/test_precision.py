@@ -2,7 +2,9 @@
 
 import contextlib
 import inspect
+import tempfile
 
+import numpy as np
 import pytest
 import torch
 from ecsfusion_kernels import reference
@@ -19,7 +21,9 @@ from ecsfusion import (
     soft_assignments,
     soft_joint,
 )
+from ecsfusion.data.embedding_files import ArrayTable
 from ecsfusion.pid.discretize import Discretizer
+from ecsfusion.pid.stream import stream_pid
 from ecsfusion.pid.union import union_information
 
 NUM_CLASSES = 3
@@ -56,12 +60,23 @@ def loss_and_gradients():
     return [loss.detach(), *(x.grad for x in rows)]
 
 
+def streamed():
+    """Of a table of the same rows, by clusters."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/rows.npz"
+        np.savez(path, label=LABELS.numpy(), **{name: rows.numpy() for name, rows in NAMED.items()})
+        table = ArrayTable(path)
+    options = {"method": "clusters", "num_clusters": "auto", "permutations": 2, "bootstrap": 0}
+    return stream_pid(table, {name: name for name in NAMED}, "label", **options)
+
+
 CLUSTERS = {"num_clusters": 4, "permutations": 4}
 CALLS = {
     "fast_pid": lambda: fast_pid(NAMED, LABELS, num_clusters=16),
     "fast_pid by clusters": lambda: fast_pid(NAMED, LABELS, method="clusters", bootstrap=3, **CLUSTERS),
     "fast_pids by clusters": lambda: fast_pids(THREE, LABELS, method="clusters", bootstrap=0, **CLUSTERS),
     "pid_tensors": lambda: pid_tensors(NAMED, LABELS, num_classes=NUM_CLASSES, bootstrap=0, **CLUSTERS),
+    "stream_pid": streamed,
     "decompose": lambda: decompose(TABLES, tolerance=1e-3),
     "union": lambda: union_information(POSTERIORS[:1], POSTERIORS[1:], LABELS, 8, 1e-3, 300, 0),
     "loss": loss_and_gradients,
