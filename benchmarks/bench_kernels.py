@@ -8,7 +8,9 @@ D, K and C on log axes beside what the bandwidth of a copy, measured in the same
 
 `bandwidth_share` is the kernel's traffic (every input read once, every output written once) per second as a share of
 a copy's. A k-means step is the difference between 11 and 1 iterations, over 10; so it is for flash-kmeans and cuML,
-which are measured where they are installed. The published solver is timed on a few tables, one after the other.
+which are measured where they are installed. All times are those of the device: what Python takes to launch is not in
+them (`timing.timed_on_device`), except where the host waits within the work. The published solver is timed on a few
+tables, one after the other, at the end.
 
 `--smoke` runs the same code at tiny sizes, for a machine without a GPU (with TRITON_INTERPRET=1 the kernels, else
 their references); its figures say nothing.
@@ -16,6 +18,7 @@ their references); its figures say nothing.
 
 import argparse
 import json
+import math
 import sys
 import time
 import traceback
@@ -29,7 +32,7 @@ from environment import environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from published import published_solver
-from timing import Timing, timed
+from timing import Timing, timed_on_device
 from torch import Tensor
 from tqdm import tqdm
 
@@ -65,7 +68,7 @@ def copy_bandwidth(sizes: Sizes, device: torch.device) -> tuple[Timing, float]:
     """Bytes read and written per millisecond by a copy from one place of the device to another."""
     source = torch.empty(sizes.copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    timing = timed(lambda: target.copy_(source), device, sizes.seconds)
+    timing = timed_on_device(lambda: target.copy_(source), device, sizes.seconds)
     return timing, 2 * sizes.copied / timing.milliseconds
 
 
@@ -192,7 +195,7 @@ def measure_histogram(sizes: Sizes, device: torch.device) -> Iterator[Line]:
 
 def measure_solver(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     """Many tables of 20 x 20 x 6 at once to a gap of 1e-3 bits, and one of 20 x 20 x C."""
-    batches = [(sizes.tables, 6)] + [(1, classes) for classes in sizes.classes]
+    batches = [*((1, classes) for classes in sizes.classes), (sizes.tables, 6)]
     for count, classes in batches:
         tables = random_tables(count, sizes.k, classes, 1280 * max(1, classes // 6), device)
         p1y, p2y = tables.sum(2), tables.sum(1)
@@ -234,9 +237,11 @@ def measured(line: Line, bandwidth: float, device: torch.device, seconds: float)
 
     def time_of(function: Callable[..., Any]) -> Timing:
         if not iterations:
-            return timed(function, device, seconds)
+            return timed_on_device(function, device, seconds)
         # What is not part of an iteration is in both and cancels.
-        long, short = (timed(lambda n=n: function(n=n), device, seconds) for n in (iterations + 1, 1))
+        long, short = (
+            timed_on_device(lambda n=n: function(n=n), device, seconds) for n in (iterations + 1, 1)
+        )
         difference = max(long.milliseconds - short.milliseconds, 1e-6) / iterations
         return Timing(difference, (long.spread + short.spread) / iterations)
 
@@ -293,6 +298,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--output", type=Path, help="folder; benchmarks/results, or /tmp for --smoke")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds; then nothing new begins")
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.smoke:
         parser.error("there is no CUDA device; --smoke runs the same code at tiny sizes on the CPU")
@@ -308,14 +314,21 @@ def main() -> int:
     parts = (measure_project, measure_nearest, measure_seed, measure_step, measure_histogram, measure_solver)
     with (folder / "kernels.jsonl").open("w") as file:
         print(json.dumps(lines[0]), file=file)
-        for part in parts:
+        for number, part in enumerate(parts, 1):
+            until = started + options.limit * number / len(parts)
             try:
                 for entry in tqdm(
                     part(sizes, device), part.__name__.removeprefix("measure_"), unit=" shapes"
                 ):
+                    if time.perf_counter() > until:
+                        break
                     for line in measured(entry, bandwidth, device, sizes.seconds):
                         lines.append(machine | line)
                         print(json.dumps(lines[-1]), file=file, flush=True)
+            except KeyboardInterrupt:
+                # Stopped from outside: what was measured is drawn.
+                failures += 1
+                break
             except Exception:
                 # What the others measured is not lost; the exit status tells.
                 failures += 1

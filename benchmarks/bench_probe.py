@@ -5,11 +5,12 @@
 writes benchmarks/results/probe.jsonl, one JSON line per measurement (a median in milliseconds with its spread, the
 baseline and the speedup over it), and draws benchmarks/results/probe.png: the cost against N, D, K and C.
 
-The way "call" is `fast_pid(method="clusters")` as a user calls it, with its checks and the read of the result; "graph
-replay" is `pid_tensors` captured in a CUDA graph. Both find the clusters, count, solve, and correct with 32 permutation
-replicates, without bootstrap. The published way (`published.py`) moves the embeddings to the host for scikit-learn's
-PCA and k-means and solves on the device; as published it takes 1280 of the rows, here also all. "probe part" lines
-are the steps of a call, one by one.
+The way "default call" is `fast_pid` as a user calls it, by held-out posteriors, "call" `fast_pid(method="clusters")`,
+both with the checks and the read of the result; "graph replay" is `pid_tensors` captured in a CUDA graph. The last two
+find the clusters, count, solve, and correct with 32 permutation replicates, without bootstrap. `launches` are the
+kernels that one run starts on a GPU, as torch.profiler counts them. The published way (`published.py`) moves the
+embeddings to the host for scikit-learn's PCA and k-means and solves on the device; as published it takes 1280 of the
+rows, here also all. "probe part" lines are the steps of "call", one by one, without the Python that launches them.
 
 `--smoke` runs the same code at tiny sizes, for a machine without a GPU (with TRITON_INTERPRET=1 the kernels, else
 their references); its figures say nothing.
@@ -17,6 +18,7 @@ their references); its figures say nothing.
 
 import argparse
 import json
+import math
 import sys
 import time
 import traceback
@@ -31,8 +33,10 @@ from environment import environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from published import MAX_SAMPLES, published_histogram, published_solver
-from timing import Timing, timed
+from timing import Timing, timed, timed_on_device
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from ecsfusion.pid.clusters import MAX_ITERATIONS, pid_tensors
 from ecsfusion.pid.correction import correct
@@ -42,6 +46,8 @@ from ecsfusion.pid.estimate import fast_pid
 
 RESULTS = Path(__file__).parent / "results"
 PERMUTATIONS, TOLERANCE = 32, 1e-3
+# Of one modality; for more the default estimate is not measured.
+MAX_DEFAULT_VALUES = 100_000 * 768
 
 Line = dict[str, Any]
 Size = dict[str, int]
@@ -86,10 +92,33 @@ def options(size: Size) -> dict[str, Any]:
     }
 
 
-def measure_ways(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
-    """The probe as a call and, on a GPU, as the replay of a graph."""
+def launches(work: Callable[[], Any], device: torch.device) -> int | None:
+    """The kernels that `work()` starts on a GPU; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    work()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize(device)
+    on_device = [event.name for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in on_device)
+
+
+def measure_ways(
+    size: Size, device: torch.device, seconds: float
+) -> Iterator[tuple[str, Timing, int | None]]:
+    """The default estimate and that by clusters as calls and, on a GPU, the latter as the replay of a graph."""
     named, labels = modalities(size, device)
-    yield "call", timed(lambda: fast_pid(named, labels, method="clusters", **options(size)), device, seconds)
+
+    def by_clusters() -> Any:
+        return fast_pid(named, labels, method="clusters", **options(size))
+
+    def by_posteriors() -> Any:
+        return fast_pid(named, labels, num_classes=size["C"], tolerance=TOLERANCE)
+
+    yield "call", timed(by_clusters, device, seconds), launches(by_clusters, device)
+    if size["N"] * size["D"] <= MAX_DEFAULT_VALUES:
+        yield "default call", timed(by_posteriors, device, seconds), launches(by_posteriors, device)
     if device.type != "cuda":
         return
     # A warm-up on a stream of its own: PyTorch's rule for capturing.
@@ -105,10 +134,12 @@ def measure_ways(size: Size, device: torch.device, seconds: float) -> Iterator[t
     graph.replay()
     if int(found.counted.min()) != size["N"]:
         raise RuntimeError(f"the replay counted {int(found.counted.min())} of {size['N']} rows")
-    yield "graph replay", timed(graph.replay, device, seconds)
+    yield "graph replay", timed_on_device(graph.replay, device, seconds), launches(graph.replay, device)
 
 
-def measure_parts(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
+def measure_parts(
+    size: Size, device: torch.device, seconds: float
+) -> Iterator[tuple[str, Timing, int | None]]:
     """The steps of `pid_tensors`, one by one, each launched eagerly."""
     named, labels = modalities(size, device)
     clusters, number = size["K"], size["N"]
@@ -126,7 +157,7 @@ def measure_parts(size: Size, device: torch.device, seconds: float) -> Iterator[
         "correct": lambda: correct(counts[0], number, single, redundancy, PERMUTATIONS, 0),
     }
     for name, step in steps.items():
-        yield name, timed(step, device, seconds)
+        yield name, timed_on_device(step, device, seconds), launches(step, device)
 
 
 def measure_published(size: Size, device: torch.device, seconds: float) -> Iterator[tuple[str, Timing]]:
@@ -148,7 +179,7 @@ def draw(lines: list[Line], base: Size, path: Path) -> None:
     FigureCanvasAgg(figure)
     whole = {(line["way"], *line["shape"].values()): line for line in lines if line["benchmark"] == "probe"}
     for axes, variable in zip(figure.subplots(2, 2, sharey=True).flat, ("N", "D", "K", "C"), strict=True):
-        for way, marker in (("call", "o-"), ("graph replay", "s--")):
+        for way, marker in (("default call", "^-"), ("call", "o-"), ("graph replay", "s--")):
             rest = base.keys() - {variable}
             found = [line for line in whole.values() if line["way"] == way]
             found = [line for line in found if all(line["shape"][name] == base[name] for name in rest)]
@@ -170,6 +201,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000, help="N of the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--output", type=Path, help="folder; benchmarks/results, or /tmp for --smoke")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds; then no new size begins")
     chosen = parser.parse_args()
     if not torch.cuda.is_available() and not chosen.smoke and chosen.device != "cpu":
         parser.error(
@@ -190,9 +222,17 @@ def main() -> int:
 
     with (folder / "probe.jsonl").open("w") as file:
 
-        def write(benchmark: str, size: Size, way: str, timing: Timing, baselines: dict[str, Timing]) -> None:
+        def write(
+            benchmark: str,
+            size: Size,
+            way: str,
+            timing: Timing,
+            started_kernels: int | None,
+            baselines: dict[str, Timing],
+        ) -> None:
             line = machine | {"benchmark": benchmark, "way": way, "dtype": "bfloat16", "shape": size}
             line |= {"permutations": PERMUTATIONS, "restarts": 4, **timing._asdict()}
+            line["launches"] = started_kernels
             for name, baseline in (baselines or {None: None}).items():
                 milliseconds = None if baseline is None else baseline.milliseconds
                 lines.append(
@@ -206,7 +246,11 @@ def main() -> int:
                 print(json.dumps(lines[-1]), file=file, flush=True)
                 against = "" if name is None else f"{lines[-1]['speedup']:10.1f} x over {name}"
                 shape = ", ".join(f"{key} {value}" for key, value in size.items())
-                print(f"{benchmark:11}{way:14}{shape:42}{timing.milliseconds:10.3f} ms{against}", flush=True)
+                count = "" if started_kernels is None else f"{started_kernels:6} launches"
+                print(
+                    f"{benchmark:11}{way:14}{shape:42}{timing.milliseconds:10.3f} ms{count}{against}",
+                    flush=True,
+                )
 
         def attempt(work: Callable[[], None]) -> None:
             nonlocal failures
@@ -217,24 +261,37 @@ def main() -> int:
                 failures += 1
                 traceback.print_exc()
 
+        figures: list[tuple[str, Timing, int | None]] = []
+
         def figure() -> None:
-            baselines: dict[str, Timing] = {}
-            attempt(lambda: baselines.update(measure_published(base, device, seconds)))
-            for way, timing in measure_ways(base, device, seconds):
-                write("probe", base, way, timing, baselines)
+            for way, timing, count in measure_ways(base, device, seconds):
+                figures.append((way, timing, count))
+                write("probe", base, way, timing, count, {})
+
+        def against_published() -> None:
+            for name, baseline in measure_published(base, device, seconds):
+                for way, timing, count in figures:
+                    write("probe", base, way, timing, count, {name: baseline})
 
         def parts() -> None:
-            for name, timing in measure_parts(base, device, seconds):
-                write("probe part", base, name, timing, {})
+            for name, timing, count in measure_parts(base, device, seconds):
+                write("probe part", base, name, timing, count, {})
 
         def picture(size: Size) -> None:
-            for way, timing in measure_ways(size, device, seconds):
-                write("probe", size, way, timing, {})
+            for way, timing, count in measure_ways(size, device, seconds):
+                write("probe", size, way, timing, count, {})
 
-        attempt(figure)
-        attempt(parts)
-        for size in others:
-            attempt(lambda size=size: picture(size))
+        try:
+            attempt(figure)
+            attempt(parts)
+            for size in others:
+                # The published way takes the other half.
+                if time.perf_counter() < started + chosen.limit / 2:
+                    attempt(lambda size=size: picture(size))
+            attempt(against_published)
+        except KeyboardInterrupt:
+            # Stopped from outside: what was measured is drawn.
+            failures += 1
     if lines:
         draw(lines, base, folder / "probe.png")
     print(f"{time.perf_counter() - started:.0f} s; {folder / 'probe.jsonl'}")

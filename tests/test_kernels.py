@@ -4,12 +4,16 @@ import inspect
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import ecsfusion_kernels
+import numpy as np
 import pytest
+import torch
 from ecsfusion_kernels import compile_check, language, ops, reference
 from ecsfusion_kernels.language import tl
+from packaging.version import Version
 
 KERNEL_TESTS = Path(__file__).parent / "kernels"
 
@@ -45,6 +49,57 @@ def test_integers_are_specialized_only_where_the_kernel_says_so():
     assert specialized == {"r_stride", "factor_stride"}
 
 
+@needs_triton
+@pytest.mark.parametrize(
+    "kernel",
+    {variant.kernel for module in ops.modules() for variant in module.variants()},
+    ids=lambda kernel: kernel.__name__,
+)
+def test_a_kernel_is_launched_on_the_device_of_its_first_argument(monkeypatch, kernel):
+    """Triton launches on the current device, whatever the tensors are on."""
+    current, launched = [None], []
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(
+        type(kernel), "run", lambda self, *args, **kwargs: launched.append((self, args, kwargs, current[-1]))
+    )
+    first = torch.zeros(1)
+    kernel[(7,)](first, 2, BLOCK=3)
+    assert launched == [(kernel, (first, 2), {"grid": (7,), "warmup": False, "BLOCK": 3}, first)]
+    assert current == [None]
+
+
+def unable(triton_version, numpy_version):
+    """Why the interpreter of this Triton cannot work with this numpy; empty if it can."""
+    if Version(triton_version) >= Version("3.7") or Version(numpy_version) < Version("2.4"):
+        return ""
+    return (
+        f"the interpreter of Triton {triton_version} cannot take arrays of numpy {numpy_version} for numbers: install "
+        "numpy<2.4 or triton>=3.7 to test the kernels without a GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("triton_version", "numpy_version", "works"),
+    [
+        ("3.6.0", "2.3.5", True),
+        ("3.6.0", "2.4.0", False),
+        ("3.6.1", "2.5.1", False),
+        ("3.7.1", "2.5.1", True),
+    ],
+)
+def test_the_pair_that_fails_is_named(triton_version, numpy_version, works):
+    reason = unable(triton_version, numpy_version)
+    assert works == (reason == "")
+    assert works or (triton_version in reason and numpy_version in reason)
+
+
 # The interpreter is slow: two processes, so that two workers of `pytest -n 2` can share them.
 PARTS = 2
 
@@ -52,6 +107,8 @@ PARTS = 2
 @needs_triton
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_kernel_equals_its_reference_in_the_interpreter(part):
+    if reason := unable(language.triton.__version__, np.__version__):
+        pytest.fail(reason, pytrace=False)
     files = sorted(KERNEL_TESTS.glob("test_*.py"))[part::PARTS]
     # A process that needs no Hypothesis takes seconds to import its plugin's summary.
     without = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,24 @@ for statement in {statements!r}:
     os.close(writer)
     print(json.dumps([statement, os.fdopen(reader).read().split(), os.waitpid(child, 0)[1]]))
 """
+# As on a machine that has torch and the packages of numbers alone.
+MEASURED = """import sys, warnings
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+sys.meta_path.insert(0, Absent())
+import torch
+import ecsfusion_kernels
+from ecsfusion.pid.estimate import fast_pid
+warnings.simplefilter("ignore")
+labels = torch.arange(60) % 2
+rows = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) + 3 * labels[:, None]
+for method in ("posteriors", "clusters"):
+    pid = fast_pid([rows, rows], labels, method=method)
+    print(method, round(float(pid.joint_mutual_information)))
+"""
+NUMBERS = {"torch", "numpy", "scipy", "matplotlib", "tqdm", "threadpoolctl"}
 # What a shell starts in the background ignores SIGINT, and so do its children: here it interrupts in any case.
 INTERRUPTED = """import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -123,6 +143,17 @@ def imported(tmp_path_factory):
 def test_a_name_imports_only_what_it_needs(imported, statement):
     assert "ecsfusion" in imported[statement] or "ecsfusion_kernels" in imported[statement]
     assert imported[statement] & set({**WITHOUT_TORCH, **WITH_TORCH}[statement].split()) == set()
+
+
+def test_a_measurement_needs_packages_of_numbers_alone(tmp_path):
+    """What is in the environment of a GPU: neither transformers nor what reads media."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
+    absent = {"PIL" if name == "pillow" else name for name in required - NUMBERS}
+    assert {"transformers", "datasets", "soundfile", "PIL", "pyarrow"} <= absent
+    done = run_python(MEASURED.format(absent=sorted(absent)), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["posteriors 1", "clusters 1"]
 
 
 def test_interrupting_a_measurement_ends_in_one_line(tmp_path):

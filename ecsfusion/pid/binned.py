@@ -43,7 +43,8 @@ def binned_columns(sums: LinearSums) -> Tensor | None:
         return None
     step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
     sample = rows[::step].sort(0).values
-    edges = sample[torch.linspace(0, len(sample) - 1, number + 1, device=rows.device).long()[1:-1]]
+    places = torch.linspace(0, len(sample) - 1, number + 1, dtype=torch.float32, device=rows.device)
+    edges = sample[places.long()[1:-1]]
     bins = torch.searchsorted(edges.T.contiguous(), rows.T.contiguous())
     gain = _gain(sums, bins, number, step)
     error = gain.std(1) / gain.shape[1] ** 0.5
@@ -78,11 +79,12 @@ def _gain(sums: LinearSums, bins: Tensor, number: int, step: int) -> Tensor:
     ):
         place = torch.arange(len(columns), device=bins.device)[:, None]
         cell = (place * number + bins[columns]) * classes + labels
-        gain = torch.zeros(len(columns), len(labels[::step]), device=bins.device)
+        gain = torch.zeros(len(columns), len(labels[::step]), dtype=torch.float32, device=bins.device)
         for half in range(2):
-            counts = torch.bincount(
-                cell.flatten(), member[:, half].repeat(len(columns)), len(columns) * number * classes
-            ).view(len(columns), number, classes)
+            # Not `bincount`, which a GPU refuses with weights where deterministic algorithms are asked for.
+            counts = member.new_zeros(len(columns) * number * classes)
+            counts.index_add_(0, cell.flatten(), member[:, half].repeat(len(columns)))
+            counts = counts.view(len(columns), number, classes)
             table = (counts + PRIOR_ROWS * prior[half]) / (counts.sum(-1, keepdim=True) + PRIOR_ROWS)
             by_bins = table.flatten()[cell[:, ::step]].clamp_min(TINY).log()
             slope = halves.deviation[half][:, columns] / spread[half, columns]

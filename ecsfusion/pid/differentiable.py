@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from ecsfusion_kernels import broja, lloyd, seed
+from ecsfusion_kernels.precision import full_precision
 from ecsfusion_kernels.reference.broja import dual_shift
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -134,7 +135,7 @@ def soft_joint(
     one_hot = torch.nn.functional.one_hot(labels, num_classes).to(assignments1.dtype)
     # (N, K1 * C), then (K1, C, K2)
     by_class = (assignments1.unsqueeze(-1) * one_hot.unsqueeze(-2)).flatten(1)
-    table = (by_class.mT @ assignments2).unflatten(0, (assignments1.shape[1], -1))
+    table = product(by_class.mT, assignments2).unflatten(0, (assignments1.shape[1], -1))
     return table.mT / len(labels)
 
 
@@ -167,7 +168,7 @@ def soft_assignments(embeddings: Tensor, centers: Tensor, temperature: float = 0
     unit = _power_of_two(torch.stack([_largest(embeddings), _largest(centers)]).amax())
     wide = torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
     x, c = (embeddings / unit).to(wide), (centers / unit).to(wide)
-    squared = (x.square().sum(-1, keepdim=True) + c.square().sum(-1) - 2 * x @ c.mT).clamp_min(0.0)
+    squared = (x.square().sum(-1, keepdim=True) + c.square().sum(-1) - 2 * product(x, c.mT)).clamp_min(0.0)
     nearest = squared.amin(-1).mean().clamp_min(torch.finfo(wide).eps ** 2)
     return torch.softmax(-squared / (temperature * nearest), -1).to(embeddings.dtype)
 
@@ -218,6 +219,29 @@ def _power_of_two(value: Tensor) -> Tensor:
     """A power of two near `value` (a scalar, float64), by which dividing is exact; 1 for 0."""
     exponent = torch.frexp(value).exponent.clamp(-1000, 1000)
     return torch.where(value > 0, torch.ldexp(torch.ones_like(value), exponent), 1.0)
+
+
+def product(first: Tensor, second: Tensor) -> Tensor:
+    """The matrix product in the dtype of its factors, with gradients, whatever autocast and the TF32 flags say."""
+    result: Tensor = _Product.apply(first, second)
+    return result
+
+
+class _Product(torch.autograd.Function):
+    """A matrix product whose backward pass is in full precision too, wherever it is called."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(first, second)
+        with full_precision():
+            return first @ second
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        first, second = ctx.saved_tensors
+        needs_first, needs_second = ctx.needs_input_grad
+        with full_precision():
+            return grad @ second.mT if needs_first else None, first.mT @ grad if needs_second else None
 
 
 def largest_conditional_entropy(

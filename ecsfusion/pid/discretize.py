@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from ecsfusion_kernels import lloyd, nearest, project, scale_rows, seed, uniform
 from ecsfusion_kernels import principal_directions as leading_directions
+from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 MAX_ROWS = 8192
@@ -127,6 +128,7 @@ def pair_names(names: Sequence[str]) -> list[tuple[str, str]]:
     return [*combinations(names, 2), *rests]
 
 
+@in_full_precision
 def fit_together(
     embeddings: Sequence[Tensor], num_clusters: int, num_components: int, random_seed: int
 ) -> list[Discretizer]:
@@ -142,6 +144,7 @@ def fit_together(
     # (M, n, d)
     points = torch.stack([project(*arguments) for arguments in each])
 
+    # This copies the points once a restart: no strides repeat each of several matrices.
     problems = points.unsqueeze(1).expand(-1, RESTARTS, -1, -1).flatten(0, 1)
     clustering = lloyd(problems, seed(problems, num_clusters, random_seed))
     best = clustering.inertia.reshape(-1, RESTARTS).argmin(-1)
@@ -150,6 +153,7 @@ def fit_together(
     return [Discretizer(*(values[m] for values in fitted)) for m in range(len(embeddings))]
 
 
+@in_full_precision
 def assign_together(fitted: Sequence[Discretizer], embeddings: Sequence[Tensor]) -> Tensor:
     """`Discretizer.assign` of each matrix (N, D_m) by its own map; (M, N) int64."""
     centers = torch.stack([discretizer.centers for discretizer in fitted])
@@ -181,7 +185,8 @@ def _bases(
         rows = torch.stack([scaled[m] for m in members])
         mean = rows.mean(1, keepdim=True)
         basis = principal_directions(rows - mean, num_components)
-        offset = torch.bmm(mean, basis).squeeze(1)
+        # Not a matrix product, which a compiled graph would round as the flags say.
+        offset = (mean.mT * basis).sum(1)
         for i, m in enumerate(members):
             bases[m], offsets[m] = basis[i], offset[i]
     return bases, offsets
@@ -212,10 +217,12 @@ def principal_directions(rows: Tensor, num_components: int) -> Tensor:
     """
     batch, _, dimension = rows.shape
     if dimension <= num_components:
-        return torch.eye(dimension, num_components, device=rows.device).expand(batch, -1, -1)
+        return torch.eye(dimension, num_components, dtype=rows.dtype, device=rows.device).expand(
+            batch, -1, -1
+        )
     vectors = leading_directions(rows, num_components)
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
-    return vectors * torch.where(largest < 0, -1.0, 1.0)
+    return torch.where(largest < 0, -vectors, vectors)
 
 
 def sample_rows(

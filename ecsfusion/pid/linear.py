@@ -121,9 +121,11 @@ def standardize(rows: Tensor) -> Tensor:
     """
     step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
     sample = rows[::step].double()
-    center = sample.median(0).values
+    # Not `median`, which is refused on a GPU where deterministic algorithms are asked for.
+    middle = (len(sample) + 1) // 2
+    center = sample.kthvalue(middle, 0).values
     distance = (sample - center).abs()
-    unit = distance.median(0).values
+    unit = distance.kthvalue(middle, 0).values
     # Where half of the values are equal the others say how far is far.
     unit = torch.where(unit > 0, unit, distance.mean(0))
     wide = rows if rows.dtype == torch.float64 else rows.float()
@@ -204,7 +206,7 @@ class LinearSums(NamedTuple):
     def factor(self, shrinkage: Tensor, index: list[int] | None = None) -> Tensor:
         """Cholesky factors (t, D, D) of the shrunk covariance; a factor that cannot be found makes its readout flat."""
         factor, failed = torch.linalg.cholesky_ex(self.shrunk(shrinkage, index))
-        flat = 1e6 * torch.eye(factor.shape[-1], device=factor.device)
+        flat = 1e6 * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         return torch.where((failed > 0)[:, None, None], flat, factor)
 
     def shrunk(self, shrinkage: Tensor, index: list[int] | None = None) -> Tensor:
@@ -270,7 +272,7 @@ class LinearReadouts(NamedTuple):
 
 def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     """Fit both kinds of readout; the shrinkage is chosen by the log-loss of two held-out folds."""
-    grid = torch.tensor(SHRINKAGE, device=sums.rows.device)
+    grid = torch.tensor(SHRINKAGE, dtype=sums.rows.dtype, device=sums.rows.device)
     place = choose_shrinkage(sums, grid, log_prior)
     shrinkage, larger = grid[place], grid[(place + 1).clamp_max(len(SHRINKAGE) - 1)]
     factor = sums.factor(shrinkage)
@@ -326,7 +328,7 @@ def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = S
             factor, (side.deviation * side.share.sqrt()[..., None]).mT, upper=False
         )
         spans.append(span)
-        cores.append(torch.eye(classes, device=span.device) + span.mT @ span)
+        cores.append(torch.eye(classes, dtype=span.dtype, device=span.device) + span.mT @ span)
 
     weights = [torch.zeros_like(side.deviation.mT) for side in sides]
     ahead, offset = list(weights), torch.zeros_like(prior)

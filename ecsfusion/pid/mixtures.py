@@ -272,7 +272,7 @@ def inner_searches(side: LinearSums) -> list[Search]:
     if has_enough_rows(side, side):
 
         def changing() -> tuple[Tensor, ...]:
-            whitening = side.factor(torch.tensor(WHITENING, device=side.rows.device))
+            whitening = side.factor(torch.tensor(WHITENING, dtype=side.rows.dtype, device=side.rows.device))
             return coordinates(side, side, (whitening, whitening), 4)[:1]
 
         searches.append(Search(changing, INNER_CLUSTERS))
@@ -291,7 +291,7 @@ def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor,
     if has_enough_rows(first, second):
 
         def changing() -> tuple[Tensor, ...]:
-            share = torch.tensor(WHITENING, device=first.rows.device)
+            share = torch.tensor(WHITENING, dtype=first.rows.dtype, device=first.rows.device)
             whitening = (first.factor(share), second.factor(share))
             return coordinates(first, second, whitening, min(max(classes - 1, 2), 9))
 

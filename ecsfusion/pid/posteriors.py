@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.binned import binned_columns
@@ -106,6 +107,7 @@ class Posteriors(NamedTuple):
     """() float64: H(Y)."""
 
 
+@in_full_precision
 def held_out_information(
     embeddings: Mapping[str, Tensor],
     labels: Tensor,

@@ -13,6 +13,8 @@ from torch import Tensor
 
 MAX_ROWS = 16_384
 """The most samples that are permuted or resampled one by one."""
+ONE = 1 << 32
+"""Probability 1 in whole numbers; the uniform numbers have 24 bits."""
 
 
 def samples(table: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,11 +92,12 @@ def draw_labels(
     cell = first * columns + second
     # The label is the smallest whose cumulative probability exceeds a uniform number. Adding its index to the
     # cumulative probabilities of every cell makes one increasing sequence, in which all are found by one search.
-    line = conditional.flatten(0, 1).cumsum(-1).clamp_max(1.0)
-    line = (line + torch.arange(rows * columns, device=line.device).unsqueeze(-1)).flatten()
-    drawn = torch.searchsorted(
-        line, cell + _keys(num_samples, num_replicates, random_seed, table.device), right=True
-    )
+    # In whole multiples of 1 / ONE: sums of floats depend on their order, and on a GPU PyTorch refuses them where
+    # deterministic algorithms are asked for.
+    line = (conditional.flatten(0, 1) * ONE).round().to(torch.int64).cumsum(-1).clamp_max(ONE)
+    line = (line + ONE * torch.arange(rows * columns, device=line.device).unsqueeze(-1)).flatten()
+    keys = (_keys(num_samples, num_replicates, random_seed, table.device) * ONE).to(torch.int64)
+    drawn = torch.searchsorted(line, ONE * cell + keys, right=True)
     labels = torch.minimum(drawn - cell * classes, torch.full_like(drawn, classes - 1))
     return histogram(first, second, labels, rows, columns, classes).double()
 

@@ -96,7 +96,7 @@ def stream_pid(
     if num_rows == 0:
         raise ValueError("there are no rows; give a table with at least one")
     sampled = sample_rows(
-        num_rows, MAX_ROWS if chosen.method == "clusters" else MAX_STREAMED_ROWS, chosen.seed
+        num_rows, MAX_ROWS if chosen.method == "clusters" else MAX_STREAMED_ROWS, chosen.seed, "cpu"
     )
     is_local = (sampled >= rows_before) & (sampled < rows_before + len(rows))
     local_sample = (sampled[is_local] - rows_before).numpy()
@@ -222,10 +222,10 @@ def _by_clusters(source: _Source, num_rows: int, options: EstimatorOptions) -> d
     sample = source.sample(columns, everywhere=True)
     if source.bins is None:
         classes = np.array(sorted(counter))
-        frequency = torch.tensor([counter[value] for value in classes.tolist()])
+        frequency = torch.tensor([counter[value] for value in classes.tolist()], device="cpu")
     else:
         classes = _cuts(sample[source.label], source.label, source.bins)
-        frequency = torch.full((source.bins,), num_rows // source.bins + 1)
+        frequency = torch.full((source.bins,), num_rows // source.bins + 1, device="cpu")
     num_clusters = CLUSTERS if options.num_clusters is None else options.num_clusters
     if num_clusters == "auto":
         num_clusters = choose_clusters(frequency)
@@ -234,7 +234,7 @@ def _by_clusters(source: _Source, num_rows: int, options: EstimatorOptions) -> d
     fitted = ModalityPairs.fit(rows_by_name, num_clusters, num_components, options.seed)
 
     shape = (len(fitted.pairs), num_clusters, num_clusters, len(frequency))
-    counts = torch.zeros(shape, dtype=torch.int64)
+    counts = torch.zeros(shape, dtype=torch.int64, device="cpu")
     for chunk in source.chunks(columns, "count"):
         labels = _class_indices(chunk[source.label], classes, source.bins).to(source.device)
         counts += histogram(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from ecsfusion_kernels import broja, lloyd, nearest
+from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import entropy
@@ -78,6 +79,7 @@ def information(tables: Tensor) -> Tensor:
     return entropy(tables.sum(-2), 1) + entropy(tables.sum(-1), 1) - entropy(tables, 2)
 
 
+@in_full_precision
 def union_information(
     first: Tensor,
     second: Tensor,

@@ -21,9 +21,10 @@ def tile_at(table_ptr, row, column, row_stride, column_stride, ROWS: tl.constexp
 
 @jit
 def dot(x, y, total):
-    """The sum total + x @ y; of float32 as three products of TF32 numbers, which round like float32.
+    """The sum total + x @ y; of float32 as three products of TF32 numbers.
 
-    Nothing is negative, so no sum loses digits.
+    Each product of two numbers is then off by about 2^-22 of itself, four times as much as in float32: measured on an
+    H200. Nothing is negative, so no sum loses digits.
     """
     if total.dtype == tl.float64:
         return total + tl.dot(x, y, out_dtype=tl.float64)

@@ -68,7 +68,25 @@ def jit(function: Callable[..., Any] | None = None, *, do_not_specialize: Sequen
     """
     if function is None:
         return functools.partial(jit, do_not_specialize=do_not_specialize)
-    return function if triton is None else triton.jit(function, do_not_specialize=list(do_not_specialize))
+    if triton is None:
+        return function
+    kernel = triton.jit(function, do_not_specialize=list(do_not_specialize))
+    kernel.run = functools.partial(_launch, kernel)
+    return kernel
+
+
+def _launch(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+    """Launch on the device of the first argument, a tensor; Triton takes the current one, wherever the tensors are."""
+    with torch.cuda.device_of(args[0]):
+        return type(kernel).run(kernel, *args, **kwargs)
+
+
+def with_unaligned(variant: Variant, *pointers: tuple[str, ...]) -> list[Variant]:
+    """A variant with aligned pointers, and once more for each other set of those whose tensors may begin anywhere.
+
+    Of several such tensors either all or none are taken to be unaligned: every set would be too many compilations.
+    """
+    return [variant, *(variant._replace(unaligned=names) for names in pointers if names)]
 
 
 def options(num_warps: int, num_stages: int = 1) -> dict[str, Any]:

@@ -367,7 +367,7 @@ def _broja_op(
 def _(p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int) -> Parts:
     batch = p1y.shape[:-2]
     bound = p1y.new_empty(batch, dtype=torch.float64)
-    factor1, factor2 = torch.empty_like(p1y, dtype=torch.float64), torch.empty_like(p2y, dtype=torch.float64)
+    factor1, factor2 = (p.new_empty(p.shape, dtype=torch.float64) for p in (p1y, p2y))
     coupling = bound.new_empty(*batch, p1y.shape[-2], p2y.shape[-2])
     return (
         bound,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, tl
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, tl, with_unaligned
 from ..reference.histogram import histogram as reference_histogram
 
 __all__ = ["histogram"]
@@ -65,7 +65,8 @@ def variants() -> list[Variant]:
     types = dict.fromkeys(("first_ptr", "second_ptr", "labels_ptr"), "*i64")
     types |= {"counts_ptr": "*i32", "num_samples": "i64", "num_blocks": "i32"}
     types |= dict.fromkeys(("num_first", "num_second", "num_classes"), "i64")
-    return [Variant(_histogram, types, {"BLOCK": BLOCK}, num_warps=4)]
+    variant = Variant(_histogram, types, {"BLOCK": BLOCK}, num_warps=4)
+    return with_unaligned(variant, ("first_ptr", "second_ptr", "labels_ptr"))
 
 
 @custom_op(f"{NAMESPACE}::histogram", mutates_args=())

@@ -1,8 +1,8 @@
 """k-means of many problems at once: assignment and iterations.
 
-A problem is one set of points with one set of centers; restarts are problems on the same points, which an expanded
-tensor does not copy. The number of launches depends on shapes alone and the host reads nothing: a problem that has
-converged is marked on the device, and its blocks return at once.
+A problem is one set of points with one set of centers; restarts are problems on the same points, which
+`points.expand(restarts, -1, -1)` of one set does not copy. The number of launches depends on shapes alone and the host
+reads nothing: a problem that has converged is marked on the device, and its blocks return at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
+from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, tl, with_unaligned
 from ..reference.kmeans import Clustering
 from ..reference.kmeans import lloyd as reference_lloyd
 from ..reference.kmeans import nearest as reference_nearest
@@ -196,8 +196,9 @@ def _update(
     an order that does not depend on which block is last. Whether the problem goes on is stored for the next iteration
     in a separate array, because blocks of other parts may still have to read whether they are active in this one.
     """
-    problem = (tl.program_id(0) // num_groups).to(tl.int64)
-    group, part = tl.program_id(0) % num_groups, tl.program_id(1)
+    # All in one axis of the grid: the others end at 65 535. The parts of a group read the same points.
+    part, place = tl.program_id(0) % num_parts, tl.program_id(0) // num_parts
+    problem, group = (place // num_groups).to(tl.int64), place % num_groups
     if move_centers != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
@@ -365,7 +366,7 @@ def _launch_lloyd(
     active[0].fill_(1)
 
     def update(iteration: int, move_centers: bool) -> None:
-        _update[(num_problems * num_groups, num_parts)](
+        _update[(num_problems * num_groups * num_parts,)](
             points,
             labels,
             distance,
@@ -424,16 +425,18 @@ def variants() -> list[Variant]:
     update_types |= steps
     configurations = []
     for vector in (4, 1):
+        # Points that are loaded by 16 bytes begin at a multiple of them.
+        unaligned = () if vector > 1 else ("points_ptr",)
         tiles = ((32, 16), (32, 32), (64, 32), (128, 32))
         for num_clusters, num_dims in tiles if vector > 1 else tiles[:3]:
-            configurations.append(
-                Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
-            )
+            variant = Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
+            configurations += with_unaligned(variant, (*unaligned, "centers_ptr"), unaligned)
         for num_clusters in (32, 64):
             for num_dims in (16, 32, 64):
-                configurations.append(
-                    Variant(_update, update_types, *update_configuration(num_clusters, num_dims, vector))
+                variant = Variant(
+                    _update, update_types, *update_configuration(num_clusters, num_dims, vector)
                 )
+                configurations += with_unaligned(variant, unaligned)
     return configurations
 
 
@@ -458,9 +461,14 @@ def _lloyd_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if runs_kernels(points):
         return _launch_lloyd(points, centers, max_iterations, tolerance)
-    configurations = reference_lloyd(points, centers, max_iterations, tolerance)
+    found = reference_lloyd(points, centers, max_iterations, tolerance)
     # An op must not return its own arguments.
-    return configurations.centers.clone(), configurations.labels, configurations.inertia, configurations.sizes
+    return (
+        found.centers.clone(memory_format=torch.contiguous_format),
+        found.labels,
+        found.inertia,
+        found.sizes,
+    )
 
 
 @_lloyd_op.register_fake
@@ -486,8 +494,10 @@ def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         centers: (B, K, d) float32, K at least 1.
 
     Returns:
-        labels (B, N) int64, the first center among equals, and squared distances (B, N) float32. A point whose squared
-        length is not finite in float32 (a NaN, an infinity, entries beyond 1e19) has label -1 and distance NaN.
+        labels (B, N) int64, the first center among equals, and squared distances (B, N) float32, which are differences
+        of numbers as large as |x|^2: off by about 2^-21 |x|^2, so center points that are far from the origin. A point
+        whose squared length is not finite in float32 (a NaN, an infinity, entries beyond 1e19) has label -1 and
+        distance NaN.
 
     Raises:
         TypeError: for arguments of another dtype.

@@ -75,7 +75,7 @@ def _launch_loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int) -
             pairs, q1, q2, a, b, r, *sizes, sweeps, *strides, **constants, **options(num_warps)
         )
     r, a, b = r[:, :num1, :num2], a[:, :num1, :num_classes], b[:, :num2, :num_classes]
-    return (r.unsqueeze(3) * a.unsqueeze(2) * b.unsqueeze(1)).to(p12.dtype)
+    return (r.unsqueeze(3) * a.unsqueeze(2) * b.unsqueeze(1)).to(p12.dtype).contiguous()
 
 
 def variants() -> list[Variant]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl, with_unaligned
 from ..reference.poisson import MAX_COUNT, MIN_EXPANSION_MEAN
 from ..reference.poisson import poisson as reference_poisson
 from ..reference.random import keys
@@ -82,14 +82,8 @@ def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     types = {"expected_ptr": "*fp64", "out_ptr": "*fp64", "num_values": "i64", "num_cells": "i64"}
     types |= {"key1": "i32", "key2": "i32"}
-    return [
-        Variant(
-            _poisson,
-            types,
-            {"MIN_EXPANSION_MEAN": MIN_EXPANSION_MEAN, "MAX_COUNT": MAX_COUNT, "BLOCK": BLOCK},
-            num_warps=4,
-        )
-    ]
+    constants = {"MIN_EXPANSION_MEAN": MIN_EXPANSION_MEAN, "MAX_COUNT": MAX_COUNT, "BLOCK": BLOCK}
+    return with_unaligned(Variant(_poisson, types, constants, num_warps=4), ("expected_ptr",))
 
 
 @custom_op(f"{NAMESPACE}::poisson", mutates_args=())

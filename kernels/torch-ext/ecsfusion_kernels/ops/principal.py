@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
+from ..precision import in_full_precision
 from ..reference.principal import ITERATIONS, MIN_SQUARE, SPARE_COLUMNS, start
 from ..reference.principal import principal_directions as reference_principal_directions
 
@@ -138,6 +139,7 @@ def _launch_orthonormalize(image: Tensor, rotate: bool) -> Tensor:
     return out
 
 
+@in_full_precision
 def _launch_principal_directions(rows: Tensor, num_directions: int) -> Tensor:
     vectors = start(rows, num_directions)
     for iteration in range(1, ITERATIONS + 1):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl, with_unaligned
 from ..reference.random import keys
 from ..reference.random import uniform as reference_uniform
 
@@ -42,7 +42,6 @@ def _uniform(counter_ptr, out_ptr, num_values: tl.int64, key1: tl.int32, key2: t
 
 
 def _launch_uniform(counter: Tensor, seed: int) -> Tensor:
-    counter = counter.contiguous()
     out = torch.empty(counter.shape, dtype=torch.float32, device=counter.device)
     if counter.numel():
         key1, key2 = (signed(key) for key in keys(seed))
@@ -54,15 +53,17 @@ def _launch_uniform(counter: Tensor, seed: int) -> Tensor:
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     types = {"counter_ptr": "*i64", "out_ptr": "*fp32", "num_values": "i64", "key1": "i32", "key2": "i32"}
-    return [Variant(_uniform, types, {"BLOCK": BLOCK}, num_warps=4)]
+    return with_unaligned(Variant(_uniform, types, {"BLOCK": BLOCK}, num_warps=4), ("counter_ptr",))
 
 
 @custom_op(f"{NAMESPACE}::uniform", mutates_args=())
 def uniform(counter: Tensor, seed: int) -> Tensor:
     """Numbers in (0, 1) that depend on (seed, counter) alone; float32, the shape of `counter` (int64, >= 0)."""
+    # Contiguous before, so that the result is whatever computes it.
+    counter = counter.contiguous()
     return _launch_uniform(counter, seed) if runs_kernels(counter) else reference_uniform(counter, seed)
 
 
 @uniform.register_fake
 def _(counter: Tensor, seed: int) -> Tensor:
-    return torch.empty_like(counter, dtype=torch.float32)
+    return counter.new_empty(counter.shape, dtype=torch.float32)

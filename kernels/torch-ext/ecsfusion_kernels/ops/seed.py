@@ -1,7 +1,7 @@
 """k-means++ seeding of many problems at once.
 
-A problem is one set of points; restarts are problems on the same points, which an expanded tensor does not copy. The
-host starts a number of launches that depends on shapes alone and reads nothing.
+A problem is one set of points; restarts are problems on the same points, which `points.expand(restarts, -1, -1)` of
+one set does not copy. The host starts a number of launches that depends on shapes alone and reads nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, signed, tl
+from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, signed, tl, with_unaligned
 from ..reference.random import keys
 from ..reference.seed import seed as reference_seed
 from .kmeans import check
@@ -214,7 +214,11 @@ def variants() -> list[Variant]:
         "key2": "i32",
     }
     types |= dict.fromkeys(("problem_stride", "point_stride", "dim_stride"), "i64")
-    return [Variant(_seed, types, *configuration(num_dims)) for num_dims in (8, 16, 32)]
+    return [
+        variant
+        for num_dims in (8, 16, 32)
+        for variant in with_unaligned(Variant(_seed, types, *configuration(num_dims)), ("points_ptr",))
+    ]
 
 
 @custom_op(f"{NAMESPACE}::seed", mutates_args=())

@@ -29,6 +29,8 @@ try:
 except ImportError:
     np = None  # type: ignore[assignment]
 
+from ..precision import in_full_precision
+
 __all__ = ["BrojaSolution", "broja"]
 
 # numpy.ndarray or torch.Tensor, batch first.
@@ -70,6 +72,7 @@ class BrojaSolution(NamedTuple):
     iterations: Tensor
 
 
+@in_full_precision
 def broja(p1y: Tensor, p2y: Tensor, tolerance: float = 1e-4, max_iterations: int = 20_000) -> BrojaSolution:
     """Maximize H_Q(Y | X1, X2) over all Q with the given pair marginals, with certified bounds.
 
@@ -85,8 +88,7 @@ def broja(p1y: Tensor, p2y: Tensor, tolerance: float = 1e-4, max_iterations: int
         max_iterations: a table stops after this many iterations in any case, with the gap reached so far.
     """
     batch = p1y.shape[:-2]
-    p1 = p1y.detach().to(torch.float64).reshape(-1, *p1y.shape[-2:])
-    p2 = p2y.detach().to(torch.float64).reshape(-1, *p2y.shape[-2:])
+    p1, p2 = (p.detach().to(torch.float64).contiguous().view(-1, *p.shape[-2:]) for p in (p1y, p2y))
     solution = BrojaSolution(
         conditional_entropy=p1.new_zeros(len(p1)),
         gap=p1.new_zeros(len(p1)),

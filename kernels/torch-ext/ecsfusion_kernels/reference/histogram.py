@@ -35,4 +35,4 @@ def histogram(
     cell = torch.where(is_counted, cell, num_cells)
     counts = torch.zeros(*cell.shape[:-1], num_cells + 1, dtype=torch.int32, device=cell.device)
     counts.scatter_add_(-1, cell, torch.ones((), dtype=torch.int32, device=cell.device).expand_as(cell))
-    return counts[..., :-1].reshape(*cell.shape[:-1], num_first, num_second, num_classes)
+    return counts[..., :-1].contiguous().view(*cell.shape[:-1], num_first, num_second, num_classes)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..precision import in_full_precision
+
 __all__ = ["Clustering", "lloyd", "nearest"]
 
 
@@ -30,6 +32,7 @@ class Clustering(NamedTuple):
     sizes: Tensor
 
 
+@in_full_precision
 def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: float = 1e-3) -> Clustering:
     """Lloyd's iterations until the inertia hardly changes; an empty cluster keeps its center.
 
@@ -41,7 +44,7 @@ def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: 
         max_iterations: the most iterations of assignment and update.
         tolerance: a problem's iterations end when its inertia decreased by no more than this share.
     """
-    inertia = torch.full(points.shape[:1], torch.inf, device=points.device)
+    inertia = points.new_full(points.shape[:1], torch.inf)
     active = torch.ones(points.shape[:1], dtype=torch.bool, device=points.device)
     for _ in range(max_iterations):
         labels, distance = nearest(points, centers)
@@ -64,6 +67,7 @@ def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: 
     return Clustering(centers, labels, distance.masked_fill(labels < 0, 0.0).sum(-1), sizes)
 
 
+@in_full_precision
 def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest center of each point and its squared distance: (B, N) int64 and (B, N) float32.
 

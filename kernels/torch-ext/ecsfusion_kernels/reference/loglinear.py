@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from ..precision import in_full_precision
+
 __all__ = ["loglinear"]
 
 
+@in_full_precision
 def loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int = 30) -> Tensor:
     """Tables R(x1, x2) A(x1, y) B(x2, y) with the pair tables p12 (B, K1, K2), first (B, K1, C), second (B, K2, C).
 
@@ -20,7 +23,7 @@ def loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int = 30) -> T
         a = _scaled(first, r @ b, tiny)
         b = _scaled(second, r.mT @ a, tiny)
     r = p12 / (a @ b.mT).clamp_min(tiny)
-    return r.unsqueeze(3) * a.unsqueeze(2) * b.unsqueeze(1)
+    return (r.unsqueeze(3) * a.unsqueeze(2) * b.unsqueeze(1)).contiguous()
 
 
 def _scaled(target: Tensor, current: Tensor, tiny: float) -> Tensor:

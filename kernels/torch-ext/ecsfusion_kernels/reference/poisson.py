@@ -1,5 +1,7 @@
 """Poisson numbers from a hash of (seed, counter), in plain PyTorch."""
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,9 @@ def poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
 
     small = mean.clamp_max(MIN_EXPANSION_MEAN).unsqueeze(-1)
     k = torch.arange(MAX_COUNT - 1, dtype=torch.float64, device=mean.device)
-    # P(X <= k).
-    cumulative = torch.exp(torch.xlogy(k, small) - small - torch.lgamma(k + 1)).cumsum(-1)
+    probability = torch.exp(torch.xlogy(k, small) - small - torch.lgamma(k + 1))
+    # P(X <= k), summed in this order on every device, as `cumsum` does not.
+    cumulative = torch.stack(list(accumulate(probability.unbind(-1))), -1)
     count = torch.searchsorted(cumulative, u.T.contiguous()).T
 
     w = normal_quantile(u)
@@ -44,7 +47,8 @@ def poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
     terms = (1 / 3 + w.square() / 6) - (w / 36 + w**3 / 72) / root
     terms += (-8 / 405 + 7 * w.square() / 810 + w**4 / 270) / root.square()
     expansion = torch.floor(mean + root * w + terms)
-    return torch.where(mean < MIN_EXPANSION_MEAN, count, expansion).reshape(num_replicates, *expected.shape)
+    drawn = torch.where(mean < MIN_EXPANSION_MEAN, count, expansion)
+    return drawn.reshape(num_replicates, *expected.shape).contiguous()
 
 
 def normal_quantile(u: Tensor) -> Tensor:

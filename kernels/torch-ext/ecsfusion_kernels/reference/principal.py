@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..precision import in_full_precision
 from .random import uniform
 
 __all__ = ["principal_directions"]
@@ -16,6 +17,7 @@ MIN_SQUARE = (
 )
 
 
+@in_full_precision
 def principal_directions(rows: Tensor, num_directions: int) -> Tensor:
     """The leading principal directions of centered rows, by orthogonal iteration from a fixed start.
 

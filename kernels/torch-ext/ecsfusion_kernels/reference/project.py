@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from ..precision import in_full_precision
+
 __all__ = ["project", "scale_rows"]
 
 
+@in_full_precision
 def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | float = 0.0) -> Tensor:
     """Scale each row into the unit ball, express it in `basis`: x / sqrt(|x|^2 + radius^2) @ basis - offset.
 

@@ -28,7 +28,7 @@ def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     index = torch.arange(num_points, device=points.device)
     problem = torch.arange(batch, device=points.device).unsqueeze(-1)
     is_left_out = ~torch.isfinite(points.square().sum(-1))
-    squared_distance = torch.ones(batch, num_points, device=points.device)
+    squared_distance = points.new_ones(batch, num_points)
     centers = []
     for k in range(num_clusters):
         counter = index + num_points * (k + num_clusters * problem)

@@ -1,0 +1,111 @@
+"""The ops give the same numbers whatever the current device, autocast and the flags of the caller are."""
+
+import contextlib
+
+import pytest
+import torch
+from ecsfusion_kernels import (
+    broja,
+    histogram,
+    lloyd,
+    loglinear,
+    nearest,
+    poisson,
+    principal_directions,
+    project,
+    seed,
+    uniform,
+)
+
+from ecsfusion import fast_pid
+
+GENERATOR = torch.Generator().manual_seed(0)
+POINTS = torch.randn(2, 70, 9, generator=GENERATOR)
+TABLES = torch.rand(2, 3, 4, 2, generator=GENERATOR, dtype=torch.float64)
+TABLES = TABLES / TABLES.sum((1, 2, 3), keepdim=True)
+CELLS = torch.randint(3, (3, 70), generator=GENERATOR)
+
+OPS = {
+    "principal_directions": lambda to: principal_directions(to(POINTS[:1, :30]), 3),
+    "project": lambda to: project(to(POINTS[0]), to(POINTS[1, :9, :4]), to(POINTS[0, 0, :4]), 0.5),
+    "project float64": lambda to: project(
+        to(POINTS[0].double()), to(POINTS[1, :9, :4]), to(POINTS[0, 0, :4])
+    ),
+    "seed": lambda to: seed(to(POINTS), 4),
+    "nearest": lambda to: nearest(to(POINTS), to(POINTS[:, :5])),
+    "lloyd": lambda to: lloyd(to(POINTS), to(POINTS[:, :5]), max_iterations=3),
+    "histogram": lambda to: histogram(*to(CELLS), 3, 3, 3),
+    "broja": lambda to: broja(to(TABLES.sum(2)), to(TABLES.sum(1)), tolerance=1e-2),
+    "broja of the reference": lambda to: broja(to(TABLES.sum(2)), to(TABLES.sum(1)), tolerance=5e-6),
+    "loglinear": lambda to: loglinear(*(to(TABLES.sum(dim)) for dim in (3, 2, 1)), 3),
+    "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
+    "uniform": lambda to: uniform(to(CELLS), 0),
+}
+
+
+def parts(result):
+    """The tensors of a result on the CPU."""
+    return [part.cpu() for part in (result if isinstance(result, tuple) else (result,))]
+
+
+def assert_same_bits(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@contextlib.contextmanager
+def reduced_precision(device):
+    """Autocast, TF32 and deterministic mode, as a training run may ask for them."""
+    torch.set_float32_matmul_precision("high")
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_setting_of_the_caller_changes_no_bit(device, monkeypatch, name):
+    # cuBLAS asks for it in deterministic mode.
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    expected = parts(OPS[name](lambda x: x.to(device)))
+    with reduced_precision(device):
+        found = parts(OPS[name](lambda x: x.to(device)))
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are few")
+@pytest.mark.parametrize(("method", "tolerance"), [("posteriors", 1e-3), ("clusters", 1e-6)])
+def test_a_setting_of_the_caller_changes_no_estimate(device, large, monkeypatch, method, tolerance):
+    if not large:
+        pytest.skip("the interpreter takes a minute; tests/test_precision.py has the same on the CPU")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    labels = torch.randint(3, (3000,), generator=GENERATOR)
+    rows = [
+        torch.nn.functional.one_hot(labels, 3).float() + torch.randn(3000, 3, generator=GENERATOR)
+        for _ in range(2)
+    ]
+    # Wide enough for a product in TF32 to lose bits.
+    named = {
+        str(m): torch.cat([x, torch.randn(3000, 125, generator=GENERATOR)], 1) for m, x in enumerate(rows)
+    }
+    named, labels = {name: x.to(device) for name, x in named.items()}, labels.to(device)
+    expected = fast_pid(named, labels, method=method)
+    with reduced_precision(device):
+        found = fast_pid(named, labels, method=method)
+    for atom in ("redundancy", "unique", "synergy", "joint_mutual_information"):
+        torch.testing.assert_close(getattr(found, atom), getattr(expected, atom), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_current_device_changes_no_bit(device, name):
+    if device.type != "cuda" or torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs: one is the current device, the other has the tensors")
+    expected = parts(OPS[name](lambda x: x.to("cuda:0")))
+    with torch.cuda.device(0):
+        on_other = OPS[name](lambda x: x.to("cuda:1"))
+        assert torch.cuda.current_device() == 0
+    assert {part.device.index for part in (on_other if isinstance(on_other, tuple) else (on_other,))} == {1}
+    assert_same_bits(parts(on_other), expected)

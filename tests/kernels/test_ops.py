@@ -1,0 +1,97 @@
+"""What an op returns is what its fake says, whatever the layout of the arguments: by references and by kernels."""
+
+import pytest
+import torch
+from ecsfusion_kernels import language, nearest, uniform
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def real(*shape, dtype=torch.float32):
+    return torch.rand(shape, generator=GENERATOR).to(dtype)
+
+
+def whole(*shape):
+    return torch.randint(3, shape, generator=GENERATOR)
+
+
+# The arguments of each op; of tensors in a list the layout is changed.
+CASES = {
+    "uniform": ([whole(4, 6)], 3),
+    "poisson": ([50 * real(4, 6)], 2, 0),
+    "histogram": ([whole(2, 30), whole(2, 30), whole(2, 30)], 3, 3, 3),
+    "project": ([real(20, 9)], real(9, 4), real(4), torch.tensor(0.5)),
+    "principal_directions": ([real(2, 20, 9) - 0.5], 3),
+    "seed": ([real(2, 30, 5)], 2, 0),
+    "nearest": ([real(2, 30, 5), real(2, 3, 5)],),
+    "lloyd": ([real(2, 30, 5), real(2, 3, 5)], 1, 1e-3),
+    "lloyd without iterations": ([real(2, 30, 5), real(2, 3, 5)], 0, 1e-3),
+    "broja": (
+        [real(2, 1, 3, 4, dtype=torch.float64) / 12, real(2, 1, 5, 4, dtype=torch.float64) / 20],
+        0.1,
+        5,
+    ),
+    "broja of the reference": ([real(2, 3, 4) / 12, real(2, 5, 4) / 20], 1e-6, 5),
+    "loglinear": ([real(2, 3, 4) / 12, real(2, 3, 5) / 15, real(2, 4, 5) / 20], 1),
+}
+LAYOUTS = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "columns first": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "with gaps": lambda x: torch.stack([x, x], -1)[..., 0],
+    "expanded": lambda x: x[:1].expand(x.shape),
+    "empty": lambda x: x[:0],
+}
+
+
+def arguments(name, layout, device):
+    lists, *others = CASES[name]
+    changed = [LAYOUTS[layout](x.to(device)) for x in lists]
+    assert layout != "with gaps" or not changed[0].is_contiguous()
+    return [*changed, *(x.to(device) if isinstance(x, torch.Tensor) else x for x in others)]
+
+
+def layouts(result):
+    """Shape, strides, dtype and device type of each tensor; strides of an empty one say nothing."""
+    parts = result if isinstance(result, (tuple, list)) else (result,)
+    return [(x.shape, x.stride() if x.numel() else (), x.dtype, x.device.type) for x in parts]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_fake_has_the_strides_that_the_op_returns(device, name, layout):
+    if language.INTERPRETED and name == "principal_directions" and layout not in ("transposed", "empty"):
+        pytest.skip("the interpreter takes four seconds for each")
+    op = getattr(torch.ops.ecsfusion_kernels, name.split()[0])
+    given = arguments(name, layout, device)
+    expected = layouts(op(*given))
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in given]
+        assert layouts(op(*fakes)) == expected
+    if not language.INTERPRETED:
+        # Runs the op several times.
+        torch.library.opcheck(op, tuple(given), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_every_op_is_among_them():
+    names = {name.split()[0] for name in CASES}
+    registered = {
+        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if "ecsfusion_kernels::" in name
+    }
+    assert names == registered
+
+
+@pytest.mark.parametrize("name", ["uniform", "nearest"])
+def test_more_than_two_billion_values(device, large, name):
+    """Places beyond 2^31 need 64 bits."""
+    if device.type != "cuda" or torch.cuda.get_device_properties(device).total_memory < 60 * 2**30:
+        pytest.skip("needs a GPU of 60 GB")
+    if name == "uniform":
+        counter = torch.arange(2**31 + 1029, device=device)
+        assert torch.equal(uniform(counter, 3)[-2000:], uniform(counter[-2000:].clone(), 3))
+    else:
+        points = torch.zeros(1, 2**28 + 129, 8, device=device)
+        points[:, -200:] = real(1, 200, 8).to(device)
+        centers = real(1, 5, 8).to(device)
+        found, expected = nearest(points, centers), nearest(points[:, -200:].clone(), centers)
+        assert all(torch.equal(one[:, -200:], other) for one, other in zip(found, expected, strict=True))

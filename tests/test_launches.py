@@ -1,0 +1,114 @@
+"""What the launchers ask of Triton, without a launch: grids that a GPU takes, and compilations that are checked."""
+
+import pytest
+import torch
+from ecsfusion_kernels import language, ops
+from ecsfusion_kernels.ops import broja, histogram, kmeans, loglinear, poisson, principal, random, seed
+
+if language.triton is None:
+    pytest.skip("Triton exists for Linux only", allow_module_level=True)
+
+MAX_GRID = (2**31 - 1, 65_535, 65_535)
+MANY = 70_000
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The launches that would be made: kernel, arguments by name, and grid."""
+    found = []
+
+    def run(kernel, *args, grid, warmup, **constants):
+        found.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | constants, grid))
+
+    monkeypatch.setattr(type(random._uniform), "run", run)
+    monkeypatch.setattr(language, "INTERPRETED", True)
+    return found
+
+
+def of(*shape, dtype=torch.float32, device="meta"):
+    return torch.ones(shape, dtype=dtype, device=device)
+
+
+def whole(*shape):
+    return of(*shape, dtype=torch.int64)
+
+
+# Tensors without values: only shapes count.
+LARGE = {
+    "k-means of many problems": lambda: kmeans._launch_lloyd(of(MANY, 70, 3), of(MANY, 4, 3), 1, 1e-3),
+    "k-means of many points": lambda: kmeans._launch_lloyd(of(1, 2**33, 8), of(1, 20, 8), 1, 1e-3),
+    "k-means of many parts": lambda: kmeans._launch_lloyd(of(1, 64, 19_200), of(1, 19_200, 19_200), 1, 1e-3),
+    "seed of many problems": lambda: seed._launch_seed(of(MANY, 70, 3), 4, 0),
+    "seed of many points": lambda: seed._launch_seed(of(3, 2**33, 3), 4, 0),
+    "histogram of many tables": lambda: histogram._launch_histogram(
+        *(whole(MANY, 2000) for _ in range(3)), 3, 3, 2
+    ),
+    "uniform": lambda: random._launch_uniform(whole(2**40), 0),
+    "poisson": lambda: poisson._launch_poisson(of(2**30, dtype=torch.float64), 256, 0),
+    "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
+    "broja": lambda: broja._launch_broja(of(MANY, 3, 4).double(), of(MANY, 5, 4).double(), 1e-3, 10),
+    "loglinear": lambda: loglinear._launch_loglinear(of(MANY, 3, 5), of(MANY, 3, 4), of(MANY, 5, 4), 3),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_no_axis_of_a_grid_is_too_long(launches, name):
+    LARGE[name]()
+    assert launches
+    for _, _, grid in launches:
+        assert all(1 <= size <= most for size, most in zip(grid, MAX_GRID, strict=False))
+
+
+def test_every_part_of_k_means_has_a_block(launches):
+    LARGE["k-means of many parts"]()
+    parts = (19_200 // 64) ** 2
+    assert [grid for kernel, _, grid in launches if kernel is kmeans._update] == [(parts,)] * 2
+
+
+def shifted(x):
+    """The same values one element later in memory: contiguous, and not at a multiple of 16 bytes."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype)
+    memory[1:] = x.flatten()
+    found = memory[1:].view(x.shape)
+    assert found.data_ptr() % 16
+    return found
+
+
+def points(width):
+    return torch.ones(4, 70, width)
+
+
+# What a user may give, and whose memory may begin anywhere.
+GIVEN = {
+    "uniform": lambda to: random.uniform(to(torch.arange(9)), 0),
+    "poisson": lambda to: poisson.poisson(to(of(9, dtype=torch.float64, device="cpu")), 2, 0),
+    "histogram": lambda to: histogram.histogram(*(to(torch.arange(9)) for _ in range(3)), 3, 3, 3),
+    **{
+        f"{name} {width}": lambda to, call=call, width=width: call(
+            to(points(width)), to(points(width)[:, :5])
+        )
+        for width in (8, 16, 40)
+        for name, call in (("nearest", kmeans.nearest), ("seed", lambda x, _: seed.seed(x, 3)))
+    },
+    "lloyd": lambda to: kmeans.lloyd(to(points(8)), to(points(8)[:, :5]), max_iterations=2),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_the_check_compiles_what_unaligned_arguments_ask_for(launches, name):
+    variants = [variant for module in ops.modules() for variant in module.variants()]
+    for place in (lambda x: x.clone(), shifted):
+        launches.clear()
+        GIVEN[name](place)
+        assert launches
+        for kernel, arguments, _ in launches:
+            tensors = {key: value for key, value in arguments.items() if isinstance(value, torch.Tensor)}
+            unaligned = {key for key, value in tensors.items() if value.data_ptr() % 16}
+            compiled = [
+                set(variant.unaligned)
+                for variant in variants
+                if variant.kernel is kernel
+                and all(arguments[key] == value for key, value in variant.constants.items())
+            ]
+            assert unaligned in compiled
+            assert place is not shifted or unaligned
