@@ -271,6 +271,7 @@ def draw(lines: list[Line], bandwidth: float, path: Path) -> None:
         ("C", [("solver", "tables")]),
     ]
     for axes, (variable, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        sizes: set[int] = set()
         for name, fixed in curves:
             found = [line for line in ours if line["benchmark"] == name]
             for value in sorted({line["shape"][fixed] for line in found}):
@@ -279,6 +280,7 @@ def draw(lines: list[Line], bandwidth: float, path: Path) -> None:
                 if len({line["shape"][variable] for line in chosen}) < 2:
                     continue
                 x = [line["shape"][variable] for line in chosen]
+                sizes |= set(x)
                 (drawn,) = axes.plot(
                     x, [line["milliseconds"] for line in chosen], "o-", label=f"{name}, {fixed} = {value:,}"
                 )
@@ -287,6 +289,8 @@ def draw(lines: list[Line], bandwidth: float, path: Path) -> None:
                 if all("bytes" in line for line in chosen):
                     axes.plot(x, [line["bytes"] / bandwidth for line in chosen], "--", **told)
         axes.set(xscale="log", yscale="log", xlabel=variable, ylabel="milliseconds")
+        axes.set_xticks([], minor=True)
+        axes.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)], fontsize=8)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     device = lines[0]["device"]

@@ -174,11 +174,14 @@ def measure_published(size: Size, device: torch.device, seconds: float) -> Itera
 
 
 def draw(lines: list[Line], base: Size, path: Path) -> None:
-    """Cost of the probe against N, D, K and C."""
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Cost of the probe against N, D, K and C, as far as they were measured."""
     whole = {(line["way"], *line["shape"].values()): line for line in lines if line["benchmark"] == "probe"}
-    for axes, variable in zip(figure.subplots(2, 2, sharey=True).flat, ("N", "D", "K", "C"), strict=True):
+    sizes = {name: sorted({line["shape"][name] for line in whole.values()}) for name in ("N", "D", "K", "C")}
+    variables = [name for name, values in sizes.items() if len(values) > 1] or ["N"]
+    figure = Figure(figsize=(3 + 3 * len(variables), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(variables), sharey=True, squeeze=False).flat
+    for axes, variable in zip(panels, variables, strict=True):
         for way, marker in (("default call", "^-"), ("call", "o-"), ("graph replay", "s--")):
             rest = base.keys() - {variable}
             found = [line for line in whole.values() if line["way"] == way]
@@ -188,10 +191,12 @@ def draw(lines: list[Line], base: Size, path: Path) -> None:
                 x = [line["shape"][variable] for line in found]
                 axes.plot(x, [line["milliseconds"] for line in found], marker, label=way)
         axes.set(xscale="log", yscale="log", xlabel=variable, ylabel="milliseconds")
+        axes.set_xticks([], minor=True)
+        axes.set_xticks(sizes[variable], [f"{size:,}" for size in sizes[variable]], fontsize=8)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     told = ", ".join(f"{name} = {value:,}" for name, value in base.items())
-    figure.suptitle(f"{lines[0]['device']}: the whole probe of two modalities around {told}")
+    figure.suptitle(f"{lines[0]['device']}: the whole probe of two modalities\naround {told}", fontsize=10)
     figure.savefig(path, dpi=130)
 
 
