@@ -140,7 +140,6 @@ def every_other_setting():
 
 SETTINGS = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "a float16 default": lambda: default_dtype(torch.float16),
     "every other setting": every_other_setting,
 }
 

@@ -60,8 +60,8 @@ def layouts(result):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_fake_has_the_strides_that_the_op_returns(device, name, layout):
-    if language.INTERPRETED and name == "principal_directions" and layout not in ("transposed", "empty"):
-        pytest.skip("the interpreter takes four seconds for each")
+    if language.INTERPRETED and name == "principal_directions" and layout != "empty":
+        pytest.skip("the interpreter takes four seconds, and the layout ends at its first product")
     op = getattr(torch.ops.ecsfusion_kernels, name.split()[0])
     given = arguments(name, layout, device)
     expected = layouts(op(*given))
