@@ -218,6 +218,18 @@ def test_a_precision_of_all_backends_can_still_be_changed():
         assert flags_now() == ["ieee", "ieee"]
 
 
+def test_the_flags_stay_off_while_another_thread_computes():
+    one, other = full_precision(), full_precision()
+    with tf32_by("set_float32_matmul_precision"):
+        before = flags_now()
+        one.__enter__()
+        other.__enter__()
+        one.__exit__(None, None, None)
+        assert "tf32" not in flags_now()
+        other.__exit__(None, None, None)
+        assert flags_now() == before
+
+
 def test_without_flags_none_is_set():
     before = flags_now()
     with full_precision():

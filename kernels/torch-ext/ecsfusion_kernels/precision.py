@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -29,19 +30,37 @@ def full_precision() -> Iterator[None]:
         for device_type in DEVICE_TYPES:
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
-        for flags in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
-            precision = flags.fp32_precision
-            if precision in REDUCED:
-                stack.callback(_restore, flags, precision)
-                flags.fp32_precision = "ieee"
+        stack.enter_context(_FLAGS)
         yield
 
 
-def _restore(flags: Any, precision: str) -> None:
-    """Set the precision as it was: inherited from that of all backends where that gives the same, else its own."""
-    flags.fp32_precision = "none"
-    if flags.fp32_precision != precision:
-        flags.fp32_precision = precision
+class _Flags:
+    """The flags of products, off from where the first thread enters to where the last one leaves."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: list[tuple[Any, str]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            for flags in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
+                if self._inside == 1 and flags.fp32_precision in REDUCED:
+                    self._before.append((flags, flags.fp32_precision))
+                    flags.fp32_precision = "ieee"
+
+    def __exit__(self, *_error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            while self._before and not self._inside:
+                flags, precision = self._before.pop()
+                # Inherited from the precision of all backends, where that gives the same.
+                flags.fp32_precision = "none"
+                if flags.fp32_precision != precision:
+                    flags.fp32_precision = precision
+
+
+_FLAGS = _Flags()
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
