@@ -39,25 +39,47 @@ class _Flags:
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._before: list[tuple[Any, str]] = []
+        self._before: list[str] = []
+        self._older_flag: str | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             self._inside += 1
-            for flags in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
-                if self._inside == 1 and flags.fp32_precision in REDUCED:
-                    self._before.append((flags, flags.fp32_precision))
-                    flags.fp32_precision = "ieee"
+            precisions = [flags.fp32_precision for flags in _products()]
+            if self._inside > 1 or not set(REDUCED) & set(precisions):
+                return
+            self._before, self._older_flag = precisions, _older_flag()
+            if self._older_flag is not None:
+                torch.set_float32_matmul_precision("highest")
+            for flags in _products():
+                flags.fp32_precision = "ieee"
 
     def __exit__(self, *_error: object) -> None:
         with self._lock:
             self._inside -= 1
-            while self._before and not self._inside:
-                flags, precision = self._before.pop()
+            if self._inside or not self._before:
+                return
+            if self._older_flag is not None:
+                torch.set_float32_matmul_precision(self._older_flag)
+            for flags, precision in zip(_products(), self._before, strict=True):
                 # Inherited from the precision of all backends, where that gives the same.
                 flags.fp32_precision = "none"
                 if flags.fp32_precision != precision:
                     flags.fp32_precision = precision
+            self._before = []
+
+
+def _products() -> tuple[Any, ...]:
+    """The flags of matrix products."""
+    return torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
+def _older_flag() -> str | None:
+    """The precision of the older interface, which PyTorch wants to agree; None where only the newer one was used."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 _FLAGS = _Flags()
