@@ -23,6 +23,7 @@ from ecsfusion import (
 )
 from ecsfusion.data.embedding_files import ArrayTable
 from ecsfusion.pid.discretize import Discretizer
+from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.stream import stream_pid
 from ecsfusion.pid.union import union_information
 
@@ -79,6 +80,7 @@ CALLS = {
     "stream_pid": streamed,
     "decompose": lambda: decompose(TABLES, tolerance=1e-3),
     "union": lambda: union_information(POSTERIORS[:1], POSTERIORS[1:], LABELS, 8, 1e-3, 300, 0),
+    "pool": lambda: pool(POSTERIORS.float().log().unsqueeze(0), LABELS, POSTERIORS[0].mean(0).log().float()),
     "loss": loss_and_gradients,
     "discretizer": lambda: Discretizer.fit(NAMED["image"].bfloat16(), 4, 5).assign(NAMED["image"]),
     "principal_directions": lambda: reference.principal_directions(POINTS, 3),
