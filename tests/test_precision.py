@@ -42,6 +42,7 @@ THREE = {**NAMED, "text": embeddings(5)}
 POSTERIORS = torch.softmax(
     torch.randn(2, len(LABELS), NUM_CLASSES, generator=GENERATOR, dtype=torch.float64), -1
 )
+LOGITS = (POSTERIORS + 0.2 * torch.nn.functional.one_hot(LABELS, NUM_CLASSES)).float().unsqueeze(0)
 POINTS = torch.randn(2, 100, 9, generator=GENERATOR)
 CENTERS, BASIS, OFFSET = POINTS[:, ::20].clone(), POINTS[0, :9, :4].clone(), POINTS[0, 0, :4].clone()
 TABLES = POINTS.abs().double()[:, :60].reshape(2, 9, 10, 6)
@@ -80,7 +81,7 @@ CALLS = {
     "stream_pid": streamed,
     "decompose": lambda: decompose(TABLES, tolerance=1e-3),
     "union": lambda: union_information(POSTERIORS[:1], POSTERIORS[1:], LABELS, 8, 1e-3, 300, 0),
-    "pool": lambda: pool(POSTERIORS.float().log().unsqueeze(0), LABELS, POSTERIORS[0].mean(0).log().float()),
+    "pool": lambda: pool(LOGITS, LABELS, torch.full((NUM_CLASSES,), -1.1, dtype=torch.float32, device="cpu")),
     "loss": loss_and_gradients,
     "discretizer": lambda: Discretizer.fit(NAMED["image"].bfloat16(), 4, 5).assign(NAMED["image"]),
     "principal_directions": lambda: reference.principal_directions(POINTS, 3),
