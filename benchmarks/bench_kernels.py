@@ -313,6 +313,8 @@ def main() -> int:
     timing, bandwidth = copy_bandwidth(sizes, device)
     first = {"benchmark": "copy", "shape": {"bytes": sizes.copied}, **timing._asdict()}
     lines = [machine | first | {"gigabytes_per_second": bandwidth / 1e6}]
+    # Where time is short, more shapes tell more than more runs of each.
+    seconds = sizes.seconds if options.limit == math.inf else min(sizes.seconds, 0.15)
     failures = 0
     started = time.perf_counter()
     parts = (measure_project, measure_nearest, measure_seed, measure_step, measure_histogram, measure_solver)
@@ -326,7 +328,7 @@ def main() -> int:
                 ):
                     if time.perf_counter() > until:
                         break
-                    for line in measured(entry, bandwidth, device, sizes.seconds):
+                    for line in measured(entry, bandwidth, device, seconds):
                         lines.append(machine | line)
                         print(json.dumps(lines[-1]), file=file, flush=True)
             except KeyboardInterrupt:

@@ -105,9 +105,12 @@ def launches(work: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def measure_ways(
-    size: Size, device: torch.device, seconds: float
+    size: Size, device: torch.device, seconds: float, counts: bool
 ) -> Iterator[tuple[str, Timing, int | None]]:
-    """The default estimate and that by clusters as calls and, on a GPU, the latter as the replay of a graph."""
+    """The default estimate and that by clusters as calls and, on a GPU, the latter as the replay of a graph.
+
+    `counts`: whether their launches are counted, which takes seconds where they are many.
+    """
     named, labels = modalities(size, device)
 
     def by_clusters() -> Any:
@@ -116,9 +119,12 @@ def measure_ways(
     def by_posteriors() -> Any:
         return fast_pid(named, labels, num_classes=size["C"], tolerance=TOLERANCE)
 
-    yield "call", timed(by_clusters, device, seconds), launches(by_clusters, device)
+    def count(work: Callable[[], Any]) -> int | None:
+        return launches(work, device) if counts else None
+
+    yield "call", timed(by_clusters, device, seconds), count(by_clusters)
     if size["N"] * size["D"] <= MAX_DEFAULT_VALUES:
-        yield "default call", timed(by_posteriors, device, seconds), launches(by_posteriors, device)
+        yield "default call", timed(by_posteriors, device, seconds), count(by_posteriors)
     if device.type != "cuda":
         return
     # A warm-up on a stream of its own: PyTorch's rule for capturing.
@@ -134,7 +140,7 @@ def measure_ways(
     graph.replay()
     if int(found.counted.min()) != size["N"]:
         raise RuntimeError(f"the replay counted {int(found.counted.min())} of {size['N']} rows")
-    yield "graph replay", timed_on_device(graph.replay, device, seconds), launches(graph.replay, device)
+    yield "graph replay", timed_on_device(graph.replay, device, seconds), count(graph.replay)
 
 
 def measure_parts(
@@ -217,7 +223,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore", message=".*samples are few")
     base, others = sizes(chosen.smoke, chosen.rows)
-    seconds = 0.0 if chosen.smoke else 1.0
+    # Where time is short, more sizes tell more than more runs of each.
+    seconds = 0.0 if chosen.smoke else 1.0 if chosen.limit == math.inf else 0.3
     machine = environment("triton", "scikit-learn")
     if device.type == "cpu":
         machine["device"] = machine["processor"]
@@ -269,7 +276,7 @@ def main() -> int:
         figures: list[tuple[str, Timing, int | None]] = []
 
         def figure() -> None:
-            for way, timing, count in measure_ways(base, device, seconds):
+            for way, timing, count in measure_ways(base, device, seconds, True):
                 figures.append((way, timing, count))
                 write("probe", base, way, timing, count, {})
 
@@ -283,7 +290,7 @@ def main() -> int:
                 write("probe part", base, name, timing, count, {})
 
         def picture(size: Size) -> None:
-            for way, timing, count in measure_ways(size, device, seconds):
+            for way, timing, count in measure_ways(size, device, seconds, False):
                 write("probe", size, way, timing, count, {})
 
         try:

@@ -49,8 +49,8 @@ def parts(smoke: bool, folder: Path) -> list[Part]:
     if not smoke and importlib.util.find_spec("xdist"):
         # Most of their time is that of Triton's compiler.
         tests += ["-n", "8"]
-    found = [Part("tests", tests, 115, interpreted)]
-    for name, limit in (("kernels", 80), ("probe", 65)):
+    found = [Part("tests", tests, 85, interpreted)]
+    for name, limit in (("kernels", 95), ("probe", 85)):
         script = [str(ROOT / "benchmarks" / f"bench_{name}.py"), "--output", str(folder)]
         script += ["--smoke"] if smoke else ["--limit", str(limit)]
         found.append(Part(name, script, limit, {}))

@@ -23,6 +23,7 @@ from ecsfusion import (
 )
 from ecsfusion.data.embedding_files import ArrayTable
 from ecsfusion.pid.discretize import Discretizer
+from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.stream import stream_pid
 from ecsfusion.pid.union import union_information
 
@@ -41,6 +42,7 @@ THREE = {**NAMED, "text": embeddings(5)}
 POSTERIORS = torch.softmax(
     torch.randn(2, len(LABELS), NUM_CLASSES, generator=GENERATOR, dtype=torch.float64), -1
 )
+LOGITS = (POSTERIORS + 0.2 * torch.nn.functional.one_hot(LABELS, NUM_CLASSES)).float().unsqueeze(0)
 POINTS = torch.randn(2, 100, 9, generator=GENERATOR)
 CENTERS, BASIS, OFFSET = POINTS[:, ::20].clone(), POINTS[0, :9, :4].clone(), POINTS[0, 0, :4].clone()
 TABLES = POINTS.abs().double()[:, :60].reshape(2, 9, 10, 6)
@@ -79,6 +81,7 @@ CALLS = {
     "stream_pid": streamed,
     "decompose": lambda: decompose(TABLES, tolerance=1e-3),
     "union": lambda: union_information(POSTERIORS[:1], POSTERIORS[1:], LABELS, 8, 1e-3, 300, 0),
+    "pool": lambda: pool(LOGITS, LABELS, torch.full((NUM_CLASSES,), -1.1, dtype=torch.float32, device="cpu")),
     "loss": loss_and_gradients,
     "discretizer": lambda: Discretizer.fit(NAMED["image"].bfloat16(), 4, 5).assign(NAMED["image"]),
     "principal_directions": lambda: reference.principal_directions(POINTS, 3),
@@ -140,7 +143,6 @@ def every_other_setting():
 
 SETTINGS = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "a float16 default": lambda: default_dtype(torch.float16),
     "every other setting": every_other_setting,
 }
 
@@ -195,17 +197,28 @@ def flags_now():
     return [flags.fp32_precision for flags in PRODUCTS]
 
 
+def older_flags():
+    """Where PyTorch tells them."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_the_flags_of_the_caller_are_as_before(way):
     with tf32_by(way):
-        before = flags_now()
+        before, older = flags_now(), older_flags()
         assert "tf32" in before
         with full_precision():
+            # PyTorch refuses to say so where its older and newer flags disagree.
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
             assert not {"tf32", "bf16"} & set(flags_now())
             with full_precision():
                 pass
             assert not {"tf32", "bf16"} & set(flags_now())
-        assert flags_now() == before
+        assert (flags_now(), older_flags()) == (before, older)
         with pytest.raises(KeyError, match="inside"):
             in_full_precision({}.__getitem__)("inside")
         assert flags_now() == before
@@ -217,6 +230,18 @@ def test_a_precision_of_all_backends_can_still_be_changed():
             pass
         torch.backends.fp32_precision = "ieee"
         assert flags_now() == ["ieee", "ieee"]
+
+
+def test_the_flags_stay_off_while_another_thread_computes():
+    one, other = full_precision(), full_precision()
+    with tf32_by("set_float32_matmul_precision"):
+        before = flags_now()
+        one.__enter__()
+        other.__enter__()
+        one.__exit__(None, None, None)
+        assert "tf32" not in flags_now()
+        other.__exit__(None, None, None)
+        assert flags_now() == before
 
 
 def test_without_flags_none_is_set():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 ITERATIONS = 14
@@ -30,6 +31,7 @@ class Pool(NamedTuple):
     """(B, K) float64."""
 
 
+@in_full_precision
 def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
     """Fit the weights of B pools to held-out logits by damped Newton steps; on a GPU the host reads nothing.
 

@@ -81,12 +81,12 @@ def _launch(kernel: Any, *args: Any, **kwargs: Any) -> Any:
         return type(kernel).run(kernel, *args, **kwargs)
 
 
-def with_unaligned(variant: Variant, *pointers: tuple[str, ...]) -> list[Variant]:
-    """A variant with aligned pointers, and once more for each other set of those whose tensors may begin anywhere.
+def with_unaligned(variant: Variant, pointers: tuple[str, ...]) -> list[Variant]:
+    """A variant with aligned pointers and, if there are any, with those unaligned whose tensors may begin anywhere.
 
     Of several such tensors either all or none are taken to be unaligned: every set would be too many compilations.
     """
-    return [variant, *(variant._replace(unaligned=names) for names in pointers if names)]
+    return [variant, variant._replace(unaligned=pointers)] if pointers else [variant]
 
 
 def options(num_warps: int, num_stages: int = 1) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .certificate import bounds, certify, marginals
 
 __all__ = ["broja"]
 
-# The sums of the two bounds, some 10 bits, and their products are exact to about 1e-7: the estimate is good to a few
+# The sums of the two bounds, some 10 bits, and their products are exact to about 2e-7: the estimate is good to a few
 # 1e-7 bits. So a table stops this many bits below the tolerance.
 MARGIN = 2e-6
 # In bits; smaller tolerances are solved by the reference.

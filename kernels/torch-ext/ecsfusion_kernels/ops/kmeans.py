@@ -430,7 +430,7 @@ def variants() -> list[Variant]:
         tiles = ((32, 16), (32, 32), (64, 32), (128, 32))
         for num_clusters, num_dims in tiles if vector > 1 else tiles[:3]:
             variant = Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
-            configurations += with_unaligned(variant, (*unaligned, "centers_ptr"), unaligned)
+            configurations += with_unaligned(variant, unaligned)
         for num_clusters in (32, 64):
             for num_dims in (16, 32, 64):
                 variant = Variant(
@@ -446,7 +446,11 @@ def _nearest_op(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         return reference_nearest(points, centers)
     labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
     distance = torch.empty(points.shape[:2], dtype=torch.float32, device=points.device)
-    _launch_assign(points, centers.contiguous(), labels, distance, None)
+    centers = centers.contiguous()
+    if centers.data_ptr() % 16:
+        # Sooner copied than compiled for.
+        centers = centers.clone()
+    _launch_assign(points, centers, labels, distance, None)
     return labels, distance
 
 
