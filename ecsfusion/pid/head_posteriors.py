@@ -137,9 +137,17 @@ def information_of_heads(
     most = (known[:2] - claimed).abs().sum(0)
     change = (union.pointwise - union.expected).mean(-1)
     value = union.value + torch.minimum(torch.maximum(change, -most), most)
+
+    def twice(part: Tensor) -> Tensor:
+        return part.expand(2, -1)
+
     return Posteriors(
         Known(
-            *(part.expand(2, -1) for part in (*known, value, union.high - union.low)),
+            first=twice(known[0]),
+            second=twice(known[1]),
+            joint=twice(known[2]),
+            union=twice(value),
+            lost=twice(union.high - union.low),
             product=known[2],
             beyond_lines=torch.zeros_like(known),
             rows=torch.cat([rows, union.pointwise.unsqueeze(0)]).unsqueeze(1).expand(-1, 2, -1, -1),
