@@ -77,7 +77,9 @@ def test_the_rest_is_read_by_all_of_its_heads_and_the_pool_of_all_knows_most():
     assert float(text.mutual_information[0]) <= float(text.redundancy_floor)
     # The rest of text is image and audio together, which is all that is known.
     assert float(text.mutual_information[1]) > float(image.mutual_information[0]) + 0.02
-    assert float(text.joint_mutual_information) == pytest.approx(float(image.joint_mutual_information), abs=0.01)
+    assert float(text.joint_mutual_information) == pytest.approx(
+        float(image.joint_mutual_information), abs=0.01
+    )
 
 
 def test_the_order_of_the_rows_does_not_matter():

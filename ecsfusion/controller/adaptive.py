@@ -11,9 +11,9 @@ from ecsfusion.controller.plateau import is_behind, plateau, readings_without_ri
 from ecsfusion.controller.reading import Reading, check_finite
 from ecsfusion.controller.rule import Rule
 
-DEPENDENCE = 0.08
-"""Bits of `Reading.dependence` above which modalities count as dependent on each other given the label: after two
-epochs that is 0.12 to 0.17 in the suite "mixture", up to 0.05 in "halves" and up to 0.01 in the others
+DEPENDENCE = 0.07
+"""Bits of `Reading.dependence` above which modalities count as dependent on each other given the label: at the end of
+scouting 0.08 to 0.14 in the suite "mixture", 0.02 to 0.06 in "halves" and at most 0.014 in six others
 (benchmarks/README.md)."""
 DEPENDENCE_BY_CLUSTERS = 0.15
 """The same where the probe clusters embeddings, whose I(X1; X2 | Y) is another number."""
@@ -63,7 +63,7 @@ class Adaptive(Rule):
     Args:
         modalities: at least two different names.
         scouting_readings: readings of joint training before the first decision; 0 for none.
-        dependence: bits of `Reading.dependence` above which the modalities train jointly; None for 0.08, and 0.15
+        dependence: bits of `Reading.dependence` above which the modalities train jointly; None for 0.07, and 0.15
             where the probe clusters embeddings, as in regression.
         saturation: accuracy at which a modality that leads clearly is paused.
         ratio: how many times the uniqueness of the next modality a clear lead is.

@@ -8,11 +8,12 @@ the prior. All modalities together are read by the pool of all heads. The union 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ecsfusion.pid.decomposition import LN2, PID, Decomposition, entropy
+from ecsfusion.pid.decomposition import LN2, PID, entropy
 from ecsfusion.pid.folds import Folds, make_folds, row_keys
 from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors
@@ -23,7 +24,7 @@ CALIBRATION_FOLDS = 2
 MIN_CLUSTERS, MAX_CLUSTERS = 32, 128
 """Clusters of posteriors in the union information: two per class within these bounds. What they lose is part of the
 interval."""
-TOLERANCE = 5e-3
+TOLERANCE = 1e-2
 """Certified width in bits at which the solver may stop, which is less than the posteriors are known to."""
 MAX_ITERATIONS = 500
 JOINT = ""
@@ -62,18 +63,13 @@ def head_pids(
         logits, joint_logits, labels, sides, min(num_clusters, len(labels)), TOLERANCE, random_seed
     )
     measured = measure(posteriors).limit._replace(dependence=None)
-    return {
-        f"{a}, {b}": PID(
-            **{
-                part: None if (values := getattr(measured, part)) is None else values[place]
-                for part in Decomposition._fields
-            },
-            names=(a, b),
-            num_samples=len(labels),
-            num_classes=classes,
-        )
-        for place, (a, b) in enumerate(pairs)
-    }
+    pids = {}
+    for place, (a, b) in enumerate(pairs):
+        atoms: dict[str, Any] = {
+            part: None if values is None else values[place] for part, values in measured._asdict().items()
+        }
+        pids[f"{a}, {b}"] = PID(**atoms, names=(a, b), num_samples=len(labels), num_classes=classes)
+    return pids
 
 
 def information_of_heads(
