@@ -13,7 +13,7 @@ from ecsfusion.controller.rule import Rule
 
 DEPENDENCE = 0.07
 """Bits of `Reading.dependence` above which modalities count as dependent on each other given the label: at the end of
-scouting 0.08 to 0.14 in the suite "mixture", 0.02 to 0.06 in "halves" and at most 0.014 in six others
+scouting 0.08 to 0.14 in the suite "mixture", 0.02 to 0.06 in "halves" and at most 0.005 in five others
 (benchmarks/README.md)."""
 DEPENDENCE_BY_CLUSTERS = 0.15
 """The same where the probe clusters embeddings, whose I(X1; X2 | Y) is another number."""
