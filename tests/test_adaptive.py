@@ -745,7 +745,7 @@ def test_the_runs_that_are_stopped_are_where_they_should_be(wholes) -> None:
     assert usual.stage_start > 10
     assert next(e.step for e in shortcut.history if e.training == ("right",)) == 8
     assert 6 < shortcut.stage_start < 26
-    assert synergy.stage_start == 4
+    assert synergy.stage_start == 8
 
 
 @pytest.mark.parametrize("count", [1, 4])
