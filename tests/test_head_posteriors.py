@@ -91,6 +91,15 @@ def test_the_order_of_the_rows_does_not_matter():
     torch.testing.assert_close(values(again), values(found), rtol=0, atol=1e-6)
 
 
+def test_a_head_that_overflowed_in_some_rows_keeps_what_it_knows_in_others():
+    logits, both, labels, _ = exact_heads("gaussian-4-d16", rows=600)
+    found = head_pids(logits, both, labels, [("first", "second")])["first, second"]
+    logits["first"][:3, 0] = torch.inf
+    again = head_pids(logits, both, labels, [("first", "second")])["first, second"]
+    assert torch.isfinite(values(again)).all()
+    assert (values(again) - values(found)).abs().amax() < 0.2
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_few_rows_give_finite_values_that_are_not_negative(rows):
     logits = torch.randn(3, rows, 4, generator=torch.Generator().manual_seed(0))

@@ -42,7 +42,7 @@ def head_pids(
     """What modalities know about the label, as their heads show it; in bits.
 
     Args:
-        logits: (N, C) floating point and finite, by modality: of the head that reads this modality alone.
+        logits: (N, C) floating point, by modality: of the head that reads this modality alone.
         joint_logits: (N, C) of a head that reads all modalities; None where there is none.
         labels: (N,) int64 class indices.
         pairs: names of two modalities, or of one and "rest", all the others.
@@ -102,7 +102,9 @@ def information_of_heads(
     log_prior = prior.clamp_min(TINY).log()
     # A head may favour a class everywhere, as untrained ones do; that is taken from it before its weight is fitted.
     scores = {
-        name: matched(torch.softmax(values[folds.order].double(), -1), prior).clamp_min(TINY).log()
+        name: matched(torch.softmax(values[folds.order].double().nan_to_num(), -1), prior)
+        .clamp_min(TINY)
+        .log()
         - log_prior
         for name, values in every.items()
     }
