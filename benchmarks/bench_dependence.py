@@ -1,6 +1,6 @@
 """How often are modalities taken for dependent given the label, though they are not? By rows and classes.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_dependence.py --seeds 60
+    OMP_NUM_THREADS=1 python benchmarks/bench_dependence.py --seeds 40
 
 Two noisy views of the class, drawn independently of each other, so that both know nothing beyond the product of their
 posteriors. "Taken" is the share of seeds in which the readouts of a probe say more than the noise floor of a probe and
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=40)
     args = parser.parse_args()
     lines = [measure(*size, args.seeds) for size in tqdm(SIZES, unit="size")]
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

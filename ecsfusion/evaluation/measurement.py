@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 MIN_ROWS_PER_CLASS_FOR_DEPENDENCE = 20
 MIN_ROWS_FOR_DEPENDENCE = 64
-"""With fewer rows, independent modalities often look dependent given the label, by whole bits. With 64 rows that
-happens in up to one case of five, with 100 in one of eight, with 400 in none that was tried
-(benchmarks/bench_dependence.py)."""
+"""With fewer rows, clusters of independent modalities often look dependent given the label, by whole bits, and with 64
+rows in up to one case of five. Readouts took none of 40 for dependent, with as few as 40 rows
+(benchmarks/bench_dependence.py); what they can see with so few is little."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Information:
 
     @property
     def shows_dependence(self) -> bool:
-        """Whether there were enough rows to estimate I(X1; X2 | Y)."""
+        """Whether there were enough rows to tell whether the modalities depend on each other given the label."""
         enough = max(MIN_ROWS_FOR_DEPENDENCE, MIN_ROWS_PER_CLASS_FOR_DEPENDENCE * self.num_classes)
         return self.num_samples >= enough
 

@@ -21,7 +21,7 @@ from ecsfusion.pid.uncertainty import measure
 from ecsfusion.pid.union import matched, union_information
 
 CALIBRATION_FOLDS = 2
-MIN_CLUSTERS, MAX_CLUSTERS = 32, 128
+MIN_CLUSTERS, MAX_CLUSTERS = 24, 128
 """Clusters of posteriors in the union information: two per class within these bounds. What they lose is part of the
 interval."""
 TOLERANCE = 1e-2
