@@ -46,7 +46,7 @@ def head_pids(
         joint_logits: (N, C) of a head that reads all modalities; None where there is none.
         labels: (N,) int64 class indices.
         pairs: names of two modalities, or of one and "rest", all the others.
-        num_clusters: clusters of posteriors in the union information; None for two per class, at least 32.
+        num_clusters: clusters of posteriors in the union information; None for two per class, at least 24.
         random_seed: of folds and clusters.
 
     Returns:
