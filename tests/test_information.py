@@ -1,18 +1,21 @@
 """What a probe measures: heads where they are trained, readouts of the embeddings where a rule asks, else clusters."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from readings import make_information
 
+from ecsfusion.controller import make_rule
 from ecsfusion.diagnostics.duplicate import duplicate
 from ecsfusion.diagnostics.estimate import few_rows, wide_certificate
 from ecsfusion.evaluation.information import decompose
 from ecsfusion.evaluation.measurement import Information
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ecsfusion.training.evaluator import asks_for_dependence, reads_heads
 
 ROWS = 600
 OPTIONS = {"num_clusters": "auto", "num_components": None, "bootstrap": 0, "permutations": 2, "seed": 0}
@@ -102,3 +105,43 @@ def test_diagnostics_of_clusters_say_nothing_of_heads():
     assert [*few_rows(make_information(num_samples=30, **by_heads))]
     assert [*wide_certificate(make_information(gap=0.3))]
     assert not math.isnan(information.dependence)
+
+
+def run_of(rule, stage, auxiliary_weight, step=10):
+    return SimpleNamespace(
+        rule=None if rule is None else make_rule(rule, ("image", "audio")),
+        record=SimpleNamespace(stage=stage),
+        plan=SimpleNamespace(auxiliary_weight=auxiliary_weight),
+        state=SimpleNamespace(global_step=step),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "stage", "auxiliary_weight", "expected"),
+    [
+        ("adaptive", "unimodal", 0.6, True),
+        ("peak-synergy", "joint", 0.6, True),
+        # The paper's thresholds are those of clusters.
+        ("published", "unimodal", 0.6, False),
+        ("published", "joint", 0.6, False),
+        # In joint training without unimodal losses the heads stay as they are.
+        ("adaptive", "joint", 0.0, False),
+        (None, "joint", 0.0, False),
+        (None, "joint", 1.0, True),
+    ],
+)
+def test_heads_are_read_where_they_train_and_the_rule_takes_them(rule, stage, auxiliary_weight, expected):
+    assert reads_heads(run_of(rule, stage, auxiliary_weight)) == expected
+
+
+def test_dependence_is_asked_for_by_the_rule_in_stage_one_of_a_run_that_has_begun():
+    run = run_of("adaptive", "unimodal", 0.6)
+    run.rule.state["readings"] = 1
+    assert asks_for_dependence(run)
+    run.state.global_step = 0
+    assert not asks_for_dependence(run)
+    assert not asks_for_dependence(run_of("peak-synergy", "unimodal", 0.6))
+    assert not asks_for_dependence(run_of(None, "joint", 1.0))
+    ended = run_of("adaptive", "joint", 0.6)
+    ended.rule.state["readings"] = 1
+    assert not asks_for_dependence(ended)

@@ -176,7 +176,7 @@ class Evaluator:
                 rows,
                 readout=None if fitted is None else Readout.from_dict(fitted),
                 bootstrap=0 if run.is_in_train else BOOTSTRAP_REPLICATES,
-                measures_dependence=self.decides and _asks_for_dependence(run),
+                measures_dependence=self.decides and asks_for_dependence(run),
                 **probe_options(run),
             )
         for warning in caught:
@@ -247,23 +247,24 @@ def raise_no_reading() -> NoReturn:
     )
 
 
-def _reads_heads(run: Run) -> bool:
+def reads_heads(run: Run) -> bool:
     """Whether the heads of the modalities are trained in the present stage, and the rule takes what they show."""
     if run.rule is not None and not run.rule.reads_heads:
         return False
     return run.record.stage == "unimodal" or run.plan.auxiliary_weight > 0
 
 
-def _asks_for_dependence(run: Run) -> bool:
-    rule = run.rule
-    is_unimodal = run.record.stage == "unimodal" and run.state.global_step > 0
-    return rule is not None and is_unimodal and rule.asks_for_dependence
+def asks_for_dependence(run: Run) -> bool:
+    """Whether the rule needs the dependence at this reading; of the untrained start it decides nothing."""
+    if run.rule is None or run.record.stage != "unimodal" or run.state.global_step == 0:
+        return False
+    return run.rule.asks_for_dependence
 
 
 def probe_options(run: Run) -> dict[str, Any]:
     """The options of `decompose` in this run, without those of the intervals and of dependence."""
     return {
-        "reads_heads": _reads_heads(run),
+        "reads_heads": reads_heads(run),
         "problem_type": run.model.problem_type,
         "device": run.args.device,
         "num_classes": run.model.config.num_labels,
