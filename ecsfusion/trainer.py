@@ -803,7 +803,7 @@ class FusionTrainer(ResumableTrainer):
         return self.evaluate_rows(Subset(rows, np.sort(drawn).tolist()))
 
     def probe_options(self) -> dict[str, Any]:
-        """The options of `decompose_embeddings` in this run, without those of the intervals."""
+        """The options of `decompose` in this run, without those of the intervals and of dependence."""
         return probe_options(self)
 
     # ---- checkpoints and folders ----

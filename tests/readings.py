@@ -33,6 +33,7 @@ def make_information(
     num_samples: int = 1000,
     num_clusters: tuple[int, ...] = (20, 20),
     num_classes: int = 10,
+    measured_dependence: float | None = None,
 ) -> Information:
     """A decomposition.
 
@@ -67,6 +68,7 @@ def make_information(
         num_samples=num_samples,
         num_clusters=num_clusters,
         num_classes=num_classes,
+        measured_dependence=measured_dependence,
     )
 
 

@@ -59,7 +59,8 @@ class TestScouting:
         second = rule.decide(seen(20))
         assert (rule.trains_fused_head, second.training, second.ends_stage) == (False, TWO, False)
         assert second.reason == (
-            "all train, each alone: given the label, the modalities share 0.00 bits, not more than 0.15"
+            "all train, each alone: given the label, the modalities depend on each other by 0.00 bits, "
+            "not more than 0.15"
         )
         assert (first.peak, second.peak) == (False, False)
 
@@ -99,8 +100,8 @@ class TestDependence:
         over = rule.decide(seen(10 * (before + 1), dependence=0.16, accuracy=(0.3, 0.3)))
         assert (over.ends_stage, over.restore, over.peak, over.training) == (True, None, True, TWO)
         assert over.reason == (
-            "stage 1 ends: given the label, the modalities share 0.16 bits, more than 0.15: the fused head has to "
-            "learn from them together; stage 2 starts from the present weights"
+            "stage 1 ends: given the label, the modalities depend on each other by 0.16 bits, more than 0.15: "
+            "the fused head has to learn from them together; stage 2 starts from the present weights"
         )
 
     @pytest.mark.parametrize(
@@ -131,6 +132,46 @@ class TestDependence:
         )
         over = rule.decide(seen(500, dependence=0.5))
         assert (over.ends_stage, over.restore) == (True, None)
+
+
+class TestDependenceByHeads:
+    """Heads do not show it, so the rule says when readouts of the embeddings are to be fitted for it."""
+
+    @staticmethod
+    def read(step: int, dependence: float | None, **values: Any) -> Reading:
+        by_heads = {"conditional_mutual_information": None, "num_clusters": ()}
+        return reading(step, measured_dependence=dependence, **by_heads, **values)
+
+    @pytest.mark.parametrize(("number", "asked"), [(2, 1), (1, 0), (3, 2), (0, 0)])
+    def test_it_asks_at_the_end_of_scouting_alone(self, number: int, asked: int) -> None:
+        rule = adaptive(scouting_readings=number)
+        asks = []
+        for index in range(6):
+            asks.append(rule.asks_for_dependence)
+            rule.decide(self.read(10 * (index + 1), 0.0 if asks[-1] else None))
+        assert asks == [index == asked for index in range(6)]
+
+    @pytest.mark.parametrize(
+        ("bits", "options", "ends"),
+        [
+            (0.08, {}, True),
+            (0.07, {}, False),
+            (0.08, {"dependence": 0.1}, False),
+            (0.04, {"floor": 0.09}, False),
+        ],
+    )
+    def test_its_threshold_is_that_of_readouts(self, bits: float, options: dict, ends: bool) -> None:
+        floor = options.get("floor", 0.01)
+        rule = adaptive(**{key: value for key, value in options.items() if key != "floor"})
+        rule.decide(self.read(10, None, floor=floor))
+        assert rule.decide(self.read(20, bits, floor=floor)).ends_stage == ends
+
+    def test_it_does_not_ask_while_a_modality_waits_or_without_a_stage_two(self) -> None:
+        rule = adaptive()
+        rule.decide(self.read(10, None, **LEADS))
+        assert rule.state["waiting"] == AUDIO
+        assert not rule.asks_for_dependence
+        assert not adaptive(scouting_readings=1, context=RunContext(joint_follows=False)).asks_for_dependence
 
 
 class TestNothingKnownAlone:
@@ -683,7 +724,7 @@ def assert_the_same(whole: FusionTrainer, resumed: FusionTrainer) -> None:
         # In stage 2, where its head still has no weight beside others.
         ("shortcut", 26),
         # Stage 1 has just ended, while it scouted.
-        ("synergy", 4),
+        ("synergy", 8),
     ],
 )
 def test_stopped_and_resumed_it_ends_bit_for_bit_the_same(
@@ -704,7 +745,7 @@ def test_the_runs_that_are_stopped_are_where_they_should_be(wholes) -> None:
     assert usual.stage_start > 10
     assert next(e.step for e in shortcut.history if e.training == ("right",)) == 8
     assert 6 < shortcut.stage_start < 26
-    assert synergy.stage_start == 4
+    assert synergy.stage_start == 8
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -151,6 +151,9 @@ MEASUREMENTS = {
     "regression": make_measurement(
         score="r2", accuracy={"image": -0.3, "audio": 0.1, "fused": 0.5, "calibrated": 0.6}, chance=0.0
     ),
+    "by heads": make_measurement(
+        conditional_mutual_information=None, num_clusters=(), measured_dependence=0.125
+    ),
     "without a decomposition": make_measurement(information=None),
 }
 

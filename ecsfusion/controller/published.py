@@ -34,6 +34,8 @@ class Published(Rule):
     """
 
     name = "published"
+    # The paper's ratio and drop are those of clusters.
+    reads_heads = False
     only_two = "it compares two uniquenesses"
 
     def __init__(

@@ -42,17 +42,17 @@ class Reading:
 
     @property
     def redundancy(self) -> float:
-        """Redundancy, corrected for the bias of the estimate."""
+        """Redundancy, without the bias of the estimate."""
         return self.information.redundancy
 
     @property
     def unique(self) -> dict[str, float]:
-        """Uniqueness by modality, corrected for the bias of the estimate."""
+        """Uniqueness by modality, without the bias of the estimate."""
         return self.information.unique
 
     @property
     def synergy(self) -> float:
-        """Synergy, corrected for the bias of the estimate."""
+        """Synergy, without the bias of the estimate."""
         return self.information.synergy
 
     @property
@@ -67,16 +67,18 @@ class Reading:
 
     @property
     def dependence(self) -> float:
-        """I(X1; X2 | Y): what the modalities know of each other beyond the label; 0 if rows are too few to tell.
+        """What ties the modalities given the label; 0 if rows are too few to tell, or the rule did not ask for it.
 
-        Its noise floor is that of synergy. If it is zero, the posteriors of the single modalities determine the
-        posterior of all modalities together.
+        It is what readouts of all embeddings together know of the label beyond the product of the posteriors of each
+        modality (by clusters: I(X1; X2 | Y), what they know of each other). Its noise floor is that of synergy. If it
+        is zero, the posteriors of the single modalities determine the posterior of all modalities together. See
+        `Rule.asks_for_dependence`.
         """
         return self.information.dependence
 
     @property
     def plugin(self) -> dict[str, Any]:
-        """The atoms before the correction of bias: "redundancy", "unique" by modality, "synergy"."""
+        """By clusters, the atoms before the correction of bias: "redundancy", "unique" by modality, "synergy"."""
         return self.information.plugin
 
     @property

@@ -62,6 +62,9 @@ class Rule:
     name: ClassVar[str] = ""
     resets: ClassVar[bool] = False
     """Whether the rule may put modalities back to their initial weights; then the run keeps these weights."""
+    reads_heads: ClassVar[bool] = True
+    """Whether the rule takes what the heads of the modalities show; if not, embeddings are clustered at every probe, as
+    published, and `Reading.plugin` has the values before the correction of bias."""
     only_two: ClassVar[str] = ""
     """Why the rule is for two modalities only, in a few words; empty if it is not."""
     context: RunContext = RunContext()
@@ -130,6 +133,15 @@ class Rule:
         """Whether the fused head trains now, in stage 1. If it does, the loss is that of stage 2.
 
         Pictures and texts call such a part of stage 1 "scouting".
+        """
+        return False
+
+    @property
+    def asks_for_dependence(self) -> bool:
+        """Whether the rule needs `Reading.dependence` at the next reading.
+
+        Readouts of the embeddings are fitted for it, which takes many times as long as reading the heads. Where no rule
+        asks, it is 0.
         """
         return False
 

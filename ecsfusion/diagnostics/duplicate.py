@@ -27,18 +27,19 @@ def duplicate(information: Information) -> Iterator[Finding]:
     both modalities, what they share appears as synergy.
 
     Args:
-        information: the decomposition of two modalities.
+        information: the decomposition of two modalities, by clusters: heads do not show what they share.
 
     Yields:
         At most one finding.
     """
-    if not information.floor:
+    shared = information.conditional_mutual_information
+    if not information.floor or shared is None:
         return
     known = information.mutual_information
     copy = min(known, key=lambda name: known[name])
     other = next(name for name in known if name != copy)
     unique, floor = information.unique[copy], information.floor[copy]
-    shared, synergy_floor = information.conditional_mutual_information, information.floor["synergy"]
+    synergy_floor = information.floor["synergy"]
     if (
         known[copy] > floor
         and unique <= max(floor, MAX_UNIQUE_SHARE * known[copy])

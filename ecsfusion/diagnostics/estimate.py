@@ -42,6 +42,8 @@ def few_rows(information: Information) -> Iterator[Finding]:
             f"{MIN_ROWS_PER_CLASS_FOR_DEPENDENCE} rows per class and {MIN_ROWS_FOR_DEPENDENCE} in all, here {needed}.",
         )
         return
+    if information.is_by_heads:
+        return
     first, second = information.num_clusters
     cells = first * second
     enough = cells * (classes - 1) / math.log(classes) if classes > 1 else 0.0
@@ -59,7 +61,7 @@ def wide_certificate(information: Information) -> Iterator[Finding]:
     """Find that the solver stopped before its certified interval was narrow enough.
 
     An interval that is wider than demanded, but within the noise floor of redundancy, is not reported, because it
-    changes no decision.
+    changes no decision. By heads it holds what clusters of posteriors lose, which the confidence intervals hold too.
 
     Args:
         information: the decomposition of the probe set.
@@ -68,7 +70,7 @@ def wide_certificate(information: Information) -> Iterator[Finding]:
         At most one finding.
     """
     gap = information.gap
-    if gap > max(TOLERANCE, information.floor.get("redundancy", 0.0)):
+    if not information.is_by_heads and gap > max(TOLERANCE, information.floor.get("redundancy", 0.0)):
         yield Finding(
             "certificate missed",
             "",

@@ -26,7 +26,7 @@ from ecsfusion.diagnostics.memorization import memorized
 from ecsfusion.diagnostics.no_information import information_lost, no_information
 from ecsfusion.diagnostics.short_stage import short_stage
 from ecsfusion.diagnostics.shortcut import shortcut
-from ecsfusion.evaluation.information import decompose_embeddings
+from ecsfusion.evaluation.information import decompose
 from ecsfusion.evaluation.measurement import Information, Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import quality
@@ -118,7 +118,7 @@ class ObservedRun(ReadableRun, Protocol):
         """Evaluate training rows, at most as many as the probe set has."""
 
     def probe_options(self) -> dict[str, Any]:
-        """The keyword arguments of this run for `decompose_embeddings`."""
+        """The keyword arguments of this run for `decompose`."""
 
 
 class RunDiagnostics:
@@ -217,24 +217,30 @@ class RunDiagnostics:
         # Rows that are not finite are left out here. A training step raises an error for them.
         for values in evaluation.embeddings.values():
             rows = rows[np.isfinite(values[rows]).all(axis=1)]
-        names, num_clusters = tuple(information.unique), information.num_clusters[0]
+        names, num_clusters = tuple(information.unique), max(information.num_clusters, default=1)
         min_rows = max(num_clusters, information.num_samples / 2)
         if len(rows) < min_rows or not set(names) <= set(evaluation.present):
             # There are too few rows that have every modality.
             return
-        training = self._decompose(evaluation, rows, names, num_clusters=num_clusters)
+        options: dict[str, Any] = {"reads_heads": information.is_by_heads}
+        if not information.is_by_heads:
+            options["num_clusters"] = num_clusters
+        training = self._decompose(evaluation, rows, names, **options)
         scores = {name: quality(evaluation, name, run.model.problem_type)[0] for name in run.model.modalities}
         self._warn(memorized(training, scores, validation))
 
     def _pairs(self, evaluation: Evaluation, information: Information) -> Iterator[Information]:
-        """The decomposition of each pair of modalities. If there is only one pair, it is the given one."""
+        """The decomposition of each pair of modalities by clusters, which show what copies share beyond the label.
+
+        If there is only one pair and clusters were counted, it is the given one.
+        """
         names = tuple(information.unique)
-        if len(names) == 2:
+        if len(names) == 2 and not information.is_by_heads:
             yield information
             return
         rows = evaluation.probed_rows(self.run.args.probe_rows, self.run.args.seed)
         for pair in combinations(names, 2):
-            yield self._decompose(evaluation, rows, pair)
+            yield self._decompose(evaluation, rows, pair, reads_heads=False)
 
     def _decompose(
         self, evaluation: Evaluation, rows: np.ndarray, names: Sequence[str], **options: Any
@@ -242,12 +248,10 @@ class RunDiagnostics:
         """Decompose these rows and modalities, in the first process for all."""
         decomposed: list[Any] = [None]
         if self.run.is_world_process_zero():
-            embeddings = {name: evaluation.embeddings[name][rows] for name in names}
-            labels = evaluation.labels.numpy()[rows]
             options = {**self.run.probe_options(), "bootstrap": 0, **options}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FewSamplesWarning)
-                decomposed = [Information.from_pid(decompose_embeddings(embeddings, labels, **options))]
+                decomposed = [Information.from_pid(decompose(evaluation, rows, names, **options))]
         return broadcast_object_list(decomposed)[0]
 
     def _shortcuts(self) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ecsfusion.controller.adaptive import DEPENDENCE
+from ecsfusion.controller.adaptive import least_dependence
 from ecsfusion.controller.probe import Probe
 from ecsfusion.diagnostics.finding import Finding
 
@@ -41,7 +41,10 @@ def short_stage(history: Sequence[Probe]) -> Iterator[Finding]:
         return
     latest = readings[-NUM_READINGS:]
     last = latest[-1]
-    if last.dependence > max(last.floor["synergy"], DEPENDENCE):
+    # The rule may have asked for the dependence at an earlier reading alone.
+    if any(
+        reading.dependence > max(reading.floor["synergy"], least_dependence(reading)) for reading in readings
+    ):
         return
     scale = history[-1].reading.measurement.scale
     for name in last.unique:

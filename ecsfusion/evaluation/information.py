@@ -1,22 +1,101 @@
-"""The decomposition of the embeddings of an evaluation, for two or more modalities."""
+"""What an evaluation shows that modalities know of the label, by their heads or by clusters of their embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.pid.decomposition import PID
+from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.estimate import fast_pid, fast_pids
+from ecsfusion.pid.head_posteriors import head_pids
 
-METHOD: Final = "clusters"
-"""How a run measures: the thresholds of rules and diagnostics were set on values of this method."""
 REGRESSION_BINS = 8
 """The number of classes into which a regression target is cut at its quantiles, for the decomposition."""
+
+
+def decompose(
+    evaluation: Evaluation,
+    rows: np.ndarray,
+    names: Sequence[str] | None = None,
+    *,
+    reads_heads: bool = False,
+    measures_dependence: bool = False,
+    problem_type: str = SINGLE_LABEL,
+    device: torch.device | None = None,
+    **options: Any,
+) -> PID:
+    """Decompose what the modalities of an evaluation know about the label.
+
+    The heads of the model were not fitted on these rows, and read them at no cost. What they do not show is whether the
+    label ties the modalities; then readouts of the embeddings are fitted here. Heads that are not trained show nothing:
+    without `reads_heads`, and in regression, whose heads have no posteriors, the embeddings are clustered.
+
+    Args:
+        evaluation: the outputs of the pass.
+        rows: (n,) indices of the rows, which have all these modalities.
+        names: the modalities; None for all.
+        reads_heads: whether the heads of the modalities are trained and read.
+        measures_dependence: whether `dependence` is measured, by readouts of the embeddings.
+        problem_type: see `ecsfusion.model.problem_types`.
+        device: the device of the computation. The tensors of the result are on the CPU.
+        **options: of `decompose_embeddings`. By heads, "num_clusters" (of posteriors; other than a number for the
+            default) and "seed" count.
+    """
+    every = tuple(evaluation.embeddings)
+    names = every if names is None else tuple(names)
+    if not reads_heads or problem_type == REGRESSION:
+        return decompose_embeddings(
+            {name: evaluation.embeddings[name][rows] for name in names},
+            evaluation.labels.numpy()[rows],
+            problem_type,
+            device,
+            **options,
+        )
+    labels = evaluation.labels[rows].to(device)
+    # The fused head reads all modalities; of some of them it is no readout.
+    heads = [*names, FUSED] if set(names) == set(every) else [*names]
+    logits = {name: evaluation.heads[name][rows].to(device) for name in heads}
+    pairs = [(names[0], names[1])] if len(names) == 2 else [(name, "rest") for name in names]
+    num_clusters, seed = options.get("num_clusters"), options.get("seed", 0)
+    if problem_type == SINGLE_LABEL:
+        problems = [(logits, labels)]
+    else:
+        problems = [
+            ({name: torch.stack([torch.zeros_like(z[:, i]), z[:, i]], 1) for name, z in logits.items()}, yes)
+            for i, yes in enumerate((labels > 0.5).long().T)
+        ]
+    by_label = [
+        head_pids(
+            {name: z[name] for name in names},
+            z.get(FUSED),
+            target,
+            pairs,
+            num_clusters if isinstance(num_clusters, int) else None,
+            seed,
+        )
+        for z, target in problems
+    ]
+    against_rest = [_mean([pids[f"{a}, {b}"] for pids in by_label]) for a, b in pairs]
+    pid = against_rest[0] if len(names) == 2 else _one_of_many(against_rest, names)
+    if not measures_dependence:
+        return pid
+    embeddings = {name: torch.as_tensor(evaluation.embeddings[name][rows], device=device) for name in names}
+    sides = [([a], [other for other in names if other != a]) for a, _ in pairs]
+    dependence = torch.stack(
+        [
+            held_out_dependence(embeddings, target, next(iter(z.values())).shape[1], sides, seed)
+            for z, target in problems
+        ]
+    )
+    return replace(pid, dependence=dependence.mean(0).amax().cpu())
 
 
 def decompose_embeddings(
@@ -26,12 +105,12 @@ def decompose_embeddings(
     device: torch.device | None = None,
     **options: Any,
 ) -> PID:
-    """Decompose what embeddings know about the labels.
+    """Decompose what embeddings know about the labels, by clusters.
 
     For two modalities this is `fast_pid`. With more, each modality is decomposed against all the others together. Then
     the uniqueness and the information of a modality are those against the rest, and redundancy, synergy and all other
     values are the largest that any modality has with the rest. With several labels, all values are means over the
-    labels. A regression target is cut into `REGRESSION_BINS` classes. The method is `METHOD`.
+    labels. A regression target is cut into `REGRESSION_BINS` classes.
 
     Args:
         embeddings: (N, D_m) by modality.
@@ -48,10 +127,20 @@ def decompose_embeddings(
     rows = {name: torch.as_tensor(values, device=device) for name, values in embeddings.items()}
     targets = torch.as_tensor(labels, device=device)
     if len(rows) == 2:
-        return _mean_over_labels(fast_pid(rows, targets, method=METHOD, **options))
-    pids = fast_pids(rows, targets, method=METHOD, **options)
+        return _mean_over_labels(fast_pid(rows, targets, method="clusters", **options))
+    pids = fast_pids(rows, targets, method="clusters", **options)
     against_rest = [_mean_over_labels(pids[f"{name}, rest"]) for name in rows]
     return _one_of_many(against_rest, tuple(rows))
+
+
+def _mean(pids: Sequence[PID]) -> PID:
+    """The mean of decompositions of the same modalities."""
+    means: dict[str, Any] = {
+        part.name: torch.stack([getattr(pid, part.name) for pid in pids]).mean(0).cpu()
+        for part in fields(PID)
+        if isinstance(getattr(pids[0], part.name), torch.Tensor)
+    }
+    return replace(pids[0], **means)
 
 
 def _mean_over_labels(pid: PID) -> PID:
@@ -71,8 +160,9 @@ def _one_of_many(against_rest: Sequence[PID], names: tuple[str, ...]) -> PID:
         values = [getattr(pid, attribute) for pid in against_rest]
         return None if values[0] is None else torch.stack([value[0] for value in values])
 
-    def largest(attribute: str) -> torch.Tensor:
-        return torch.stack([getattr(pid, attribute) for pid in against_rest]).amax(0)
+    def largest(attribute: str) -> Any:
+        values = [getattr(pid, attribute) for pid in against_rest]
+        return None if values[0] is None else torch.stack(values).amax(0)
 
     plugins = [pid.plugin for pid in against_rest if pid.plugin is not None]
     return replace(

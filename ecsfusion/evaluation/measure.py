@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ecsfusion.evaluation.information import decompose_embeddings
+from ecsfusion.evaluation.information import decompose
 from ecsfusion.evaluation.measurement import Information, Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import (
@@ -43,7 +43,7 @@ def measure(
         readout: the fitted readout of the model, or None to estimate the calibrated score by two-fold cross-fitting on
             these rows.
         problem_type: see `ecsfusion.model.problem_types`.
-        **pid_options: passed to `decompose_embeddings`.
+        **pid_options: passed to `decompose`.
 
     Returns:
         The measurement, and the decomposition with its tensors (None without `rows`). A modality that no row has, has
@@ -68,12 +68,7 @@ def measure(
     errors = {} if problem_type == REGRESSION else {FUSED: fused, CALIBRATED: calibrated}
     pid = None
     if rows is not None and len(rows):
-        pid = decompose_embeddings(
-            {name: values[rows] for name, values in evaluation.embeddings.items()},
-            labels.numpy()[rows],
-            problem_type=problem_type,
-            **pid_options,
-        )
+        pid = decompose(evaluation, rows, problem_type=problem_type, **pid_options)
     measurement = Measurement(
         score=score_name(problem_type),
         scores=scores,

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 MIN_ROWS_PER_CLASS_FOR_DEPENDENCE = 20
 MIN_ROWS_FOR_DEPENDENCE = 64
-"""With fewer rows, independent modalities often look dependent given the label, by whole bits. With 64 rows that
-happens in up to one case of five, with 100 in one of eight, with 400 in none that was tried
-(benchmarks/bench_dependence.py)."""
+"""With fewer rows, clusters of independent modalities often look dependent given the label, by whole bits, and with 64
+rows in up to one case of five. Readouts took none of 40 for dependent, with as few as 40 rows
+(benchmarks/bench_dependence.py); what they can see with so few is little."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Information:
-    """What the embeddings know about the label, in bits: the numbers of an `ecsfusion.PID`.
+    """What the modalities know about the label, in bits: the numbers of an `ecsfusion.PID`.
 
     Attributes:
         redundancy: known to every modality.
@@ -60,14 +60,17 @@ class Information:
         synergy: known only to all modalities together.
         mutual_information: I(X_m; Y) by modality.
         joint_mutual_information: I(X1, X2; Y).
-        conditional_mutual_information: I(X1; X2 | Y), what the modalities know of each other beyond the label.
+        conditional_mutual_information: I(X1; X2 | Y), what the modalities know of each other beyond the label; None by
+            heads, which do not show it.
         gap: width of the solver's certified interval.
         floor: the value that noise alone reaches, by modality for its uniqueness, and for "redundancy" and "synergy".
         interval: the ends (low, high) of the confidence intervals, under the same keys; empty where none was asked for.
         plugin: the atoms before the correction of bias: "redundancy", "unique" by modality, "synergy".
         num_samples: rows that were decomposed.
-        num_clusters: clusters of each side of the table.
+        num_clusters: clusters of each side of the table; empty by heads.
         num_classes: classes of the label.
+        measured_dependence: by heads, what readouts of the embeddings of all modalities know of the label beyond the
+            product of the posteriors of each; None where that was not asked for.
     """
 
     redundancy: float
@@ -75,7 +78,7 @@ class Information:
     synergy: float
     mutual_information: dict[str, float]
     joint_mutual_information: float
-    conditional_mutual_information: float
+    conditional_mutual_information: float | None
     gap: float = 0.0
     floor: dict[str, float] = field(default_factory=dict)
     interval: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -83,6 +86,7 @@ class Information:
     num_samples: int = 0
     num_clusters: tuple[int, ...] = ()
     num_classes: int = 0
+    measured_dependence: float | None = None
 
     @classmethod
     def from_pid(cls, pid: PID) -> Information:
@@ -103,6 +107,7 @@ class Information:
             num_samples=values["num_samples"] or 0,
             num_clusters=tuple(values["num_clusters"]),
             num_classes=values["num_classes"],
+            measured_dependence=values["dependence"],
         )
 
     @classmethod
@@ -118,14 +123,23 @@ class Information:
 
     @property
     def shows_dependence(self) -> bool:
-        """Whether there were enough rows to estimate I(X1; X2 | Y)."""
+        """Whether there were enough rows to tell whether the modalities depend on each other given the label."""
         enough = max(MIN_ROWS_FOR_DEPENDENCE, MIN_ROWS_PER_CLASS_FOR_DEPENDENCE * self.num_classes)
         return self.num_samples >= enough
 
     @property
+    def is_by_heads(self) -> bool:
+        """Whether heads were read; if not, clusters of the embeddings were counted."""
+        return self.conditional_mutual_information is None
+
+    @property
     def dependence(self) -> float:
-        """I(X1; X2 | Y) in bits, or 0 if there were too few rows to estimate it."""
-        return self.conditional_mutual_information if self.shows_dependence else 0.0
+        """What ties the modalities given the label, in bits: 0 if it was not asked for, or rows were too few to tell.
+
+        By heads it is `measured_dependence`, by clusters I(X1; X2 | Y).
+        """
+        bits = self.measured_dependence if self.is_by_heads else self.conditional_mutual_information
+        return bits if bits is not None and self.shows_dependence else 0.0
 
     @property
     def is_above_noise(self) -> bool:

@@ -176,6 +176,7 @@ class Evaluator:
                 rows,
                 readout=None if fitted is None else Readout.from_dict(fitted),
                 bootstrap=0 if run.is_in_train else BOOTSTRAP_REPLICATES,
+                measures_dependence=self.decides and asks_for_dependence(run),
                 **probe_options(run),
             )
         for warning in caught:
@@ -246,9 +247,24 @@ def raise_no_reading() -> NoReturn:
     )
 
 
+def reads_heads(run: Run) -> bool:
+    """Whether the heads of the modalities are trained in the present stage, and the rule takes what they show."""
+    if run.rule is not None and not run.rule.reads_heads:
+        return False
+    return run.record.stage == "unimodal" or run.plan.auxiliary_weight > 0
+
+
+def asks_for_dependence(run: Run) -> bool:
+    """Whether the rule needs the dependence at this reading; of the untrained start it decides nothing."""
+    if run.rule is None or run.record.stage != "unimodal" or run.state.global_step == 0:
+        return False
+    return run.rule.asks_for_dependence
+
+
 def probe_options(run: Run) -> dict[str, Any]:
-    """The options of `decompose_embeddings` in this run, without those of the intervals."""
+    """The options of `decompose` in this run, without those of the intervals and of dependence."""
     return {
+        "reads_heads": reads_heads(run),
         "problem_type": run.model.problem_type,
         "device": run.args.device,
         "num_classes": run.model.config.num_labels,

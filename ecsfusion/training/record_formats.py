@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 """The number of the present format. It is raised when fields change; records without a number have format 0."""
 
 _FIELDS_OF_0 = frozenset({"stage", "training", "stage_start", "peak_step", "pending", "rule", "history"})
 _FIELDS_OF_1 = _FIELDS_OF_0 | {"best_heads", "processes", "strategy", "warnings"}
-FORMATS: dict[int, frozenset[str]] = {0: _FIELDS_OF_0, 1: _FIELDS_OF_1, FORMAT: _FIELDS_OF_1}
+FORMATS: dict[int, frozenset[str]] = {0: _FIELDS_OF_0, 1: _FIELDS_OF_1, 2: _FIELDS_OF_1, FORMAT: _FIELDS_OF_1}
 """The fields that a record of each format must have."""
 
 
@@ -21,7 +21,8 @@ def to_present_format(values: dict[str, Any], number: int) -> dict[str, Any]:
         values: the fields of the saved record.
         number: the number of the format that it was saved in.
     """
-    if number == FORMAT:
+    if number in (2, FORMAT):
+        # What format 3 added to the information has neutral values where it is absent.
         return values
     history = values["history"]
     pending = None if values["pending"] is None else _decision(values["pending"])

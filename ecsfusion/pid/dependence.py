@@ -1,0 +1,51 @@
+"""Whether the label ties two modalities: what both together know beyond the product of their posteriors.
+
+Two modalities that are independent given the label have p(y | x1, x2) ~ p(y | x1) p(y | x2) / p(y), so that the
+posteriors of the single modalities are all that there is. Readouts are fitted and judged as in
+`ecsfusion.pid.posteriors`; those of the embeddings see what the heads of a model have not learned yet.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ecsfusion.pid.decomposition import LN2
+from ecsfusion.pid.folds import make_folds, row_keys
+from ecsfusion.pid.linear import TrainingSets, standardize
+from ecsfusion.pid.posteriors import NUM_FOLDS, TINY, Side, read_pair, read_side
+
+
+def held_out_dependence(
+    embeddings: Mapping[str, Tensor],
+    labels: Tensor,
+    num_classes: int,
+    sides: Sequence[tuple[Sequence[str], Sequence[str]]],
+    random_seed: int,
+) -> Tensor:
+    """What readouts of both sides of each pair know beyond the product of the posteriors of the sides; (P,) bits.
+
+    Args:
+        embeddings: (N, D_m) by modality, floating point.
+        labels: (N,) int64.
+        num_classes: C.
+        sides: pairs of sides; a side is some modalities.
+        random_seed: of folds and clusters.
+    """
+    folds = make_folds(row_keys(list(embeddings.values()), random_seed), labels, None, NUM_FOLDS)
+    labels = labels[folds.order]
+    sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels, num_classes)
+    log_prior = sets.one_hot.double().mean(0).clamp_min(TINY).log().float()
+    columns = {name: standardize(rows[folds.order]) for name, rows in embeddings.items()}
+    read: dict[tuple[str, ...], Side] = {}
+    values = []
+    for names in sides:
+        for side in map(tuple, names):
+            if side not in read:
+                rows = torch.cat([columns[name] for name in side], 1)
+                read[side] = read_side(rows, sets, log_prior, random_seed)
+        first, second = (read[tuple(side)] for side in names)
+        pair = read_pair(first, second, log_prior, random_seed)
+        gain = (pair.log_posterior[0] - pair.product).gather(1, labels[:, None]).double()
+        values.append((gain.mean() / LN2).clamp_min(0.0))
+    return torch.stack(values)

@@ -1,0 +1,190 @@
+"""Partial information decomposition of a label by the posteriors of heads that were trained on other rows.
+
+A head that has not seen these rows is a held-out readout of its modality, and costs nothing more. Its logits are
+calibrated: in q(y | x) ~ p(y) exp(w z(y | x)), the weight w of each fold is fitted on the other fold
+(`ecsfusion.pid.pooling`), so that an overconfident head claims no more than it knows, and one that knows nothing says
+the prior. All modalities together are read by the pool of all heads. The union information follows from the posteriors
+(`ecsfusion.pid.union`), as it does from readouts that are fitted here (`ecsfusion.pid.posteriors`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecsfusion.pid.decomposition import LN2, PID, entropy
+from ecsfusion.pid.folds import Folds, make_folds, row_keys
+from ecsfusion.pid.pooling import pool
+from ecsfusion.pid.posteriors import TINY, Known, Posteriors
+from ecsfusion.pid.uncertainty import measure
+from ecsfusion.pid.union import matched, union_information
+
+CALIBRATION_FOLDS = 2
+MIN_CLUSTERS, MAX_CLUSTERS = 24, 128
+"""Clusters of posteriors in the union information: two per class within these bounds. What they lose is part of the
+interval."""
+TOLERANCE = 1e-2
+"""Certified width in bits at which the solver may stop, which is less than the posteriors are known to."""
+MAX_ITERATIONS = 500
+JOINT = ""
+"""The key of the head that reads all modalities, which no modality has."""
+
+
+def head_pids(
+    logits: Mapping[str, Tensor],
+    joint_logits: Tensor | None,
+    labels: Tensor,
+    pairs: Sequence[tuple[str, str]],
+    num_clusters: int | None = None,
+    random_seed: int = 0,
+) -> dict[str, PID]:
+    """What modalities know about the label, as their heads show it; in bits.
+
+    Args:
+        logits: (N, C) floating point, by modality: of the head that reads this modality alone.
+        joint_logits: (N, C) of a head that reads all modalities; None where there is none.
+        labels: (N,) int64 class indices.
+        pairs: names of two modalities, or of one and "rest", all the others.
+        num_clusters: clusters of posteriors in the union information; None for two per class, at least 24.
+        random_seed: of folds and clusters.
+
+    Returns:
+        A PID for each pair, by name ("image, audio"), with floors and intervals. Its values are what the heads prove on
+        these rows, to the interval of the union information. `conditional_mutual_information` and `dependence` are
+        None: heads do not show whether the label ties the modalities (`ecsfusion.pid.dependence`).
+    """
+    others = {name: [other for other in logits if other != name] for name in logits}
+    sides = [([a], others[a] if b == "rest" else [b]) for a, b in pairs]
+    classes = next(iter(logits.values())).shape[1]
+    if num_clusters is None:
+        num_clusters = min(max(2 * classes, MIN_CLUSTERS), MAX_CLUSTERS)
+    posteriors = information_of_heads(
+        logits, joint_logits, labels, sides, min(num_clusters, len(labels)), TOLERANCE, random_seed
+    )
+    measured = measure(posteriors).limit._replace(dependence=None)
+    pids = {}
+    for place, (a, b) in enumerate(pairs):
+        atoms: dict[str, Any] = {
+            part: None if values is None else values[place] for part, values in measured._asdict().items()
+        }
+        pids[f"{a}, {b}"] = PID(**atoms, names=(a, b), num_samples=len(labels), num_classes=classes)
+    return pids
+
+
+def information_of_heads(
+    logits: Mapping[str, Tensor],
+    joint_logits: Tensor | None,
+    labels: Tensor,
+    sides: Sequence[tuple[Sequence[str], Sequence[str]]],
+    num_clusters: int,
+    tolerance: float,
+    random_seed: int,
+) -> Posteriors:
+    """What the heads of both sides of each pair know about the label.
+
+    The heads were fitted on other rows, so there is no limit for many rows: both halves of `Known` are the same.
+
+    Args:
+        logits: as in `head_pids`.
+        joint_logits: as in `head_pids`; it is read where the two sides of a pair are all modalities.
+        labels: (N,) int64.
+        sides: pairs of sides; a side is some modalities.
+        num_clusters: clusters of posteriors in the union information.
+        tolerance: of the solver, in bits.
+        random_seed: of folds and clusters.
+    """
+    every = dict(logits) if joint_logits is None else {**logits, JOINT: joint_logits}
+    folds = make_folds(row_keys(list(every.values()), random_seed), labels, None, CALIBRATION_FOLDS)
+    labels = labels[folds.order]
+    classes = next(iter(logits.values())).shape[1]
+    prior = torch.bincount(labels, minlength=classes).double() / len(labels)
+    log_prior = prior.clamp_min(TINY).log()
+    # A head may favour a class everywhere, as untrained ones do; that is taken from it before its weight is fitted.
+    scores = {
+        name: matched(torch.softmax(values[folds.order].double().nan_to_num(), -1), prior)
+        .clamp_min(TINY)
+        .log()
+        - log_prior
+        for name, values in every.items()
+    }
+    alone = [frozenset(side) for pair in sides for side in pair]
+    together = [frozenset([*first, *second]) for first, second in sides]
+    pools = list(dict.fromkeys([*alone, *together]))
+    heads = [
+        [name for name in scores if name in pool_ or (name == JOINT and len(pool_) == len(logits))]
+        for pool_ in pools
+    ]
+    posteriors = dict(
+        zip(pools, matched(_calibrated(scores, heads, labels, log_prior, folds).exp(), prior), strict=True)
+    )
+    first = torch.stack([posteriors[frozenset(pair[0])] for pair in sides])
+    second = torch.stack([posteriors[frozenset(pair[1])] for pair in sides])
+    both = torch.stack([posteriors[names] for names in together])
+    at_label = labels.expand(len(sides), -1).unsqueeze(-1)
+    rows = torch.stack(
+        [
+            (part.gather(-1, at_label).squeeze(-1).clamp_min(TINY).log() - log_prior[labels]) / LN2
+            for part in (first, second, both)
+        ]
+    )
+    known = rows.mean(-1).clamp_min(0.0)
+    union = union_information(first, second, labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed)
+    # The labels in place of the posteriors; that moves the union by no more than it moves the sides.
+    claimed = entropy(prior, 1) - torch.stack([entropy(part, 1).mean(-1) for part in (first, second)])
+    most = (known[:2] - claimed).abs().sum(0)
+    change = (union.pointwise - union.expected).mean(-1)
+    value = union.value + torch.minimum(torch.maximum(change, -most), most)
+
+    def twice(part: Tensor) -> Tensor:
+        return part.expand(2, -1)
+
+    return Posteriors(
+        Known(
+            first=twice(known[0]),
+            second=twice(known[1]),
+            joint=twice(known[2]),
+            union=twice(value),
+            lost=twice(union.high - union.low),
+            product=known[2],
+            beyond_lines=torch.zeros_like(known),
+            rows=torch.cat([rows, union.pointwise.unsqueeze(0)]).unsqueeze(1).expand(-1, 2, -1, -1),
+        ),
+        folds.group,
+        folds.num_groups,
+        entropy(prior, 1),
+    )
+
+
+def _calibrated(
+    scores: Mapping[str, Tensor],
+    heads: Sequence[Sequence[str]],
+    labels: Tensor,
+    log_prior: Tensor,
+    folds: Folds,
+) -> Tensor:
+    """Log posteriors (B, N, C) float64 of pools of these heads; the weights of each fold are fitted on the other.
+
+    Args:
+        scores: (N, C) by head: the logarithm of its posterior over the prior.
+        heads: the names of B pools.
+        labels: (N,) int64.
+        log_prior: (C,) float64.
+        folds: of the N rows.
+    """
+    nothing = torch.zeros_like(next(iter(scores.values())))
+    most = max(len(names) for names in heads)
+    parts = torch.stack(
+        [
+            torch.stack([*(scores[name] for name in names), *[nothing] * (most - len(names))])
+            for names in heads
+        ]
+    ).float()
+    result = log_prior.expand(len(heads), *nothing.shape).clone()
+    for fold in range(CALIBRATION_FOLDS):
+        own, other = (folds.fold == fold).nonzero()[:, 0], (folds.fold != fold).nonzero()[:, 0]
+        if len(own) and len(other):
+            weights = pool(parts[:, :, other], labels[other], log_prior.float()).weights
+            pooled = (weights[:, None] @ parts[:, :, own].double().flatten(2)).view(len(heads), len(own), -1)
+            result[:, own] = torch.log_softmax(pooled + log_prior, -1)
+    return result

@@ -1,0 +1,122 @@
+"""What heads show that modalities know: known answers, calibration, and nothing where nothing is known."""
+
+import pytest
+import torch
+from ecsfusion_kernels.reference.broja import LN2
+from known_answers import intervals, true_values, values
+
+from benchmarks.known_truth.problems import find
+from ecsfusion.pid.dependence import held_out_dependence
+from ecsfusion.pid.head_posteriors import head_pids
+
+
+def exact_heads(name, rows=2000):
+    """The exact logits of a problem of the known-truth suite, for both modalities and both together; and labels."""
+    problem = find(name)
+    *_, labels, posteriors = problem.draw_with_posteriors(rows, seed=3)
+    first, second, both = (torch.from_numpy(part).clamp_min(1e-30).log() for part in posteriors)
+    return {"first": first, "second": second}, both, labels, true_values(problem.truth())
+
+
+@pytest.mark.parametrize("confidence", [1.0, 3.0, 0.3])
+@pytest.mark.parametrize("name", ["gaussian-2-d64", "gaussian-4-d16"])
+def test_exact_posteriors_give_the_truth_however_confident_they_are(name, confidence):
+    logits, both, labels, truth = exact_heads(name)
+    # A head that favours a class everywhere says no less.
+    favoured = torch.zeros(both.shape[1])
+    favoured[0] = 1.0
+    logits = {head: confidence * z + favoured for head, z in logits.items()}
+    pid = head_pids(logits, confidence * both, labels, [("first", "second")])["first, second"]
+    assert (values(pid) - truth).abs().amax() < 0.05
+    low, high = intervals(pid).T
+    assert (low <= truth[3:] + 0.01).all()
+    assert (truth[3:] - 0.01 <= high).all()
+    assert (high - low).amax() < 0.2
+
+
+def test_an_exclusive_or_is_known_to_the_joint_head_alone():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (1000,), generator=generator)
+    noise = [torch.randn(1000, 2, generator=generator) for _ in range(2)]
+    both = 2 * torch.eye(2)[labels] + 0.5 * noise[0]
+    pid = head_pids({"first": noise[0], "second": noise[1]}, both, labels, [("first", "second")])
+    one = pid["first, second"]
+    assert float(one.synergy) > 0.8
+    assert (one.mutual_information <= one.redundancy_floor).all()
+    assert float(one.redundancy) <= float(one.redundancy_floor)
+    # Without the joint head nothing is known of it.
+    alone = head_pids({"first": noise[0], "second": noise[1]}, None, labels, [("first", "second")])
+    assert float(alone["first, second"].synergy) <= float(one.synergy_floor)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_heads_of_noise_know_nothing(scale):
+    exceeded = 0
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        first, second, both = scale * torch.randn(3, 300, 5, generator=generator)
+        labels = torch.randint(5, (300,), generator=generator)
+        pid = head_pids({"first": first, "second": second}, both, labels, [("first", "second")])
+        one = pid["first, second"]
+        assert (intervals(one)[:, 0] == 0).all()
+        exceeded += int((values(one)[3:] > one.synergy_floor).sum())
+    assert exceeded <= 1
+
+
+def test_the_rest_is_read_by_all_of_its_heads_and_the_pool_of_all_knows_most():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (900,), generator=generator)
+    logits = {
+        name: 2.5 * torch.eye(3)[labels] * weight + torch.randn(900, 3, generator=generator)
+        for name, weight in (("image", 1.0), ("audio", 0.5), ("text", 0.0))
+    }
+    pids = head_pids(logits, None, labels, [(name, "rest") for name in logits])
+    image, text = pids["image, rest"], pids["text, rest"]
+    assert image.names == ("image", "rest")
+    assert float(image.unique[0]) > 0.2
+    assert float(text.mutual_information[0]) <= float(text.redundancy_floor)
+    # The rest of text is image and audio together, which is all that is known.
+    assert float(text.mutual_information[1]) > float(image.mutual_information[0]) + 0.02
+    assert float(text.joint_mutual_information) == pytest.approx(
+        float(image.joint_mutual_information), abs=0.01
+    )
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    logits, both, labels, _ = exact_heads("gaussian-4-d16", rows=400)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    found = head_pids(logits, both, labels, [("first", "second")])["first, second"]
+    shuffled = {name: z[order] for name, z in logits.items()}
+    again = head_pids(shuffled, both[order], labels[order], [("first", "second")])["first, second"]
+    torch.testing.assert_close(values(again), values(found), rtol=0, atol=1e-6)
+
+
+def test_a_head_that_overflowed_in_some_rows_keeps_what_it_knows_in_others():
+    logits, both, labels, _ = exact_heads("gaussian-4-d16", rows=600)
+    found = head_pids(logits, both, labels, [("first", "second")])["first, second"]
+    logits["first"][:3, 0] = torch.inf
+    again = head_pids(logits, both, labels, [("first", "second")])["first, second"]
+    assert torch.isfinite(values(again)).all()
+    assert (values(again) - values(found)).abs().amax() < 0.2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_few_rows_give_finite_values_that_are_not_negative(rows):
+    logits = torch.randn(3, rows, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(rows) % 3
+    one = head_pids({"first": logits[0], "second": logits[1]}, logits[2], labels, [("first", "second")])
+    assert torch.isfinite(values(one["first, second"])).all()
+    assert (values(one["first, second"]) >= 0).all()
+
+
+def test_dependence_is_what_the_embeddings_of_both_know_beyond_the_product_of_their_posteriors():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (600,), generator=generator)
+    coin = torch.randint(2, (600,), generator=generator)
+    noise = [0.3 * torch.randn(600, 3, generator=generator) for _ in range(2)]
+    tied = {"first": noise[0] + coin[:, None], "second": noise[1] + (coin ^ labels)[:, None]}
+    views = {name: rows + labels[:, None] for name, rows in zip(("first", "second"), noise, strict=True)}
+    sides = [(["first"], ["second"])]
+    # Given the label one modality tells the other, and both together tell the label: one bit.
+    assert float(held_out_dependence(tied, labels, 2, sides, 0)) > 0.7
+    assert float(held_out_dependence(views, labels, 2, sides, 0)) < 8 / (600 * LN2)

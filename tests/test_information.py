@@ -1,0 +1,147 @@
+"""What a probe measures: heads where they are trained, readouts of the embeddings where a rule asks, else clusters."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from readings import make_information
+
+from ecsfusion.controller import make_rule
+from ecsfusion.diagnostics.duplicate import duplicate
+from ecsfusion.diagnostics.estimate import few_rows, wide_certificate
+from ecsfusion.evaluation.information import decompose
+from ecsfusion.evaluation.measurement import Information
+from ecsfusion.evaluation.outputs import Evaluation
+from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ecsfusion.training.evaluator import asks_for_dependence, reads_heads
+
+ROWS = 600
+OPTIONS = {"num_clusters": "auto", "num_components": None, "bootstrap": 0, "permutations": 2, "seed": 0}
+
+
+def evaluation(names=("image", "audio"), kind=SINGLE_LABEL):
+    """The embedding of the image knows the label, its head knows nothing; of the others it is the other way round."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (ROWS,), generator=generator)
+    noise = torch.randn(2, len(names), ROWS, 3, generator=generator)
+    embeddings = {name: noise[0, place].numpy() for place, name in enumerate(names)}
+    embeddings["image"] = embeddings["image"] + 4 * labels[:, None].numpy()
+    signs = (2.0 * labels - 1)[:, None]
+    width = 2 if kind == SINGLE_LABEL else 1
+    spread = torch.cat([-signs, signs], 1) if width == 2 else signs
+    heads = {name: 0.8 * spread + noise[1, place, :, :width] for place, name in enumerate(names)}
+    heads["image"] = noise[1, 0, :, :width]
+    heads["fused"] = torch.zeros(ROWS, width)
+    target = labels if kind == SINGLE_LABEL else labels[:, None].float()
+    present = dict.fromkeys(names, torch.ones(ROWS, dtype=torch.bool))
+    return Evaluation(heads, embeddings, present, target)
+
+
+def decomposed(record, names=None, **options):
+    classes = 2 if record.labels.ndim == 1 else 1
+    return decompose(record, np.arange(ROWS), names, num_classes=classes, **OPTIONS, **options)
+
+
+@pytest.mark.parametrize("kind", [SINGLE_LABEL, MULTI_LABEL])
+def test_heads_are_read_where_they_are_trained_and_embeddings_are_clustered_where_not(kind):
+    record = evaluation(kind=kind)
+    by_heads = decomposed(record, reads_heads=True, problem_type=kind)
+    assert by_heads.redundancy.ndim == 0
+    assert float(by_heads.unique[1]) > 0.3
+    assert float(by_heads.mutual_information[0]) < 0.05
+    assert (by_heads.conditional_mutual_information, by_heads.dependence) == (None, None)
+    by_clusters = decomposed(record, problem_type=kind)
+    assert float(by_clusters.unique[0]) > 0.5
+    assert float(by_clusters.mutual_information[1]) < 0.05
+    assert by_clusters.conditional_mutual_information is not None
+
+
+def test_in_regression_embeddings_are_clustered_for_heads_have_no_posteriors():
+    record = evaluation(kind=REGRESSION)
+    record.labels = record.labels + 0.1 * torch.randn(ROWS, 1, generator=torch.Generator().manual_seed(1))
+    pid = decomposed(record, reads_heads=True, problem_type=REGRESSION)
+    assert pid.num_clusters
+    assert float(pid.unique[0]) > 0.5
+
+
+def test_more_modalities_are_read_against_the_rest_and_a_pair_without_the_fused_head():
+    record = evaluation(("image", "audio", "text"))
+    # Only the fused head knows more than its part of the label.
+    record.heads["fused"] = 6 * torch.nn.functional.one_hot(record.labels, 2).float()
+    pid = decomposed(record, reads_heads=True)
+    assert pid.names == ("image", "audio", "text")
+    assert pid.unique.shape == pid.mutual_information.shape == (3,)
+    assert float(pid.joint_mutual_information) > 0.95
+    pair = decomposed(record, ("image", "audio"), reads_heads=True)
+    assert pair.names == ("image", "audio")
+    assert float(pair.joint_mutual_information) < 0.9
+    assert Information.from_pid(pid).is_by_heads
+
+
+def test_dependence_is_measured_by_the_embeddings_where_it_is_asked_for():
+    record = evaluation()
+    coin = torch.randint(2, (ROWS,), generator=torch.Generator().manual_seed(1))
+    for name, bit in (("image", coin), ("audio", coin ^ record.labels)):
+        noise = torch.from_numpy(record.embeddings[name]) - (
+            4 * record.labels[:, None] if name == "image" else 0
+        )
+        record.embeddings[name] = (0.3 * noise + bit[:, None]).float().numpy()
+    asked = Information.from_pid(decomposed(record, reads_heads=True, measures_dependence=True))
+    not_asked = Information.from_pid(decomposed(record, reads_heads=True))
+    assert asked.dependence > 0.7
+    assert (not_asked.measured_dependence, not_asked.dependence) == (None, 0.0)
+    few = make_information(
+        conditional_mutual_information=None, measured_dependence=0.5, num_samples=30, num_classes=2
+    )
+    assert few.dependence == 0.0
+
+
+def test_diagnostics_of_clusters_say_nothing_of_heads():
+    by_heads = {"conditional_mutual_information": None, "num_clusters": ()}
+    information = make_information(gap=0.3, num_samples=300, **by_heads)
+    assert [*few_rows(information), *wide_certificate(information), *duplicate(information)] == []
+    assert [*few_rows(make_information(num_samples=30, **by_heads))]
+    assert [*wide_certificate(make_information(gap=0.3))]
+    assert not math.isnan(information.dependence)
+
+
+def run_of(rule, stage, auxiliary_weight, step=10):
+    return SimpleNamespace(
+        rule=None if rule is None else make_rule(rule, ("image", "audio")),
+        record=SimpleNamespace(stage=stage),
+        plan=SimpleNamespace(auxiliary_weight=auxiliary_weight),
+        state=SimpleNamespace(global_step=step),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "stage", "auxiliary_weight", "expected"),
+    [
+        ("adaptive", "unimodal", 0.6, True),
+        ("peak-synergy", "joint", 0.6, True),
+        # The paper's thresholds are those of clusters.
+        ("published", "unimodal", 0.6, False),
+        ("published", "joint", 0.6, False),
+        # In joint training without unimodal losses the heads stay as they are.
+        ("adaptive", "joint", 0.0, False),
+        (None, "joint", 0.0, False),
+        (None, "joint", 1.0, True),
+    ],
+)
+def test_heads_are_read_where_they_train_and_the_rule_takes_them(rule, stage, auxiliary_weight, expected):
+    assert reads_heads(run_of(rule, stage, auxiliary_weight)) == expected
+
+
+def test_dependence_is_asked_for_by_the_rule_in_stage_one_of_a_run_that_has_begun():
+    run = run_of("adaptive", "unimodal", 0.6)
+    run.rule.state["readings"] = 1
+    assert asks_for_dependence(run)
+    run.state.global_step = 0
+    assert not asks_for_dependence(run)
+    assert not asks_for_dependence(run_of("peak-synergy", "unimodal", 0.6))
+    assert not asks_for_dependence(run_of(None, "joint", 1.0))
+    ended = run_of("adaptive", "joint", 0.6)
+    ended.rule.state["readings"] = 1
+    assert not asks_for_dependence(ended)
