@@ -270,6 +270,8 @@ def _update(
         # Every part has summed all distances; the first part stores the inertia.
         if part == 0:
             previous, inertia = tl.load(inertia_ptr + problem), tl.sum(error, 0)
+            # All threads load the inertia, one stores the next.
+            tl.debug_barrier()
             tl.store(inertia_ptr + problem, inertia)
             if move_centers != 0:
                 tl.store(next_ptr + problem, (previous - inertia > tolerance * inertia).to(tl.int32))

@@ -1,0 +1,222 @@
+"""The compiled PTX of every kernel variant, executed on a CPU, against the plain PyTorch references.
+
+The interpreter runs Triton's language; this runs what the compiler made of it: layouts in shared memory, pipelined
+copies, barriers, tensor cores. See `ptx_memory` for what counts as a race.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from ecsfusion_kernels import language, ops, reference
+from ecsfusion_kernels.ops import kmeans, principal
+from ecsfusion_kernels.ops import seed as seed_module
+
+pytestmark = [
+    pytest.mark.skipif(language.triton is None, reason="Triton, which compiles the kernels, exists for Linux only"),
+    pytest.mark.skipif(language.INTERPRETED, reason="TRITON_INTERPRET is 1: the interpreter compiles nothing"),
+]
+
+
+class Case(NamedTuple):
+    """One call of an op.
+
+    Attributes:
+        call: returns what the op returns, its launches being executed.
+        check: asserts that this is right.
+        limits: (module, name, value) of limits that make a small problem go the way of a large one.
+    """
+
+    call: Callable[[], Any]
+    check: Callable[[Any], None]
+    limits: tuple[tuple[Any, str, int], ...] = ()
+
+
+def make(*shape, dtype=torch.float32, random_seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(random_seed)).to(dtype)
+
+
+def close(expected, **tolerances):
+    return lambda found: torch.testing.assert_close(found, expected, **tolerances)
+
+
+def project(dtype, columns, vector):
+    """More tiles of dimensions than there are buffers, a block of rows that is not full, rows that are scaled."""
+    size = 128 // dtype.itemsize
+    rows = make(140 if columns == 8 else 70, 6 * size + 8 if vector else 3 * size + 5, dtype=dtype)
+    if columns == 8:
+        rows[3], rows[132] = rows[3].clamp(-2, 2) * 3e4, 0
+    basis, offset = make(rows.shape[1], columns, random_seed=1), make(columns)
+    scale = basis.double().square().sum(0).sqrt() + offset.abs()
+
+    def check(found):
+        expected = reference.project(rows.double(), basis.double(), offset.double(), 1.0)
+        # Tensor cores cut off sums of float32.
+        assert float(((found.double() - expected).abs() / scale).max()) < 1e-6
+
+    return Case(lambda: ops.project.project(rows, basis, offset, 1.0), check)
+
+
+def lloyd(num_points, num_clusters, num_dims, limits=()):
+    """Well separated blobs, so that rounding decides no label."""
+    blob = torch.arange(num_points) % num_clusters
+    points = 8 * make(1, num_clusters, num_dims, random_seed=2)[:, blob] + make(1, num_points, num_dims, random_seed=3)
+    points[0, -2, 0] = torch.nan
+    start = points[:, :num_clusters] + 1
+
+    def check(found):
+        expected = reference.lloyd(points, start, 1)
+        assert torch.equal(found.labels, expected.labels)
+        assert torch.equal(found.sizes, expected.sizes)
+        torch.testing.assert_close(found.centers, expected.centers, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found.inertia, expected.inertia, rtol=1e-3, atol=1e-3)
+
+    return Case(lambda: kmeans.lloyd(points, start, 1), check, limits)
+
+
+def seed(num_points, num_dims, limits=()):
+    points = make(1, num_points, num_dims)
+    return Case(
+        lambda: seed_module.seed(points, 3, 1), close(reference.seed(points, 3, 1), rtol=0, atol=0), limits
+    )
+
+
+def orthonormalize(width, rotate):
+    """Columns of different lengths that are nearly orthogonal, and one that depends on others."""
+    basis = torch.linalg.qr(make(40, width, dtype=torch.float64)).Q
+    image = (basis * torch.linspace(3, 1, width) + 1e-4 * make(40, width, random_seed=1)).float()[None]
+    image[..., -1] = image[..., 0]
+
+    def check(found):
+        gram = found[0].double().T @ found[0].double()
+        assert int((gram.diagonal() > 0.5).sum()) == width - 1
+        torch.testing.assert_close(gram, gram.diagonal().round().diag(), rtol=0, atol=1e-5)
+        span = found[0].double() @ found[0].double().T @ image[0].double()
+        torch.testing.assert_close(span, image[0].double(), rtol=0, atol=1e-4)
+        if rotate:
+            variances = image[0].double().T @ found[0].double()
+            squares = variances.T @ variances
+            torch.testing.assert_close(squares, squares.diagonal().diag(), rtol=0, atol=1e-4)
+            assert bool((squares.diagonal().diff() <= 1e-6).all())
+
+    return Case(lambda: principal._launch_orthonormalize(image, rotate), check)
+
+
+def tables(num1, num2, num_classes):
+    p = torch.rand(2, num1, num2, num_classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 2
+    p[1, 0], p[1, :, 1] = 0, 0
+    return p / p.sum((1, 2, 3), keepdim=True)
+
+
+def loglinear(*shape):
+    p = tables(*shape)
+    pairs = p.sum(3), p.sum(2), p.sum(1)
+    return Case(
+        lambda: ops.loglinear.loglinear(*pairs, 2), close(reference.loglinear(*pairs, 2), rtol=1e-4, atol=1e-8)
+    )
+
+
+def broja(*shape):
+    """The same state as the reference after two iterations, in float32."""
+    p = tables(*shape)[:1]
+
+    def check(found):
+        expected = reference.broja(p.sum(2), p.sum(1), 1e-9, 2)
+        assert found.iterations.item() == 2
+        torch.testing.assert_close(found.coupling, expected.coupling, rtol=2e-3, atol=1e-8)
+        torch.testing.assert_close(found.conditional_entropy, expected.conditional_entropy, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.gap, expected.gap, rtol=2e-2, atol=1e-4)
+
+    return Case(lambda: ops.broja.broja(p.sum(2), p.sum(1), 2e-5, 2), check)
+
+
+def histogram():
+    generator = torch.Generator().manual_seed(0)
+    indices = [torch.randint(-1, size + 1, (2, 1100), generator=generator) for size in (5, 4, 3)]
+    return Case(lambda: ops.histogram.histogram(*indices, 5, 4, 3), close(reference.histogram(*indices, 5, 4, 3)))
+
+
+def uniform():
+    counter = torch.cat([torch.arange(1000), torch.arange(1000) + (1 << 40)])
+    return Case(lambda: ops.random.uniform(counter, 1), close(reference.uniform(counter, 1), rtol=0, atol=0))
+
+
+def poisson():
+    expected = torch.rand(11, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 30
+    return Case(lambda: ops.poisson.poisson(expected, 2, 1), close(reference.poisson(expected, 2, 1), rtol=0, atol=0))
+
+
+ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
+TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
+MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CASES = {
+    **{
+        f"project {str(dtype)[6:]} {columns} {'vector' if vector else 'scalar'}": functools.partial(
+            project, dtype, columns, vector
+        )
+        for dtype in DTYPES
+        for columns in (8, 17)
+        for vector in (True, False)
+    },
+    "lloyd pipelined": lambda: lloyd(700, 5, 8, (ONE_PROGRAM, TWO_GROUPS)),
+    "lloyd of several parts": lambda: lloyd(70, 66, 72),
+    **{
+        f"lloyd {clusters} x {dims}": functools.partial(lloyd, 150, clusters, dims)
+        for clusters in (5, 40)
+        for dims in (8, 9, 24, 25, 40, 41)
+    },
+    **{f"seed {dims}": functools.partial(seed, 300, dims) for dims in (5, 12, 40)},
+    "seed with many blocks": lambda: seed(1100, 9, (MANY_BLOCKS,)),
+    **{
+        f"orthonormalize {width} {rotate}": functools.partial(orthonormalize, width, rotate)
+        for width in (11, 28)
+        for rotate in (False, True)
+    },
+    **{
+        f"{solver.__name__} {' x '.join(map(str, shape))}": functools.partial(solver, *shape)
+        for solver in (loglinear, broja)
+        for shape in ((5, 4, 3), (5, 4, 20), (20, 17, 3), (20, 17, 20), (40, 66, 3))
+    },
+    "histogram": histogram,
+    "uniform": uniform,
+    "poisson": poisson,
+}
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Executes the launches of a case; `kernels(case, change=None)` only lists them."""
+    # Not imported where there is no Triton.
+    from ptx_launch import executed
+
+    def run(case, **options):
+        for limit in case.limits:
+            monkeypatch.setattr(*limit)
+        with executed(monkeypatch, **options) as launches:
+            result = case.call()
+        return result, launches
+
+    return run
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_executed_ptx_equals_the_reference(kernels, name):
+    case = CASES[name]()
+    result, launches = kernels(case)
+    assert launches
+    case.check(result)
+
+
+def test_the_cases_reach_every_variant_and_no_other(kernels):
+    """A new variant needs a case; a launch that is no variant is one that `compile_check` does not compile."""
+    from ptx_launch import variant_compilations
+
+    known, reached = variant_compilations(), set()
+    for case in CASES.values():
+        reached |= set(kernels(case(), change=None)[1])
+    missing = [(known[key].kernel.__name__, known[key].constants) for key in known.keys() - reached]
+    assert not missing, f"no case executes {missing}"
+    assert not reached - known.keys(), f"no variant is like {[(key.kernel.__name__, *key[1:]) for key in reached - known.keys()]}"
