@@ -35,6 +35,8 @@ def reader(program, text, type_):
         return lambda block: block.special[text].astype(dtype)
     if text in program.registers:
         if program.registers[text] == WIDTHS[type_]:
+            if dtype in (np.bool_, UNSIGNED.get(WIDTHS[type_])):
+                return lambda block: block.registers[text]
             return lambda block: block.registers[text].view(dtype)
         narrower = UNSIGNED.get(WIDTHS[type_])
         if narrower is None or program.registers[text] < WIDTHS[type_]:
@@ -63,8 +65,8 @@ def immediate(text, type_):
 
 def allow(instruction, *modifiers):
     """Refuse an instruction that has a modifier beside these."""
-    if unknown := set(instruction.opcode[1:-1]) - set(modifiers):
-        raise Fault(f"modifier {', '.join(sorted(unknown))} is not modelled")
+    if unknown := [part for part in instruction.opcode[1:-1] if part not in modifiers]:
+        raise Fault(f"modifier {', '.join(unknown)} is not modelled")
 
 
 def flushed(function):
@@ -85,8 +87,10 @@ def computing(function, *modifiers):
         type_ = instruction.opcode[-1]
         values = [reader(program, text, type_) for text in instruction.operands[1:]]
         compute = flushed(function) if "ftz" in instruction.opcode and type_ == "f32" else function
-        dtype = dtype_of(type_)
-        return lambda block: np.asarray(compute(*(value(block) for value in values))).astype(dtype, copy=False)
+        if len(values) == 2:
+            x, y = values
+            return lambda block: compute(x(block), y(block))
+        return lambda block: compute(*[value(block) for value in values])
 
     return build
 

@@ -39,15 +39,25 @@ class Copy:
         self.shared.end_copy(self.target, self.size, self.warps)
 
 
+class Registers(dict):
+    """Registers by name; those that nothing has written hold NaN."""
+
+    def __init__(self, widths, num_threads):
+        self.widths, self.num_threads = widths, num_threads
+
+    def __missing__(self, name):
+        bits = self.widths[name]
+        if bits == 1:
+            return np.zeros(self.num_threads, bool)
+        return np.full(self.num_threads, POISON[bits], UNSIGNED[bits])
+
+
 class Block:
     """The threads of one block: their registers, shared memory and copies under way."""
 
     def __init__(self, machine, index, position):
         self.machine, self.num_threads = machine, 32 * machine.num_warps
-        self.registers = {
-            name: np.full(self.num_threads, POISON[bits], UNSIGNED[bits]) if bits > 1 else np.zeros(self.num_threads, bool)
-            for name, bits in machine.program.registers.items()
-        }
+        self.registers = Registers(machine.program.registers, self.num_threads)
         thread = np.arange(self.num_threads, dtype=np.uint32)
         self.special = {f"%tid.{axis}": thread if axis == "x" else np.zeros_like(thread) for axis in "xyz"}
         for axis, place, size in zip("xyz", position, machine.grid, strict=True):
@@ -68,15 +78,16 @@ class Block:
         """Set a register of the threads of a mask, None for all; arrays are never changed, so they may be shared."""
         if name == "_":
             return
-        register = self.registers[name]
-        if value.dtype != np.bool_ and value.dtype.itemsize != register.dtype.itemsize:
-            if value.dtype.itemsize > register.dtype.itemsize:
+        bits = self.registers.widths[name]
+        dtype = UNSIGNED[bits] if bits > 1 else np.bool_
+        if value.dtype.itemsize * 8 != bits and bits > 1:
+            if value.dtype.itemsize * 8 > bits:
                 raise Fault(f"a result of {8 * value.dtype.itemsize} bits for {name}")
-            wide = np.int64 if value.dtype.kind == "i" else np.uint64
-            value = value.astype(wide).astype(register.dtype)
-        value = value.view(register.dtype)
+            value = value.astype(np.int64 if value.dtype.kind == "i" else np.uint64).astype(dtype)
+        if value.dtype != dtype:
+            value = value.view(dtype)
         if mask is not None:
-            value = np.where(mask, value, register)
+            value = np.where(mask, value, self.registers[name])
         elif value.ndim == 0:
             value = np.full(self.num_threads, value)
         self.registers[name] = value
@@ -224,10 +235,11 @@ def _operation(instruction, program):
         return take_apart(instruction, program)
     if name in COMPUTING:
         compute, target = COMPUTING[name](instruction, program), instruction.operands[0]
+        if name not in WHOLE_WARPS:
+            return lambda block, mask: block.put(target, compute(block), mask)
 
         def execute(block, mask):
-            if name in WHOLE_WARPS:
-                check_whole_warps(mask)
+            check_whole_warps(mask)
             block.put(target, compute(block), mask)
 
         return execute
@@ -273,8 +285,13 @@ def address(text, program, is_shared):
     type_ = "u32" if is_shared else "u64"
     base, offset = reader(program, match[1], type_), immediate(match[2] or "0", type_)
     if is_shared:
-        return lambda block: (np.broadcast_to(base(block), block.num_threads) + offset).astype(np.int64)
+        return lambda block: (of_all(base(block), block) + offset).astype(np.int64)
     return lambda block: base(block) + offset
+
+
+def of_all(value, block):
+    """A number that is the same for all threads, as those of all."""
+    return value if value.ndim else np.full(block.num_threads, value)
 
 
 def chosen(values, mask):
@@ -344,7 +361,7 @@ def store(instruction, program):
     values = [reader(program, name, f"b{width}") for name in parts(instruction.operands[1].strip("{} "))]
 
     def execute(block, mask):
-        columns = [chosen(np.broadcast_to(value(block), block.num_threads), mask) for value in values]
+        columns = [chosen(of_all(value(block), block), mask) for value in values]
         region, offsets, warps = place_of(block, places(block), shared, mask)
         region.store(offsets, np.stack(columns, 1), warps)
 
@@ -367,7 +384,7 @@ def atomic(instruction, program):
     releases = bool({"release", "acq_rel"} & set(instruction.opcode))
 
     def execute(block, mask):
-        addresses, values = places(block), np.broadcast_to(value(block), block.num_threads)
+        addresses, values = places(block), of_all(value(block), block)
         threads = list(range(block.num_threads) if mask is None else np.flatnonzero(mask))
         block.machine.random.shuffle(threads)
         before = np.zeros(block.num_threads, values.dtype)
@@ -409,7 +426,7 @@ def asynchronous_copy(instruction, program):
     filled = reader(program, instruction.operands[3] if len(instruction.operands) > 3 else str(size), "u32")
 
     def issue(block, mask):
-        count = chosen(np.broadcast_to(filled(block), block.num_threads), mask).astype(np.int64)
+        count = chosen(of_all(filled(block), block), mask).astype(np.int64)
         target, warps = chosen(targets(block), mask), chosen(block.warps, mask)
         source, offsets = None, np.zeros(len(target), np.int64)
         if count.any():

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from ptx_program import Fault
 
+STEPS = np.arange(16)
 UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
@@ -78,9 +79,9 @@ class Region:
         if int(offsets.min()) < self.low or int(offsets.max()) + size > self.high:
             outside = offsets[(offsets < self.low) | (offsets + size > self.high)]
             raise Fault(f"byte {int(outside[0])} is outside of {self.name}, bytes {self.low} to {self.high}")
-        if (offsets % size).any():
+        if int(np.bitwise_or.reduce(offsets)) % size:
             raise Fault(f"an access of {size} bytes of {self.name} at byte {int(offsets[offsets % size != 0][0])}")
-        return (offsets // self.granule)[:, None] + np.arange(max(size // self.granule, 1))
+        return (offsets // self.granule)[:, None] + STEPS[: max(size // self.granule, 1)]
 
     def _ordered(self, times, granules, warps):
         """Whether all accesses of all warps, `times[warp, granule]`, are visible to the warp of each lane."""
@@ -111,13 +112,13 @@ class Region:
     def load(self, offsets, size, count, warps):
         """`count` numbers of `size` bytes at each offset, (lanes, count), unsigned."""
         self.check_read(offsets, size * count, warps)
-        return self._view(size)[(offsets // size)[:, None] + np.arange(count)]
+        return self._view(size)[(offsets // size)[:, None] + STEPS[:count]]
 
     def store(self, offsets, values, warps):
         """Write `values` (lanes, count), unsigned. A store that changes no bit disturbs nobody."""
         size, count = values.dtype.itemsize, values.shape[1]
         granules = self._granules(offsets, size * count)
-        view, place = self._view(size), (offsets // size)[:, None] + np.arange(count)
+        view, place = self._view(size), (offsets // size)[:, None] + STEPS[:count]
         changed = (view[place] != values).any(1)
         self._check(granules[changed], warps[changed], "write")
         view[place] = values
