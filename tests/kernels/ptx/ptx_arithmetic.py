@@ -9,12 +9,13 @@ import functools
 
 import numpy as np
 from ptx_memory import UNSIGNED
-from ptx_program import WIDTHS, Fault, parts
+from ptx_program import WIDTHS, ExecutionError, parts
 
 SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 FLOATS = {16: np.float16, 32: np.float32, 64: np.float64}
 TINY = np.finfo(np.float32).tiny
-SIGN_BITS = {"f32": 0x80000000, "f64": 1 << 63, "f16": 0x8000, "bf16": 0x8000, "f16x2": 0x80008000, "bf16x2": 0x80008000}
+HALVES = {"f16": 0x8000, "bf16": 0x8000, "f16x2": 0x80008000, "bf16x2": 0x80008000}
+SIGN_BITS = {"f32": 0x80000000, "f64": 1 << 63, **HALVES}
 
 
 def dtype_of(type_):
@@ -40,7 +41,7 @@ def reader(program, text, type_):
             return lambda block: block.registers[text].view(dtype)
         narrower = UNSIGNED.get(WIDTHS[type_])
         if narrower is None or program.registers[text] < WIDTHS[type_]:
-            raise Fault(f"operand {text} is too narrow for {type_}")
+            raise ExecutionError(f"operand {text} is too narrow for {type_}")
         return lambda block: block.registers[text].astype(narrower).view(dtype)
     value = immediate(text, type_)
     return lambda _: value
@@ -52,12 +53,10 @@ def immediate(text, type_):
     if text == "global_smem":
         return dtype(0)
     try:
-        if text[:2] in ("0f", "0d", "0F", "0D"):
-            bits = int(text[2:], 16)
-        else:
-            bits = int(text.rstrip("U"), 0)
+        is_float = text[:2] in ("0f", "0d", "0F", "0D")
+        bits = int(text[2:], 16) if is_float else int(text.rstrip("U"), 0)
     except ValueError:
-        raise Fault(f"operand {text} is not modelled") from None
+        raise ExecutionError(f"operand {text} is not modelled") from None
     if type_ == "pred":
         return np.bool_(bits != 0)
     return UNSIGNED[WIDTHS[type_]](bits & ((1 << WIDTHS[type_]) - 1)).view(dtype)
@@ -66,7 +65,7 @@ def immediate(text, type_):
 def allow(instruction, *modifiers):
     """Refuse an instruction that has a modifier beside these."""
     if unknown := [part for part in instruction.opcode[1:-1] if part not in modifiers]:
-        raise Fault(f"modifier {', '.join(unknown)} is not modelled")
+        raise ExecutionError(f"modifier {', '.join(unknown)} is not modelled")
 
 
 def flushed(function):
@@ -143,7 +142,7 @@ def multiply(instruction, program):
     width = WIDTHS[type_]
     result_type = f"{type_[0]}{2 * width}" if half == "wide" else type_
     if half == "hi" and width != 32:
-        raise Fault("is not modelled for this type")
+        raise ExecutionError("is not modelled for this type")
     wide = dtype_of(f"{type_[0]}{2 * width}") if half != "lo" else dtype_of(type_)
     added = reader(program, instruction.operands[3], result_type) if name == "mad" else None
 
@@ -160,7 +159,10 @@ def shift(instruction, program):
     """By the width or more: zero, or the sign."""
     name, type_ = instruction.opcode[0], instruction.opcode[-1]
     allow(instruction)
-    value, amount = reader(program, instruction.operands[1], type_), reader(program, instruction.operands[2], "u32")
+    value, amount = (
+        reader(program, instruction.operands[1], type_),
+        reader(program, instruction.operands[2], "u32"),
+    )
     last, dtype = WIDTHS[type_] - 1, dtype_of(type_)
 
     def compute(block):
@@ -180,7 +182,7 @@ def bits_of(instruction, program):
     begin, length = (int(immediate(text, "u32")) for text in instruction.operands[2:])
     width, dtype = WIDTHS[type_], dtype_of(type_)
     if not 0 < length <= width - begin:
-        raise Fault("is modelled for bits inside of the number only")
+        raise ExecutionError("is modelled for bits inside of the number only")
     return lambda block: (value(block) << dtype(width - begin - length)) >> dtype(width - length)
 
 
@@ -222,18 +224,18 @@ def compare(instruction, program):
     type_, name = instruction.opcode[-1], instruction.opcode[1]
     allow(instruction, name)
     if len(instruction.operands) != 3 or "|" in instruction.operands[0]:
-        raise Fault("is not modelled in this form")
+        raise ExecutionError("is not modelled in this form")
     x, y = (reader(program, text, type_) for text in instruction.operands[1:])
     if name in COMPARISONS and (name != "ne" or type_[0] != "f"):
         return lambda block: COMPARISONS[name](x(block), y(block))
     if type_[0] != "f":
-        raise Fault("is not modelled in this form")
+        raise ExecutionError("is not modelled in this form")
     if name in ("num", "nan"):
         return lambda block: (np.isnan(x(block)) | np.isnan(y(block))) ^ (name == "num")
     if name == "ne":
         return lambda block: (x(block) != y(block)) & ~(np.isnan(x(block)) | np.isnan(y(block)))
     if not name.endswith("u") or name[:-1] not in COMPARISONS:
-        raise Fault("is not modelled in this form")
+        raise ExecutionError("is not modelled in this form")
     return lambda block: COMPARISONS[name[:-1]](x(block), y(block)) | np.isnan(x(block)) | np.isnan(y(block))
 
 
@@ -260,7 +262,9 @@ def move(instruction, program):
 def count_bits(instruction, program):
     allow(instruction)
     value = reader(program, instruction.operands[1], "b32")
-    return lambda block: np.unpackbits(value(block).view(np.uint8).reshape(-1, 4), axis=1).sum(1).astype(np.uint32)
+    return lambda block: (
+        np.unpackbits(value(block).view(np.uint8).reshape(-1, 4), axis=1).sum(1).astype(np.uint32)
+    )
 
 
 def to_bf16(x):
@@ -286,19 +290,22 @@ ROUNDINGS = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 def convert(instruction, program):
     target, source = instruction.opcode[-2:]
     allow(instruction, target, "rn", "rna", *ROUNDINGS)
-    to_packed = {"bf16x2": to_bf16, "f16x2": to_f16, "bf16": to_bf16, "f16": to_f16, "tf32": to_tf32}.get(target)
+    to_packed = {"bf16x2": to_bf16, "f16x2": to_f16, "bf16": to_bf16, "f16": to_f16, "tf32": to_tf32}.get(
+        target
+    )
     values = [reader(program, text, source) for text in instruction.operands[1:]]
     if to_packed is not None and source != "f32":
-        raise Fault("is not modelled")
+        raise ExecutionError("is not modelled")
     if target in ("bf16x2", "f16x2"):
         high, low = values
         return lambda block: (
-            (to_packed(high(block)).astype(np.uint32) << np.uint32(16)) | to_packed(low(block)).astype(np.uint32)
+            (to_packed(high(block)).astype(np.uint32) << np.uint32(16))
+            | to_packed(low(block)).astype(np.uint32)
         )
     if to_packed is not None:
         return lambda block: to_packed(values[0](block))
     if target[0] != "f" and source[0] == "f":
-        raise Fault("is not modelled")
+        raise ExecutionError("is not modelled")
     rounding = next((ROUNDINGS[name] for name in instruction.opcode if name in ROUNDINGS), None)
     dtype = dtype_of(target)
     return lambda block: (values[0](block) if rounding is None else rounding(values[0](block))).astype(dtype)
@@ -310,11 +317,13 @@ def shuffle(instruction, program):
     allow(instruction, "sync", mode)
     value, lane, clamp, members = (reader(program, text, "b32") for text in instruction.operands[1:])
     if mode not in ("bfly", "idx") or int(clamp(None)) != 31 or int(members(None)) != 0xFFFFFFFF:
-        raise Fault("is modelled for whole warps, bfly and idx")
+        raise ExecutionError("is modelled for whole warps, bfly and idx")
 
     def compute(block):
         own = np.arange(block.num_threads, dtype=np.uint32)
-        other = (own ^ lane(block)) if mode == "bfly" else (lane(block) & np.uint32(31)) | (own & ~np.uint32(31))
+        other = (
+            (own ^ lane(block)) if mode == "bfly" else (lane(block) & np.uint32(31)) | (own & ~np.uint32(31))
+        )
         return value(block)[other]
 
     return compute
@@ -327,11 +336,14 @@ def reduce(instruction, program):
     """`redux`: a sum, minimum or maximum of the warp."""
     type_, name = instruction.opcode[-1], instruction.opcode[2]
     allow(instruction, "sync", name)
-    value, members = reader(program, instruction.operands[1], type_), reader(program, instruction.operands[2], "b32")
+    value, members = (
+        reader(program, instruction.operands[1], type_),
+        reader(program, instruction.operands[2], "b32"),
+    )
 
     def compute(block):
         if (members(block) != np.uint32(0xFFFFFFFF)).any():
-            raise Fault("is modelled for whole warps")
+            raise ExecutionError("is modelled for whole warps")
         x = value(block).reshape(-1, 32)
         return np.repeat(REDUCTIONS[name].reduce(x, 1, dtype=x.dtype), 32)
 
@@ -361,7 +373,7 @@ def fragment(type_, num_registers, rows, columns, side):
             place[i, half] = row * columns + column
     order = np.argsort(place.ravel())
     if (place.ravel()[order] != np.arange(rows * columns)).any():
-        raise Fault("this shape is not modelled")
+        raise ExecutionError("this shape is not modelled")
     return order
 
 
@@ -381,7 +393,7 @@ def matrix_product(instruction, program):
     d_type, a_type, b_type, c_type = instruction.opcode[-4:]
     sum_type = "f64" if a_type == "f64" else "f32"
     if (shape, a_type) not in MATRICES or b_type != a_type or {d_type, c_type} != {sum_type}:
-        raise Fault("is not modelled")
+        raise ExecutionError("is not modelled")
     allow(instruction, "sync", "aligned", "row", "col", shape, d_type, a_type, b_type)
     m, n, k = (int(size) for size in shape.replace("m", " ").replace("n", " ").replace("k", " ").split())
     names = [parts(operand.strip("{} ")) for operand in instruction.operands]
@@ -398,7 +410,8 @@ def matrix_product(instruction, program):
         words = np.stack([read(block) for read in bits]).reshape(len(bits), -1, 32)
         if type_ in ("bf16", "f16"):
             both = np.stack([words & np.uint32(0xFFFF), words >> np.uint32(16)], 1)
-            floats = (both << np.uint32(16)).view(np.float32) if type_ == "bf16" else both.astype(np.uint16).view(np.float16)
+            as_half = both.astype(np.uint16).view(np.float16)
+            floats = (both << np.uint32(16)).view(np.float32) if type_ == "bf16" else as_half
         elif type_ == "tf32":
             floats = (words & np.uint32(0xFFFFE000)).view(np.float32)[:, None]
         else:
@@ -410,7 +423,12 @@ def matrix_product(instruction, program):
         a, b, c = (matrix(block, *operand) for operand in operands)
         d = a @ b + c
         d = d if sum_type == "f64" else cut_off(d)
-        return d.reshape(len(d), -1)[:, back].reshape(len(d), -1, 32).transpose(1, 0, 2).reshape(len(names[0]), -1)
+        return (
+            d.reshape(len(d), -1)[:, back]
+            .reshape(len(d), -1, 32)
+            .transpose(1, 0, 2)
+            .reshape(len(names[0]), -1)
+        )
 
     return compute
 

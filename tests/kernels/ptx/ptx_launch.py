@@ -1,4 +1,4 @@
-"""Launches of the ops, compiled for sm_80 and executed by `ptx_machine`: `executed(...)` puts itself in Triton's place."""
+"""Launches of the ops, compiled for sm_80 and executed by `ptx_machine` in the place of a GPU."""
 
 import contextlib
 import functools
@@ -51,7 +51,12 @@ def of_variant(variant):
         or (types.get(parameter.name) in ("i32", "i64") and not parameter.do_not_specialize)
     }
     return compilation(
-        variant.kernel, types, variant.constants, specialized - {*variant.unaligned}, variant.num_warps, variant.num_stages
+        variant.kernel,
+        types,
+        variant.constants,
+        specialized - {*variant.unaligned},
+        variant.num_warps,
+        variant.num_stages,
     )
 
 
@@ -72,7 +77,9 @@ def of_launch(kernel, values, num_warps, num_stages):
             types[parameter.name] = parameter.annotation_type or "i32"
             if not parameter.do_not_specialize:
                 if value == 1:
-                    raise NotImplementedError(f"{kernel.__name__}: Triton compiles {parameter.name} = 1 as a constant")
+                    raise NotImplementedError(
+                        f"{kernel.__name__}: Triton compiles {parameter.name} = 1 as a constant"
+                    )
                 if value % 16 == 0:
                     aligned.add(parameter.name)
     return compilation(kernel, types, constants, aligned, num_warps, num_stages)
@@ -80,7 +87,12 @@ def of_launch(kernel, values, num_warps, num_stages):
 
 def compilation(kernel, types, constants, aligned, num_warps, num_stages):
     return Compilation(
-        kernel, tuple(types.items()), tuple(sorted(constants.items())), tuple(sorted(aligned)), num_warps, num_stages
+        kernel,
+        tuple(types.items()),
+        tuple(sorted(constants.items())),
+        tuple(sorted(aligned)),
+        num_warps,
+        num_stages,
     )
 
 
@@ -97,7 +109,9 @@ def compiled(compilation, architecture=ARCHITECTURE):
         fn=kernel,
         signature={name: types.get(name, "constexpr") for name in names},
         constexprs=dict(compilation.constants),
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in names if name in compilation.aligned},
+        attrs={
+            (names.index(name),): [["tt.divisibility", 16]] for name in names if name in compilation.aligned
+        },
     )
     result = triton.compile(
         source,
@@ -138,8 +152,12 @@ class Kernel:
         if self.change is not None:
             ptx, shared_bytes = compiled(this)
             ptx = self.change(self.kernel.__name__, ptx)
-            run_time = [float(values[name]) if type_.startswith("fp") else values[name] for name, type_ in this.types]
-            machine(ptx, num_warps, shared_bytes, self.races).launch(grid, run_time, self.seed)
+            run_time = [
+                float(values[name]) if type_.startswith("fp") else values[name] for name, type_ in this.types
+            ]
+            machine(ptx, num_warps, shared_bytes, self.races).launch(
+                grid, run_time, self.seed + len(self.launches)
+            )
 
 
 def unchanged(_, ptx):

@@ -1,16 +1,17 @@
 """A GPU of one multiprocessor that executes a kernel's PTX, with numpy over the threads of a block.
 
 The blocks run one after another in a random order. The threads of a block run in step wherever they are at the same
-instruction, and those that are behind first. That hides nothing: `ptx_memory` finds accesses that another order of warps
-would change. Registers and shared memory begin as NaN, and an asynchronous copy lands at a random time.
+instruction, and those that are behind first. That hides nothing: `ptx_memory` finds accesses of which another order of
+warps would change the result. Registers and shared memory begin as NaN, and an asynchronous copy lands at any time.
 """
 
 import re
+from typing import Any, NamedTuple
 
 import numpy as np
 from ptx_arithmetic import COMPUTING, WHOLE_WARPS, allow, immediate, matrix_product, reader
 from ptx_memory import UNSIGNED, Clocks, GlobalMemory, Region
-from ptx_program import WIDTHS, Fault, parts
+from ptx_program import WIDTHS, ExecutionError, parts
 
 MAX_STEPS = 3_000_000
 """Instructions of one block; a kernel that waits for another block would never end."""
@@ -69,7 +70,14 @@ class Block:
         self.warps = first + thread.astype(np.int64) // 32
         data = np.full(-(-machine.shared_bytes // 16) * 16, 0xFF, np.uint8)
         self.shared = Region(
-            data, "shared memory", machine.clocks, self.group, machine.granule, False, machine.races, machine.random
+            data,
+            "shared memory",
+            machine.clocks,
+            self.group,
+            machine.granule,
+            False,
+            machine.races,
+            machine.random,
         )
         # Groups of copies: those that are not committed yet are the last one.
         self.copies = [[]]
@@ -82,7 +90,7 @@ class Block:
         dtype = UNSIGNED[bits] if bits > 1 else np.bool_
         if value.dtype.itemsize * 8 != bits and bits > 1:
             if value.dtype.itemsize * 8 > bits:
-                raise Fault(f"a result of {8 * value.dtype.itemsize} bits for {name}")
+                raise ExecutionError(f"a result of {8 * value.dtype.itemsize} bits for {name}")
             value = value.astype(np.int64 if value.dtype.kind == "i" else np.uint64).astype(dtype)
         if value.dtype != dtype:
             value = value.view(dtype)
@@ -97,7 +105,7 @@ class Block:
         self.machine.clocks.synchronize(self.group)
         for group in self.copies:
             for copy in group:
-                if self.machine.random.random() < 0.25:
+                if self.machine.random.random() < 0.125:
                     copy.land()
 
     def wait_for_copies(self, pending):
@@ -120,8 +128,8 @@ class Machine:
     def __init__(self, program, num_warps, shared_bytes, races=True):
         self.program, self.num_warps, self.shared_bytes, self.races = program, num_warps, shared_bytes, races
         self.code = [None] * len(program.instructions)
-        widths = [WIDTHS[i.opcode[-1]] // 8 for i in program.instructions if i.opcode[0] in ("ld", "st") and is_shared(i)]
-        self.granule = min([4, *widths])
+        accesses = [i for i in program.instructions if i.opcode[0] in ("ld", "st") and is_shared(i)]
+        self.granule = min([4, *(WIDTHS[access.opcode[-1]] // 8 for access in accesses)])
 
     def launch(self, grid, arguments, seed=0):
         """Run all blocks in an order that depends on `seed`.
@@ -152,81 +160,100 @@ class Machine:
 
     def _run(self, block):
         """Threads at the same instruction run together: `paths` is a list of (instruction, mask)."""
-        paths, arrived, steps = [(0, None)], [], 0
+        paths, arrived, self.steps = [(0, None)], [], 0
         while paths or arrived:
             if not paths:
                 block.synchronize()
-                paths, arrived = merged(arrived, block.num_threads), []
-            paths.sort(key=lambda path: -path[0])
+                paths, arrived = arrived, []
+            paths = merged(paths, block.num_threads)
             at, mask = paths.pop()
-            limit = paths[-1][0] if paths else len(self.code)
-            while at < limit:
-                if self.code[at] is None:
-                    self.code[at] = decode(self.program.instructions[at], self.program)
-                execute, kind, predicate, negated = self.code[at]
-                active = mask
-                if predicate:
-                    chosen = block.registers[predicate]
-                    chosen = ~chosen if negated else chosen
-                    active = chosen if mask is None else chosen & mask
-                    count = np.count_nonzero(active)
-                    active = None if count == block.num_threads else active
-                    if count == 0:
-                        at += 1
-                        continue
-                steps += 1
-                if kind == "":
-                    try:
-                        execute(block, active)
-                    except Fault as fault:
-                        place = tuple(int(block.special[f"%ctaid.{axis}"][0]) for axis in "xyz")
-                        text = self.program.instructions[at].text
-                        raise type(fault)(f"{self.program.name}, block {place}: {fault}: {text}") from fault
+            # Those that are behind run until they reach the next.
+            at, kind, active, rest = self._advance(block, at, mask, paths[-1][0] if paths else len(self.code))
+            if rest is not None and rest.any():
+                paths.append((at + 1, rest))
+            if kind == "":
+                paths.append((at, mask))
+            elif kind == "bar":
+                arrived.append((at + 1, active))
+            elif kind == "bra":
+                paths.append((self.code[at].execute, active))
+
+    def _advance(self, block, at, mask, limit):
+        """Execute up to a branch, a barrier, the end or `limit`: its place, its kind, who follows it, who does not."""
+        while at < limit:
+            if self.code[at] is None:
+                self.code[at] = decode(self.program.instructions[at], self.program)
+            code, active = self.code[at], mask
+            if code.predicate:
+                switch = block.registers[code.predicate]
+                switch = ~switch if code.negated else switch
+                active = switch if mask is None else switch & mask
+                count = np.count_nonzero(active)
+                if count == 0:
                     at += 1
                     continue
-                rest = (None if active is None else ~active) if mask is None else mask & ~active if active is not None else None
-                if rest is not None and rest.any():
-                    paths.append((at + 1, rest))
-                if kind == "bar":
-                    arrived.append((at + 1, active))
-                elif kind == "bra":
-                    paths.append((execute, active))
-                break
-            else:
-                paths.append((at, mask))
-            if len(paths) > 1:
-                paths = merged(paths, block.num_threads)
-            if steps > MAX_STEPS:
-                raise Fault(f"{self.program.name} does not end in {MAX_STEPS} instructions")
+                active = None if count == block.num_threads else active
+            self.steps += 1
+            if self.steps > MAX_STEPS:
+                raise ExecutionError(f"{self.program.name} does not end in {MAX_STEPS} instructions")
+            if code.kind:
+                rest = None if active is None else ~active if mask is None else mask & ~active
+                return at, code.kind, active, rest
+            try:
+                code.execute(block, active)
+            except ExecutionError as error:
+                place = ", ".join(str(block.special[f"%ctaid.{axis}"][0]) for axis in "xyz")
+                text = self.program.instructions[at].text
+                raise type(error)(f"{self.program.name}, block ({place}): {error}: {text}") from error
+            at += 1
+        return at, "", mask, None
 
 
 def merged(paths, num_threads):
-    """One path for each instruction at which threads are."""
+    """One path for each instruction at which threads are, the first instruction last."""
     masks = {}
     for at, mask in paths:
         masks[at] = mask if at not in masks else masks[at] | mask
-    return [(at, None if mask is None or mask.all() else mask) for at, mask in masks.items()]
+    return [
+        (at, None if mask is None or mask.all() else mask) for at, mask in sorted(masks.items(), reverse=True)
+    ]
 
 
 def is_shared(instruction):
     return bool({"shared", "shared::cta"} & set(instruction.opcode))
 
 
+class Code(NamedTuple):
+    """An instruction, ready to be executed.
+
+    Attributes:
+        execute: a function of a block and a mask (None for all threads); of a branch its target.
+        kind: "" for what goes on with the next instruction, else "bra", "bar" or "ret".
+        predicate: as in `Instruction`.
+        negated: as in `Instruction`.
+    """
+
+    execute: Any
+    kind: str
+    predicate: str
+    negated: bool
+
+
 def decode(instruction, program):
-    """(function of block and mask, kind, predicate, negated); of a branch its target in place of the function."""
+    """The code of an instruction; one that is not modelled is refused with its text."""
     name, ends = instruction.opcode[0], (instruction.predicate, instruction.negated)
     try:
         if name == "bra":
-            return program.labels[instruction.operands[0]], "bra", *ends
+            return Code(program.labels[instruction.operands[0]], "bra", *ends)
         if name == "ret":
-            return None, "ret", *ends
+            return Code(None, "ret", *ends)
         if instruction.opcode[:2] == ("bar", "sync"):
             if instruction.operands != ("0",):
-                raise Fault("is a barrier of some threads only")
-            return None, "bar", *ends
-        return _operation(instruction, program), "", *ends
-    except Fault as fault:
-        raise Fault(f"{program.name}: {fault}: {instruction.text}") from fault
+                raise ExecutionError("is a barrier of some threads only")
+            return Code(None, "bar", *ends)
+        return Code(_operation(instruction, program), "", *ends)
+    except ExecutionError as error:
+        raise ExecutionError(f"{program.name}: {error}: {instruction.text}") from error
 
 
 def _operation(instruction, program):
@@ -245,12 +272,12 @@ def _operation(instruction, program):
         return execute
     if name in OPERATIONS:
         return OPERATIONS[name](instruction, program)
-    raise Fault("is not modelled")
+    raise ExecutionError("is not modelled")
 
 
 def check_whole_warps(mask):
     if mask is not None and (mask.reshape(-1, 32) != mask.reshape(-1, 32)[:, :1]).any():
-        raise Fault("some threads of a warp do not take part")
+        raise ExecutionError("some threads of a warp do not take part")
 
 
 def take_apart(instruction, program):
@@ -281,7 +308,7 @@ def address(text, program, is_shared):
     """A function of a block: the addresses of all threads, of `[%rd1 + 8]` or `[global_smem+8]`."""
     match = re.fullmatch(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\w+))?\s*\]", text)
     if match is None:
-        raise Fault(f"the address {text} is not modelled")
+        raise ExecutionError(f"the address {text} is not modelled")
     type_ = "u32" if is_shared else "u64"
     base, offset = reader(program, match[1], type_), immediate(match[2] or "0", type_)
     if is_shared:
@@ -326,7 +353,7 @@ def load(instruction, program):
     shared = is_shared(instruction)
     places = address(instruction.operands[1], program, shared)
     if len(names) != next((VECTORS[part] for part in instruction.opcode if part in VECTORS), 1):
-        raise Fault("has another number of registers than its name says")
+        raise ExecutionError("has another number of registers than its name says")
 
     def execute(block, mask):
         region, offsets, warps = place_of(block, places(block), shared, mask)
@@ -342,13 +369,13 @@ def load_parameter(instruction, program):
     type_, match = instruction.opcode[-1], re.fullmatch(r"\[([\w$]+)\]", instruction.operands[1])
     allow(instruction, "param")
     if match is None:
-        raise Fault("is not modelled in this form")
+        raise ExecutionError("is not modelled in this form")
 
     def execute(block, mask):
         value = block.machine.parameters[match[1]]
         value = value.view(np.dtype(f"i{value.dtype.itemsize}")) if type_[0] == "s" else value
         if 8 * value.dtype.itemsize != WIDTHS[type_]:
-            raise Fault(f"parameter has {value.dtype.itemsize} bytes")
+            raise ExecutionError(f"parameter has {value.dtype.itemsize} bytes")
         block.put(instruction.operands[0], np.full(block.num_threads, value), mask)
 
     return execute
@@ -376,7 +403,7 @@ def atomic(instruction, program):
     kind, type_ = instruction.opcode[-2:]
     allow(instruction, "global", "gpu", "relaxed", "acquire", "release", "acq_rel", kind)
     if kind not in ATOMICS or WIDTHS[type_] < 32:
-        raise Fault("is not modelled")
+        raise ExecutionError("is not modelled")
     returns = instruction.opcode[0] == "atom"
     at, operand = instruction.operands[1:] if returns else instruction.operands
     places, value, size = address(at, program, False), reader(program, operand, type_), WIDTHS[type_] // 8
@@ -412,7 +439,7 @@ def asynchronous_copy(instruction, program):
 
         def execute(block, mask):
             if mask is not None:
-                raise Fault("is modelled for all threads at once")
+                raise ExecutionError("is modelled for all threads at once")
             if pending is None:
                 block.copies.append([])
             else:
@@ -420,8 +447,11 @@ def asynchronous_copy(instruction, program):
 
         return execute
     if rest not in {("ca", "shared", "global"), ("cg", "shared", "global")}:
-        raise Fault("is not modelled")
-    targets, sources = address(instruction.operands[0], program, True), address(instruction.operands[1], program, False)
+        raise ExecutionError("is not modelled")
+    targets, sources = (
+        address(instruction.operands[0], program, True),
+        address(instruction.operands[1], program, False),
+    )
     size = int(instruction.operands[2], 0)
     filled = reader(program, instruction.operands[3] if len(instruction.operands) > 3 else str(size), "u32")
 
@@ -432,13 +462,13 @@ def asynchronous_copy(instruction, program):
         if count.any():
             source, read = block.machine.memory.find(chosen(sources(block), mask)[count > 0])
             if (count[count > 0] != size).any():
-                raise Fault("is modelled for whole copies and none")
+                raise ExecutionError("is modelled for whole copies and none")
             source.check_read(read, size, warps[count > 0])
             offsets[count > 0] = read
         block.shared.begin_copy(target, size, warps)
         copy = Copy(block.shared, source, target, offsets, count, size, warps)
         block.copies[-1].append(copy)
-        if block.machine.random.random() < 0.5:
+        if block.machine.random.random() < 0.25:
             copy.land()
 
     return issue
@@ -466,7 +496,7 @@ def load_matrices(instruction, program):
 def warp_barrier(instruction, _):
     """Within a warp instructions are taken to be executed together."""
     if instruction.opcode != ("bar", "warp", "sync") or instruction.operands != ("-1",):
-        raise Fault("is not modelled")
+        raise ExecutionError("is not modelled")
     return lambda block, mask: check_whole_warps(mask)
 
 

@@ -11,13 +11,13 @@ An asynchronous copy may land at any time between its issue and its wait: until 
 
 import numpy as np
 import torch
-from ptx_program import Fault
+from ptx_program import ExecutionError
 
 STEPS = np.arange(16)
 UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
-class Race(Fault):
+class RaceError(ExecutionError):
     """Two accesses of which either may come first."""
 
 
@@ -55,7 +55,7 @@ class Region:
         warps: whose accesses are followed, a slice.
         granule: bytes of the smallest access; what lies within one is accessed together.
         initialized: whether the bytes may be read before they are written.
-        races: whether to look for races.
+        races: whether to look for races and reads of what is not initialized.
         random: a numpy generator: of threads of one warp that write to one place, any may win.
     """
 
@@ -78,9 +78,13 @@ class Region:
         """(lanes, granules of each), after a look at the place: inside, and at a multiple of its size."""
         if int(offsets.min()) < self.low or int(offsets.max()) + size > self.high:
             outside = offsets[(offsets < self.low) | (offsets + size > self.high)]
-            raise Fault(f"byte {int(outside[0])} is outside of {self.name}, bytes {self.low} to {self.high}")
+            raise ExecutionError(
+                f"byte {int(outside[0])} is outside of {self.name}, bytes {self.low} to {self.high}"
+            )
         if int(np.bitwise_or.reduce(offsets)) % size:
-            raise Fault(f"an access of {size} bytes of {self.name} at byte {int(offsets[offsets % size != 0][0])}")
+            raise ExecutionError(
+                f"an access of {size} bytes of {self.name} at byte {int(offsets[offsets % size != 0][0])}"
+            )
         return (offsets // self.granule)[:, None] + STEPS[: max(size // self.granule, 1)]
 
     def _ordered(self, times, granules, warps):
@@ -92,22 +96,24 @@ class Region:
         if not self.races or not len(granules):
             return
         if self.copying[granules].any():
-            raise Race(f"{kind} of {self.name} where an asynchronous copy may still land")
+            raise RaceError(f"{kind} of {self.name} where an asynchronous copy may still land")
         if (self.written_at[granules] > self.clocks.seen[warps[:, None], self.writer[granules]]).any():
-            raise Race(f"{kind} of {self.name} that is not ordered after a write by another warp")
+            raise RaceError(f"{kind} of {self.name} that is not ordered after a write by another warp")
         if reads and not self._ordered(self.read_at, granules, warps):
-            raise Race(f"{kind} of {self.name} that is not ordered after a read by another warp")
+            raise RaceError(f"{kind} of {self.name} that is not ordered after a read by another warp")
         if atomics and self.atomic_at is not None and not self._ordered(self.atomic_at, granules, warps):
-            raise Race(f"{kind} of {self.name} that is not ordered after an atomic of another warp")
+            raise RaceError(f"{kind} of {self.name} that is not ordered after an atomic of another warp")
 
     def check_read(self, offsets, size, warps):
         """That these reads may happen now."""
         granules = self._granules(offsets, size)
-        if self.written is not None and not self.written[granules].all():
-            raise Fault(f"read of {self.name} that nothing has written")
         self._check(granules, warps, "read", reads=False)
         if self.races:
-            self.read_at[warps[:, None] - self.warps.start, granules] = self.clocks.seen[warps, warps][:, None]
+            if self.written is not None and not self.written[granules].all():
+                raise ExecutionError(f"read of {self.name} that nothing has written")
+            self.read_at[warps[:, None] - self.warps.start, granules] = self.clocks.seen[warps, warps][
+                :, None
+            ]
 
     def load(self, offsets, size, count, warps):
         """`count` numbers of `size` bytes at each offset, (lanes, count), unsigned."""
@@ -125,7 +131,7 @@ class Region:
         self._note_write(granules[changed], warps[changed])
         if lost := (view[place] != values).any(1).nonzero()[0].tolist():
             if self.races and (self.writer[granules[lost]] != warps[lost, None]).any():
-                raise Race(f"two warps write different numbers to the same place of {self.name} at once")
+                raise RaceError(f"two warps write different numbers to the same place of {self.name} at once")
             order = self.random.permutation(len(place))
             view[place[order]] = values[order]
         if self.written is not None:
@@ -184,7 +190,9 @@ class GlobalMemory:
         """The address of a CPU tensor, which is changed in place."""
         storage = tensor.untyped_storage()
         start = tensor.data_ptr() - storage.data_ptr()
-        span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        span = (
+            sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        )
         end = start + span * tensor.element_size() if tensor.numel() else start
         if storage.data_ptr() not in self.storages:
             self.storages[storage.data_ptr()] = len(self.regions)
@@ -205,5 +213,7 @@ class GlobalMemory:
         indices = addresses >> np.uint64(self.SHIFT)
         index = int(indices[0])
         if not 1 <= index <= len(self.regions) or (indices != indices[0]).any():
-            raise Fault(f"address {int(addresses[0]):#x} is in no tensor, or a warp's addresses are in several")
+            raise ExecutionError(
+                f"address {int(addresses[0]):#x} is in no tensor, or a warp's addresses are in several"
+            )
         return self.regions[index - 1], (addresses & np.uint64((1 << self.SHIFT) - 1)).astype(np.int64)

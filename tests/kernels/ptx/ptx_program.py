@@ -9,7 +9,7 @@ WIDTHS = {
 } | {"bf16": 16, "pred": 1, "tf32": 32, "bf16x2": 32, "f16x2": 32}
 
 
-class Fault(Exception):
+class ExecutionError(Exception):
     """What no GPU promises to do, or what is not modelled."""
 
 
@@ -59,9 +59,10 @@ def parse(ptx: str) -> Program:
     ptx = re.sub(r"//[^\n]*|^\s*\.(?:loc|file)\s[^\n]*", "", ptx, flags=re.MULTILINE)
     head = re.search(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{]*\{", ptx)
     if head is None:
-        raise Fault("the PTX has no kernel")
+        raise ExecutionError("the PTX has no kernel")
     parameters = [
-        (name, WIDTHS[type_] // 8) for type_, name in re.findall(r"\.param\s+\.(\w+)[^,]*?([\w$]+)\s*(?:,|$)", head[2])
+        (name, WIDTHS[type_] // 8)
+        for type_, name in re.findall(r"\.param\s+\.(\w+)[^,]*?([\w$]+)\s*(?:,|$)", head[2])
     ]
     registers: dict[str, int] = {}
     labels: dict[str, int] = {}
@@ -80,9 +81,7 @@ def parse(ptx: str) -> Program:
         elif text and not text.startswith("."):
             match = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)\s*(.*)", text)
             if match is None:
-                raise Fault(f"is no instruction: {text}")
+                raise ExecutionError(f"is no instruction: {text}")
             opcode = tuple(match[3].split("."))
-            instructions.append(
-                Instruction(text, match[2] or "", match[1] == "!", opcode, parts(match[4]))
-            )
+            instructions.append(Instruction(text, match[2] or "", match[1] == "!", opcode, parts(match[4])))
     return Program(head[1], parameters, registers, labels, instructions)

@@ -15,8 +15,12 @@ from ecsfusion_kernels.ops import kmeans, principal
 from ecsfusion_kernels.ops import seed as seed_module
 
 pytestmark = [
-    pytest.mark.skipif(language.triton is None, reason="Triton, which compiles the kernels, exists for Linux only"),
-    pytest.mark.skipif(language.INTERPRETED, reason="TRITON_INTERPRET is 1: the interpreter compiles nothing"),
+    pytest.mark.skipif(
+        language.triton is None, reason="Triton, which compiles the kernels, exists for Linux only"
+    ),
+    pytest.mark.skipif(
+        language.INTERPRETED, reason="TRITON_INTERPRET is 1: the interpreter compiles nothing"
+    ),
 ]
 
 
@@ -47,22 +51,23 @@ def project(dtype, columns, vector):
     size = 128 // dtype.itemsize
     rows = make(140 if columns == 8 else 70, 6 * size + 8 if vector else 3 * size + 5, dtype=dtype)
     if columns == 8:
-        rows[3], rows[132] = rows[3].clamp(-2, 2) * 3e4, 0
+        rows[3], rows[132] = rows[3].clamp(-2, 2) * (3e4 if dtype == torch.float16 else 1e25), 0
     basis, offset = make(rows.shape[1], columns, random_seed=1), make(columns)
     scale = basis.double().square().sum(0).sqrt() + offset.abs()
 
     def check(found):
-        expected = reference.project(rows.double(), basis.double(), offset.double(), 1.0)
-        # Tensor cores cut off sums of float32.
-        assert float(((found.double() - expected).abs() / scale).max()) < 1e-6
+        expected = reference.project(rows.double(), basis.double(), offset.double(), 0.0)
+        assert float(((found.double() - expected).abs() / scale).max()) < 4e-7
 
-    return Case(lambda: ops.project.project(rows, basis, offset, 1.0), check)
+    return Case(lambda: ops.project.project(rows, basis, offset), check)
 
 
 def lloyd(num_points, num_clusters, num_dims, limits=()):
     """Well separated blobs, so that rounding decides no label."""
     blob = torch.arange(num_points) % num_clusters
-    points = 8 * make(1, num_clusters, num_dims, random_seed=2)[:, blob] + make(1, num_points, num_dims, random_seed=3)
+    points = 8 * make(1, num_clusters, num_dims, random_seed=2)[:, blob] + make(
+        1, num_points, num_dims, random_seed=3
+    )
     start = points[:, :num_clusters] + 1
     points[0, -2, 0] = torch.nan
 
@@ -105,7 +110,12 @@ def orthonormalize(width, rotate):
 
 
 def tables(num1, num2, num_classes):
-    p = torch.rand(2, num1, num2, num_classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 0.25
+    p = (
+        torch.rand(
+            2, num1, num2, num_classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        ** 0.25
+    )
     p[1, 0], p[1, :, 1] = 0, 0
     return p / p.sum((1, 2, 3), keepdim=True)
 
@@ -114,7 +124,8 @@ def loglinear(*shape):
     p = tables(*shape)
     pairs = p.sum(3), p.sum(2), p.sum(1)
     return Case(
-        lambda: ops.loglinear.loglinear(*pairs, 2), close(reference.loglinear(*pairs, 2), rtol=1e-4, atol=1e-8)
+        lambda: ops.loglinear.loglinear(*pairs, 2),
+        close(reference.loglinear(*pairs, 2), rtol=1e-4, atol=1e-8),
     )
 
 
@@ -135,7 +146,9 @@ def broja(*shape):
 def histogram():
     generator = torch.Generator().manual_seed(0)
     indices = [torch.randint(-1, size + 1, (2, 1100), generator=generator) for size in (5, 4, 3)]
-    return Case(lambda: ops.histogram.histogram(*indices, 5, 4, 3), close(reference.histogram(*indices, 5, 4, 3)))
+    return Case(
+        lambda: ops.histogram.histogram(*indices, 5, 4, 3), close(reference.histogram(*indices, 5, 4, 3))
+    )
 
 
 def uniform():
@@ -145,7 +158,9 @@ def uniform():
 
 def poisson():
     expected = torch.rand(11, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 30
-    return Case(lambda: ops.poisson.poisson(expected, 2, 1), close(reference.poisson(expected, 2, 1), rtol=0, atol=0))
+    return Case(
+        lambda: ops.poisson.poisson(expected, 2, 1), close(reference.poisson(expected, 2, 1), rtol=0, atol=0)
+    )
 
 
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
@@ -162,7 +177,7 @@ CASES = {
         for vector in (True, False)
     },
     "lloyd pipelined": lambda: lloyd(700, 5, 8, (ONE_PROGRAM, TWO_GROUPS)),
-    "lloyd of several parts": lambda: lloyd(66, 66, 72),
+    "lloyd of several parts": lambda: lloyd(80, 66, 72),
     **{
         f"lloyd {clusters} x {dims}": functools.partial(lloyd, 130, clusters, dims)
         for clusters in (5, 40)
@@ -217,6 +232,7 @@ def test_the_cases_reach_every_variant_and_no_other(kernels):
     known, reached = variant_compilations(), set()
     for case in CASES.values():
         reached |= set(kernels(case(), change=None)[1])
-    missing = [(known[key].kernel.__name__, known[key].constants) for key in known.keys() - reached]
+    missing = [(key.kernel.__name__, key.constants) for key in known.keys() - reached]
     assert not missing, f"no case executes {missing}"
-    assert not reached - known.keys(), f"no variant is like {[(key.kernel.__name__, *key[1:]) for key in reached - known.keys()]}"
+    others = [(key.kernel.__name__, *key[1:]) for key in reached - known.keys()]
+    assert not others, f"no variant is like {others}"
