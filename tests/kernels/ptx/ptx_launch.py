@@ -9,6 +9,7 @@ from ecsfusion_kernels import ops
 from ecsfusion_kernels.language import options
 from ptx_machine import Machine
 from ptx_program import parse
+from uninitialized import filled
 
 ARCHITECTURE = 80
 TYPES = {
@@ -171,17 +172,11 @@ def executed(monkeypatch, change=unchanged, races=True, seed=0):
     What `torch.empty` returns is NaN or the largest integer.
     """
     kernels, launches = {variant.kernel for module in ops.modules() for variant in module.variants()}, []
-    fills, deterministic = torch.utils.deterministic, torch.are_deterministic_algorithms_enabled()
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, filled():
         for module in ops.modules():
             for name, value in vars(module).items():
                 if isinstance(value, type(next(iter(kernels)))) and value in kernels:
                     patch.setattr(module, name, Kernel(value, launches, change, races, seed))
             if hasattr(module, "runs_kernels"):
                 patch.setattr(module, "runs_kernels", lambda _: True)
-        patch.setattr(fills, "fill_uninitialized_memory", True)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield launches
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
+        yield launches
