@@ -365,7 +365,7 @@ def fragment(type_, num_registers, rows, columns, side):
             step = 8 if halves == 2 else 4
             along = (2 * member + half if halves == 2 else member) + step * (i // 2 if side == "a" else i)
             if side == "c":
-                row, column = group + 8 * (i // 2), 2 * member + i % 2
+                row, column = group + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * member + i % 2
             elif side == "a":
                 row, column = group + 8 * (i % 2), along
             else:
@@ -375,6 +375,27 @@ def fragment(type_, num_registers, rows, columns, side):
     if (place.ravel()[order] != np.arange(rows * columns)).any():
         raise ExecutionError("this shape is not modelled")
     return order
+
+
+def numbers_of(words, type_):
+    """Bit patterns, of whatever width, as float64."""
+    if type_ == "bf16":
+        return (words.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    if type_ == "f16":
+        return words.astype(np.uint16).view(np.float16).astype(np.float64)
+    if type_ == "tf32":
+        return (words & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+    return words.view(dtype_of(type_)).astype(np.float64)
+
+
+def of_all(value, block):
+    """A number that is the same for all threads, as those of all."""
+    return value if value.ndim else np.full(block.num_threads, value)
+
+
+def check_whole_warps(mask):
+    if mask is not None and (mask.reshape(-1, 32) != mask.reshape(-1, 32)[:, :1]).any():
+        raise ExecutionError("some threads of a warp do not take part")
 
 
 def cut_off(x):
@@ -407,16 +428,10 @@ def matrix_product(instruction, program):
     back = np.argsort(fragment(c_type, len(names[0]), m, n, "c"))
 
     def matrix(block, bits, type_, order, rows, columns):
-        words = np.stack([read(block) for read in bits]).reshape(len(bits), -1, 32)
+        words = np.stack([of_all(read(block), block) for read in bits]).reshape(len(bits), 1, -1, 32)
         if type_ in ("bf16", "f16"):
-            both = np.stack([words & np.uint32(0xFFFF), words >> np.uint32(16)], 1)
-            as_half = both.astype(np.uint16).view(np.float16)
-            floats = (both << np.uint32(16)).view(np.float32) if type_ == "bf16" else as_half
-        elif type_ == "tf32":
-            floats = (words & np.uint32(0xFFFFE000)).view(np.float32)[:, None]
-        else:
-            floats = words.view(dtype_of(type_))[:, None]
-        wide = floats.astype(np.float64).transpose(2, 0, 1, 3)
+            words = np.concatenate([words & np.uint32(0xFFFF), words >> np.uint32(16)], 1)
+        wide = numbers_of(words, type_).transpose(2, 0, 1, 3)
         return wide.reshape(len(wide), -1)[:, order].reshape(-1, rows, columns)
 
     def compute(block):

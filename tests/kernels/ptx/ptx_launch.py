@@ -1,4 +1,4 @@
-"""Launches of the ops, compiled for sm_80 and executed by `ptx_machine` in the place of a GPU."""
+"""Launches of the ops, compiled for sm_80 or sm_90 and executed by `ptx_machine` in the place of a GPU."""
 
 import contextlib
 import functools
@@ -11,7 +11,6 @@ from ptx_machine import Machine
 from ptx_program import parse
 from uninitialized import filled
 
-ARCHITECTURE = 80
 TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16",
     torch.int32: "i32", torch.int64: "i64",
@@ -98,7 +97,7 @@ def compilation(kernel, types, constants, aligned, num_warps, num_stages):
 
 
 @functools.cache
-def compiled(compilation, architecture=ARCHITECTURE):
+def compiled(compilation, architecture):
     """PTX and bytes of shared memory. Triton keeps what it compiled, as it does for `compile_check`."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -136,11 +135,12 @@ class Kernel:
         launches: a list that gets the compilation of each launch.
         change: called with name and PTX, returns the PTX to execute; None leaves out the execution.
         races: as in `Machine`.
-        seed: as in `Machine.launch`.
+        architecture: 80 or 90.
     """
 
-    def __init__(self, kernel, launches, change, races, seed):
-        self.kernel, self.launches, self.change, self.races, self.seed = kernel, launches, change, races, seed
+    def __init__(self, kernel, launches, change, races, architecture):
+        self.kernel, self.launches, self.change, self.races = kernel, launches, change, races
+        self.architecture = architecture
 
     def __getitem__(self, grid):
         return functools.partial(self._launch, grid)
@@ -151,14 +151,12 @@ class Kernel:
         this = of_launch(self.kernel, values, num_warps, num_stages)
         self.launches.append(this)
         if self.change is not None:
-            ptx, shared_bytes = compiled(this)
+            ptx, shared_bytes = compiled(this, self.architecture)
             ptx = self.change(self.kernel.__name__, ptx)
             run_time = [
                 float(values[name]) if type_.startswith("fp") else values[name] for name, type_ in this.types
             ]
-            machine(ptx, num_warps, shared_bytes, self.races).launch(
-                grid, run_time, self.seed + len(self.launches)
-            )
+            machine(ptx, num_warps, shared_bytes, self.races).launch(grid, run_time, seed=len(self.launches))
 
 
 def unchanged(_, ptx):
@@ -166,7 +164,7 @@ def unchanged(_, ptx):
 
 
 @contextlib.contextmanager
-def executed(monkeypatch, change=unchanged, races=True, seed=0):
+def executed(monkeypatch, change=unchanged, races=True, architecture=80):
     """Within it ops of CPU tensors launch their kernels, which are executed; gives the list of launches.
 
     What `torch.empty` returns is NaN or the largest integer.
@@ -176,7 +174,7 @@ def executed(monkeypatch, change=unchanged, races=True, seed=0):
         for module in ops.modules():
             for name, value in vars(module).items():
                 if isinstance(value, type(next(iter(kernels)))) and value in kernels:
-                    patch.setattr(module, name, Kernel(value, launches, change, races, seed))
+                    patch.setattr(module, name, Kernel(value, launches, change, races, architecture))
             if hasattr(module, "runs_kernels"):
                 patch.setattr(module, "runs_kernels", lambda _: True)
         yield launches

@@ -9,7 +9,17 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
-from ptx_arithmetic import COMPUTING, WHOLE_WARPS, allow, immediate, matrix_product, reader
+from ptx_arithmetic import (
+    COMPUTING,
+    WHOLE_WARPS,
+    allow,
+    check_whole_warps,
+    immediate,
+    matrix_product,
+    of_all,
+    reader,
+)
+from ptx_hopper import fence, store_matrices, warpgroup
 from ptx_memory import UNSIGNED, Clocks, GlobalMemory, Region
 from ptx_program import WIDTHS, ExecutionError, parts
 
@@ -79,8 +89,8 @@ class Block:
             machine.races,
             machine.random,
         )
-        # Groups of copies: those that are not committed yet are the last one.
-        self.copies = [[]]
+        # Groups of copies and of products: those that are not committed yet are the last one.
+        self.copies, self.products = [[]], [[]]
 
     def put(self, name, value, mask):
         """Set a register of the threads of a mask, None for all; arrays are never changed, so they may be shared."""
@@ -275,11 +285,6 @@ def _operation(instruction, program):
     raise ExecutionError("is not modelled")
 
 
-def check_whole_warps(mask):
-    if mask is not None and (mask.reshape(-1, 32) != mask.reshape(-1, 32)[:, :1]).any():
-        raise ExecutionError("some threads of a warp do not take part")
-
-
 def take_apart(instruction, program):
     """`mov.b32 {%a, %b}, %r`: the first register gets the lowest bits."""
     type_, names = instruction.opcode[-1], parts(instruction.operands[0][1:-1])
@@ -314,11 +319,6 @@ def address(text, program, is_shared):
     if is_shared:
         return lambda block: (of_all(base(block), block) + offset).astype(np.int64)
     return lambda block: base(block) + offset
-
-
-def of_all(value, block):
-    """A number that is the same for all threads, as those of all."""
-    return value if value.ndim else np.full(block.num_threads, value)
 
 
 def chosen(values, mask):
@@ -509,5 +509,8 @@ OPERATIONS = {
     "ldmatrix": load_matrices,
     "mma": product,
     "bar": warp_barrier,
+    "wgmma": warpgroup,
+    "fence": fence,
+    "stmatrix": lambda instruction, program: store_matrices(instruction, program, address),
 }
 """Instructions that do more than to set one register."""

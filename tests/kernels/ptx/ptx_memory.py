@@ -67,7 +67,7 @@ class Region:
         self.writer, self.written_at = np.zeros(size, np.int32), np.zeros(size, np.int32)
         self.read_at = np.zeros((warps.stop - warps.start, size), np.int32)
         self.atomic_at = None
-        self.copying = np.zeros(size, np.int8)
+        self.copying, self.multiplied = np.zeros(size, np.int8), np.zeros(size, np.int32)
         self.written = None if initialized else np.zeros(size, bool)
         self.released = {}
 
@@ -99,6 +99,8 @@ class Region:
             raise RaceError(f"{kind} of {self.name} where an asynchronous copy may still land")
         if (self.written_at[granules] > self.clocks.seen[warps[:, None], self.writer[granules]]).any():
             raise RaceError(f"{kind} of {self.name} that is not ordered after a write by another warp")
+        if reads and self.multiplied[granules].any():
+            raise RaceError(f"{kind} of {self.name} where a product may still read")
         if reads and not self._ordered(self.read_at, granules, warps):
             raise RaceError(f"{kind} of {self.name} that is not ordered after a read by another warp")
         if atomics and self.atomic_at is not None and not self._ordered(self.atomic_at, granules, warps):
@@ -158,6 +160,16 @@ class Region:
             visible = self.clocks.release(warp)
             self.released[place] = np.maximum(self.released.get(place, 0), visible)
         return old
+
+    def begin_reads(self, offsets, size):
+        """From now on a product may read here."""
+        np.add.at(self.multiplied, self._granules(offsets, size), 1)
+
+    def end_reads(self, offsets, size, warps):
+        """The warps that issued it have waited for it."""
+        granules = self._granules(offsets, size)
+        np.subtract.at(self.multiplied, granules, 1)
+        self.read_at[warps[:, None] - self.warps.start, granules] = self.clocks.seen[warps, warps][:, None]
 
     def begin_copy(self, offsets, size, warps):
         """From now on bytes may land here."""

@@ -225,6 +225,26 @@ def test_executed_ptx_equals_the_reference(kernels, name):
     case.check(result)
 
 
+# Kernels whose products are those of warpgroups on Hopper. All other cases pass for sm_90, too.
+HOPPER = (
+    *(f"project {str(dtype)[6:]} {columns} vector" for dtype in DTYPES for columns in (8, 17)),
+    "lloyd 5 x 24",
+    "lloyd 40 x 40",
+    "loglinear 40 x 66 x 3",
+)
+
+
+@pytest.mark.parametrize("name", HOPPER)
+def test_executed_ptx_of_hopper_equals_the_reference(kernels, name):
+    """There a product runs beside the threads: what it reads must stay until it is waited for."""
+    from ptx_launch import compiled
+
+    case = CASES[name]()
+    result, launches = kernels(case, architecture=90)
+    assert any("wgmma.mma_async" in compiled(launch, 90)[0] for launch in launches)
+    case.check(result)
+
+
 def test_the_cases_reach_every_variant_and_no_other(kernels):
     """A new variant needs a case; a launch that is no variant is one that `compile_check` does not compile."""
     from ptx_launch import variant_compilations

@@ -247,7 +247,7 @@ def test_a_kernel_that_never_ends(monkeypatch):
 @pytest.mark.parametrize(
     "instruction",
     [
-        "wgmma.fence.sync.aligned",
+        "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%r5}, %rd5, %rd6, 1, 1, 1",
         "tcgen05.ld.sync.aligned.16x64b.x1.b32 {%r5}, [%r6]",
         "bar.sync 1, 32",
         "ld.global.acquire.b32 %r5, [%rd3]",
@@ -325,14 +325,14 @@ def outcome(monkeypatch):
     import ptx_launch
     import test_executed_kernels
 
-    def execute(name, kernel, change, races=True):
+    def execute(name, kernel, change, **options):
         case = test_executed_kernels.CASES[name]()
 
         def change_one(launched, ptx):
             return change(ptx) if launched == kernel else ptx
 
         try:
-            with ptx_launch.executed(monkeypatch, change=change_one, races=races):
+            with ptx_launch.executed(monkeypatch, change=change_one, **options):
                 result = case.call()
             case.check(result)
         except ExecutionError as fault:
@@ -381,12 +381,22 @@ def test_a_wait_for_one_group_too_few(outcome):
 
 
 def test_a_copy_into_a_buffer_that_is_still_read(outcome):
-    """The race of wgmma on Hopper, in the terms of Ampere: the barrier before a copy is taken out."""
+    """The barrier before a copy is taken out."""
     before_a_copy = r"bar\.sync\s+0;(?=(?:(?!bar\.sync)[\s\S])*?cp\.async\.cg)"
     found = outcomes(outcome, *PIPELINED, before_a_copy, "")
     assert any(
         "asynchronous copy of shared memory that is not ordered after a read" in text for text in found
     )
+
+
+def test_a_product_that_still_runs_when_its_rows_are_overwritten(outcome):
+    """What was seen on an H200: the wait for one product too few, and a copy into the buffer that it reads."""
+
+    def wait_for_less(ptx):
+        return re.sub(r"(wgmma\.wait_group\.sync\.aligned\s+)0", r"\g<1>1", ptx)
+
+    found = outcome(*PIPELINED, wait_for_less, architecture=90)
+    assert "asynchronous copy of shared memory where a product may still read" in found
 
 
 def test_the_last_block_is_not_the_one_with_the_highest_number(outcome):
