@@ -42,6 +42,15 @@ def make(*shape, dtype=torch.float32, random_seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(random_seed)).to(dtype)
 
 
+def unaligned(tensor):
+    """The same numbers, from an address that is not a multiple of 16 bytes."""
+    return torch.cat([tensor.flatten()[:1], tensor.flatten()])[1:].view(tensor.shape)
+
+
+def as_it_is(tensor):
+    return tensor
+
+
 def close(expected, **tolerances):
     return lambda found: torch.testing.assert_close(found, expected, **tolerances)
 
@@ -62,9 +71,9 @@ def project(dtype, columns, vector):
     return Case(lambda: ops.project.project(rows, basis, offset), check)
 
 
-def lloyd(num_points, num_clusters, num_dims, limits=()):
+def lloyd(num_points, num_clusters, num_dims, limits=(), placed=as_it_is):
     """Well separated blobs, so that rounding decides no label; centers move once where loads are wide."""
-    iterations = 1 if num_dims % 4 == 0 else 0
+    iterations = 1 if num_dims % 4 == 0 and placed is as_it_is else 0
     blob = torch.arange(num_points) % num_clusters
     points = 8 * make(1, num_clusters, num_dims, random_seed=2)[:, blob] + make(
         1, num_points, num_dims, random_seed=3
@@ -79,13 +88,24 @@ def lloyd(num_points, num_clusters, num_dims, limits=()):
         torch.testing.assert_close(found.centers, expected.centers, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(found.inertia, expected.inertia, rtol=1e-3, atol=1e-3)
 
-    return Case(lambda: kmeans.lloyd(points, start, iterations), check, limits)
+    return Case(lambda: kmeans.lloyd(placed(points), start, iterations), check, limits)
 
 
-def seed(num_points, num_dims, limits=()):
+def nearest(num_clusters, num_dims, placed):
+    """Centers that are not aligned."""
+    points, centers = make(1, 70, num_dims), make(1, num_clusters, num_dims, random_seed=1)
+    return Case(
+        lambda: kmeans.nearest(placed(points), unaligned(centers)),
+        close(tuple(reference.nearest(points, centers)), rtol=1e-4, atol=1e-4),
+    )
+
+
+def seed(num_points, num_dims, limits=(), placed=as_it_is):
     points = make(1, num_points, num_dims)
     return Case(
-        lambda: seed_module.seed(points, 3, 1), close(reference.seed(points, 3, 1), rtol=0, atol=0), limits
+        lambda: seed_module.seed(placed(points), 3, 1),
+        close(reference.seed(points, 3, 1), rtol=0, atol=0),
+        limits,
     )
 
 
@@ -144,23 +164,27 @@ def broja(*shape):
     return Case(lambda: ops.broja.broja(p.sum(2), p.sum(1), 2e-5, 2), check)
 
 
-def histogram():
+def histogram(placed=as_it_is):
     generator = torch.Generator().manual_seed(0)
     indices = [torch.randint(-1, size + 1, (2, 1100), generator=generator) for size in (5, 4, 3)]
     return Case(
-        lambda: ops.histogram.histogram(*indices, 5, 4, 3), close(reference.histogram(*indices, 5, 4, 3))
+        lambda: ops.histogram.histogram(*map(placed, indices), 5, 4, 3),
+        close(reference.histogram(*indices, 5, 4, 3)),
     )
 
 
-def uniform():
+def uniform(placed=as_it_is):
     counter = torch.cat([torch.arange(1000), torch.arange(1000) + (1 << 40)])
-    return Case(lambda: ops.random.uniform(counter, 1), close(reference.uniform(counter, 1), rtol=0, atol=0))
+    return Case(
+        lambda: ops.random.uniform(placed(counter), 1), close(reference.uniform(counter, 1), rtol=0, atol=0)
+    )
 
 
-def poisson():
+def poisson(placed=as_it_is):
     expected = torch.rand(11, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 30
     return Case(
-        lambda: ops.poisson.poisson(expected, 2, 1), close(reference.poisson(expected, 2, 1), rtol=0, atol=0)
+        lambda: ops.poisson.poisson(placed(expected), 2, 1),
+        close(reference.poisson(expected, 2, 1), rtol=0, atol=0),
     )
 
 
@@ -195,6 +219,24 @@ CASES = {
         f"{solver.__name__} {' x '.join(map(str, shape))}": functools.partial(solver, *shape)
         for solver in (loglinear, broja)
         for shape in ((5, 4, 3), (5, 4, 20), (20, 17, 3), (20, 17, 20), (40, 66, 3))
+    },
+    **{
+        f"lloyd {clusters} x {dims} unaligned": functools.partial(
+            lloyd, 130, clusters, dims, placed=unaligned
+        )
+        for clusters in (5, 40)
+        for dims in (8, 24, 40)
+    },
+    **{
+        f"nearest {clusters} x {dims} {placed.__name__}": functools.partial(nearest, clusters, dims, placed)
+        for clusters, dims in ((5, 8), (5, 24), (40, 24))
+        for placed in (as_it_is, unaligned)
+    },
+    "nearest 70 x 24": lambda: nearest(70, 24, as_it_is),
+    **{f"seed {dims} unaligned": functools.partial(seed, 300, dims, (), unaligned) for dims in (5, 12, 40)},
+    **{
+        f"{make_case.__name__} unaligned": functools.partial(make_case, unaligned)
+        for make_case in (histogram, uniform, poisson)
     },
     "histogram": histogram,
     "uniform": uniform,
