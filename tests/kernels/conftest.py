@@ -2,7 +2,8 @@
 
 The interpreter must be chosen before the kernels are imported, so it has a process of its own: tests/test_kernels.py
 starts it. On a machine with CUDA these are the tests of `pytest -m gpu`. Elsewhere only `test_ops.py` is collected,
-which asks the same of the references.
+which asks the same of the references; what the compiler makes of the kernels is executed without a GPU by the tests of
+the folder ptx, which need no process of their own.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 def pytest_collection_modifyitems(items):
     if not INTERPRETED and torch.cuda.is_available():
         for item in items:
-            if "tests/kernels" in item.path.as_posix():
+            if item.path.parent == Path(__file__).parent:
                 item.add_marker(pytest.mark.gpu)
 
 

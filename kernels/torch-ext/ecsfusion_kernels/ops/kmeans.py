@@ -270,6 +270,8 @@ def _update(
         # Every part has summed all distances; the first part stores the inertia.
         if part == 0:
             previous, inertia = tl.load(inertia_ptr + problem), tl.sum(error, 0)
+            # All threads load the inertia, one stores the next.
+            tl.debug_barrier()
             tl.store(inertia_ptr + problem, inertia)
             if move_centers != 0:
                 tl.store(next_ptr + problem, (previous - inertia > tolerance * inertia).to(tl.int32))
@@ -316,7 +318,8 @@ def _launch_assign(
     _assign[(num_problems * num_programs,)](
         points,
         centers,
-        labels if active is None else active,
+        # Not read then, but of the type that the kernel is compiled for.
+        labels.view(torch.int32) if active is None else active,
         labels,
         distance,
         num_points,
@@ -361,8 +364,9 @@ def _launch_lloyd(
     counts = torch.empty(num_problems, num_parts, num_groups, block_k, dtype=torch.int32, device=device)
     errors = torch.empty(num_problems, num_parts, num_groups, dtype=torch.float32, device=device)
     arrivals = torch.zeros(num_problems, num_parts, dtype=torch.int32, device=device)
-    # Whether a problem is active in an iteration. A problem that is not stays so.
-    active = torch.zeros(max_iterations + 1, num_problems, dtype=torch.int32, device=device)
+    # Whether a problem is active in an iteration. A problem that is not stays so. Each iteration's begin at a multiple
+    # of 16 bytes: for others the kernels would be compiled anew.
+    active = torch.zeros(max_iterations + 1, padded(num_problems, 4), dtype=torch.int32, device=device)
     active[0].fill_(1)
 
     def update(iteration: int, move_centers: bool) -> None:

@@ -1,0 +1,303 @@
+"""The compiled PTX of every kernel variant, executed on a CPU, against the plain PyTorch references.
+
+The interpreter runs Triton's language; this runs what the compiler made of it: layouts in shared memory, pipelined
+copies, barriers, tensor cores. See `ptx_memory` for what counts as a race.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from ecsfusion_kernels import language, ops, reference
+from ecsfusion_kernels.ops import kmeans, principal
+from ecsfusion_kernels.ops import seed as seed_module
+
+pytestmark = [
+    pytest.mark.skipif(
+        language.triton is None, reason="Triton, which compiles the kernels, exists for Linux only"
+    ),
+    pytest.mark.skipif(
+        language.INTERPRETED, reason="TRITON_INTERPRET is 1: the interpreter compiles nothing"
+    ),
+]
+
+
+class Case(NamedTuple):
+    """One call of an op.
+
+    Attributes:
+        call: returns what the op returns, its launches being executed.
+        check: asserts that this is right.
+        limits: (module, name, value) of limits that make a small problem go the way of a large one.
+    """
+
+    call: Callable[[], Any]
+    check: Callable[[Any], None]
+    limits: tuple[tuple[Any, str, int], ...] = ()
+
+
+def make(*shape, dtype=torch.float32, random_seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(random_seed)).to(dtype)
+
+
+def unaligned(tensor):
+    """The same numbers, from an address that is not a multiple of 16 bytes."""
+    return torch.cat([tensor.flatten()[:1], tensor.flatten()])[1:].view(tensor.shape)
+
+
+def as_it_is(tensor):
+    return tensor
+
+
+def close(expected, **tolerances):
+    return lambda found: torch.testing.assert_close(found, expected, **tolerances)
+
+
+def project(dtype, columns, vector):
+    """More tiles of dimensions than there are buffers, a block of rows that is not full, rows that are scaled."""
+    size = 128 // dtype.itemsize
+    rows = make(140 if columns == 8 else 70, 6 * size + 8 if vector else 3 * size + 5, dtype=dtype)
+    if columns == 8:
+        rows[3], rows[132] = rows[3].clamp(-2, 2) * (3e4 if dtype == torch.float16 else 1e25), 0
+    basis, offset = make(rows.shape[1], columns, random_seed=1), make(columns)
+    scale = basis.double().square().sum(0).sqrt() + offset.abs()
+
+    def check(found):
+        expected = reference.project(rows.double(), basis.double(), offset.double(), 0.0)
+        assert float(((found.double() - expected).abs() / scale).max()) < 4e-7
+
+    return Case(lambda: ops.project.project(rows, basis, offset), check)
+
+
+def lloyd(num_points, num_clusters, num_dims, limits=(), placed=as_it_is):
+    """Well separated blobs, so that rounding decides no label; centers move once where loads are wide."""
+    iterations = 1 if num_dims % 4 == 0 and placed is as_it_is else 0
+    blob = torch.arange(num_points) % num_clusters
+    points = 8 * make(1, num_clusters, num_dims, random_seed=2)[:, blob] + make(
+        1, num_points, num_dims, random_seed=3
+    )
+    start = points[:, :num_clusters] + 1
+    points[0, -2, 0] = torch.nan
+
+    def check(found):
+        expected = reference.lloyd(points, start, iterations)
+        assert torch.equal(found.labels, expected.labels)
+        assert torch.equal(found.sizes, expected.sizes)
+        torch.testing.assert_close(found.centers, expected.centers, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found.inertia, expected.inertia, rtol=1e-3, atol=1e-3)
+
+    return Case(lambda: kmeans.lloyd(placed(points), start, iterations), check, limits)
+
+
+def nearest(num_clusters, num_dims, placed):
+    """Centers that are not aligned."""
+    points, centers = make(1, 70, num_dims), make(1, num_clusters, num_dims, random_seed=1)
+    return Case(
+        lambda: kmeans.nearest(placed(points), unaligned(centers)),
+        close(tuple(reference.nearest(points, centers)), rtol=1e-4, atol=1e-4),
+    )
+
+
+def seed(num_points, num_dims, limits=(), placed=as_it_is):
+    points = make(1, num_points, num_dims)
+    return Case(
+        lambda: seed_module.seed(placed(points), 3, 1),
+        close(reference.seed(points, 3, 1), rtol=0, atol=0),
+        limits,
+    )
+
+
+def orthonormalize(width, rotate):
+    """Columns of different lengths that are nearly orthogonal, as in the last iterations, and one without length."""
+    basis = torch.linalg.qr(make(40, width, dtype=torch.float64)).Q
+    image = (basis * torch.linspace(3, 1, width) + 1e-6 * make(40, width, random_seed=1)).float()[None]
+    image[..., -1] = 0
+
+    def check(found):
+        gram = found[0].double().T @ found[0].double()
+        assert int((gram.diagonal() > 0.5).sum()) == width - 1
+        torch.testing.assert_close(gram, gram.diagonal().round().diag(), rtol=0, atol=1e-5)
+        span = found[0].double() @ found[0].double().T @ image[0].double()
+        torch.testing.assert_close(span, image[0].double(), rtol=0, atol=1e-4)
+        if rotate:
+            variances = image[0].double().T @ found[0].double()
+            squares = variances.T @ variances
+            torch.testing.assert_close(squares, squares.diagonal().diag(), rtol=0, atol=1e-4)
+            assert bool((squares.diagonal().diff() <= 1e-6).all())
+
+    return Case(lambda: principal._launch_orthonormalize(image, rotate), check)
+
+
+def tables(num1, num2, num_classes):
+    p = (
+        torch.rand(
+            2, num1, num2, num_classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        ** 0.25
+    )
+    p[1, 0], p[1, :, 1] = 0, 0
+    return p / p.sum((1, 2, 3), keepdim=True)
+
+
+def loglinear(*shape):
+    p = tables(*shape)
+    pairs = p.sum(3), p.sum(2), p.sum(1)
+    return Case(
+        lambda: ops.loglinear.loglinear(*pairs, 2),
+        close(reference.loglinear(*pairs, 2), rtol=1e-4, atol=1e-8),
+    )
+
+
+def broja(*shape):
+    """The same state as the reference after two iterations, in float32."""
+    p = tables(*shape)[:1]
+
+    def check(found):
+        expected = reference.broja(p.sum(2), p.sum(1), 1e-9, 2)
+        assert found.iterations.item() == 2
+        torch.testing.assert_close(found.coupling, expected.coupling, rtol=2e-3, atol=1e-8)
+        torch.testing.assert_close(found.conditional_entropy, expected.conditional_entropy, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.gap, expected.gap, rtol=2e-2, atol=1e-4)
+
+    return Case(lambda: ops.broja.broja(p.sum(2), p.sum(1), 2e-5, 2), check)
+
+
+def histogram(placed=as_it_is):
+    generator = torch.Generator().manual_seed(0)
+    indices = [torch.randint(-1, size + 1, (2, 1100), generator=generator) for size in (5, 4, 3)]
+    return Case(
+        lambda: ops.histogram.histogram(*map(placed, indices), 5, 4, 3),
+        close(reference.histogram(*indices, 5, 4, 3)),
+    )
+
+
+def uniform(placed=as_it_is):
+    counter = torch.cat([torch.arange(1000), torch.arange(1000) + (1 << 40)])
+    return Case(
+        lambda: ops.random.uniform(placed(counter), 1), close(reference.uniform(counter, 1), rtol=0, atol=0)
+    )
+
+
+def poisson(placed=as_it_is):
+    expected = torch.rand(11, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 30
+    return Case(
+        lambda: ops.poisson.poisson(placed(expected), 2, 1),
+        close(reference.poisson(expected, 2, 1), rtol=0, atol=0),
+    )
+
+
+ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
+TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
+MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CASES = {
+    **{
+        f"project {str(dtype)[6:]} {columns} {'vector' if vector else 'scalar'}": functools.partial(
+            project, dtype, columns, vector
+        )
+        for dtype in DTYPES
+        for columns in (8, 17)
+        for vector in (True, False)
+    },
+    "lloyd pipelined": lambda: lloyd(700, 5, 8, (ONE_PROGRAM, TWO_GROUPS)),
+    "lloyd of several parts": lambda: lloyd(80, 66, 72),
+    **{
+        f"lloyd {clusters} x {dims}": functools.partial(lloyd, 130, clusters, dims)
+        for clusters in (5, 40)
+        for dims in (8, 9, 24, 25, 40, 41)
+    },
+    **{f"seed {dims}": functools.partial(seed, 300, dims) for dims in (5, 12, 40)},
+    "seed with many blocks": lambda: seed(1100, 9, (MANY_BLOCKS,)),
+    **{
+        f"orthonormalize {width} {rotate}": functools.partial(orthonormalize, width, rotate)
+        for width in (11, 28)
+        for rotate in (False, True)
+    },
+    **{
+        f"{solver.__name__} {' x '.join(map(str, shape))}": functools.partial(solver, *shape)
+        for solver in (loglinear, broja)
+        for shape in ((5, 4, 3), (5, 4, 20), (20, 17, 3), (20, 17, 20), (40, 66, 3))
+    },
+    **{
+        f"lloyd {clusters} x {dims} unaligned": functools.partial(
+            lloyd, 130, clusters, dims, placed=unaligned
+        )
+        for clusters in (5, 40)
+        for dims in (8, 24, 40)
+    },
+    **{
+        f"nearest {clusters} x {dims} {placed.__name__}": functools.partial(nearest, clusters, dims, placed)
+        for clusters, dims in ((5, 8), (5, 24), (40, 24))
+        for placed in (as_it_is, unaligned)
+    },
+    "nearest 70 x 24": lambda: nearest(70, 24, as_it_is),
+    **{f"seed {dims} unaligned": functools.partial(seed, 300, dims, (), unaligned) for dims in (5, 12, 40)},
+    **{
+        f"{make_case.__name__} unaligned": functools.partial(make_case, unaligned)
+        for make_case in (histogram, uniform, poisson)
+    },
+    "histogram": histogram,
+    "uniform": uniform,
+    "poisson": poisson,
+}
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Executes the launches of a case; `kernels(case, change=None)` only lists them."""
+    # Not imported where there is no Triton.
+    from ptx_launch import executed
+
+    def run(case, **options):
+        for limit in case.limits:
+            monkeypatch.setattr(*limit)
+        with executed(monkeypatch, **options) as launches:
+            result = case.call()
+        return result, launches
+
+    return run
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_executed_ptx_equals_the_reference(kernels, name):
+    case = CASES[name]()
+    result, launches = kernels(case)
+    assert launches
+    case.check(result)
+
+
+# Kernels whose products are those of warpgroups on Hopper. All other cases pass for sm_90, too.
+HOPPER = (
+    *(f"project {str(dtype)[6:]} 8 vector" for dtype in DTYPES),
+    "project bfloat16 17 vector",
+    "project float32 17 vector",
+    "lloyd 5 x 24",
+    "lloyd 40 x 40",
+    "loglinear 40 x 66 x 3",
+)
+
+
+@pytest.mark.parametrize("name", HOPPER)
+def test_executed_ptx_of_hopper_equals_the_reference(kernels, name):
+    """There a product runs beside the threads: what it reads must stay until it is waited for."""
+    from ptx_launch import compiled
+
+    case = CASES[name]()
+    result, launches = kernels(case, architecture=90)
+    assert any("wgmma.mma_async" in compiled(launch, 90)[0] for launch in launches)
+    case.check(result)
+
+
+def test_the_cases_reach_every_variant_and_no_other(kernels):
+    """A new variant needs a case; a launch that is no variant is one that `compile_check` does not compile."""
+    from ptx_launch import variant_compilations
+
+    known, reached = variant_compilations(), set()
+    for case in CASES.values():
+        reached |= set(kernels(case(), change=None)[1])
+    missing = [(key.kernel.__name__, key.constants) for key in known.keys() - reached]
+    assert not missing, f"no case executes {missing}"
+    others = [(key.kernel.__name__, *key[1:]) for key in reached - known.keys()]
+    assert not others, f"no variant is like {others}"

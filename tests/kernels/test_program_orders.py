@@ -1,0 +1,144 @@
+"""Programs in any order give the same bits, whatever was in the memory that they work in."""
+
+import math
+
+import pytest
+import torch
+from ecsfusion_kernels import language, ops
+from ecsfusion_kernels.language import jit, tl
+from ecsfusion_kernels.ops import kmeans
+from ecsfusion_kernels.ops import seed as seed_module
+from uninitialized import filled
+
+if not language.INTERPRETED:
+    pytest.skip("a GPU chooses the order of programs itself", allow_module_level=True)
+
+# Not imported on a GPU, whose interpreter nobody has started.
+from program_orders import Interleaved, program_order, reverse, shuffled
+
+ORDERS = {
+    "reversed": lambda: reverse,
+    "shuffled": lambda: shuffled(1),
+    "interleaved": lambda: Interleaved(2),
+}
+
+
+def make(*shape, random_seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(random_seed))
+
+
+def tables():
+    p = torch.rand(3, 5, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 4
+    return p / p.sum((1, 2, 3), keepdim=True)
+
+
+def project():
+    return ops.project.project(make(150, 70).bfloat16(), make(70, 8, random_seed=1), make(8))
+
+
+def nearest():
+    return kmeans.nearest(make(2, 150, 20), make(2, 40, 20, random_seed=1))
+
+
+def lloyd():
+    """Several groups and parts: the last to arrive sums up."""
+    return kmeans.lloyd(make(2, 300, 20), make(2, 70, 20, random_seed=1), 2)
+
+
+def seed():
+    return seed_module.seed(make(2, 2100, 9), 3, 1)
+
+
+def histogram():
+    indices = [torch.randint(-1, 5, (2, 2500), generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    return ops.histogram.histogram(*indices, 5, 4, 3)
+
+
+def random_numbers():
+    return ops.random.uniform(torch.arange(2500), 1), ops.poisson.poisson(make(200).double().exp(), 3, 1)
+
+
+def orthonormalize():
+    return ops.principal._launch_orthonormalize(make(3, 40, 10), False)
+
+
+def loglinear():
+    p = tables()
+    return ops.loglinear.loglinear(p.sum(3), p.sum(2), p.sum(1), 2)
+
+
+def broja():
+    p = tables()
+    return ops.broja.broja(p.sum(2), p.sum(1), 1e-3, 2)
+
+
+CALLS = (project, nearest, lloyd, seed, histogram, random_numbers, orthonormalize, loglinear, broja)
+
+
+def parts(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_the_order_of_programs_changes_no_bit(monkeypatch, call):
+    monkeypatch.setattr(seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
+    expected = parts(call())
+    assert not any(part.isnan().any() for part in expected)
+    for name, make_order in ORDERS.items():
+        with filled(), program_order(monkeypatch, make_order()):
+            found = parts(call())
+        for part, other in zip(expected, found, strict=True):
+            assert torch.equal(part, other), name
+
+
+@jit
+def _sum(values_ptr, arrivals_ptr, total_ptr, BY_NUMBER: tl.constexpr, SIZE: tl.constexpr):
+    """Each program stores its number; the one that arrives last, or that of the highest number, sums up."""
+    number = tl.program_id(0)
+    tl.store(values_ptr + number, number.to(tl.float32))
+    arrived = tl.atomic_add(arrivals_ptr, 1)
+    if BY_NUMBER:
+        arrived = number
+    if arrived == SIZE - 1:
+        tl.store(total_ptr, tl.sum(tl.load(values_ptr + tl.arange(0, SIZE)), 0))
+
+
+def sum_of_programs(monkeypatch, order, by_number):
+    with filled(), program_order(monkeypatch, order):
+        values, total = torch.empty(8), torch.empty(1)
+        _sum[(8,)](values, torch.zeros(1, dtype=torch.int32), total, by_number, 8)
+    return float(total)
+
+
+def test_a_kernel_that_relies_on_the_order_is_found(monkeypatch):
+    """What the others have not stored yet is NaN."""
+    for make_order in ORDERS.values():
+        assert sum_of_programs(monkeypatch, make_order(), by_number=False) == 28
+    assert math.isnan(sum_of_programs(monkeypatch, reverse, by_number=True))
+    for kind in (shuffled, Interleaved):
+        assert any(math.isnan(sum_of_programs(monkeypatch, kind(i), by_number=True)) for i in range(4))
+
+
+@jit
+def _two_steps(state_ptr, out_ptr):
+    """Wrong: what a program reads is what the others have left."""
+    number = tl.program_id(0)
+    tl.store(state_ptr, number)
+    tl.store(out_ptr + number, tl.load(state_ptr))
+
+
+def test_programs_take_turns_within_a_kernel(monkeypatch):
+    state, out = torch.zeros(1, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
+    with program_order(monkeypatch, shuffled(1)):
+        _two_steps[(8,)](state, out)
+    assert torch.equal(out, torch.arange(8, dtype=torch.int32))
+    order = Interleaved(2)
+    with program_order(monkeypatch, order):
+        _two_steps[(8,)](state, out)
+    assert order.switches > 4
+    assert not torch.equal(out, torch.arange(8, dtype=torch.int32))
+
+
+def test_an_error_in_a_program_ends_the_launch(monkeypatch):
+    with program_order(monkeypatch, Interleaved(1)), pytest.raises(Exception, match="out_ptr"):
+        _two_steps[(8,)](torch.zeros(1, dtype=torch.int32), out_pointer=None)
