@@ -115,6 +115,7 @@ def test_every_probe_logs_what_stands_in_for_the_strength(tmp_path):
             num_train_epochs=4,
             unimodal_epochs=2,
             per_device_train_batch_size=32,
+            learning_rate=0.03,
             save_strategy="no",
             disable_tqdm=True,
             use_cpu=True,
