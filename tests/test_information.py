@@ -9,6 +9,7 @@ import torch
 from readings import make_information
 
 from ecsfusion.controller import make_rule
+from ecsfusion.controller.rule import Rule, RunContext
 from ecsfusion.diagnostics.duplicate import duplicate
 from ecsfusion.diagnostics.estimate import few_rows, wide_certificate
 from ecsfusion.evaluation.information import decompose
@@ -145,3 +146,20 @@ def test_dependence_is_asked_for_by_the_rule_in_stage_one_of_a_run_that_has_begu
     ended = run_of("adaptive", "joint", 0.6)
     ended.rule.state["readings"] = 1
     assert not asks_for_dependence(ended)
+
+
+class Couples(Rule):
+    """A rule for both stages."""
+
+    asks_for_dependence = True
+
+    def decide_joint(self, reading):
+        return self.train(reading, self.modalities, "all train")
+
+
+def test_a_rule_that_decides_in_stage_two_is_asked_there_too():
+    run = run_of(None, "joint", 0.6)
+    run.rule = Couples(("image", "audio")).in_context(RunContext(joint_pausing=True))
+    assert asks_for_dependence(run)
+    run.rule = Couples(("image", "audio"))
+    assert not asks_for_dependence(run)

@@ -255,10 +255,11 @@ def reads_heads(run: Run) -> bool:
 
 
 def asks_for_dependence(run: Run) -> bool:
-    """Whether the rule needs the dependence at this reading; of the untrained start it decides nothing."""
-    if run.rule is None or run.record.stage != "unimodal" or run.state.global_step == 0:
+    """Whether the rule decides by this reading and needs the dependence; of the untrained start it decides nothing."""
+    if run.rule is None or run.state.global_step == 0:
         return False
-    return run.rule.asks_for_dependence
+    decides = run.record.stage == "unimodal" or run.rule.context.joint_pausing
+    return decides and run.rule.asks_for_dependence
 
 
 def probe_options(run: Run) -> dict[str, Any]:
