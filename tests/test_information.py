@@ -141,7 +141,9 @@ def test_the_heads_of_a_loaded_model_are_read_as_it_was_trained_whatever_this_ru
     model = two_views(auxiliary_weight=0.0, stage="joint")
     options = {"report_to": [], "use_cpu": True, "disable_tqdm": True}
     rows = TwoViews(24, seed=1)
-    run = FusionTrainer(model=model, args=FusionTrainingArguments(str(tmp_path), **options), eval_dataset=rows)
+    run = FusionTrainer(
+        model=model, args=FusionTrainingArguments(str(tmp_path), **options), eval_dataset=rows
+    )
     run.evaluate()
     assert run.pid.num_clusters
     model.config.auxiliary_weight = 0.6
