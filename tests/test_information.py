@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fusion_fixtures import TwoViews, two_views
 from readings import make_information
 
+from ecsfusion import FusionTrainer, FusionTrainingArguments
 from ecsfusion.controller import make_rule
+from ecsfusion.controller.rule import Rule, RunContext
 from ecsfusion.diagnostics.duplicate import duplicate
 from ecsfusion.diagnostics.estimate import few_rows, wide_certificate
 from ecsfusion.evaluation.information import decompose
@@ -111,7 +114,7 @@ def run_of(rule, stage, auxiliary_weight, step=10):
     return SimpleNamespace(
         rule=None if rule is None else make_rule(rule, ("image", "audio")),
         record=SimpleNamespace(stage=stage),
-        plan=SimpleNamespace(auxiliary_weight=auxiliary_weight),
+        model=SimpleNamespace(config=SimpleNamespace(stage=stage, auxiliary_weight=auxiliary_weight)),
         state=SimpleNamespace(global_step=step),
     )
 
@@ -134,6 +137,20 @@ def test_heads_are_read_where_they_train_and_the_rule_takes_them(rule, stage, au
     assert reads_heads(run_of(rule, stage, auxiliary_weight)) == expected
 
 
+def test_the_heads_of_a_loaded_model_are_read_as_it_was_trained_whatever_this_run_would_do(tmp_path):
+    model = two_views(auxiliary_weight=0.0, stage="joint")
+    options = {"report_to": [], "use_cpu": True, "disable_tqdm": True}
+    rows = TwoViews(24, seed=1)
+    run = FusionTrainer(
+        model=model, args=FusionTrainingArguments(str(tmp_path), **options), eval_dataset=rows
+    )
+    run.evaluate()
+    assert run.pid.num_clusters
+    model.config.auxiliary_weight = 0.6
+    run.evaluate()
+    assert not run.pid.num_clusters
+
+
 def test_dependence_is_asked_for_by_the_rule_in_stage_one_of_a_run_that_has_begun():
     run = run_of("adaptive", "unimodal", 0.6)
     run.rule.state["readings"] = 1
@@ -145,3 +162,20 @@ def test_dependence_is_asked_for_by_the_rule_in_stage_one_of_a_run_that_has_begu
     ended = run_of("adaptive", "joint", 0.6)
     ended.rule.state["readings"] = 1
     assert not asks_for_dependence(ended)
+
+
+class Couples(Rule):
+    """A rule for both stages."""
+
+    asks_for_dependence = True
+
+    def decide_joint(self, reading):
+        return self.train(reading, self.modalities, "all train")
+
+
+def test_a_rule_that_decides_in_stage_two_is_asked_there_too():
+    run = run_of(None, "joint", 0.6)
+    run.rule = Couples(("image", "audio")).in_context(RunContext(joint_pausing=True))
+    assert asks_for_dependence(run)
+    run.rule = Couples(("image", "audio"))
+    assert not asks_for_dependence(run)

@@ -22,6 +22,7 @@ from ecsfusion import (
     soft_joint,
 )
 from ecsfusion.data.embedding_files import ArrayTable
+from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.discretize import Discretizer
 from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.stream import stream_pid
@@ -82,6 +83,7 @@ CALLS = {
     "decompose": lambda: decompose(TABLES, tolerance=1e-3),
     "union": lambda: union_information(POSTERIORS[:1], POSTERIORS[1:], LABELS, 8, 1e-3, 300, 0),
     "pool": lambda: pool(LOGITS, LABELS, torch.full((NUM_CLASSES,), -1.1, dtype=torch.float32, device="cpu")),
+    "dependence": lambda: held_out_dependence(NAMED, LABELS, NUM_CLASSES, [(["image"], ["audio"])], 0),
     "loss": loss_and_gradients,
     "discretizer": lambda: Discretizer.fit(NAMED["image"].bfloat16(), 4, 5).assign(NAMED["image"]),
     "principal_directions": lambda: reference.principal_directions(POINTS, 3),

@@ -128,6 +128,12 @@ def test_transparent_places_are_white_whatever_is_hidden_there(mode, num_channel
     assert (found[:, 3:] == 255).all()
 
 
+def test_the_transparent_grey_of_sixteen_bits_is_white():
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 30000, 65535]], np.uint16)).save(file, "PNG", transparency=30000)
+    assert np.asarray(read_image(file.getvalue())).tolist() == [[0, 255, 255]]
+
+
 def test_half_transparent_places_are_half_white_and_a_processor_of_four_channels_gets_them():
     image = Image.new("RGBA", (2, 2), (0, 0, 0, 128))
     assert abs(int(np.asarray(read_image(image, 3))[0, 0, 0]) - 127) <= 1

@@ -141,7 +141,7 @@ class Rule:
         """Whether the rule needs `Reading.dependence` at the next reading.
 
         Readouts of the embeddings are fitted for it, which takes many times as long as reading the heads. Where no rule
-        asks, it is 0.
+        asks, and at step 0, it is 0. In stage 2 a rule is asked where it may pause modalities there (`joint_pausing`).
         """
         return False
 

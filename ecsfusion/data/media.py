@@ -83,7 +83,10 @@ def read_image(
         )
     # PIL would clip more than 8 bits, not scale them.
     if image.mode.startswith("I;16"):
-        image = _image_of_array(np.asarray(image).astype(np.uint16), value_range)
+        values, transparent = np.asarray(image).astype(np.uint16), image.info.get("transparency")
+        image = _image_of_array(values, value_range)
+        if isinstance(transparent, int):
+            image.paste(255, mask=Image.fromarray(values == transparent))
     if image.mode == "I" and value_range is None:
         raise ValueError(f"the image has mode 'I', whose range is not known; {VALUE_RANGES}")
     if image.mode in ("I", "F"):

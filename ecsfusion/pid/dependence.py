@@ -8,6 +8,7 @@ posteriors of the single modalities are all that there is. Readouts are fitted a
 from collections.abc import Mapping, Sequence
 
 import torch
+from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2
@@ -16,6 +17,7 @@ from ecsfusion.pid.linear import TrainingSets, standardize
 from ecsfusion.pid.posteriors import NUM_FOLDS, TINY, Side, read_pair, read_side
 
 
+@in_full_precision
 def held_out_dependence(
     embeddings: Mapping[str, Tensor],
     labels: Tensor,

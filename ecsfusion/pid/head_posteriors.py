@@ -26,7 +26,9 @@ MIN_CLUSTERS, MAX_CLUSTERS = 24, 128
 interval."""
 TOLERANCE = 1e-2
 """Certified width in bits at which the solver may stop, which is less than the posteriors are known to."""
-MAX_ITERATIONS = 500
+MAX_ITERATIONS = 100
+"""Of the solver. Heads that are nearly sure of hundreds of classes take more, which changes no value (3 000 rows, 300
+classes: 5 s of one core, and 18 s with 500)."""
 JOINT = ""
 """The key of the head that reads all modalities, which no modality has."""
 

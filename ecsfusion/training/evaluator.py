@@ -248,17 +248,22 @@ def raise_no_reading() -> NoReturn:
 
 
 def reads_heads(run: Run) -> bool:
-    """Whether the heads of the modalities are trained in the present stage, and the rule takes what they show."""
+    """Whether the heads of the modalities are trained as the model is now, and the rule takes what they show.
+
+    The model says how it trains, or was trained before it was loaded; the plan of this run may be another one.
+    """
     if run.rule is not None and not run.rule.reads_heads:
         return False
-    return run.record.stage == "unimodal" or run.plan.auxiliary_weight > 0
+    config = run.model.config
+    return bool(config.stage == "unimodal" or config.auxiliary_weight > 0)
 
 
 def asks_for_dependence(run: Run) -> bool:
-    """Whether the rule needs the dependence at this reading; of the untrained start it decides nothing."""
-    if run.rule is None or run.record.stage != "unimodal" or run.state.global_step == 0:
+    """Whether the rule decides by this reading and needs the dependence; of the untrained start it decides nothing."""
+    if run.rule is None or run.state.global_step == 0:
         return False
-    return run.rule.asks_for_dependence
+    decides = run.record.stage == "unimodal" or run.rule.context.joint_pausing
+    return decides and run.rule.asks_for_dependence
 
 
 def probe_options(run: Run) -> dict[str, Any]:
