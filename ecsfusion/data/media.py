@@ -104,7 +104,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
     `convert` would show it: often black, or what was erased.
     """
-    if image.mode not in TRANSPARENT_MODES and "transparency" not in image.info:
+    if image.mode not in TRANSPARENT_MODES and image.info.get("transparency") is None:
         return image
     if image.mode == "La":
         image = image.convert("LA")
