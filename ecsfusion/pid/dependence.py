@@ -12,9 +12,7 @@ from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2
-from ecsfusion.pid.folds import make_folds, row_keys
-from ecsfusion.pid.linear import TrainingSets, standardize
-from ecsfusion.pid.posteriors import NUM_FOLDS, TINY, Side, read_pair, read_side
+from ecsfusion.pid.posteriors import TINY, read_pair, read_sides
 
 
 @in_full_precision
@@ -34,20 +32,13 @@ def held_out_dependence(
         sides: pairs of sides; a side is some modalities.
         random_seed: of folds and clusters.
     """
-    folds = make_folds(row_keys(list(embeddings.values()), random_seed), labels, None, NUM_FOLDS)
-    labels = labels[folds.order]
-    sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels, num_classes)
-    log_prior = sets.one_hot.double().mean(0).clamp_min(TINY).log().float()
-    columns = {name: standardize(rows[folds.order]) for name, rows in embeddings.items()}
-    read: dict[tuple[str, ...], Side] = {}
+    _, prior, read = read_sides(embeddings, labels, num_classes, sides, None, random_seed)
+    log_prior = prior.clamp_min(TINY).log().float()
     values = []
     for names in sides:
-        for side in map(tuple, names):
-            if side not in read:
-                rows = torch.cat([columns[name] for name in side], 1)
-                read[side] = read_side(rows, sets, log_prior, random_seed)
         first, second = (read[tuple(side)] for side in names)
         pair = read_pair(first, second, log_prior, random_seed)
-        gain = (pair.log_posterior[0] - pair.product).gather(1, labels[:, None]).double()
+        own = first.sums.sets.labels[:, None]
+        gain = (pair.log_posterior[0] - pair.product).gather(1, own).double()
         values.append((gain.mean() / LN2).clamp_min(0.0))
     return torch.stack(values)

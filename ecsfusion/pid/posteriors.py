@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ecsfusion.pid.binned import binned_columns
 from ecsfusion.pid.decomposition import LN2, entropy
-from ecsfusion.pid.folds import make_folds, row_keys
+from ecsfusion.pid.folds import Folds, make_folds, row_keys
 from ecsfusion.pid.linear import (
     LinearReadouts,
     LinearSums,
@@ -130,18 +130,8 @@ def held_out_information(
         tolerance: of the solver, in bits.
         random_seed: of folds and clusters.
     """
-    folds = make_folds(row_keys(list(embeddings.values()), random_seed), labels, groups, NUM_FOLDS)
-    labels = labels[folds.order]
-    sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels, num_classes)
-    prior = sets.one_hot.double().mean(0)
+    folds, prior, read = read_sides(embeddings, labels, num_classes, sides, groups, random_seed)
     log_prior = prior.clamp_min(TINY).log().float()
-    columns = {name: standardize(rows[folds.order]) for name, rows in embeddings.items()}
-    read: dict[tuple[str, ...], Side] = {}
-    for pair in sides:
-        for side in pair:
-            if tuple(side) not in read:
-                rows = columns[side[0]] if len(side) == 1 else torch.cat([columns[name] for name in side], 1)
-                read[tuple(side)] = read_side(rows, sets, log_prior, random_seed)
     values = []
     for names in sides:
         first, second = (read[tuple(side)] for side in names)
@@ -155,6 +145,31 @@ def held_out_information(
     stacked["rows"] = torch.stack([v.rows for v in values], 2)
     known = Known(**stacked, product=torch.stack([v.product for v in values]))
     return Posteriors(known, folds.group, folds.num_groups, entropy(prior, 1))
+
+
+def read_sides(
+    embeddings: Mapping[str, Tensor],
+    labels: Tensor,
+    num_classes: int,
+    sides: Sequence[tuple[Sequence[str], Sequence[str]]],
+    groups: Tensor | None,
+    random_seed: int,
+) -> tuple[Folds, Tensor, dict[tuple[str, ...], Side]]:
+    """The folds, the share (C,) float64 of each class, and each side by its modalities, read once.
+
+    The arguments are those of `held_out_information`. The rows of the sides are in the order of the folds.
+    """
+    folds = make_folds(row_keys(list(embeddings.values()), random_seed), labels, groups, NUM_FOLDS)
+    sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels[folds.order], num_classes)
+    prior = sets.one_hot.double().mean(0)
+    log_prior = prior.clamp_min(TINY).log().float()
+    columns = {name: standardize(rows[folds.order]) for name, rows in embeddings.items()}
+    read: dict[tuple[str, ...], Side] = {}
+    for side in (tuple(side) for pair in sides for side in pair):
+        if side not in read:
+            rows = columns[side[0]] if len(side) == 1 else torch.cat([columns[name] for name in side], 1)
+            read[side] = read_side(rows, sets, log_prior, random_seed)
+    return folds, prior, read
 
 
 def read_side(rows: Tensor, sets: TrainingSets, log_prior: Tensor, random_seed: int) -> Side:
