@@ -106,7 +106,7 @@ def _products(
     The product of a step is used in that step. A sum that only the next step needs is left running on Hopper (wgmma),
     and it then reads rows that the pipeline already overwrites: where rows are also read for their norms, Triton keeps
     a buffer too few (seen on an H200 with Triton 3.6: wrong rows in every second call; `compile_check` refuses it).
-    The use is the compensation of the sum, which makes it three times as exact.
+    The use is the compensation of the sum, which is more exact with it.
     """
     products = tl.zeros((BLOCK_N, WIDTH), tl.float32)
     lost = tl.zeros((BLOCK_N, WIDTH), tl.float32)
@@ -232,8 +232,8 @@ def configuration(dtype: torch.dtype, num_columns: int, vector: bool) -> tuple[d
 
     All terms of a column stand side by side in one product, so a tile of rows is read from shared memory once for the
     tensor cores and once for the norms. A row of a tile is 128 bytes, a whole cache line. Of the tiles that were
-    measured on an H200 (2 000 000 x 768 in bfloat16, d = 8) 64 rows and 4 warps are the fastest, at 83 % of the
-    bandwidth of a copy; 128 rows and 8 warps reach 73 %, and 2 warps, with which Hopper uses Ampere's products, 46 %.
+    tried on an H200 64 rows and 4 warps are the fastest for 16 bits (benchmarks/results/kernels.jsonl). With 2 warps
+    Hopper uses Ampere's products, which takes about twice as long.
     """
     terms = TERMS[dtype]
     narrow = 16 * (1 if terms == 1 else 2)
