@@ -105,13 +105,24 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        # The number is written in pyproject.toml alone.
-        from importlib.metadata import version
-
-        return version("ecsfusion")
+        return _version()
     if name not in _MODULES:
         raise AttributeError(f"module 'ecsfusion' has no attribute {name!r}; it has {', '.join(__all__)}.")
     return getattr(import_module(f"ecsfusion.{_MODULES[name]}"), name)
+
+
+def _version() -> str:
+    """The number in pyproject.toml, which an installation has copied and a checkout on the path has as it is."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ecsfusion")
+    except PackageNotFoundError:
+        import tomllib
+        from pathlib import Path
+
+        project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 def __dir__() -> list[str]:

@@ -253,3 +253,13 @@ def test_the_version_is_written_in_pyproject_and_in_the_citation_alone(pyproject
     assert ecsfusion.__version__ == version
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "ecsfusion").rglob("*.py")]
     assert not [text for text in sources if f'"{version}"' in text]
+
+
+def test_a_checkout_on_the_path_knows_its_version(pyproject, monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    import ecsfusion
+
+    monkeypatch.setattr(metadata, "version", absent)
+    assert ecsfusion.__version__ == pyproject["project"]["version"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ecsfusion import __version__
 from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.probe import Probe
 from ecsfusion.training.record_formats import FORMAT, FORMATS, to_present_format
@@ -51,7 +51,7 @@ class StageRecord:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         values["pending"] = None if self.pending is None else self.pending.to_json()
         values["history"] = [probe.to_json() for probe in self.history]
-        return {"format": FORMAT, "ecsfusion": version_of("ecsfusion"), **values}
+        return {"format": FORMAT, "ecsfusion": __version__, **values}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> StageRecord:
@@ -72,7 +72,7 @@ class StageRecord:
                 f"the controller's state was saved by ecsfusion {version} in format {number!r}"
                 + "".join(f", without {name!r}" for name in absent)
                 + "".join(f", with {name!r}" for name in unknown)
-                + f"; this is ecsfusion {version_of('ecsfusion')}, which reads formats 0 to {FORMAT}"
+                + f"; this is ecsfusion {__version__}, which reads formats 0 to {FORMAT}"
             )
         values = to_present_format(values, number)
         pending = values.get("pending")
