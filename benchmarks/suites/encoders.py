@@ -92,5 +92,24 @@ class TextEncoder(nn.Module):
         return self.project(self.words(values))
 
 
+class FeatureEncoder(nn.Module):
+    """Dropout and a linear layer: feature vectors (B, D), such as frozen embeddings, to embeddings (B, 64).
+
+    Args:
+        num_features: D.
+        dropout: share of the features that are left out of a row in training.
+    """
+
+    embedding_dim = EMBEDDING_DIM
+
+    def __init__(self, num_features: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, EMBEDDING_DIM), nn.ReLU())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Embeddings (B, 64) of values (B, D)."""
+        return self.project(values)
+
+
 def _last(batch_norm: bool) -> nn.Module:
     return nn.BatchNorm1d(EMBEDDING_DIM) if batch_norm else nn.ReLU()
