@@ -130,7 +130,16 @@ def method_table(lines: Lines) -> str:
     """One row per method: its answer, on shifted test sets too, the same calibrated, every head, what it cost."""
     modalities = [key.removeprefix("unique_") for key in lines[0]["trajectory"] if key.startswith("unique_")]
     shifted = list(lines[0].get("shifted", ()))
-    columns = ["answer", *shifted, "calibrated", *modalities, "ours - it", "rate", "modality-steps", "seconds"]
+    columns = [
+        "answer",
+        *shifted,
+        "calibrated",
+        *modalities,
+        "ours - it",
+        "rate",
+        "modality-steps",
+        "seconds",
+    ]
     rows = [f"| method | seeds | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
     for name, seeds in by_method(lines).items():
         method, chosen = METHODS[name], list(seeds.values())

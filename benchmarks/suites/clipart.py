@@ -1,8 +1,8 @@
 """Drawings and their titles: what does a clip art show? Pictures and titles belong together by themselves.
 
-From the Open Clip Art Library (public domain), 13 folders of a librarian as classes; the words of the folders are masked
-in the titles. Rows of one series (an icon theme, a deck of cards, one author's variants) are a group, and no group is
-in two splits. Text is the strong modality, the picture knows about half as much.
+From the Open Clip Art Library (public domain), 13 folders of a librarian as classes; the words of the folders are
+masked in the titles. Rows of one series (an icon theme, a deck of cards, one author's variants) are a group, and no
+group is in two splits. Text is the strong modality, the picture knows about half as much.
 
 The shifted test set `stamps` has the pictures and descriptions of Tux Paint's stamps (GPL-2) that belong to one of four
 classes: mostly photographs, where the training rows are drawings.

@@ -32,7 +32,10 @@ def split_rows(stored: Mapping[str, np.ndarray], modalities: Sequence[str]) -> d
     for name in SPLITS:
         rows = stored["split"] == name
         splits[name] = Split(
-            {modality: torch.from_numpy(stored[modality][rows].astype(np.float32)) for modality in modalities},
+            {
+                modality: torch.from_numpy(stored[modality][rows].astype(np.float32))
+                for modality in modalities
+            },
             torch.from_numpy(stored["label"][rows].astype(np.int64)),
             torch.from_numpy(stored["group"][rows].astype(np.int64)),
         )

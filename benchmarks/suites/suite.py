@@ -107,7 +107,9 @@ class Suite:
     def __post_init__(self) -> None:
         taken = [name for name in self.shifted if name in SPLITS]
         if taken:
-            raise ValueError(f"shifted has {taken[0]!r}, the name of a split of every suite; give it another name.")
+            raise ValueError(
+                f"shifted has {taken[0]!r}, the name of a split of every suite; give it another name."
+            )
 
     @property
     def modalities(self) -> tuple[str, ...]:
