@@ -38,8 +38,8 @@ from hf_recipes import digits as recipe
 
 # What the other suites cost to decode is too much for a test.
 LARGE = {"avmnist-full", "strong-image", "synergy", "mixture"}
-# Natural data are not balanced, and their groups cannot be split evenly.
-NATURAL = {"clipart", "stamps"}
+# Of natural data, see test_natural_suites.py.
+NATURAL = {name for name in SUITES if name.startswith(("clipart", "stamps", "watch"))}
 SMALL = [name for name in SUITES if name not in {"digits", *LARGE, *NATURAL}]
 FEW_PAIRS = {"train": 4, "validation": 2, "test": 2}
 
@@ -350,59 +350,3 @@ def test_mixture_marks_the_rows_that_need_both(cache):
         marked = (corner > 1).all(dim=(1, 2))
         assert int(marked.sum()) == len(split) // 2
         assert (corner[~marked] < 0).all()
-
-
-def check_natural(name, groups):
-    """What holds for every suite of natural data.
-
-    Args:
-        name: of the suite.
-        groups: the number of them in train, validation and test.
-    """
-    suite = load_suite(name)
-    assert suite.name == name
-    encoders = suite.build_encoders()
-    assert tuple(encoders) == suite.modalities
-    of_split = [set(split.groups.tolist()) for split in splits_of(suite)]
-    assert [len(each) for each in of_split] == groups
-    assert len(set.union(*of_split)) == sum(groups)
-    for split in (*splits_of(suite), *suite.shifted.values()):
-        assert tuple(split.inputs) == suite.modalities
-        assert split.labels.dtype == split.groups.dtype == torch.int64
-        for modality, values in split.inputs.items():
-            assert values.dtype == torch.float32
-            assert values.isfinite().all()
-            assert encoders[modality](values[:3]).shape == (3, encoders[modality].embedding_dim)
-        assert len(split.labels.unique()) > 1
-        assert split.labels.max() < suite.num_classes
-    assert set(suite.train.labels.tolist()) == set(range(suite.num_classes))
-    return suite
-
-
-def test_clipart(cache):
-    suite = check_natural("clipart", [1181, 274, 409])
-    assert [len(split) for split in splits_of(suite)] == [2908, 489, 736]
-    values = suite.train.inputs["image"]
-    torch.testing.assert_close(values.mean(dim=0), torch.zeros(1280), atol=1e-4, rtol=0)
-    # Every stamp once, of four classes.
-    stamps = suite.shifted["stamps"]
-    assert len(stamps.groups.unique()) == len(stamps)
-    assert len(stamps.labels.unique()) == 4
-
-
-def test_stamps(cache):
-    suite = check_natural("stamps", [523, 97, 174])
-    # Other languages than those trained on, of the pictures of test, with the same image and text.
-    others = suite.shifted["languages"]
-    assert len(suite.test) + len(others) == 1038
-    assert set(others.groups.tolist()) <= set(suite.test.groups.tolist())
-    row = int((suite.test.groups == others.groups[0]).nonzero()[0, 0])
-    for name in ("image", "text"):
-        assert torch.equal(suite.test.inputs[name][row], others.inputs[name][0])
-    assert not torch.equal(suite.test.inputs["audio"][row], others.inputs["audio"][0])
-
-
-def test_a_shifted_test_set_is_not_called_like_a_split(cache):
-    suite = load_suite("clipart")
-    with pytest.raises(ValueError, match="'validation'"):
-        replace(suite, shifted={"validation": suite.test})

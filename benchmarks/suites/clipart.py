@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from suites import frozen
-from suites.suite import Split, Suite
+from suites.suite import Split, Suite, standardize_splits
 
 MODALITIES = ("image", "text")
 # Classes of the stamps, by the class of the drawings that they belong to.
@@ -34,7 +34,7 @@ def clipart() -> Suite:
     stamps = stamps_of_classes(list(stored["names"]), frozen.load_embeddings("stamps"))
     # Groups are numbered in each data set by itself.
     splits["stamps"] = replace(stamps, groups=stamps.groups + int(stored["group"].max()) + 1)
-    splits = frozen.standardize_features(splits)
+    splits = standardize_splits(splits, dims=(0,))
     return Suite(
         name="clipart",
         description=(

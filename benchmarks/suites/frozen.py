@@ -4,16 +4,16 @@ The file `embeddings.npz` of a data set holds its rows in the order train, valid
 modality (N, D), "label", "split", "group" (N,), and whatever else is known of a row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from suites.encoders import FeatureEncoder
 from suites.folders import SPLITS, data_file
-from suites.suite import Split, standardize
+from suites.suite import Split
 
 
 def load_embeddings(data: str) -> dict[str, np.ndarray]:
@@ -42,17 +42,7 @@ def split_rows(stored: Mapping[str, np.ndarray], modalities: Sequence[str]) -> d
     return splits
 
 
-def standardize_features(splits: Mapping[str, Split]) -> dict[str, Split]:
-    """The same splits, each feature of each modality with mean 0 and standard deviation 1 on the first, training."""
-    inputs: dict[str, dict[str, Tensor]] = {name: {} for name in splits}
-    for modality in next(iter(splits.values())).inputs:
-        values = standardize([split.inputs[modality] for split in splits.values()], dims=(0,))
-        for name, value in zip(splits, values, strict=True):
-            inputs[name][modality] = value
-    return {name: Split(inputs[name], split.labels, split.groups) for name, split in splits.items()}
-
-
-def encoder_builder(split: Split):
+def encoder_builder(split: Split) -> Callable[[], dict[str, nn.Module]]:
     """A function that builds a `FeatureEncoder` for each modality of a split."""
     return partial(_build, {name: values.shape[1] for name, values in split.inputs.items()})
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from suites import frozen
-from suites.suite import Suite
+from suites.suite import Suite, standardize_splits
 
 MODALITIES = ("image", "audio", "text")
 # French, Bulgarian, Romanian, Russian, Catalan, Spanish; the other eight are held out.
@@ -27,7 +27,7 @@ def stamps() -> Suite:
     of_split = {name: torch.from_numpy(known[stored["split"] == name]) for name in splits}
     splits["languages"] = splits["test"].select(~of_split["test"])
     splits |= {name: splits[name].select(rows) for name, rows in of_split.items()}
-    splits = frozen.standardize_features(splits)
+    splits = standardize_splits(splits, dims=(0,))
     return Suite(
         name="stamps",
         description=(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -126,6 +126,21 @@ def standardize(values: list[Tensor], dims: tuple[int, ...]) -> list[Tensor]:
     """
     std, mean = torch.std_mean(values[0], dim=dims, keepdim=True)
     return [(split - mean) / (std + EPSILON) for split in values]
+
+
+def standardize_splits(splits: Mapping[str, Split], dims: tuple[int, ...]) -> dict[str, Split]:
+    """The same splits with every modality standardized by the rows of the first, the training one.
+
+    Args:
+        splits: by name, the training one first; every modality is a tensor (N, ...) float32.
+        dims: see `standardize`.
+    """
+    inputs: dict[str, dict[str, Tensor]] = {name: {} for name in splits}
+    for modality in next(iter(splits.values())).inputs:
+        values = standardize([split.inputs[modality] for split in splits.values()], dims)
+        for name, value in zip(splits, values, strict=True):
+            inputs[name][modality] = value
+    return {name: replace(split, inputs=inputs[name]) for name, split in splits.items()}
 
 
 def _take(values: Any, rows: Any) -> Any:
