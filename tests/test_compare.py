@@ -3,7 +3,7 @@
 import json
 import sys
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ from protocol.methods import (
     ONE_EPOCH,
     STRONGEST,
 )
-from protocol.report import interval, paired, verdicts, write_report
+from protocol.report import interval, method_table, paired, verdicts, write_report
 from protocol.results import (
     Run,
     chosen_setting,
@@ -510,6 +510,40 @@ def test_every_readout_is_of_the_heads_and_epochs_that_its_name_says(monkeypatch
         assert 0.5 <= accuracy[CALIBRATED_ENSEMBLE] <= 0.7
         assert 0.7 <= accuracy[ONE_EPOCH] <= 0.8
     assert set(judged["calibration_error"]) == {CALIBRATED_ENSEMBLE, CALIBRATED, ONE_EPOCH}
+
+
+def test_shifted_test_sets_are_judged_by_what_validation_chose(monkeypatch):
+    # Left is better on validation, right where rows are of another kind.
+    hits = {
+        "validation": {"left": 0.8, "right": 0.6},
+        "test": {"left": 0.7, "right": 0.6},
+        "other": {"left": 0.2, "right": 0.9},
+    }
+    suite = replace(TINY, shifted={"other": split(60, 3)})
+    rows_of = {"validation": suite.validation, "test": suite.test, "other": suite.shifted["other"]}
+
+    def fake_answers(model, rows):
+        name = next(each for each, known in rows_of.items() if known is rows)
+        logits = {}
+        for head, share in {**hits[name], FUSED: 0.5}.items():
+            wrong = torch.arange(60) >= round(share * 60)
+            logits[head] = nn.functional.one_hot((rows.labels + wrong.long()) % CLASSES, CLASSES).float()
+        return logits
+
+    monkeypatch.setattr(training, "answers", fake_answers)
+    snapshots = Snapshots()
+    snapshots.best = {name: (0.0, {}) for name in (*NAMES, FUSED, CALIBRATED)}
+    judged = judge(SimpleNamespace(load_state_dict=lambda weights: None), snapshots, suite, ())
+    assert set(judged["shifted"]) == {"other"}
+    other = judged["shifted"]["other"]
+    assert set(other) == set(READOUTS)
+    assert (other["left"], other["right"]) == (pytest.approx(0.2), pytest.approx(0.9))
+    assert other[BEST_SINGLE] == pytest.approx(0.2)
+    assert judged["test"][BEST_SINGLE] == pytest.approx(0.7)
+    # A table has a column for it.
+    line = method_line("best-single", 0, 0.7) | {"shifted": judged["shifted"]}
+    header, _, row = method_table([line]).splitlines()
+    assert dict(zip(header.split(" | "), row.split(" | "), strict=True))["other"] == "20.0"
 
 
 def test_the_best_single_modality_is_chosen_on_validation(monkeypatch):

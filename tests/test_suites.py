@@ -38,7 +38,9 @@ from hf_recipes import digits as recipe
 
 # What the other suites cost to decode is too much for a test.
 LARGE = {"avmnist-full", "strong-image", "synergy", "mixture"}
-SMALL = [name for name in SUITES if name not in {"digits", *LARGE}]
+# Of natural data, see test_natural_suites.py.
+NATURAL = {name for name in SUITES if name.startswith(("clipart", "stamps", "watch"))}
+SMALL = [name for name in SUITES if name not in {"digits", *LARGE, *NATURAL}]
 FEW_PAIRS = {"train": 4, "validation": 2, "test": 2}
 
 
@@ -155,7 +157,7 @@ def test_names():
         load_suite("digit")
 
 
-@pytest.mark.parametrize("name", ["cg-mnist", "avmnist-small", "synergy"])
+@pytest.mark.parametrize("name", ["cg-mnist", "avmnist-small", "synergy", "clipart", "stamps"])
 def test_absent_data(name, tmp_path, monkeypatch):
     monkeypatch.setenv("ECSFUSION_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="ECSFUSION_DATA"):
@@ -172,6 +174,13 @@ def test_split_is_rows_of_views():
     batch = TensorCollator()([split[0], split[2]])
     torch.testing.assert_close(batch["text"]["input_ids"], ids[[0, 2]])
     assert split.select(torch.tensor([2])).labels.tolist() == [1]
+    assert split.select(torch.tensor([2])).groups is None
+    grouped = replace(split, groups=torch.tensor([7, 7, 9]))
+    assert grouped.select(torch.tensor([False, True, True])).groups.tolist() == [7, 9]
+    # A group is known of a row, and not given to a model.
+    assert set(grouped[0]) == set(row)
+    with pytest.raises(ValueError, match="groups has 2 rows, but labels 3"):
+        replace(split, groups=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"inputs\['image'\] has 3 rows, but labels 2"):
         Split({"image": images}, torch.tensor([0, 1]))
 

@@ -127,15 +127,26 @@ def facts(lines: Lines) -> str:
 
 
 def method_table(lines: Lines) -> str:
-    """One row per method: its answer, the same calibrated, every head, the difference from ours, what it cost."""
+    """One row per method: its answer, on shifted test sets too, the same calibrated, every head, what it cost."""
     modalities = [key.removeprefix("unique_") for key in lines[0]["trajectory"] if key.startswith("unique_")]
-    columns = ["answer", "calibrated", *modalities, "ours - it", "rate", "modality-steps", "seconds"]
+    shifted = list(lines[0].get("shifted", ()))
+    columns = [
+        "answer",
+        *shifted,
+        "calibrated",
+        *modalities,
+        "ours - it",
+        "rate",
+        "modality-steps",
+        "seconds",
+    ]
     rows = [f"| method | seeds | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
     for name, seeds in by_method(lines).items():
         method, chosen = METHODS[name], list(seeds.values())
         gain = paired(lines, OURS, name)
         cells = [
             spread([line["test_accuracy"] for line in chosen]),
+            *(spread([line["shifted"][test][method.answer] for line in chosen]) for test in shifted),
             spread([line["test"][CALIBRATED] for line in chosen]) if method.has_heads else "",
             *(spread([line["test"][m] for line in chosen]) if method.has_heads else "" for m in modalities),
             "" if gain is None or name == OURS else difference(gain),

@@ -235,8 +235,9 @@ def answers(model: FusionForClassification, split: Split) -> dict[str, Tensor]:
 def judge(
     model: FusionForClassification, snapshots: Snapshots, suite: Suite, excluded_from_readout: Sequence[str]
 ) -> dict[str, Any]:
-    """Accuracy of every readout on validation and test, each from the epoch that is best for it on validation."""
-    splits = {"validation": suite.validation, "test": suite.test}
+    """Accuracy of every readout on validation and the test sets, each from the epoch that is best on validation."""
+    tests = {"test": suite.test, **suite.shifted}
+    splits = {"validation": suite.validation, **tests}
     # By snapshot, split and head.
     logits: dict[str, dict[str, dict[str, Tensor]]] = {}
     for what, (_, weights) in snapshots.best.items():
@@ -275,8 +276,13 @@ def judge(
             "validation": calibrated_answers(
                 heads["validation"], labels["validation"], None, everyone, SINGLE_LABEL, excluded_from_readout
             ),
-            "test": readout(heads["test"]),
+            **{split: readout(heads[split]) for split in tests},
         }
         note(name, log_p)
         errors[name] = round(expected_calibration_error(log_p["test"].exp(), labels["test"]), 4)
-    return {**{f"{split}": accuracy[split] for split in splits}, "calibration_error": errors}
+    return {
+        "validation": accuracy["validation"],
+        "test": accuracy["test"],
+        "shifted": {name: accuracy[name] for name in suite.shifted},
+        "calibration_error": errors,
+    }

@@ -10,7 +10,7 @@ All but `digits` need data that are not part of the repository, see `folders.py`
 from collections.abc import Callable
 from functools import partial
 
-from suites import avmnist, coloured, digits, imbalance, modular, sentences
+from suites import avmnist, clipart, coloured, digits, imbalance, modular, sentences, stamps, watch
 from suites.suite import Split, Suite
 
 __all__ = ["SUITES", "Split", "Suite", "load_suite"]
@@ -32,6 +32,10 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "halves": imbalance.halves,
     "synergy": modular.synergy,
     "mixture": modular.mixture,
+    "clipart": clipart.clipart,
+    "stamps": stamps.stamps,
+    **{f"watch-{partition}": partial(watch.watch, partition) for partition in range(1, 6)},
+    "watch-known": watch.watch_known,
 }
 
 

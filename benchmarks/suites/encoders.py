@@ -73,6 +73,32 @@ class SpectrogramEncoder(nn.Module):
         return self.project(self.convolutions(values).amax(dim=3).flatten(1))
 
 
+class SignalEncoder(nn.Module):
+    """Convolutions and the mean over time: signals (B, C, T) of a sensor to embeddings (B, 64).
+
+    Args:
+        num_channels: C.
+    """
+
+    embedding_dim = EMBEDDING_DIM
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv1d(num_channels, 16, kernel_size=7, stride=2, padding=3),
+            nn.ReLU(),
+            nn.Conv1d(16, 32, kernel_size=5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv1d(32, 64, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.project = nn.Sequential(nn.Linear(64, EMBEDDING_DIM), nn.ReLU())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Embeddings (B, 64) of signals (B, C, T)."""
+        return self.project(self.convolutions(values).mean(dim=2))
+
+
 class TextEncoder(nn.Module):
     """Mean of word vectors and a linear layer: token ids (B, T), int64, to embeddings (B, 64).
 
@@ -90,6 +116,25 @@ class TextEncoder(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Embeddings (B, 64) of token ids (B, T)."""
         return self.project(self.words(values))
+
+
+class FeatureEncoder(nn.Module):
+    """Dropout and a linear layer: feature vectors (B, D), such as frozen embeddings, to embeddings (B, 64).
+
+    Args:
+        num_features: D.
+        dropout: share of the features that are left out of a row in training.
+    """
+
+    embedding_dim = EMBEDDING_DIM
+
+    def __init__(self, num_features: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(num_features, EMBEDDING_DIM), nn.ReLU())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Embeddings (B, 64) of values (B, D)."""
+        return self.project(values)
 
 
 def _last(batch_norm: bool) -> nn.Module:

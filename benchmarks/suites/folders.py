@@ -18,7 +18,7 @@ def data_file(name: str) -> Path:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is absent: this suite needs data that are not part of the repository. Set {DATA_VARIABLE} to the "
-            "folder that holds avmnist/ and mnist/, or choose the suite 'digits', which needs none."
+            "folder that holds avmnist/, clipart/, mnist/ and stamps/, or choose the suite 'digits', which needs none."
         )
     return file
 

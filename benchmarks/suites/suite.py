@@ -1,14 +1,16 @@
-"""What a suite is: three splits held as tensors, the encoders to train on them, and for how long."""
+"""What a suite is: splits held as tensors, the encoders to train on them, and for how long."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from suites.folders import SPLITS
 
 EPSILON = 1e-6
 
@@ -22,13 +24,17 @@ class Split(Dataset):
     Args:
         inputs: by modality (N, ...), float32, or int64 where they are token ids; or a dictionary of such tensors.
         labels: (N,) int64.
+        groups: (N,) int64, by which rows depend on each other (a picture, a subject, a series): the rows of a group
+            have one number, and are all in train, in validation, or in test; None where rows are independent. Groups
+            are no part of a row.
 
     Raises:
-        ValueError: the inputs of a modality are not as many as the labels.
+        ValueError: the inputs of a modality, or the groups, are not as many as the labels.
     """
 
     inputs: Mapping[str, Tensor | Mapping[str, Tensor]]
     labels: Tensor
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, values in self.inputs.items():
@@ -37,6 +43,10 @@ class Split(Dataset):
                     raise ValueError(
                         f"inputs[{name!r}] has {len(tensor)} rows, but labels {len(self.labels)}; give as many."
                     )
+        if self.groups is not None and len(self.groups) != len(self.labels):
+            raise ValueError(
+                f"groups has {len(self.groups)} rows, but labels {len(self.labels)}; give as many, or None."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,7 +58,11 @@ class Split(Dataset):
 
     def select(self, rows: Tensor) -> Split:
         """The split that has only these rows, (n,) int64 or bool."""
-        return Split({name: _take(values, rows) for name, values in self.inputs.items()}, self.labels[rows])
+        return Split(
+            {name: _take(values, rows) for name, values in self.inputs.items()},
+            self.labels[rows],
+            None if self.groups is None else self.groups[rows],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +83,11 @@ class Suite:
         learning_rates: the two to choose from with AdamW.
         sgd_learning_rates: the two to choose from with SGD and momentum 0.9.
         fusion: name of the fused head, for all methods that do not bring their own.
+        shifted: further test sets by name, touched once: rows of another kind than those that were trained and
+            validated on (other subjects, another language, another style). Not every class need be among them.
+
+    Raises:
+        ValueError: a shifted test set has the name of one of the three splits.
     """
 
     name: str
@@ -83,6 +102,14 @@ class Suite:
     learning_rates: tuple[float, float]
     sgd_learning_rates: tuple[float, float]
     fusion: str = "concatenation"
+    shifted: Mapping[str, Split] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        taken = [name for name in self.shifted if name in SPLITS]
+        if taken:
+            raise ValueError(
+                f"shifted has {taken[0]!r}, the name of a split of every suite; give it another name."
+            )
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -99,6 +126,21 @@ def standardize(values: list[Tensor], dims: tuple[int, ...]) -> list[Tensor]:
     """
     std, mean = torch.std_mean(values[0], dim=dims, keepdim=True)
     return [(split - mean) / (std + EPSILON) for split in values]
+
+
+def standardize_splits(splits: Mapping[str, Split], dims: tuple[int, ...]) -> dict[str, Split]:
+    """The same splits with every modality standardized by the rows of the first, the training one.
+
+    Args:
+        splits: by name, the training one first; every modality is a tensor (N, ...) float32.
+        dims: see `standardize`.
+    """
+    inputs: dict[str, dict[str, Tensor]] = {name: {} for name in splits}
+    for modality in next(iter(splits.values())).inputs:
+        values = standardize([split.inputs[modality] for split in splits.values()], dims)
+        for name, value in zip(splits, values, strict=True):
+            inputs[name][modality] = value
+    return {name: replace(split, inputs=inputs[name]) for name, split in splits.items()}
 
 
 def _take(values: Any, rows: Any) -> Any:

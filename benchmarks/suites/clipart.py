@@ -1,0 +1,73 @@
+"""Drawings and their titles: what does a clip art show? Pictures and titles belong together by themselves.
+
+From the Open Clip Art Library (public domain), 13 folders of a librarian as classes; the words of the folders are
+masked in the titles. Rows of one series (an icon theme, a deck of cards, one author's variants) are a group, and no
+group is in two splits. Text is the strong modality, the picture knows about half as much.
+
+The shifted test set `stamps` has the pictures and descriptions of Tux Paint's stamps (GPL-2) that belong to one of four
+classes: mostly photographs, where the training rows are drawings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from suites import frozen
+from suites.suite import Split, Suite, standardize_splits
+
+MODALITIES = ("image", "text")
+# Classes of the stamps, by the class of the drawings that they belong to.
+STAMPS = {
+    "animals": ("birds", "mammals", "other_animals"),
+    "food": ("food",),
+    "plants": ("plants",),
+    "transportation": ("vehicles",),
+}
+
+
+def clipart() -> Suite:
+    """The suite `clipart`: 2 908 / 489 / 736 rows, frozen EfficientNet-Lite0 and all-MiniLM-L6-v2."""
+    stored = frozen.load_embeddings("clipart")
+    splits = frozen.split_rows(stored, MODALITIES)
+    stamps = stamps_of_classes(list(stored["names"]), frozen.load_embeddings("stamps"))
+    # Groups are numbered in each data set by itself.
+    splits["stamps"] = replace(stamps, groups=stamps.groups + int(stored["group"].max()) + 1)
+    splits = standardize_splits(splits, dims=(0,))
+    return Suite(
+        name="clipart",
+        description=(
+            "Drawings and their titles, embeddings of frozen pretrained encoders: text is strong, and the picture adds "
+            "little to it."
+        ),
+        num_classes=len(stored["names"]),
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        shifted={"stamps": splits["stamps"]},
+        build_encoders=frozen.encoder_builder(splits["train"]),
+        epochs=12,
+        batch_size=64,
+        learning_rates=(3e-4, 1e-3),
+        sgd_learning_rates=(0.01, 0.03),
+    )
+
+
+def stamps_of_classes(names: list[str], stored: Mapping[str, np.ndarray]) -> Split:
+    """Every picture of the stamps that belongs to one of the drawings' classes, once; all splits of it.
+
+    Args:
+        names: of the drawings' classes.
+        stored: the embeddings of the stamps.
+    """
+    label_of = {stamp: names.index(name) for name, kinds in STAMPS.items() for stamp in kinds}
+    labels = np.array([label_of.get(name, -1) for name in stored["names"]])[stored["label"]]
+    # The rows of a picture differ in their sound alone.
+    _, first = np.unique(stored["group"], return_index=True)
+    rows = first[labels[first] >= 0]
+    return Split(
+        {name: torch.from_numpy(stored[name][rows].astype(np.float32)) for name in MODALITIES},
+        torch.from_numpy(labels[rows]),
+        torch.from_numpy(stored["group"][rows].astype(np.int64)),
+    )

@@ -1,0 +1,141 @@
+"""The suites of natural data: groups that do not cross splits, further test sets, and data that ship in packages."""
+
+import io
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# The benchmarks are scripts, not an installed package.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from suites import load_suite, watch
+from suites.folders import SPLITS
+from suites.object_arrays import read_object_array
+
+
+@pytest.fixture
+def data(shared_data, monkeypatch):
+    """The folder of data beside the checkout."""
+    monkeypatch.setenv("ECSFUSION_DATA", str(shared_data))
+
+
+def splits_of(suite):
+    return [getattr(suite, name) for name in SPLITS]
+
+
+def check_natural(name, groups=()):
+    """What holds for every suite of natural data.
+
+    Args:
+        name: of the suite.
+        groups: the number of them in train, validation and test; none where rows are independent.
+    """
+    suite = load_suite(name)
+    assert suite.name == name
+    encoders = suite.build_encoders()
+    assert tuple(encoders) == suite.modalities
+    if groups:
+        of_split = [set(split.groups.tolist()) for split in splits_of(suite)]
+        assert [len(each) for each in of_split] == groups
+        assert len(set.union(*of_split)) == sum(groups)
+    for split in (*splits_of(suite), *suite.shifted.values()):
+        assert tuple(split.inputs) == suite.modalities
+        assert split.labels.dtype == torch.int64
+        for modality, values in split.inputs.items():
+            assert values.dtype == torch.float32
+            assert values.isfinite().all()
+            assert encoders[modality](values[:3]).shape == (3, encoders[modality].embedding_dim)
+        assert len(split.labels.unique()) > 1
+        assert split.labels.max() < suite.num_classes
+    assert set(suite.train.labels.tolist()) == set(range(suite.num_classes))
+    return suite
+
+
+def test_clipart(data):
+    suite = check_natural("clipart", [1181, 274, 409])
+    assert [len(split) for split in splits_of(suite)] == [2908, 489, 736]
+    values = suite.train.inputs["image"]
+    torch.testing.assert_close(values.mean(dim=0), torch.zeros(1280), atol=1e-4, rtol=0)
+    # Every stamp once, of four classes.
+    stamps = suite.shifted["stamps"]
+    assert len(stamps.groups.unique()) == len(stamps)
+    assert len(stamps.labels.unique()) == 4
+
+
+def test_stamps(data):
+    suite = check_natural("stamps", [523, 97, 174])
+    # Other languages than those trained on, of the pictures of test, with the same image and text.
+    others = suite.shifted["languages"]
+    assert len(suite.test) + len(others) == 1038
+    assert set(others.groups.tolist()) <= set(suite.test.groups.tolist())
+    row = int((suite.test.groups == others.groups[0]).nonzero()[0, 0])
+    for name in ("image", "text"):
+        assert torch.equal(suite.test.inputs[name][row], others.inputs[name][0])
+    assert not torch.equal(suite.test.inputs["audio"][row], others.inputs["audio"][0])
+
+
+def test_a_shifted_test_set_is_not_called_like_a_split(data):
+    suite = load_suite("clipart")
+    with pytest.raises(ValueError, match="'validation'"):
+        replace(suite, shifted={"validation": suite.test})
+
+
+def need(package):
+    """Skip where the package is not in the cache: tests do not download."""
+    if not package.cached().is_file():
+        pytest.skip(
+            f"{package.cached()} is absent: load a suite that needs {package.name}, and it is downloaded"
+        )
+
+
+def test_a_package_that_cannot_be_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("ECSFUSION_CACHE", str(tmp_path))
+    monkeypatch.setattr("suites.packages.sys.executable", "/bin/false")
+    with pytest.raises(FileNotFoundError, match=r"seglearn 1\.2\.5.*Put its wheel there"):
+        watch.SEGLEARN.read(watch.MEMBER)
+    watch.SEGLEARN.cached().write_bytes(b"another file")
+    with pytest.raises(ValueError, match="is pinned; remove the file"):
+        watch.SEGLEARN.read(watch.MEMBER)
+
+
+def test_watch():
+    need(watch.SEGLEARN)
+    suite = check_natural("watch-2", [6, 2, 2])
+    rows, _ = watch.load_windows()
+    assert [sorted(split.groups.unique().tolist()) for split in splits_of(suite)[1:]] == [[5, 6], [3, 4]]
+    known = suite.shifted["known-subjects"]
+    assert set(known.groups.tolist()) == set(suite.train.groups.tolist())
+    assert sum(map(len, splits_of(suite))) + len(known) == len(rows)
+    assert 0.15 < len(known) / (len(known) + len(suite.train)) < 0.25
+    # Every subject is tested on in one of the five suites.
+    tested = [load_suite(f"watch-{partition}").test.groups.unique().tolist() for partition in range(1, 6)]
+    assert sorted(subject for pair in tested for subject in pair) == list(range(1, 11))
+    everyone = check_natural("watch-known")
+    assert sum(map(len, splits_of(everyone))) == len(rows)
+
+
+def test_objects_are_read_without_running_them():
+    value = {
+        "x": [np.arange(6.0).reshape(3, 2), np.asfortranarray(np.arange(6).reshape(2, 3))],
+        "y": ["a", 1, None],
+    }
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.array(value, dtype=object), version=(1, 0))
+    header, body = stream.getvalue()[:128], pickle.dumps(np.array(value, dtype=object), protocol=2)
+    # As Python 2 stored it; numpy has since renamed its module.
+    body = body.replace(b"numpy._core", b"numpy.core")
+    read = read_object_array(header + body)
+    assert read["y"] == value["y"]
+    for array, expected in zip(read["x"], value["x"], strict=True):
+        assert np.array_equal(array, expected)
+    with pytest.raises(ValueError, match="posix system"):
+        read_object_array(header + b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.")
+    plain = io.BytesIO()
+    np.save(plain, np.zeros(2))
+    with pytest.raises(ValueError, match=r"\(2,\) of float64"):
+        read_object_array(plain.getvalue())
