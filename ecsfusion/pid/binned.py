@@ -8,20 +8,20 @@ embeddings with many columns, in which no single column has a meaning, no bins a
 import torch
 from torch import Tensor
 
-from ecsfusion.pid.linear import LinearSums
+from ecsfusion.pid.linear import LinearSums, TrainingSets
 
 MAX_COLUMNS = 128
 """With more columns none is looked at."""
 MAX_BINNED = 16
 """The most columns that are put into bins."""
 MAX_BINS = 32
+MAX_JUDGED_BINS = 16
+"""The most bins by which columns are judged; neighbours are joined."""
 MIN_BINS = 4
 ROWS_PER_CELL = 8
 """Rows for each bin and class of a column."""
 MAX_SAMPLED_ROWS = 4096
-"""The most rows that the edges of the bins are taken of, and that columns are judged by."""
-MAX_VALUES = 1 << 22
-"""Values rows x columns x classes that are held at a time."""
+"""The most rows that the edges of the bins are taken of."""
 PRIOR_ROWS = 2.0
 """Rows of the prior p(y) that every bin starts with."""
 MIN_TOLD = 5e-3
@@ -37,66 +37,78 @@ def binned_columns(sums: LinearSums) -> Tensor | None:
     Args:
         sums: of standardized rows, for all training sets.
     """
-    rows, classes = sums.rows, sums.sets.one_hot.shape[1]
+    rows, classes = sums.rows, sums.sets.num_classes
     number = min(MAX_BINS, len(rows) // (ROWS_PER_CELL * classes))
     if rows.shape[1] > MAX_COLUMNS or number < MIN_BINS:
         return None
     step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
-    sample = rows[::step].sort(0).values
-    places = torch.linspace(0, len(sample) - 1, number + 1, dtype=torch.float32, device=rows.device)
-    edges = sample[places.long()[1:-1]]
-    bins = torch.searchsorted(edges.T.contiguous(), rows.T.contiguous())
-    gain = _gain(sums, bins, number, step)
-    error = gain.std(1) / gain.shape[1] ** 0.5
-    told = torch.where(gain.mean(1) > (DEVIATIONS * error).clamp_min(MIN_TOLD), gain.mean(1), 0.0)
+    sample = rows[::step].T.contiguous().sort(1).values
+    places = torch.linspace(0, sample.shape[1] - 1, number + 1, dtype=torch.float32, device=rows.device)
+    edges = sample[:, places.long()[1:-1]]
+    gain, error = _gain(sums, edges[:, :: -(-number // MAX_JUDGED_BINS)])
+    told = torch.where(gain > (DEVIATIONS * error).clamp_min(MIN_TOLD), gain, 0.0)
     best = told.topk(min(MAX_BINNED, len(told))).indices
     best = best[told[best] > 0]
     if not len(best):
         return None
-    return torch.nn.functional.one_hot(bins[best], number).transpose(0, 1).flatten(1).float()
+    bins = torch.searchsorted(edges[best].contiguous(), rows[:, best].T.contiguous())
+    return torch.nn.functional.one_hot(bins, number).transpose(0, 1).flatten(1).float()
 
 
-def _gain(sums: LinearSums, bins: Tensor, number: int, step: int) -> Tensor:
-    """What each column tells each `step`-th row beyond its discriminant analysis, both fitted on the other half: nats.
+def _halves(sets: TrainingSets) -> list[tuple[slice, Tensor]]:
+    """For each half a slice with all of its rows, and (n, 1) float32: 1 where a row of the slice is in it."""
+    if sets.cells is None:
+        return [(slice(None), sets.member[:, half, None]) for half in range(2)]
+    middle = sets.slices()[sets.num_folds // 2].start
+    parts = slice(0, middle), slice(middle, None)
+    return [(part, torch.ones_like(sets.one_hot[part, :1])) for part in parts]
+
+
+def _gain(sums: LinearSums, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """What each column tells a row beyond its discriminant analysis, both fitted on the other half, and its error: nats.
+
+    Both read the bin of a row alone, the discriminant analysis as the mean of the column in the bin. So it is enough to
+    count.
 
     Args:
         sums: of standardized rows, for all training sets.
-        bins: (D, N) int64.
-        number: of bins.
-        step: between the rows that judge.
+        edges: (D, E), ascending: E + 1 bins of each column.
 
     Returns:
-        (D, n) float32.
+        (D,) float64 each.
     """
     halves = sums.halves()
-    labels, classes = halves.sets.labels, halves.sets.one_hot.shape[1]
-    prior = (halves.sets.counts + 1e-3) / (halves.sets.counts + 1e-3).sum(1, keepdim=True)
-    member, reader = halves.sets.member, halves.sets.reader[0]
-    spread = halves.within.diagonal(dim1=1, dim2=2).clamp_min(1e-6)
-    gains = []
-    for columns in torch.arange(len(bins), device=bins.device).split(
-        max(1, MAX_VALUES * step // bins.shape[1] // classes)
-    ):
-        place = torch.arange(len(columns), device=bins.device)[:, None]
-        cell = (place * number + bins[columns]) * classes + labels
-        gain = torch.zeros(len(columns), len(labels[::step]), dtype=torch.float32, device=bins.device)
-        for half in range(2):
-            # Not `bincount`, which a GPU refuses with weights where deterministic algorithms are asked for.
-            counts = member.new_zeros(len(columns) * number * classes)
-            counts.index_add_(0, cell.flatten(), member[:, half].repeat(len(columns)))
-            counts = counts.view(len(columns), number, classes)
-            table = (counts + PRIOR_ROWS * prior[half]) / (counts.sum(-1, keepdim=True) + PRIOR_ROWS)
-            by_bins = table.flatten()[cell[:, ::step]].clamp_min(TINY).log()
-            slope = halves.deviation[half][:, columns] / spread[half, columns]
-            away = (sums.rows[::step][:, columns] - halves.center[half, columns]).T
-            # (columns, n, C)
-            line = away.unsqueeze(2) * slope.T.unsqueeze(1)
-            line += (
-                prior[half].log()[:, None] - 0.5 * halves.deviation[half][:, columns] * slope
-            ).T.unsqueeze(1)
-            by_line = torch.log_softmax(line, -1).gather(
-                2, labels[::step].view(1, -1, 1).expand(len(columns), -1, 1)
-            )
-            gain = torch.where(reader[::step] == half, by_bins - by_line.squeeze(2), gain)
-        gains.append(gain)
-    return torch.cat(gains)
+    sets, rows = halves.sets, sums.rows
+    classes = sets.num_classes
+    # Of each half and class, and of each half, what lies above each edge: from everything to nothing.
+    pieces = [
+        torch.cat([sets.one_hot[part] * mine, mine], 1).T.contiguous() for part, mine in _halves(sets)
+    ]
+    above = torch.ones_like(rows)
+    sums_above = []
+    for edge in (None, *edges.T.contiguous()):
+        if edge is not None:
+            torch.gt(rows, edge, out=above)
+        number = [piece @ above[part] for piece, (part, _) in zip(pieces, _halves(sets), strict=True)]
+        above.mul_(rows)
+        value = [piece[-1:] @ above[part] for piece, (part, _) in zip(pieces, _halves(sets), strict=True)]
+        # (2, C + 1, D)
+        sums_above.append(torch.stack([torch.cat([n[:-1], v]) for n, v in zip(number, value, strict=True)]))
+    inside = -torch.stack([*sums_above, torch.zeros_like(sums_above[0])]).diff(dim=0)
+    # (2, D, bins, C), (2, D, bins)
+    counts, values = inside[:, :, :-1].permute(1, 3, 0, 2), inside[:, :, -1].permute(1, 2, 0)
+    in_bin = counts.sum(-1)
+    middle = values / in_bin.clamp_min(1)
+    prior = (sets.counts + 1e-3) / (sets.counts + 1e-3).sum(1, keepdim=True)
+    table = (counts + PRIOR_ROWS * prior[:, None, None]) / (in_bin[..., None] + PRIOR_ROWS)
+    by_bins = table.clamp_min(TINY).log()
+    # (2, columns, C)
+    slope = (halves.deviation / halves.within.diagonal(dim1=1, dim2=2).clamp_min(1e-6)[:, None]).mT
+    offset = prior.log()[:, None] - 0.5 * halves.deviation.mT * slope
+    # Each half is read by what the other has fitted.
+    away = middle - halves.center.flip(0)[..., None]
+    line = away[..., None] * slope.flip(0)[:, :, None] + offset.flip(0)[:, :, None]
+    gain = (by_bins.flip(0) - torch.log_softmax(line, -1)).double()
+    mean = (counts * gain).sum((0, 2, 3)) / len(rows)
+    square = (counts * gain.square()).sum((0, 2, 3)) / len(rows)
+    return mean, (square - mean.square()).clamp_min(0.0).sqrt() / len(rows) ** 0.5

@@ -14,14 +14,19 @@ import torch
 from ecsfusion_kernels import uniform
 from torch import Tensor
 
-HASHED_VALUES = 1 << 22
+HASHED_VALUES = 1 << 18
 """Values that are hashed at a time."""
+HASHED_COLUMNS = 16
+"""The columns that are hashed of every row; the others only of rows that are equal in these."""
 MAX_COPIES = 16
 """With more equal rows than so many for each distinct one, the rows are taken for a table of categories."""
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
 EVEN = 4
 """What folds of one size are worth against folds with the same share of each class, where a group has both to upset."""
+
+MAX_CHOSEN = 4096
+"""The most groups for which a fold is chosen one by one."""
 
 
 class Folds(NamedTuple):
@@ -44,16 +49,39 @@ def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
     """
     keys = torch.zeros(len(embeddings[0]), dtype=torch.int64, device=embeddings[0].device)
     for number, rows in enumerate(embeddings):
-        index = torch.arange(rows.shape[1], device=rows.device)
-        factors = (uniform(index, random_seed + number + 1).double() * 2**31).to(torch.int64) * 2 + 1
-        parts = []
-        for chunk in rows.split(max(1, HASHED_VALUES // rows.shape[1])):
-            # The same values in another dtype have the same key; adding zero makes -0 into 0.
-            bits = (chunk.float() + 0).contiguous().view(torch.int32).to(torch.int64)
-            parts.append(bits.mul_(factors).sum(-1))
-        keys = keys * 6364136223846793005 + torch.cat(parts)
+        keys = keys * 6364136223846793005 + _modality_keys(rows, random_seed + number + 1)
     keys = (keys ^ (keys >> 29)) * 1442695040888963407
     return (keys ^ (keys >> 31)) & ((1 << KEY_BITS) - 1)
+
+
+def _modality_keys(rows: Tensor, random_seed: int) -> Tensor:
+    """A hash (N,) int64 of each row (N, D): of some columns, and of all columns where that does not tell rows apart."""
+    dimension = rows.shape[1]
+    # On a GPU the host does not wait to know whether some columns suffice.
+    if rows.device.type != "cpu" or dimension <= HASHED_COLUMNS:
+        return _hashed(rows, torch.arange(dimension, device=rows.device), random_seed)
+    some = torch.arange(HASHED_COLUMNS) * dimension // HASHED_COLUMNS
+    keys = _hashed(rows[:, some], some, random_seed)
+    ordered, order = keys.sort()
+    repeats = ordered[1:] == ordered[:-1]
+    if bool(repeats.any()):
+        repeated = torch.zeros(len(keys), dtype=torch.bool)
+        repeated[1:] = repeats
+        repeated[:-1] |= repeats
+        place = order[repeated]
+        keys[place] = _hashed(rows[place], torch.arange(dimension), ~random_seed)
+    return keys
+
+
+def _hashed(rows: Tensor, columns: Tensor, random_seed: int) -> Tensor:
+    """A hash (N,) int64 of the values (N, d) of some columns (d,)."""
+    factors = (uniform(columns, random_seed).double() * 2**31).to(torch.int64) * 2 + 1
+    parts = []
+    for chunk in rows.split(max(1, HASHED_VALUES // rows.shape[1])):
+        # The same values in another dtype have the same key; adding zero makes -0 into 0.
+        bits = (chunk.float() + 0).contiguous().view(torch.int32).to(torch.int64)
+        parts.append(bits.mul_(factors).sum(-1))
+    return torch.cat(parts)
 
 
 def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: int) -> Folds:
@@ -78,7 +106,7 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         smallest = torch.full_like(keys, 1 << KEY_BITS).scatter_reduce(0, groups, keys, "amin")
         order = order[_lexsort(keys[order], smallest[groups[order]])]
         group = _dense(groups[order])
-    if groups is not None:
+    if groups is not None and int(group[-1]) + 1 < len(group):
         return Folds(order, group, _deal_by_need(group, labels[order], num_folds), group[-1] + 1)
     first_class = torch.full_like(rows, 1 << 20).scatter_reduce(0, group, labels[order], "amin")
     size = torch.zeros_like(rows).scatter_add(0, group, torch.ones_like(rows))
@@ -90,25 +118,47 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
 def _deal_by_need(group: Tensor, labels: Tensor, num_folds: int) -> Tensor:
     """The fold of each row: the largest group first, each into the fold that has the least of its classes and of all.
 
+    Of more than `MAX_CHOSEN` groups those in the middle are dealt in turn, in the order of their size and class, and the
+    smallest make even what is left.
+
     Args:
         group: (N,) int64, ascending from 0.
         labels: (N,) int64 classes.
         num_folds: F.
     """
-    pairs, counts = torch.stack([group, labels]).unique(dim=1, return_counts=True)
-    (owner, kinds), counts = pairs.cpu().numpy(), counts.cpu().numpy()
-    starts = np.searchsorted(owner, np.arange(owner[-1] + 2))
-    sizes = np.add.reduceat(counts, starts[:-1])
+    classes = int(labels.max()) + 1
+    pairs, counts = (part.cpu().numpy() for part in (group * classes + labels).unique(return_counts=True))
+    owner, kinds = pairs // classes, pairs % classes
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    ends = np.append(starts[1:], len(owner))
+    sizes = np.add.reduceat(counts, starts)
     frequency = np.bincount(kinds, counts)
     by_class, in_all = np.zeros((num_folds, len(frequency))), np.zeros(num_folds)
     fold = np.empty(len(sizes), dtype=np.int64)
-    for g in np.argsort(-sizes, kind="stable"):
-        of_group = slice(starts[g], starts[g + 1])
+    # Among groups of one size by their first and last class.
+    largest_first = np.lexsort((kinds[ends - 1], kinds[starts], -sizes))
+
+    def put(g: int) -> None:
+        of_group = slice(starts[g], ends[g])
         kind, count = kinds[of_group], counts[of_group]
         share = (by_class[:, kind] / frequency[kind]) @ count + EVEN * in_all * (sizes[g] / len(group))
         fold[g] = chosen = share.argmin()
         by_class[chosen, kind] += count
         in_all[chosen] += sizes[g]
+
+    half = MAX_CHOSEN // 2
+    first, middle, last = largest_first[:half], largest_first[half:-half], largest_first[half:][-half:]
+    for g in first.tolist():
+        put(g)
+    fold[middle] = np.argsort(in_all, kind="stable")[np.arange(len(middle)) % num_folds]
+    dealt = np.repeat(fold, ends - starts)
+    in_middle = np.zeros(len(sizes), dtype=bool)
+    in_middle[middle] = True
+    entries = np.repeat(in_middle, ends - starts)
+    np.add.at(by_class, (dealt[entries], kinds[entries]), counts[entries])
+    in_all = by_class.sum(1)
+    for g in last.tolist():
+        put(g)
     return torch.from_numpy(fold).to(group.device)[group]
 
 

@@ -34,6 +34,8 @@ MAX_SEEDED = 8
 REFINEMENTS = 10
 """Steps of expectation maximization."""
 MAX_TABLE_VALUES = 1 << 24
+MAX_FORMED = 128 * 128
+"""The most values of a covariance that is formed for each class of a half."""
 PRIOR_ROWS = 2.0
 """Rows of the prior p(y) that every cell of a table starts with."""
 TINY = 1e-30
@@ -47,16 +49,85 @@ def has_enough_rows(first: LinearSums, second: LinearSums) -> bool:
     return enough and classes * sizes[0] * sizes[1] <= MAX_VALUES
 
 
+class ClassDifferences(NamedTuple):
+    """Covariances of the columns of two sides within each class, minus their mean: (T, C, D1, D2), as an operator."""
+
+    from_left: Callable[[Tensor], Tensor]
+    """Of vectors (T, D1, w), the products (T, C, D2, w) of the transposed matrices with them."""
+    from_right: Callable[[Tensor], Tensor]
+    """Of vectors (T, C, D2, w), the products of the matrices with them, averaged over the classes: (T, D1, w)."""
+
+
+def class_differences(first: LinearSums, second: LinearSums) -> ClassDifferences:
+    """The operator; of halves with many columns the matrices are never formed."""
+    if first.sets.cells is not None and first.rows.shape[1] * second.rows.shape[1] > MAX_FORMED:
+        rows = _rows_of_sets(first.sets)
+        if rows is not None:
+            return _by_rows(first, second, rows)
+    differences = class_products(first, second)
+    share = first.share[..., None, None]
+    return ClassDifferences(
+        lambda vectors: differences.mT @ vectors.unsqueeze(1),
+        lambda vectors: ((differences @ vectors) * share).sum(1),
+    )
+
+
+def _rows_of_sets(sets: TrainingSets) -> list[slice] | None:
+    """The rows of each training set, where these are one piece and no row is in two: halves, or one of them."""
+    slices, rows = sets.slices(), []
+    for folds in sets.folds_in.bool():
+        place = folds.nonzero().squeeze(1).tolist()
+        if place[-1] - place[0] != len(place) - 1:
+            return None
+        rows.append(slice(slices[place[0]].start, slices[place[-1]].stop))
+    return rows if sum(part.stop - part.start for part in rows) <= len(sets.fold) else None
+
+
+def _by_rows(first: LinearSums, second: LinearSums, rows_of_set: list[slice]) -> ClassDifferences:
+    """The operator of sets of rows without a common row, from products of the rows with a few vectors."""
+    sets, classes = first.sets, first.sets.num_classes
+    cells = sets.cells or ()
+    share = first.share[..., None, None]
+    sizes = sets.counts.clamp_min(1)[..., None, None]
+    # The rows of one class in one fold: set, class, rows.
+    parts = [
+        (number, cell % classes, slice(start, end))
+        for cell, (start, end) in enumerate(zip(cells[:-1], cells[1:], strict=True))
+        for number, own in enumerate(rows_of_set)
+        if own.start <= start and end <= own.stop and start < end
+    ]
+    means = [side.deviation + side.center[:, None] for side in (first, second)]
+
+    def from_left(vectors: Tensor) -> Tensor:
+        by_column = vectors.mT.contiguous().mT
+        offsets = -(means[0] @ vectors)
+        sums = vectors.new_zeros(len(vectors), classes, vectors.shape[-1], second.rows.shape[1])
+        for number, label, rows in parts:
+            along = torch.addmm(offsets[number, label], first.rows[rows], by_column[number])
+            sums[number, label].addmm_(along.T, second.rows[rows])
+        sums /= sizes
+        return (sums - (sums * share).sum(1, keepdim=True)).mT
+
+    def from_right(vectors: Tensor) -> Tensor:
+        vectors = vectors - (vectors * share).sum(1, keepdim=True)
+        weighted = (vectors * (share / sizes)).mT.contiguous().mT
+        offsets = -(means[1].unsqueeze(2) @ weighted).squeeze(2)
+        sums = vectors.new_zeros(len(vectors), vectors.shape[-1], first.rows.shape[1])
+        for number, label, rows in parts:
+            along = torch.addmm(offsets[number, label], second.rows[rows], weighted[number, label])
+            sums[number].addmm_(along.T, first.rows[rows])
+        return sums.mT
+
+    return ClassDifferences(from_left, from_right)
+
+
 def class_products(first: LinearSums, second: LinearSums) -> Tensor:
     """Covariances of the columns of two sides within each class, minus their mean: (T, C, D1, D2)."""
     sets = first.sets
-    classes, folds = sets.one_hot.shape[1], sets.num_folds
-    if first.rows.device.type == "cpu":
-        cell = sets.fold * classes + sets.labels
-        order = cell.argsort(stable=True)
-        sizes = torch.bincount(cell, minlength=folds * classes).tolist()
-        left, right = (side.rows[order].split(sizes) for side in (first, second))
-        parts = [a.T @ b for a, b in zip(left, right, strict=True)]
+    classes, folds = sets.num_classes, sets.num_folds
+    if sets.cells is not None:
+        bounds = list(zip(sets.cells[:-1], sets.cells[1:], strict=True))
+        parts = [first.rows[start:end].T @ second.rows[start:end] for start, end in bounds]
     else:
         parts = [
             (first.rows * ((sets.fold == k)[:, None] * sets.one_hot[:, c : c + 1])).T @ second.rows
@@ -71,15 +142,26 @@ def class_products(first: LinearSums, second: LinearSums) -> Tensor:
     return covariance.sub_(torch.einsum("tc,tcde->tde", first.share, covariance).unsqueeze(1))
 
 
-def coordinates(
-    first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor], number: int
-) -> tuple[Tensor, ...]:
+def coordinates(first: LinearSums, second: LinearSums, number: int) -> tuple[Tensor, ...]:
     """Both sides along the directions in which their covariance differs most from class to class: (N, T, q) each.
 
     Each coordinate is scaled by how far it stands out from noise. On a CPU there are none where the differences do not
-    recur in the rows that each set is read by.
+    recur in the rows that each set is read by; of two halves with many columns one is tried before the other.
     """
-    differences = class_products(first, second)
+    many = first.rows.shape[1] * second.rows.shape[1] > MAX_FORMED
+    if many and first.sets.cells is not None and len(first.sets.counts) == 2:
+        halves = tuple(side.one_set(0) for side in (first, second))
+        if not _coordinates(*halves, number):
+            return ()
+    return _coordinates(first, second, number)
+
+
+def _coordinates(first: LinearSums, second: LinearSums, number: int) -> tuple[Tensor, ...]:
+    """`coordinates` of all sets at once."""
+    whitening = torch.tensor(WHITENING, dtype=first.rows.dtype, device=first.rows.device)
+    factor = first.factor(whitening)
+    factors = factor, factor if first is second else second.factor(whitening)
+    differences = class_differences(first, second)
     share = first.share[..., None, None]
     sizes = first.rows.shape[1], second.rows.shape[1]
     number = min(number, *sizes)
@@ -92,14 +174,14 @@ def coordinates(
         return solved.view(len(flat), vectors.shape[2], *vectors.shape[1::2]).transpose(1, 2)
 
     start = uniform(torch.arange(sizes[0] * width, device=first.rows.device), 7).view(sizes[0], width) - 0.5
-    left = torch.linalg.qr(start.expand(len(differences), -1, -1)).Q
+    left = torch.linalg.qr(start.expand(len(first.center), -1, -1)).Q
 
     def from_left() -> Tensor:
-        return whiten(factors[1], differences.mT @ whiten(factors[0], left.unsqueeze(1), True), False)
+        return whiten(factors[1], differences.from_left(whiten(factors[0], left.unsqueeze(1), True)[:, 0]), False)
 
     for _ in range(ITERATIONS):
-        back = ((differences @ whiten(factors[1], from_left(), True)) * share).sum(1, keepdim=True)
-        left = torch.linalg.qr(whiten(factors[0], back, False).squeeze(1)).Q
+        back = differences.from_right(whiten(factors[1], from_left(), True))
+        left = torch.linalg.qr(whiten(factors[0], back.unsqueeze(1), False).squeeze(1)).Q
     there = from_left()
     # (T, D2, C w) -> its leading left vectors are the directions of the second side.
     stacked = (there * share.sqrt()).transpose(1, 2).flatten(2)
@@ -129,8 +211,14 @@ def recurs(left: Tensor, right: Tensor, forms: Tensor, sets: TrainingSets) -> bo
     statistic is that of a standard normal.
     """
     products = (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(2).transpose(0, 1)
-    values = sets.held_out((products @ forms.flatten(2).mT).transpose(0, 1))
-    told = values.gather(2, sets.labels.expand(len(values), -1).unsqueeze(2)).mean((0, 2)).double()
+    every = (products @ forms.flatten(2).mT).transpose(0, 1)
+    if len(forms) == 1:
+        # A set alone, which reads the other rows.
+        read = sets.member[:, 0] == 0
+        values, labels = every[None, read, 0], sets.labels[read]
+    else:
+        values, labels = sets.held_out(every), sets.labels
+    told = values.gather(2, labels.expand(len(values), -1).unsqueeze(2)).mean((0, 2)).double()
     error = (told - told.mean()).square().mean().sqrt() / len(told) ** 0.5
     return bool(told.mean() > MIN_RECURRENCE * error)
 
@@ -154,10 +242,10 @@ def leading_coordinates(side: LinearSums) -> Tensor:
     vectors = torch.linalg.qr(start).Q
     sample = side.rows[:: max(1, -(-len(side.rows) // MAX_CLUSTERED_ROWS))]
     for _ in range(ITERATIONS):
-        vectors = torch.linalg.qr(sample.T @ (sample @ vectors)).Q
-    along = side.rows @ vectors
+        vectors = torch.linalg.qr(((sample @ vectors).T @ sample).T).Q
+    along = side.rows @ vectors.T.contiguous().T
     along = along / along.std(0, keepdim=True, correction=0).clamp_min(TINY)
-    length = side.rows.norm(dim=1).clamp_min(TINY).log()
+    length = torch.linalg.vecdot(side.rows, side.rows).sqrt().clamp_min(TINY).log()
     length = (length - length.mean()) / length.std(correction=0).clamp_min(1e-6)
     return torch.cat([along, length[:, None]], 1).unsqueeze(1)
 
@@ -272,8 +360,7 @@ def inner_searches(side: LinearSums) -> list[Search]:
     if has_enough_rows(side, side):
 
         def changing() -> tuple[Tensor, ...]:
-            whitening = side.factor(torch.tensor(WHITENING, dtype=side.rows.dtype, device=side.rows.device))
-            return coordinates(side, side, (whitening, whitening), 4)[:1]
+            return coordinates(side, side, 4)[:1]
 
         searches.append(Search(changing, INNER_CLUSTERS))
     return searches
@@ -291,9 +378,7 @@ def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor,
     if has_enough_rows(first, second):
 
         def changing() -> tuple[Tensor, ...]:
-            share = torch.tensor(WHITENING, dtype=first.rows.dtype, device=first.rows.device)
-            whitening = (first.factor(share), second.factor(share))
-            return coordinates(first, second, whitening, min(max(classes - 1, 2), 9))
+            return coordinates(first, second, min(max(classes - 1, 2), 9))
 
         searches.append(Search(changing, (min(max(classes + 1, 4), 16), MANY_CLUSTERS)))
     return searches

@@ -24,10 +24,13 @@ from ecsfusion.pid.linear import (
     LinearReadouts,
     LinearSums,
     TrainingSets,
+    are_dependent,
+    fold_products,
     joint_discriminant,
     linear_readouts,
-    logistic_path,
     standardize,
+    tells_more,
+    told_by_half,
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool
@@ -160,10 +163,13 @@ def read_sides(
     The arguments are those of `held_out_information`. The rows of the sides are in the order of the folds.
     """
     folds = make_folds(row_keys(list(embeddings.values()), random_seed), labels, groups, NUM_FOLDS)
+    # So that the rows of a fold and class are a slice.
+    place = (folds.fold * num_classes + labels[folds.order]).argsort(stable=True)
+    folds = Folds(folds.order[place], folds.group[place], folds.fold[place], folds.num_groups)
     sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels[folds.order], num_classes)
     prior = sets.one_hot.double().mean(0)
     log_prior = prior.clamp_min(TINY).log().float()
-    columns = {name: standardize(rows[folds.order]) for name, rows in embeddings.items()}
+    columns = {name: standardize(rows, folds.order) for name, rows in embeddings.items()}
     read: dict[tuple[str, ...], Side] = {}
     for side in (tuple(side) for pair in sides for side in pair):
         if side not in read:
@@ -188,19 +194,35 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     """Fit the readouts of both sides together and pool them with those of the sides."""
     sets = first.sums.sets
     alone = [side.log_posterior - log_prior for side in (first, second)]
-    factors = (first.linear.factor, second.linear.factor)
-    together = joint_discriminant(first.sums, second.sums, *_joint_shrinkage(first, second))
-    path = logistic_path([first.sums, second.sums], list(factors))
-    lines = torch.stack([*alone, sets.held_out(together), sets.held_out(path)], 1)
+    linear = (first.linear, second.linear)
+    lines = list(alone)
+    if sets.cells is None or are_dependent(first.sums, second.sums, linear):
+        lines += _lines_of_both(first, second, alone, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = tuple(
-        cross_searches(*both, (factors[0][part], factors[1][part]))
+        cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]))
         for both, part in zip(sums, folds, strict=True)
     )
-    pooled = _pooled(lines, searches, sets, log_prior, random_seed)
+    pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
     product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
     return Pair(pooled[:2], pooled[2], without_unseen(product, sets.unseen[0], log_prior))
+
+
+def _lines_of_both(first: Side, second: Side, alone: list[Tensor], log_prior: Tensor) -> list[Tensor]:
+    """Held-out logits (2, N, C) of the linear readouts of both sides together; where they tell anything by halves."""
+    sums, number = (first.sums, second.sums), first.sums.sets.num_folds
+    labels = first.sums.sets.labels
+    products = fold_products(*(side.rows for side in sums), sums[0].sets)
+    shrinkage = _joint_shrinkage(first, second)
+    half = joint_discriminant(sums[0].halves(), sums[1].halves(), *shrinkage, products[number:])
+    lines = []
+    by_half = [part[1] for part in alone]
+    if labels.device.type != "cpu" or tells_more(by_half, [half[0]], labels, log_prior):
+        fold = joint_discriminant(sums[0].folds(), sums[1].folds(), *shrinkage, products[:number])
+        lines.append(torch.cat([fold, half]))
+    factors = [first.linear.factor, second.linear.factor]
+    return lines + told_by_half(list(sums), [factors], [*alone, *lines], log_prior)
 
 
 def _pooled(

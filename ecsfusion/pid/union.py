@@ -20,6 +20,8 @@ from ecsfusion.pid.mixtures import start_centers
 
 MAX_CLUSTERED_ROWS = 2048
 RESCALINGS = 20
+MATCHED = 1e-6
+"""Relative distance of their mean from the prior at which posteriors are not scaled any further."""
 TINY = 1e-30
 
 
@@ -39,10 +41,13 @@ class Union(NamedTuple):
 
 
 def matched(posteriors: Tensor, prior: Tensor) -> Tensor:
-    """Posteriors (..., N, C) float64 scaled until their mean is the prior (C,)."""
+    """Posteriors (..., N, C) float64 scaled until their mean is the prior (C,), or nearly so where they are certain."""
     for _ in range(RESCALINGS):
-        posteriors = posteriors * (prior / posteriors.mean(-2, keepdim=True).clamp_min(TINY))
-        posteriors = posteriors / posteriors.sum(-1, keepdim=True).clamp_min(TINY)
+        factor = prior / posteriors.mean(-2, keepdim=True).clamp_min(TINY)
+        if posteriors.device.type == "cpu" and bool(((factor - 1).abs() < MATCHED).all()):
+            break
+        posteriors = posteriors * factor
+        posteriors /= posteriors.sum(-1, keepdim=True).clamp_min(TINY)
     return posteriors
 
 
@@ -57,12 +62,21 @@ def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) 
 
 
 def soft_tables(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
-    """Joint tables (B, K, C) of cluster and label, of sum 1."""
+    """Joint tables (B, K, C) of cluster and label, of sum 1, all with the same share of each class.
+
+    Only such tables are marginals of one distribution. Posteriors of rows that are certain cannot be scaled to have the
+    prior as their mean, so the tables are.
+    """
     batch, rows, classes = posteriors.shape
     place = clusters + num_clusters * torch.arange(batch, device=clusters.device)[:, None]
     sums = posteriors.new_zeros(batch * num_clusters, classes)
     sums.index_add_(0, place.flatten(), posteriors.flatten(0, 1))
-    return sums.view(batch, num_clusters, classes) / rows
+    tables = sums.view(batch, num_clusters, classes) / rows
+    share = tables.sum(1, keepdim=True)
+    prior = share[:1]
+    possible = (share > 0).all(0, keepdim=True)
+    tables = torch.where(possible, tables * (prior / share.clamp_min(TINY)), 0.0)
+    return tables / tables.sum((1, 2), keepdim=True)
 
 
 def halved_tables(tables: Tensor, random_seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ..factors import configuration, configurations, coupled, dot, factored, padded_to, tile_at
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, tl
+from ..language import NAMESPACE, Variant, jit, options, runs_kernels, skips_dispatch, tl
 from ..reference.broja import LN2, BrojaSolution
 from ..reference.broja import broja as reference_broja
 from .certificate import bounds, certify, marginals
@@ -393,4 +393,6 @@ def broja(p1y: Tensor, p2y: Tensor, tolerance: float = 1e-4, max_iterations: int
         tolerance: a table stops when its certified gap, in bits, is at most this.
         max_iterations: a table stops after this many iterations in any case, with the gap reached so far.
     """
-    return BrojaSolution(*_broja_op(p1y.detach(), p2y.detach(), tolerance, max_iterations))
+    p1y, p2y = p1y.detach(), p2y.detach()
+    solve = reference_broja if skips_dispatch(p1y, p2y) else _broja_op
+    return BrojaSolution(*solve(p1y, p2y, tolerance, max_iterations))

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, tl, with_unaligned
+from ..language import (
+    NAMESPACE,
+    Variant,
+    jit,
+    options,
+    padded,
+    runs_kernels,
+    skips_dispatch,
+    tl,
+    with_unaligned,
+)
 from ..reference.kmeans import Clustering
 from ..reference.kmeans import lloyd as reference_lloyd
 from ..reference.kmeans import nearest as reference_nearest
@@ -512,7 +522,8 @@ def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: for arguments of another shape.
     """
     check(points, centers)
-    return _nearest_op(points, centers)
+    assign = reference_nearest if skips_dispatch(points, centers) else _nearest_op
+    return assign(points, centers)
 
 
 def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: float = 1e-3) -> Clustering:
@@ -533,6 +544,8 @@ def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: 
         ValueError: for arguments of another shape.
     """
     check(points, centers)
+    if skips_dispatch(points, centers):
+        return reference_lloyd(points, centers, max_iterations, tolerance)
     return Clustering(*_lloyd_op(points, centers, max_iterations, tolerance))
 
 

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl, with_unaligned
+from ..language import (
+    NAMESPACE,
+    Variant,
+    jit,
+    options,
+    runs_kernels,
+    signed,
+    skips_dispatch,
+    tl,
+    with_unaligned,
+)
 from ..reference.random import keys
 from ..reference.random import uniform as reference_uniform
 
@@ -57,13 +67,17 @@ def variants() -> list[Variant]:
 
 
 @custom_op(f"{NAMESPACE}::uniform", mutates_args=())
-def uniform(counter: Tensor, seed: int) -> Tensor:
-    """Numbers in (0, 1) that depend on (seed, counter) alone; float32, the shape of `counter` (int64, >= 0)."""
+def _uniform_op(counter: Tensor, seed: int) -> Tensor:
     # Contiguous before, so that the result is whatever computes it.
     counter = counter.contiguous()
     return _launch_uniform(counter, seed) if runs_kernels(counter) else reference_uniform(counter, seed)
 
 
-@uniform.register_fake
+@_uniform_op.register_fake
 def _(counter: Tensor, seed: int) -> Tensor:
     return counter.new_empty(counter.shape, dtype=torch.float32)
+
+
+def uniform(counter: Tensor, seed: int) -> Tensor:
+    """Numbers in (0, 1) that depend on (seed, counter) alone; float32, the shape of `counter` (int64, >= 0)."""
+    return reference_uniform(counter, seed) if skips_dispatch(counter) else _uniform_op(counter, seed)

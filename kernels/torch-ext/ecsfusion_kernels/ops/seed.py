@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, signed, tl, with_unaligned
+from ..language import (
+    NAMESPACE,
+    Variant,
+    jit,
+    options,
+    padded,
+    runs_kernels,
+    signed,
+    skips_dispatch,
+    tl,
+    with_unaligned,
+)
 from ..reference.random import keys
 from ..reference.seed import seed as reference_seed
 from .kmeans import check
@@ -255,4 +266,5 @@ def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     check(points)
     if points.shape[1] == 0:
         raise ValueError("points has no rows to draw centers from")
-    return _seed_op(points, num_clusters, seed)
+    draw = reference_seed if skips_dispatch(points) else _seed_op
+    return draw(points, num_clusters, seed)
