@@ -48,6 +48,10 @@ class FusionTrainingArguments(TrainingArguments):
             sets none (arXiv 2509.20840).
         modality_learning_rates: learning rate by modality (or "fusion"); the others use `learning_rate`.
         modality_weight_decays: weight decay by modality (or "fusion"); the others use `weight_decay`.
+        group_column_name: the column that says what rows share, such as a subject, a recording or a picture; texts or
+            whole numbers. It is no input of the model. Rows of one group stay together where the probe and the readout
+            are fitted on some rows and judged on others, and count as one in noise floors, intervals and warnings. The
+            probe set must have it; other sets may. None where rows stand alone.
         probe_clusters: clusters per modality in the probe, or None to choose from samples and classes.
         probe_components: principal directions per modality in the probe, or None to choose from samples and classes.
         probe_rows: the largest number of rows of the evaluation set that are decomposed, which are drawn once; None for
@@ -86,6 +90,9 @@ class FusionTrainingArguments(TrainingArguments):
     )
     modality_weight_decays: dict[str, float] | str | None = field(
         default=None, metadata={"help": "weight decay by modality"}
+    )
+    group_column_name: str | None = field(
+        default=None, metadata={"help": "column of what rows share, such as a subject"}
     )
     probe_clusters: int | None = field(default=None, metadata={"help": "clusters per modality in the probe"})
     probe_components: int | None = field(default=None, metadata={"help": "principal directions in the probe"})

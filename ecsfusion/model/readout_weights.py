@@ -21,7 +21,7 @@ MIN_WEIGHT_ALONE = 1e-3
 """The smallest weight of a head that answers alone. It leaves the probabilities near 1/C and keeps their order."""
 
 
-def min_gain(num_samples: int) -> float:
+def min_gain(num_samples: float) -> float:
     """Nats by which a head must lower the loss of the whole validation set to keep a weight: (log N) / 2.
 
     That is Schwarz's criterion (1978). It drops a second head that only makes certain probabilities more certain, and
@@ -35,7 +35,9 @@ _BLAS = ThreadpoolController()
 
 
 @_BLAS.wrap(limits=1, user_api="blas")
-def pool_opinions(log_p: np.ndarray, targets: np.ndarray, reference: int | None = None) -> np.ndarray:
+def pool_opinions(
+    log_p: np.ndarray, targets: np.ndarray, reference: int | None = None, share: float = 1.0
+) -> np.ndarray:
     """Weights (H,) of heads that give probabilities, never worse than the best single head with a fitted weight.
 
     Args:
@@ -43,14 +45,18 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray, reference: int | None 
         targets: (N,), class indices.
         reference: the index of a head than which the combination must not be less accurate on these rows, whatever the
             cross-entropy of the others; it is then never above that of this head. None for no such head.
+        share: independent samples per sample: 1, or groups / N where rows of a group count as one.
     """
-    H, N, _ = log_p.shape
+    H, samples, _ = log_p.shape
+    N = share * samples
     # With a weight of zero a head would say nothing, where its own answers may still be right.
-    alone = np.concatenate([_fit_weights(head[None], targets) for head in log_p]).clip(min=MIN_WEIGHT_ALONE)
+    alone = np.concatenate([_fit_weights(head[None], targets, N) for head in log_p]).clip(
+        min=MIN_WEIGHT_ALONE
+    )
     if H == 1:
         return alone
     kept = np.ones(H, dtype=bool)
-    weights = _fit_weights(log_p, targets)
+    weights = _fit_weights(log_p, targets, N)
     while kept.sum() > 1:
         loss = _cross_entropy(weights, log_p, targets)[0]
         cost = np.full(H, np.inf)
@@ -62,7 +68,7 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray, reference: int | None 
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)
-        weights[kept] = _fit_weights(log_p[kept], targets)
+        weights[kept] = _fit_weights(log_p[kept], targets, N)
 
     singles = np.diag(alone)
     bound = min(_cross_entropy(single, log_p, targets)[0] for single in singles)
@@ -81,9 +87,12 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray, reference: int | None 
     return next((w for w in path if _accuracy(w, log_p, targets) >= needed), path[-1])
 
 
-def _fit_weights(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Weights (H,) >= 0 with the lowest cross-entropy plus ridge, for heads (H, N, C): L-BFGS-B in float64."""
-    H, N, _ = log_p.shape
+def _fit_weights(log_p: np.ndarray, targets: np.ndarray, N: float) -> np.ndarray:
+    """Weights (H,) >= 0 with the lowest cross-entropy plus ridge, for heads (H, n, C): L-BFGS-B in float64.
+
+    The n samples count as N, which is less where they are not independent.
+    """
+    H = len(log_p)
     mean = np.full(H, 1 / H)
 
     def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
@@ -114,7 +123,9 @@ def _accuracy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> fl
 
 
 @_BLAS.wrap(limits=1, user_api="blas")
-def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weigh_predictions(
+    predictions: np.ndarray, targets: np.ndarray, share: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights (H,) and offsets (L,) of heads that predict real targets: non-negative least squares.
 
     The combination is `offset_l + sum_h w_h prediction_hl` (stacked regressions: Breiman 1996). Targets count alike,
@@ -124,6 +135,7 @@ def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.
     Args:
         predictions: (H, N, L).
         targets: (N, L).
+        share: as in `pool_opinions`.
     """
     H, N, L = predictions.shape
     scale = targets.std(axis=0)
@@ -134,20 +146,20 @@ def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.
     def error(weights: np.ndarray) -> float:
         return float(((y - weights @ z) ** 2).mean())
 
-    singles = np.diag([_least_squares(head[None], y)[0] for head in z])
+    singles = np.diag([_least_squares(head[None], y, share)[0] for head in z])
     kept = np.ones(H, dtype=bool)
-    weights = _least_squares(z, y)
+    weights = _least_squares(z, y, share)
     while kept.sum() > 1:
         cost = np.full(H, np.inf)
         for h in np.flatnonzero(kept):
             ratio = (error(np.where(np.arange(H) == h, 0.0, weights)) + 1e-12) / (error(weights) + 1e-12)
             # The gain in the log-likelihood of a normal distribution with the residual variance.
-            cost[h] = N * L / 2 * np.log(ratio)
-        if cost.min() >= min_gain(N * L):
+            cost[h] = share * N * L / 2 * np.log(ratio)
+        if cost.min() >= min_gain(share * N * L):
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)
-        weights[kept] = _least_squares(z[kept], y)
+        weights[kept] = _least_squares(z[kept], y, share)
     best = min(singles, key=error)
     if error(weights) > error(best):
         weights = best
@@ -155,8 +167,8 @@ def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.
     return weights, offsets
 
 
-def _least_squares(z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Weights (H,) >= 0 with the least |y - w z|^2 + RIDGE |w - 1/H|^2, for heads (H, N)."""
+def _least_squares(z: np.ndarray, y: np.ndarray, share: float) -> np.ndarray:
+    """Weights (H,) >= 0 with the least share |y - w z|^2 + RIDGE |w - 1/H|^2, for heads (H, N)."""
     H = len(z)
-    pull = np.sqrt(RIDGE) * np.eye(H)
+    pull = np.sqrt(RIDGE / share) * np.eye(H)
     return nnls(np.concatenate([z.T, pull]), np.concatenate([y, pull.sum(axis=1) / H]))[0]
