@@ -27,7 +27,9 @@ from ecsfusion.data.columns import check_collated, check_columns, check_has_rows
 from ecsfusion.data.groups import GROUPS
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
 from ecsfusion.data.numbered_rows import NumberedRows
+from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.diagnostics.run import RunDiagnostics
+from ecsfusion.diagnostics.starved_heads import starved_heads
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import score_name
@@ -47,7 +49,7 @@ from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
 from ecsfusion.training.overrides import check_overrides
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
-from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, make_plan
+from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, head_rates, make_plan
 from ecsfusion.training.processes import end_processes
 from ecsfusion.training.publishing import Publishing, as_list
 from ecsfusion.training.record import StageRecord, check_saved_record
@@ -183,9 +185,9 @@ class FusionTrainer(ResumableTrainer):
         self._check_before_training()
         if self.optimizer is not None and (self.plan.learning_rates or args.modality_weight_decays):
             raise ValueError(
-                "optimizers holds an optimizer, so modality_learning_rates and modality_weight_decays (given here, or "
-                "set by the strategy) would have no effect; give its parameter groups their rates, or leave "
-                "`optimizers` out."
+                "optimizers holds an optimizer, so head_learning_rate, modality_learning_rates and "
+                "modality_weight_decays (given here, or set by the strategy) would have no effect; give its parameter "
+                "groups their rates, or leave `optimizers` out."
             )
         show_progress_of_stages(self)
         self.add_callback(ControllerCallback())
@@ -398,6 +400,9 @@ class FusionTrainer(ResumableTrainer):
         if not self.is_in_train:
             # Made by hand: the arguments may have changed since.
             self.plan = self._make_plan()
+        starved: list[Finding] = []
+        if self._user_optimizer is None:
+            starved += starved_heads(self.model, head_rates(self.model, self.plan, self.args.learning_rate))
         self.model.label_smoothing = self.args.label_smoothing_factor
         self.model.config.auxiliary_weight = self.plan.auxiliary_weight
         self.model.config.readout = None
@@ -413,7 +418,7 @@ class FusionTrainer(ResumableTrainer):
                 check_collated(dataset, collate, self.model.modalities, name)
         findings = list(self.groups.begin())
         if self.is_in_train:
-            self.diagnostics.before_training(findings)
+            self.diagnostics.before_training([*findings, *starved])
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
@@ -437,7 +442,8 @@ class FusionTrainer(ResumableTrainer):
         elif self.plan.learning_rates or self.args.modality_weight_decays:
             raise ValueError(
                 f"optim is {str(getattr(args.optim, 'value', args.optim))!r}, which makes parameter groups of its own; "
-                "leave out modality_learning_rates and modality_weight_decays, or choose another optimizer."
+                "leave out head_learning_rate, modality_learning_rates and modality_weight_decays, or choose another "
+                "optimizer."
             )
         return optimizer_class, kwargs
 

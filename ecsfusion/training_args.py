@@ -46,8 +46,12 @@ class FusionTrainingArguments(TrainingArguments):
             strategy="peak-synergy" does; the default rule does not.
         auxiliary_weight: weight of each unimodal loss in stage 2; None for that of the strategy, or 0.6 if the strategy
             sets none (arXiv 2509.20840).
-        modality_learning_rates: learning rate by modality (or "fusion"); the others use `learning_rate`.
-        modality_weight_decays: weight decay by modality (or "fusion"); the others use `weight_decay`.
+        head_learning_rate: learning rate of all heads, the fused one included; None for that of their modality. The
+            rate at which a pretrained encoder is fine-tuned (2e-5, say) is too small for a head that starts from
+            nothing.
+        modality_learning_rates: learning rate by modality, of a modality's head ("text.head") or of "fusion"; the
+            others use `head_learning_rate` or `learning_rate`.
+        modality_weight_decays: weight decay likewise; the others use `weight_decay`.
         group_column_name: the column that says what rows share, such as a subject, a recording or a picture; texts or
             whole numbers. It is no input of the model. Rows of one group stay together where the probe and the readout
             are fitted on some rows and judged on others, and count as one in noise floors, intervals and warnings. The
@@ -85,8 +89,9 @@ class FusionTrainingArguments(TrainingArguments):
     auxiliary_weight: float | None = field(
         default=None, metadata={"help": "weight of unimodal losses in stage 2"}
     )
+    head_learning_rate: float | None = field(default=None, metadata={"help": "learning rate of all heads"})
     modality_learning_rates: dict[str, float] | str | None = field(
-        default=None, metadata={"help": "learning rate by modality"}
+        default=None, metadata={"help": "learning rate by modality, of 'NAME.head' or 'fusion'"}
     )
     modality_weight_decays: dict[str, float] | str | None = field(
         default=None, metadata={"help": "weight decay by modality"}
@@ -129,6 +134,10 @@ class FusionTrainingArguments(TrainingArguments):
                     raise ValueError(
                         f"{name}[{modality!r}] is {value!r}; give a number that is not negative."
                     )
+        if self.head_learning_rate is not None and not self.head_learning_rate >= 0:
+            raise ValueError(
+                f"head_learning_rate is {self.head_learning_rate}; give a number that is not negative."
+            )
         if self.strategy is not None:
             check_strategy_name(self.strategy)
         if self.max_unimodal_share is not None and not 0.0 < self.max_unimodal_share < 1.0:

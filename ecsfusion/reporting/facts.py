@@ -30,6 +30,7 @@ HYPERPARAMETERS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
+    "head_learning_rate",
     "modality_learning_rates",
     "weight_decay",
     "modality_weight_decays",
