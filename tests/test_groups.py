@@ -21,6 +21,7 @@ from ecsfusion.evaluation.information import decompose
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import calibrated_answers, scale_of
 from ecsfusion.model.problem_types import REGRESSION, SINGLE_LABEL
+from ecsfusion.pid.folds import independent_rows
 from ecsfusion.processing import TensorCollator
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
@@ -101,8 +102,10 @@ def test_a_run_counts_the_groups_of_its_evaluation(run, capsys) -> None:
     measured = run.measurements["validation"]
     assert (measured.num_rows, measured.num_groups, measured.information.num_groups) == (ROWS, 48, 48)
     assert measured.scale.rows == 48
-    # 8 nats over the groups.
-    assert measured.information.floor["synergy"] == pytest.approx(8 / (48 * np.log(2)))
+    # 8 nats over what the rows are worth.
+    rows = independent_rows(torch.arange(ROWS) // 2, run.eval_dataset.labels)
+    assert 48 < rows < ROWS
+    assert measured.information.floor["synergy"] == pytest.approx(8 / (rows * np.log(2)))
     for probe in run.record.history:
         assert probe.reading.measurement.num_groups == 48
 
@@ -238,6 +241,38 @@ def test_rows_of_a_group_count_as_one_where_heads_are_read() -> None:
     assert scale_of(heads_without_groups(repeated), SINGLE_LABEL).rows == 300
 
 
+def test_rows_are_worth_more_where_the_labels_of_a_group_are_mixed() -> None:
+    groups = torch.arange(40).repeat_interleave(10)
+    one_label, mixed = groups % 4, torch.arange(400) % 4
+    assert independent_rows(groups, one_label) == pytest.approx(40)
+    assert independent_rows(groups, mixed) == 400
+    half = torch.where(torch.arange(400) % 2 == 0, one_label, torch.randint(4, (400,)))
+    assert 60 < independent_rows(groups, half) < 250
+    assert independent_rows(torch.arange(30), torch.zeros(30, dtype=torch.int64)) == 30
+
+
+@pytest.mark.parametrize("labels_mixed", [False, True])
+def test_noise_that_is_alike_in_a_group_stays_below_the_floor(labels_mixed) -> None:
+    exceeded = 0
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        groups = torch.arange(24).repeat_interleave(12)
+        of_group = torch.randint(3, (24,), generator=generator)
+        labels = torch.randint(3, (288,), generator=generator) if labels_mixed else of_group[groups]
+        everyone = torch.ones(288, dtype=torch.bool)
+        heads = {
+            name: 2 * torch.randn(24, 3, generator=generator)[groups] for name in ("left", "right", "fused")
+        }
+        noise = Evaluation(
+            heads, {"left": None, "right": None}, {"left": everyone, "right": everyone}, labels, groups=groups
+        )
+        pid = decompose(noise, np.arange(288), reads_heads=True)
+        exceeded += bool((pid.mutual_information > pid.unique_floor).any())
+        if labels_mixed:
+            assert float(pid.unique_floor[0]) < 8 / (100 * np.log(2))
+    assert exceeded <= 2
+
+
 def heads_without_groups(evaluation: Evaluation) -> Evaluation:
     return Evaluation(evaluation.heads, evaluation.embeddings, evaluation.present, evaluation.labels)
 
@@ -319,9 +354,11 @@ def test_few_groups_are_said_where_noise_reaches_what_there_is_to_know() -> None
 
     assert not [*few_groups(information(None, 2.0))]
     assert not [*few_groups(information(97, 0.12))]
-    (few,) = few_groups(information(5, 2.0))
-    assert "600 probed rows are of 5 groups" in few.sentence
-    assert "give about 20 groups" in few.sentence
+    (few,) = few_groups(information(12, 2.0))
+    assert "600 probed rows are of 12 groups: noise alone may reach 2.00 bits of the 2.00" in few.sentence
+    assert "give about 48 groups" in few.sentence
+    (two,) = few_groups(information(2, 0.02))
+    assert "give about 10 groups" in two.sentence
     (one,) = few_groups(information(1, 0.1))
     assert "of one group" in one.sentence
 

@@ -14,6 +14,8 @@ from ecsfusion.pid.estimate import repeated_rows
 
 MAX_FLOOR_SHARE = 0.25
 """The largest noise floor, as a share of the bits of equally likely classes, that groups are enough for."""
+MIN_GROUPS = 10
+"""With fewer groups, how much groups differ is itself hardly known."""
 STEPS_PER_DEVIATION = 8
 """Embeddings of the same input in two batches differ in the last digits. They are compared in such steps."""
 
@@ -43,7 +45,7 @@ def shared_groups(trained: Collection[int], groups: Sequence[int | None], split:
 
 
 def few_groups(information: Information) -> Iterator[Finding]:
-    """Find that the probed rows are of so few groups that noise alone reaches much of the label's information.
+    """Find that the probed rows are of few groups, or of so few that noise reaches much of the label's information.
 
     Args:
         information: the decomposition of the probe set.
@@ -63,13 +65,14 @@ def few_groups(information: Information) -> Iterator[Finding]:
         )
         return
     floor, allowed = information.floor.get("synergy", 0.0), MAX_FLOOR_SHARE * math.log2(classes)
-    if floor > allowed:
+    if floor > allowed or groups < MIN_GROUPS:
+        needed = max(math.ceil(groups * floor / allowed), MIN_GROUPS)
         yield Finding(
             "few groups",
             "",
-            f"the {rows} probed rows are of {groups} groups, so that noise alone may reach {floor:.2f} bits of the "
-            f"{math.log2(classes):.2f} that {classes} classes have at most, and little can be decided by them: give "
-            f"about {math.ceil(groups * floor / allowed)} groups.",
+            f"the {rows} probed rows are of {groups} groups: noise alone may reach {floor:.2f} bits of the "
+            f"{math.log2(classes):.2f} that {classes} classes have at most, and other groups may differ by more than "
+            f"the intervals say; give about {needed} groups.",
         )
 
 

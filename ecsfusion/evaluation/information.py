@@ -15,6 +15,7 @@ from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.estimate import fast_pid, fast_pids
+from ecsfusion.pid.folds import independent_rows
 from ecsfusion.pid.head_posteriors import head_pids
 
 REGRESSION_BINS = 8
@@ -62,7 +63,10 @@ def decompose(
             device,
             **options,
         )
-        return pid if groups is None else _of_groups(pid, (int(groups.max()) + 1) / len(rows))
+        if groups is None:
+            return pid
+        classes = evaluation.labels[rows] if problem_type == SINGLE_LABEL else groups
+        return _of_groups(pid, independent_rows(groups, classes) / len(rows))
     labels = evaluation.labels[rows].to(device)
     groups = None if groups is None else groups.to(device)
     # The fused head reads all modalities; of some of them it is no readout.
@@ -142,8 +146,9 @@ def decompose_embeddings(
 def _of_groups(pid: PID, share: float) -> PID:
     """A decomposition by clusters with the floors and intervals of rows of which only this share is independent.
 
-    If the rows of a group are alike, noise is that of as many rows as there are groups: its information is 1 / share
-    times as large, and an interval 1 / sqrt(share) times as wide. The correction has removed the bias of single rows.
+    Noise that is alike in a group is that of fewer rows (`ecsfusion.pid.folds.independent_rows`): its information is
+    1 / share times as large, and an interval 1 / sqrt(share) times as wide. The correction has removed the bias of single
+    rows.
     """
     plugin = pid.plugin
 

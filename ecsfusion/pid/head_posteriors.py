@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2, PID, entropy
-from ecsfusion.pid.folds import Folds, make_folds, row_keys
+from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
 from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors
 from ecsfusion.pid.uncertainty import measure
@@ -102,6 +102,7 @@ def information_of_heads(
     """
     every = dict(logits) if joint_logits is None else {**logits, JOINT: joint_logits}
     folds = make_folds(row_keys(list(every.values()), random_seed), labels, groups, CALIBRATION_FOLDS)
+    independent = 0.0 if groups is None else independent_rows(groups, labels)
     labels = labels[folds.order]
     classes = next(iter(logits.values())).shape[1]
     prior = torch.bincount(labels, minlength=classes).double() / len(labels)
@@ -159,6 +160,7 @@ def information_of_heads(
         folds.group,
         folds.num_groups,
         entropy(prior, 1),
+        folds.num_groups.double() if groups is None else prior.new_tensor(independent),
     )
 
 
