@@ -147,8 +147,8 @@ def _of_groups(pid: PID, share: float) -> PID:
     """A decomposition by clusters with the floors and intervals of rows of which only this share is independent.
 
     Noise that is alike in a group is that of fewer rows (`ecsfusion.pid.folds.independent_rows`): its information is
-    1 / share times as large, and an interval 1 / sqrt(share) times as wide. The correction has removed the bias of single
-    rows.
+    1 / share times as large, and an interval 1 / sqrt(share) times as wide. The correction has removed the bias of
+    single rows.
     """
     plugin = pid.plugin
 

@@ -90,9 +90,9 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
 def independent_rows(groups: Tensor, labels: Tensor) -> float:
     """How many independent rows N rows in groups are worth, where the label is what is told: between groups and N.
 
-    What says nothing about the label may still be alike in a group. A mean of its products with the label then varies as
-    over N / (1 + (m - 1) r) rows, where m is the size of a group and r the correlation of labels within groups (Moulton
-    1986): as over the groups where each has one label, and as over the rows where the labels of a group are mixed.
+    What says nothing about the label may still be alike in a group. A mean of its products with the label then varies
+    as over N / (1 + (m - 1) r) rows, where m is the size of a group and r the correlation of labels within groups
+    (Moulton 1986): as over the groups where each has one label, and as over the rows where their labels are mixed.
 
     Args:
         groups: (N,) int64 numbers from 0.
