@@ -56,7 +56,12 @@ class Plan:
 
     @property
     def excluded_from_readout(self) -> tuple[str, ...]:
-        """Modalities whose own heads get no weight in the readout, see `Rule.excluded_from_readout`."""
+        """Modalities whose own heads get no weight in the readout, see `Rule.excluded_from_readout`.
+
+        Where no loss trains the heads of modalities, these are all: what random heads tell is chance.
+        """
+        if self.stages == "joint" and self.auxiliary_weight == 0 and not self.strategy.has_own_loss:
+            return tuple(self.strategy.modalities)
         return () if self.rule is None else self.rule.excluded_from_readout
 
     def keeps_initial_weights(self, stage: str) -> bool:
