@@ -24,9 +24,12 @@ from transformers.utils import logging
 
 from ecsfusion.controller.rule import Rule
 from ecsfusion.data.columns import check_collated, check_columns, check_has_rows
+from ecsfusion.data.groups import GROUPS
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
 from ecsfusion.data.numbered_rows import NumberedRows
+from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.diagnostics.run import RunDiagnostics
+from ecsfusion.diagnostics.starved_heads import starved_heads
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import score_name
@@ -42,10 +45,11 @@ from ecsfusion.training.callbacks import ControllerCallback, show_progress_of_st
 from ecsfusion.training.clipping import clip_by_part, total_norm
 from ecsfusion.training.divergence import logits_by_head, raise_divergence, what_broke
 from ecsfusion.training.evaluator import Evaluator, probe_options, raise_no_reading
+from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
 from ecsfusion.training.overrides import check_overrides
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
-from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, make_plan
+from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, head_rates, make_plan
 from ecsfusion.training.processes import end_processes
 from ecsfusion.training.publishing import Publishing, as_list
 from ecsfusion.training.record import StageRecord, check_saved_record
@@ -136,6 +140,7 @@ class FusionTrainer(ResumableTrainer):
         self.stages = Stages(self)
         self.best_heads = BestHeads(self)
         self.diagnostics = RunDiagnostics(self)
+        self.groups = RunGroups(self)
         self.publishing = Publishing(self)
         self.measurements: dict[str, Measurement] = {}
         self._heads: dict[str, torch.Tensor] = {}
@@ -180,9 +185,9 @@ class FusionTrainer(ResumableTrainer):
         self._check_before_training()
         if self.optimizer is not None and (self.plan.learning_rates or args.modality_weight_decays):
             raise ValueError(
-                "optimizers holds an optimizer, so modality_learning_rates and modality_weight_decays (given here, or "
-                "set by the strategy) would have no effect; give its parameter groups their rates, or leave "
-                "`optimizers` out."
+                "optimizers holds an optimizer, so head_learning_rate, modality_learning_rates and "
+                "modality_weight_decays (given here, or set by the strategy) would have no effect; give its parameter "
+                "groups their rates, or leave `optimizers` out."
             )
         show_progress_of_stages(self)
         self.add_callback(ControllerCallback())
@@ -395,6 +400,9 @@ class FusionTrainer(ResumableTrainer):
         if not self.is_in_train:
             # Made by hand: the arguments may have changed since.
             self.plan = self._make_plan()
+        starved: list[Finding] = []
+        if self._user_optimizer is None:
+            starved += starved_heads(self.model, head_rates(self.model, self.plan, self.args.learning_rate))
         self.model.label_smoothing = self.args.label_smoothing_factor
         self.model.config.auxiliary_weight = self.plan.auxiliary_weight
         self.model.config.readout = None
@@ -406,7 +414,11 @@ class FusionTrainer(ResumableTrainer):
             if isinstance(self.data_collator, FusionCollator | TensorCollator):
                 check_columns(dataset, self.model.modalities, name)
             else:
-                check_collated(dataset, self.data_collator, self.model.modalities, name)
+                collate = self.groups.collator(self.data_collator, dataset, is_training=True)
+                check_collated(dataset, collate, self.model.modalities, name)
+        findings = list(self.groups.begin())
+        if self.is_in_train:
+            self.diagnostics.before_training([*findings, *starved])
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
@@ -430,7 +442,8 @@ class FusionTrainer(ResumableTrainer):
         elif self.plan.learning_rates or self.args.modality_weight_decays:
             raise ValueError(
                 f"optim is {str(getattr(args.optim, 'value', args.optim))!r}, which makes parameter groups of its own; "
-                "leave out modality_learning_rates and modality_weight_decays, or choose another optimizer."
+                "leave out head_learning_rate, modality_learning_rates and modality_weight_decays, or choose another "
+                "optimizer."
             )
         return optimizer_class, kwargs
 
@@ -487,16 +500,16 @@ class FusionTrainer(ResumableTrainer):
         is_stream = isinstance(dataset, IterableDataset) or not has_length(dataset)
         if not is_stream and isinstance(self.data_collator, (FusionCollator, TensorCollator)):
             dataset = NumberedRows(dataset)
-        if self.args.world_size <= 1 or not isinstance(dataset, IterableDataset):
-            return super()._get_dataloader(dataset, *args, **kwargs)
         config, collate = self.accelerator.dataloader_config, self.data_collator
-        dispatch = config.dispatch_batches
-        if dispatch is None and kwargs.get("is_training", False):
-            # Each process reads the stream and takes its share, so that batches may differ in keys and lengths.
-            config.dispatch_batches = False
-        elif dispatch is not False:
-            # By default one process reads an evaluation stream for all, so that no row is measured twice.
-            self.data_collator = SameKeysCollator(collate, self.model.modalities)
+        dispatch, is_training = config.dispatch_batches, kwargs.get("is_training", False)
+        self.data_collator = self.groups.collator(collate, dataset, is_training)
+        if self.args.world_size > 1 and isinstance(dataset, IterableDataset):
+            if dispatch is None and is_training:
+                # Each process reads the stream and takes its share, so that batches may differ in keys and lengths.
+                config.dispatch_batches = False
+            elif dispatch is not False:
+                # By default one process reads an evaluation stream for all, so that no row is measured twice.
+                self.data_collator = SameKeysCollator(self.data_collator, self.model.modalities)
         try:
             return super()._get_dataloader(dataset, *args, **kwargs)
         finally:
@@ -708,8 +721,26 @@ class FusionTrainer(ResumableTrainer):
             self.measurements[split] = self.evaluator.with_reliability(self, evaluated)
             if is_probe_set:
                 self.evaluator.keep_only(self, self._probe_prefix(), evaluated)
-            self.diagnostics.after_evaluation()
+            self.diagnostics.after_evaluation(evaluated.outputs, split)
         return metrics
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Run the model on a batch as `transformers.Trainer` does; the groups of the rows pass it by.
+
+        Returns:
+            Loss, outputs of the model and labels. Where the rows have groups, they are a further output.
+        """
+        inputs, groups = split_inputs(inputs)
+        loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if groups is not None and isinstance(outputs, tuple):
+            outputs = (*outputs, {GROUPS: groups.to(self.args.device)})
+        return loss, outputs, labels
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on a data set as `transformers.Trainer` does, and leave weights and random state as they were.
@@ -743,6 +774,7 @@ class FusionTrainer(ResumableTrainer):
             returns, where it is given.
         """
         output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        output = output._replace(predictions=without_groups(output.predictions))
         if self.evaluator.user_preprocessing is None or output.predictions is None:
             return output
         return output._replace(predictions=self.evaluator.split_preprocessed(output.predictions)[1])

@@ -46,8 +46,16 @@ class FusionTrainingArguments(TrainingArguments):
             strategy="peak-synergy" does; the default rule does not.
         auxiliary_weight: weight of each unimodal loss in stage 2; None for that of the strategy, or 0.6 if the strategy
             sets none (arXiv 2509.20840).
-        modality_learning_rates: learning rate by modality (or "fusion"); the others use `learning_rate`.
-        modality_weight_decays: weight decay by modality (or "fusion"); the others use `weight_decay`.
+        head_learning_rate: learning rate of all heads, the fused one included; None for that of their modality. The
+            rate at which a pretrained encoder is fine-tuned (2e-5, say) is too small for a head that starts from
+            nothing.
+        modality_learning_rates: learning rate by modality, of a modality's head ("text.head") or of "fusion"; the
+            others use `head_learning_rate` or `learning_rate`.
+        modality_weight_decays: weight decay likewise; the others use `weight_decay`.
+        group_column_name: the column that says what rows share, such as a subject, a recording or a picture; texts or
+            whole numbers. It is no input of the model. Rows of one group stay together where the probe and the readout
+            are fitted on some rows and judged on others, and count as one in noise floors, intervals and warnings. The
+            probe set must have it; other sets may. None where rows stand alone.
         probe_clusters: clusters per modality in the probe, or None to choose from samples and classes.
         probe_components: principal directions per modality in the probe, or None to choose from samples and classes.
         probe_rows: the largest number of rows of the evaluation set that are decomposed, which are drawn once; None for
@@ -81,11 +89,15 @@ class FusionTrainingArguments(TrainingArguments):
     auxiliary_weight: float | None = field(
         default=None, metadata={"help": "weight of unimodal losses in stage 2"}
     )
+    head_learning_rate: float | None = field(default=None, metadata={"help": "learning rate of all heads"})
     modality_learning_rates: dict[str, float] | str | None = field(
-        default=None, metadata={"help": "learning rate by modality"}
+        default=None, metadata={"help": "learning rate by modality, of 'NAME.head' or 'fusion'"}
     )
     modality_weight_decays: dict[str, float] | str | None = field(
         default=None, metadata={"help": "weight decay by modality"}
+    )
+    group_column_name: str | None = field(
+        default=None, metadata={"help": "column of what rows share, such as a subject"}
     )
     probe_clusters: int | None = field(default=None, metadata={"help": "clusters per modality in the probe"})
     probe_components: int | None = field(default=None, metadata={"help": "principal directions in the probe"})
@@ -122,6 +134,10 @@ class FusionTrainingArguments(TrainingArguments):
                     raise ValueError(
                         f"{name}[{modality!r}] is {value!r}; give a number that is not negative."
                     )
+        if self.head_learning_rate is not None and not self.head_learning_rate >= 0:
+            raise ValueError(
+                f"head_learning_rate is {self.head_learning_rate}; give a number that is not negative."
+            )
         if self.strategy is not None:
             check_strategy_name(self.strategy)
         if self.max_unimodal_share is not None and not 0.0 < self.max_unimodal_share < 1.0:

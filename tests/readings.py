@@ -34,6 +34,7 @@ def make_information(
     num_clusters: tuple[int, ...] = (20, 20),
     num_classes: int = 10,
     measured_dependence: float | None = None,
+    num_groups: int | None = None,
 ) -> Information:
     """A decomposition.
 
@@ -69,6 +70,7 @@ def make_information(
         num_clusters=num_clusters,
         num_classes=num_classes,
         measured_dependence=measured_dependence,
+        num_groups=num_groups,
     )
 
 

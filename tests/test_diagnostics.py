@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +20,7 @@ from ecsfusion.diagnostics.memorization import memorized
 from ecsfusion.diagnostics.no_information import information_lost, no_information
 from ecsfusion.diagnostics.short_stage import short_stage
 from ecsfusion.diagnostics.shortcut import shortcut
+from ecsfusion.diagnostics.starved_heads import starved_heads
 from ecsfusion.evaluation.measurement import Information, Measurement, Scale
 from ecsfusion.pid.decomposition import decompose
 
@@ -403,3 +405,21 @@ def test_the_scale_of_an_accuracy() -> None:
     assert not Scale(100, 0.5).is_chance(0.66)
     # Of an R^2
     assert Scale(100, 0.0).error(0.5) == Scale(100, 0.0).error(0.0) == pytest.approx(0.1)
+
+
+def test_fresh_heads_behind_pretrained_encoders_at_a_rate_for_fine_tuning() -> None:
+    def findings(rates: dict[str, float], **config: Any) -> list[Finding]:
+        model = SimpleNamespace(
+            sources={"text": "a/b", "image": None},
+            config=SimpleNamespace(**{"_name_or_path": "", "readout": None, **config}),
+        )
+        return [*starved_heads(model, rates)]
+
+    small = {"text": 2e-5, "image": 2e-5, "fusion": 2e-5}
+    (found,) = findings(small)
+    # The encoder of the image is not pretrained: its rate is its user's choice.
+    assert found.sentence.startswith("the head of text, the fused head start from nothing at a rate of 2e-05")
+    assert "head_learning_rate=1e-3" in found.sentence
+    assert not findings({"text": 1e-3, "image": 2e-5, "fusion": 1e-3})
+    assert not findings(small, _name_or_path="a/fusion-model")
+    assert not findings(small, readout={})

@@ -246,6 +246,48 @@ def test_learning_rates_go_by_modality(tmp_path):
     assert len(members) == len(list(run.model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"head_learning_rate": 0.1},
+            {"left": 3e-3, "left.head": 0.1, "right": 3e-3, "right.head": 0.1, "fusion": 0.1},
+        ),
+        (
+            {
+                "head_learning_rate": 0.1,
+                "modality_learning_rates": {"right": 0.2, "left.head": 0.3, "fusion": 0.4},
+            },
+            {"left": 3e-3, "left.head": 0.3, "right": 0.2, "right.head": 0.1, "fusion": 0.4},
+        ),
+        (
+            {"modality_learning_rates": {"right.head": 0.3}},
+            {"left": 3e-3, "right": 3e-3, "right.head": 0.3, "fusion": 3e-3},
+        ),
+        # A head apart from its encoder for another reason keeps the rate of its modality.
+        (
+            {"modality_weight_decays": {"right.head": 0.3}, "modality_learning_rates": {"right": 0.2}},
+            {"left": 3e-3, "right": 0.2, "right.head": 0.2, "fusion": 3e-3},
+        ),
+    ],
+)
+def test_heads_have_rates_apart_from_encoders(tmp_path, options, expected):
+    run = trainer(tmp_path, **options)
+    run.create_optimizer()
+    groups = {group["name"]: group for group in run.optimizer.param_groups}
+    assert {name: group["lr"] for name, group in groups.items() if "no_decay" not in name} == expected
+    assert groups["left.no_decay"]["lr"] == expected["left"]
+    if "right.head" in expected:
+        of_head = {id(p) for name, p in run.model.named_parameters() if name.startswith("heads.right.")}
+        named = [
+            p for name, group in groups.items() if name.startswith("right.head") for p in group["params"]
+        ]
+        assert {id(p) for p in named} == of_head
+        assert groups["right.head.no_decay"]["lr"] == expected["right.head"]
+    members = [p for group in groups.values() for p in group["params"]]
+    assert len({id(p) for p in members}) == len(members) == len(list(run.model.parameters()))
+
+
 @pytest.mark.parametrize("steps", [2 * STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH])
 def test_a_resumed_run_ends_with_the_same_weights_and_decisions(tmp_path, steps):
     options = {"save_strategy": "epoch", "num_train_epochs": 6, "lr_scheduler_type": "cosine"}
@@ -369,6 +411,8 @@ def test_what_is_evaluated_in_a_callback_decides_nothing(tmp_path):
         ({"label_names": ["target"]}, "label_names"),
         ({"metric_for_best_model": "acuracy"}, "metric_for_best_model is 'acuracy'"),
         ({"modality_learning_rates": {"audio": 0.1}}, r"names \['audio'\]"),
+        ({"modality_learning_rates": {"left.heads": 0.1}}, r"names \['left.heads'\].*'left.head'"),
+        ({"head_learning_rate": -1.0}, "head_learning_rate is -1.0; give a number"),
         ({"strategy": "strong-first"}, "strategy is 'strong-first'"),
         ({"strategy_options": {"patients": 2}}, "unknown option 'patients'"),
         ({"strategy_options": {"ratio": "large"}}, "ratio must be a positive number, got 'large'"),

@@ -57,8 +57,7 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
             "datasets.Dataset.from_pandas(...) of it, or a list of dictionaries."
         )
     column_names = getattr(dataset, "column_names", None)
-    with _unchanged_random_state():
-        columns = _keys_of_first_row(dataset)
+    columns = keys_of_first_row(dataset)
     columns = list(column_names or ()) if columns is None else columns
     if not columns:
         return
@@ -166,10 +165,12 @@ def _can_be_indexed(dataset: Any) -> bool:
     return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset) > 0
 
 
-def _keys_of_first_row(dataset: Any) -> list[str] | None:
+def keys_of_first_row(dataset: Any) -> list[str] | None:
+    """The keys of the first row; None if the data set cannot be indexed, or its rows have no keys."""
     if not _can_be_indexed(dataset):
         return None
-    row = dataset[0]
+    with _unchanged_random_state():
+        row = dataset[0]
     return [str(key) for key in row] if isinstance(row, Mapping) else None
 
 

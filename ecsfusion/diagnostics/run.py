@@ -21,6 +21,7 @@ from ecsfusion.controller.rule import Rule
 from ecsfusion.diagnostics.duplicate import duplicate
 from ecsfusion.diagnostics.estimate import atoms_below_noise, few_rows, wide_certificate
 from ecsfusion.diagnostics.finding import Finding
+from ecsfusion.diagnostics.groups import few_groups, repeating_rows
 from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
 from ecsfusion.diagnostics.memorization import memorized
 from ecsfusion.diagnostics.no_information import information_lost, no_information
@@ -105,8 +106,21 @@ class ReadableRun(Protocol):
         """What the run does, as resolved when training started."""
 
 
+class ObservedGroups(Protocol):
+    """For `RunDiagnostics`: the groups of rows in a run."""
+
+    def shared(self, groups: torch.Tensor | None, split: str) -> Iterator[Finding]:
+        """Find groups (N,) of an evaluation that the run has trained on."""
+
+
 class ObservedRun(ReadableRun, Protocol):
-    """For `RunDiagnostics`: the trainer that it observes."""
+    """For `RunDiagnostics`: the trainer that it observes.
+
+    Attributes:
+        groups: the groups of its rows.
+    """
+
+    groups: ObservedGroups
 
     def evaluation_sets(self) -> dict[str, Any]:
         """The evaluation sets by name, the probe set first."""
@@ -139,6 +153,10 @@ class RunDiagnostics:
     def __init__(self, run: ObservedRun) -> None:
         self.run = run
 
+    def before_training(self, findings: Iterable[Finding]) -> None:
+        """Report what was found about the data sets."""
+        self._warn(findings)
+
     def after_probe(self, evaluation: Evaluation, measurement: Measurement) -> None:
         """Run the diagnostics of a probe in training, whose entry is the last one of `run.record.history`.
 
@@ -153,6 +171,7 @@ class RunDiagnostics:
             return
         latest = history[-1]
         self._warn([*few_rows(information), *wide_certificate(information), *information_lost(history)])
+        self._warn_of_groups(evaluation, "validation", information)
         if run.rule is not None and (run.rule.context.joint_pausing or latest.stage == "unimodal"):
             self._warn(late_pause(history, run.rule.pauses_at))
         ends_unimodal_stage = latest.restored is not None
@@ -179,9 +198,18 @@ class RunDiagnostics:
         self._warn([*no_information([reading]), *atoms_below_noise(measurement), *self._shortcuts()])
         self._compare_with_training_rows(measurement)
 
-    def after_evaluation(self) -> None:
-        """Run the diagnostic of shortcuts after an evaluation of the trained model."""
+    def after_evaluation(self, evaluation: Evaluation, split: str) -> None:
+        """Run the diagnostics of shortcuts and of groups after an evaluation outside of training."""
         self._warn(self._shortcuts())
+        self._warn_of_groups(evaluation, split, self.run.measurements[split].information)
+
+    def _warn_of_groups(self, evaluation: Evaluation, split: str, information: Information | None) -> None:
+        name = split.removeprefix("eval_")
+        self._warn(self.run.groups.shared(evaluation.groups, name))
+        if not any(warning["diagnostic"] == "repeated rows" for warning in self.run.record.warnings):
+            self._warn(repeating_rows(evaluation))
+        if information is not None and split == "validation":
+            self._warn(few_groups(information))
 
     def _after_unimodal_stage(self, history: Sequence[Probe], measurement: Measurement) -> None:
         self._warn(late_end_of_stage(history))

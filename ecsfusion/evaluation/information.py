@@ -15,6 +15,7 @@ from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.estimate import fast_pid, fast_pids
+from ecsfusion.pid.folds import independent_rows
 from ecsfusion.pid.head_posteriors import head_pids
 
 REGRESSION_BINS = 8
@@ -38,6 +39,8 @@ def decompose(
     label ties the modalities; then readouts of the embeddings are fitted here. Heads that are not trained show nothing:
     without `reads_heads`, and in regression, whose heads have no posteriors, the embeddings are clustered.
 
+    Where rows have groups, they count as one row each: in folds, intervals and floors.
+
     Args:
         evaluation: the outputs of the pass.
         rows: (n,) indices of the rows, which have all these modalities.
@@ -51,15 +54,21 @@ def decompose(
     """
     every = tuple(evaluation.embeddings)
     names = every if names is None else tuple(names)
+    groups = evaluation.group_numbers(rows)
     if not reads_heads or problem_type == REGRESSION:
-        return decompose_embeddings(
+        pid = decompose_embeddings(
             {name: evaluation.embeddings[name][rows] for name in names},
             evaluation.labels.numpy()[rows],
             problem_type,
             device,
             **options,
         )
+        if groups is None:
+            return pid
+        classes = evaluation.labels[rows] if problem_type == SINGLE_LABEL else groups
+        return _of_groups(pid, independent_rows(groups, classes) / len(rows))
     labels = evaluation.labels[rows].to(device)
+    groups = None if groups is None else groups.to(device)
     # The fused head reads all modalities; of some of them it is no readout.
     heads = [*names, FUSED] if set(names) == set(every) else [*names]
     logits = {name: evaluation.heads[name][rows].to(device) for name in heads}
@@ -80,6 +89,7 @@ def decompose(
             pairs,
             num_clusters if isinstance(num_clusters, int) else None,
             seed,
+            groups,
         )
         for z, target in problems
     ]
@@ -91,7 +101,7 @@ def decompose(
     sides = [([a], [other for other in names if other != a]) for a, _ in pairs]
     dependence = torch.stack(
         [
-            held_out_dependence(embeddings, target, next(iter(z.values())).shape[1], sides, seed)
+            held_out_dependence(embeddings, target, next(iter(z.values())).shape[1], sides, seed, groups)
             for z, target in problems
         ]
     )
@@ -131,6 +141,40 @@ def decompose_embeddings(
     pids = fast_pids(rows, targets, method="clusters", **options)
     against_rest = [_mean_over_labels(pids[f"{name}, rest"]) for name in rows]
     return _one_of_many(against_rest, tuple(rows))
+
+
+def _of_groups(pid: PID, share: float) -> PID:
+    """A decomposition by clusters with the floors and intervals of rows of which only this share is independent.
+
+    Noise that is alike in a group is that of fewer rows (`ecsfusion.pid.folds.independent_rows`): its information is
+    1 / share times as large, and an interval 1 / sqrt(share) times as wide. The correction has removed the bias of
+    single rows.
+    """
+    plugin = pid.plugin
+
+    def floor(name: str) -> Any:
+        noise = getattr(pid, name)
+        if noise is None or plugin is None:
+            return noise
+        with_bias = torch.maximum(getattr(plugin, name), noise)
+        return with_bias / share - (with_bias - noise)
+
+    def interval(name: str, value: torch.Tensor) -> Any:
+        ends = getattr(pid, name)
+        if ends is None:
+            return None
+        middle = value.unsqueeze(-1)
+        return (middle + (ends - middle) / share**0.5).clamp_min(0.0)
+
+    return replace(
+        pid,
+        redundancy_floor=floor("redundancy_floor"),
+        unique_floor=floor("unique_floor"),
+        synergy_floor=floor("synergy_floor"),
+        redundancy_interval=interval("redundancy_interval", pid.redundancy),
+        unique_interval=interval("unique_interval", pid.unique),
+        synergy_interval=interval("synergy_interval", pid.synergy),
+    )
 
 
 def _mean(pids: Sequence[PID]) -> PID:

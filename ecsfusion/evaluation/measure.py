@@ -54,7 +54,9 @@ def measure(
     masks = {name: mask.numpy() for name, mask in evaluation.present.items()}
     complete = np.logical_and.reduce(list(masks.values()))
     excluded = evaluation.excluded_from_readout
-    calibrated = calibrated_answers(heads, labels, readout, masks, problem_type, excluded)
+    calibrated = calibrated_answers(
+        heads, labels, readout, masks, problem_type, excluded, evaluation.group_numbers()
+    )
     fused = head_answers(heads[FUSED], problem_type)
     scores = {
         name: score(head_answers(heads[name][mask], problem_type), labels[mask], problem_type)
@@ -78,7 +80,12 @@ def measure(
         num_rows=len(labels),
         complete_rows=int(complete.sum()),
         scale=scale_of(evaluation, problem_type),
-        information=None if pid is None else Information.from_pid(pid),
+        information=None if pid is None else Information.from_pid(pid, _num_groups(evaluation, rows)),
         seconds=time.perf_counter() - start,
+        num_groups=_num_groups(evaluation, slice(None)),
     )
     return measurement, pid
+
+
+def _num_groups(evaluation: Evaluation, rows: Any) -> int | None:
+    return None if evaluation.groups is None else len(evaluation.groups[rows].unique())

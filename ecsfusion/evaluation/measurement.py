@@ -28,7 +28,7 @@ class Scale:
     """The number of rows of an evaluation set and the score of chance on it.
 
     Attributes:
-        rows: number of rows of the modality that has the fewest.
+        rows: number of rows of the modality that has the fewest; rows of one group count as one.
         chance: score of the best answer that is the same for every row; 0 for R^2.
     """
 
@@ -71,6 +71,7 @@ class Information:
         num_classes: classes of the label.
         measured_dependence: by heads, what readouts of the embeddings of all modalities know of the label beyond the
             product of the posteriors of each; None where that was not asked for.
+        num_groups: groups of the rows that were decomposed; None where rows stand alone.
     """
 
     redundancy: float
@@ -87,10 +88,11 @@ class Information:
     num_clusters: tuple[int, ...] = ()
     num_classes: int = 0
     measured_dependence: float | None = None
+    num_groups: int | None = None
 
     @classmethod
-    def from_pid(cls, pid: PID) -> Information:
-        """Take the numbers from a decomposition of one table."""
+    def from_pid(cls, pid: PID, num_groups: int | None = None) -> Information:
+        """Take the numbers from a decomposition of one table, of rows of so many groups."""
         values = pid.to_dict()
         plugin = values["plugin"] or values
         return cls(
@@ -108,6 +110,7 @@ class Information:
             num_clusters=tuple(values["num_clusters"]),
             num_classes=values["num_classes"],
             measured_dependence=values["dependence"],
+            num_groups=num_groups,
         )
 
     @classmethod
@@ -164,6 +167,7 @@ class Measurement:
         information: the decomposition, or None where none was made.
         reliability: confidence and accuracy by head, for the reliability diagram; None in training.
         seconds: the time that scores and decomposition took.
+        num_groups: groups of the rows, such as subjects; None where rows stand alone.
     """
 
     score: str
@@ -175,6 +179,7 @@ class Measurement:
     information: Information | None = None
     reliability: dict[str, Any] | None = None
     seconds: float = field(default=0.0, compare=False)
+    num_groups: int | None = None
 
     @property
     def modality_scores(self) -> dict[str, float]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ecsfusion.data.groups import GROUPS
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.readout import Readout
 
@@ -27,6 +28,7 @@ class Evaluation:
         labels: (N,) class indices, or the labels of another problem type.
         excluded_from_readout: modalities whose own heads get no weight in the readout in rows that have others; see
             `Rule.excluded_from_readout`.
+        groups: (N,) int64, equal for rows of one source such as a subject; None where rows stand alone.
     """
 
     heads: dict[str, Tensor]
@@ -34,6 +36,7 @@ class Evaluation:
     present: dict[str, Tensor]
     labels: Tensor
     excluded_from_readout: tuple[str, ...] = ()
+    groups: Tensor | None = None
 
     @classmethod
     def from_outputs(cls, outputs: Any, labels: Any, embedding_dims: Mapping[str, int]) -> Evaluation:
@@ -42,7 +45,8 @@ class Evaluation:
         A modality that was not run, because the set lacks it, is missing in all rows.
 
         Args:
-            outputs: the four outputs, as arrays; further ones are ignored.
+            outputs: the four outputs, as arrays, and perhaps a mapping that holds the groups under `GROUPS`; further
+                ones are ignored.
             labels: of all N rows.
             embedding_dims: D_m by modality of the model.
         """
@@ -57,11 +61,15 @@ class Evaluation:
             )
             present[name] = run_present[name] if is_run else np.zeros(len(logits), dtype=bool)
         heads = {FUSED: logits, **unimodal_logits}
+        groups = next(
+            (each[GROUPS] for each in outputs[4:] if isinstance(each, Mapping) and GROUPS in each), None
+        )
         return cls(
             {name: torch.from_numpy(values) for name, values in heads.items()},
             dict(embeddings),
             {name: torch.from_numpy(values) for name, values in present.items()},
             torch.from_numpy(labels),
+            groups=None if groups is None else torch.from_numpy(groups),
         )
 
     def check_finite(self) -> None:
@@ -93,6 +101,21 @@ class Evaluation:
             "a probe needs such rows. Give them in the first evaluation set; others may lack a modality."
         )
 
+    def group_numbers(self, rows: Any = slice(None)) -> Tensor | None:
+        """The group of each of these rows as a number from 0, (n,) int64; None where rows stand alone.
+
+        Where all rows are of one group they stand alone, too: there is no other group to judge a readout on.
+        """
+        if self.groups is None:
+            return None
+        numbers = self.groups[rows].unique(return_inverse=True)[1]
+        return numbers if len(numbers) and int(numbers.max()) > 0 else None
+
+    def count(self, rows: Any = slice(None)) -> int:
+        """How many of these rows are independent of each other: their groups, or the rows where they stand alone."""
+        numbers = self.group_numbers(rows)
+        return len(self.labels[rows]) if numbers is None else int(numbers.max()) + 1
+
     def probed_rows(self, max_rows: int | None, seed: int) -> np.ndarray:
         """The rows (n,) that a probe decomposes: at most `max_rows` of those with every modality, drawn by the seed."""
         complete = torch.stack(list(self.present.values())).all(dim=0).nonzero()[:, 0].numpy()
@@ -108,6 +131,7 @@ class Evaluation:
             self.present,
             problem_type,
             excluded_from_readout=self.excluded_from_readout,
+            groups=self.group_numbers(),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, mean_loss
 from ecsfusion.model.readout import Readout, expected_calibration_error
+from ecsfusion.pid.folds import make_folds
 
 
 def score_name(problem_type: str) -> str:
@@ -42,11 +44,11 @@ def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> flo
 def scale_of(evaluation: Evaluation, problem_type: str) -> Scale:
     """The number of rows of an evaluation set, and the score of the best constant answer on it.
 
-    The number is that of the modality with the fewest rows, among those that the set has. The best constant answer is
-    the most frequent class, or in regression the mean.
+    Rows of one group count as one. The number is that of the modality with the fewest, among those that the set has.
+    The best constant answer is the most frequent class, or in regression the mean.
     """
-    counts = [int(mask.sum()) for mask in evaluation.present.values()]
-    rows = min((count for count in counts if count), default=0)
+    counts = [evaluation.count(mask) for mask in evaluation.present.values() if bool(mask.any())]
+    rows = min(counts, default=0)
     if problem_type == REGRESSION:
         return Scale(rows, 0.0)
     if problem_type == MULTI_LABEL:
@@ -89,11 +91,13 @@ def calibrated_answers(
     present: Mapping[str, np.ndarray],
     problem_type: str,
     excluded_from_readout: Sequence[str] = (),
+    groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The probabilities or predictions (N, C) of the calibrated combination of the heads.
 
     Without a readout, one is fitted on the odd rows for the even rows and the other way round, so that no row is used
-    both to fit and to judge. A single row gets the answer of the fused head.
+    both to fit and to judge; with groups on one half of the groups for the other. A single row gets the answer of the
+    fused head.
 
     Args:
         heads: logits (N, C) by head.
@@ -102,10 +106,11 @@ def calibrated_answers(
         present: which rows have a modality, (N,) bool, by modality.
         problem_type: see `ecsfusion.model.problem_types`.
         excluded_from_readout: modalities whose heads get no weight in rows that have others.
+        groups: (N,) int64 numbers from 0 of the source of each row, at least two; None where rows stand alone.
     """
     rows = {m: torch.from_numpy(mask) for m, mask in present.items()}
 
-    def combine(fitted: Readout, part: slice) -> torch.Tensor:
+    def combine(fitted: Readout, part: Any) -> torch.Tensor:
         answers = fitted({h: z[part] for h, z in heads.items()}, {m: mask[part] for m, mask in rows.items()})
         return answers if problem_type == REGRESSION else answers.exp()
 
@@ -114,15 +119,27 @@ def calibrated_answers(
     if len(labels) < 2:
         return head_answers(heads[FUSED], problem_type)
     answers = torch.empty(next(iter(heads.values())).shape, dtype=torch.float64)
-    for fold in (0, 1):
-        other_fold = slice(1 - fold, None, 2)
+    halves = _halves(labels, groups, problem_type)
+    for own_half, other_half in (halves, halves[::-1]):
         fitted = Readout.fit(
-            {h: z[other_fold] for h, z in heads.items()},
-            labels[other_fold],
-            {m: mask[other_fold] for m, mask in rows.items()},
+            {h: z[other_half] for h, z in heads.items()},
+            labels[other_half],
+            {m: mask[other_half] for m, mask in rows.items()},
             problem_type,
             subsets=not all(bool(mask.all()) for mask in rows.values()),
             excluded_from_readout=excluded_from_readout,
+            groups=None if groups is None else groups[other_half],
         )
-        answers[fold::2] = combine(fitted, slice(fold, None, 2)).double()
+        answers[own_half] = combine(fitted, own_half).double()
     return answers
+
+
+def _halves(labels: torch.Tensor, groups: torch.Tensor | None, problem_type: str) -> tuple[Any, Any]:
+    """Two halves of the rows: the even and the odd ones, or whole groups, with even shares of the classes."""
+    if groups is None:
+        return slice(0, None, 2), slice(1, None, 2)
+    classes = labels if problem_type == SINGLE_LABEL else torch.zeros_like(groups)
+    folds = make_folds(torch.arange(len(groups)), classes, groups, 2)
+    first = torch.empty(len(groups), dtype=torch.bool)
+    first[folds.order] = folds.fold == 0
+    return first, ~first

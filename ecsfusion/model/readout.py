@@ -70,15 +70,18 @@ class Readout:
         problem_type: str = SINGLE_LABEL,
         subsets: bool = True,
         excluded_from_readout: Collection[str] = (),
+        groups: Tensor | np.ndarray | None = None,
     ) -> Readout:
         """Fit the weights on validation samples that were not used for training.
 
-        On these samples the combination's loss (cross-entropy; in regression the squared error) is never above that of
-        the best single calibrated head. Where its accuracy is below that of the most accurate head, which is usually a
-        matter of a few samples, the weights are moved towards this head, as far as needed and as the bound on
-        cross-entropy allows. On the samples of a fit with the fused head, the combination is never less accurate than
-        the fused head, and its loss is then never above that of the calibrated fused head. Heads that lower the loss by
-        less than (log N) / 2 nats over all N samples get the weight zero.
+        With the fused head among the heads, the weights are pulled towards its own answer with the strength of
+        `readout_weights.PULL` samples, because validation rows may be of other subjects than those of tomorrow. On
+        these samples the combination is then never less accurate than the fused head, and its loss (cross-entropy) is
+        never above that of the calibrated fused head. Without the fused head, and in regression, the loss (in
+        regression the squared error) is never above that of the best single calibrated head. Where the accuracy of a
+        combination without the fused head is below that of the most accurate head, which is usually a matter of a few
+        samples, the weights are moved towards this head, as far as needed and as the bound on cross-entropy allows.
+        Heads that lower the loss by less than (log N) / 2 nats over all N samples get the weight zero.
 
         With up to 4 modalities every subset of them is fitted; with more, all together and each alone. A set of
         heads is fitted on the rows that have all of its modalities, and left out if there is no such row.
@@ -91,6 +94,8 @@ class Readout:
             subsets: False to fit only the combination of all heads, for rows that have every modality.
             excluded_from_readout: modalities whose own heads get the weight zero in every set that has other heads
                 (see `Rule.excluded_from_readout`). The combination's loss may then be above theirs.
+            groups: (N,) whole numbers, equal for rows of one source such as a subject. Rows of a group then count as
+                one where a head must lower the loss enough to get a weight, and in the pull towards equal weights.
 
         Returns:
             The fitted readout.
@@ -111,6 +116,7 @@ class Readout:
         heads = _check_logits(logits, rows, problem_type)
         N, C = next(iter(heads.values())).shape[:2]
         targets = _check_targets(labels, N, C, problem_type)
+        sources = None if groups is None else _check_groups(groups, N)
         modalities = tuple(name for name in heads if name != FUSED)
         fitted, offsets = {}, {}
         sets = _head_sets(modalities, with_fused=FUSED in heads) if subsets else [tuple(heads)]
@@ -121,14 +127,15 @@ class Readout:
                 continue
             weighed = [name for name in names if name not in excluded_from_readout] or names
             stacked = np.stack([heads[name][chosen] for name in weighed])
+            share = 1.0 if sources is None else len(np.unique(sources[chosen])) / int(chosen.sum())
             if problem_type == REGRESSION:
-                weights, offset = weigh_predictions(stacked, targets[chosen])
+                weights, offset = weigh_predictions(stacked, targets[chosen], share)
                 offsets[frozenset(names)] = offset.tolist()
             else:
                 # In multi-label classification, every label of every row is a sample of its own.
                 flat = stacked.reshape(len(weighed), -1, stacked.shape[-1])
                 reference = weighed.index(FUSED) if FUSED in weighed else None
-                weights = pool_opinions(flat, targets[chosen].reshape(-1), reference)
+                weights = pool_opinions(flat, targets[chosen].reshape(-1), reference, share)
             weight = dict(zip(weighed, weights.tolist(), strict=True))
             fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
         return cls(modalities, C, fitted, problem_type, offsets)
@@ -388,6 +395,16 @@ def _check_present(
             )
         rows[name] = values
     return rows
+
+
+def _check_groups(groups: Any, num_rows: int) -> np.ndarray:
+    """The group (N,) of each row."""
+    values = _as_tensor(groups, "groups").numpy()
+    if values.shape != (num_rows,) or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"groups is {values.dtype} of shape {values.shape}; give one whole number for each of the {num_rows} rows."
+        )
+    return values
 
 
 def _check_logits(

@@ -1,8 +1,9 @@
 """Fits of the heads' weights in a readout: by cross-entropy for probabilities, by least squares for predictions.
 
-Both fits are convex, so they end at the optimum. Both are pulled towards the plain mean with the weight of one
-observation, drop heads that lower the loss too little, and are never worse than the best single head on the rows of the
-fit.
+Both fits are convex, so they end at the optimum, and drop heads that lower the loss too little. Probabilities are pulled
+towards the fused head with the weight of some observations, and are never worse than it on the rows of the fit. Without
+a fused head, and for predictions, the pull is towards the plain mean with the weight of one observation, and the
+combination is never worse than the best single head.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from scipy.optimize import minimize, nnls
 from threadpoolctl import ThreadpoolController
 
 RIDGE = 1.0
-"""Strength of the pull towards the plain (geometric) mean: the fit minimizes, in nats over the whole validation set,
-cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it. Without it, the best weights on a
-validation set without errors would be infinite."""
+"""Strength of the pull towards the plain (geometric) mean, where there is no fused head: the fit minimizes, in nats over
+the whole validation set, cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it. Without it,
+the best weights on a validation set without errors would be infinite."""
+
+PULL = 10.0
+"""Strength of the pull towards the fused head as it is, where there is one. The rows of validation may be of other
+subjects, voices or pictures than those of tomorrow; then weights that fit them closely are wrong for the others. The
+fused head answers alone until the others lower the loss clearly. Measured in benchmarks/README.md."""
 
 
 MIN_WEIGHT_ALONE = 1e-3
 """The smallest weight of a head that answers alone. It leaves the probabilities near 1/C and keeps their order."""
 
 
-def min_gain(num_samples: int) -> float:
+def min_gain(num_samples: float) -> float:
     """Nats by which a head must lower the loss of the whole validation set to keep a weight: (log N) / 2.
 
     That is Schwarz's criterion (1978). It drops a second head that only makes certain probabilities more certain, and
@@ -35,35 +41,32 @@ _BLAS = ThreadpoolController()
 
 
 @_BLAS.wrap(limits=1, user_api="blas")
-def pool_opinions(log_p: np.ndarray, targets: np.ndarray, reference: int | None = None) -> np.ndarray:
-    """Weights (H,) of heads that give probabilities, never worse than the best single head with a fitted weight.
+def pool_opinions(
+    log_p: np.ndarray, targets: np.ndarray, reference: int | None = None, share: float = 1.0
+) -> np.ndarray:
+    """Weights (H,) of heads that give probabilities.
+
+    With a fused head they are pulled towards its own answer. On these samples the combination's cross-entropy is then
+    never above that of the fused head, and its accuracy never below. Without one they are pulled towards the plain
+    mean, and the cross-entropy is never above that of the best single head with a fitted weight.
 
     Args:
         log_p: (H, N, C), log-probabilities.
         targets: (N,), class indices.
-        reference: the index of a head than which the combination must not be less accurate on these rows, whatever the
-            cross-entropy of the others; it is then never above that of this head. None for no such head.
+        reference: the index of the fused head; None if it is not among the heads.
+        share: independent samples per sample: 1, or groups / N where rows of a group count as one.
     """
-    H, N, _ = log_p.shape
+    H, samples, _ = log_p.shape
+    N = share * samples
     # With a weight of zero a head would say nothing, where its own answers may still be right.
-    alone = np.concatenate([_fit_weights(head[None], targets) for head in log_p]).clip(min=MIN_WEIGHT_ALONE)
+    alone = np.concatenate([_fit_weights(head[None], targets, N) for head in log_p]).clip(
+        min=MIN_WEIGHT_ALONE
+    )
     if H == 1:
         return alone
-    kept = np.ones(H, dtype=bool)
-    weights = _fit_weights(log_p, targets)
-    while kept.sum() > 1:
-        loss = _cross_entropy(weights, log_p, targets)[0]
-        cost = np.full(H, np.inf)
-        for h in np.flatnonzero(kept):
-            cost[h] = N * (
-                _cross_entropy(np.where(np.arange(H) == h, 0.0, weights), log_p, targets)[0] - loss
-            )
-        if cost.min() >= min_gain(N):
-            break
-        kept[cost.argmin()] = False
-        weights = np.zeros(H)
-        weights[kept] = _fit_weights(log_p[kept], targets)
-
+    if reference is not None:
+        return _around_the_fused(log_p, targets, reference, N, alone)
+    weights, kept = _fit_useful(log_p, targets, N, np.full(H, 1 / H), RIDGE)
     singles = np.diag(alone)
     bound = min(_cross_entropy(single, log_p, targets)[0] for single in singles)
     needed_gain = (kept.sum() - 1) * min_gain(N) / N
@@ -73,26 +76,69 @@ def pool_opinions(log_p: np.ndarray, targets: np.ndarray, reference: int | None 
     # On the way from the combination to the most accurate head, take the first weights that are not less accurate.
     path = [(1 - t) * weights + t * best for t in np.linspace(0, 1, 21)]
     allowed = [w for w in path if _cross_entropy(w, log_p, targets)[0] <= bound]
-    chosen = max(allowed, key=lambda w: min(_accuracy(w, log_p, targets), _accuracy(best, log_p, targets)))
-    if reference is None:
-        return chosen
-    needed = _accuracy(np.eye(H)[reference], log_p, targets)
-    path = [(1 - t) * chosen + t * singles[reference] for t in np.linspace(0, 1, 21)]
-    return next((w for w in path if _accuracy(w, log_p, targets) >= needed), path[-1])
+    return max(allowed, key=lambda w: min(_accuracy(w, log_p, targets), _accuracy(best, log_p, targets)))
 
 
-def _fit_weights(log_p: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Weights (H,) >= 0 with the lowest cross-entropy plus ridge, for heads (H, N, C): L-BFGS-B in float64."""
-    H, N, _ = log_p.shape
-    mean = np.full(H, 1 / H)
+def _around_the_fused(
+    log_p: np.ndarray, targets: np.ndarray, fused: int, N: float, alone: np.ndarray
+) -> np.ndarray:
+    """Weights (H,) that are pulled towards the calibrated fused head, in units of the weights (H,) of heads alone."""
+    scaled = log_p * alone[:, None, None]
+    center = np.eye(len(log_p))[fused]
+    weights, _ = _fit_useful(scaled, targets, N, center, PULL)
+    # Cross-entropy is convex: on the way to the fused head it stays at or below the larger of both ends.
+    path = [(1 - t) * weights + t * center for t in np.linspace(0, 1, 21)]
+    needed = _accuracy(center, scaled, targets)
+    return alone * next((w for w in path if _accuracy(w, scaled, targets) >= needed), center)
+
+
+def _fit_useful(
+    log_p: np.ndarray, targets: np.ndarray, N: float, center: np.ndarray, strength: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (H,) of the heads that lower the loss enough, zero for the others; and which these are, (H,) bool.
+
+    A head towards which the weights are pulled (`center` is 1 there and 0 elsewhere) is always kept.
+    """
+    H = len(log_p)
+    kept = np.ones(H, dtype=bool)
+    weights = _fit_weights(log_p, targets, N, center, strength)
+    while kept.sum() > 1:
+        loss = _cross_entropy(weights, log_p, targets)[0]
+        cost = np.full(H, np.inf)
+        for h in np.flatnonzero(kept & (center < 1)):
+            cost[h] = N * (
+                _cross_entropy(np.where(np.arange(H) == h, 0.0, weights), log_p, targets)[0] - loss
+            )
+        if cost.min() >= min_gain(N):
+            break
+        kept[cost.argmin()] = False
+        weights = np.zeros(H)
+        weights[kept] = _fit_weights(log_p[kept], targets, N, center[kept] / center[kept].sum(), strength)
+    return weights, kept
+
+
+def _fit_weights(
+    log_p: np.ndarray,
+    targets: np.ndarray,
+    N: float,
+    center: np.ndarray | None = None,
+    strength: float = RIDGE,
+) -> np.ndarray:
+    """Weights (H,) >= 0 with the lowest cross-entropy plus pull, for heads (H, n, C): L-BFGS-B in float64.
+
+    The n samples count as N, which is less where they are not independent. The pull is towards `center` (H,), by
+    default the plain mean.
+    """
+    H = len(log_p)
+    middle = np.full(H, 1 / H) if center is None else center
 
     def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
         loss, gradient = _cross_entropy(weights, log_p, targets)
-        pull = RIDGE / N * (weights - mean)
-        return loss + float(pull @ (weights - mean)) / 2, gradient + pull
+        pull = strength / N * (weights - middle)
+        return loss + float(pull @ (weights - middle)) / 2, gradient + pull
 
     options = {"ftol": 1e-14, "gtol": 1e-8, "maxiter": 1000}
-    result = minimize(objective, mean, jac=True, method="L-BFGS-B", bounds=[(0, None)] * H, options=options)
+    result = minimize(objective, middle, jac=True, method="L-BFGS-B", bounds=[(0, None)] * H, options=options)
     return result.x
 
 
@@ -114,7 +160,9 @@ def _accuracy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> fl
 
 
 @_BLAS.wrap(limits=1, user_api="blas")
-def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weigh_predictions(
+    predictions: np.ndarray, targets: np.ndarray, share: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights (H,) and offsets (L,) of heads that predict real targets: non-negative least squares.
 
     The combination is `offset_l + sum_h w_h prediction_hl` (stacked regressions: Breiman 1996). Targets count alike,
@@ -124,6 +172,7 @@ def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.
     Args:
         predictions: (H, N, L).
         targets: (N, L).
+        share: as in `pool_opinions`.
     """
     H, N, L = predictions.shape
     scale = targets.std(axis=0)
@@ -134,20 +183,20 @@ def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.
     def error(weights: np.ndarray) -> float:
         return float(((y - weights @ z) ** 2).mean())
 
-    singles = np.diag([_least_squares(head[None], y)[0] for head in z])
+    singles = np.diag([_least_squares(head[None], y, share)[0] for head in z])
     kept = np.ones(H, dtype=bool)
-    weights = _least_squares(z, y)
+    weights = _least_squares(z, y, share)
     while kept.sum() > 1:
         cost = np.full(H, np.inf)
         for h in np.flatnonzero(kept):
             ratio = (error(np.where(np.arange(H) == h, 0.0, weights)) + 1e-12) / (error(weights) + 1e-12)
             # The gain in the log-likelihood of a normal distribution with the residual variance.
-            cost[h] = N * L / 2 * np.log(ratio)
-        if cost.min() >= min_gain(N * L):
+            cost[h] = share * N * L / 2 * np.log(ratio)
+        if cost.min() >= min_gain(share * N * L):
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)
-        weights[kept] = _least_squares(z[kept], y)
+        weights[kept] = _least_squares(z[kept], y, share)
     best = min(singles, key=error)
     if error(weights) > error(best):
         weights = best
@@ -155,8 +204,8 @@ def weigh_predictions(predictions: np.ndarray, targets: np.ndarray) -> tuple[np.
     return weights, offsets
 
 
-def _least_squares(z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Weights (H,) >= 0 with the least |y - w z|^2 + RIDGE |w - 1/H|^2, for heads (H, N)."""
+def _least_squares(z: np.ndarray, y: np.ndarray, share: float) -> np.ndarray:
+    """Weights (H,) >= 0 with the least share |y - w z|^2 + RIDGE |w - 1/H|^2, for heads (H, N)."""
     H = len(z)
-    pull = np.sqrt(RIDGE) * np.eye(H)
+    pull = np.sqrt(RIDGE / share) * np.eye(H)
     return nnls(np.concatenate([z.T, pull]), np.concatenate([y, pull.sum(axis=1) / H]))[0]

@@ -22,6 +22,7 @@ def held_out_dependence(
     num_classes: int,
     sides: Sequence[tuple[Sequence[str], Sequence[str]]],
     random_seed: int,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """What readouts of both sides of each pair know beyond the product of the posteriors of the sides; (P,) bits.
 
@@ -31,8 +32,9 @@ def held_out_dependence(
         num_classes: C.
         sides: pairs of sides; a side is some modalities.
         random_seed: of folds and clusters.
+        groups: (N,) int64 or None, see `ecsfusion.pid.folds.make_folds`.
     """
-    _, prior, read = read_sides(embeddings, labels, num_classes, sides, None, random_seed)
+    _, prior, read = read_sides(embeddings, labels, num_classes, sides, groups, random_seed)
     log_prior = prior.clamp_min(TINY).log().float()
     values = []
     for names in sides:

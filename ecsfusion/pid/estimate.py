@@ -251,15 +251,30 @@ def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None)
 
 def _warn_of_repeated_rows(named: dict[str, Tensor], random_seed: int) -> None:
     """Warn of a modality whose rows repeat where those of another differ: cross-fitting would leak."""
-    distinct = {name: len(row_keys([rows], random_seed).unique()) for name, rows in named.items()}
+    found = repeated_rows(named, random_seed)
+    if found is not None:
+        name, number = found
+        warnings.warn(
+            f"embeddings[{name!r}] has only {number} distinct rows of {len(named[name])}: rows that share a source"
+            " (a picture, a subject) would be read by readouts that have seen them; give groups=, the source of"
+            " each row",
+            RepeatedRowsWarning,
+            stacklevel=4,
+        )
+
+
+def repeated_rows(embeddings: Mapping[str, Tensor], random_seed: int = 0) -> tuple[str, int] | None:
+    """The first modality whose rows (N, D_m) repeat where those of another differ, and how many of them are distinct.
+
+    It is None if there is none, or if a modality has so few distinct rows that it is a table of categories.
+    """
+    distinct = {name: len(row_keys([rows], random_seed).unique()) for name, rows in embeddings.items()}
     whole = max(distinct.values())
-    for name, number in distinct.items():
-        if MIN_DISTINCT <= number < (1 - MAX_REPEATS) * whole:
-            warnings.warn(
-                f"embeddings[{name!r}] has only {number} distinct rows of {len(named[name])}: rows that share a source"
-                " (a picture, a subject) would be read by readouts that have seen them; give groups=, the source of"
-                " each row",
-                RepeatedRowsWarning,
-                stacklevel=4,
-            )
-            return
+    return next(
+        (
+            (name, number)
+            for name, number in distinct.items()
+            if MIN_DISTINCT <= number < (1 - MAX_REPEATS) * whole
+        ),
+        None,
+    )

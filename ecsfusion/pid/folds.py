@@ -115,6 +115,33 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
     return Folds(order, group, dealt[group] % num_folds, group[-1] + 1)
 
 
+def independent_rows(groups: Tensor, labels: Tensor) -> float:
+    """How many independent rows N rows in groups are worth, where the label is what is told: between groups and N.
+
+    What says nothing about the label may still be alike in a group. A mean of its products with the label then varies
+    as over N / (1 + (m - 1) r) rows, where m is the size of a group and r the correlation of labels within groups
+    (Moulton 1986): as over the groups where each has one label, and as over the rows where their labels are mixed.
+
+    Args:
+        groups: (N,) int64 numbers from 0.
+        labels: (N,) int64 classes.
+    """
+    rows, number = len(groups), int(groups.max()) + 1
+    if number == rows:
+        return float(rows)
+    counts = torch.zeros(number, int(labels.max()) + 1, dtype=torch.float64)
+    counts.index_put_((groups.cpu(), labels.cpu()), torch.ones(rows, dtype=torch.float64), accumulate=True)
+    sizes = counts.sum(1)
+    shares, overall = counts / sizes[:, None], counts.sum(0) / rows
+    between = (sizes[:, None] * (shares - overall).square()).sum() / max(number - 1, 1)
+    within = (sizes[:, None] * shares * (1 - shares)).sum() / (rows - number)
+    squares = float(sizes.square().sum())
+    typical = (rows - squares / rows) / max(number - 1, 1)
+    total = float(between + (typical - 1) * within)
+    correlation = min(max(float(between - within) / total, 0.0), 1.0) if total > 0 else 1.0
+    return max(rows / (1 + (squares / rows - 1) * correlation), float(number))
+
+
 def _deal_by_need(group: Tensor, labels: Tensor, num_folds: int) -> Tensor:
     """The fold of each row: the largest group first, each into the fold that has the least of its classes and of all.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2, PID, entropy
-from ecsfusion.pid.folds import Folds, make_folds, row_keys
+from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
 from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors
 from ecsfusion.pid.uncertainty import measure
@@ -40,6 +40,7 @@ def head_pids(
     pairs: Sequence[tuple[str, str]],
     num_clusters: int | None = None,
     random_seed: int = 0,
+    groups: Tensor | None = None,
 ) -> dict[str, PID]:
     """What modalities know about the label, as their heads show it; in bits.
 
@@ -50,6 +51,7 @@ def head_pids(
         pairs: names of two modalities, or of one and "rest", all the others.
         num_clusters: clusters of posteriors in the union information; None for two per class, at least 24.
         random_seed: of folds and clusters.
+        groups: (N,) int64 numbers from 0 of the source of each row, see `make_folds`; None where every row has its own.
 
     Returns:
         A PID for each pair, by name ("image, audio"), with floors and intervals. Its values are what the heads prove on
@@ -62,7 +64,7 @@ def head_pids(
     if num_clusters is None:
         num_clusters = min(max(2 * classes, MIN_CLUSTERS), MAX_CLUSTERS)
     posteriors = information_of_heads(
-        logits, joint_logits, labels, sides, min(num_clusters, len(labels)), TOLERANCE, random_seed
+        logits, joint_logits, labels, sides, min(num_clusters, len(labels)), TOLERANCE, random_seed, groups
     )
     measured = measure(posteriors).limit._replace(dependence=None)
     pids = {}
@@ -82,6 +84,7 @@ def information_of_heads(
     num_clusters: int,
     tolerance: float,
     random_seed: int,
+    groups: Tensor | None = None,
 ) -> Posteriors:
     """What the heads of both sides of each pair know about the label.
 
@@ -95,9 +98,11 @@ def information_of_heads(
         num_clusters: clusters of posteriors in the union information.
         tolerance: of the solver, in bits.
         random_seed: of folds and clusters.
+        groups: as in `head_pids`.
     """
     every = dict(logits) if joint_logits is None else {**logits, JOINT: joint_logits}
-    folds = make_folds(row_keys(list(every.values()), random_seed), labels, None, CALIBRATION_FOLDS)
+    folds = make_folds(row_keys(list(every.values()), random_seed), labels, groups, CALIBRATION_FOLDS)
+    independent = 0.0 if groups is None else independent_rows(groups, labels)
     labels = labels[folds.order]
     classes = next(iter(logits.values())).shape[1]
     prior = torch.bincount(labels, minlength=classes).double() / len(labels)
@@ -155,6 +160,7 @@ def information_of_heads(
         folds.group,
         folds.num_groups,
         entropy(prior, 1),
+        folds.num_groups.double() if groups is None else prior.new_tensor(independent),
     )
 
 

@@ -108,6 +108,8 @@ class Posteriors(NamedTuple):
     """() int64."""
     label_bits: Tensor
     """() float64: H(Y)."""
+    noise_rows: Tensor
+    """() float64: the rows over which noise is averaged."""
 
 
 @in_full_precision
@@ -147,7 +149,7 @@ def held_out_information(
     }
     stacked["rows"] = torch.stack([v.rows for v in values], 2)
     known = Known(**stacked, product=torch.stack([v.product for v in values]))
-    return Posteriors(known, folds.group, folds.num_groups, entropy(prior, 1))
+    return Posteriors(known, folds.group, folds.num_groups, entropy(prior, 1), folds.num_groups.double())
 
 
 def read_sides(

@@ -58,7 +58,7 @@ def measure(posteriors: Posteriors) -> Measured:
         _error(rows, posteriors.group, groups),
         near / (2 - near) * _error(growth_rows, posteriors.group, groups),
     )
-    floor = NOISE / (groups * LN2)
+    floor = NOISE / (posteriors.noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
     doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
 

@@ -75,6 +75,7 @@ class CardFacts:
             of the last split: give "validation", then "test".
         dataset: plain name of the data, such as "AV-MNIST".
         rows: number of rows by split.
+        groups: number of groups of these rows, such as subjects, by split; a split may be absent.
         num_classes: number of classes.
         dataset_hub_name: name of the data on the Hub, or the names of several; None for local data.
         dataset_names: plain names of these, where there are several.
@@ -117,6 +118,7 @@ class CardFacts:
     dataset: str
     rows: Mapping[str, int]
     num_classes: int
+    groups: Mapping[str, int] = field(default_factory=dict)
     dataset_hub_name: str | Sequence[str] | None = None
     dataset_names: Sequence[str] = ()
     dataset_args: Sequence[str] = ()
@@ -177,7 +179,7 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         encoder_table=_encoder_table(facts.encoders),
         parameter_sentence=_parameter_sentence(facts),
         data_sentence=_data_sentence(facts),
-        data_table=_table(["split", "rows"], [[split, f"{rows:,}"] for split, rows in facts.rows.items()]),
+        data_table=_data_table(facts),
         score_title="Accuracy" if facts.score == "accuracy" else "Explained variance (R²)",
         accuracy_table=_accuracy_table(facts.accuracy, list(facts.encoders)),
         accuracy_sentences=compare_heads(facts.accuracy, list(facts.encoders), counted),
@@ -352,6 +354,14 @@ def _accuracy_table(accuracy: Mapping[str, Mapping[str, float]], modalities: Seq
         for head in _heads(accuracy, modalities)
     ]
     return _table(["head", *splits], rows)
+
+
+def _data_table(facts: CardFacts) -> str:
+    rows = [[split, f"{number:,}"] for split, number in facts.rows.items()]
+    if not facts.groups:
+        return _table(["split", "rows"], rows)
+    groups = [f"{facts.groups[split]:,}" if split in facts.groups else "" for split in facts.rows]
+    return _table(["split", "rows", "groups"], [[*row, each] for row, each in zip(rows, groups, strict=True)])
 
 
 def _best_heads_sentence(best_heads: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ from ecsfusion.model.encoders import main_input
 from ecsfusion.reporting.card import CardFacts, EncoderFacts
 from ecsfusion.reporting.heads import score_shares
 from ecsfusion.reporting.privacy import hub_name
-from ecsfusion.reporting.run import ReportedRun, rows_by_split
+from ecsfusion.reporting.run import ReportedRun, groups_by_split, rows_by_split
 
 KINDS = {"pixel_values": "image", "input_values": "audio", "input_features": "audio", "input_ids": "text"}
 """The kind of an encoder's input, by the name of its first argument."""
@@ -30,6 +30,7 @@ HYPERPARAMETERS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
+    "head_learning_rate",
     "modality_learning_rates",
     "weight_decay",
     "modality_weight_decays",
@@ -37,6 +38,7 @@ HYPERPARAMETERS = (
     "lr_scheduler_type",
     "warmup_steps",
     "label_smoothing_factor",
+    "group_column_name",
     "bf16",
     "fp16",
     "seed",
@@ -96,6 +98,7 @@ def run_facts(
         accuracy={split: score_shares(each) for split, each in run.measurements.items()},
         dataset=dataset,
         rows=rows_by_split(run),
+        groups=groups_by_split(run),
         num_classes=model.config.num_labels,
         dataset_hub_name=dataset_hub_name,
         dataset_names=dataset_names,

@@ -44,7 +44,13 @@ def reliability_of(evaluation: Evaluation, readout: Readout | None, problem_type
     answers = {
         FUSED: head_answers(heads[FUSED], problem_type),
         CALIBRATED: calibrated_answers(
-            heads, labels, readout, present, problem_type, evaluation.excluded_from_readout
+            heads,
+            labels,
+            readout,
+            present,
+            problem_type,
+            evaluation.excluded_from_readout,
+            evaluation.group_numbers(),
         ),
     }
     if problem_type == MULTI_LABEL:

@@ -44,7 +44,8 @@ def run_summary(run: ReportedRun, metrics: Mapping[str, float]) -> str:
     measurement = run.measurements.get("validation")
     if measurement is not None:
         scores = _scores(measurement, modalities)
-        lines.append(f"  on {measurement.num_rows} validation rows: {measurement.score} {scores}")
+        groups = "" if measurement.num_groups is None else f" of {measurement.num_groups} groups"
+        lines.append(f"  on {measurement.num_rows} validation rows{groups}: {measurement.score} {scores}")
     if record.warnings:
         lines.append("  what this run warns of:")
         lines += [

@@ -81,3 +81,9 @@ def rows_by_split(run: ReportedRun) -> dict[str, int]:
     rows = {"train": len(run.train_dataset)} if hasattr(run.train_dataset, "__len__") else {}
     measured: Mapping[str, Measurement] = run.measurements
     return rows | {split: each.num_rows for split, each in measured.items() if each.num_rows}
+
+
+def groups_by_split(run: ReportedRun) -> dict[str, int]:
+    """The number of groups, such as subjects, of every split that was evaluated and whose rows have groups."""
+    measured: Mapping[str, Measurement] = run.measurements
+    return {split: each.num_groups for split, each in measured.items() if each.num_groups is not None}

@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ecsfusion.controller.rule import Rule, RunContext
 from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.strategies import Strategy, make_strategy
+from ecsfusion.training.parameter_groups import head_of
 from ecsfusion.training_args import FusionTrainingArguments
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Plan:
         strategy: a new strategy, whose state belongs to this run.
         rule: a new rule, whose state belongs to this run; None if there is no stage 1.
         auxiliary_weight: the weight of each unimodal loss in stage 2.
-        learning_rates: learning rates by modality, or for "fusion", that differ from the common one.
+        learning_rates: learning rates by modality, for a modality's "NAME.head", or for "fusion", that are given apart
+            from the common one.
         unimodal_share: the exact length of stage 1, as a share of the budget; None if the rule decides.
     """
 
@@ -54,7 +56,12 @@ class Plan:
 
     @property
     def excluded_from_readout(self) -> tuple[str, ...]:
-        """Modalities whose own heads get no weight in the readout, see `Rule.excluded_from_readout`."""
+        """Modalities whose own heads get no weight in the readout, see `Rule.excluded_from_readout`.
+
+        Where no loss trains the heads of modalities, these are all: what random heads tell is chance.
+        """
+        if self.stages == "joint" and self.auxiliary_weight == 0 and not self.strategy.has_own_loss:
+            return tuple(self.strategy.modalities)
         return () if self.rule is None else self.rule.excluded_from_readout
 
     def keeps_initial_weights(self, stage: str) -> bool:
@@ -116,9 +123,33 @@ def make_plan(
         strategy=strategy,
         rule=None if rule is None else rule.in_context(context),
         auxiliary_weight=_auxiliary_weight(strategy, args),
-        learning_rates={**strategy.learning_rates(args.learning_rate), **user_rates},
+        learning_rates={
+            **strategy.learning_rates(args.learning_rate),
+            **_head_rates(model, args),
+            **user_rates,
+        },
         unimodal_share=share if args.unimodal_epochs is not None else None,
     )
+
+
+def _head_rates(model: FusionForClassification, args: FusionTrainingArguments) -> dict[str, float]:
+    """The rate of all heads by parameter group, if the arguments set one."""
+    if args.head_learning_rate is None:
+        return {}
+    return dict.fromkeys([*map(head_of, model.modalities), "fusion"], args.head_learning_rate)
+
+
+def head_rates(model: FusionForClassification, plan: Plan, learning_rate: float) -> dict[str, float]:
+    """The learning rate of each modality's head and of "fusion".
+
+    Args:
+        model: the model.
+        plan: the plan of the run.
+        learning_rate: the common learning rate.
+    """
+    rates = plan.learning_rates
+    of_heads = {name: rates.get(head_of(name), rates.get(name, learning_rate)) for name in model.modalities}
+    return {**of_heads, "fusion": rates.get("fusion", learning_rate)}
 
 
 def _auxiliary_weight(strategy: Strategy, args: FusionTrainingArguments) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ecsfusion.strategies.strategy import TrainerOfStrategy
 
@@ -32,6 +32,7 @@ class Run(TrainerOfStrategy, Protocol):
     accelerator: Accelerator
     optimizer: torch.optim.Optimizer
     is_in_train: bool
+    train_dataset: Any
     model_wrapped: nn.Module
 
     @property
@@ -45,6 +46,9 @@ class Run(TrainerOfStrategy, Protocol):
     @property
     def latest_checkpoint_of_run(self) -> Path | None:
         """The latest checkpoint that this run has written or was resumed from, and that still exists."""
+
+    def evaluation_sets(self) -> dict[str, Any]:
+        """The evaluation sets, by their names in error messages, the probe set first."""
 
     def is_world_process_zero(self) -> bool:
         """Whether this is the first process."""

@@ -1,0 +1,85 @@
+"""The groups of rows in a run: which column names them, how they reach evaluations, and which were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ecsfusion.data.groups import GROUPS, GroupCollator, check_group_column, column_of, has_column, keys_of
+from ecsfusion.diagnostics.finding import Finding
+from ecsfusion.diagnostics.groups import shared_groups
+from ecsfusion.training.run import Run
+
+
+class RunGroups:
+    """Carries the groups of rows, which `group_column_name` names, to the evaluations of a run.
+
+    Args:
+        run: the trainer.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._trained: set[int] = set()
+        """The groups of the training rows, as far as they can be read without making the rows."""
+        self._training_collator: GroupCollator | None = None
+
+    @property
+    def column(self) -> str | None:
+        """The column that holds the group of a row; None where rows stand alone."""
+        return self._run.args.group_column_name
+
+    def begin(self) -> Iterator[Finding]:
+        """Check the column of the probe set, and look for groups that training and evaluation share.
+
+        Raises:
+            ValueError: the probe set has no such column, or the column is one that the model reads.
+        """
+        self._trained = set()
+        if self.column is None:
+            return
+        sets = self._run.evaluation_sets()
+        for argument, dataset in list(sets.items())[:1]:
+            check_group_column(dataset, self.column, self._run.model.modalities, argument)
+        self._trained = keys_of(column_of(self._run.train_dataset, self.column) or ())
+        for place, (argument, dataset) in enumerate(sets.items()):
+            values = column_of(dataset, self.column)
+            if values is not None:
+                name = argument.removeprefix("eval_dataset['").removesuffix("']") if place else "validation"
+                keys = [next(iter(keys_of([value])), None) for value in values]
+                yield from shared_groups(self._trained, keys, name)
+
+    def shared(self, groups: Tensor | None, split: str) -> Iterator[Finding]:
+        """Look for groups of an evaluation that the run has trained on."""
+        if groups is not None:
+            seen = set() if self._training_collator is None else self._training_collator.seen
+            yield from shared_groups(self._trained | seen, groups.tolist(), split)
+
+    def collator(
+        self, collate: Callable[[Any], Any], dataset: Any, is_training: bool
+    ) -> Callable[[Any], Any]:
+        """The collator of a data set: the given one, which gets rows without the column."""
+        if self.column is None:
+            return collate
+        carries = not is_training and has_column(dataset, self.column)
+        wrapped = GroupCollator(collate, self.column, carries)
+        if is_training:
+            self._training_collator = wrapped
+        return wrapped
+
+
+def split_inputs(inputs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The inputs of the model, and the groups (B,) of the rows of a batch; None where it has none."""
+    if GROUPS not in inputs:
+        return inputs, None
+    return {key: value for key, value in inputs.items() if key != GROUPS}, inputs[GROUPS]
+
+
+def without_groups(outputs: Any) -> Any:
+    """The outputs of the model, without the groups that came along."""
+    if not isinstance(outputs, tuple):
+        return outputs
+    kept = tuple(each for each in outputs if not (isinstance(each, Mapping) and GROUPS in each))
+    return kept[0] if len(kept) == 1 else kept
