@@ -177,8 +177,8 @@ def test_split_is_rows_of_views():
     assert split.select(torch.tensor([2])).groups is None
     grouped = replace(split, groups=torch.tensor([7, 7, 9]))
     assert grouped.select(torch.tensor([False, True, True])).groups.tolist() == [7, 9]
-    # A group is known of a row, and not given to a model.
-    assert set(grouped[0]) == set(row)
+    assert grouped[2]["group"] == 9
+    assert "group" not in row
     partly = replace(split, present={"text": torch.tensor([True, False, True])})
     assert partly[0]["text"] is not None
     assert partly[1]["text"] is None

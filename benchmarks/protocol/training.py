@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from environment import environment
 from suites import Split, Suite
+from suites.suite import GROUP
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
@@ -163,6 +164,7 @@ def training_arguments(
         disable_tqdm=True,
         report_to="none",
         use_cpu=not torch.cuda.is_available(),
+        group_column_name=None if suite.train.groups is None else GROUP,
         **OPTIMIZERS[optimizer],
         **more,
     )
@@ -268,6 +270,9 @@ def judge(
     note(AVERAGE, average)
     best = max(suite.modalities, key=lambda name: accuracy["validation"][name])
     note(BEST_SINGLE, single[best])
+    groups = (
+        None if suite.validation.groups is None else suite.validation.groups.unique(return_inverse=True)[1]
+    )
     on_validation = {name: mask.numpy() for name, mask in masks["validation"].items()}
     errors = {}
     for name, heads in (
@@ -280,6 +285,7 @@ def judge(
             labels["validation"],
             masks["validation"],
             excluded_from_readout=excluded_from_readout,
+            groups=groups,
         )
         log_p = {
             # On validation by two-fold cross-fitting: the fit has seen these rows.
@@ -290,6 +296,7 @@ def judge(
                 on_validation,
                 SINGLE_LABEL,
                 excluded_from_readout,
+                groups,
             ),
             **{split: readout(heads[split], masks[split]) for split in tests},
         }

@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 from suites.folders import SPLITS
 
 EPSILON = 1e-6
+GROUP = "group"
+"""The key of a row that holds its group."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +29,8 @@ class Split(Dataset):
         inputs: by modality (N, ...), float32, or int64 where they are token ids; or a dictionary of such tensors.
         labels: (N,) int64.
         groups: (N,) int64, by which rows depend on each other (a picture, a subject, a series): the rows of a group
-            have one number, and are all in train, in validation, or in test; None where rows are independent. Groups
-            are no part of a row.
+            have one number, and are all in train, in validation, or in test; None where rows are independent. A row
+            has its number as "group".
         present: (N,) bool for each modality that some rows lack: which rows have it. Their other inputs are ignored.
 
     Raises:
@@ -66,6 +68,8 @@ class Split(Dataset):
             for name, values in self.inputs.items()
         }
         row["labels"] = int(self.labels[index])
+        if self.groups is not None:
+            row[GROUP] = int(self.groups[index])
         return row
 
     def select(self, rows: Tensor) -> Split:
