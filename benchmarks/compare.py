@@ -21,7 +21,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Comparison:
         self.path = runs_path(results, suite, optimizer)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.lines = read_lines(self.path)
+        self.under_way: set[Run] = set()
 
     def grid(self, methods: Sequence[Method], seed: int) -> list[Run]:
         """The first seed at every setting."""
@@ -86,23 +87,50 @@ class Comparison:
                 runs += [Run(setting, seed) for seed in seeds[1:]]
         return runs
 
-    def train(self, pool: ProcessPoolExecutor, runs: Sequence[Run], name: str) -> None:
-        """Train what is missing; every line is on disk as soon as it is there."""
-        done = {Run.of_line(line) for line in self.lines}
+    def missing(self, runs: Sequence[Run]) -> list[Run]:
+        """Those of the runs that are neither on disk nor under way; from now on they count as under way."""
+        done = {Run.of_line(line) for line in self.lines} | self.under_way
         # Methods may share a run.
         missing = [run for run in dict.fromkeys(runs) if run not in done]
-        futures = {pool.submit(train_one, self.suite.name, run): run for run in missing}
-        for future in tqdm(
-            as_completed(futures), total=len(futures), desc=f"{self.suite.name}, {name}", unit="run"
-        ):
-            try:
-                line = future.result()
-            except Exception:
-                # A run that fails does not end the others; the next call tries it again.
-                tqdm.write(f"{futures[future]} failed\n{traceback.format_exc()}")
-                continue
-            append_line(self.path, line)
-            self.lines.append(line)
+        self.under_way |= set(missing)
+        return missing
+
+    def keep(self, line: dict[str, Any]) -> None:
+        """A run is over: its line is on disk at once."""
+        append_line(self.path, line)
+        self.lines.append(line)
+
+
+def train_all(
+    pool: ProcessPoolExecutor,
+    comparisons: Sequence[Comparison],
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+) -> None:
+    """Train what is missing: the first seed at every setting, and the others as soon as their setting is known."""
+    under_way: dict[Future[dict[str, Any]], tuple[Comparison, Run]] = {}
+    with tqdm(total=0, unit="run") as bar:
+
+        def submit(comparison: Comparison, runs: Sequence[Run]) -> None:
+            for run in comparison.missing(runs):
+                under_way[pool.submit(train_one, comparison.suite.name, run)] = comparison, run
+                bar.total += 1
+
+        for comparison in comparisons:
+            submit(comparison, comparison.grid(methods, seeds[0]))
+            submit(comparison, comparison.chosen(methods, seeds))
+        while under_way:
+            finished, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in finished:
+                comparison, run = under_way.pop(future)
+                bar.set_description(comparison.suite.name)
+                bar.update()
+                try:
+                    comparison.keep(future.result())
+                except Exception:
+                    # A run that fails does not end the others; the next call tries it again.
+                    tqdm.write(f"{run} failed\n{traceback.format_exc()}")
+                submit(comparison, comparison.chosen(methods, seeds))
 
 
 def write_methods(comparison: Comparison, results: Path, first_seed: int) -> None:
@@ -149,12 +177,13 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    context = multiprocessing.get_context("spawn")
+    # The libraries are imported once, by the process from which the others are forked.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["protocol.training"])
     with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
-        for comparison in comparisons:
-            comparison.train(pool, comparison.grid(methods, seeds[0]), "settings")
-            comparison.train(pool, comparison.chosen(methods, seeds), "seeds")
-            write_methods(comparison, args.results, seeds[0])
+        train_all(pool, comparisons, methods, seeds)
+    for comparison in comparisons:
+        write_methods(comparison, args.results, seeds[0])
     print(write_report(args.results))
     if args.results == RESULTS:
         suites = suites_in(RESULTS)

@@ -250,9 +250,8 @@ def pool(monkeypatch):
 def test_methods_that_share_a_run_train_it_once(pool, tmp_path):
     methods = [METHODS[name] for name in ("best-single", "ensemble", "calibrated-ensemble", "stage-1-only")]
     comparison = compare.Comparison("tiny", "adamw", tmp_path)
-    comparison.train(pool, comparison.grid(methods, 0), "settings")
-    assert pool.started == [Run(setting, 0) for setting in settings("ensemble")]
-    comparison.train(pool, comparison.chosen(methods, range(3)), "seeds")
+    compare.train_all(pool, [comparison], methods, range(3))
+    assert pool.started[:2] == [Run(setting, 0) for setting in settings("ensemble")]
     # All are equally good, so the first rate.
     assert pool.started[2:] == [Run(settings("ensemble")[0], seed) for seed in (1, 2)]
 
@@ -266,12 +265,12 @@ def test_a_run_on_disk_is_not_trained_again(pool, tmp_path):
     path.write_text(whole + json.dumps(run_line(fast))[:-20])
     assert [Run.of_line(line) for line in read_lines(path)] == [Run(slow, 0)]
     comparison = compare.Comparison("tiny", "adamw", tmp_path)
-    comparison.train(pool, comparison.grid([METHODS["joint"]], 0), "settings")
+    compare.train_all(pool, [comparison], [METHODS["joint"]], [0])
     assert pool.started == [Run(fast, 0)]
     # What is written afterwards is not lost behind the half line.
     assert [Run.of_line(line) for line in read_lines(path)] == [Run(slow, 0), Run(fast, 0)]
     again = compare.Comparison("tiny", "adamw", tmp_path)
-    again.train(pool, again.grid([METHODS["joint"]], 0), "settings")
+    compare.train_all(pool, [again], [METHODS["joint"]], [0])
     assert len(pool.started) == 1
 
 
@@ -289,7 +288,7 @@ def test_a_run_that_fails_does_not_end_the_others(pool, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(compare, "train_one", fails)
     comparison = compare.Comparison("tiny", "adamw", tmp_path)
-    comparison.train(pool, comparison.grid([METHODS["joint"]], 0), "settings")
+    compare.train_all(pool, [comparison], [METHODS["joint"]], [0])
     assert [Run.of_line(line) for line in read_lines(comparison.path)] == [Run(fast, 0)]
     assert "a bad rate" in "".join(capfd.readouterr())
     assert comparison.chosen([METHODS["joint"]], range(3)) == []

@@ -1,9 +1,9 @@
 """Fits of the heads' weights in a readout: by cross-entropy for probabilities, by least squares for predictions.
 
-Both fits are convex, so they end at the optimum, and drop heads that lower the loss too little. Probabilities are pulled
-towards the fused head with the weight of some observations, and are never worse than it on the rows of the fit. Without
-a fused head, and for predictions, the pull is towards the plain mean with the weight of one observation, and the
-combination is never worse than the best single head.
+Both fits are convex, so they end at the optimum, and drop heads that lower the loss too little. Probabilities are
+pulled towards the fused head with the weight of some observations, and are never worse than it on the rows of the fit.
+Without a fused head, and for predictions, the pull is towards the plain mean with the weight of one observation, and
+the combination is never worse than the best single head.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from scipy.optimize import minimize, nnls
 from threadpoolctl import ThreadpoolController
 
 RIDGE = 1.0
-"""Strength of the pull towards the plain (geometric) mean, where there is no fused head: the fit minimizes, in nats over
-the whole validation set, cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it. Without it,
-the best weights on a validation set without errors would be infinite."""
+"""Strength of the pull towards the plain (geometric) mean, where there is no fused head: the fit minimizes, in nats
+over the whole validation set, cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it. Without
+it, the best weights on a validation set without errors would be infinite."""
 
 PULL = 10.0
 """Strength of the pull towards the fused head as it is, where there is one. The rows of validation may be of other
