@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, logging
 from ecsfusion.data.columns import nested_form
 from ecsfusion.model.batch_norm import running_statistics_for_one_value
 from ecsfusion.model.configuration import FusionConfig
+from ecsfusion.model.contributions import row_contributions
 from ecsfusion.model.encoder_errors import encoder_error
 from ecsfusion.model.encoders import (
     build_encoder,
@@ -832,6 +833,41 @@ class FusionForClassification(PreTrainedModel):
         # Every row has a modality. So if all are run, no row is left out, and the device need not be waited for.
         all_run = len(self.active) == len(self.modalities)
         return loss_of_fused_head(self.head_loss, logits, labels, [None] if all_run else [*present.values()])
+
+    @torch.no_grad()
+    def contributions(
+        self, labels: Tensor | None = None, present: Mapping[str, Tensor] | None = None, **inputs: Any
+    ) -> dict[str, Tensor]:
+        """Tell for each row how much each modality contributes to the model's answer: Shapley values.
+
+        The answer from some of the modalities is that to a row that lacks the others; without any it is the class
+        frequencies of the validation rows. See `ecsfusion.model.contributions`.
+
+        Args:
+            labels: (B,) class indices: the class whose probability is explained; None for the class that the model
+                answers with. With several labels a row, (B, C) zeros and ones.
+            present: as in `forward`.
+            **inputs: as in `forward`.
+
+        Returns:
+            By modality (B,) float64, in bits: the part of log2 p(class | all modalities) - log2 p(class), of all labels
+            of a row together; in regression (B, C), the part of the prediction's distance from the mean of the
+            targets. A modality that a row lacks contributes 0.
+
+        Raises:
+            ValueError: the model is in training or has no readout; more than six modalities; as in `forward`.
+        """
+        if self.training or self.config.readout is None:
+            raise ValueError(
+                "contributions are those to the calibrated answer: call model.eval(), and fit the readout "
+                "(FusionTrainer does so after training; trainer.fit_readout())."
+            )
+        readout = Readout.from_dict(self.config.readout)
+        outputs = self(present=present, **inputs)
+        heads = {name: z.double() for name, z in {FUSED: outputs.logits, **outputs.unimodal_logits}.items()}
+        found = row_contributions(readout, heads, outputs.present, labels)
+        absent = torch.zeros_like(next(iter(found.values())))
+        return {name: found.get(name, absent) for name in self.modalities}
 
     def _read_out(
         self, logits: Tensor | None, unimodal_logits: dict[str, Tensor], present: dict[str, Tensor]

@@ -718,7 +718,7 @@ class FusionTrainer(ResumableTrainer):
             self.plan.strategy.after_evaluation(self, evaluated.outputs)
         elif not self.is_in_train:
             split = "validation" if is_probe_set else prefix
-            self.measurements[split] = self.evaluator.with_reliability(self, evaluated)
+            self.measurements[split] = self.evaluator.for_reports(self, evaluated)
             if is_probe_set:
                 self.evaluator.keep_only(self, self._probe_prefix(), evaluated)
             self.diagnostics.after_evaluation(evaluated.outputs, split)
@@ -903,7 +903,7 @@ class FusionTrainer(ResumableTrainer):
             again = self.evaluator.measure_again(self, prefix, cast("Any", evaluated))
             self.log(dict(again.metrics))
             split = "validation" if prefix == self._probe_prefix() else prefix
-            self.measurements[split] = self.evaluator.with_reliability(self, again)
+            self.measurements[split] = self.evaluator.for_reports(self, again)
         self._set_readout(cast("Any", evaluations[prefixes[0]]).outputs)
 
     def _final_step(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -303,12 +304,12 @@ def test_the_calibrated_answer_to_a_group_is_fitted_on_others(problem_type, monk
         assert groups is not None
         assert set(groups.tolist()) == fitted_on
 
-        def combine(heads, masks):
+        def answers(heads, masks):
             own = set(heads["mark"].flatten().long().tolist())
             judged.append((own, fitted_on))
             return heads["fused"]
 
-        return combine
+        return SimpleNamespace(answers=answers)
 
     monkeypatch.setattr(Readout, "fit", classmethod(fit))
     heads = {**evaluation.heads, "mark": numbers[:, None].float()}

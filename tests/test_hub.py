@@ -104,6 +104,7 @@ def trained(once, tmp_path, hub, pictures, monkeypatch) -> FusionTrainer:
 PUBLISHED = {
     "README.md",
     "config.json",
+    "contributions.png",
     "model.safetensors",
     "reliability.png",
     "trajectory.png",
@@ -118,7 +119,7 @@ def test_both_stages_are_published_and_nothing_else(trained, hub):
     assert set(hub.revisions) == {"somebody/two-views"}
     assert set(hub.revisions["somebody/two-views"]) == {"main", "unimodal"}
     assert set(files(hub, "main")) == set(files(hub, "unimodal")) == PUBLISHED
-    for picture in ("reliability.png", "trajectory.png"):
+    for picture in ("contributions.png", "reliability.png", "trajectory.png"):
         assert files(hub, "main")[picture].startswith(b"\x89PNG")
     steps = [json.loads(files(hub, revision)["config.json"])["step"] for revision in ("main", "unimodal")]
     assert steps == [None, 4]
@@ -204,6 +205,7 @@ def test_the_card_says_what_a_reader_needs(trained, hub):
         "two synthetic views",
         "](trajectory.png)",
         "](reliability.png)",
+        "](contributions.png)",
         'revision="unimodal"',
         "somebody/two-views",
         "ViTModel",

@@ -168,6 +168,8 @@ class Measurement:
         reliability: confidence and accuracy by head, for the reliability diagram; None in training.
         seconds: the time that scores and decomposition took.
         num_groups: groups of the rows, such as subjects; None where rows stand alone.
+        contributions: what each modality contributes to the calibrated answer, see
+            `ecsfusion.evaluation.contributions`; None in training, and where that cannot be told.
     """
 
     score: str
@@ -180,6 +182,7 @@ class Measurement:
     reliability: dict[str, Any] | None = None
     seconds: float = field(default=0.0, compare=False)
     num_groups: int | None = None
+    contributions: dict[str, Any] | None = None
 
     @property
     def modality_scores(self) -> dict[str, float]:

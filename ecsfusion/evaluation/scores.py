@@ -108,29 +108,81 @@ def calibrated_answers(
         excluded_from_readout: modalities whose heads get no weight in rows that have others.
         groups: (N,) int64 numbers from 0 of the source of each row, at least two; None where rows stand alone.
     """
-    rows = {m: torch.from_numpy(mask) for m, mask in present.items()}
-
-    def combine(fitted: Readout, part: Any) -> torch.Tensor:
-        answers = fitted({h: z[part] for h, z in heads.items()}, {m: mask[part] for m, mask in rows.items()})
-        return answers if problem_type == REGRESSION else answers.exp()
-
-    if readout is not None:
-        return combine(readout, slice(None))
-    if len(labels) < 2:
+    masks = {m: torch.from_numpy(mask) for m, mask in present.items()}
+    if readout is None and len(labels) < 2:
         return head_answers(heads[FUSED], problem_type)
-    answers = torch.empty(next(iter(heads.values())).shape, dtype=torch.float64)
-    halves = _halves(labels, groups, problem_type)
-    for own_half, other_half in (halves, halves[::-1]):
-        fitted = Readout.fit(
-            {h: z[other_half] for h, z in heads.items()},
-            labels[other_half],
-            {m: mask[other_half] for m, mask in rows.items()},
+    parts = [(slice(None), readout)] if readout is not None else None
+    if parts is None:
+        parts = cross_fitted(
+            heads,
+            labels,
+            masks,
             problem_type,
-            subsets=not all(bool(mask.all()) for mask in rows.values()),
-            excluded_from_readout=excluded_from_readout,
-            groups=None if groups is None else groups[other_half],
+            excluded_from_readout,
+            groups,
+            subsets=not all(bool(mask.all()) for mask in masks.values()),
         )
-        answers[own_half] = combine(fitted, own_half).double()
+    return combine(heads, masks, parts)
+
+
+def cross_fitted(
+    heads: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    present: Mapping[str, torch.Tensor],
+    problem_type: str,
+    excluded_from_readout: Sequence[str] = (),
+    groups: torch.Tensor | None = None,
+    *,
+    subsets: bool = True,
+) -> list[tuple[Any, Readout]]:
+    """Two halves of the rows, each with a readout that was fitted on the other half.
+
+    Args:
+        heads: logits (N, C) by head, of at least two rows.
+        labels: class indices (N,), or the labels of another problem type.
+        present: which rows have a modality, (N,) bool, by modality.
+        problem_type: see `ecsfusion.model.problem_types`.
+        excluded_from_readout: as in `calibrated_answers`.
+        groups: as in `calibrated_answers`.
+        subsets: as in `Readout.fit`.
+
+    Returns:
+        Pairs of an index of rows and the readout that answers for them.
+    """
+    halves = _halves(labels, groups, problem_type)
+    return [
+        (
+            own,
+            Readout.fit(
+                {h: z[other] for h, z in heads.items()},
+                labels[other],
+                {m: mask[other] for m, mask in present.items()},
+                problem_type,
+                subsets=subsets,
+                excluded_from_readout=excluded_from_readout,
+                groups=None if groups is None else groups[other],
+            ),
+        )
+        for own, other in (halves, halves[::-1])
+    ]
+
+
+def combine(
+    heads: Mapping[str, torch.Tensor],
+    present: Mapping[str, torch.Tensor],
+    parts: Sequence[tuple[Any, Readout]],
+) -> torch.Tensor:
+    """The probabilities or predictions (N, C), float64, of readouts that each answer for a part of the rows.
+
+    Args:
+        heads: logits (N, C) by head.
+        present: which rows have a modality, (N,) bool, by modality; of a row with none the answer is the prior.
+        parts: pairs of an index of rows and their readout.
+    """
+    answers = torch.empty(next(iter(heads.values())).shape, dtype=torch.float64)
+    for rows, readout in parts:
+        masks = {m: mask[rows] for m, mask in present.items()}
+        answers[rows] = readout.answers({h: z[rows] for h, z in heads.items()}, masks).double()
     return answers
 
 

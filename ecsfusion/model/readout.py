@@ -53,6 +53,9 @@ class Readout:
         fitted: weight per head, for each fitted set of heads.
         problem_type: see `ecsfusion.model.problem_types`.
         offsets: in regression, the C numbers that are added to the targets, for each fitted set of heads.
+        prior: (C,) what is answered without any modality: the frequency of each class in the rows of the fit, where one
+            more row of each class is counted; of each label; in regression the means of the targets. None in readouts
+            of earlier versions.
     """
 
     modalities: tuple[str, ...]
@@ -60,6 +63,7 @@ class Readout:
     fitted: dict[frozenset[str], dict[str, float]]
     problem_type: str = SINGLE_LABEL
     offsets: dict[frozenset[str], list[float]] = field(default_factory=dict)
+    prior: list[float] | None = None
 
     @classmethod
     def fit(
@@ -138,7 +142,7 @@ class Readout:
                 weights = pool_opinions(flat, targets[chosen].reshape(-1), reference, share)
             weight = dict(zip(weighed, weights.tolist(), strict=True))
             fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
-        return cls(modalities, C, fitted, problem_type, offsets)
+        return cls(modalities, C, fitted, problem_type, offsets, _prior(targets, C, problem_type))
 
     def weights(self, heads: Collection[str] | None = None) -> dict[str, float]:
         """The weight of each head in the combination of these heads.
@@ -267,6 +271,36 @@ class Readout:
         log_p = pooled.log_softmax(dim=-1)
         return log_p[..., 1] if self.problem_type == MULTI_LABEL else log_p
 
+    def answers(self, logits: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """The answer to every row, also to rows without any modality, which get the prior.
+
+        Args:
+            logits: (B, C) by head.
+            present: which rows have a modality, (B,) bool, by modality.
+
+        Returns:
+            (B, C) probabilities, or in regression predictions, in the type that the call returns.
+
+        Raises:
+            TypeError, ValueError: see the call.
+        """
+        regression = self.problem_type == REGRESSION
+        some = torch.stack(list(present.values())).any(dim=0)
+        rows = some.nonzero()[:, 0]
+        parts, rows_of_parts = [], []
+        if len(rows):
+            part = {name: z[rows] for name, z in logits.items()}
+            answers = self(part, {name: mask[rows] for name, mask in present.items()})
+            parts, rows_of_parts = [answers if regression else answers.exp()], [rows]
+        if len(rows) < len(some):
+            rest = (~some).nonzero()[:, 0]
+            even = [0.0 if regression else 0.5 if self.problem_type == MULTI_LABEL else 1 / self.num_classes]
+            kind = parts[0].dtype if parts else next(iter(logits.values())).dtype
+            prior = torch.tensor(self.prior or even * self.num_classes, dtype=kind, device=some.device)
+            parts.append(prior.expand(len(rest), -1))
+            rows_of_parts.append(rest)
+        return join_rows(parts, rows_of_parts)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, which `from_dict` reads."""
         sets = sorted(self.fitted.values(), key=lambda weights: (-len(weights), list(weights)))
@@ -275,6 +309,7 @@ class Readout:
             "num_classes": self.num_classes,
             "problem_type": self.problem_type,
             "weights": [dict(weights) for weights in sets],
+            "prior": self.prior,
         }
         if self.offsets:
             values["offsets"] = [self.offsets[frozenset(weights)] for weights in sets]
@@ -297,6 +332,7 @@ class Readout:
             {names: dict(weights) for names, weights in zip(sets, values["weights"], strict=True)},
             values.get("problem_type", SINGLE_LABEL),
             dict(zip(sets, values["offsets"], strict=True)) if "offsets" in values else {},
+            values.get("prior"),
         )
 
 
@@ -459,6 +495,16 @@ def _check_targets(
         row = int((~finite).nonzero()[0])
         raise ValueError(f"labels hold NaN or infinite values, first in row {row}; remove these rows.")
     return values.numpy() if problem_type == REGRESSION else (values > 0.5).long().numpy()
+
+
+def _prior(targets: np.ndarray, num_classes: int, problem_type: str) -> list[float]:
+    """What is answered without any modality, (C,), from targets as `_check_targets` returns them."""
+    if problem_type == REGRESSION:
+        return [float(mean) for mean in targets.mean(axis=0)]
+    if problem_type == MULTI_LABEL:
+        return [float(share) for share in (targets.sum(axis=0) + 1) / (len(targets) + 2)]
+    counts = np.bincount(targets, minlength=num_classes) + 1
+    return [float(share) for share in counts / counts.sum()]
 
 
 def _head_sets(modalities: tuple[str, ...], with_fused: bool) -> list[tuple[str, ...]]:

@@ -100,6 +100,9 @@ class CardFacts:
             `{"two stages": 0.91, "joint training": 0.88}`.
         information: by moment, in order, the training step and the decomposition, such as
             `{"end of stage 1": (120, ...), "end of training": (240, ...)}`. Floors and intervals may be absent.
+        contributions: what each modality contributes on the last split, as `Measurement.contributions` has it; None
+            where that cannot be told.
+        contributions_picture: file name of the picture of the contributions; None for no picture.
         rule: name of the controller's rule.
         decisions: pairs (step, reason) of the controller's decisions, in order.
         warnings: pairs (step, sentence) of what the run warned of, in order.
@@ -136,6 +139,8 @@ class CardFacts:
     score: str = "accuracy"
     comparison: Mapping[str, float] = field(default_factory=dict)
     information: Mapping[str, tuple[int, Information]] = field(default_factory=dict)
+    contributions: Mapping[str, Any] | None = None
+    contributions_picture: str | None = None
     rule: str = ""
     decisions: Sequence[tuple[int, str]] = ()
     warnings: Sequence[tuple[int, str]] = ()
@@ -189,6 +194,9 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         comparison_table=_comparison_table(facts),
         pid_table=_information_table(facts.information),
         pid_sentence=_information_sentence(facts.information),
+        contributions_table=_contributions_table(facts),
+        contributions_split=list(facts.accuracy)[-1],
+        contributions_picture=facts.contributions_picture,
         trajectory=facts.trajectory,
         reliability=facts.reliability,
         rule=facts.rule,
@@ -431,6 +439,24 @@ def _information_table(moments: Mapping[str, tuple[int, Information]]) -> str:
     headers = [f"{moment} (step {step:,})" for moment, (step, _) in moments.items()]
     rows = [[label, *(column.get(label, "") for column in columns)] for label in columns[-1]]
     return _table(["bits", *headers], rows)
+
+
+def _contributions_table(facts: CardFacts) -> str:
+    found = facts.contributions
+    if not found:
+        return ""
+    if facts.score == "accuracy":
+        headers = ["modality", "accuracy, points"]
+        rows = [[name, f"{100 * share:+.1f}"] for name, share in found["score"].items()]
+    else:
+        headers, rows = (
+            ["modality", "R²"],
+            [[name, f"{share:+.3f}"] for name, share in found["score"].items()],
+        )
+    if found["bits"]:
+        headers.append("bits")
+        rows = [[*row, f"{bits:+.3f}"] for row, bits in zip(rows, found["bits"].values(), strict=True)]
+    return _table(headers, rows)
 
 
 def _information_sentence(moments: Mapping[str, tuple[int, Information]]) -> str:

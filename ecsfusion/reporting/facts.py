@@ -63,6 +63,7 @@ def run_facts(
     peak_folder: str | None = None,
     trajectory: str | None = None,
     reliability: str | None = None,
+    contributions_picture: str | None = None,
     comparison: Mapping[str, float] | None = None,
 ) -> CardFacts:
     """Collect the facts of the model card.
@@ -83,6 +84,7 @@ def run_facts(
         peak_folder: folder that holds the peak of stage 1.
         trajectory: file name of the picture of the run.
         reliability: file name of the picture of confidence and accuracy.
+        contributions_picture: file name of the picture of the contributions.
         comparison: accuracy of other schedules on the last split.
 
     Raises:
@@ -117,6 +119,8 @@ def run_facts(
         calibration_error=last.calibration_error,
         comparison=comparison or {},
         information=_information(run),
+        contributions=last.contributions,
+        contributions_picture=contributions_picture,
         rule="" if run.rule is None else run.rule.label,
         decisions=_decisions(record.history),
         warnings=[(warning["step"], warning["sentence"]) for warning in record.warnings],

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ecsfusion.controller.probe import Probe
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.model.names import CALIBRATED, FUSED
+from ecsfusion.reporting.contributions import contributions_sentence
 from ecsfusion.reporting.heads import compare_heads, head_label, score_shares
 from ecsfusion.reporting.run import ReportedRun, rows_by_split
 
@@ -46,6 +47,8 @@ def run_summary(run: ReportedRun, metrics: Mapping[str, float]) -> str:
         scores = _scores(measurement, modalities)
         groups = "" if measurement.num_groups is None else f" of {measurement.num_groups} groups"
         lines.append(f"  on {measurement.num_rows} validation rows{groups}: {measurement.score} {scores}")
+        if contributed := contributions_sentence(measurement):
+            lines.append(f"  of the calibrated answer contribute {contributed}")
     if record.warnings:
         lines.append("  what this run warns of:")
         lines += [

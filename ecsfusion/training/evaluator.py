@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import EvalPrediction
 from transformers.utils import logging
 
+from ecsfusion.evaluation.contributions import contributions_of
 from ecsfusion.evaluation.logged_values import log_values
 from ecsfusion.evaluation.measure import measure
 from ecsfusion.evaluation.measurement import Measurement
@@ -229,14 +230,15 @@ class Evaluator:
         }
         return replace(evaluated, measurement=measurement, metrics={**evaluated.metrics, **values})
 
-    def with_reliability(self, run: Run, evaluated: Evaluated) -> Measurement:
-        """The measurement of an evaluation after training, with the data of the reliability diagram."""
+    def for_reports(self, run: Run, evaluated: Evaluated) -> Measurement:
+        """The measurement after training, with the data of the reliability diagram and each modality's contribution."""
         if not run.is_world_process_zero():
             return evaluated.measurement
         fitted = run.model.config.readout
         readout = None if fitted is None else Readout.from_dict(fitted)
         reliability = reliability_of(evaluated.outputs, readout, run.model.problem_type)
-        return replace(evaluated.measurement, reliability=reliability)
+        contributions = contributions_of(evaluated.outputs, readout, run.model.problem_type)
+        return replace(evaluated.measurement, reliability=reliability, contributions=contributions)
 
 
 def raise_no_reading() -> NoReturn:

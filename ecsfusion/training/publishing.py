@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from transformers.utils import logging
 
 from ecsfusion.reporting.card import render_card
+from ecsfusion.reporting.contributions import plot_contributions
 from ecsfusion.reporting.facts import run_facts
 from ecsfusion.reporting.hub import publish, push_command, reachable
 from ecsfusion.reporting.reliability import plot_reliability
@@ -24,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 TRAJECTORY_FILE = "trajectory.png"
 RELIABILITY_FILE = "reliability.png"
+CONTRIBUTIONS_FILE = "contributions.png"
 
 
 class PublishedRun(Run, ReportedRun, Protocol):
@@ -86,6 +88,20 @@ class Publishing:
         drawn = self._draw(RELIABILITY_FILE, lambda file: plot_reliability(measurement, split, file))
         return RELIABILITY_FILE if drawn else None
 
+    def _draw_contributions(self) -> str | None:
+        """Draw what the modalities contribute to the last split that was evaluated.
+
+        Returns:
+            The name of the file; None if nothing was drawn.
+        """
+        if not self._run.measurements:
+            return None
+        split, measurement = list(self._run.measurements.items())[-1]
+        if not measurement.contributions:
+            return None
+        drawn = self._draw(CONTRIBUTIONS_FILE, lambda file: plot_contributions(measurement, split, file))
+        return CONTRIBUTIONS_FILE if drawn else None
+
     def _draw(self, name: str, draw: Callable[[Path], object]) -> bool:
         """Write a picture to the output folder. If the disk is full, a warning is logged and the run goes on."""
         path = self._output / name
@@ -132,7 +148,7 @@ class Publishing:
             ValueError: nothing has been evaluated, or the card would contain a local path or a token.
         """
         run, output, peak = self._run, self._output, self.peak_folder()
-        reliability = self._draw_reliability()
+        reliability, contributions = self._draw_reliability(), self._draw_contributions()
         facts = run_facts(
             run,
             title=title or (run.args.hub_model_id or output.absolute().name).split("/")[-1],
@@ -149,6 +165,7 @@ class Publishing:
             peak_folder=peak.name if peak else None,
             trajectory=TRAJECTORY_FILE if (output / TRAJECTORY_FILE).exists() else None,
             reliability=reliability,
+            contributions_picture=contributions,
             comparison=comparison,
         )
         card = render_card(facts, self.private_paths())
@@ -157,7 +174,7 @@ class Publishing:
                 aside.write_text(card, encoding="utf-8")
             if peak:
                 # The branch of stage 1 gets the same card.
-                for name in filter(None, ("README.md", facts.trajectory, reliability)):
+                for name in filter(None, ("README.md", facts.trajectory, reliability, contributions)):
                     with written_whole(peak / name) as aside:
                         shutil.copyfile(output / name, aside)
 
