@@ -36,6 +36,8 @@ MIN_DEPENDENCE = 2.0
 """Standard errors by which the noise of two sides must be correlated for readouts of both together."""
 MAX_JUDGED_ROWS = 4096
 """The most rows that judge the shrinkage."""
+MANY_COLUMNS = 256
+"""With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely."""
 ENOUGH_JUDGED_ROWS = 2048
 """Rows of a fold that judge it alone."""
 JITTER = 1e-6
@@ -174,13 +176,13 @@ def standardize(rows: Tensor, order: Tensor | None = None) -> Tensor:
     largest = 120 if dtype == torch.float32 else 1000
     power = torch.exp2(-torch.frexp(unit).exponent.clamp(-largest, largest).double())
     unit = TAIL * (unit * power).float()
-    factor = (power / torch.where(unit > 0, unit, 1.0)).to(dtype)
+    power, scale = power.to(dtype), torch.where(unit > 0, unit, 1.0).reciprocal()
     scaled = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     # In the cache of a CPU; all at once on a GPU.
     blocks = scaled.split(max(1, BLOCK_VALUES // rows.shape[1]) if on_cpu else len(rows))
     for block, chosen in zip(blocks, order.split(len(blocks[0])), strict=True):
         # Before the precision is reduced, so that neither large offsets nor units matter.
-        block.copy_(rows.index_select(0, chosen).to(dtype).sub_(center).mul_(factor))
+        block.copy_(rows.index_select(0, chosen).to(dtype).sub_(center).mul_(power)).mul_(scale)
         if not on_cpu or _exceeds(block, 1.0):
             size = block.abs()
             block.copy_(torch.where(size > 1, block.sign() * (1 + size.clamp_min_(1).log_()), block))
@@ -326,7 +328,7 @@ def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
     if sets.cells is None:
         # Without reading the sizes of the folds on the host.
         parts = [(left * (sets.fold == k)[:, None]).T @ right for k in range(sets.num_folds)]
-    elif left is right:
+    elif left is right and left.shape[1] >= MANY_COLUMNS:
         # NumPy computes half of a product of a matrix with itself.
         wide = left.numpy()
         parts = [torch.from_numpy(wide[part].T @ wide[part]) for part in sets.slices()]
@@ -422,6 +424,8 @@ def _scores_of(sides: list[LinearSums], weights: list[Tensor], offset: Tensor, r
 
 def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior: Tensor) -> bool:
     """Whether held-out logits (N, C) tell the labels better with others than without them, by more than chance."""
+    if not len(labels):
+        return False
     every = torch.stack([*known, *new]).repeat(2, 1, 1, 1)
     every[1, len(known) :] = 0
     pooled = pool(every, labels, log_prior)
@@ -600,7 +604,7 @@ def are_dependent(first: LinearSums, second: LinearSums, linear: tuple[LinearRea
             scale = here.square().mean(0).clamp_min(1e-12)
             values.append((here * noise(other, slope, read) / scale).sum(1))
         told.append(torch.cat(values).double())
-    return any(bool(t.mean() > MIN_DEPENDENCE * t.std() / len(t) ** 0.5) for t in told)
+    return any(bool(t.mean() > MIN_DEPENDENCE * t.std(correction=0) / len(t) ** 0.5) for t in told)
 
 
 def halves_of(sets: TrainingSets) -> list[tuple[slice, slice]]:
