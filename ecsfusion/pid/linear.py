@@ -30,10 +30,14 @@ TAIL = 12.0
 """Median deviations from the median where the tail of a column begins; of a Gaussian, 8 standard deviations."""
 MAX_SAMPLED_ROWS = 512
 """The most rows that the median of a column is taken of."""
+MIN_LEFT = 5e-3
+"""Nats of the label that must be left to tell for readouts beside the discriminant analysis."""
 MIN_GAIN = 2.0
 """Log-likelihood, in nats, that a readout must add by halves to be fitted on all training sets."""
 MIN_DEPENDENCE = 2.0
 """Standard errors by which the noise of two sides must be correlated for readouts of both together."""
+MAX_COMPARED_ROWS = 2048
+"""The most rows that weights are fitted on where readouts are only compared."""
 MAX_JUDGED_ROWS = 4096
 """The most rows that judge the shrinkage."""
 MANY_COLUMNS = 256
@@ -366,6 +370,8 @@ class LinearReadouts(NamedTuple):
     """(T, D, D): its Cholesky factors."""
     weights: Tensor
     """(T, D, C): its weights."""
+    tells_all: bool
+    """Whether hardly anything of the label is left for other readouts to tell; False on a GPU, where no one waits."""
 
 
 def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
@@ -375,16 +381,19 @@ def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     does not.
     """
     grid = torch.tensor(SHRINKAGE, dtype=sums.rows.dtype, device=sums.rows.device)
-    place = choose_shrinkage(sums, grid, log_prior)
+    place, loss = choose_shrinkage(sums, grid, log_prior)
+    tells_all = loss is not None and loss < MIN_LEFT
     shrinkage, larger = grid[place], grid[(place + 1).clamp_max(len(SHRINKAGE) - 1)]
     factor = sums.factor(shrinkage)
     weights, offset = sums.discriminant(factor)
     logits = [sums.read(weights, offset)]
+    if tells_all:
+        return LinearReadouts(logits, shrinkage, factor, weights, tells_all)
     # With many rows per column the shrinkage hardly matters.
     few = len(sums.rows) < FEW_ROWS_PER_COLUMN * sums.rows.shape[1]
     factors = [factor, sums.factor(larger)] if few else [factor]
     logits += told_by_half([sums], [[each] for each in factors], [logits[0]], log_prior)
-    return LinearReadouts(logits, shrinkage, factor, weights)
+    return LinearReadouts(logits, shrinkage, factor, weights, tells_all)
 
 
 def told_by_half(
@@ -428,15 +437,15 @@ def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior
         return False
     every = torch.stack([*known, *new]).repeat(2, 1, 1, 1)
     every[1, len(known) :] = 0
-    pooled = pool(every, labels, log_prior)
+    pooled = pool(every, labels, log_prior, MAX_COMPARED_ROWS)
     told = pooled.log_posterior.gather(2, labels.expand(2, -1).unsqueeze(2)).double().sum((1, 2))
     return bool(told[0] - told[1] > MIN_GAIN)
 
 
-def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tensor:
-    """The place in `grid` of the shrinkage whose discriminant analysis tells most about held-out rows; ().
+def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple[Tensor, float | None]:
+    """The place () in `grid` of the shrinkage whose discriminant analysis tells most about held-out rows.
 
-    They are those of two folds, or of one that has enough.
+    They are those of two folds, or of one that has enough. The second result is its log-loss in nats; None on a GPU.
     """
     sets = sums.sets
     tried = [0, sets.num_folds // 2]
@@ -455,7 +464,7 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tenso
             fitted = sorted(set(tried))
             scores = part.scores(*sums.discriminant(sums.factor(grid[place], fitted), fitted))
             logits.append(torch.where(in_first, scores[:, 0], scores[:, -1]))
-        posterior = pool(torch.stack(logits).unsqueeze(1), labels, log_prior).log_posterior
+        posterior = pool(torch.stack(logits).unsqueeze(1), labels, log_prior, MAX_COMPARED_ROWS).log_posterior
         return -posterior.gather(2, labels.expand(len(places), -1).unsqueeze(2)).mean((1, 2))
 
     # Where no shrinkage tells anything alone, the side may still tell something together with another: as little
@@ -465,7 +474,7 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tenso
     nothing = -log_prior[labels].mean() - MIN_TOLD
     if sums.rows.device.type != "cpu":
         losses = loss(list(range(len(SHRINKAGE))))
-        return torch.where(losses.amin() < nothing, losses.argmin(), untold)
+        return torch.where(losses.amin() < nothing, losses.argmin(), untold), None
     # From a likely place as long as it gets better.
     losses_at: dict[int, float] = {}
     missing = [untold - 1, untold, untold + 1]
@@ -473,7 +482,7 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tenso
         losses_at.update(zip(missing, loss(missing).tolist(), strict=True))
         best = min(losses_at, key=lambda place: losses_at[place])
         missing = [p for p in (best - 1, best + 1) if 0 <= p < len(SHRINKAGE) and p not in losses_at]
-    return torch.tensor(best if losses_at[best] < float(nothing) else untold)
+    return torch.tensor(best if losses_at[best] < float(nothing) else untold), losses_at[best]
 
 
 def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = STEPS) -> Tensor:
