@@ -39,7 +39,7 @@ MIN_DEPENDENCE = 2.0
 MAX_COMPARED_ROWS = 2048
 """The most rows that weights are fitted on where readouts are only compared."""
 MAX_JUDGED_ROWS = 4096
-"""The most rows that judge the shrinkage."""
+"""The most rows that judge a shrinkage, or whether a readout tells more than others."""
 MANY_COLUMNS = 256
 """With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely."""
 ENOUGH_JUDGED_ROWS = 2048
@@ -435,11 +435,13 @@ def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior
     """Whether held-out logits (N, C) tell the labels better with others than without them, by more than chance."""
     if not len(labels):
         return False
-    every = torch.stack([*known, *new]).repeat(2, 1, 1, 1)
+    step = max(1, -(-len(labels) // MAX_JUDGED_ROWS))
+    rows, labels = len(labels), labels[::step]
+    every = torch.stack([part[::step] for part in (*known, *new)]).repeat(2, 1, 1, 1)
     every[1, len(known) :] = 0
     pooled = pool(every, labels, log_prior, MAX_COMPARED_ROWS)
-    told = pooled.log_posterior.gather(2, labels.expand(2, -1).unsqueeze(2)).double().sum((1, 2))
-    return bool(told[0] - told[1] > MIN_GAIN)
+    told = pooled.log_posterior.gather(2, labels.expand(2, -1).unsqueeze(2)).double().mean((1, 2))
+    return bool(rows * (told[0] - told[1]) > MIN_GAIN)
 
 
 def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple[Tensor, float | None]:
