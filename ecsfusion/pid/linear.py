@@ -40,6 +40,8 @@ MAX_COMPARED_ROWS = 2048
 """The most rows that weights are fitted on where readouts are only compared."""
 MAX_JUDGED_ROWS = 4096
 """The most rows that judge a shrinkage, or whether a readout tells more than others."""
+FEW_COLUMNS = 128
+"""With so few columns every shrinkage is tried at once; with more their factors cost."""
 MANY_COLUMNS = 256
 """With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely."""
 ENOUGH_JUDGED_ROWS = 2048
@@ -474,9 +476,11 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple
     enough = len(sums.rows) >= 4 * sums.rows.shape[1]
     untold = SHRINKAGE.index(1e-3 if enough else 0.2)
     nothing = -log_prior[labels].mean() - MIN_TOLD
-    if sums.rows.device.type != "cpu":
+    on_cpu = sums.rows.device.type == "cpu"
+    if not on_cpu or sums.rows.shape[1] <= FEW_COLUMNS:
         losses = loss(list(range(len(SHRINKAGE))))
-        return torch.where(losses.amin() < nothing, losses.argmin(), untold), None
+        place = torch.where(losses.amin() < nothing, losses.argmin(), untold)
+        return place, float(losses.amin()) if on_cpu else None
     # From a likely place as long as it gets better.
     losses_at: dict[int, float] = {}
     missing = [untold - 1, untold, untold + 1]

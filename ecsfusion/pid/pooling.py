@@ -16,7 +16,7 @@ ITERATIONS = 14
 MAX_FITTED_ROWS = 4096
 """The most rows that the weights are fitted on."""
 FIRST_DAMPING = 1e-3
-SETTLED = 1e-6
+SETTLED = 1e-5
 """Nats by which a step must change the loss for another step."""
 WEIGHT_COST = 2.0
 """In nats and rows; of a useless readout the log-likelihood gains half a nat on average."""
@@ -66,7 +66,7 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
         curvature = (share.flatten(2) @ flat.mT).double() - (mean @ mean.mT).double()
         return loss, gradient, curvature / rows
 
-    weights = torch.full((batch, number), 0.5 / number, dtype=torch.float64, device=z.device)
+    weights = torch.full((batch, number), 0.8 / number, dtype=torch.float64, device=z.device)
     # Where a start with weights overflows or does worse than the prior, the steps begin at the prior.
     state = at(weights)
     worse = ~(state[0] < -base[y].double().mean())

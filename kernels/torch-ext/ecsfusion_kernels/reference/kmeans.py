@@ -50,7 +50,7 @@ def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: 
     inertia = points.new_full(points.shape[:1], torch.inf)
     active = torch.ones(points.shape[:1], dtype=torch.bool, device=points.device)
     for _ in range(max_iterations):
-        labels, distance = nearest(points, centers)
+        labels, distance = _nearest_by_parts(points, centers)
         sums, sizes = _cluster_sums(points, labels, centers.shape[1])
         means = sums / sizes.clamp_min(1.0).unsqueeze(-1)
         is_moved = active.unsqueeze(-1) & (sizes > 0)
@@ -62,7 +62,7 @@ def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: 
         active = active & (previous - inertia > tolerance * inertia)
         if not bool(active.any()):
             break
-    labels, distance = nearest(points, centers)
+    labels, distance = _nearest_by_parts(points, centers)
     sizes = torch.zeros(centers.shape[:2], dtype=torch.int64, device=points.device)
     sizes.scatter_add_(1, labels.clamp_min(0), (labels >= 0).to(torch.int64))
     return Clustering(centers, labels, distance.masked_fill(labels < 0, 0.0).sum(-1), sizes)
@@ -89,6 +89,10 @@ def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     points (B, N, d), centers (B, K, d); the first center wins among equals. A point left out has label -1 and
     distance NaN; a center that is not finite is nearest to no point.
     """
+    return _nearest_by_parts(points, centers)
+
+
+def _nearest_by_parts(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     rows_at_once = max(1, MAX_CPU_SCORES // max(1, centers[..., 0].numel()))
     if points.device.type == "cpu" and points.shape[1] > rows_at_once:
         parts = [_nearest(part, centers) for part in points.split(rows_at_once, 1)]
