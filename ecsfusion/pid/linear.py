@@ -30,12 +30,20 @@ TAIL = 12.0
 """Median deviations from the median where the tail of a column begins; of a Gaussian, 8 standard deviations."""
 MAX_SAMPLED_ROWS = 512
 """The most rows that the median of a column is taken of."""
+MIN_LEFT = 5e-3
+"""Nats of the label that must be left to tell for readouts beside the discriminant analysis."""
 MIN_GAIN = 2.0
 """Log-likelihood, in nats, that a readout must add by halves to be fitted on all training sets."""
 MIN_DEPENDENCE = 2.0
 """Standard errors by which the noise of two sides must be correlated for readouts of both together."""
+MAX_COMPARED_ROWS = 2048
+"""The most rows that weights are fitted on where readouts are only compared."""
 MAX_JUDGED_ROWS = 4096
-"""The most rows that judge the shrinkage."""
+"""The most rows that judge a shrinkage, or whether a readout tells more than others."""
+FEW_COLUMNS = 128
+"""With so few columns every shrinkage is tried at once; with more their factors cost."""
+MANY_COLUMNS = 256
+"""With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely."""
 ENOUGH_JUDGED_ROWS = 2048
 """Rows of a fold that judge it alone."""
 JITTER = 1e-6
@@ -174,13 +182,13 @@ def standardize(rows: Tensor, order: Tensor | None = None) -> Tensor:
     largest = 120 if dtype == torch.float32 else 1000
     power = torch.exp2(-torch.frexp(unit).exponent.clamp(-largest, largest).double())
     unit = TAIL * (unit * power).float()
-    factor = (power / torch.where(unit > 0, unit, 1.0)).to(dtype)
+    power, scale = power.to(dtype), torch.where(unit > 0, unit, 1.0).reciprocal()
     scaled = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     # In the cache of a CPU; all at once on a GPU.
     blocks = scaled.split(max(1, BLOCK_VALUES // rows.shape[1]) if on_cpu else len(rows))
     for block, chosen in zip(blocks, order.split(len(blocks[0])), strict=True):
         # Before the precision is reduced, so that neither large offsets nor units matter.
-        block.copy_(rows.index_select(0, chosen).to(dtype).sub_(center).mul_(factor))
+        block.copy_(rows.index_select(0, chosen).to(dtype).sub_(center).mul_(power)).mul_(scale)
         if not on_cpu or _exceeds(block, 1.0):
             size = block.abs()
             block.copy_(torch.where(size > 1, block.sign() * (1 + size.clamp_min_(1).log_()), block))
@@ -326,7 +334,7 @@ def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
     if sets.cells is None:
         # Without reading the sizes of the folds on the host.
         parts = [(left * (sets.fold == k)[:, None]).T @ right for k in range(sets.num_folds)]
-    elif left is right:
+    elif left is right and left.shape[1] >= MANY_COLUMNS:
         # NumPy computes half of a product of a matrix with itself.
         wide = left.numpy()
         parts = [torch.from_numpy(wide[part].T @ wide[part]) for part in sets.slices()]
@@ -364,6 +372,8 @@ class LinearReadouts(NamedTuple):
     """(T, D, D): its Cholesky factors."""
     weights: Tensor
     """(T, D, C): its weights."""
+    tells_all: bool
+    """Whether hardly anything of the label is left for other readouts to tell; False on a GPU, where no one waits."""
 
 
 def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
@@ -373,16 +383,19 @@ def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     does not.
     """
     grid = torch.tensor(SHRINKAGE, dtype=sums.rows.dtype, device=sums.rows.device)
-    place = choose_shrinkage(sums, grid, log_prior)
+    place, loss = choose_shrinkage(sums, grid, log_prior)
+    tells_all = loss is not None and loss < MIN_LEFT
     shrinkage, larger = grid[place], grid[(place + 1).clamp_max(len(SHRINKAGE) - 1)]
     factor = sums.factor(shrinkage)
     weights, offset = sums.discriminant(factor)
     logits = [sums.read(weights, offset)]
+    if tells_all:
+        return LinearReadouts(logits, shrinkage, factor, weights, tells_all)
     # With many rows per column the shrinkage hardly matters.
     few = len(sums.rows) < FEW_ROWS_PER_COLUMN * sums.rows.shape[1]
     factors = [factor, sums.factor(larger)] if few else [factor]
     logits += told_by_half([sums], [[each] for each in factors], [logits[0]], log_prior)
-    return LinearReadouts(logits, shrinkage, factor, weights)
+    return LinearReadouts(logits, shrinkage, factor, weights, tells_all)
 
 
 def told_by_half(
@@ -423,17 +436,21 @@ def _scores_of(sides: list[LinearSums], weights: list[Tensor], offset: Tensor, r
 
 def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior: Tensor) -> bool:
     """Whether held-out logits (N, C) tell the labels better with others than without them, by more than chance."""
-    every = torch.stack([*known, *new]).repeat(2, 1, 1, 1)
+    if not len(labels):
+        return False
+    step = max(1, -(-len(labels) // MAX_JUDGED_ROWS))
+    rows, labels = len(labels), labels[::step]
+    every = torch.stack([part[::step] for part in (*known, *new)]).repeat(2, 1, 1, 1)
     every[1, len(known) :] = 0
-    pooled = pool(every, labels, log_prior)
-    told = pooled.log_posterior.gather(2, labels.expand(2, -1).unsqueeze(2)).double().sum((1, 2))
-    return bool(told[0] - told[1] > MIN_GAIN)
+    pooled = pool(every, labels, log_prior, MAX_COMPARED_ROWS)
+    told = pooled.log_posterior.gather(2, labels.expand(2, -1).unsqueeze(2)).double().mean((1, 2))
+    return bool(rows * (told[0] - told[1]) > MIN_GAIN)
 
 
-def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tensor:
-    """The place in `grid` of the shrinkage whose discriminant analysis tells most about held-out rows; ().
+def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple[Tensor, float | None]:
+    """The place () in `grid` of the shrinkage whose discriminant analysis tells most about held-out rows.
 
-    They are those of two folds, or of one that has enough.
+    They are those of two folds, or of one that has enough. The second result is its log-loss in nats; None on a GPU.
     """
     sets = sums.sets
     tried = [0, sets.num_folds // 2]
@@ -452,7 +469,7 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tenso
             fitted = sorted(set(tried))
             scores = part.scores(*sums.discriminant(sums.factor(grid[place], fitted), fitted))
             logits.append(torch.where(in_first, scores[:, 0], scores[:, -1]))
-        posterior = pool(torch.stack(logits).unsqueeze(1), labels, log_prior).log_posterior
+        posterior = pool(torch.stack(logits).unsqueeze(1), labels, log_prior, MAX_COMPARED_ROWS).log_posterior
         return -posterior.gather(2, labels.expand(len(places), -1).unsqueeze(2)).mean((1, 2))
 
     # Where no shrinkage tells anything alone, the side may still tell something together with another: as little
@@ -460,9 +477,11 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tenso
     enough = len(sums.rows) >= 4 * sums.rows.shape[1]
     untold = SHRINKAGE.index(1e-3 if enough else 0.2)
     nothing = -log_prior[labels].mean() - MIN_TOLD
-    if sums.rows.device.type != "cpu":
+    on_cpu = sums.rows.device.type == "cpu"
+    if not on_cpu or sums.rows.shape[1] <= FEW_COLUMNS:
         losses = loss(list(range(len(SHRINKAGE))))
-        return torch.where(losses.amin() < nothing, losses.argmin(), untold)
+        place = torch.where(losses.amin() < nothing, losses.argmin(), untold)
+        return place, float(losses.amin()) if on_cpu else None
     # From a likely place as long as it gets better.
     losses_at: dict[int, float] = {}
     missing = [untold - 1, untold, untold + 1]
@@ -470,7 +489,7 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> Tenso
         losses_at.update(zip(missing, loss(missing).tolist(), strict=True))
         best = min(losses_at, key=lambda place: losses_at[place])
         missing = [p for p in (best - 1, best + 1) if 0 <= p < len(SHRINKAGE) and p not in losses_at]
-    return torch.tensor(best if losses_at[best] < float(nothing) else untold)
+    return torch.tensor(best if losses_at[best] < float(nothing) else untold), losses_at[best]
 
 
 def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = STEPS) -> Tensor:
@@ -601,7 +620,7 @@ def are_dependent(first: LinearSums, second: LinearSums, linear: tuple[LinearRea
             scale = here.square().mean(0).clamp_min(1e-12)
             values.append((here * noise(other, slope, read) / scale).sum(1))
         told.append(torch.cat(values).double())
-    return any(bool(t.mean() > MIN_DEPENDENCE * t.std() / len(t) ** 0.5) for t in told)
+    return any(bool(t.mean() > MIN_DEPENDENCE * t.std(correction=0) / len(t) ** 0.5) for t in told)
 
 
 def halves_of(sets: TrainingSets) -> list[tuple[slice, slice]]:

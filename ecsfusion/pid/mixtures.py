@@ -150,13 +150,13 @@ def coordinates(first: LinearSums, second: LinearSums, number: int) -> tuple[Ten
     """
     many = first.rows.shape[1] * second.rows.shape[1] > MAX_FORMED
     if many and first.sets.cells is not None and len(first.sets.counts) == 2:
-        halves = tuple(side.one_set(0) for side in (first, second))
-        if not _coordinates(*halves, number):
+        half = first.one_set(0)
+        if not _coordinates(half, half if first is second else second.one_set(0), number, ITERATIONS - 1):
             return ()
-    return _coordinates(first, second, number)
+    return _coordinates(first, second, number, ITERATIONS)
 
 
-def _coordinates(first: LinearSums, second: LinearSums, number: int) -> tuple[Tensor, ...]:
+def _coordinates(first: LinearSums, second: LinearSums, number: int, iterations: int) -> tuple[Tensor, ...]:
     """`coordinates` of all sets at once."""
     whitening = torch.tensor(WHITENING, dtype=first.rows.dtype, device=first.rows.device)
     factor = first.factor(whitening)
@@ -179,7 +179,7 @@ def _coordinates(first: LinearSums, second: LinearSums, number: int) -> tuple[Te
     def from_left() -> Tensor:
         return whiten(factors[1], differences.from_left(whiten(factors[0], left.unsqueeze(1), True)[:, 0]), False)
 
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         back = differences.from_right(whiten(factors[1], from_left(), True))
         left = torch.linalg.qr(whiten(factors[0], back.unsqueeze(1), False).squeeze(1)).Q
     there = from_left()

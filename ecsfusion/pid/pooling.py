@@ -16,7 +16,7 @@ ITERATIONS = 14
 MAX_FITTED_ROWS = 4096
 """The most rows that the weights are fitted on."""
 FIRST_DAMPING = 1e-3
-SETTLED = 1e-7
+SETTLED = 1e-5
 """Nats by which a step must change the loss for another step."""
 WEIGHT_COST = 2.0
 """In nats and rows; of a useless readout the log-likelihood gains half a nat on average."""
@@ -32,7 +32,7 @@ class Pool(NamedTuple):
 
 
 @in_full_precision
-def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
+def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int = MAX_FITTED_ROWS) -> Pool:
     """Fit the weights of B pools to held-out logits by damped Newton steps; on a GPU the host reads nothing.
 
     A weight costs `WEIGHT_COST` / N nats, so that few rows give no weight to noise; less for logits that are small.
@@ -42,9 +42,10 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
             where a pool is without a readout.
         labels: (N,) int64.
         log_prior: (C,) log p(y), natural logarithm.
+        max_fitted_rows: the most rows that the weights are fitted on.
     """
     scores = _bounded(logits)
-    step = max(1, -(-len(labels) // MAX_FITTED_ROWS))
+    step = max(1, -(-len(labels) // max_fitted_rows))
     z, y, base = scores[:, :, ::step], labels[::step], log_prior.to(scores.dtype)
     batch, number, rows, classes = z.shape
     cost = z.square().mean((2, 3)).sqrt().clamp_max(1.0).double() * (WEIGHT_COST / rows)
@@ -65,12 +66,13 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Pool:
         curvature = (share.flatten(2) @ flat.mT).double() - (mean @ mean.mT).double()
         return loss, gradient, curvature / rows
 
-    weights = torch.full((batch, number), 0.5 / number, dtype=torch.float64, device=z.device)
+    weights = torch.full((batch, number), 0.8 / number, dtype=torch.float64, device=z.device)
     # Where a start with weights overflows or does worse than the prior, the steps begin at the prior.
-    state, prior = at(weights), at(torch.zeros_like(weights))
-    worse = ~(state[0] < prior[0])
-    weights = torch.where(worse[:, None], 0.0, weights)
-    state = _chosen(worse, prior, state)
+    state = at(weights)
+    worse = ~(state[0] < -base[y].double().mean())
+    if z.device.type != "cpu" or bool(worse.any()):
+        weights = torch.where(worse[:, None], 0.0, weights)
+        state = _chosen(worse, at(torch.zeros_like(weights)), state)
     damping = torch.full_like(state[0], FIRST_DAMPING)
     for _ in range(ITERATIONS):
         loss, gradient, curvature = state

@@ -184,10 +184,10 @@ def read_side(rows: Tensor, sets: TrainingSets, log_prior: Tensor, random_seed: 
     """Fit the readouts of standardized rows (N, D) and pool them."""
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
-    lines, bins = linear.logits, binned_columns(sums)
+    lines, bins = linear.logits, None if linear.tells_all else binned_columns(sums)
     if bins is not None:
         lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
-    searches = inner_searches(sums.folds()), inner_searches(sums.halves())
+    searches = ([], []) if linear.tells_all else (inner_searches(sums.folds()), inner_searches(sums.halves()))
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
     return Side(sums, linear, pooled[:2], pooled[2])
 
@@ -198,14 +198,15 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     alone = [side.log_posterior - log_prior for side in (first, second)]
     linear = (first.linear, second.linear)
     lines = list(alone)
-    if sets.cells is None or are_dependent(first.sums, second.sums, linear):
+    is_told = any(readouts.tells_all for readouts in linear)
+    if sets.cells is None or not is_told and are_dependent(first.sums, second.sums, linear):
         lines += _lines_of_both(first, second, alone, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
-    searches = tuple(
-        cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]))
+    searches = [
+        [] if is_told else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]))
         for both, part in zip(sums, folds, strict=True)
-    )
+    ]
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
     product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
     return Pair(pooled[:2], pooled[2], without_unseen(product, sets.unseen[0], log_prior))

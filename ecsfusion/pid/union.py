@@ -19,8 +19,12 @@ from ecsfusion.pid.decomposition import entropy
 from ecsfusion.pid.mixtures import start_centers
 
 MAX_CLUSTERED_ROWS = 2048
-RESCALINGS = 20
-MATCHED = 1e-6
+SHARE_OF_LOSS = 0.01
+"""Of what the clusters lose, as the width in which the solver certifies its value."""
+MAX_SOLVED_TOGETHER = 64
+"""The most clusters whose tables are solved together with their halves."""
+RESCALINGS = 10
+MATCHED = 1e-4
 """Relative distance of their mean from the prior at which posteriors are not scaled any further."""
 TINY = 1e-30
 
@@ -80,12 +84,12 @@ def soft_tables(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tens
 
 
 def halved_tables(tables: Tensor, random_seed: int) -> Tensor:
-    """Tables (B, K, C) whose clusters are joined to half as many; the rows of the other clusters are zeros."""
-    number = tables.shape[1]
+    """Tables (B, max(K / 2, 2), C) of clusters that are joined from those of tables (B, K, C)."""
+    number = max(tables.shape[1] // 2, min(2, tables.shape[1]))
     posteriors = tables / tables.sum(-1, keepdim=True).clamp_min(TINY)
-    clusters = cluster_posteriors(posteriors, max(number // 2, 2), random_seed)
+    clusters = cluster_posteriors(posteriors, number, random_seed)
     place = clusters.unsqueeze(-1).expand_as(tables)
-    return torch.zeros_like(tables).scatter_add_(1, place, tables)
+    return tables.new_zeros(len(tables), number, tables.shape[2]).scatter_add_(1, place, tables)
 
 
 def information(tables: Tensor) -> Tensor:
@@ -120,20 +124,33 @@ def union_information(
     whole = label_bits - entropy(both, 1).mean(-1)
     clusters = cluster_posteriors(both, num_clusters, random_seed)
     tables = soft_tables(both, clusters, num_clusters)
-    every = torch.stack([tables, halved_tables(tables, random_seed)])
-    lost = (whole - information(every)).clamp_min(0.0)
-    lost, coarse_lost = lost[:, :batch] + lost[:, batch:]
-    sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
-    solution = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
-    union, coarse = (label_bits - solution.conditional_entropy).view(2, batch)
+    halved = halved_tables(tables, random_seed)
+    lost, coarse_lost = ((whole - information(each)).clamp_min(0.0) for each in (tables, halved))
+    lost, coarse_lost = lost[:batch] + lost[batch:], coarse_lost[:batch] + coarse_lost[batch:]
+    if tables.device.type == "cpu":
+        # Much closer than what the clusters lose the solver need not come.
+        tolerance = max(tolerance, SHARE_OF_LOSS * float(lost.amin()))
+    if num_clusters <= MAX_SOLVED_TOGETHER:
+        # The arithmetic of small tables costs less than its calls.
+        missing = tables.new_zeros(2 * batch, num_clusters - halved.shape[1], tables.shape[2])
+        every = torch.stack([tables, torch.cat([halved, missing], 1)])
+        sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
+        both = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
+        solution, coarse_solution = (type(both)(*(part[place] for part in both)) for place in (slice(batch), slice(batch, None)))
+    else:
+        solution, coarse_solution = (
+            broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=max_iterations)
+            for each in (tables, halved)
+        )
+    union, coarse = (label_bits - each.conditional_entropy for each in (solution, coarse_solution))
     slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
     slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
-    low = union - solution.gap[:batch]
+    low = union - solution.gap
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
     prior = first[0].mean(0).clamp_min(TINY).log2()
     expected = -(first * prior).sum(-1)
     at_label = -prior[labels].expand(batch, -1)
-    factors = solution.factor1[:batch], solution.factor2[:batch]
+    factors = solution.factor1, solution.factor2
     for factor, places, posteriors in zip(
         factors, (clusters[:batch], clusters[batch:]), (first, second), strict=True
     ):

@@ -15,6 +15,9 @@ from ..precision import in_full_precision
 
 __all__ = ["Clustering", "lloyd", "nearest"]
 
+# Scores of points and centers that are held at a time, so many that they stay in the cache of a core.
+MAX_CPU_SCORES = 1 << 18
+
 
 class Clustering(NamedTuple):
     """The result of `lloyd` for B problems.
@@ -47,11 +50,9 @@ def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: 
     inertia = points.new_full(points.shape[:1], torch.inf)
     active = torch.ones(points.shape[:1], dtype=torch.bool, device=points.device)
     for _ in range(max_iterations):
-        labels, distance = nearest(points, centers)
-        membership = labels.unsqueeze(-1) == torch.arange(centers.shape[1], device=points.device)
-        sizes = membership.sum(1).to(points.dtype)
-        finite_points = points.masked_fill((labels < 0).unsqueeze(-1), 0.0)
-        means = torch.bmm(membership.mT.to(points.dtype), finite_points) / sizes.clamp_min(1.0).unsqueeze(-1)
+        labels, distance = _nearest_by_parts(points, centers)
+        sums, sizes = _cluster_sums(points, labels, centers.shape[1])
+        means = sums / sizes.clamp_min(1.0).unsqueeze(-1)
         is_moved = active.unsqueeze(-1) & (sizes > 0)
         centers = torch.where(is_moved.unsqueeze(-1), means, centers)
         previous, inertia = (
@@ -61,10 +62,24 @@ def lloyd(points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: 
         active = active & (previous - inertia > tolerance * inertia)
         if not bool(active.any()):
             break
-    labels, distance = nearest(points, centers)
+    labels, distance = _nearest_by_parts(points, centers)
     sizes = torch.zeros(centers.shape[:2], dtype=torch.int64, device=points.device)
     sizes.scatter_add_(1, labels.clamp_min(0), (labels >= 0).to(torch.int64))
     return Clustering(centers, labels, distance.masked_fill(labels < 0, 0.0).sum(-1), sizes)
+
+
+def _cluster_sums(points: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """The sum (B, K, d) and the number (B, K) of the points of each cluster, without those that are left out."""
+    finite_points = points.masked_fill((labels < 0).unsqueeze(-1), 0.0)
+    if points.is_cuda:
+        # Sums of many threads into one place would depend on their order.
+        membership = labels.unsqueeze(-1) == torch.arange(num_clusters, device=points.device)
+        return torch.bmm(membership.mT.to(points.dtype), finite_points), membership.sum(1).to(points.dtype)
+    place = labels.clamp_min(0)
+    sizes = points.new_zeros(len(points), num_clusters)
+    sizes.scatter_add_(1, place, (labels >= 0).to(points.dtype))
+    sums = points.new_zeros(len(points), num_clusters, points.shape[2])
+    return sums.scatter_add_(1, place.unsqueeze(-1).expand_as(points), finite_points), sizes
 
 
 @in_full_precision
@@ -74,6 +89,18 @@ def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     points (B, N, d), centers (B, K, d); the first center wins among equals. A point left out has label -1 and
     distance NaN; a center that is not finite is nearest to no point.
     """
+    return _nearest_by_parts(points, centers)
+
+
+def _nearest_by_parts(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    rows_at_once = max(1, MAX_CPU_SCORES // max(1, centers[..., 0].numel()))
+    if points.device.type == "cpu" and points.shape[1] > rows_at_once:
+        parts = [_nearest(part, centers) for part in points.split(rows_at_once, 1)]
+        return torch.cat([labels for labels, _ in parts], 1), torch.cat([distance for _, distance in parts], 1)
+    return _nearest(points, centers)
+
+
+def _nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     norm = centers.square().sum(-1, keepdim=True)
     bias = norm.masked_fill(~torch.isfinite(norm), torch.inf)
     scores = torch.baddbmm(bias.mT, points, centers.masked_fill(bias == torch.inf, 0.0).mT, alpha=-2.0)
