@@ -140,7 +140,7 @@ def natural(tmp_path) -> Path:
     config["modalities"]["image"]["freeze"] = True
     config |= {"data_dir": str(folder), "group_column": "subject"}
     config["test_files"] = {"other_style": "other_style.parquet"}
-    config["training"] |= {"head_learning_rate": 0.05}
+    config["training"] |= {"head_learning_rate": 0.05, "warmup_steps": 0}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return file
