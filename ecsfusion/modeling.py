@@ -470,6 +470,16 @@ class FusionForClassification(PreTrainedModel):
         """The kind of labels, one of `ecsfusion.model.problem_types.PROBLEM_TYPES`."""
         return problem_type_of(self.config)
 
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The modalities whose own heads are trained as their encoders are now, by what the configuration says.
+
+        In joint training without unimodal losses no head is, unless it is a second copy of an earlier step.
+        """
+        if self.config.stage == "unimodal" or self.config.auxiliary_weight > 0:
+            return self.modalities
+        return tuple(name for name in self.modalities if name in self.best_heads)
+
     def set_stage(self, stage: str, trains_fused_head: bool | None = None) -> None:
         """Switch the loss between stage 1 and stage 2.
 

@@ -12,6 +12,7 @@ from ecsfusion.evaluation.measurement import (
     Information,
     Measurement,
 )
+from ecsfusion.evaluation.rounding import told_apart
 from ecsfusion.model.names import CALIBRATED
 
 TOLERANCE = 1e-3
@@ -99,11 +100,12 @@ def atoms_below_noise(measurement: Measurement) -> Iterator[Finding]:
     if scores[head] > scale.chance + 5 * scale.error(scale.chance):
         atoms = information.atoms
         atom = max(atoms, key=lambda name: atoms[name])
+        bits, floor = told_apart(atoms[atom], information.floor[atom], 3)
         kind = atom if atom in ("redundancy", "synergy") else f"uniqueness of {atom}"
         yield Finding(
             "noise above the atoms",
             "",
-            f"no information is above its noise floor (the largest, {kind}, is {atoms[atom]:.3f} bits, floor "
-            f"{information.floor[atom]:.3f}), although the {head} head has an accuracy of {scores[head]:.3f}, chance "
+            f"no information is above its noise floor (the largest, {kind}, is {bits} bits, floor {floor}), although "
+            f"the {head} head has an accuracy of {scores[head]:.3f}, chance "
             f"{scale.chance:.3f}: these values are noise, and so are decisions by them; give more evaluation rows.",
         )
