@@ -143,8 +143,9 @@ class Rule:
     def asks_for_dependence(self) -> bool:
         """Whether the rule needs `Reading.dependence` at the next reading.
 
-        Readouts of the embeddings are fitted for it, which takes many times as long as reading the heads. Where no rule
-        asks, and at step 0, it is 0. In stage 2 a rule is asked where it may pause modalities there (`joint_pausing`).
+        Readouts of the embeddings are fitted for it, which takes many times as long as reading the heads. A rule that
+        reads it without having asked gets an error; at step 0 it is 0. In stage 2 a rule is asked where it may pause
+        modalities there (`joint_pausing`).
         """
         return False
 

@@ -23,17 +23,18 @@ less than half of the label's entropy before the correction; with the correction
 rows, an atom is wrong by 0.2 to 0.7 bits, which is more than the noise floors say (benchmarks/diagnostics.py)."""
 
 
-def few_rows(information: Information) -> Iterator[Finding]:
+def few_rows(information: Information, asks_for_dependence: bool = True) -> Iterator[Finding]:
     """Find that a decomposition has too few rows for its classes, or for the cells of its table.
 
     Args:
         information: the decomposition of the probe set.
+        asks_for_dependence: whether the rule decides by the dependence of this reading.
 
     Yields:
         At most one finding.
     """
     rows, classes = information.num_samples, information.num_classes
-    if not information.shows_dependence:
+    if asks_for_dependence and not information.shows_dependence:
         needed = max(MIN_ROWS_FOR_DEPENDENCE, MIN_ROWS_PER_CLASS_FOR_DEPENDENCE * classes)
         yield Finding(
             "few rows",

@@ -161,12 +161,15 @@ class RunDiagnostics:
         """Report what was found about the data sets."""
         self._warn(findings)
 
-    def after_probe(self, evaluation: Evaluation, measurement: Measurement) -> None:
+    def after_probe(
+        self, evaluation: Evaluation, measurement: Measurement, asks_for_dependence: bool = True
+    ) -> None:
         """Run the diagnostics of a probe in training, whose entry is the last one of `run.record.history`.
 
         Args:
             evaluation: the model's outputs on the probe set.
             measurement: the measurement that was made of them.
+            asks_for_dependence: whether the rule decided by the dependence.
         """
         run, information = self.run, measurement.information
         # Probes in checkpoints of an older version lack the information by modality.
@@ -174,7 +177,13 @@ class RunDiagnostics:
         if information is None or not history:
             return
         latest = history[-1]
-        self._warn([*few_rows(information), *wide_certificate(information), *information_lost(history)])
+        self._warn(
+            [
+                *few_rows(information, asks_for_dependence),
+                *wide_certificate(information),
+                *information_lost(history),
+            ]
+        )
         self._warn_of_groups(evaluation, "validation", information)
         if run.rule is not None and (run.rule.context.joint_pausing or latest.stage == "unimodal"):
             self._warn(late_pause(history, run.rule.pauses_at))
