@@ -90,9 +90,10 @@ def rules_table() -> str:
 
 def logged_values_list() -> str:
     """The keys of an evaluation's log, for a modality called NAME."""
-    keys = ", ".join(f"`{name}`" for name in logged_names(("NAME",), "accuracy"))
+    keys = ", ".join(f"`{name}`" for name in logged_names(("NAME",), "accuracy", with_optional=True))
     text = (
-        f"{keys}. In regression `r2` takes the place of `accuracy`, and the calibration errors are left out."
+        f"{keys}. In regression `r2` takes the place of `accuracy`, and the calibration errors are left out; "
+        "`dependence` is there only where a rule asks for it, or embeddings are clustered."
     )
     return textwrap.fill(text, width=118, break_on_hyphens=False)
 

@@ -471,6 +471,16 @@ class FusionForClassification(PreTrainedModel):
         """The kind of labels, one of `ecsfusion.model.problem_types.PROBLEM_TYPES`."""
         return problem_type_of(self.config)
 
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The modalities whose own heads are trained as their encoders are now, by what the configuration says.
+
+        In joint training without unimodal losses no head is, unless it is a second copy of an earlier step.
+        """
+        if self.config.stage == "unimodal" or self.config.auxiliary_weight > 0:
+            return self.modalities
+        return tuple(name for name in self.modalities if name in self.best_heads)
+
     def set_stage(self, stage: str, trains_fused_head: bool | None = None) -> None:
         """Switch the loss between stage 1 and stage 2.
 
@@ -557,13 +567,20 @@ class FusionForClassification(PreTrainedModel):
     def train(self, mode: bool = True) -> FusionForClassification:
         """Set training mode as `nn.Module.train` does, but leave frozen encoders and second copies in evaluation mode.
 
-        So their batch statistics do not change.
+        So their batch statistics do not change. An encoder is frozen by `set_frozen`, or where the user froze all of
+        its parameters.
         """
         super().train(mode)
         self.best_heads.eval()
-        for name in self.frozen:
-            self.encoders[name].eval()
+        for name in self.modalities:
+            if name in self.frozen or self._is_frozen_by_user(name):
+                self.encoders[name].eval()
         return self
+
+    def _is_frozen_by_user(self, name: str) -> bool:
+        """Whether the encoder has parameters, and the user froze all of them."""
+        parameters = list(self.encoders[name].named_parameters(prefix=f"encoders.{name}"))
+        return bool(parameters) and not any(p.requires_grad or self.is_held(key) for key, p in parameters)
 
     def modality_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Parameters of one modality, encoder and head, by their full names in the model."""

@@ -44,7 +44,7 @@ from ecsfusion.training.best_metric import check_best_metric, check_reported
 from ecsfusion.training.callbacks import ControllerCallback, show_progress_of_stages, without_bars
 from ecsfusion.training.clipping import clip_by_part, total_norm
 from ecsfusion.training.divergence import logits_by_head, raise_divergence, what_broke
-from ecsfusion.training.evaluator import Evaluator, probe_options, raise_no_reading
+from ecsfusion.training.evaluator import Evaluator, probe_options, raise_no_reading, warn_of_untrained_heads
 from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
 from ecsfusion.training.overrides import check_overrides
@@ -711,12 +711,14 @@ class FusionTrainer(ResumableTrainer):
         if is_own:
             self.evaluator.keep(self, prefix, evaluated)
         if is_reading:
+            asks = self.evaluator.asks
             self.stages.read(evaluated.measurement)
-            self.diagnostics.after_probe(evaluated.outputs, evaluated.measurement)
+            self.diagnostics.after_probe(evaluated.outputs, evaluated.measurement, asks)
             self.best_heads.keep(evaluated.outputs)
             self.stages.keep_peak(evaluated.outputs)
             self.plan.strategy.after_evaluation(self, evaluated.outputs)
         elif not self.is_in_train:
+            warn_of_untrained_heads(self)
             split = "validation" if is_probe_set else prefix
             self.measurements[split] = self.evaluator.for_reports(self, evaluated)
             if is_probe_set:

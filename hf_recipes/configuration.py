@@ -34,11 +34,13 @@ class ModalityArguments:
             fields of its config for one with random weights.
         processor: name or folder (default: the encoder's), or a mapping of options that replace its own; for
             random weights `type` may name its class.
+        freeze: keep the encoder's weights as they are; its head trains.
     """
 
     column: str
     encoder: str | dict[str, Any]
     processor: str | dict[str, Any] | None = None
+    freeze: bool = False
 
 
 @dataclass
@@ -53,10 +55,14 @@ class RecipeArguments:
         media_dir: the folder to which paths of media are relative; by default that of the table, or else `data_dir`.
             Paths that lead out of both folders are refused.
         train_split, validation_split, test_split: the names of the splits.
+        test_files: further test sets, by the names under which they are reported, such as `{other_style: noto.csv}`:
+            each a file in `data_dir` of the kind of the others, or a split of the data set. They take the place of an
+            absent test split. On the command line in JSON.
         validation_share: share of the training rows that becomes an absent validation or test split.
         label_column: the column with the class: names, strings or whole numbers.
         group_column: the column that says what two splits must not share: an actor, a video. An absent split is made
-            of whole groups, and splits that are there must not share any. Default: rows stand alone.
+            of whole groups, and splits that are there must not share any (of `test_files` the run says it). Rows of one
+            group count as one in what the run measures. Default: rows stand alone.
         group_pattern: regular expression that finds the group in that column, such as `^(\d+)_` in a file's name; the
             group is what its first brackets hold, or all that it finds. Default: the whole value.
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
@@ -74,6 +80,9 @@ class RecipeArguments:
     train_split: str = field(default="train", metadata={"help": "name of the training split"})
     validation_split: str = field(default="validation", metadata={"help": "name of the validation split"})
     test_split: str = field(default="test", metadata={"help": "name of the test split"})
+    test_files: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "further test sets: name to file or split"}
+    )
     validation_share: float = field(default=0.1, metadata={"help": "share of train where a split is absent"})
     label_column: str = field(default="label", metadata={"help": "the column with the class"})
     group_column: str | None = field(default=None, metadata={"help": "what no two splits may share"})
@@ -91,6 +100,7 @@ class RecipeArguments:
             raise ValueError(f"fusion is {self.fusion!r}; give one of {', '.join(FUSION_HEADS)}")
         if self.compare is not None and self.compare not in COMPARE:
             raise ValueError(f"compare is {self.compare!r}; give {', '.join(COMPARE)}, or leave it out")
+        self.test_files = _read_test_files(self.test_files)
         if not 0 < self.validation_share < 0.5:
             raise ValueError(f"validation_share is {self.validation_share}; give a share between 0 and 0.5")
         if self.group_pattern is not None:
@@ -106,6 +116,26 @@ class RecipeArguments:
             raise ValueError(f"there is no folder {self.media_dir!r}; give media_dir an existing one")
         if self.dataset is None and self.data_dir is None:
             raise ValueError("neither dataset nor data_dir is given; add --data_dir FOLDER or --dataset NAME")
+
+
+def _read_test_files(given: Any) -> dict[str, str]:
+    """Further test sets, file or split by name; on the command line they are JSON."""
+    files = given
+    if isinstance(given, str):
+        try:
+            files = json.loads(given)
+        except json.JSONDecodeError:
+            files = given
+    if files is None:
+        return {}
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"test_files is {given!r}; map a name to a file, such as {{other_style: noto.csv}}")
+    for name in files:
+        if not str(name).isidentifier() or name in ("train", "validation", "eval", "joint"):
+            raise ValueError(
+                f"test_files names a test set {name!r}; name it by a word of its own, such as 'other_style'"
+            )
+    return {str(name): file for name, file in files.items()}
 
 
 class _Parser(HfArgumentParser):
@@ -191,10 +221,14 @@ def read_modalities(section: Mapping[str, Any], path: Path) -> dict[str, Modalit
             raise ValueError(f"{where}: encoder has no model_type; add one, for example model_type: vit")
         if not isinstance(options.get("processor"), (str, dict, type(None))):
             raise ValueError(f"{where}: processor must be a name, a folder, or a mapping of options")
+        freeze = str(options.get("freeze", False)).lower()
+        if freeze not in ("true", "false"):
+            raise ValueError(f"{where}: freeze is {options['freeze']!r}; give true or false")
         modalities[str(name)] = ModalityArguments(
             column=str(options.get("column", name)),
             encoder=options["encoder"],
             processor=options.get("processor"),
+            freeze=freeze == "true",
         )
     return modalities
 

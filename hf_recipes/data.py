@@ -33,8 +33,9 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
     """Train, validation and test with one column per modality, under the modality's name, and "label".
 
     Labels are 0..C-1, and their names are `splits["train"].features["label"].names`. An absent validation or
-    test split is split off the training rows, by `seed`, and that is logged. Where the recipe has a `group_column`,
-    there is a column "group" as well, and no two splits share a group. The column "place" says where a row comes from.
+    test split is split off the training rows, by `seed`, and that is logged; with `test_files` an absent test split
+    stays absent. Where the recipe has a `group_column`, there is a column "group" as well, and no two of the three
+    share a group. The column "place" says where a row comes from.
 
     Raises:
         ValueError: the data set cannot be loaded; a split or column is missing; a label is out of range; two
@@ -44,6 +45,11 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
     loaded, files = _load(recipe)
     stored_names = (recipe.train_split, recipe.validation_split, recipe.test_split)
     stored_as = {name: stored for name, stored in zip(SPLITS, stored_names, strict=True) if stored in loaded}
+    further = _stored_test_files(recipe, loaded, stored_as, where)
+    # A split that has a name in `test_files` is that test set, and no other one.
+    stored_as = {
+        name: stored for name, stored in stored_as.items() if stored not in further.values()
+    } | further
     splits = {name: loaded[stored] for name, stored in stored_as.items()}
     if "train" not in splits:
         raise ValueError(
@@ -76,7 +82,8 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
         splits[name] = splits[name].add_column(PLACE, places)
         if recipe.group_column is not None:
             splits[name] = splits[name].add_column(GROUP, groups[name])
-    return datasets.DatasetDict(_complete(splits, recipe.validation_share, seed, where))
+    made = ("validation",) if recipe.test_files else ("test", "validation")
+    return datasets.DatasetDict(_complete(splits, made, recipe.validation_share, seed, where))
 
 
 def prepare_splits(
@@ -117,7 +124,8 @@ class ProcessedSplit(torch.utils.data.Dataset):
     """Rows of a split as the encoders take them: `{"image": {"pixel_values": tensor}, ..., "labels": 3}`.
 
     Args:
-        rows: one column per modality of `processor`, and "label"; "place" names a row in errors, where there is one.
+        rows: one column per modality of `processor`, and "label"; None in a column is a row that lacks the modality.
+            "place" names a row in errors, where there is one, and "group" is passed on.
         processor: what turns a raw value into tensors.
         where: names the split in errors.
         data_dir: the folder of the data set, in which its paths must stay; None for one on the Hub.
@@ -190,9 +198,18 @@ class ProcessedSplit(torch.utils.data.Dataset):
         raw = self.rows[index]
         where = f" ({raw[PLACE]})" if PLACE in raw else ""
         row: dict[str, Any] = {"labels": raw[LABEL]}
-        for name in self.processor.modalities:
+        if GROUP in raw:
+            row[GROUP] = raw[GROUP]
+        names = self.processor.modalities
+        if all(raw[name] is None for name in names):
+            raise ValueError(
+                f"{self.where}: row {index}: there is neither {' nor '.join(names)}; leave this row out{where}"
+            )
+        for name in names:
             if raw[name] is None:
-                raise ValueError(f"{self.where}: {name}, row {index}: missing; leave this row out{where}")
+                # The row lacks this modality.
+                row[name] = None
+                continue
             value = self._confined(name, raw, index, where)
             try:
                 features = self.processor.process(name, [value], first_row=index)
@@ -250,6 +267,7 @@ def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, l
         tables = {}
         if folder is not None and recipe.dataset_config is None:
             tables = tables_of(Path(str(recipe.data_dir)), names, recipe.label_column)
+            tables = _with_test_files(recipe, tables)
         if tables:
             files = {split: [str(path.absolute()) for path in paths] for split, paths in tables.items()}
             check_data_files((file for paths in files.values() for file in paths), folder)
@@ -273,6 +291,51 @@ def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, l
         raise ValueError(
             f"{_describe(recipe)} cannot be loaded ({type(first).__name__}: {message}); {remedy}"
         ) from error
+
+
+def _with_test_files(recipe: RecipeArguments, tables: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
+    """The tables of each split, and each of `test_files` that is a file as a split of its own."""
+    folder = Path(str(folder_of(recipe)))
+    further = {name: folder / file for name, file in recipe.test_files.items() if (folder / file).is_file()}
+    own = {path.resolve() for path in further.values()}
+    rest = {split: [path for path in paths if path.resolve() not in own] for split, paths in tables.items()}
+    kinds = {path.suffix.lower() for paths in (*rest.values(), list(further.values())) for path in paths}
+    if len(kinds) > 1 and further:
+        raise ValueError(
+            f"the tables and test_files are of several kinds ({', '.join(sorted(kinds))}); give one kind"
+        )
+    return {split: paths for split, paths in rest.items() if paths} | {
+        _stored_name(name): [path] for name, path in further.items()
+    }
+
+
+def _stored_name(name: str) -> str:
+    """The name of a split that is made of one of `test_files`, which no split that is there has."""
+    return f"{name}_of_test_files"
+
+
+def _stored_test_files(
+    recipe: RecipeArguments, loaded: Mapping[str, Any], stored_as: Mapping[str, str], where: str
+) -> dict[str, str]:
+    """The stored split of each of `test_files`."""
+    found = {}
+    for name, file in recipe.test_files.items():
+        stored = _stored_name(name) if _stored_name(name) in loaded else file
+        if stored not in loaded:
+            raise ValueError(
+                f"{where}: test_files names {file!r} for {name!r}, which is neither a file in it nor one of its splits "
+                f"{sorted(loaded)}; correct it"
+            )
+        taken = [
+            each for each, other in stored_as.items() if each == name or (other == stored and each != "test")
+        ]
+        if taken:
+            raise ValueError(
+                f"{where}: test_files names {name!r}: {file!r}, but the split {taken[0]!r} is there by itself; give "
+                "the test set another name, or leave it out of test_files"
+            )
+        found[name] = stored
+    return found
 
 
 def _load_tables(
@@ -370,14 +433,14 @@ def _groups(split: datasets.Dataset, recipe: RecipeArguments, where: str) -> lis
 
 
 def _complete(
-    splits: dict[str, datasets.Dataset], share: float, seed: int, where: str
+    splits: dict[str, datasets.Dataset], made: Sequence[str], share: float, seed: int, where: str
 ) -> dict[str, datasets.Dataset]:
-    """Split off what is absent from the training rows: whole groups where there are any, else single rows."""
+    """Split off what is absent of `made` from the training rows: whole groups where there are any, else single rows."""
     grouped = GROUP in splits["train"].features
     if grouped:
-        _check_groups(splits, where)
+        _check_groups({name: rows for name, rows in splits.items() if name in SPLITS}, where)
     num_train = len(splits["train"])
-    for name in ("test", "validation"):
+    for name in made:
         if name in splits:
             continue
         size = round(share * num_train)
@@ -392,7 +455,8 @@ def _complete(
             f"{where} has no split {name!r}: {len(splits[name])} of its {num_train} training rows, drawn with "
             f"seed {seed}, take its place"
         )
-    return {name: splits[name] for name in SPLITS}
+    further = [name for name in splits if name not in SPLITS]
+    return {name: splits[name] for name in (*SPLITS, *further) if name in splits}
 
 
 def _check_groups(splits: Mapping[str, datasets.Dataset], where: str) -> None:

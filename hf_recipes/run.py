@@ -25,7 +25,7 @@ from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, F
 from ecsfusion.model.names import FUSED
 from ecsfusion.reporting.results import results_table
 from hf_recipes.configuration import RecipeArguments, parse_arguments
-from hf_recipes.data import ProcessedSplit, load_splits, prepare_splits
+from hf_recipes.data import GROUP, ProcessedSplit, load_splits, prepare_splits
 from hf_recipes.encoders import build_encoders, build_processor
 
 
@@ -38,6 +38,11 @@ class Job:
     splits: Mapping[str, ProcessedSplit]
     model: FusionForClassification
     processor: FusionProcessor
+
+    @property
+    def test_sets(self) -> list[str]:
+        """The names of the splits that are evaluated once, after training."""
+        return [name for name in self.splits if name not in ("train", "validation")]
 
 
 def prepare(argv: Sequence[str]) -> Job:
@@ -53,6 +58,16 @@ def prepare(argv: Sequence[str]) -> Job:
     model = FusionForClassification.from_modality_pretrained(
         encoders, id2label=dict(enumerate(names)), fusion=recipe.fusion
     )
+    for name, modality in recipe.modalities.items():
+        if modality.freeze:
+            model.encoders[name].requires_grad_(False)
+    if recipe.group_column is not None:
+        args.group_column_name = GROUP
+    elif args.group_column_name is not None:
+        raise ValueError(
+            f"group_column_name is {args.group_column_name!r}; in a recipe name the column by group_column, outside of "
+            "training"
+        )
     return Job(recipe, args, splits, model, processor)
 
 
@@ -65,7 +80,7 @@ def checkpoint_to_resume(args: FusionTrainingArguments) -> str | bool:
 
 
 def train(job: Job, model: FusionForClassification, args: FusionTrainingArguments) -> FusionTrainer:
-    """Train, then evaluate once on the test rows."""
+    """Train, then evaluate once on the rows of every test set."""
     trainer = FusionTrainer(
         model=model,
         args=args,
@@ -74,12 +89,13 @@ def train(job: Job, model: FusionForClassification, args: FusionTrainingArgument
         processing_class=job.processor,
     )
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    trainer.evaluate(job.splits["test"], metric_key_prefix="test")
+    for name in job.test_sets:
+        trainer.evaluate(job.splits[name], metric_key_prefix=name)
     return trainer
 
 
 def joint_accuracy(job: Job, model: FusionForClassification) -> float:
-    """Test accuracy of plain joint training: one loss, one stage, the same budget and initial weights."""
+    """Accuracy on the last test set of plain joint training: one loss, one stage, the same budget and start."""
     if job.args.process_index == 0:
         print("\nPlain joint training, for comparison", flush=True)
     args = replace(
@@ -94,7 +110,7 @@ def joint_accuracy(job: Job, model: FusionForClassification) -> float:
         push_to_hub=False,
         resume_from_checkpoint=None,
     )
-    return train(job, model, args).measurements["test"].scores[FUSED]
+    return train(job, model, args).measurements[job.test_sets[-1]].scores[FUSED]
 
 
 def name_of_data(recipe: RecipeArguments) -> str:

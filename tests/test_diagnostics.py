@@ -8,21 +8,25 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from readings import make_information, make_measurement, make_probe
+from fusion_fixtures import two_views
+from readings import make_information, make_measurement, make_probe, make_reading
 
 from ecsfusion.controller.decision import PauseThreshold
 from ecsfusion.controller.probe import Probe
+from ecsfusion.controller.registry import make_rule
 from ecsfusion.diagnostics.duplicate import duplicate
 from ecsfusion.diagnostics.estimate import atoms_below_noise, few_rows, wide_certificate
 from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
 from ecsfusion.diagnostics.memorization import memorized
 from ecsfusion.diagnostics.no_information import information_lost, no_information
-from ecsfusion.diagnostics.short_stage import short_stage
+from ecsfusion.diagnostics.short_stage import only_scouting, short_stage
 from ecsfusion.diagnostics.shortcut import shortcut
 from ecsfusion.diagnostics.starved_heads import starved_heads
 from ecsfusion.evaluation.measurement import Information, Measurement, Scale
+from ecsfusion.evaluation.rounding import told_apart
 from ecsfusion.pid.decomposition import decompose
+from ecsfusion.reporting.heads import compare_heads
 
 BOTH = ("image", "audio")
 THRESHOLD = PauseThreshold(ratio=3.0, margin=0.15, patience=2)
@@ -395,6 +399,118 @@ class TestDuplicate:
     )
     def test_modalities_that_are_related_or_agree_are_no_copies(self, values: dict) -> None:
         assert about(duplicate(decomposition(**values))) == []
+
+
+class TestAdviceToLeaveOut:
+    """Where the fused head is ahead of both heads, or a head tells something of its own, none is advised away."""
+
+    FUSED_AHEAD: ClassVar[dict[str, float]] = {"image": 0.60, "audio": 0.11, "fused": 0.70}
+    SILENT: ClassVar[dict[str, Any]] = {
+        "mutual_information": {"image": 1.3, "audio": 0.01},
+        "unique": {"image": 1.3, "audio": 0.0},
+        "synergy": 0.02,
+    }
+
+    def test_no_information_with_fusion_ten_points_ahead(self) -> None:
+        tied = {**self.FUSED_AHEAD, "fused": 0.61}
+        assert about(no_information([probe(accuracy=tied, **self.SILENT).reading])) == ["audio"]
+        assert about(no_information([probe(accuracy=self.FUSED_AHEAD, **self.SILENT).reading])) == []
+
+    def test_a_head_that_never_trained_says_nothing_of_its_modality(self) -> None:
+        """Joint training without unimodal losses: the heads answer at random, whatever the embeddings know."""
+        reading = probe(accuracy={"image": 0.1, "audio": 0.1, "fused": 0.7}, **self.SILENT).reading
+        (found,) = no_information([reading], trained_heads=())
+        assert found.about == "audio"
+        assert "accuracy" not in found.sentence
+
+    def test_a_copy_by_clusters_with_something_of_its_own_by_its_head(self) -> None:
+        by_heads: dict[str, Any] = {"conditional_mutual_information": None, "num_clusters": ()}
+        # The one that knows less, with 0.15 of 1.3 bits.
+        pair = decomposition((2.0, 1.7), (0.5, 0.2), dependence=0.9)
+        (alone,) = duplicate(pair)
+        assert alone.sentence.startswith(
+            "audio says little about the label that image does not (uniqueness 0.20 of 1.70"
+        )
+        assert "leave" not in alone.sentence
+        nothing = {"image": 0.8, "audio": 0.02}
+        tied = {"image": 0.6, "audio": 0.55, "fused": 0.6}
+        assert about(duplicate(pair, measurement(unique=nothing, accuracy=tied, **by_heads))) == [
+            "audio, image"
+        ]
+        own = {"image": 0.8, "audio": 0.25}
+        assert about(duplicate(pair, measurement(unique=own, accuracy=tied, **by_heads))) == []
+        ahead = {"image": 0.6, "audio": 0.55, "fused": 0.7}
+        assert about(duplicate(pair, measurement(unique=nothing, accuracy=ahead, **by_heads))) == []
+
+
+def test_no_shortcut_of_heads_that_never_trained() -> None:
+    elsewhere = measurement(accuracy={"image": 0.11, "audio": 0.42, "fused": 0.3})
+    assert about(shortcut(measurement(), elsewhere, "night")) == ["image, night"]
+    assert about(shortcut(measurement(), elsewhere, "night", trained_heads=())) == []
+    assert about(shortcut(measurement(), elsewhere, "night", trained_heads=("image",))) == ["image, night"]
+
+
+@pytest.mark.parametrize(
+    ("auxiliary_weight", "stage", "copies", "trained"),
+    [
+        (0.6, "joint", [], ("left", "right")),
+        (0.0, "joint", [], ()),
+        (0.0, "unimodal", [], ("left", "right")),
+        # A second copy answers with weights of a step at which its head was trained.
+        (0.0, "joint", ["right"], ("right",)),
+    ],
+)
+def test_which_heads_are_trained_is_what_the_configuration_says(
+    auxiliary_weight, stage, copies, trained
+) -> None:
+    model = two_views(auxiliary_weight=auxiliary_weight, stage=stage)
+    state = {
+        name: torch.nn.ModuleDict({"encoder": model.encoders[name], "head": model.heads[name]}).state_dict()
+        for name in copies
+    }
+    model.set_best_heads(state)
+    assert model.trained_heads == trained
+
+
+class TestOnlyScouting:
+    USED = "stage 1 ends: 50% of the budget is used and stage 1 may use 50%; stage 2 starts from the present weights"
+
+    def test_three_epochs_of_fine_tuning(self) -> None:
+        history = [probe(trained_fused_head=True, ends_stage=True, reason=self.USED)]
+        (found,) = only_scouting(history)
+        assert (
+            "ended at step 100, after 1 reading, so that no modality was trained by itself" in found.sentence
+        )
+
+    def test_a_decision_or_a_modality_that_trained_alone(self) -> None:
+        why = (
+            "stage 1 ends: given the label, the modalities depend on each other by 0.30 bits, more than 0.07"
+        )
+        assert not [*only_scouting([probe(trained_fused_head=True, ends_stage=True, reason=why)])]
+        alone = [probe(trained_fused_head=True), probe(200, ends_stage=True, reason=self.USED)]
+        assert not [*only_scouting(alone)]
+
+
+@pytest.mark.parametrize(
+    ("pair", "options", "expected"),
+    [
+        ((0.152, 0.15), {}, ("0.152", "0.150")),
+        ((0.16, 0.15), {}, ("0.16", "0.15")),
+        ((0.15, 0.15), {}, ("0.15", "0.15")),
+        ((0.15000004, 0.15), {}, ("0.15000004", "0.15000000")),
+        ((0.8404, 0.8401), {"digits": 1, "percent": True}, ("84.04 %", "84.01 %")),
+    ],
+)
+def test_numbers_that_are_compared_have_the_digits_to_tell_them_apart(pair, options, expected) -> None:
+    assert told_apart(*pair, **options) == expected
+
+
+def test_sentences_that_compare_show_the_difference() -> None:
+    reading = make_reading(200, conditional_mutual_information=0.1503, floor=0.05)
+    decision = make_rule("adaptive", BOTH, scouting_readings=0).decide(reading)
+    assert "by 0.1503 bits, more than 0.1500" in decision.reason
+    heads = {"test": {"image": 0.8401, "audio": 0.5, "fused": 0.8404, "calibrated": 0.8404}}
+    assert "84.04 % against 84.01 %" in compare_heads(heads, BOTH, {})
 
 
 def test_the_scale_of_an_accuracy() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from fusion_fixtures import TwoViews, two_views
-from readings import make_information
+from readings import make_information, make_measurement, make_reading
+from transformers.utils import logging as transformers_logging
 
 from ecsfusion import FusionTrainer, FusionTrainingArguments
 from ecsfusion.controller import make_rule
@@ -15,9 +16,11 @@ from ecsfusion.controller.rule import Rule, RunContext
 from ecsfusion.diagnostics.duplicate import duplicate
 from ecsfusion.diagnostics.estimate import few_rows, wide_certificate
 from ecsfusion.evaluation.information import decompose
+from ecsfusion.evaluation.logged_values import log_values
 from ecsfusion.evaluation.measurement import Information
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ecsfusion.training.best_metric import check_best_metric
 from ecsfusion.training.evaluator import asks_for_dependence, reads_heads
 
 ROWS = 600
@@ -106,6 +109,8 @@ def test_diagnostics_of_clusters_say_nothing_of_heads():
     information = make_information(gap=0.3, num_samples=300, **by_heads)
     assert [*few_rows(information), *wide_certificate(information), *duplicate(information)] == []
     assert [*few_rows(make_information(num_samples=30, **by_heads))]
+    # Nobody decides by the dependence, so nobody needs rows for it.
+    assert not [*few_rows(make_information(num_samples=30, **by_heads), asks_for_dependence=False)]
     assert [*wide_certificate(make_information(gap=0.3))]
     assert not math.isnan(information.dependence)
 
@@ -179,3 +184,72 @@ def test_a_rule_that_decides_in_stage_two_is_asked_there_too():
     assert asks_for_dependence(run)
     run.rule = Couples(("image", "audio"))
     assert not asks_for_dependence(run)
+
+
+@pytest.mark.parametrize("reads_heads", [True, False])
+def test_floors_of_a_mean_over_labels_are_those_of_the_mean(reads_heads):
+    rows = 200
+
+    def floor(labels):
+        generator = torch.Generator().manual_seed(0)
+        names = ("image", "audio")
+        noise = {name: torch.randn(rows, 4, generator=generator).numpy() for name in names}
+        logits = {name: torch.randn(rows, labels.shape[1], generator=generator) for name in (*names, "fused")}
+        record = Evaluation(logits, noise, dict.fromkeys(names, torch.ones(rows, dtype=torch.bool)), labels)
+        options = {} if reads_heads else {"permutations": 4, "bootstrap": 0, "num_clusters": 4}
+        pid = decompose(record, np.arange(rows), reads_heads=reads_heads, problem_type=MULTI_LABEL, **options)
+        return float(pid.synergy_floor)
+
+    many = torch.randint(2, (rows, 4), generator=torch.Generator().manual_seed(1)).float()
+    alone = np.mean([floor(label[:, None]) for label in many.T])
+    assert floor(many) == pytest.approx(alone / 2, rel=0.05)
+    # Labels that are all alike are one label.
+    same = many[:, :1]
+    assert floor(same.expand(-1, 4)) == pytest.approx(floor(same), rel=1e-6)
+
+
+def test_a_rule_that_reads_the_dependence_without_asking_is_told():
+    by_heads = {"conditional_mutual_information": None, "num_clusters": ()}
+    with pytest.raises(
+        ValueError, match="not measured at step 40, because the rule did not ask for it; let its property"
+    ):
+        _ = make_reading(40, **by_heads).dependence
+    assert make_reading(0, **by_heads).dependence == 0.0
+    assert make_reading(40, **by_heads, measured_dependence=0.3).dependence == 0.3
+    # By clusters it is there at every reading.
+    assert make_reading(40).dependence == 0.02
+
+
+def test_the_dependence_is_logged_where_it_was_measured():
+    by_heads = {"conditional_mutual_information": None, "num_clusters": ()}
+    assert "dependence" not in log_values(make_measurement(**by_heads))
+    assert "dependence" not in log_values(make_measurement(**by_heads, measured_dependence=0.3, rows=40))
+    assert log_values(make_measurement(**by_heads, measured_dependence=0.3))["dependence"] == 0.3
+    for sets, metric in (([], "eval_dependence"), (["a", "b"], "a_dependence")):
+        with pytest.raises(
+            ValueError, match=r"is measured only where a rule asks for it.*such as 'accuracy_calibrated'"
+        ):
+            check_best_metric(metric, ("image", "audio"), "accuracy", sets, False)
+
+
+@pytest.mark.usefixtures("quick_probes")
+def test_an_evaluation_before_training_says_that_the_heads_answer_at_random(tmp_path, caplog):
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    model = two_views()
+
+    def said(**changes) -> int:
+        caplog.clear()
+        for name, value in changes.items():
+            setattr(model.config, name, value)
+        run = FusionTrainer(
+            model=model, args=FusionTrainingArguments(**options), eval_dataset=TwoViews(20, 1)
+        )
+        run.evaluate()
+        run.evaluate()
+        return caplog.text.count("This model has not trained yet")
+
+    transformers_logging.get_logger("ecsfusion.training.evaluator").warning_once.__func__.cache_clear()
+    assert said() == 1
+    # A model that was loaded was trained somewhere.
+    transformers_logging.get_logger("ecsfusion.training.evaluator").warning_once.__func__.cache_clear()
+    assert said(_name_or_path="a/model") == 0

@@ -8,6 +8,7 @@ from known_answers import assert_consistent, intervals, values, widths
 from benchmarks.known_truth.problems import find
 from ecsfusion import fast_pid
 from ecsfusion.pid.estimate import RepeatedRowsWarning, fast_pids
+from ecsfusion.pid.head_posteriors import head_pids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are few for these embeddings")
 
@@ -385,3 +386,34 @@ def test_a_few_rows_of_noise_prove_nothing():
             x = np.random.default_rng(random_seed).normal(size=(n, 5)).astype(np.float32)
             pid = fast_pid([x[:, :3], x[:, 3:]], np.arange(n) % 2)
             assert float(pid.held_out.joint_mutual_information) < 0.1
+
+
+def test_the_rest_knows_no_less_than_its_best_member_whatever_noise_is_beside_it():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (240,), generator=generator)
+    means = 0.6 * torch.randn(4, 16, generator=generator)
+    first, second = (means[labels] + torch.randn(240, 16, generator=generator) for _ in range(2))
+    noise = 30 * torch.randn(240, 400, generator=generator)
+    found = fast_pids({"a": first, "b": second, "noise": noise}, labels)
+    for pid in (found["a, rest"], found["a, rest"].held_out):
+        pair = found["a, b"] if pid.held_out is not None else found["a, b"].held_out
+        assert float(pid.mutual_information[1]) >= float(pair.mutual_information[1])
+        assert float(pid.redundancy) == pytest.approx(float(pair.redundancy), abs=0.1)
+    # And what the rest of the noise knows is not below either of two that do know.
+    both, single = found["noise, rest"].held_out, found["a, b"].held_out
+    assert float(both.mutual_information[1]) >= float(single.mutual_information.max())
+
+
+def test_by_heads_the_rest_knows_no_less_than_its_best_member():
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(3, (60,), generator=generator)
+        logits = {name: 0.5 * torch.randn(60, 3, generator=generator) for name in ("a", "b", "noise")}
+        for name in ("a", "b"):
+            logits[name][torch.arange(60), labels] += 1.0
+        pairs = [(name, "rest") for name in logits]
+        found = head_pids(logits, None, labels, pairs)
+        alone = {name: float(found[f"{name}, rest"].mutual_information[0]) for name in logits}
+        for name in logits:
+            rest = float(found[f"{name}, rest"].mutual_information[1])
+            assert rest >= max(bits for other, bits in alone.items() if other != name) - 1e-9

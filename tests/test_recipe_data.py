@@ -317,6 +317,10 @@ def test_yaml_and_command_line_take_the_same_values(tmp_path, stored):
             {"modalities": {"image": {"encoder": "x", "colum": "y"}}},
             r"unknown key 'colum'; did you mean 'column'",
         ),
+        (
+            {"modalities": {"image": {"encoder": "x", "freeze": "half"}}},
+            r"modalities\.image: freeze is 'half'; give true or false",
+        ),
         ({"preprocess": "later"}, "preprocess is 'later'; give one of ahead, on-the-fly"),
         ({"compare": "nothing"}, "compare is 'nothing'; give joint"),
         ({"fusion": "gate"}, "fusion is 'gate'; give one of concatenation, mlp, gated-sum"),
@@ -381,7 +385,6 @@ def test_a_sample_that_cannot_be_read_is_named_by_split_and_row(stored, tmp_path
             "split 'test': audio, row 7: 8 bytes cannot be decoded",
         ),
         ("audio", {"bytes": empty.getvalue(), "path": None}, "audio, row 7: the sound has no samples"),
-        ("audio", None, "split 'test': audio, row 7: missing; leave this row out"),
     ]
     for column, value, message in wrong:
         recipe, _, encoders, processor, splits = load(stored(replaced(column, 7, value)), tmp_path)
@@ -407,14 +410,83 @@ def test_rows_that_cannot_be_read_are_skipped_where_it_is_wanted(stored, tmp_pat
     assert "(row 7 of test.parquet)" in ready["test"].undecodable[0]
 
 
-def test_what_is_missing_is_not_skipped_and_a_split_keeps_a_row(stored, tmp_path):
-    argv = [*stored(replaced("audio", 7, None)), "--skip_undecodable", "true"]
+def test_a_row_may_lack_a_picture_or_a_sound_but_not_both(stored, tmp_path):
+    argv = [*stored(replaced("audio", 7, None)), "--preprocess", "on-the-fly"]
     recipe, _, encoders, processor, splits = load(argv, tmp_path)
-    with pytest.raises(
-        ValueError, match=r"audio, row 7: missing; leave this row out \(row 7 of test\.parquet\)"
-    ):
+    ready = prepare_splits(recipe, splits, encoders, processor, show_progress=False)
+    batch = FusionCollator(processor)([ready["test"][row] for row in (6, 7)])
+    assert batch["present"]["audio"].tolist() == [True, False]
+    assert "image" not in batch["present"]
+
+    def neither(rows, name):
+        return replaced("picture", 7, None)(replaced("audio", 7, None)(rows, name), name)
+
+    # Such a row could be read: it has nothing to read.
+    argv = [*stored(neither), "--skip_undecodable", "true"]
+    recipe, _, encoders, processor, splits = load(argv, tmp_path)
+    splits = {"train": splits["train"].select(range(8)), "test": splits["test"]}
+    message = r"row 7: there is neither audio nor image; leave this row out \(row 7 of test\.parquet\)"
+    with pytest.raises(ValueError, match=message):
         prepare_splits(recipe, splits, encoders, processor, show_progress=False)
 
+
+def test_further_test_sets_are_files_or_splits_by_their_names(stored, tmp_path):
+    argv = stored()
+    folder = tmp_path / "stored"
+    other = datasets.Dataset.from_parquet(str(folder / "test.parquet")).select(range(9))
+    # Whose own name would make it a part of the test rows.
+    other.to_parquet(folder / "test_other.parquet")
+    further = '{"other_style": "test_other.parquet"}'
+    splits = load([*argv, "--test_files", further], tmp_path)[-1]
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 120,
+        "validation": 20,
+        "test": 20,
+        "other_style": 9,
+    }
+    assert splits["other_style"]["place"][3] == "row 3 of test_other.parquet"
+    # They take the place of an absent test split; a split of the data set has a name.
+    (folder / "test.parquet").rename(folder / "strange.parquet")
+    splits = load([*argv, "--test_files", '{"strange": "strange.parquet", "other": "test"}'], tmp_path)[-1]
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 120,
+        "validation": 20,
+        "strange": 20,
+        "other": 9,
+    }
+    wrong = [
+        (
+            '{"new": "absent.parquet"}',
+            "test_files names 'absent.parquet' for 'new', which is neither a file in it nor",
+        ),
+        (
+            '{"validation": "strange.parquet"}',
+            "test_files names a test set 'validation'; name it by a word of its own",
+        ),
+        ('{"a b": "strange.parquet"}', "test_files names a test set 'a b'"),
+        ('{"test": "strange.parquet"}', "but the split 'test' is there by itself"),
+        ("strange.parquet", "map a name to a file"),
+        ('{"out": "../config.yaml"}', "of several kinds"),
+    ]
+    for value, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            load([*argv, "--test_files", value], tmp_path)
+
+
+def test_groups_go_with_the_rows_and_only_the_run_says_which_a_further_test_set_shares(stored, tmp_path):
+    def with_source(rows, name):
+        return rows.add_column("source_of", [f"{name} {row // 2}" for row in range(len(rows))])
+
+    argv = [*stored(with_source), "--group_column", "source_of", "--test_files", '{"again": "again.parquet"}']
+    folder = tmp_path / "stored"
+    datasets.Dataset.from_parquet(str(folder / "train.parquet")).to_parquet(folder / "again.parquet")
+    recipe, _, encoders, processor, splits = load(argv, tmp_path)
+    few = {name: splits[name].select(range(8)) for name in ("train", "again")}
+    ready = prepare_splits(recipe, few, encoders, processor, show_progress=False)
+    assert [ready["again"][row]["group"] for row in range(4)] == ["train 0", "train 0", "train 1", "train 1"]
+
+
+def test_a_split_keeps_a_row(stored, tmp_path):
     def no_image(rows, name):
         bad = [{"bytes": b"no image", "path": None}] * len(rows)
         features = rows.features["picture"]

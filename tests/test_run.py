@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 # hf_recipes is no installed package.
@@ -15,6 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor
 from hf_recipes import digits, run
+from hf_recipes.configuration import DEFAULT_CONFIG
 
 
 @pytest.fixture
@@ -116,3 +118,53 @@ def test_an_unreadable_row_is_named_even_by_a_worker_of_the_data_loader(tmp_path
         SystemExit, match=r"^error: data set 'digits', split 'train': audio, row \d+: 8 bytes"
     ):
         run.main(options(tmp_path, **changes))
+
+
+@pytest.fixture
+def natural(tmp_path) -> Path:
+    """A config like that of natural data: a frozen encoder, groups, rows that lack a sound, two test sets."""
+    splits, folder = digits.load_digits_splits(), tmp_path / "data"
+    folder.mkdir()
+    names = (("train", "train", 48), ("validation", "validation", 45), ("test", "other_style", 20))
+    for name, stored, size in names:
+        rows = splits[name].select(range(size))
+        # Two rows of each subject, of which the last test set shares some with training.
+        first = 0 if stored in ("train", "other_style") else 100
+        rows = rows.add_column("subject", [first + row // 2 for row in range(size)])
+        kept = rows.features
+        sounds = [None if row % 10 == 0 else sound for row, sound in enumerate(rows["audio"])]
+        rows = rows.remove_columns("audio").add_column("audio", sounds, feature=kept["audio"])
+        rows.to_parquet(folder / f"{stored}.parquet")
+    config = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))
+    del config["dataset"]
+    config["modalities"]["image"]["freeze"] = True
+    config |= {"data_dir": str(folder), "group_column": "subject"}
+    config["test_files"] = {"other_style": "other_style.parquet"}
+    config["training"] |= {"head_learning_rate": 0.05, "warmup_steps": 0}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return file
+
+
+@pytest.mark.usefixtures("few_rows", "quick_probes")
+def test_natural_data_is_a_matter_of_the_yaml(natural, tmp_path):
+    job = run.prepare(["--config", str(natural), *options(tmp_path / "run")])
+    before = {name: p.clone() for name, p in job.model.named_parameters()}
+    trainer = run.train(job, job.model, job.args)
+    after = dict(job.model.named_parameters())
+    changed = {name for name, p in before.items() if not p.equal(after[name])}
+    assert not any(name.startswith("encoders.image.") for name in changed)
+    assert any(name.startswith("heads.image.") for name in changed)
+    assert any(name.startswith("encoders.audio.") for name in changed)
+    assert {"image.head", "audio.head"} <= {group["name"] for group in trainer.optimizer.param_groups}
+    assert not trainer.model.train().encoders["image"].training
+    assert [*trainer.measurements] == ["validation", "other_style"]
+    assert trainer.measurements["validation"].num_groups == 23
+    assert trainer.measurements["validation"].complete_rows == 40
+    (shared,) = [each for each in trainer.record.warnings if each["diagnostic"] == "shared groups"]
+    assert shared["about"] == "other_style"
+    assert "10 of the 10 groups of other_style are in the training rows, too" in shared["sentence"]
+    trainer.create_model_card(dataset="natural")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| other_style | 20 | 10 |" in card
+    assert re.search(r"^\| image \| ViTModel .*, frozen \|$", card, re.MULTILINE)

@@ -19,6 +19,13 @@ ROWS = 49
 GLOBAL_BATCH = 16
 
 
+class Groups(TwoViews):
+    """Rows of which seven after one another share a subject, so that an evaluation has seven of them."""
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        return {**super().__getitem__(index), "subject": f"{len(self)} {index // 7}"}
+
+
 def main(folder: Path, *words: str) -> None:
     args = FusionTrainingArguments(
         output_dir=str(folder),
@@ -33,6 +40,7 @@ def main(folder: Path, *words: str) -> None:
         disable_tqdm=True,
         use_cpu="--use_cpu" in words,
         report_to="none",
+        group_column_name="subject",
     )
     labels: list[int] = []
 
@@ -43,12 +51,12 @@ def main(folder: Path, *words: str) -> None:
     trainer = FusionTrainer(
         model=two_views(),
         args=args,
-        train_dataset=TwoViews(64, 0),
-        eval_dataset=TwoViews(ROWS, 1),
+        train_dataset=Groups(64, 0),
+        eval_dataset=Groups(ROWS, 1),
         compute_metrics=look,
     )
     trainer.train()
-    trainer.evaluate(TwoViews(ROWS, 2), metric_key_prefix="test")
+    trainer.evaluate(Groups(ROWS, 2), metric_key_prefix="test")
     trainer.save_model()
     trainer.create_model_card(dataset="two views")
     seen = {
@@ -57,6 +65,7 @@ def main(folder: Path, *words: str) -> None:
         "history": [probe.to_json() for probe in trainer.record.history],
         "warnings": trainer.record.warnings,
         "rows": trainer.measurements["test"].num_rows,
+        "groups": trainer.measurements["test"].num_groups,
         "labels": labels,
         "weights": {name: float(p.detach().double().sum()) for name, p in trainer.model.named_parameters()},
         "readout": trainer.model.config.readout,

@@ -10,6 +10,7 @@ from ecsfusion.controller.lead import Lead, check_positive, listed, uniqueness_o
 from ecsfusion.controller.plateau import is_behind, plateau, readings_without_rise
 from ecsfusion.controller.reading import Reading, check_finite
 from ecsfusion.controller.rule import Rule
+from ecsfusion.evaluation.rounding import told_apart
 
 DEPENDENCE = 0.07
 """Bits of `Reading.dependence` above which modalities count as dependent on each other given the label: at the end of
@@ -163,15 +164,17 @@ class Adaptive(Rule):
 
     def decide_unimodal(self, reading: Reading) -> Decision:
         """Decide as described at the class."""
-        check_finite({"dependence": reading.dependence})
+        dependence = reading.information.dependence
+        check_finite({"dependence": dependence})
         if reading.step == 0:
             return self.train(reading, self.modalities, "all train: step 0, nothing is learnt yet")
         if not self.context.joint_follows:
             return self._until_the_plateau(reading)
-        depend = f"given the label, the modalities depend on each other by {reading.dependence:.2f} bits"
         floor = max(reading.floor["synergy"], least_dependence(reading, self.dependence))
-        if reading.dependence > floor and self.state["waiting"] is None:
-            why = f"{depend}, more than {floor:.2f}: the fused head has to learn from them together"
+        bits, bound = told_apart(dependence, floor)
+        depend = f"given the label, the modalities depend on each other by {bits} bits"
+        if dependence > floor and self.state["waiting"] is None:
+            why = f"{depend}, more than {bound}: the fused head has to learn from them together"
             # Stage 2 starts from these weights, not from those of an earlier reading.
             self.mark_peak(reading)
             return self.end_stage(reading, why)
@@ -188,9 +191,7 @@ class Adaptive(Rule):
             best = max(reading.accuracy[name] for name in self.modalities)
             why = f"no modality alone is above its noise floor (best accuracy {best:.3f}): alone they learn nothing"
             return self.end_stage(reading, why)
-        return self.train(
-            reading, self.modalities, f"all train, each alone: {depend}, not more than {floor:.2f}"
-        )
+        return self.train(reading, self.modalities, f"all train, each alone: {depend}, not more than {bound}")
 
     def _saturated(self, reading: Reading) -> Decision | None:
         """The decision to reset and pause the leader, if it knows nearly everything and leads clearly; else None."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ecsfusion.controller.reading import Reading
+from ecsfusion.evaluation.rounding import told_apart
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ class Lead:
     def __str__(self) -> str:
         is_noise = self.rival_unique < self.rival_floor
         rival = f"the noise floor of {self.rival}'s" if is_noise else f"{self.rival}'s"
-        return (
-            f"its uniqueness {self.unique:.2f} bits is {self.ratio:.1f} times {rival}, floor {self.floor:.2f}"
-        )
+        unique, floor = told_apart(self.unique, self.floor)
+        return f"its uniqueness {unique} bits is {self.ratio:.1f} times {rival}, floor {floor}"
 
 
 def listed(names: Iterable[str]) -> str:

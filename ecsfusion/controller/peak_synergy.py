@@ -16,6 +16,7 @@ from ecsfusion.controller.lead import Lead, check_positive, listed, uniqueness_o
 from ecsfusion.controller.plateau import readings_without_rise
 from ecsfusion.controller.reading import Reading
 from ecsfusion.controller.rule import Rule
+from ecsfusion.evaluation.rounding import told_apart
 
 
 class PeakSynergy(Rule):
@@ -147,9 +148,11 @@ class PeakSynergy(Rule):
         if self.state["since_peak"] < self.stop_patience:
             return ""
         best, accuracy = self.state["best"], reading.mean_accuracy(self.modalities)
+        bits, best_bits = told_apart(reading.synergy, best["synergy"])
+        share, best_share = told_apart(accuracy, best["accuracy"], 3)
         return (
-            f"no new peak in {self.stop_patience} readings (synergy {reading.synergy:.2f} bits, best "
-            f"{best['synergy']:.2f}; mean unimodal accuracy {accuracy:.3f}, best {best['accuracy']:.3f})"
+            f"no new peak in {self.stop_patience} readings (synergy {bits} bits, best {best_bits}; mean unimodal "
+            f"accuracy {share}, best {best_share})"
         )
 
     def _nothing_to_learn(self, reading: Reading) -> str:
@@ -167,10 +170,10 @@ class PeakSynergy(Rule):
         if state["nothing_learnt"] < needed:
             return ""
         best = max(reading.accuracy[name] for name in self.modalities)
+        bits, bound = told_apart(reading.synergy, floor["synergy"])
         return (
             f"unimodal losses teach nothing, in {state['nothing_learnt']} readings no modality alone is "
-            f"above its noise floor (best accuracy {best:.3f}; synergy {reading.synergy:.2f} bits, floor "
-            f"{floor['synergy']:.2f})"
+            f"above its noise floor (best accuracy {best:.3f}; synergy {bits} bits, floor {bound})"
         )
 
     def _resume(self, reading: Reading) -> str:

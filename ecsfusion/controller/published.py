@@ -9,6 +9,7 @@ from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.lead import check_positive, listed
 from ecsfusion.controller.reading import Reading, check_finite
 from ecsfusion.controller.rule import Rule
+from ecsfusion.evaluation.rounding import told_apart
 
 
 class Published(Rule):
@@ -71,7 +72,8 @@ class Published(Rule):
             state["training"] = training
             best = state["best_synergy"] = max(state["best_synergy"], synergy)
             if synergy < self.synergy_drop * best:
-                ending = f"plug-in synergy {synergy:.2f} bits is under {self.synergy_drop:g} of its best {best:.2f}"
+                value, bound = told_apart(synergy, self.synergy_drop * best)
+                ending = f"plug-in synergy {value} bits is under {bound}, {self.synergy_drop:g} of its best {best:.2f}"
         if state["changes"] == 2:
             ending = f"this is the second change of who trains, {uniqueness}"
         if reading.epoch >= self.max_epochs:

@@ -67,14 +67,22 @@ class Reading:
 
     @property
     def dependence(self) -> float:
-        """What ties the modalities given the label; 0 if rows are too few to tell, or the rule did not ask for it.
+        """What ties the modalities given the label; 0 if rows are too few to tell, and at step 0.
 
         It is what readouts of all embeddings together know of the label beyond the product of the posteriors of each
         modality (by clusters: I(X1; X2 | Y), what they know of each other). Its noise floor is that of synergy. If it
-        is zero, the posteriors of the single modalities determine the posterior of all modalities together. See
-        `Rule.asks_for_dependence`.
+        is zero, the posteriors of the single modalities determine the posterior of all modalities together.
+
+        Raises:
+            ValueError: it was not measured, because the rule did not ask for it (`Rule.asks_for_dependence`).
         """
-        return self.information.dependence
+        information = self.information
+        if information.is_by_heads and information.measured_dependence is None and self.step > 0:
+            raise ValueError(
+                f"reading.dependence was not measured at step {self.step}, because the rule did not ask for it; let "
+                "its property asks_for_dependence return True before the readings that it needs it of."
+            )
+        return information.dependence
 
     @property
     def plugin(self) -> dict[str, Any]:

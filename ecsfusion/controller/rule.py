@@ -12,6 +12,9 @@ from ecsfusion.controller.decision import Decision, PauseThreshold
 from ecsfusion.controller.reading import Reading, check_reading
 from ecsfusion.model.names import RESERVED_NAMES
 
+BUDGET_IS_USED = "of the budget is used"
+"""What the reason of a decision says that ends stage 1 because its share of the budget is used up."""
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -140,8 +143,9 @@ class Rule:
     def asks_for_dependence(self) -> bool:
         """Whether the rule needs `Reading.dependence` at the next reading.
 
-        Readouts of the embeddings are fitted for it, which takes many times as long as reading the heads. Where no rule
-        asks, and at step 0, it is 0. In stage 2 a rule is asked where it may pause modalities there (`joint_pausing`).
+        Readouts of the embeddings are fitted for it, which takes many times as long as reading the heads. A rule that
+        reads it without having asked gets an error; at step 0 it is 0. In stage 2 a rule is asked where it may pause
+        modalities there (`joint_pausing`).
         """
         return False
 
@@ -176,7 +180,7 @@ class Rule:
         decision = self.decide_unimodal(reading)
         is_used = reading.progress >= self.latest_end - 1e-9
         if is_used and not decision.ends_stage:
-            used = f"{reading.progress:.0%} of the budget is used and stage 1 may use {self.latest_end:.0%}"
+            used = f"{reading.progress:.0%} {BUDGET_IS_USED} and stage 1 may use {self.latest_end:.0%}"
             return self.end_stage(reading, used)
         if decision.ends_stage and not is_used and not self.context.ends_early:
             why = decision.reason.removeprefix("stage 1 ends: ").rsplit("; ", 1)[0]

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ecsfusion.diagnostics.finding import NEGLIGIBLE_SYNERGY, Finding
-from ecsfusion.evaluation.measurement import Information
+from ecsfusion.diagnostics.no_information import fusion_is_ahead
+from ecsfusion.evaluation.measurement import Information, Measurement
+from ecsfusion.evaluation.rounding import told_apart
 
 MIN_SHARED = 0.25
 """The least I(X1; X2 | Y) of two copies, in bits. Independent modalities never share so much beyond the label, no
 matter how much of the label they know (benchmarks/diagnostics.py)."""
 MAX_UNIQUE_SHARE = 0.15
 """The largest share of a copy's information that may appear as unique; the copy is the one that knows less."""
+NEGLIGIBLE_UNIQUENESS = 0.1
+"""Uniqueness up to so many bits, or up to the noise floor, counts as nothing."""
 MIN_KNOWN_SHARE = 0.5
 """The least share of the other modality's information that a copy knows."""
 MAX_SYNERGY_SHARE = 0.5
@@ -19,15 +23,20 @@ MAX_SYNERGY_SHARE = 0.5
 keep different parts of the same input."""
 
 
-def duplicate(information: Information) -> Iterator[Finding]:
+def duplicate(information: Information, measurement: Measurement | None = None) -> Iterator[Finding]:
     """Find a modality that adds nothing to the other one and shares more with it than the label.
 
     For exact copies, both uniquenesses and the synergy are 0 and I(X1; X2 | Y) > 0. Copies that pass through two
     encoders come near to this. Two modalities that only both know the label share nothing beyond it. If the label needs
     both modalities, what they share appears as synergy.
 
+    Clusters lose much of what embeddings know, uniqueness too. So nothing is reported where the heads of the model show
+    that the modality has something of its own: their uniqueness is clearly above noise, or the fused head is ahead of
+    each of two heads.
+
     Args:
         information: the decomposition of two modalities, by clusters: heads do not show what they share.
+        measurement: the measurement of the same rows; None for the clusters alone.
 
     Yields:
         At most one finding.
@@ -39,6 +48,8 @@ def duplicate(information: Information) -> Iterator[Finding]:
     copy = min(known, key=lambda name: known[name])
     other = next(name for name in known if name != copy)
     unique, floor = information.unique[copy], information.floor[copy]
+    if measurement is not None and _has_its_own(measurement, copy):
+        return
     synergy_floor = information.floor["synergy"]
     if (
         known[copy] > floor
@@ -47,10 +58,22 @@ def duplicate(information: Information) -> Iterator[Finding]:
         and information.synergy <= max(synergy_floor, NEGLIGIBLE_SYNERGY, MAX_SYNERGY_SHARE * shared)
         and shared > max(synergy_floor, MIN_SHARED)
     ):
+        says = "nothing" if unique <= max(floor, NEGLIGIBLE_UNIQUENESS) else "little"
+        bits, noise = told_apart(unique, floor)
         yield Finding(
             "copy",
             f"{copy}, {other}",
-            f"{copy} says nothing about the label that {other} does not (uniqueness {unique:.2f} of {known[copy]:.2f} "
-            f"bits, noise floor {floor:.2f}), and the two share {shared:.2f} bits beyond the label, as copies do: "
-            f"check whether both read the same input, or leave {copy} out.",
+            f"{copy} says {says} about the label that {other} does not (uniqueness {bits} of {known[copy]:.2f} bits, "
+            f"noise floor {noise}), and the two share {shared:.2f} bits beyond the label, as copies do: check whether "
+            f"both read the same input{', or leave ' + copy + ' out' if says == 'nothing' else ''}.",
         )
+
+
+def _has_its_own(measurement: Measurement, name: str) -> bool:
+    """Whether the heads of the model show that a modality tells something that no other tells."""
+    by_heads = measurement.information
+    if by_heads is None or not by_heads.is_by_heads:
+        return False
+    return by_heads.unique[name] > max(by_heads.floor[name], NEGLIGIBLE_UNIQUENESS) or fusion_is_ahead(
+        measurement, by_heads.unique
+    )

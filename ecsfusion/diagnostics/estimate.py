@@ -12,6 +12,7 @@ from ecsfusion.evaluation.measurement import (
     Information,
     Measurement,
 )
+from ecsfusion.evaluation.rounding import told_apart
 from ecsfusion.model.names import CALIBRATED
 
 TOLERANCE = 1e-3
@@ -22,17 +23,18 @@ less than half of the label's entropy before the correction; with the correction
 rows, an atom is wrong by 0.2 to 0.7 bits, which is more than the noise floors say (benchmarks/diagnostics.py)."""
 
 
-def few_rows(information: Information) -> Iterator[Finding]:
+def few_rows(information: Information, asks_for_dependence: bool = True) -> Iterator[Finding]:
     """Find that a decomposition has too few rows for its classes, or for the cells of its table.
 
     Args:
         information: the decomposition of the probe set.
+        asks_for_dependence: whether the rule decides by the dependence of this reading.
 
     Yields:
         At most one finding.
     """
     rows, classes = information.num_samples, information.num_classes
-    if not information.shows_dependence:
+    if asks_for_dependence and not information.shows_dependence:
         needed = max(MIN_ROWS_FOR_DEPENDENCE, MIN_ROWS_PER_CLASS_FOR_DEPENDENCE * classes)
         yield Finding(
             "few rows",
@@ -99,11 +101,12 @@ def atoms_below_noise(measurement: Measurement) -> Iterator[Finding]:
     if scores[head] > scale.chance + 5 * scale.error(scale.chance):
         atoms = information.atoms
         atom = max(atoms, key=lambda name: atoms[name])
+        bits, floor = told_apart(atoms[atom], information.floor[atom], 3)
         kind = atom if atom in ("redundancy", "synergy") else f"uniqueness of {atom}"
         yield Finding(
             "noise above the atoms",
             "",
-            f"no information is above its noise floor (the largest, {kind}, is {atoms[atom]:.3f} bits, floor "
-            f"{information.floor[atom]:.3f}), although the {head} head has an accuracy of {scores[head]:.3f}, chance "
+            f"no information is above its noise floor (the largest, {kind}, is {bits} bits, floor {floor}), although "
+            f"the {head} head has an accuracy of {scores[head]:.3f}, chance "
             f"{scale.chance:.3f}: these values are noise, and so are decisions by them; give more evaluation rows.",
         )

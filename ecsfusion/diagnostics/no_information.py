@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 
 from ecsfusion.controller.probe import Probe
 from ecsfusion.controller.reading import Reading
 from ecsfusion.diagnostics.finding import NEGLIGIBLE_SYNERGY, Finding
+from ecsfusion.evaluation.measurement import Measurement
+from ecsfusion.evaluation.rounding import told_apart
+from ecsfusion.model.names import FUSED
 
 NEGLIGIBLE_INFORMATION = 0.02
 """Information up to this many bits counts as none, even if the noise floor is lower."""
@@ -14,31 +18,51 @@ LOST_READINGS = 2
 """Readings in a row without information after which it counts as lost. A single one may follow an unlucky step."""
 
 
-def no_information(readings: Sequence[Reading]) -> Iterator[Finding]:
+def no_information(
+    readings: Sequence[Reading], trained_heads: Collection[str] | None = None
+) -> Iterator[Finding]:
     """Find each modality that trained and says nothing about the label in all of these readings.
 
-    Its information is within its noise floor, and the accuracy of its head is within three standard errors of chance.
-    Synergy must be within its floor too: if the label needs several modalities together, each says nothing alone, and
-    that is no failure.
+    Its information is within its noise floor, and the accuracy of its head, if that is trained, is within three
+    standard errors of chance. Synergy must be within its floor too, and the fused head must not be ahead of every
+    single head: if the label needs several modalities together, each says nothing alone, and that is no failure.
 
     Args:
         readings: successive readings, or a single reading of the trained model.
+        trained_heads: the modalities whose own heads are trained; None for all.
 
     Yields:
         One finding for each such modality.
     """
     last = readings[-1]
     scale = last.measurement.scale
+    heads = set(last.unique if trained_heads is None else trained_heads)
+    if fusion_is_ahead(last.measurement, heads & set(last.unique)):
+        return
     for name in last.unique:
-        if all(name in reading.training and _is_silent(reading, name) for reading in readings):
+        if all(name in reading.training and _is_silent(reading, name, heads) for reading in readings):
+            bits, floor = told_apart(last.mutual_information[name], last.floor[name], 3)
+            alone = f"; its head's accuracy is {last.accuracy[name]:.3f}, chance {scale.chance:.3f}"
             yield Finding(
                 "no information",
                 name,
-                f"{name} says nothing about the label ({last.mutual_information[name]:.3f} bits, noise floor "
-                f"{last.floor[name]:.3f}; its head's accuracy is {last.accuracy[name]:.3f}, chance "
-                f"{scale.chance:.3f}): look at its inputs, check whether its rows belong to these labels, raise its "
-                "rate in modality_learning_rates, or leave it out.",
+                f"{name} says nothing about the label ({bits} bits, noise floor {floor}"
+                f"{alone if name in heads else ''}): look at its inputs, check whether its rows belong to these "
+                "labels, raise its rate in modality_learning_rates, or leave it out if fusion is no worse without it.",
             )
+
+
+def fusion_is_ahead(measurement: Measurement, trained_heads: Collection[str]) -> bool:
+    """Whether the fused head is better than each of these heads by more than three standard errors.
+
+    Then every modality of two is worth its place.
+    """
+    alone = [measurement.scores[name] for name in trained_heads if name in measurement.scores]
+    if not alone or len(alone) != 2 or FUSED not in measurement.scores:
+        return False
+    error = measurement.scale.error
+    fused, best = measurement.scores[FUSED], max(alone)
+    return fused - best > 3 * math.hypot(error(fused), error(best))
 
 
 def information_lost(history: Sequence[Probe]) -> Iterator[Finding]:
@@ -60,7 +84,7 @@ def information_lost(history: Sequence[Probe]) -> Iterator[Finding]:
         earlier = [probe.reading for probe in history[start:-LOST_READINGS]]
         latest = [probe.reading for probe in history[-LOST_READINGS:]]
         known = [reading for reading in earlier if _clearly_knows(reading, name)]
-        if known and all(_is_silent(reading, name) for reading in latest):
+        if known and all(_is_silent(reading, name, {name}) for reading in latest):
             last_known, chance = known[-1], latest[-1].measurement.scale.chance
             yield Finding(
                 "information lost",
@@ -80,9 +104,9 @@ def _clearly_knows(reading: Reading, name: str) -> bool:
     )
 
 
-def _is_silent(reading: Reading, name: str) -> bool:
+def _is_silent(reading: Reading, name: str, trained_heads: Collection[str]) -> bool:
     return (
         reading.mutual_information[name] <= max(reading.floor[name], NEGLIGIBLE_INFORMATION)
         and reading.synergy <= max(reading.floor["synergy"], NEGLIGIBLE_SYNERGY)
-        and reading.measurement.scale.is_chance(reading.accuracy[name])
+        and (name not in trained_heads or reading.measurement.scale.is_chance(reading.accuracy[name]))
     )

@@ -25,7 +25,7 @@ from ecsfusion.diagnostics.groups import few_groups, repeating_rows
 from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
 from ecsfusion.diagnostics.memorization import memorized
 from ecsfusion.diagnostics.no_information import information_lost, no_information
-from ecsfusion.diagnostics.short_stage import short_stage
+from ecsfusion.diagnostics.short_stage import only_scouting, short_stage
 from ecsfusion.diagnostics.shortcut import shortcut
 from ecsfusion.evaluation.information import decompose
 from ecsfusion.evaluation.measurement import Information, Measurement
@@ -51,6 +51,10 @@ class ObservedModel(Protocol):
     @property
     def problem_type(self) -> str:
         """The kind of the labels; see `ecsfusion.model.problem_types`."""
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The modalities whose own heads are trained as their encoders are now."""
 
 
 class ObservedPlan(Protocol):
@@ -157,12 +161,15 @@ class RunDiagnostics:
         """Report what was found about the data sets."""
         self._warn(findings)
 
-    def after_probe(self, evaluation: Evaluation, measurement: Measurement) -> None:
+    def after_probe(
+        self, evaluation: Evaluation, measurement: Measurement, asks_for_dependence: bool = True
+    ) -> None:
         """Run the diagnostics of a probe in training, whose entry is the last one of `run.record.history`.
 
         Args:
             evaluation: the model's outputs on the probe set.
             measurement: the measurement that was made of them.
+            asks_for_dependence: whether the rule decided by the dependence.
         """
         run, information = self.run, measurement.information
         # Probes in checkpoints of an older version lack the information by modality.
@@ -170,14 +177,22 @@ class RunDiagnostics:
         if information is None or not history:
             return
         latest = history[-1]
-        self._warn([*few_rows(information), *wide_certificate(information), *information_lost(history)])
+        self._warn(
+            [
+                *few_rows(information, asks_for_dependence),
+                *wide_certificate(information),
+                *information_lost(history),
+            ]
+        )
         self._warn_of_groups(evaluation, "validation", information)
         if run.rule is not None and (run.rule.context.joint_pausing or latest.stage == "unimodal"):
             self._warn(late_pause(history, run.rule.pauses_at))
         ends_unimodal_stage = latest.restored is not None
         if ends_unimodal_stage or run.state.global_step >= run.state.max_steps:
             self._warn(
-                finding for pair in self._pairs(evaluation, information) for finding in duplicate(pair)
+                finding
+                for pair in self._pairs(evaluation, information)
+                for finding in duplicate(pair, measurement)
             )
         if ends_unimodal_stage:
             self._after_unimodal_stage(history, measurement)
@@ -195,7 +210,8 @@ class RunDiagnostics:
             training=tuple(run.record.training),
             measurement=measurement,
         )
-        self._warn([*no_information([reading]), *atoms_below_noise(measurement), *self._shortcuts()])
+        silent = no_information([reading], run.model.trained_heads)
+        self._warn([*silent, *atoms_below_noise(measurement), *self._shortcuts()])
         self._compare_with_training_rows(measurement)
 
     def after_evaluation(self, evaluation: Evaluation, split: str) -> None:
@@ -214,7 +230,7 @@ class RunDiagnostics:
     def _after_unimodal_stage(self, history: Sequence[Probe], measurement: Measurement) -> None:
         self._warn(late_end_of_stage(history))
         if self.run.plan.stages == "two-stage":
-            self._warn(short_stage(history))
+            self._warn([*short_stage(history), *only_scouting(history)])
         readings = [probe.reading for probe in history]
         if len(readings) >= MIN_READINGS_WITHOUT_INFORMATION:
             self._warn(no_information(readings[-MIN_READINGS_WITHOUT_INFORMATION:]))
@@ -288,7 +304,8 @@ class RunDiagnostics:
         if "validation" in measurements:
             for split, other in measurements.items():
                 if split != "validation":
-                    yield from shortcut(measurements["validation"], other, split.removeprefix("eval_"))
+                    name, heads = split.removeprefix("eval_"), self.run.model.trained_heads
+                    yield from shortcut(measurements["validation"], other, name, heads)
 
     def _warn(self, findings: Iterable[Finding]) -> None:
         """Log and record each finding of which the run has not warned yet."""

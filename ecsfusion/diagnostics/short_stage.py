@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ecsfusion.controller.adaptive import least_dependence
 from ecsfusion.controller.probe import Probe
+from ecsfusion.controller.rule import BUDGET_IS_USED
 from ecsfusion.diagnostics.finding import Finding
 
 NUM_READINGS = 4
@@ -43,7 +44,8 @@ def short_stage(history: Sequence[Probe]) -> Iterator[Finding]:
     last = latest[-1]
     # The rule may have asked for the dependence at an earlier reading alone.
     if any(
-        reading.dependence > max(reading.floor["synergy"], least_dependence(reading)) for reading in readings
+        reading.information.dependence > max(reading.floor["synergy"], least_dependence(reading))
+        for reading in readings
     ):
         return
     scale = history[-1].reading.measurement.scale
@@ -67,6 +69,33 @@ def short_stage(history: Sequence[Probe]) -> Iterator[Finding]:
             f"stage 1 ended at step {start} while {name} was still learning: on the average of two readings {rise}; "
             "give stage 1 more steps: a larger max_unimodal_share or unimodal_epochs, or more epochs in all.",
         )
+
+
+def only_scouting(history: Sequence[Probe]) -> Iterator[Finding]:
+    """Find that stage 1 used up its share of the budget while the rule still scouted.
+
+    Then no modality was trained by itself: the run is joint training whose schedule was restarted.
+
+    Args:
+        history: the probes up to the one that ended stage 1.
+
+    Yields:
+        At most one finding.
+    """
+    unimodal = [probe for probe in history if probe.stage == "unimodal"]
+    if (
+        any(probe.phase != "scouting" for probe in unimodal)
+        or BUDGET_IS_USED not in history[-1].decision.reason
+    ):
+        return
+    yield Finding(
+        "only scouting",
+        "",
+        f"stage 1 was all scouting: its share of the budget ended at step {history[-1].step}, after "
+        f"{len(unimodal)} reading{'s' if len(unimodal) > 1 else ''}, so that no modality was trained by itself, and "
+        "this run is joint training whose schedule was restarted; give more epochs, evaluate more often (eval_steps), "
+        "give strategy_options={'scouting_readings': 1}, or train jointly, with strategy='joint-auxiliary'.",
+    )
 
 
 def _level_and_rise(values: Sequence[float]) -> tuple[float, float]:

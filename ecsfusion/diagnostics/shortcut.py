@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.evaluation.measurement import Measurement
@@ -13,7 +13,12 @@ MIN_KEPT_SHARE = 0.5
 that loses most of its lead relied on something that only the first set has."""
 
 
-def shortcut(validation: Measurement, other: Measurement, name_of_other: str) -> Iterator[Finding]:
+def shortcut(
+    validation: Measurement,
+    other: Measurement,
+    name_of_other: str,
+    trained_heads: Collection[str] | None = None,
+) -> Iterator[Finding]:
     """Find each modality that is unique on validation and whose head loses its lead over chance on another set.
 
     The head keeps less than `MIN_KEPT_SHARE` of the lead, and the loss is beyond three standard errors. Every other
@@ -23,6 +28,7 @@ def shortcut(validation: Measurement, other: Measurement, name_of_other: str) ->
         validation: the measurement of the trained model on the probe set.
         other: the measurement of the same model on another set.
         name_of_other: the name of the other set, for the sentence.
+        trained_heads: the modalities whose own heads are trained; None for all. The scores of others mean nothing.
 
     Yields:
         One finding for each such modality.
@@ -31,6 +37,8 @@ def shortcut(validation: Measurement, other: Measurement, name_of_other: str) ->
     if information is None:
         return
     for name, unique in information.unique.items():
+        if trained_heads is not None and name not in trained_heads:
+            continue
         if name not in other.scores:
             # No row of the other set has this modality.
             continue
@@ -44,5 +52,6 @@ def shortcut(validation: Measurement, other: Measurement, name_of_other: str) ->
                 f"{name}, {name_of_other}",
                 f"{name} may carry a shortcut: it says {unique:.2f} bits about the label that no other modality says, "
                 f"with an accuracy of {score:.3f} on validation, but {other_score:.3f} on {name_of_other} (chance "
-                f"{other.scale.chance:.3f}); look at what the model answers there without {name}, or leave it out.",
+                f"{other.scale.chance:.3f}); look at what the model answers there without {name}, and leave it out "
+                "if that is better.",
             )

@@ -93,7 +93,8 @@ def decompose(
         )
         for z, target in problems
     ]
-    against_rest = [_mean([pids[f"{a}, {b}"] for pids in by_label]) for a, b in pairs]
+    share = _share_of_noise(labels)
+    against_rest = [_mean([pids[f"{a}, {b}"] for pids in by_label], share) for a, b in pairs]
     pid = against_rest[0] if len(names) == 2 else _one_of_many(against_rest, names)
     if not measures_dependence:
         return pid
@@ -120,7 +121,7 @@ def decompose_embeddings(
     For two modalities this is `fast_pid`. With more, each modality is decomposed against all the others together. Then
     the uniqueness and the information of a modality are those against the rest, and redundancy, synergy and all other
     values are the largest that any modality has with the rest. With several labels, all values are means over the
-    labels. A regression target is cut into `REGRESSION_BINS` classes.
+    labels, and the floors those of such means. A regression target is cut into `REGRESSION_BINS` classes.
 
     Args:
         embeddings: (N, D_m) by modality.
@@ -136,10 +137,11 @@ def decompose_embeddings(
         labels = labels.reshape(len(labels)) if labels.size == len(labels) else labels
     rows = {name: torch.as_tensor(values, device=device) for name, values in embeddings.items()}
     targets = torch.as_tensor(labels, device=device)
+    share = _share_of_noise(targets)
     if len(rows) == 2:
-        return _mean_over_labels(fast_pid(rows, targets, method="clusters", **options))
+        return _mean_over_labels(fast_pid(rows, targets, method="clusters", **options), share)
     pids = fast_pids(rows, targets, method="clusters", **options)
-    against_rest = [_mean_over_labels(pids[f"{name}, rest"]) for name in rows]
+    against_rest = [_mean_over_labels(pids[f"{name}, rest"], share) for name in rows]
     return _one_of_many(against_rest, tuple(rows))
 
 
@@ -177,23 +179,42 @@ def _of_groups(pid: PID, share: float) -> PID:
     )
 
 
-def _mean(pids: Sequence[PID]) -> PID:
-    """The mean of decompositions of the same modalities."""
+def _share_of_noise(labels: torch.Tensor) -> float:
+    """The noise of a mean over L labels (N, L), in that of one label: 1 for a single one, (N,).
+
+    It is 1 / sqrt(L) for labels that have nothing to do with each other, and 1 for labels that are all alike: what
+    noise knows of two labels is as alike as the square of their correlation.
+    """
+    if labels.ndim == 1 or labels.shape[1] == 1:
+        return 1.0
+    centered = labels.double() - labels.double().mean(0)
+    scaled = centered / centered.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    alike = (scaled.T @ scaled).square().fill_diagonal_(1.0)
+    return float(alike.mean().sqrt())
+
+
+def _mean(pids: Sequence[PID], share: float) -> PID:
+    """The mean of decompositions of the same modalities; its floors are this share of the mean floor."""
     means: dict[str, Any] = {
         part.name: torch.stack([getattr(pid, part.name) for pid in pids]).mean(0).cpu()
         for part in fields(PID)
         if isinstance(getattr(pids[0], part.name), torch.Tensor)
     }
-    return replace(pids[0], **means)
+    return replace(pids[0], **_with_floors(means, share))
 
 
-def _mean_over_labels(pid: PID) -> PID:
+def _mean_over_labels(pid: PID, share: float) -> PID:
     means: dict[str, Any] = {
         part.name: (value if pid.redundancy.ndim == 0 else value.mean(dim=0)).cpu()
         for part in fields(pid)
         if isinstance(value := getattr(pid, part.name), torch.Tensor)
     }
-    return replace(pid, plugin=None if pid.plugin is None else _mean_over_labels(pid.plugin), **means)
+    plugin = None if pid.plugin is None else _mean_over_labels(pid.plugin, 1.0)
+    return replace(pid, plugin=plugin, **_with_floors(means, share))
+
+
+def _with_floors(means: dict[str, Any], share: float) -> dict[str, Any]:
+    return {name: share * value if name.endswith("_floor") else value for name, value in means.items()}
 
 
 def _one_of_many(against_rest: Sequence[PID], names: tuple[str, ...]) -> PID:

@@ -25,6 +25,7 @@ class LoggedValue:
         needs_information: whether it is logged only where a decomposition was made.
         needs_probabilities: whether it is left out in regression.
         in_tables: whether a table of a notebook shows it, which has no room for all of them.
+        is_optional: whether it is logged only where it was measured; elsewhere the function returns None.
     """
 
     name: str
@@ -33,15 +34,16 @@ class LoggedValue:
     needs_information: bool = False
     needs_probabilities: bool = False
     in_tables: bool = False
+    is_optional: bool = False
 
 
 def _information(
-    name: str, value: Callable[[Information], Any], by_modality: bool = False, in_tables: bool = False
+    name: str, value: Callable[[Information], Any], by_modality: bool = False, **options: bool
 ) -> LoggedValue:
     def of_measurement(measurement: Measurement) -> Any:
         return value(cast("Information", measurement.information))
 
-    return LoggedValue(name, of_measurement, by_modality, needs_information=True, in_tables=in_tables)
+    return LoggedValue(name, of_measurement, by_modality, needs_information=True, **options)
 
 
 LOGGED_VALUES = (
@@ -55,7 +57,7 @@ LOGGED_VALUES = (
     LoggedValue("complete_rows", lambda m: float(m.complete_rows)),
     _information("redundancy", lambda i: i.redundancy, in_tables=True),
     _information("synergy", lambda i: i.synergy, in_tables=True),
-    _information("dependence", lambda i: i.dependence),
+    _information("dependence", lambda i: i.dependence if i.has_dependence else None, is_optional=True),
     _information("unique", lambda i: i.unique, by_modality=True, in_tables=True),
     _information("mutual_information", lambda i: i.mutual_information, by_modality=True),
     _information("redundancy_floor", lambda i: i.floor["redundancy"]),
@@ -71,7 +73,7 @@ LOGGED_VALUES = (
 def log_values(measurement: Measurement) -> dict[str, float]:
     """The flat dictionary that an evaluation logs, without a prefix.
 
-    The keys are the same at every evaluation that makes a decomposition.
+    The keys are the same at every evaluation that makes a decomposition, but for those of optional values.
 
     Args:
         measurement: the measurement of the evaluation.
@@ -83,6 +85,8 @@ def log_values(measurement: Measurement) -> dict[str, float]:
         if logged.needs_probabilities and not measurement.calibration_error:
             continue
         name, value = logged.name.format(score=measurement.score), logged.value(measurement)
+        if logged.is_optional and value is None:
+            continue
         if logged.by_modality:
             values |= {f"{name}_{modality}": number for modality, number in value.items()}
         else:
@@ -91,7 +95,11 @@ def log_values(measurement: Measurement) -> dict[str, float]:
 
 
 def logged_names(
-    modalities: Sequence[str], score: str, in_tables: bool = False, makes_decomposition: bool = True
+    modalities: Sequence[str],
+    score: str,
+    in_tables: bool = False,
+    makes_decomposition: bool = True,
+    with_optional: bool = False,
 ) -> tuple[str, ...]:
     """The keys of `log_values` for an evaluation.
 
@@ -100,12 +108,15 @@ def logged_names(
         score: "accuracy" or "r2".
         in_tables: only those that a table of a notebook shows.
         makes_decomposition: whether the evaluation decomposes the information of the embeddings.
+        with_optional: also those that only some evaluations log.
     """
     names: list[str] = []
     for logged in LOGGED_VALUES:
         if (logged.needs_probabilities and score == "r2") or (in_tables and not logged.in_tables):
             continue
-        if logged.needs_information and not makes_decomposition:
+        if (logged.needs_information and not makes_decomposition) or (
+            logged.is_optional and not with_optional
+        ):
             continue
         name = logged.name.format(score=score)
         names += [f"{name}_{modality}" for modality in modalities] if logged.by_modality else [name]

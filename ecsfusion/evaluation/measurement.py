@@ -136,6 +136,11 @@ class Information:
         return self.conditional_mutual_information is None
 
     @property
+    def has_dependence(self) -> bool:
+        """Whether the dependence was measured, and of enough rows: by heads only where it was asked for."""
+        return self.shows_dependence and not (self.is_by_heads and self.measured_dependence is None)
+
+    @property
     def dependence(self) -> float:
         """What ties the modalities given the label, in bits: 0 if it was not asked for, or rows were too few to tell.
 

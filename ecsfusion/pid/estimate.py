@@ -128,7 +128,8 @@ def fast_pids(
     """`fast_pid` for two or more modalities: every pair, and each modality against all others together.
 
     The readouts of a modality are fitted once and serve all of its pairs. "The rest" is all other modalities side by
-    side; by clusters it is explained at `ecsfusion.pid.discretize.ModalityPairs`.
+    side, and knows no less than the best of them; by clusters it is explained at
+    `ecsfusion.pid.discretize.ModalityPairs`.
 
     Args:
         embeddings: two or more modalities, otherwise as in `fast_pid`.

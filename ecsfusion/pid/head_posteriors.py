@@ -16,7 +16,7 @@ from torch import Tensor
 from ecsfusion.pid.decomposition import LN2, PID, entropy
 from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
 from ecsfusion.pid.pooling import pool
-from ecsfusion.pid.posteriors import TINY, Known, Posteriors
+from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of
 from ecsfusion.pid.uncertainty import measure
 from ecsfusion.pid.union import matched, union_information
 
@@ -117,7 +117,8 @@ def information_of_heads(
     }
     alone = [frozenset(side) for pair in sides for side in pair]
     together = [frozenset([*first, *second]) for first, second in sides]
-    pools = list(dict.fromkeys([*alone, *together]))
+    singles = [frozenset([name]) for pool_ in alone for name in pool_]
+    pools = list(dict.fromkeys([*singles, *alone, *together]))
     heads = [
         [name for name in scores if name in pool_ or (name == JOINT and len(pool_) == len(logits))]
         for pool_ in pools
@@ -125,6 +126,15 @@ def information_of_heads(
     posteriors = dict(
         zip(pools, matched(_calibrated(scores, heads, labels, log_prior, folds).exp(), prior), strict=True)
     )
+    for pool_ in alone:
+        if len(pool_) > 1:
+            # The weights of one fold may suit the other less than a single head does.
+            candidates = [
+                posteriors[pool_],
+                *(posteriors[frozenset([name])] for name in logits if name in pool_),
+            ]
+            each = torch.stack(candidates)
+            posteriors[pool_] = each[best_of(each.clamp_min(TINY).log(), labels)]
     first = torch.stack([posteriors[frozenset(pair[0])] for pair in sides])
     second = torch.stack([posteriors[frozenset(pair[1])] for pair in sides])
     both = torch.stack([posteriors[names] for names in together])
@@ -161,6 +171,7 @@ def information_of_heads(
         folds.num_groups,
         entropy(prior, 1),
         folds.num_groups.double() if groups is None else prior.new_tensor(independent),
+        sides,
     )
 
 

@@ -110,6 +110,8 @@ class Posteriors(NamedTuple):
     """() float64: H(Y)."""
     noise_rows: Tensor
     """() float64: the rows over which noise is averaged."""
+    sides: Sequence[tuple[Sequence[str], Sequence[str]]]
+    """The modalities of both sides of each pair."""
 
 
 @in_full_precision
@@ -149,7 +151,9 @@ def held_out_information(
     }
     stacked["rows"] = torch.stack([v.rows for v in values], 2)
     known = Known(**stacked, product=torch.stack([v.product for v in values]))
-    return Posteriors(known, folds.group, folds.num_groups, entropy(prior, 1), folds.num_groups.double())
+    return Posteriors(
+        known, folds.group, folds.num_groups, entropy(prior, 1), folds.num_groups.double(), sides
+    )
 
 
 def read_sides(
@@ -173,23 +177,46 @@ def read_sides(
     log_prior = prior.clamp_min(TINY).log().float()
     columns = {name: standardize(rows, folds.order) for name, rows in embeddings.items()}
     read: dict[tuple[str, ...], Side] = {}
-    for side in (tuple(side) for pair in sides for side in pair):
-        if side not in read:
-            rows = columns[side[0]] if len(side) == 1 else torch.cat([columns[name] for name in side], 1)
-            read[side] = read_side(rows, sets, log_prior, random_seed)
+    every = [tuple(side) for pair in sides for side in pair]
+    singles = [(name,) for side in every for name in side]
+    for side in dict.fromkeys([*singles, *every]):
+        rows = columns[side[0]] if len(side) == 1 else torch.cat([columns[name] for name in side], 1)
+        members = [read[(name,)] for name in side] if len(side) > 1 else []
+        read[side] = read_side(rows, sets, log_prior, random_seed, members)
     return folds, prior, read
 
 
-def read_side(rows: Tensor, sets: TrainingSets, log_prior: Tensor, random_seed: int) -> Side:
-    """Fit the readouts of standardized rows (N, D) and pool them."""
+def read_side(
+    rows: Tensor, sets: TrainingSets, log_prior: Tensor, random_seed: int, members: Sequence[Side] = ()
+) -> Side:
+    """Fit the readouts of standardized rows (N, D) and pool them.
+
+    Args:
+        rows: of the side.
+        sets: all training sets.
+        log_prior: (C,).
+        random_seed: of the clusters.
+        members: the sides of its modalities, if it has several. Their posteriors are pooled, too, and where the pool
+            knows less than one of them, that is its posterior: columns of noise must not hide what a member knows.
+    """
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
-    lines, bins = linear.logits, None if linear.tells_all else binned_columns(sums)
+    lines = [*linear.logits, *(side.log_posterior - log_prior for side in members)]
+    bins = None if linear.tells_all else binned_columns(sums)
     if bins is not None:
         lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
     searches = ([], []) if linear.tells_all else (inner_searches(sums.folds()), inner_searches(sums.halves()))
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
+    if members:
+        own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
+        pooled = own[best_of(own[:, 0], sets.labels)]
     return Side(sums, linear, pooled[:2], pooled[2])
+
+
+def best_of(log_posteriors: Tensor, labels: Tensor) -> Tensor:
+    """Which of B log posteriors (B, N, C) tells most about the labels (N,); () int64, the first of equals."""
+    place = labels.expand(len(log_posteriors), -1).unsqueeze(2)
+    return log_posteriors.gather(2, place).double().sum((1, 2)).argmax()
 
 
 def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) -> Pair:

@@ -1,5 +1,6 @@
 """From held-out information to a decomposition with limits, intervals, floors, and the rows that would settle it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,7 @@ def measure(posteriors: Posteriors) -> Measured:
     values = [
         limit(part[0], part[1], label_bits, error) for part, error in zip(parts, growth_error, strict=True)
     ]
+    values[0], values[1] = _not_below_members(values[0], values[1], posteriors.sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
     values[3] = torch.minimum(values[3], parts[3][0] + learned)
@@ -91,6 +93,32 @@ def measure(posteriors: Posteriors) -> Measured:
         bound._replace(gap=gap, dependence=dependence),
         torch.ceil(groups * shortfall / allowed),
     )
+
+
+def _not_below_members(
+    first: Tensor, second: Tensor, sides: Sequence[tuple[Sequence[str], Sequence[str]]]
+) -> tuple[Tensor, Tensor]:
+    """The limits (P,) of both sides of each pair, those of several modalities at least those of each of them.
+
+    What a side proves is not below what its members prove; its limit is an estimate of its own.
+    """
+    limits = {
+        side[0]: values[p]
+        for p, pair in enumerate(sides)
+        for side, values in zip(pair, (first, second), strict=True)
+        if len(side) == 1
+    }
+
+    def raised(values: Tensor, place: int) -> Tensor:
+        least = [
+            torch.stack([values[p], *(limits[name] for name in pair[place] if name in limits)]).amax()
+            if len(pair[place]) > 1
+            else values[p]
+            for p, pair in enumerate(sides)
+        ]
+        return torch.stack(least)
+
+    return raised(first, 0), raised(second, 1)
 
 
 def _atoms(first: Tensor, second: Tensor, joint: Tensor, union: Tensor) -> Decomposition:

@@ -44,6 +44,7 @@ class EncoderFacts:
         pretrained: whether the weights were pretrained. Without a `hub_name` the card then says "pretrained, from local
             files"; otherwise "randomly initialised".
         kind: "image", "audio", "text" or another tag of the Hub for the input; None for none.
+        frozen: whether its weights were not trained.
     """
 
     type: str
@@ -51,6 +52,7 @@ class EncoderFacts:
     hub_name: str | None = None
     pretrained: bool = False
     kind: str | None = None
+    frozen: bool = False
 
 
 def installed_versions() -> dict[str, str]:
@@ -324,6 +326,7 @@ def _encoder_table(encoders: Mapping[str, EncoderFacts]) -> str:
             start = f"[{encoder.hub_name}](https://huggingface.co/{encoder.hub_name})"
         else:
             start = "pretrained, from local files" if encoder.pretrained else "randomly initialised"
+        start += ", frozen" if encoder.frozen else ""
         rows.append([name, encoder.type, f"{encoder.parameters:,}", start])
     return _table(["modality", "encoder", "parameters", "started from"], rows)
 

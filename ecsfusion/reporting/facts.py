@@ -141,6 +141,9 @@ def _encoder_facts(run: ReportedRun, name: str) -> EncoderFacts:
         hub_name=hub_name(source),
         pretrained=source is not None,
         kind=KINDS.get(main_input(encoder) or ""),
+        # After training no modality is paused.
+        frozen=not any(parameter.requires_grad for parameter in encoder.parameters())
+        and any(True for _ in encoder.parameters()),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ecsfusion.evaluation.measurement import Measurement
+from ecsfusion.evaluation.rounding import told_apart
 from ecsfusion.model.names import CALIBRATED, FUSED
 
 COMBINED_HEADS = {FUSED: "fused head", CALIBRATED: "calibrated combination"}
@@ -53,7 +54,7 @@ def percent(share: float) -> str:
 
 def _compare(split: str, rows: int | None, head: str, value: float, parts: Mapping[str, float]) -> str:
     best = max(parts, key=lambda part: parts[part])
-    figures = f"{percent(value)} against {percent(parts[best])}"
+    figures = " against ".join(told_apart(value, parts[best], digits=1, percent=True))
     if value < parts[best]:
         short = f" ({round((parts[best] - value) * rows):,} of {rows:,} rows)" if rows else ""
         return f"**On {split} the {head_label(head)} is worse than {_with_article(best)}: {figures}{short}.**"

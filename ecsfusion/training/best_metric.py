@@ -24,6 +24,13 @@ def check_best_metric(
         ValueError: no evaluation reports it, or there are several sets and it does not say of which it is.
     """
     name = metric.removeprefix("eval_")
+    optional = set(logged_names(modalities, score, with_optional=True)) - set(logged_names(modalities, score))
+    of_sets = {f"{each}_{key}" for each in sets for key in optional}
+    if not has_user_metrics and name in optional | of_sets:
+        raise ValueError(
+            f"metric_for_best_model is {name!r}, which is measured only where a rule asks for it, and says nothing of "
+            f"how good a model is; give another one, such as '{score}_calibrated'."
+        )
     if not sets:
         known = ["loss", *logged_names(modalities, score)]
         if name not in known and not has_user_metrics:

@@ -67,6 +67,7 @@ class Evaluator:
         probes: whether the present evaluation makes a decomposition.
         decides: whether the present evaluation is one of the probe set in training, so that its rows must suffice for
             decisions.
+        asks: whether the rule asked for the dependence at the latest evaluation of the probe set in training.
         pid: the decomposition of the latest evaluation, with its tensors.
         seconds: time that the probes of this run took: all passes in training, with what is computed from them.
     """
@@ -76,6 +77,7 @@ class Evaluator:
         self.user_preprocessing: Callable[[Any, Any], Any] | None = None
         self.probes = True
         self.decides = False
+        self.asks = False
         self.pid: PID | None = None
         self.seconds = 0.0
         self._measured: list[tuple[Evaluation, Measurement, frozenset[str]]] = []
@@ -157,6 +159,7 @@ class Evaluator:
             if rule_decides and run.model.problem_type == SINGLE_LABEL:
                 names = {int(index): name for index, name in config.id2label.items()}
                 check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
+        self.asks = self.decides and asks_for_dependence(run)
         # The first process measures for all, so that all processes decide by the same numbers.
         measured: list[Any] = [None]
         if run.is_world_process_zero():
@@ -177,7 +180,7 @@ class Evaluator:
                 rows,
                 readout=None if fitted is None else Readout.from_dict(fitted),
                 bootstrap=0 if run.is_in_train else BOOTSTRAP_REPLICATES,
-                measures_dependence=self.decides and asks_for_dependence(run),
+                measures_dependence=self.asks,
                 **probe_options(run),
             )
         for warning in caught:
@@ -247,6 +250,18 @@ def raise_no_reading() -> NoReturn:
         "the evaluation of the probe set (the first evaluation set) returned no labels, or the logits alone, so that "
         f"nothing can be measured or decided. Give its rows 'labels'. {KEEP_OUTPUTS}"
     )
+
+
+def warn_of_untrained_heads(run: Run) -> None:
+    """Warn once that an evaluation was one of heads that nothing has trained, as far as run and model say."""
+    config = run.model.config
+    is_loaded = bool(getattr(config, "_name_or_path", ""))
+    if run.state.global_step == 0 and config.readout is None and config.step is None and not is_loaded:
+        logger.warning_once(
+            "This model has not trained yet, so its heads answer at random: neither their accuracies"
+            f"{' nor the decomposition, which reads them,' if reads_heads(run) else ''} say what its encoders know. "
+            "Call train() first, or ecsfusion.fast_pid on embeddings."
+        )
 
 
 def reads_heads(run: Run) -> bool:

@@ -46,7 +46,9 @@ def columns_that_matter(metrics: Mapping[str, Any], prefix: str, modalities: Seq
     """
     details: set[str] = set()
     for score in ("accuracy", "r2"):
-        details |= set(logged_names(modalities, score)) - set(logged_names(modalities, score, in_tables=True))
+        details |= set(logged_names(modalities, score, with_optional=True)) - set(
+            logged_names(modalities, score, in_tables=True)
+        )
     return {key: value for key, value in metrics.items() if key.removeprefix(f"{prefix}_") not in details}
 
 
