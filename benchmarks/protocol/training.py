@@ -166,7 +166,7 @@ def training_arguments(
         use_cpu=not torch.cuda.is_available(),
         group_column_name=None if suite.train.groups is None else GROUP,
         **OPTIMIZERS[optimizer],
-        **more,
+        **{**suite.arguments, **more},
     )
 
 
@@ -241,9 +241,13 @@ def judge(
     splits = {"validation": suite.validation, **tests}
     # By snapshot, split and head.
     logits: dict[str, dict[str, dict[str, Tensor]]] = {}
+    # One epoch may be the best for several readouts, with one and the same dictionary of weights.
+    of_weights: dict[int, dict[str, dict[str, Tensor]]] = {}
     for what, (_, weights) in snapshots.best.items():
-        model.load_state_dict(weights)
-        logits[what] = {split: answers(model, rows) for split, rows in splits.items()}
+        if id(weights) not in of_weights:
+            model.load_state_dict(weights)
+            of_weights[id(weights)] = {split: answers(model, rows) for split, rows in splits.items()}
+        logits[what] = of_weights[id(weights)]
     labels = {split: rows.labels for split, rows in splits.items()}
     masks = {split: rows.masks() for split, rows in splits.items()}
     # What a modality's own head answers where the modality is missing: the commonest class.

@@ -15,6 +15,7 @@ from suites import (
     clipart,
     coloured,
     digits,
+    finetuned,
     imbalance,
     modular,
     multifeature,
@@ -46,6 +47,12 @@ SUITES: dict[str, Callable[[], Suite]] = {
     "mixture": modular.mixture,
     "clipart": clipart.clipart,
     "stamps": stamps.stamps,
+    **{
+        f"{name}-{kind}{size}": partial(make, kind, full=bool(size))
+        for name, make in (("clipart", clipart.further_trained), ("stamps", stamps.further_trained))
+        for kind in finetuned.KINDS
+        for size in ("", "-full")
+    },
     **{f"watch-{partition}": partial(watch.watch, partition) for partition in range(1, 6)},
     "watch-known": watch.watch_known,
     "multifeature": multifeature.multifeature,

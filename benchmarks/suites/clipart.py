@@ -6,6 +6,10 @@ group is in two splits. Text is the strong modality, the picture knows about hal
 
 The shifted test set `stamps` has the pictures and descriptions of Tux Paint's stamps (GPL-2) that belong to one of four
 classes: mostly photographs, where the training rows are drawings.
+
+In the other suites the encoders are trained further, on one row of a series: `clipart-finetuned` whole, `clipart-lora`
+with adapters, `clipart-scratch` with a small convnet of random weights for the picture beside the pretrained encoder of
+the text. Those that end in `-full` have all groups, for a GPU.
 """
 
 from collections.abc import Mapping
@@ -14,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from suites import frozen
+from suites import finetuned, frozen
 from suites.suite import Split, Suite, standardize_splits
 
 MODALITIES = ("image", "text")
@@ -25,6 +29,8 @@ STAMPS = {
     "plants": ("plants",),
     "transportation": ("vehicles",),
 }
+# Rows of the suites whose encoders are trained further.
+FEW = {"train": 240, "validation": 120, "test": 240}
 
 
 def clipart() -> Suite:
@@ -51,6 +57,24 @@ def clipart() -> Suite:
         batch_size=64,
         learning_rates=(3e-4, 1e-3),
         sgd_learning_rates=(0.01, 0.03),
+    )
+
+
+def further_trained(kind: str, full: bool = False) -> Suite:
+    """The suites `clipart-finetuned`, `clipart-lora` and `clipart-scratch`: 240 / 120 / 240 rows, one of a group.
+
+    Args:
+        kind: "finetuned", "lora" or "scratch".
+        full: one row of every group, 1 181 / 274 / 409.
+    """
+    return finetuned.suite_of(
+        "clipart",
+        MODALITIES,
+        "Drawings and their titles",
+        kind,
+        group="group",
+        scratch="image",
+        number_of_rows=None if full else FEW,
     )
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-DATA_VARIABLE, CACHE_VARIABLE = "ECSFUSION_DATA", "ECSFUSION_CACHE"
+DATA_VARIABLE, MODELS_VARIABLE, CACHE_VARIABLE = "ECSFUSION_DATA", "ECSFUSION_MODELS", "ECSFUSION_CACHE"
 SPLITS = ("train", "validation", "test")
 
 
@@ -21,6 +21,22 @@ def data_file(name: str) -> Path:
             "folder that holds avmnist/, clipart/, mnist/ and stamps/, or choose the suite 'digits', which needs none."
         )
     return file
+
+
+def model_folder(name: str) -> Path:
+    """Path of a pretrained encoder: in `../shared/models` beside the checkout, or in `$ECSFUSION_MODELS`.
+
+    Raises:
+        FileNotFoundError: it is absent.
+    """
+    models = os.environ.get(MODELS_VARIABLE) or Path(__file__).resolve().parents[3] / "shared" / "models"
+    folder = Path(models) / name
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is absent: this suite needs pretrained encoders that are not part of the repository. Set "
+            f"{MODELS_VARIABLE} to the folder that holds efficientnet-lite0/ and whisper-tiny-en-encoder-3s/."
+        )
+    return folder
 
 
 def cache_folder() -> Path:

@@ -6,17 +6,23 @@ sound little. The data are GPL-2 and no part of this repository.
 
 Train, validation and test hold the six languages of which there is most. The shifted test set `languages` holds the
 others, of the same unseen pictures as test: sounds of a kind that was never trained on, beside image and text as ever.
+
+In the other suites the encoders are trained further, on one description of a picture: `stamps-finetuned` whole,
+`stamps-lora` with adapters, `stamps-scratch` with a small convnet of random weights for the sound beside the pretrained
+encoders of image and text. Those that end in `-full` have all pictures, for a GPU.
 """
 
 import numpy as np
 import torch
 
-from suites import frozen
+from suites import finetuned, frozen
 from suites.suite import Suite, standardize_splits
 
 MODALITIES = ("image", "audio", "text")
 # French, Bulgarian, Romanian, Russian, Catalan, Spanish; the other eight are held out.
 LANGUAGES = ("fr", "bg", "ro", "ru", "ca", "es")
+# Rows of the suites whose encoders are trained further.
+FEW = {"train": 208, "validation": 97, "test": 174}
 
 
 def stamps() -> Suite:
@@ -44,4 +50,22 @@ def stamps() -> Suite:
         batch_size=64,
         learning_rates=(3e-4, 1e-3),
         sgd_learning_rates=(0.01, 0.03),
+    )
+
+
+def further_trained(kind: str, full: bool = False) -> Suite:
+    """The suites `stamps-finetuned`, `stamps-lora` and `stamps-scratch`: 208 / 97 / 174 rows, one of a picture.
+
+    Args:
+        kind: "finetuned", "lora" or "scratch".
+        full: one row of every picture, 523 / 97 / 174.
+    """
+    return finetuned.suite_of(
+        "stamps",
+        MODALITIES,
+        "Pictures, spoken and written descriptions",
+        kind,
+        group="picture",
+        scratch="audio",
+        number_of_rows=None if full else FEW,
     )

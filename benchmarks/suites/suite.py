@@ -105,6 +105,8 @@ class Suite:
         learning_rates: the two to choose from with AdamW.
         sgd_learning_rates: the two to choose from with SGD and momentum 0.9.
         fusion: name of the fused head, for all methods that do not bring their own.
+        arguments: of every training on the suite, such as the rate of heads apart from their encoders; a method's own
+            take their place.
         shifted: further test sets by name, touched once: rows of another kind than those that were trained and
             validated on (other subjects, another language, another style). Not every class need be among them.
 
@@ -124,6 +126,7 @@ class Suite:
     learning_rates: tuple[float, float]
     sgd_learning_rates: tuple[float, float]
     fusion: str = "concatenation"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     shifted: Mapping[str, Split] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
