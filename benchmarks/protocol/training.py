@@ -188,7 +188,7 @@ def trajectory(history: Sequence[Probe], modalities: Sequence[str]) -> dict[str,
         "redundancy": [probe.reading.redundancy for probe in history],
         "synergy": [probe.reading.synergy for probe in history],
         "synergy_floor": [probe.reading.floor["synergy"] for probe in history],
-        "dependence": [probe.reading.dependence for probe in history],
+        "dependence": [probe.reading.information.dependence for probe in history],
     }
     for name in modalities:
         columns[f"unique_{name}"] = [probe.reading.unique[name] for probe in history]
