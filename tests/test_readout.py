@@ -126,20 +126,27 @@ def noisy_heads(seed: int, num_samples: int) -> tuple[dict[str, Tensor], Tensor]
 class TestPullTowardsTheFusedHead:
     """Validation rows of two subjects may prefer a head that is worse for all others."""
 
-    @staticmethod
-    def two_subjects(seed: int, num_rows: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Heads that are equally good for the population, of which `audio` is better in both subjects of validation."""
-        logits, labels = gaussian_views(num_rows, {"image": 1.5, "audio": 1.9, FUSED: 2.2}, seed=seed)
-        return logits, labels, torch.arange(num_rows) % 2
-
     def test_rows_of_few_groups_move_the_answer_less(self) -> None:
         for seed in range(5):
-            logits, labels, subjects = self.two_subjects(seed, 400)
-            by_rows = Readout.fit(logits, labels).weights()
-            by_groups = Readout.fit(logits, labels, groups=subjects).weights()
-            assert min(by_rows["image"], by_rows["audio"]) > 0.3
-            # Two observations are outweighed: the fused head answers alone.
-            assert by_groups["image"] == by_groups["audio"] == 0 < by_groups[FUSED]
+            # Of two heads of the same worth, one is right about the subjects of validation.
+            logits, labels = gaussian_views(400, {"image": 1.0, "audio": 1.0, FUSED: 1.5}, seed=seed)
+            logits["audio"] += 3 * torch.nn.functional.one_hot(labels, 5)
+            logits[FUSED] += torch.nn.functional.one_hot(labels, 5)
+            by_rows = Readout.fit(logits, labels)
+            by_groups = Readout.fit(logits, labels, groups=torch.arange(400) % 2)
+            shares = []
+            for readout in (by_rows, by_groups):
+                alone = {name: readout.weights([name])[name] for name in ("image", "audio")}
+                units = {name: readout.weights()[name] / alone[name] for name in alone}
+                shares.append(units["audio"] - units["image"])
+            assert shares[0] > 0.15
+            assert shares[1] < 0.5 * shares[0]
+
+    def test_a_single_group_is_near_the_even_mixture(self) -> None:
+        logits, labels = gaussian_views(400, {"image": 1.5, "audio": 1.5, FUSED: 2.0}, seed=1)
+        weights = Readout.fit(logits, labels, groups=torch.zeros(400, dtype=torch.long)).weights()
+        # The weights of calibrated heads are 1: half of the fused head, a quarter of the others.
+        assert list(weights.values()) == pytest.approx([0.25, 0.25, 0.5], abs=0.15)
 
     def test_clear_evidence_outweighs_it(self) -> None:
         # The fused head is noise: many rows say so.

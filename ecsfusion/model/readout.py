@@ -78,14 +78,15 @@ class Readout:
     ) -> Readout:
         """Fit the weights on validation samples that were not used for training.
 
-        With the fused head among the heads, the weights are pulled towards its own answer with the strength of
-        `readout_weights.PULL` samples, because validation rows may be of other subjects than those of tomorrow. On
-        these samples the combination is then never less accurate than the fused head, and its loss (cross-entropy) is
-        never above that of the calibrated fused head. Without the fused head, and in regression, the loss (in
-        regression the squared error) is never above that of the best single calibrated head. Where the accuracy of a
-        combination without the fused head is below that of the most accurate head, which is usually a matter of a few
-        samples, the weights are moved towards this head, as far as needed and as the bound on cross-entropy allows.
-        Heads that lower the loss by less than (log N) / 2 nats over all N samples get the weight zero.
+        With the fused head among the heads, the weights are pulled towards half of its calibrated answer and half of
+        the mean of the others, with the strength of `readout_weights.PULL` samples, because validation rows may be of
+        other subjects than those of tomorrow. On these samples the combination is then never less accurate than the
+        fused head, and its loss (cross-entropy) is never above that of the calibrated fused head. Without the fused
+        head, and in regression, the loss (in regression the squared error) is never above that of the best single
+        calibrated head. Where the accuracy of a combination without the fused head is below that of the most accurate
+        head, which is usually a matter of a few samples, the weights are moved towards this head, as far as needed and
+        as the bound on cross-entropy allows. Heads that lower the loss by less than (log N) / 2 nats over all N
+        samples, or beside the fused head not at all, get the weight zero.
 
         With up to 4 modalities every subset of them is fitted; with more, all together and each alone. A set of
         heads is fitted on the rows that have all of its modalities, and left out if there is no such row.

@@ -1,9 +1,9 @@
 """Fits of the heads' weights in a readout: by cross-entropy for probabilities, by least squares for predictions.
 
-Both fits are convex, so they end at the optimum, and drop heads that lower the loss too little. Probabilities are
-pulled towards the fused head with the weight of some observations, and are never worse than it on the rows of the fit.
-Without a fused head, and for predictions, the pull is towards the plain mean with the weight of one observation, and
-the combination is never worse than the best single head.
+Both fits are convex, so they end at the optimum, and drop heads that lower the loss too little. Where there is a fused
+head, probabilities are pulled towards it and the mean of the others with the weight of ten observations, and are never
+worse than the fused head on the rows of the fit. Without a fused head, and for predictions, the pull is towards the
+plain mean with the weight of one observation, and the combination is never worse than the best single head.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ RIDGE = 1.0
 over the whole validation set, cross-entropy + RIDGE / 2 * sum_h (w_h - 1/H)^2. A few dozen samples outweigh it. Without
 it, the best weights on a validation set without errors would be infinite."""
 
+FUSED_SHARE = 0.5
 PULL = 10.0
-"""Strength of the pull towards the fused head as it is, where there is one. The rows of validation may be of other
-subjects, voices or pictures than those of tomorrow; then weights that fit them closely are wrong for the others. The
-fused head answers alone until the others lower the loss clearly. Measured in benchmarks/README.md."""
+"""Where there is a fused head, the pull is towards half of it and half of the mean of the others, each calibrated, with
+the weight of ten observations. The rows of validation may be of other subjects, voices or pictures than those of
+tomorrow: weights that fit few of these closely are wrong for the others. Measured in benchmarks/README.md."""
 
 
 MIN_WEIGHT_ALONE = 1e-3
@@ -46,9 +47,9 @@ def pool_opinions(
 ) -> np.ndarray:
     """Weights (H,) of heads that give probabilities.
 
-    With a fused head they are pulled towards its own answer. On these samples the combination's cross-entropy is then
-    never above that of the fused head, and its accuracy never below. Without one they are pulled towards the plain
-    mean, and the cross-entropy is never above that of the best single head with a fitted weight.
+    With a fused head they are pulled towards its answer and those of the others. On these samples the combination's
+    cross-entropy is then never above that of the fused head, and its accuracy never below. Without one they are pulled
+    towards the plain mean, and the cross-entropy is never above that of the best single head with a fitted weight.
 
     Args:
         log_p: (H, N, C), log-probabilities.
@@ -66,7 +67,7 @@ def pool_opinions(
         return alone
     if reference is not None:
         return _around_the_fused(log_p, targets, reference, N, alone)
-    weights, kept = _fit_useful(log_p, targets, N, np.full(H, 1 / H), RIDGE)
+    weights, kept = _fit_useful(log_p, targets, N, np.full(H, 1 / H), RIDGE, min_gain(N))
     singles = np.diag(alone)
     bound = min(_cross_entropy(single, log_p, targets)[0] for single in singles)
     needed_gain = (kept.sum() - 1) * min_gain(N) / N
@@ -82,34 +83,39 @@ def pool_opinions(
 def _around_the_fused(
     log_p: np.ndarray, targets: np.ndarray, fused: int, N: float, alone: np.ndarray
 ) -> np.ndarray:
-    """Weights (H,) that are pulled towards the calibrated fused head, in units of the weights (H,) of heads alone."""
+    """Weights (H,) near half of the fused head and half of the mean of the others, in units of weights alone (H,)."""
+    H = len(log_p)
     scaled = log_p * alone[:, None, None]
-    center = np.eye(len(log_p))[fused]
-    weights, _ = _fit_useful(scaled, targets, N, center, PULL)
-    # Cross-entropy is convex: on the way to the fused head it stays at or below the larger of both ends.
-    path = [(1 - t) * weights + t * center for t in np.linspace(0, 1, 21)]
-    needed = _accuracy(center, scaled, targets)
-    return alone * next((w for w in path if _accuracy(w, scaled, targets) >= needed), center)
+    single = np.eye(H)[fused]
+    center = FUSED_SHARE * single + (1 - FUSED_SHARE) * (1 - single) / (H - 1)
+    # Here a head may stay that lowers the loss by little: few independent rows show no more.
+    weights, _ = _fit_useful(scaled, targets, N, center, PULL, needed=0.0)
+    # On the way to the fused head, take the first weights that are nowhere worse than it.
+    path = [(1 - t) * weights + t * single for t in np.linspace(0, 1, 21)]
+    least, most = _accuracy(single, scaled, targets), _cross_entropy(single, scaled, targets)[0]
+    good = (
+        w
+        for w in path
+        if _accuracy(w, scaled, targets) >= least and _cross_entropy(w, scaled, targets)[0] <= most + 1e-12
+    )
+    return alone * next(good, single)
 
 
 def _fit_useful(
-    log_p: np.ndarray, targets: np.ndarray, N: float, center: np.ndarray, strength: float
+    log_p: np.ndarray, targets: np.ndarray, N: float, center: np.ndarray, strength: float, needed: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (H,) of the heads that lower the loss enough, zero for the others; and which these are, (H,) bool.
-
-    A head towards which the weights are pulled (`center` is 1 there and 0 elsewhere) is always kept.
-    """
+    """Weights (H,) of heads that lower the loss by more than `needed` nats, else zero; and which, (H,) bool."""
     H = len(log_p)
     kept = np.ones(H, dtype=bool)
     weights = _fit_weights(log_p, targets, N, center, strength)
     while kept.sum() > 1:
         loss = _cross_entropy(weights, log_p, targets)[0]
         cost = np.full(H, np.inf)
-        for h in np.flatnonzero(kept & (center < 1)):
+        for h in np.flatnonzero(kept):
             cost[h] = N * (
                 _cross_entropy(np.where(np.arange(H) == h, 0.0, weights), log_p, targets)[0] - loss
             )
-        if cost.min() >= min_gain(N):
+        if cost.min() > needed:
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)
