@@ -475,11 +475,10 @@ class FusionForClassification(PreTrainedModel):
     def trained_heads(self) -> tuple[str, ...]:
         """The modalities whose own heads are trained as their encoders are now, by what the configuration says.
 
-        In joint training without unimodal losses no head is, unless it is a second copy of an earlier step.
+        In joint training without unimodal losses none is.
         """
-        if self.config.stage == "unimodal" or self.config.auxiliary_weight > 0:
-            return self.modalities
-        return tuple(name for name in self.modalities if name in self.best_heads)
+        trains = self.config.stage == "unimodal" or self.config.auxiliary_weight > 0
+        return self.modalities if trains else ()
 
     def set_stage(self, stage: str, trains_fused_head: bool | None = None) -> None:
         """Switch the loss between stage 1 and stage 2.

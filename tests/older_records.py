@@ -16,7 +16,7 @@ def entry_of_format_1(probe: Probe) -> dict[str, Any]:
     return {
         "calibrated": scores.pop("calibrated"),
         "accuracy": scores,
-        "conditional_dependence": reading.dependence,
+        "conditional_dependence": reading.information.dependence,
         "information": reading.mutual_information,
         "fused_trains": probe.trained_fused_head,
         "reason": decision.reason,

@@ -199,9 +199,16 @@ def test_a_stage_one_that_ends_while_a_modality_learns(tmp_path):
 
 
 def test_few_rows(tmp_path):
+    run = trainer(tmp_path, validation=45, num_train_epochs=4)
+    run.train()
+    assert said(run) == [("few rows", ""), ("only scouting", "")]
+
+
+def test_few_rows_for_what_the_rule_does_not_ask_are_not_said(tmp_path):
     run = trainer(tmp_path, validation=45, num_train_epochs=2)
     run.train()
-    assert said(run) == [("few rows", "")]
+    # Stage 1 ended before the reading at which the rule asks.
+    assert said(run) == [("only scouting", "")]
 
 
 def test_rows_that_were_learnt_by_heart(tmp_path):
@@ -232,7 +239,7 @@ def test_a_resumed_run_repeats_nothing(tmp_path, caplog):
     options = {"validation": 45, "num_train_epochs": 4, "save_strategy": "epoch"}
     whole = trainer(tmp_path / "whole", **options)
     whole.train()
-    assert said(whole) == [("few rows", "")]
+    assert said(whole) == [("few rows", ""), ("only scouting", "")]
     caplog.clear()
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path / "killed", callbacks=[StopAfterSaving(16)], **options).train()
@@ -251,7 +258,7 @@ def test_the_diagnostics_change_no_weight(tmp_path, monkeypatch):
         return load_file(tmp_path / name / "model.safetensors")
 
     watched = weights("watched")
-    monkeypatch.setattr(RunDiagnostics, "after_probe", lambda self, evaluation, measurement: None)
+    monkeypatch.setattr(RunDiagnostics, "after_probe", lambda *_: None)
     unwatched = weights("unwatched")
     assert watched.keys() == unwatched.keys()
     assert all(torch.equal(value, unwatched[name]) for name, value in watched.items())

@@ -43,7 +43,7 @@ def starved_heads(model: StartingModel, rates: Mapping[str, float]) -> Iterator[
         yield Finding(
             "starved heads",
             "",
-            f"{', '.join(heads)} {'start' if len(heads) > 1 else 'starts'} from nothing at a rate of "
+            f"{' and '.join(heads)} {'start' if len(heads) > 1 else 'starts'} from nothing at a rate of "
             f"{max(rates[name] for name in starved):g}, at which pretrained encoders are fine-tuned but heads hardly "
             "learn: give heads a rate of their own, such as head_learning_rate=1e-3.",
         )
