@@ -42,7 +42,7 @@ def load_encoder(modality: str) -> nn.Module:
     if modality == "image":
         return AutoModel.from_pretrained(model_folder(IMAGE))
     if modality == "text":
-        return AutoModel.from_pretrained(_text_folder(), add_pooling_layer=False)
+        return AutoModel.from_pretrained(text_folder(), add_pooling_layer=False)
     encoder = AutoModel.from_pretrained(model_folder(AUDIO)).get_encoder()
     # Its encoding of positions is fixed, so shorter sounds need no more than its beginning.
     encoder.config.max_source_positions = encoder.max_source_positions = NUM_POSITIONS
@@ -72,7 +72,7 @@ def process(modality: str, values: Sequence[Any]) -> dict[str, Tensor]:
         pictures = [Image.open(io.BytesIO(value)).convert("RGB") for value in values]
         return dict(processor(pictures, return_tensors="pt"))
     if modality == "text":
-        tokenizer = AutoTokenizer.from_pretrained(_text_folder())
+        tokenizer = AutoTokenizer.from_pretrained(text_folder())
         options = {"padding": True, "truncation": True, "max_length": NUM_TOKENS}
         tokens = tokenizer(list(values), return_tensors="pt", **options)
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
@@ -97,7 +97,12 @@ def read_sound(data: bytes) -> np.ndarray:
     return wave
 
 
-def _text_folder() -> Path:
+def text_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2.
+
+    Raises:
+        FileNotFoundError: the package is absent.
+    """
     found = importlib.util.find_spec(TEXT_PACKAGE)
     if found is None or found.origin is None:
         raise FileNotFoundError(
