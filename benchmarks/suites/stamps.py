@@ -48,7 +48,7 @@ def stamps() -> Suite:
         build_encoders=frozen.encoder_builder(splits["train"]),
         epochs=12,
         batch_size=64,
-        learning_rates=(3e-4, 1e-3),
+        learning_rates=(1e-3, 3e-3),
         sgd_learning_rates=(0.01, 0.03),
     )
 
