@@ -26,6 +26,8 @@ from .ops import modules
 
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
 """The most bytes of shared memory that one block may have, by architecture."""
+UNALIGNED_ON = 90
+"""The architecture for which variants for unaligned pointers are compiled."""
 MAX_SPILLS = 64
 """The most bytes that a thread may spill."""
 PENDING = (
@@ -138,8 +140,13 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def architectures_of(variant: Variant) -> list[int]:
+    """All architectures; of a variant for unaligned pointers, whose loads are narrower everywhere, one."""
+    return [UNALIGNED_ON] if variant.unaligned else list(SHARED_MEMORY)
+
+
 def check_all(names: Iterable[str] = (), jobs: int | None = None) -> list[Report]:
-    """Compile the variants for all architectures.
+    """Compile the variants for their architectures.
 
     Args:
         names: only the kernels of these names; empty for all.
@@ -151,7 +158,7 @@ def check_all(names: Iterable[str] = (), jobs: int | None = None) -> list[Report
         (index, architecture)
         for index, variant in enumerate(variants)
         if not names or variant.kernel.__name__.strip("_") in names
-        for architecture in SHARED_MEMORY
+        for architecture in architectures_of(variant)
     ]
     # Processes, not threads: the compiler holds Python's global lock.
     with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -168,8 +175,12 @@ def table(reports: list[Report]) -> str:
     lines = [f"{'registers / spilled bytes / shared bytes':<{width}}{header}"]
     for (kernel, configuration), by_architecture in rows.items():
         cells = []
-        for report in by_architecture.values():
-            numbers = "failed" if report.error else f"{report.registers} / {report.spills} / {report.shared}"
+        for architecture in SHARED_MEMORY:
+            report = by_architecture.get(architecture)
+            if report is None:
+                numbers = "-"
+            else:
+                numbers = "failed" if report.error else f"{report.registers} / {report.spills} / {report.shared}"
             cells.append(f"  {numbers:>18}")
         lines.append(f"{f'{kernel}  {configuration}':<{width}}{''.join(cells)}")
     return "\n".join(lines)
