@@ -414,7 +414,7 @@ class FusionTrainer(ResumableTrainer):
             if isinstance(self.data_collator, FusionCollator | TensorCollator):
                 check_columns(dataset, self.model.modalities, name)
             else:
-                collate = self.groups.collator(self.data_collator, dataset, is_training=True)
+                collate = self.groups.without_column(self.data_collator)
                 check_collated(dataset, collate, self.model.modalities, name)
         findings = list(self.groups.begin())
         if self.is_in_train:
@@ -497,12 +497,13 @@ class FusionTrainer(ResumableTrainer):
     # The Trainer has no public hook that all of its data loaders pass.
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         # Rows that know their number, so that an error names it; only the collators of this library look for it.
+        given = dataset
         is_stream = isinstance(dataset, IterableDataset) or not has_length(dataset)
         if not is_stream and isinstance(self.data_collator, (FusionCollator, TensorCollator)):
             dataset = NumberedRows(dataset)
         config, collate = self.accelerator.dataloader_config, self.data_collator
         dispatch, is_training = config.dispatch_batches, kwargs.get("is_training", False)
-        self.data_collator = self.groups.collator(collate, dataset, is_training)
+        self.data_collator = self.groups.collator(collate, given, is_training)
         if self.args.world_size > 1 and isinstance(dataset, IterableDataset):
             if dispatch is None and is_training:
                 # Each process reads the stream and takes its share, so that batches may differ in keys and lengths.

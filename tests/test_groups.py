@@ -158,12 +158,44 @@ def test_a_probe_set_without_the_column_is_refused(tmp_path) -> None:
             eval_dataset=evaluation,
         ).create_optimizer()
 
-    with pytest.raises(
-        ValueError, match=r"group_column_name is 'subjekt', but the rows of eval_dataset have .*subject"
-    ):
+    message = r"group_column_name is 'subjekt', but the rows of eval_dataset have .*subject"
+    with pytest.raises(ValueError, match=message):
         begin(Subjects(8, 0, 0), "subjekt")
     with pytest.raises(ValueError, match="group_column_name is 'left', which the model reads"):
         begin(Subjects(8, 0, 0), "left")
+    # Also where nothing trains.
+    with pytest.raises(ValueError, match=message):
+        FusionTrainer(
+            model=two_views(),
+            args=arguments(tmp_path, group_column_name="subjekt"),
+            eval_dataset=Subjects(8, 0, 0),
+            strategy="joint",
+        ).evaluate()
+
+
+def test_a_collator_of_the_users_own_does_not_see_the_column(tmp_path) -> None:
+    keys = []
+
+    def collate(rows: Any) -> Any:
+        keys.append({key for row in rows for key in row})
+        return TensorCollator(("left", "right"))(rows)
+
+    trainer = FusionTrainer(
+        model=two_views(),
+        args=arguments(tmp_path),
+        train_dataset=Subjects(8, 0, first=0),
+        eval_dataset=Subjects(8, 1, first=2),
+        data_collator=collate,
+    )
+    # In the order of a run.
+    for _ in trainer.get_train_dataloader():
+        pass
+    trainer.create_optimizer()
+    assert set.union(*keys) == {"left", "right", "labels"}
+    found = trainer.groups.shared(trainer.evaluate_rows(trainer.eval_dataset).groups, "validation")
+    assert [finding.sentence.split(":")[0] for finding in found] == [
+        "2 of the 4 groups of validation are in the training rows, too (4 of its 8 rows)"
+    ]
 
 
 def evaluate_on_two_processes(folder: Path) -> None:
@@ -255,7 +287,7 @@ def test_rows_are_worth_more_where_the_labels_of_a_group_are_mixed() -> None:
 @pytest.mark.parametrize("labels_mixed", [False, True])
 def test_noise_that_is_alike_in_a_group_stays_below_the_floor(labels_mixed) -> None:
     exceeded = 0
-    for seed in range(40):
+    for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         groups = torch.arange(24).repeat_interleave(12)
         of_group = torch.randint(3, (24,), generator=generator)
@@ -271,7 +303,7 @@ def test_noise_that_is_alike_in_a_group_stays_below_the_floor(labels_mixed) -> N
         exceeded += bool((pid.mutual_information > pid.unique_floor).any())
         if labels_mixed:
             assert float(pid.unique_floor[0]) < 8 / (100 * np.log(2))
-    assert exceeded <= 2
+    assert exceeded <= 1
 
 
 def heads_without_groups(evaluation: Evaluation) -> Evaluation:

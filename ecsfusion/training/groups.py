@@ -41,8 +41,8 @@ class RunGroups:
         if self.column is None:
             return
         sets = self._run.evaluation_sets()
-        for argument, dataset in list(sets.items())[:1]:
-            check_group_column(dataset, self.column, self._run.model.modalities, argument)
+        for dataset in list(sets.values())[:1]:
+            self._check(dataset)
         self._trained = keys_of(column_of(self._run.train_dataset, self.column) or ())
         for place, (argument, dataset) in enumerate(sets.items()):
             values = column_of(dataset, self.column)
@@ -60,14 +60,28 @@ class RunGroups:
     def collator(
         self, collate: Callable[[Any], Any], dataset: Any, is_training: bool
     ) -> Callable[[Any], Any]:
-        """The collator of a data set: the given one, which gets rows without the column."""
+        """The collator of a loader of a data set: the given one, which gets rows without the column.
+
+        Raises:
+            ValueError: as `begin`, of the probe set.
+        """
         if self.column is None:
             return collate
-        carries = not is_training and has_column(dataset, self.column)
-        wrapped = GroupCollator(collate, self.column, carries)
         if is_training:
-            self._training_collator = wrapped
-        return wrapped
+            self._training_collator = GroupCollator(collate, self.column)
+            return self._training_collator
+        self._check(dataset)
+        return GroupCollator(collate, self.column, carries=has_column(dataset, self.column))
+
+    def without_column(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A collator that makes a batch as the given one makes it of rows without the column."""
+        return collate if self.column is None else GroupCollator(collate, self.column)
+
+    def _check(self, dataset: Any) -> None:
+        """Raise ValueError if this is the probe set, and it has no such column, or one that the model reads."""
+        for argument, probe_set in list(self._run.evaluation_sets().items())[:1]:
+            if dataset is probe_set and self.column is not None:
+                check_group_column(dataset, self.column, self._run.model.modalities, argument)
 
 
 def split_inputs(inputs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
