@@ -462,6 +462,13 @@ def test_which_heads_are_trained_is_what_the_configuration_says(auxiliary_weight
     assert model.trained_heads == trained
 
 
+def test_noise_above_the_atoms_is_told_by_rows_or_by_groups() -> None:
+    below = {"redundancy": 0.01, "unique": {"image": 0.01, "audio": 0.0}, "synergy": 0.0}
+    for groups, units in ((None, "rows"), (40, "groups")):
+        (found,) = atoms_below_noise(measurement(**below, num_groups=groups))
+        assert found.sentence.endswith(f"give more evaluation {units}.")
+
+
 class TestOnlyScouting:
     USED = "stage 1 ends: 50% of the budget is used and stage 1 may use 50%; stage 2 starts from the present weights"
 

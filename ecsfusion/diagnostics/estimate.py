@@ -102,11 +102,12 @@ def atoms_below_noise(measurement: Measurement) -> Iterator[Finding]:
         atoms = information.atoms
         atom = max(atoms, key=lambda name: atoms[name])
         bits, floor = told_apart(atoms[atom], information.floor[atom], 3)
+        units = "rows" if information.num_groups is None else "groups"
         kind = atom if atom in ("redundancy", "synergy") else f"uniqueness of {atom}"
         yield Finding(
             "noise above the atoms",
             "",
             f"no information is above its noise floor (the largest, {kind}, is {bits} bits, floor {floor}), although "
             f"the {head} head has an accuracy of {scores[head]:.3f}, chance "
-            f"{scale.chance:.3f}: these values are noise, and so are decisions by them; give more evaluation rows.",
+            f"{scale.chance:.3f}: these values are noise, and so are decisions by them; give more evaluation {units}.",
         )
