@@ -212,13 +212,13 @@ def trajectory(history: Sequence[Probe], modalities: Sequence[str]) -> dict[str,
 
 def modality_steps(trainer: FusionTrainer) -> int:
     """Steps of encoders: how many modalities trained, summed over the optimizer steps."""
-    steps, before = 0, 0
+    steps, before = 0.0, 0
     for probe in trainer.record.history:
         if probe.stage == "unimodal" or trainer.strategy.name != "uni-pre-frozen":
             per_step = trainer.strategy.modalities_per_step or len(probe.training)
             steps += per_step * (probe.step - before)
         before = probe.step
-    return steps
+    return round(steps)
 
 
 @torch.no_grad()
