@@ -429,10 +429,12 @@ def test_a_real_run_says_all_of_itself(real_runs):
 
 
 def test_snapshots_are_of_the_best_epochs_of_the_stage():
-    weight = nn.Parameter(torch.zeros(1))
-    model = SimpleNamespace(modalities=NAMES, state_dict=lambda: {"weight": weight.detach()})
+    weight, frozen = nn.Parameter(torch.zeros(1)), torch.ones(1)
+    model = SimpleNamespace(
+        modalities=NAMES, state_dict=lambda: {"weight": weight.detach(), "frozen": frozen}
+    )
     record = SimpleNamespace(stage="unimodal")
-    snapshots = Snapshots()
+    snapshots = Snapshots(keeps_epochs=True)
     snapshots.trainer = SimpleNamespace(model=model, record=record, plan=SimpleNamespace(stages="two-stage"))
     # The stage, and the accuracies of fused, calibrated, left and right.
     epochs = [
@@ -452,6 +454,10 @@ def test_snapshots_are_of_the_best_epochs_of_the_stage():
         snapshots.on_evaluate(None, None, None, metrics)
     best = {name: (value, int(weights["weight"])) for name, (value, weights) in snapshots.best.items()}
     assert best == {"left": (0.7, 1), "right": (0.7, 3), FUSED: (0.7, 3), CALIBRATED: (0.8, 2)}
+    # A soup is made of the epochs of stage 2; what has not changed is kept once.
+    kept = [weights for _, weights in snapshots.epochs]
+    assert [(value, int(weights["weight"])) for value, weights in snapshots.epochs] == [(0.6, 2), (0.7, 3)]
+    assert kept[0]["frozen"] is kept[1]["frozen"] is not frozen
 
 
 def test_of_unimodal_training_all_epochs_count():

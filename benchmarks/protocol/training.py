@@ -63,6 +63,7 @@ class Snapshots(TrainerCallback):
         self.keeps_epochs = keeps_epochs
         self.epochs: list[tuple[float, dict[str, Tensor]]] = []
         """Validation accuracy of the fused head, and weights."""
+        self._last: dict[str, Tensor] = {}
         self.trainer: FusionTrainer
 
     def on_evaluate(
@@ -78,11 +79,19 @@ class Snapshots(TrainerCallback):
         for what, key in keys.items():
             if what not in self.best or metrics[key] > self.best[what][0]:
                 if weights is None:
-                    weights = {name: value.clone() for name, value in model.state_dict().items()}
+                    weights = self._copy(model)
                 self.best[what] = (metrics[key], weights)
         if self.keeps_epochs and in_stage:
-            weights = weights or {name: value.clone() for name, value in model.state_dict().items()}
-            self.epochs.append((metrics["eval_accuracy"], weights))
+            self.epochs.append((metrics["eval_accuracy"], weights or self._copy(model)))
+
+    def _copy(self, model: FusionForClassification) -> dict[str, Tensor]:
+        """The weights of now; those that have not changed since the last copy, such as frozen ones, are that copy's."""
+        last = self._last
+        self._last = {
+            name: last[name] if name in last and torch.equal(last[name], value) else value.clone()
+            for name, value in model.state_dict().items()
+        }
+        return self._last
 
 
 def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
