@@ -45,15 +45,15 @@ def test_noise_is_answered_with_strong_regularization():
 
 
 def test_a_group_is_not_judged_by_a_regression_that_has_seen_it():
-    generator = torch.Generator().manual_seed(2)
-    # Ten copies of each of twelve rows: what a copy has taught says all of the next.
-    groups = torch.arange(120) // 10
+    generator = torch.Generator().manual_seed(4)
+    # Five copies of each of twelve rows: what a copy has taught says all of the next.
+    groups = torch.arange(60) // 5
     labels = groups % CLASSES
     heads = {
         name: 3.0 * torch.randn(12, 5, generator=generator)[groups] for name in ("left", "right", "third")
     }
     assert accuracy(Stacking(heads, labels).held_out, labels) == 1.0
-    assert accuracy(Stacking(heads, labels, groups).held_out, labels) < 0.6
+    assert accuracy(Stacking(heads, labels, groups).held_out, labels) < 0.5
 
 
 def test_a_rare_class_does_no_harm():
