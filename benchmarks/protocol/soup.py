@@ -32,10 +32,10 @@ def greedy_soup(
     if not epochs:
         raise ValueError("there is no epoch to average; give at least one.")
     order = sorted(range(len(epochs)), key=lambda place: -epochs[place][0])
-    best, *others = [epochs[place] for place in order]
-    chosen, accuracy = [best[1]], best[0]
-    soup = dict(best[1])
-    for _, weights in others:
+    best, *others = [epochs[place][1] for place in order]
+    # The judge's own value, so that equals are equal to the last digit.
+    chosen, accuracy, soup = [best], judge(best), dict(best)
+    for weights in others:
         tried = average([*chosen, weights])
         found = judge(tried)
         if found >= accuracy:
