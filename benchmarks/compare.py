@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -30,6 +31,7 @@ from protocol.pages import README, RESULTS_PAGE, fill
 from protocol.report import suites_in, suites_table, write_report
 from protocol.results import (
     Run,
+    Setting,
     append_line,
     chosen_setting,
     method_lines,
@@ -87,9 +89,20 @@ class Comparison:
                 runs += [Run(setting, seed) for seed in seeds[1:]]
         return runs
 
-    def missing(self, runs: Sequence[Run]) -> list[Run]:
-        """Those of the runs that are neither on disk nor under way; from now on they count as under way."""
-        done = {Run.of_line(line) for line in self.lines} | self.under_way
+    def missing(self, runs: Sequence[Run], methods: Sequence[Method]) -> list[Run]:
+        """Those of the runs that are neither on disk nor under way; from now on they count as under way.
+
+        A line that lacks the answer of a method, because it is older than this answer, does not count for it.
+        """
+        answers: dict[Setting, set[str]] = defaultdict(set)
+        for method in methods:
+            for setting in settings_of(method, self.suite, self.optimizer):
+                answers[setting].add(method.answer)
+        done = set(self.under_way)
+        for line in self.lines:
+            run = Run.of_line(line)
+            if answers[run.setting] <= line["validation"].keys():
+                done.add(run)
         # Methods may share a run.
         missing = [run for run in dict.fromkeys(runs) if run not in done]
         self.under_way |= set(missing)
@@ -112,7 +125,7 @@ def train_all(
     with tqdm(total=0, unit="run") as bar:
 
         def submit(comparison: Comparison, runs: Sequence[Run]) -> None:
-            for run in comparison.missing(runs):
+            for run in comparison.missing(runs, methods):
                 under_way[pool.submit(train_one, comparison.suite.name, run)] = comparison, run
                 bar.total += 1
 

@@ -235,7 +235,8 @@ class FusionForClassification(PreTrainedModel):
             id2label: names of the classes by index.
             label2id: indices of the classes by name; one of both mappings is enough.
             fusion: name of the fused head, "concatenation", "mlp", "gated-sum", "cross-attention", "transformer",
-                "late-average" or "entropy-average", or your own module (see `ecsfusion.model.fused_heads`).
+                "late-average", "entropy-average" or "boosted", or your own module (see
+                `ecsfusion.model.fused_heads`).
             trust_remote_code: run code that comes with a model on the Hub; off by default.
             attn_implementation: the attention of the encoders, such as "sdpa", for all that have it, or by modality.
             **config_kwargs: further fields of [`FusionConfig`], such as `problem_type` and `fusion_options`.

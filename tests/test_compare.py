@@ -26,7 +26,10 @@ from protocol.methods import (
     FUSED,
     METHODS,
     ONE_EPOCH,
+    SOUP,
+    STACKING,
     STRONGEST,
+    answers_of,
 )
 from protocol.report import interval, method_table, paired, verdicts, write_report
 from protocol.results import (
@@ -48,6 +51,7 @@ NAMES = ("left", "right")
 CLASSES, WIDTH, ROWS, BATCH, EPOCHS = 3, 6, 64, 16, 2
 STEPS = EPOCHS * ROWS // BATCH
 READOUTS = (FUSED, *NAMES, AVERAGE, BEST_SINGLE, CALIBRATED_ENSEMBLE, CALIBRATED, ONE_EPOCH)
+ON_DEMAND = (STACKING, SOUP)
 
 
 def split(rows: int, seed: int) -> Split:
@@ -113,7 +117,7 @@ def settings(method: str, optimizer: str = "adamw"):
 def run_line(setting, seed=0, validation=0.5, test=0.5, **changes):
     """A line of a run; accuracies are one number for all readouts, or numbers by readout."""
     by_readout = [
-        {name: value.get(name, 0.5) if isinstance(value, dict) else value for name in READOUTS}
+        {name: value.get(name, 0.5) if isinstance(value, dict) else value for name in (*READOUTS, *ON_DEMAND)}
         for value in (validation, test)
     ]
     return {
@@ -350,6 +354,8 @@ HISTORY = [(4, "unimodal", ["left", "right"]), (10, "unimodal", ["right"]), (20,
         (fake_run(HISTORY, "uni-pre-frozen"), 4 * 2 + 6 * 1),
         # Of the active ones, each step trains one.
         (fake_run([(8, "joint", ["left", "right"]), (20, "joint", ["left", "right"])], "mla", 1), 20),
+        # Half of the steps train one, half all three.
+        (fake_run([(8, "joint", ["left", "right", "third"])], "reconboost", 2.0), 16),
         (fake_run([*HISTORY[:2], (20, "joint", ["left"])]), 4 * 2 + 6 * 1 + 10 * 1),
         (fake_run([]), 0),
     ],
@@ -385,16 +391,20 @@ def test_lengths_by_hand():
     assert METHODS["uni-pre-frozen"].length(2) * 0.8 == pytest.approx(1.0)
     assert {name for name, method in METHODS.items() if method.length(2) != 1.0} == {
         "sequential",
+        "reconboost",
         "mla",
         "uni-pre-frozen",
     }
+    assert METHODS["reconboost"].length(3) == METHODS["sequential"].length(3)
 
 
 def test_a_real_run_says_all_of_itself(real_runs):
     for name, line in real_runs.items():
         again = json.loads(json.dumps(line))
         assert Run.of_line(again) == Run(settings(name)[1], 0)
-        assert set(line["validation"]) == set(line["test"]) == set(READOUTS)
+        asked = answers_of(line["setting"]["strategy"]) & set(ON_DEMAND)
+        assert asked == ({SOUP} if name == "joint" else set())
+        assert set(line["validation"]) == set(line["test"]) == set(READOUTS) | asked
         assert all(0.0 <= value <= 1.0 for part in ("validation", "test") for value in line[part].values())
         trajectory = line["trajectory"]
         assert trajectory["step"][-1] == line["steps"]
@@ -419,10 +429,12 @@ def test_a_real_run_says_all_of_itself(real_runs):
 
 
 def test_snapshots_are_of_the_best_epochs_of_the_stage():
-    weight = nn.Parameter(torch.zeros(1))
-    model = SimpleNamespace(modalities=NAMES, state_dict=lambda: {"weight": weight.detach()})
+    weight, frozen = nn.Parameter(torch.zeros(1)), torch.ones(1)
+    model = SimpleNamespace(
+        modalities=NAMES, state_dict=lambda: {"weight": weight.detach(), "frozen": frozen}
+    )
     record = SimpleNamespace(stage="unimodal")
-    snapshots = Snapshots()
+    snapshots = Snapshots(keeps_epochs=True)
     snapshots.trainer = SimpleNamespace(model=model, record=record, plan=SimpleNamespace(stages="two-stage"))
     # The stage, and the accuracies of fused, calibrated, left and right.
     epochs = [
@@ -442,6 +454,10 @@ def test_snapshots_are_of_the_best_epochs_of_the_stage():
         snapshots.on_evaluate(None, None, None, metrics)
     best = {name: (value, int(weights["weight"])) for name, (value, weights) in snapshots.best.items()}
     assert best == {"left": (0.7, 1), "right": (0.7, 3), FUSED: (0.7, 3), CALIBRATED: (0.8, 2)}
+    # A soup is made of the epochs of stage 2; what has not changed is kept once.
+    kept = [weights for _, weights in snapshots.epochs]
+    assert [(value, int(weights["weight"])) for value, weights in snapshots.epochs] == [(0.6, 2), (0.7, 3)]
+    assert kept[0]["frozen"] is kept[1]["frozen"] is not frozen
 
 
 def test_of_unimodal_training_all_epochs_count():
@@ -605,6 +621,38 @@ def test_the_best_single_modality_is_chosen_on_validation(monkeypatch):
     judged = judge(SimpleNamespace(load_state_dict=lambda weights: None), snapshots, TINY, ())
     assert judged["validation"][BEST_SINGLE] == pytest.approx(0.8)
     assert judged["test"][BEST_SINGLE] == pytest.approx(0.2)
+
+
+def test_stacking_and_a_soup_are_judged_where_a_method_asks(monkeypatch):
+    # The left head names the class after the right one; the right head knows nothing.
+    shifted = {"validation": TINY.validation, "test": TINY.test}
+
+    class Model:
+        value = 0.0
+
+        def load_state_dict(self, weights):
+            self.value = float(weights["w"])
+
+    model = Model()
+
+    def fake_answers(model, rows):
+        assert any(rows is known for known in shifted.values())
+        left = 9.0 * nn.functional.one_hot((rows.labels + 1) % CLASSES, CLASSES)
+        # The fused head is right in a share of the rows: all of them at a weight of 3, none at 0 and 6.
+        wrong = torch.arange(60) >= 60 - 20 * abs(model.value - 3.0)
+        fused = nn.functional.one_hot((rows.labels + wrong.long()) % CLASSES, CLASSES).float()
+        return {"left": left, "right": torch.zeros(60, CLASSES), FUSED: fused}
+
+    monkeypatch.setattr(training, "answers", fake_answers)
+    snapshots = Snapshots()
+    snapshots.best = {name: (0.0, {"w": torch.tensor(4.0)}) for name in (*NAMES, FUSED, CALIBRATED)}
+    snapshots.epochs = [(2 / 3, {"w": torch.tensor(4.0)}), (2 / 3, {"w": torch.tensor(2.0)})]
+    judged = judge(model, snapshots, TINY, (), {STACKING, SOUP})
+    for name in shifted:
+        assert judged[name]["left"] == 0.0
+        assert judged[name][STACKING] == 1.0
+        assert judged[name][FUSED] == pytest.approx(2 / 3, abs=1e-6)
+        assert judged[name][SOUP] == 1.0
 
 
 # ---- what is reported ----
@@ -843,6 +891,22 @@ def test_what_is_unknown_ends_in_a_sentence(argv, sentence, monkeypatch, tmp_pat
         call(monkeypatch, tmp_path, *argv)
     assert ended.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_line_that_is_older_than_an_answer_is_trained_again_for_it_alone(monkeypatch, tmp_path):
+    monkeypatch.setitem(SUITES, "tiny", lambda: TINY)
+    comparison = compare.Comparison("tiny", "adamw", tmp_path)
+    slow, fast = settings("joint")
+    old, new = run_line(slow), run_line(fast)
+    del old["validation"][SOUP], old["test"][SOUP]
+    comparison.lines = [old, new]
+    joint, soup = METHODS["joint"], METHODS["greedy-soup"]
+    runs = comparison.grid([soup], 0)
+    assert runs == comparison.grid([joint], 0) == [Run(slow, 0), Run(fast, 0)]
+    assert comparison.missing(runs, [joint]) == []
+    assert chosen_setting(comparison.lines, soup, [slow, fast], 0) is None
+    assert comparison.missing(runs, [joint, soup]) == [Run(slow, 0)]
+    assert {line["method"] for line in method_lines([old, new], [joint, soup], TINY, "adamw", 0)} == {"joint"}
 
 
 def test_groups_of_methods():

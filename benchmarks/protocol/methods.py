@@ -21,6 +21,10 @@ CALIBRATED = "calibrated"
 """The same with the fused head among them: what the library answers with (`keep_best_heads`)."""
 ONE_EPOCH = "calibrated, one epoch"
 """The same with all heads from one epoch."""
+STACKING = "stacking"
+"""A logistic regression on the log-probabilities of the unimodal heads, each from its best epoch."""
+SOUP = "greedy soup"
+"""The fused head of averaged weights: of the epochs that make the average better on validation."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def _orders(modalities: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _length_of_sequential(number: int) -> float:
+def _length_half_alone(number: int) -> float:
     # Half of the steps train one modality, half train all of them.
     return number / (0.5 + 0.5 * number)
 
@@ -78,13 +82,15 @@ _ALL = (
     Method("best-single", "best single modality", "unimodal", answer=BEST_SINGLE),
     Method("ensemble", "unimodal ensemble", "unimodal", answer=AVERAGE),
     Method("calibrated-ensemble", "calibrated ensemble", "unimodal", answer=CALIBRATED_ENSEMBLE),
+    Method("stacking", "stacking", "unimodal", answer=STACKING),
     Method("uni-pre-frozen", "Uni-Pre Frozen", "uni-pre-frozen", length=lambda number: 1.25),
     Method("uni-pre-finetuned", "Uni-Pre Finetuned", "uni-pre-finetuned"),
     Method("warm-up", "fixed warm-up", "warm-up"),
+    Method("greedy-soup", "greedy soup of joint", "joint", answer=SOUP, has_heads=False),
     Method("modality-dropout", "modality dropout", "modality-dropout", has_heads=False),
     Method("rate-per-modality", "rate per modality", "rate-per-modality", options=_slow, has_heads=False),
     Method(
-        "sequential", "sequential prioritization", "sequential", options=_orders, length=_length_of_sequential
+        "sequential", "sequential prioritization", "sequential", options=_orders, length=_length_half_alone
     ),
     Method("transformer-joint", "SimBaMM, joint", "joint", fusion="transformer", has_heads=False),
     Method(
@@ -102,6 +108,10 @@ _ALL = (
     Method(
         "unimodal-distillation", "unimodal-teacher distillation", "unimodal-distillation", has_heads=False
     ),
+    Method("mcr", "MCR", "mcr"),
+    Method("lfm", "LFM", "lfm", fusion="late-average"),
+    Method("reconboost", "ReconBoost", "reconboost", fusion="late-average", length=_length_half_alone),
+    Method("aug", "AUG", "aug", fusion="boosted", has_heads=False),
 )
 
 _ABLATIONS = (
@@ -133,8 +143,18 @@ _ABLATIONS = (
 """Two-stage training with one part left out or replaced; all answer as the default does."""
 
 METHODS: dict[str, Method] = {method.name: method for method in (*_ALL, *_ABLATIONS)}
+
+
+def answers_of(strategy: str) -> set[str]:
+    """The readouts that methods with this strategy answer with."""
+    return {method.answer for method in METHODS.values() if method.strategy == strategy}
+
+
 ABLATIONS = tuple(method.name for method in _ABLATIONS)
 RIVALS = tuple(method.name for method in _ALL)
+
+SIMPLE_READOUTS = ("stacking", "greedy-soup")
+"""Simple answers of a run that another method reads, too."""
 
 CONTROLS = ("best-single", "calibrated-ensemble", "joint-auxiliary", "uni-pre-finetuned")
 """The simple rivals that the default must not be behind."""
@@ -152,6 +172,10 @@ PUBLISHED = (
     "pdmp",
     "sequential",
     "unimodal-distillation",
+    "mcr",
+    "lfm",
+    "reconboost",
+    "aug",
 )
 """Published methods that balance modalities."""
 

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from scipy.stats import t as student
 
-from protocol.methods import CALIBRATED, CONTROLS, FUSED, METHODS, PUBLISHED
+from protocol.methods import CALIBRATED, CONTROLS, FUSED, METHODS, PUBLISHED, SIMPLE_READOUTS
 from protocol.results import read_lines
 from protocol.starts import plot_starts, starts, starts_table
 
@@ -193,7 +193,7 @@ def verdicts(suites: Mapping[str, Lines]) -> list[str]:
         )
     behind, compared = [], 0
     for suite, lines in suites.items():
-        for rival in CONTROLS:
+        for rival in (*CONTROLS, *SIMPLE_READOUTS):
             d = paired(lines, OURS, rival)
             if d is None or d[2] < 2:
                 continue

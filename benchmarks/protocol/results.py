@@ -131,7 +131,12 @@ def chosen_setting(
 
     Ties go to the earlier one.
     """
-    accuracy = {Run.of_line(line): line["validation"][method.answer] for line in lines}
+    accuracy = {
+        Run.of_line(line): line["validation"][method.answer]
+        for line in lines
+        # An older line may lack a newer answer.
+        if method.answer in line["validation"]
+    }
     runs = [Run(setting, seed) for setting in settings]
     if not runs or any(run not in accuracy for run in runs):
         return None
@@ -151,7 +156,7 @@ def method_lines(
     for method in methods:
         setting = chosen_setting(lines, method, settings_of(method, suite, optimizer), first_seed)
         for run, line in by_run.items():
-            if run.setting == setting:
+            if run.setting == setting and method.answer in line["test"]:
                 chosen.append(line_of(method, line))
     return chosen
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import mean, median
 
-from protocol.methods import CONTROLS, METHODS, PUBLISHED
+from protocol.methods import CONTROLS, METHODS, PUBLISHED, SIMPLE_READOUTS
 from protocol.report import JOINT, OURS, Lines, difference, paired
 
 COLUMNS = ("rival", "suites", "mean", "median", "ahead", "behind", "worst suite")
@@ -21,7 +21,7 @@ def rivals_table(suites: Mapping[str, Lines]) -> str:
         suites: the lines of each suite by its name.
     """
     rows = [f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|"]
-    for rival in (JOINT, *CONTROLS, *PUBLISHED):
+    for rival in (JOINT, *CONTROLS, *SIMPLE_READOUTS, *PUBLISHED):
         compared = {suite: paired(lines, OURS, rival) for suite, lines in suites.items()}
         found = {suite: value for suite, value in compared.items() if value is not None}
         if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,19 @@ from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.model.readout import Readout, expected_calibration_error
 from ecsfusion.strategies import STRATEGIES
 from protocol.ablations import RULES
-from protocol.methods import AVERAGE, BEST_SINGLE, CALIBRATED, CALIBRATED_ENSEMBLE, ONE_EPOCH
+from protocol.methods import (
+    AVERAGE,
+    BEST_SINGLE,
+    CALIBRATED,
+    CALIBRATED_ENSEMBLE,
+    ONE_EPOCH,
+    SOUP,
+    STACKING,
+    answers_of,
+)
 from protocol.results import Run
+from protocol.soup import greedy_soup
+from protocol.stacking import Stacking
 
 WEIGHT_DECAY = {"adamw": 0.05, "sgd": 1e-4}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -42,10 +53,17 @@ class Snapshots(TrainerCallback):
 
     Of a run in two stages the epochs of stage 2 count, for each modality's own head all do. Ties go to the earlier one,
     as in the Trainer.
+
+    Args:
+        keeps_epochs: whether the weights of all epochs are kept, too, for a soup.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_epochs: bool = False) -> None:
         self.best: dict[str, tuple[float, dict[str, Tensor]]] = {}
+        self.keeps_epochs = keeps_epochs
+        self.epochs: list[tuple[float, dict[str, Tensor]]] = []
+        """Validation accuracy of the fused head, and weights."""
+        self._last: dict[str, Tensor] = {}
         self.trainer: FusionTrainer
 
     def on_evaluate(
@@ -61,8 +79,19 @@ class Snapshots(TrainerCallback):
         for what, key in keys.items():
             if what not in self.best or metrics[key] > self.best[what][0]:
                 if weights is None:
-                    weights = {name: value.clone() for name, value in model.state_dict().items()}
+                    weights = self._copy(model)
                 self.best[what] = (metrics[key], weights)
+        if self.keeps_epochs and in_stage:
+            self.epochs.append((metrics["eval_accuracy"], weights or self._copy(model)))
+
+    def _copy(self, model: FusionForClassification) -> dict[str, Tensor]:
+        """The weights of now; those that have not changed since the last copy, such as frozen ones, are that copy's."""
+        last = self._last
+        self._last = {
+            name: last[name] if name in last and torch.equal(last[name], value) else value.clone()
+            for name, value in model.state_dict().items()
+        }
+        return self._last
 
 
 def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
@@ -96,7 +125,8 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
             probe_rows=FEW_ROWS if decides_nothing(setting.strategy) else None,
             **json.loads(setting.arguments),
         )
-        snapshots = Snapshots()
+        wanted = answers_of(setting.strategy)
+        snapshots = Snapshots(keeps_epochs=SOUP in wanted)
         trainer = Quiet(
             model=model,
             args=args,
@@ -108,7 +138,7 @@ def train(suite: Suite, run: Run, callbacks: Sequence[TrainerCallback] = ()) -> 
         snapshots.trainer = trainer
         trainer.train()
     plan = trainer.plan
-    figures = judge(trainer.model, snapshots, suite, plan.excluded_from_readout)
+    figures = judge(trainer.model, snapshots, suite, plan.excluded_from_readout, wanted)
     return {
         "suite": suite.name,
         "description": suite.description,
@@ -212,13 +242,13 @@ def trajectory(history: Sequence[Probe], modalities: Sequence[str]) -> dict[str,
 
 def modality_steps(trainer: FusionTrainer) -> int:
     """Steps of encoders: how many modalities trained, summed over the optimizer steps."""
-    steps, before = 0, 0
+    steps, before = 0.0, 0
     for probe in trainer.record.history:
         if probe.stage == "unimodal" or trainer.strategy.name != "uni-pre-frozen":
             per_step = trainer.strategy.modalities_per_step or len(probe.training)
             steps += per_step * (probe.step - before)
         before = probe.step
-    return steps
+    return round(steps)
 
 
 @torch.no_grad()
@@ -243,9 +273,21 @@ def answers(model: FusionForClassification, split: Split) -> dict[str, Tensor]:
 
 
 def judge(
-    model: FusionForClassification, snapshots: Snapshots, suite: Suite, excluded_from_readout: Sequence[str]
+    model: FusionForClassification,
+    snapshots: Snapshots,
+    suite: Suite,
+    excluded_from_readout: Sequence[str],
+    wanted: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Accuracy of every readout on validation and the test sets, each from the epoch that is best on validation."""
+    """Accuracy of every readout on validation and the test sets, each from the epoch that is best on validation.
+
+    Args:
+        model: takes the weights.
+        snapshots: of the run.
+        suite: what it was trained on.
+        excluded_from_readout: heads that were not trained.
+        wanted: `STACKING` and `SOUP` are judged only if they are among these.
+    """
     tests = {"test": suite.test, **suite.shifted}
     splits = {"validation": suite.validation, **tests}
     # By snapshot, split and head.
@@ -315,6 +357,24 @@ def judge(
         }
         note(name, log_p)
         errors[name] = round(expected_calibration_error(log_p["test"].exp(), labels["test"]), 4)
+    if STACKING in wanted:
+        answered = {
+            split: {name: single[name][split].log_softmax(dim=1) for name in suite.modalities}
+            for split in splits
+        }
+        stacking = Stacking(answered["validation"], labels["validation"], groups)
+        log_p = {split: stacking(answered[split]) for split in tests}
+        note(STACKING, {"validation": stacking.held_out, **log_p})
+        errors[STACKING] = round(expected_calibration_error(log_p["test"].exp(), labels["test"]), 4)
+    if SOUP in wanted:
+
+        def validate(weights: Mapping[str, Tensor]) -> float:
+            model.load_state_dict(weights)
+            hits = answers(model, suite.validation)[FUSED].argmax(dim=1) == labels["validation"]
+            return float(hits.double().mean())
+
+        model.load_state_dict(greedy_soup(snapshots.epochs, validate))
+        note(SOUP, {split: answers(model, rows)[FUSED] for split, rows in splits.items()})
     return {
         "validation": accuracy["validation"],
         "test": accuracy["test"],

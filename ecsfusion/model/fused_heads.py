@@ -24,7 +24,7 @@ sets the fused head to an ensemble of them, from which joint training starts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -289,6 +289,71 @@ class EntropyAverageHead(nn.Module):
         return (self.weights(unimodal_logits, present).unsqueeze(-1) * logits).sum(dim=1)
 
 
+class BoostedHead(nn.Module):
+    """Mean over the modalities of a row of boosted scores: each is the sum of several classifiers of one embedding.
+
+        F_m = sum over the first K_m classifiers k of W relu(V_mk h_m + c_mk) + b
+        logits = mean over the modalities present of F_m
+
+    The head of AUG (Jiang et al. 2025, arXiv 2502.20120). W and b are the same for all classifiers and modalities. K_m
+    is 1 until `add_classifier` puts the next one to use, as the strategy "aug" does; it is saved with the weights.
+
+    Args:
+        embedding_dims: D_m by modality.
+        num_labels: C.
+        width: number of hidden units of a classifier.
+        num_classifiers: the largest K_m.
+
+    Raises:
+        ValueError: no classifier at all.
+    """
+
+    counts: Tensor
+
+    def __init__(
+        self, embedding_dims: Mapping[str, int], num_labels: int, width: int = 256, num_classifiers: int = 11
+    ) -> None:
+        super().__init__()
+        if num_classifiers < 1:
+            raise ValueError(
+                f"num_classifiers is {num_classifiers}; give at least one for each modality in fusion_options."
+            )
+        self.names = tuple(embedding_dims)
+        self.classifiers = nn.ModuleDict(
+            {
+                name: nn.ModuleList(nn.Linear(dim, width) for _ in range(num_classifiers))
+                for name, dim in embedding_dims.items()
+            }
+        )
+        self.output = nn.Linear(width, num_labels)
+        self.register_buffer("counts", torch.ones(len(self.names), dtype=torch.long))
+
+    def scores(self, name: str, embeddings: Tensor) -> list[Tensor]:
+        """What each classifier that is in use adds to F_m, (N, C) each.
+
+        Args:
+            name: the modality.
+            embeddings: (N, D_m).
+        """
+        count = int(self.counts[self.names.index(name)])
+        layers = list(cast("nn.ModuleList", self.classifiers[name]))[:count]
+        return [self.output(layer(embeddings).relu()) for layer in layers]
+
+    def add_classifier(self, name: str) -> bool:
+        """Use one more classifier of a modality; False where all of them are used already."""
+        index = self.names.index(name)
+        if int(self.counts[index]) == len(cast("nn.ModuleList", self.classifiers[name])):
+            return False
+        self.counts[index] += 1
+        return True
+
+    def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
+        """Logits (B, C); for the arguments see the docstring of this module."""
+        mask = _stack(present, self.names).unsqueeze(-1)
+        boosted = {name: torch.stack(self.scores(name, embeddings[name])).sum(dim=0) for name in self.names}
+        return (_stack(boosted, self.names) * mask).sum(dim=1) / mask.sum(dim=1)
+
+
 def _stack(values: Tensors, names: Sequence[str]) -> Tensor:
     """Values (B, ...) of M modalities as (B, M, ...)."""
     return torch.stack([values[name] for name in names], dim=1)
@@ -323,6 +388,7 @@ FUSION_HEADS: dict[str, type[nn.Module]] = {
     "transformer": TransformerHead,
     "late-average": LateAverageHead,
     "entropy-average": EntropyAverageHead,
+    "boosted": BoostedHead,
 }
 
 

@@ -13,14 +13,18 @@ from ecsfusion.controller.options import check_options
 from ecsfusion.controller.registry import RULES
 from ecsfusion.controller.rule import Rule
 from ecsfusion.strategies.agm import AGM
+from ecsfusion.strategies.aug import AUG
 from ecsfusion.strategies.distillation import UnimodalDistillation
 from ecsfusion.strategies.g_blending import GBlending
 from ecsfusion.strategies.joint import Joint, JointAuxiliary, ModalityDropout, RatePerModality
+from ecsfusion.strategies.lfm import LFM
+from ecsfusion.strategies.mcr import MCR
 from ecsfusion.strategies.mla import MLA
 from ecsfusion.strategies.mmpareto import MMPareto
 from ecsfusion.strategies.ogm import OGM, OGMGE
 from ecsfusion.strategies.pdmp import PDMP
 from ecsfusion.strategies.pmr import PMR
+from ecsfusion.strategies.reconboost import ReconBoost
 from ecsfusion.strategies.relearning import DiagnosingRelearning
 from ecsfusion.strategies.strategy import Strategy
 from ecsfusion.strategies.two_stage import TwoStage
@@ -51,6 +55,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
         MLA,
         DiagnosingRelearning,
         UnimodalDistillation,
+        MCR,
+        LFM,
+        ReconBoost,
+        AUG,
     )
 }
 

@@ -91,8 +91,8 @@ class Strategy:
     """Why it needs evaluations in training, in a few words; empty if it does not."""
     only_fusion: ClassVar[str] = ""
     """Name of the fused head that it needs; empty if it works with any."""
-    modalities_per_step: ClassVar[int | None] = None
-    """How many modalities an optimizer step trains; None for all that are active."""
+    modalities_per_step: float | None = None
+    """How many modalities an optimizer step trains on average; None for all that are active."""
     resets: ClassVar[bool] = False
     """Whether it uses the weights from before training, which `trainer.load_folder("initial")` then loads."""
     has_own_loss: ClassVar[bool] = False

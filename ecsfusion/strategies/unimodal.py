@@ -48,7 +48,7 @@ class Unimodal(Strategy):
         return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=1.0)
 
 
-class _ThenFused(Strategy):
+class ThenFused(Strategy):
     """Train all modalities alone for a share of the budget; derived classes say what follows.
 
     Args:
@@ -69,7 +69,7 @@ class _ThenFused(Strategy):
         return FixedSchedule(self.modalities, schedule=schedule, max_unimodal_share=self.share)
 
 
-class UniPreFrozen(_ThenFused):
+class UniPreFrozen(ThenFused):
     """Train every modality alone, then only the fused head on the frozen encoders (Uni-Pre Frozen).
 
     Args:
@@ -89,7 +89,7 @@ class UniPreFrozen(_ThenFused):
             trainer.model.set_frozen(self.modalities)
 
 
-class UniPreFinetuned(_ThenFused):
+class UniPreFinetuned(ThenFused):
     """Train every modality alone, then the whole model on the loss of the fused head (Uni-Pre Finetuned).
 
     Args:
@@ -104,7 +104,7 @@ class UniPreFinetuned(_ThenFused):
         super().__init__(modalities, share=share)
 
 
-class WarmUp(_ThenFused):
+class WarmUp(ThenFused):
     """Train every modality alone for a fixed share of the budget, then jointly with unimodal losses (warm-up).
 
     Args:

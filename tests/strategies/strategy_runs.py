@@ -146,8 +146,16 @@ OPTIONS: dict[str, Any] = {
     "sequential": lambda names: {"order": list(reversed(names)), "share": 0.2},
     "pmr": lambda names: {"entropy_share": 0.8},
     "diagnosing-relearning": lambda names: {"shares": [0.2, 0.6], "strength": 10.0},
+    "mcr": lambda names: {"permutations": 2},
+    "reconboost": lambda names: {"rounds": 1},
+    "aug": lambda names: {"tolerance": 0.0},
 }
-MODELS: dict[str, dict[str, Any]] = {"mla": {"fusion": "entropy-average", "same_width": True}}
+MODELS: dict[str, dict[str, Any]] = {
+    "mla": {"fusion": "entropy-average", "same_width": True},
+    "lfm": {"fusion": "late-average"},
+    "reconboost": {"fusion": "late-average"},
+    "aug": {"fusion": "boosted"},
+}
 
 
 def by_name(

@@ -226,6 +226,7 @@ DEPENDS_ON_THE_BATCH = {
     "modality-dropout": "what is dropped is drawn batch by batch",
     "agm": "the gradients of a batch are scaled by an exponential of that batch's losses",
     "pmr": "the weights of the prototype losses are those of a batch",
+    "mcr": "the rows of a batch are compared with one another",
 }
 
 
@@ -611,7 +612,10 @@ def test_float16_is_refused_where_a_strategy_says_so(tmp_path):
 
 # ---- two processes ----
 
-RANDOM_BY_PROCESS = {"modality-dropout": "each process draws what it drops"}
+RANDOM_BY_PROCESS = {
+    "modality-dropout": "each process draws what it drops",
+    "mcr": "each process permutes the rows of its own batch",
+}
 
 
 @pytest.fixture(scope="module")
