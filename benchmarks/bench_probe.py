@@ -12,6 +12,13 @@ kernels that one run starts on a GPU, as torch.profiler counts them. The publish
 embeddings to the host for scikit-learn's PCA and k-means and solves on the device; as published it takes 1280 of the
 rows, here also all. "probe part" lines are the steps of "call", one by one, without the Python that launches them.
 
+    OMP_NUM_THREADS=1 python benchmarks/bench_probe.py --one-core
+
+measures the default estimate beside the published way on all rows, on one core and in processor time, in turn, so that
+other work on the machine slows both alike; a line per size and strength of the signal in
+benchmarks/results/probe_one_core.jsonl. The strength matters: the published solver takes 100 steps where the classes
+are apart and 2000, its limit, where they are not.
+
 `--smoke` runs the same code at tiny sizes, for a machine without a GPU (with TRITON_INTERPRET=1 the kernels, else
 their references); its figures say nothing.
 """
@@ -19,6 +26,7 @@ their references); its figures say nothing.
 import argparse
 import json
 import math
+import statistics
 import sys
 import time
 import traceback
@@ -69,7 +77,7 @@ def sizes(smoke: bool, rows: int) -> tuple[Size, list[Size]]:
     return base, [base | {name: value} for name, values in changes.items() for value in values]
 
 
-def modalities(size: Size, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+def modalities(size: Size, device: torch.device, strength: float = 0.2) -> tuple[dict[str, Tensor], Tensor]:
     """Two matrices (N, D) bfloat16 around the centers of C classes, and the classes (N,)."""
     generator = torch.Generator(device).manual_seed(0)
     labels = torch.randint(size["C"], (size["N"],), generator=generator, device=device)
@@ -77,8 +85,51 @@ def modalities(size: Size, device: torch.device) -> tuple[dict[str, Tensor], Ten
     for name in ("image", "audio"):
         centers = torch.randn(size["C"], size["D"], generator=generator, device=device)
         noise = torch.randn(size["N"], size["D"], generator=generator, device=device)
-        named[name] = (0.2 * centers[labels] + noise).to(torch.bfloat16)
+        named[name] = (strength * centers[labels] + noise).to(torch.bfloat16)
     return named, labels
+
+
+def one_core(smoke: bool, runs: int, path: Path) -> None:
+    """Write and print the processor time of the default estimate and of the published way, and their ratio."""
+    torch.set_num_threads(1)
+    sizes = [(240, 16)] if smoke else [(20_000, 768), (20_000, 64), (1280, 64)]
+
+    def seconds(work: Callable[[], Any]) -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    with path.open("w") as file:
+        for rows, columns in sizes:
+            for strength in (0.1, 0.2, 0.5):
+                size = {"N": rows, "D": columns, "C": 10}
+                named, labels = modalities(size, torch.device("cpu"), strength)
+                named = {name: rows.float() for name, rows in named.items()}
+
+                def ours(named: dict[str, Tensor] = named, labels: Tensor = labels) -> Any:
+                    return fast_pid(named, labels)
+
+                def published(named: dict[str, Tensor] = named, labels: Tensor = labels) -> Any:
+                    return published_solver(
+                        published_histogram(*(x.numpy() for x in named.values()), labels.numpy())
+                    )
+
+                # Both load modules when they are first called.
+                ours(), published()
+                times = [(seconds(ours), seconds(published)) for _ in range(runs)]
+                mine, theirs = (statistics.median(each) for each in zip(*times, strict=True))
+                line = environment("scikit-learn") | {
+                    "benchmark": "one core",
+                    "shape": size,
+                    "strength": strength,
+                }
+                line |= {"seconds": mine, "published_seconds": theirs, "speedup": theirs / mine, "runs": runs}
+                print(json.dumps(line), file=file, flush=True)
+                print(
+                    f"{rows:6} x {columns:3}, strength {strength}: {mine:6.3f} s, published {theirs:6.3f} s,"
+                    f" {theirs / mine:5.1f} times",
+                    flush=True,
+                )
 
 
 def options(size: Size) -> dict[str, Any]:
@@ -210,10 +261,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", help="cuda where there is one")
     parser.add_argument("--rows", type=int, default=20_000, help="N of the figure")
+    parser.add_argument(
+        "--one-core", action="store_true", help="the default estimate beside the published way"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="of --one-core, for each size and strength")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--output", type=Path, help="folder; benchmarks/results, or /tmp for --smoke")
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds; then no new size begins")
     chosen = parser.parse_args()
+    if chosen.one_core:
+        folder = chosen.output or (Path("/tmp/ecsfusion-smoke") if chosen.smoke else RESULTS)  # noqa: S108
+        folder.mkdir(parents=True, exist_ok=True)
+        warnings.filterwarnings("ignore", message=".*samples are few")
+        one_core(chosen.smoke, chosen.runs, folder / "probe_one_core.jsonl")
+        return 0
     if not torch.cuda.is_available() and not chosen.smoke and chosen.device != "cpu":
         parser.error(
             "there is no CUDA device; --smoke runs the same code at tiny sizes, --device cpu measures here"

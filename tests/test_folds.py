@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ecsfusion.pid.folds import KEY_BITS, make_folds, row_keys
+from ecsfusion.pid import folds as folds_module
+from ecsfusion.pid.folds import HASHED_COLUMNS, KEY_BITS, make_folds, row_keys
 from ecsfusion.pid.linear import TrainingSets
 
 FOLDS = 6
@@ -119,3 +120,30 @@ def test_groups_of_uneven_sizes_fill_the_folds_evenly():
     folds = make_folds(row_keys([rows_of(len(groups))], 0), labels, groups, FOLDS)
     counts = torch.bincount(folds.fold, minlength=FOLDS)
     assert counts.max() < 1.5 * counts.min()
+
+
+def test_rows_are_told_apart_by_any_column():
+    """Also by one that is not hashed of every row."""
+    rows = rows_of(40)[:, :1].expand(-1, 10 * HASHED_COLUMNS).clone()
+    rows[20:] = rows[:20]
+    assert len(row_keys([rows], 0).unique()) == 20
+    rows[20:30, 7] += 1
+    assert len(row_keys([rows], 0).unique()) == 30
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_very_many_groups_fill_the_folds_evenly(monkeypatch, size):
+    """A fold is chosen for few of them, and dealt for the others."""
+    monkeypatch.setattr(folds_module, "MAX_CHOSEN", 40)
+    generator = torch.Generator().manual_seed(size)
+    groups = torch.randint(6000 // size, (6000,), generator=generator).unique(return_inverse=True)[1]
+    labels = torch.randint(3, (6000,), generator=generator)
+    folds = make_folds(row_keys([rows_of(6000)], 0), labels, groups, FOLDS)
+    counts = torch.zeros(FOLDS, 3).index_put_(
+        (folds.fold, labels[folds.order]), torch.ones(6000), accumulate=True
+    )
+    assert counts.sum(1).max() <= 1.02 * counts.sum(1).min()
+    assert (counts.max(0).values <= 1.2 * counts.min(0).values).all()
+    for fold in range(FOLDS):
+        others = folds.group[folds.fold != fold]
+        assert not torch.isin(folds.group[folds.fold == fold], others).any()

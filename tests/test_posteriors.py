@@ -377,9 +377,6 @@ def test_an_offset_that_float64_resolves_changes_nothing():
     assert float(fast_pid([first + 1e9, second], BITS).mutual_information[0]) > 0.4
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pooling weights of many readouts are fitted on the few rows that judge them"
-)
 def test_a_few_rows_of_noise_prove_nothing():
     for n in (7, 12):
         for random_seed in range(4):

@@ -179,3 +179,23 @@ def test_clusters_keep_the_mass_and_no_more_than_the_information():
         values.append(float(information(tables)))
     assert values[0] < values[1] < values[2] <= whole + 1e-9
     assert whole - values[2] < 0.01
+
+
+def test_tables_of_certain_rows_have_one_prior():
+    """Rows that are certain of different shares of the classes cannot be scaled to one prior, but their tables can."""
+    labels = torch.arange(600) % 3
+    sides = []
+    for share in (0.05, 0.2):
+        named = torch.where(torch.arange(600) < 600 * share, 0, labels)
+        posteriors = torch.nn.functional.one_hot(named, 3).double() * (1 - 3e-9) + 1e-9
+        sides.append(matched(posteriors, torch.full((3,), 1 / 3, dtype=torch.float64)))
+    tables = [soft_tables(side[None], cluster_posteriors(side[None], 8, 0), 8) for side in sides]
+    both = soft_tables(
+        torch.stack(sides), torch.cat([cluster_posteriors(side[None], 8, 0) for side in sides]), 8
+    )
+    assert float((tables[0].sum(1) - tables[1].sum(1)).abs().max()) > 0.01
+    torch.testing.assert_close(both[0].sum(0), both[1].sum(0))
+    # The bounds of the solver do not cross, as they do for marginals of no distribution.
+    found = union_of(sides[0], sides[1], labels, 8)
+    assert float(found.low) <= float(found.value) <= float(found.high) + 1e-9
+    assert float(found.high - found.low) > 0

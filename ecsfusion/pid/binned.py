@@ -65,7 +65,9 @@ def _halves(sets: TrainingSets) -> list[tuple[slice, Tensor]]:
 
 
 def _gain(sums: LinearSums, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """What each column tells a row beyond its discriminant analysis, both fitted on the other half, and its error: nats.
+    """What each column tells a row beyond its discriminant analysis, both fitted on the other half, and its error.
+
+    In nats.
 
     Both read the bin of a row alone, the discriminant analysis as the mean of the column in the bin. So it is enough to
     count.
@@ -79,21 +81,21 @@ def _gain(sums: LinearSums, edges: Tensor) -> tuple[Tensor, Tensor]:
     """
     halves = sums.halves()
     sets, rows = halves.sets, sums.rows
-    classes = sets.num_classes
-    # Of each half and class, and of each half, what lies above each edge: from everything to nothing.
-    pieces = [
-        torch.cat([sets.one_hot[part] * mine, mine], 1).T.contiguous() for part, mine in _halves(sets)
+    # Of each half, what lies above each edge, from everything to nothing: rows by class, and the sum of their values.
+    halved = [
+        ((sets.one_hot[part] * mine).T.contiguous(), mine.T.contiguous(), part)
+        for part, mine in _halves(sets)
     ]
     above = torch.ones_like(rows)
     sums_above = []
     for edge in (None, *edges.T.contiguous()):
         if edge is not None:
             torch.gt(rows, edge, out=above)
-        number = [piece @ above[part] for piece, (part, _) in zip(pieces, _halves(sets), strict=True)]
+        number = [by_class @ above[part] for by_class, _, part in halved]
         above.mul_(rows)
-        value = [piece[-1:] @ above[part] for piece, (part, _) in zip(pieces, _halves(sets), strict=True)]
+        value = [mine @ above[part] for _, mine, part in halved]
         # (2, C + 1, D)
-        sums_above.append(torch.stack([torch.cat([n[:-1], v]) for n, v in zip(number, value, strict=True)]))
+        sums_above.append(torch.cat([torch.stack(number), torch.stack(value)], 1))
     inside = -torch.stack([*sums_above, torch.zeros_like(sums_above[0])]).diff(dim=0)
     # (2, D, bins, C), (2, D, bins)
     counts, values = inside[:, :, :-1].permute(1, 3, 0, 2), inside[:, :, -1].permute(1, 2, 0)

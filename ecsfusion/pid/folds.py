@@ -145,8 +145,8 @@ def independent_rows(groups: Tensor, labels: Tensor) -> float:
 def _deal_by_need(group: Tensor, labels: Tensor, num_folds: int) -> Tensor:
     """The fold of each row: the largest group first, each into the fold that has the least of its classes and of all.
 
-    Of more than `MAX_CHOSEN` groups those in the middle are dealt in turn, in the order of their size and class, and the
-    smallest make even what is left.
+    Of more than `MAX_CHOSEN` groups those in the middle are dealt in turn, in the order of their size and class, and
+    the smallest make even what is left.
 
     Args:
         group: (N,) int64, ascending from 0.

@@ -5,6 +5,7 @@ logistic regression in the metric of the same covariance, which does better wher
 sum over rows is made once per fold; the readouts of all training sets come from these sums.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,9 @@ MIN_TOLD = 5e-3
 """Nats that a readout must tell for its shrinkage to count."""
 FEW_ROWS_PER_COLUMN = 16
 """With fewer rows per column logistic regression is tried with two shrinkages."""
+ROWS_PER_COLUMN_OF_HALVES = 8
+"""With fewer rows per column a half does not show whether logistic regression tells more than the discriminant
+analysis."""
 TAIL = 12.0
 """Median deviations from the median where the tail of a column begins; of a Gaussian, 8 standard deviations."""
 MAX_SAMPLED_ROWS = 512
@@ -33,9 +37,13 @@ MAX_SAMPLED_ROWS = 512
 MIN_LEFT = 5e-3
 """Nats of the label that must be left to tell for readouts beside the discriminant analysis."""
 MIN_GAIN = 2.0
-"""Log-likelihood, in nats, that a readout must add by halves to be fitted on all training sets."""
+"""Log-likelihood, in nats, that a readout must add by halves to be fitted on all training sets,"""
+MIN_GAIN_PER_ROW = 1e-3
+"""and per row, where many rows resolve what is not worth it."""
 MIN_DEPENDENCE = 2.0
-"""Standard errors by which the noise of two sides must be correlated for readouts of both together."""
+"""Standard errors by which the noise of two sides must be correlated for readouts of both together,"""
+MIN_SHARED = 2e-3
+"""and the share of the noise in the discriminants of one side, summed over them, that the other must tell."""
 MAX_COMPARED_ROWS = 2048
 """The most rows that weights are fitted on where readouts are only compared."""
 MAX_JUDGED_ROWS = 4096
@@ -140,7 +148,7 @@ class TrainingSets(NamedTuple):
     def slices(self) -> list[slice]:
         """The rows of each fold, where they are sorted."""
         bounds = (self.cells or ())[:: self.num_classes]
-        return [slice(start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [slice(start, end) for start, end in pairwise(bounds)]
 
     def sums(self, by_fold: Tensor) -> Tensor:
         """Sums (T, ...) over each set, of sums (F, ...) over each fold."""
@@ -193,7 +201,7 @@ def standardize(rows: Tensor, order: Tensor | None = None) -> Tensor:
             size = block.abs()
             block.copy_(torch.where(size > 1, block.sign() * (1 + size.clamp_min_(1).log_()), block))
     for _ in range(2):
-        # From the median the mean is not much farther than a deviation, so the difference of the moments is exact enough.
+        # The mean is about a deviation from the median at most, so the difference of moments is exact enough.
         mean = sum(block.sum(0).double() for block in blocks) / len(rows)
         square = sum(torch.linalg.vecdot(block, block, dim=0).double() for block in blocks) / len(rows)
         deviation = (square - mean.square()).clamp_min(0.0).sqrt()
@@ -379,8 +387,8 @@ class LinearReadouts(NamedTuple):
 def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     """Fit both kinds of readout; the shrinkage is chosen by the log-loss of two held-out folds.
 
-    Logistic regression is fitted on all training sets where, fitted on one half, it tells what the discriminant analysis
-    does not.
+    Logistic regression is fitted on all training sets where, fitted on one half, it tells what the discriminant
+    analysis does not.
     """
     grid = torch.tensor(SHRINKAGE, dtype=sums.rows.dtype, device=sums.rows.device)
     place, loss = choose_shrinkage(sums, grid, log_prior)
@@ -413,12 +421,15 @@ def told_by_half(
     number = sets.num_folds
     halves = [side.halves() for side in sides]
     _, read = halves_of(sets)[0]
-    # A few groups leave folds, and so a half, without rows.
-    if sets.cells is not None and read.start < read.stop:
+    # Of few rows a column, a half tells much less than all folds but one. A few groups leave a half without rows.
+    enough = len(sets.labels) >= ROWS_PER_COLUMN_OF_HALVES * sum(side.rows.shape[1] for side in sides)
+    if sets.cells is not None and enough and read.start < read.stop:
         # One half is enough to see whether the other is worth it.
         new = []
         for each in factors:
-            weights, offset = _logistic_weights([_rows_of_half(half, 0) for half in halves], [f[number, None] for f in each])
+            weights, offset = _logistic_weights(
+                [_rows_of_half(half, 0) for half in halves], [f[number, None] for f in each]
+            )
             new.append(_scores_of(sides, weights, offset, read))
         if not tells_more([k[1, read] for k in known], new, sets.labels[read], log_prior):
             return []
@@ -430,7 +441,9 @@ def told_by_half(
 
 def _scores_of(sides: list[LinearSums], weights: list[Tensor], offset: Tensor, rows: slice) -> Tensor:
     """Logits (n, C) of some rows by weights (1, D, C) of each side and offsets (1, C)."""
-    parts = [side._replace(rows=side.rows[rows]).scores(w)[:, 0] for side, w in zip(sides, weights, strict=True)]
+    parts = [
+        side._replace(rows=side.rows[rows]).scores(w)[:, 0] for side, w in zip(sides, weights, strict=True)
+    ]
     return sum(parts[1:], parts[0] + offset)
 
 
@@ -444,7 +457,7 @@ def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior
     every[1, len(known) :] = 0
     pooled = pool(every, labels, log_prior, MAX_COMPARED_ROWS)
     told = pooled.log_posterior.gather(2, labels.expand(2, -1).unsqueeze(2)).double().mean((1, 2))
-    return bool(rows * (told[0] - told[1]) > MIN_GAIN)
+    return bool(told[0] - told[1] > max(MIN_GAIN / rows, MIN_GAIN_PER_ROW))
 
 
 def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple[Tensor, float | None]:
@@ -509,7 +522,9 @@ def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = S
     else:
         # The halves have no rows in common: each is fitted on its own.
         each = [
-            _logistic_weights([_rows_of_half(side, half) for side in sides], [f[half, None] for f in factors], steps)
+            _logistic_weights(
+                [_rows_of_half(side, half) for side in sides], [f[half, None] for f in factors], steps
+            )
             for half in range(2)
         ]
         weights = [torch.cat(parts) for parts in zip(*(w for w, _ in each), strict=True)]
@@ -531,7 +546,9 @@ def _rows_of_half(side: LinearSums, half: int) -> LinearSums:
     return own._replace(rows=side.rows[part], sets=rows)
 
 
-def _logistic_weights(sides: list[LinearSums], factors: list[Tensor], steps: int = STEPS) -> tuple[list[Tensor], Tensor]:
+def _logistic_weights(
+    sides: list[LinearSums], factors: list[Tensor], steps: int = STEPS
+) -> tuple[list[Tensor], Tensor]:
     """The weights (T, D, C) of each side and the offsets (T, C) of `logistic_path`."""
     sets = sides[0].sets
     size, prior = sets.sizes[:, None, None].clamp_min(1), sets.log_prior
@@ -593,7 +610,9 @@ def _centered_scores(sides: list[LinearSums], weights: list[Tensor], offset: Ten
     return logits
 
 
-def are_dependent(first: LinearSums, second: LinearSums, linear: tuple[LinearReadouts, LinearReadouts]) -> bool:
+def are_dependent(
+    first: LinearSums, second: LinearSums, linear: tuple[LinearReadouts, LinearReadouts]
+) -> bool:
     """Whether one side tells the noise in the discriminants of the other, in held-out rows.
 
     The weights of a discriminant analysis of both sides together are those of each alone where, within the classes, the
@@ -620,7 +639,10 @@ def are_dependent(first: LinearSums, second: LinearSums, linear: tuple[LinearRea
             scale = here.square().mean(0).clamp_min(1e-12)
             values.append((here * noise(other, slope, read) / scale).sum(1))
         told.append(torch.cat(values).double())
-    return any(bool(t.mean() > MIN_DEPENDENCE * t.std(correction=0) / len(t) ** 0.5) for t in told)
+    return any(
+        bool(t.mean() > (MIN_DEPENDENCE * t.std(correction=0) / len(t) ** 0.5).clamp_min(MIN_SHARED))
+        for t in told
+    )
 
 
 def halves_of(sets: TrainingSets) -> list[tuple[slice, slice]]:

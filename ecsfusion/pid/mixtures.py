@@ -7,6 +7,7 @@ for both modalities. A parity or a sum of hidden states is exactly such a table.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ def _by_rows(first: LinearSums, second: LinearSums, rows_of_set: list[slice]) ->
     # The rows of one class in one fold: set, class, rows.
     parts = [
         (number, cell % classes, slice(start, end))
-        for cell, (start, end) in enumerate(zip(cells[:-1], cells[1:], strict=True))
+        for cell, (start, end) in enumerate(pairwise(cells))
         for number, own in enumerate(rows_of_set)
         if own.start <= start and end <= own.stop and start < end
     ]
@@ -126,8 +127,7 @@ def class_products(first: LinearSums, second: LinearSums) -> Tensor:
     sets = first.sets
     classes, folds = sets.num_classes, sets.num_folds
     if sets.cells is not None:
-        bounds = list(zip(sets.cells[:-1], sets.cells[1:], strict=True))
-        parts = [first.rows[start:end].T @ second.rows[start:end] for start, end in bounds]
+        parts = [first.rows[start:end].T @ second.rows[start:end] for start, end in pairwise(sets.cells)]
     else:
         parts = [
             (first.rows * ((sets.fold == k)[:, None] * sets.one_hot[:, c : c + 1])).T @ second.rows
@@ -177,7 +177,9 @@ def _coordinates(first: LinearSums, second: LinearSums, number: int, iterations:
     left = torch.linalg.qr(start.expand(len(first.center), -1, -1)).Q
 
     def from_left() -> Tensor:
-        return whiten(factors[1], differences.from_left(whiten(factors[0], left.unsqueeze(1), True)[:, 0]), False)
+        return whiten(
+            factors[1], differences.from_left(whiten(factors[0], left.unsqueeze(1), True)[:, 0]), False
+        )
 
     for _ in range(iterations):
         back = differences.from_right(whiten(factors[1], from_left(), True))

@@ -45,7 +45,9 @@ FITTED_WEIGHTS = 3
 MAX_TABLES = 8
 """More than any side or pair of sides has."""
 MIN_TOLD = 4.0
-"""Log-likelihood, in nats, that tables must add by halves to be made for the folds."""
+"""Log-likelihood, in nats, that tables must add by halves to be made for the folds,"""
+MIN_TOLD_PER_ROW = 1e-3
+"""and per row, where many rows resolve what is not worth it."""
 TINY = 1e-12
 ROWS_PER_COLUMN = 8
 """With so many rows per column the covariance of both sides together needs little shrinkage,"""
@@ -226,7 +228,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     linear = (first.linear, second.linear)
     lines = list(alone)
     is_told = any(readouts.tells_all for readouts in linear)
-    if sets.cells is None or not is_told and are_dependent(first.sums, second.sums, linear):
+    if sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear)):
         lines += _lines_of_both(first, second, alone, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
@@ -243,7 +245,7 @@ def _lines_of_both(first: Side, second: Side, alone: list[Tensor], log_prior: Te
     """Held-out logits (2, N, C) of the linear readouts of both sides together; where they tell anything by halves."""
     sums, number = (first.sums, second.sums), first.sums.sets.num_folds
     labels = first.sums.sets.labels
-    products = fold_products(*(side.rows for side in sums), sums[0].sets)
+    products = fold_products(first.sums.rows, second.sums.rows, first.sums.sets)
     shrinkage = _joint_shrinkage(first, second)
     half = joint_discriminant(sums[0].halves(), sums[1].halves(), *shrinkage, products[number:])
     lines = []
@@ -278,8 +280,9 @@ def _pooled(
     tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed)
     half = _pools(lines[1], tables, sets, log_prior)
     told = half.log_posterior.gather(2, sets.labels.expand(2, -1).unsqueeze(2)).sum((1, 2))
+    least = max(MIN_TOLD, MIN_TOLD_PER_ROW * len(sets.labels))
     wanted = torch.zeros(MAX_TABLES, dtype=torch.bool, device=lines.device)
-    wanted[places] = (half.weights[0, number:] > 0) & (told[0] - told[1] > MIN_TOLD)
+    wanted[places] = (half.weights[0, number:] > 0) & (told[0] - told[1] > least)
     tables, _ = table_readouts(fold_searches, sets.folds(), log_prior, random_seed, wanted)
     fold = _pools(lines[0], tables, sets, log_prior)
     # Both by the same kinds of readouts, or their difference would not be that of the rows.

@@ -23,8 +23,8 @@ SHARE_OF_LOSS = 0.01
 """Of what the clusters lose, as the width in which the solver certifies its value."""
 MAX_SOLVED_TOGETHER = 64
 """The most clusters whose tables are solved together with their halves."""
-RESCALINGS = 10
-MATCHED = 1e-4
+RESCALINGS = 20
+MATCHED = 3e-4
 """Relative distance of their mean from the prior at which posteriors are not scaled any further."""
 TINY = 1e-30
 
@@ -136,7 +136,9 @@ def union_information(
         every = torch.stack([tables, torch.cat([halved, missing], 1)])
         sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
         both = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
-        solution, coarse_solution = (type(both)(*(part[place] for part in both)) for place in (slice(batch), slice(batch, None)))
+        solution, coarse_solution = (
+            type(both)(*(part[place] for part in both)) for place in (slice(batch), slice(batch, None))
+        )
     else:
         solution, coarse_solution = (
             broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=max_iterations)

@@ -107,8 +107,8 @@ def runs_kernels(tensor: Tensor) -> bool:
 def skips_dispatch(*tensors: Tensor) -> bool:
     """Whether a function of these tensors may call its reference without going through its op.
 
-    So it is for plain tensors on the CPU that nothing traces. The first call of any op imports the compiler, which takes
-    seconds, and every call a tenth of a millisecond.
+    So it is for plain tensors on the CPU that nothing traces. The first call of any op imports the compiler, which
+    takes seconds, and every call a tenth of a millisecond.
     """
     if INTERPRETED or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False

@@ -96,7 +96,9 @@ def _nearest_by_parts(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     rows_at_once = max(1, MAX_CPU_SCORES // max(1, centers[..., 0].numel()))
     if points.device.type == "cpu" and points.shape[1] > rows_at_once:
         parts = [_nearest(part, centers) for part in points.split(rows_at_once, 1)]
-        return torch.cat([labels for labels, _ in parts], 1), torch.cat([distance for _, distance in parts], 1)
+        return torch.cat([labels for labels, _ in parts], 1), torch.cat(
+            [distance for _, distance in parts], 1
+        )
     return _nearest(points, centers)
 
 

@@ -1,0 +1,101 @@
+"""Sums and screens of linear readouts: the fast ways give what the plain ones do."""
+
+import pytest
+import torch
+
+from ecsfusion.pid import mixtures
+from ecsfusion.pid.linear import (
+    LinearSums,
+    TrainingSets,
+    are_dependent,
+    fold_products,
+    linear_readouts,
+    standardize,
+)
+
+ROWS, FOLDS, CLASSES = 600, 6, 3
+
+
+def drawn(columns, random_seed=0, strength=1.0):
+    """Rows (N, D) around a mean for each class, sorted by fold and class, with folds and labels."""
+    generator = torch.Generator().manual_seed(random_seed)
+    cell = torch.arange(ROWS) % (FOLDS * CLASSES)
+    fold, labels = cell.sort().values // CLASSES, cell.sort().values % CLASSES
+    means = torch.randn(CLASSES, columns, generator=torch.Generator().manual_seed(1))
+    return strength * means[labels] + torch.randn(ROWS, columns, generator=generator), fold, labels
+
+
+def sums_of(rows, fold, labels):
+    return LinearSums.make(standardize(rows), TrainingSets.make(fold, FOLDS, labels, CLASSES))
+
+
+def test_rows_in_another_order_are_standardized_alike():
+    rows = torch.randn(3000, 40, generator=torch.Generator().manual_seed(0)).exp() * 1e6
+    rows[:, 3] = 7.0
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))
+    found = standardize(rows, order)
+    torch.testing.assert_close(found.mean(0), torch.zeros(40), rtol=0, atol=1e-2)
+    spread = torch.ones(40).index_fill_(0, torch.tensor([3]), 0.0)
+    torch.testing.assert_close(found.std(0), spread, rtol=0, atol=1e-2)
+    assert (found[:, 3] == 0).all()
+    assert (found[rows[order, 0].argsort(), 0].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("columns", [5, 300])
+def test_slices_of_sorted_rows_give_the_sums_of_rows_in_any_order(columns):
+    rows, fold, labels = drawn(columns)
+    rows = standardize(rows)
+    place = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2))
+    sorted_sets = TrainingSets.make(fold, FOLDS, labels, CLASSES)
+    other_sets = TrainingSets.make(fold[place], FOLDS, labels[place], CLASSES)
+    assert sorted_sets.cells is not None
+    assert other_sets.cells is None
+    one, other = LinearSums.make(rows, sorted_sets), LinearSums.make(rows[place], other_sets)
+    for name in ("center", "deviation", "within"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-4)
+    weights = torch.randn(FOLDS + 2, columns, CLASSES, generator=torch.Generator().manual_seed(3))
+    offset = torch.randn(FOLDS + 2, CLASSES, generator=torch.Generator().manual_seed(4))
+    read = one.read(weights, offset)
+    torch.testing.assert_close(read[:, place], other.read(weights, offset), rtol=1e-4, atol=1e-3)
+    products = fold_products(rows, rows.flip(1), sorted_sets)
+    torch.testing.assert_close(products[0], rows[fold != 0].T @ rows[fold != 0].flip(1), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("place", [None, 0])
+def test_differences_of_classes_by_rows_are_those_that_are_formed(monkeypatch, place):
+    """Of both halves, and of one alone."""
+    first, second = (sums_of(*drawn(columns, columns)).halves() for columns in (7, 9))
+    if place is not None:
+        first, second = first.one_set(place), second.one_set(place)
+    formed = mixtures.class_products(first, second)
+    monkeypatch.setattr(mixtures, "MAX_FORMED", 0)
+    operator = mixtures.class_differences(first, second)
+    monkeypatch.setattr(mixtures, "class_products", None)
+    left = torch.randn(len(formed), 7, 2, generator=torch.Generator().manual_seed(5))
+    right = torch.randn(len(formed), CLASSES, 9, 2, generator=torch.Generator().manual_seed(6))
+    torch.testing.assert_close(operator.from_left(left), formed.mT @ left.unsqueeze(1), rtol=1e-4, atol=1e-4)
+    averaged = ((formed @ right) * first.share[..., None, None]).sum(1)
+    torch.testing.assert_close(operator.from_right(right), averaged, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_more_is_fitted_where_the_discriminant_analysis_tells_all():
+    prior = torch.full((CLASSES,), 1 / CLASSES).log()
+    certain = linear_readouts(sums_of(*drawn(8, strength=20.0)), prior)
+    assert certain.tells_all
+    assert len(certain.logits) == 1
+    assert not linear_readouts(sums_of(*drawn(8, strength=0.3)), prior).tells_all
+
+
+@pytest.mark.parametrize("random_seed", range(3))
+def test_sides_are_dependent_where_one_tells_the_noise_of_the_other(random_seed):
+    prior = torch.full((CLASSES,), 1 / CLASSES).log()
+    rows, fold, labels = drawn(6, random_seed)
+    noise = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(50 + random_seed))
+    # The second side shows noise of the first, and nothing of the label.
+    means = drawn(6, random_seed)[0]
+    shown = rows - torch.stack([means[labels == c].mean(0) for c in range(CLASSES)])[labels] + 0.5 * noise
+    first = sums_of(rows, fold, labels)
+    for other, expected in ((shown, True), (noise, False)):
+        second = sums_of(other, fold, labels)
+        linear = linear_readouts(first, prior), linear_readouts(second, prior)
+        assert are_dependent(first, second, linear) is expected
