@@ -393,7 +393,8 @@ def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     grid = torch.tensor(SHRINKAGE, dtype=sums.rows.dtype, device=sums.rows.device)
     place, loss = choose_shrinkage(sums, grid, log_prior)
     tells_all = loss is not None and loss < MIN_LEFT
-    shrinkage, larger = grid[place], grid[(place + 1).clamp_max(len(SHRINKAGE) - 1)]
+    last = len(SHRINKAGE) - 1
+    shrinkage, other = grid[place], grid[torch.where(place < last, place + 1, last - 1)]
     factor = sums.factor(shrinkage)
     weights, offset = sums.discriminant(factor)
     logits = [sums.read(weights, offset)]
@@ -401,7 +402,7 @@ def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
         return LinearReadouts(logits, shrinkage, factor, weights, tells_all)
     # With many rows per column the shrinkage hardly matters.
     few = len(sums.rows) < FEW_ROWS_PER_COLUMN * sums.rows.shape[1]
-    factors = [factor, sums.factor(larger)] if few else [factor]
+    factors = [factor, sums.factor(other)] if few else [factor]
     logits += told_by_half([sums], [[each] for each in factors], [logits[0]], log_prior)
     return LinearReadouts(logits, shrinkage, factor, weights, tells_all)
 
