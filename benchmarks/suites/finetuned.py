@@ -36,6 +36,7 @@ def suite_of(
     group: str,
     scratch: str,
     number_of_rows: Mapping[str, int] | None,
+    epochs: int = 4,
 ) -> Suite:
     """The suite DATA-KIND of a folder of parquet files, with one row of each group.
 
@@ -47,6 +48,7 @@ def suite_of(
         group: the column of groups.
         scratch: the modality that starts from random weights, where the kind is "scratch".
         number_of_rows: how many rows of each split; None for one of every group, in a suite whose name ends in -full.
+        epochs: of training.
 
     Raises:
         FileNotFoundError: the data or an encoder are absent.
@@ -71,7 +73,7 @@ def suite_of(
         num_classes=len(labels),
         **splits,
         build_encoders=partial(build_encoders, tuple(modalities), kind, is_random),
-        epochs=4,
+        epochs=epochs,
         batch_size=16,
         learning_rates=LEARNING_RATES[kind],
         sgd_learning_rates=SGD_LEARNING_RATES[kind],
