@@ -421,10 +421,10 @@ def told_by_half(
     sets = sides[0].sets
     number = sets.num_folds
     halves = [side.halves() for side in sides]
-    _, read = halves_of(sets)[0]
     # Of few rows a column, a half tells much less than all folds but one. A few groups leave a half without rows.
     enough = len(sets.labels) >= ROWS_PER_COLUMN_OF_HALVES * sum(side.rows.shape[1] for side in sides)
-    if sets.cells is not None and enough and read.start < read.stop:
+    read = None if sets.cells is None else halves_of(sets)[0][1]
+    if enough and read is not None and read.start < read.stop:
         # One half is enough to see whether the other is worth it.
         new = []
         for each in factors:
