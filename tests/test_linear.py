@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ecsfusion import fast_pid
 from ecsfusion.pid import mixtures
 from ecsfusion.pid.linear import (
     LinearSums,
@@ -99,3 +100,15 @@ def test_sides_are_dependent_where_one_tells_the_noise_of_the_other(random_seed)
         second = sums_of(other, fold, labels)
         linear = linear_readouts(first, prior), linear_readouts(second, prior)
         assert are_dependent(first, second, linear) is expected
+
+
+def test_an_estimate_that_does_not_know_where_the_folds_are_is_the_same(monkeypatch):
+    """As on a GPU, whose host does not wait to know."""
+    rows, _, labels = drawn(4, strength=0.8)
+    others = drawn(3, 5, strength=0.5)[0]
+    expected = fast_pid([rows, others], labels)
+    make = TrainingSets.make
+    monkeypatch.setattr(TrainingSets, "make", lambda *args: make(*args)._replace(cells=None))
+    found = fast_pid([rows, others], labels)
+    for name in ("mutual_information", "joint_mutual_information", "unique", "synergy"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0.03)
