@@ -176,11 +176,10 @@ def table(reports: list[Report]) -> str:
     for (kernel, configuration), by_architecture in rows.items():
         cells = []
         for architecture in SHARED_MEMORY:
-            report = by_architecture.get(architecture)
-            if report is None:
-                numbers = "-"
-            else:
-                numbers = "failed" if report.error else f"{report.registers} / {report.spills} / {report.shared}"
+            found = by_architecture.get(architecture)
+            numbers = "-"
+            if found is not None:
+                numbers = "failed" if found.error else f"{found.registers} / {found.spills} / {found.shared}"
             cells.append(f"  {numbers:>18}")
         lines.append(f"{f'{kernel}  {configuration}':<{width}}{''.join(cells)}")
     return "\n".join(lines)
