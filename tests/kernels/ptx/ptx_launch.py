@@ -177,4 +177,6 @@ def executed(monkeypatch, change=unchanged, races=True, architecture=80):
                     patch.setattr(module, name, Kernel(value, launches, change, races, architecture))
             if hasattr(module, "runs_kernels"):
                 patch.setattr(module, "runs_kernels", lambda _: True)
+            if hasattr(module, "skips_dispatch"):
+                patch.setattr(module, "skips_dispatch", lambda *_: False)
         yield launches
