@@ -7,7 +7,7 @@ disturbed, or the modality's learning rate is multiplied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as parquet
@@ -68,8 +68,8 @@ class FasterRate(Event):
 class Disturbed(Split):
     """A split whose rows are those of another one, as many, while an event is on."""
 
-    other: Split
-    event: Event
+    other: Split = field(kw_only=True)
+    event: Event = field(kw_only=True)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.other[index] if self.event.is_on else super().__getitem__(index)

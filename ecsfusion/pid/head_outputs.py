@@ -73,7 +73,7 @@ def logit_pid(
     check_positive(classes, "C")
     check_classes(targets, classes)
     prior = torch.bincount(targets, minlength=classes).double() / len(targets)
-    posteriors = [matched(torch.softmax(values.double(), -1), prior) for values in given.values()]
+    posteriors = [matched(torch.softmax(values.double(), -1), prior, 0.0) for values in given.values()]
     label = entropy_with_gradient(prior, 1)
     conditional = [entropy_with_gradient(posterior, 1).mean() for posterior in posteriors]
     tables = [posterior / len(targets) for posterior in posteriors]

@@ -44,14 +44,17 @@ class Union(NamedTuple):
     """(B, N): the same, averaged over the labels by the row's posteriors; its mean is that of the table."""
 
 
-def matched(posteriors: Tensor, prior: Tensor) -> Tensor:
-    """Posteriors (..., N, C) float64 scaled until their mean is the prior (C,), or nearly so where they are certain."""
+def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tensor:
+    """Posteriors (..., N, C) float64 scaled until their mean is the prior (C,), or nearly so where they are certain.
+
+    A relative distance of `nearly` ends the scaling on the CPU; with 0, which gradients need, nothing ends it early.
+    """
     for _ in range(RESCALINGS):
         factor = prior / posteriors.mean(-2, keepdim=True).clamp_min(TINY)
-        if posteriors.device.type == "cpu" and bool(((factor - 1).abs() < MATCHED).all()):
+        if nearly and posteriors.device.type == "cpu" and bool(((factor - 1).abs() < nearly).all()):
             break
         posteriors = posteriors * factor
-        posteriors /= posteriors.sum(-1, keepdim=True).clamp_min(TINY)
+        posteriors = posteriors / posteriors.sum(-1, keepdim=True).clamp_min(TINY)
     return posteriors
 
 
