@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from fusion_fixtures import two_views
 from torch import Tensor
 
 from ecsfusion.evaluation.contributions import contributions_of
@@ -112,6 +113,9 @@ class TestOfAModel:
             contributions_of(evaluation_of(heads, labels, excluded_from_readout=("image", "audio")), None)
             is None
         )
+        joint = Readout.fit(heads, labels, excluded_from_readout=("image", "audio"))
+        # A model that was loaded says it by its readout.
+        assert contributions_of(evaluation_of(heads, labels), Readout.from_dict(joint.to_dict())) is None
         single = {name: z[:1] for name, z in heads.items()}
         assert contributions_of(evaluation_of(single, labels[:1]), None) is None
 
@@ -168,6 +172,33 @@ class TestOfARow:
         # A readout of an earlier version knows no frequencies.
         older = {key: value for key, value in readout.to_dict().items() if key != "prior"}
         assert Readout.from_dict(older).answers(heads, nowhere)[0].tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 9]), "class 9"),
+        (torch.tensor([0, 1, -100]), "class -100"),
+        (torch.tensor([0, 1]), "each of the 3"),
+        (torch.ones(3, 3), "one class index per row"),
+        ([0, 1, 2], "no tensor: list"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(labels, message):
+    model = two_views().eval()
+    logits = {name: torch.eye(3) for name in ("left", "right", FUSED)}
+    model.config.readout = Readout.fit(logits, torch.arange(3)).to_dict()
+    rows = {name: torch.zeros(3, 1, 4, 4) for name in ("left", "right")}
+    with pytest.raises((ValueError, TypeError), match=message):
+        model.contributions(labels=labels, **rows)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, None, "1"])
+def test_a_saved_weight_that_is_none_is_named(weight):
+    values = Readout.fit({"a": torch.eye(3), FUSED: torch.eye(3)}, torch.arange(3)).to_dict()
+    values["weights"][0]["a"] = weight
+    with pytest.raises(ValueError, match="weight of the head 'a' in a readout"):
+        Readout.from_dict(values)
 
 
 def measured(**more) -> Measurement:
