@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,6 +220,15 @@ def test_the_sentence_has_the_numbers():
         "image 45.0 and audio 17.0 points of accuracy beyond the 10.0 of the commonest answer; image 1.20 and audio "
         "0.40 bits"
     )
+
+
+def test_a_modality_that_no_row_has_is_not_said_to_contribute_nothing():
+    here = measured()
+    lacking = replace(here, scores={name: s for name, s in here.scores.items() if name != "audio"})
+    assert contributions_sentence(lacking).startswith("image 45.0 points of accuracy")
+    assert "audio" not in contributions_sentence(lacking)
+    labels = [text.get_text() for text in plot_contributions(lacking, "test").axes[0].get_xticklabels()]
+    assert labels == ["none", "image", "all"]
 
 
 def test_the_picture_is_drawn_and_a_measurement_survives_json(tmp_path):

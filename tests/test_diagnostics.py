@@ -480,6 +480,14 @@ class TestAdviceToLeaveOut:
         assert found.about == "audio"
         assert "accuracy" not in found.sentence
 
+    def test_noise_that_reaches_as_much_as_a_modality_may_know_is_no_silence(self) -> None:
+        floors = {"image": 0.05, "redundancy": 0.05, "synergy": 0.1}
+        tied = {"image": 0.6, "audio": 0.11, "fused": 0.61}
+        knows = {"mutual_information": {"image": 1.3, "audio": 0.4}, "unique": {"image": 1.3, "audio": 0.0}}
+        for floor, names in ((0.45, ["audio"]), (1.6, [])):
+            reading = probe(accuracy=tied, synergy=0.02, floor={**floors, "audio": floor}, **knows).reading
+            assert about(no_information([reading])) == names
+
     def test_a_copy_by_clusters_with_something_of_its_own_by_its_head(self) -> None:
         by_heads: dict[str, Any] = {"conditional_mutual_information": None, "num_clusters": ()}
         # The one that knows less, with 0.15 of 1.3 bits.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_resnet, tiny_vit, two_views
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments, Readout
 from ecsfusion.model.fused_heads import FUSION_HEADS
+from ecsfusion.training.evaluator import fuses_at_random
 from ecsfusion.training.head_losses import LossOfAllHeads
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
@@ -178,6 +181,22 @@ def test_where_no_head_of_a_modality_was_trained_the_fused_head_answers_every_ro
     assert torch.equal(
         trained.answers({**logits, "left": logits["fused"]}, given).argmax(1), onehot.argmax(1)
     )
+
+
+@pytest.mark.parametrize(
+    ("fusion", "expected"),
+    [("concatenation", False), ("transformer", True), ("late-average", False), ("entropy-average", False)],
+)
+def test_a_fused_head_that_nothing_trains_is_not_read_out(fusion, expected):
+    model = two_views(fusion=fusion)
+    for stage in ("joint", "unimodal"):
+        model.set_stage(stage)
+        assert fuses_at_random(SimpleNamespace(model=model)) == (expected and stage == "unimodal")
+    onehot = torch.eye(3)[torch.arange(30) % 3]
+    logits = {"left": onehot, "right": 0 * onehot, "fused": -onehot}
+    logits["fused"][0] = 9 * onehot[0]
+    weights = Readout.fit(logits, onehot.argmax(1), excluded_from_readout=("fused",)).weights()
+    assert weights["fused"] == 0 < weights["left"]
 
 
 @pytest.mark.parametrize("fusion", FUSION_HEADS)

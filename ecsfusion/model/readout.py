@@ -100,7 +100,8 @@ class Readout:
             subsets: False to fit only the combination of all heads, for rows that have every modality.
             excluded_from_readout: modalities whose own heads get the weight zero in every set that has other heads
                 (see `Rule.excluded_from_readout`). The combination's loss may then be above theirs. If these are all
-                modalities, the fused head also answers rows that lack some.
+                modalities, the fused head also answers rows that lack some. "fused" among them is a fused head that
+                nothing has trained.
             groups: (N,) whole numbers, equal for rows of one source such as a subject. Rows of a group then count as
                 one where a head must lower the loss enough to get a weight, and in the pull towards equal weights.
 
@@ -127,7 +128,8 @@ class Readout:
         modalities = tuple(name for name in heads if name != FUSED)
         fitted, offsets = {}, {}
         sets = _head_sets(modalities, with_fused=FUSED in heads) if subsets else [tuple(heads)]
-        only_fused = FUSED in heads and bool(modalities) and set(modalities) <= set(excluded_from_readout)
+        trusted = {*heads} - {*excluded_from_readout}
+        only_fused = bool(modalities) and trusted == {FUSED}
         if only_fused:
             sets = [names for names in sets if FUSED in names]
         for names in sets:

@@ -17,9 +17,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 def contributions_sentence(measurement: Measurement) -> str:
     """Each modality's contribution, such as "image 31.2 and audio 12.0 points of accuracy beyond the 10.0 of chance".
 
-    It is empty where the measurement has no contributions.
+    It is empty where the measurement has no contributions. A modality that no row has is left out.
     """
-    found = measurement.contributions
+    found = evaluated_contributions(measurement)
     if not found:
         return ""
     if measurement.score == "accuracy":
@@ -31,6 +31,17 @@ def contributions_sentence(measurement: Measurement) -> str:
     if found["bits"]:
         sentence += f"; {_listed([f'{name} {bits:.2f}' for name, bits in found['bits'].items()])} bits"
     return sentence
+
+
+def evaluated_contributions(measurement: Measurement) -> dict[str, Any] | None:
+    """The contributions of the modalities that some row of the evaluation has: the others could not contribute."""
+    found = measurement.contributions
+    if not found:
+        return None
+    return {
+        key: {name: value for name, value in values.items() if name in measurement.scores}
+        for key, values in found.items()
+    }
 
 
 def plot_contributions(
@@ -46,7 +57,7 @@ def plot_contributions(
     Raises:
         ValueError: the measurement has no contributions.
     """
-    found = measurement.contributions
+    found = evaluated_contributions(measurement)
     if not found:
         raise ValueError("the measurement has no contributions: there is nothing to draw.")
     names = list(found["score"])
