@@ -418,7 +418,10 @@ def test_what_is_evaluated_in_a_callback_decides_nothing(tmp_path):
         ({"head_learning_rate": "1e-3"}, "head_learning_rate is '1e-3'; give a number"),
         ({"head_learning_rate": float("inf")}, "head_learning_rate is inf; give a number"),
         ({"modality_learning_rates": {"left": float("inf")}}, r"\['left'\] is inf; give a number"),
-        ({"group_column_name": ["subject"]}, r"group_column_name is \['subject'\]; give the name of one column"),
+        (
+            {"group_column_name": ["subject"]},
+            r"group_column_name is \['subject'\]; give the name of one column",
+        ),
         ({"group_column_name": " "}, "group_column_name is ' '; give the name of one column"),
         ({"strategy": "strong-first"}, "strategy is 'strong-first'"),
         ({"strategy_options": {"patients": 2}}, "unknown option 'patients'"),
