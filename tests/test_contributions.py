@@ -222,6 +222,25 @@ def test_the_sentence_has_the_numbers():
     )
 
 
+def test_the_sentence_of_a_regression_adds_up():
+    found = {"score": {"image": 0.5, "audio": 0.25}, "bits": {}}
+    sentence = contributions_sentence(replace(measured(), score="r2", contributions=found))
+    assert sentence == "image 0.50 and audio 0.25 of R² beyond the -0.03 of the mean of the fit"
+
+
+@pytest.mark.parametrize(
+    ("score", "shares"), [("accuracy", (0.62, 0.0)), ("r2", (0.9, -0.05)), ("r2", (-0.3, 0.0))]
+)
+def test_labels_of_the_picture_have_room_above_the_bars(score, shares):
+    found = {"score": dict(zip(("image", "audio"), shares, strict=True)), "bits": {}}
+    axes = plot_contributions(replace(measured(), score=score, contributions=found), "test").axes[0]
+    low, high = axes.get_ylim()
+    assert max(bar.get_y() + max(bar.get_height(), 0) for bar in axes.patches) < high - 0.05 * (high - low)
+    # No bar hangs out of the picture.
+    assert min(bar.get_y() + min(bar.get_height(), 0) for bar in axes.patches) >= low
+    assert axes.get_title(loc="left").startswith("accuracy" if score == "accuracy" else "R²")
+
+
 def test_a_modality_that_no_row_has_is_not_said_to_contribute_nothing():
     here = measured()
     lacking = replace(here, scores={name: s for name, s in here.scores.items() if name != "audio"})
