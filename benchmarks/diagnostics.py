@@ -19,6 +19,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from ecsfusion.diagnostics.duplicate import duplicate
 from ecsfusion.diagnostics.short_stage import NUM_READINGS, short_stage
 from ecsfusion.evaluation.measurement import Information, Measurement, Scale
 from ecsfusion.model.names import CALIBRATED, FUSED
+from ecsfusion.pid.linear_share import linear_share
 
 FOLDER = Path(__file__).parent / "results"
 RESULTS = FOLDER / "diagnostics.jsonl"
@@ -155,7 +157,7 @@ def probe(run: Mapping[str, Any], names: Sequence[str], i: int, ends_stage: bool
 
 def copies(noise: float, alike: bool, seeds: int) -> dict[str, Any]:
     """Two random encoders of one noisy view of the class, or of two views whose noise is independent."""
-    pids = []
+    pids, told = [], []
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
         means = torch.randn(3, 16, generator=generator)
@@ -167,6 +169,7 @@ def copies(noise: float, alike: bool, seeds: int) -> dict[str, Any]:
             for name, view in zip(("first", "second"), views, strict=True)
         }
         pids.append(fast_pid(embeddings, labels, method="clusters", bootstrap=0, seed=seed))
+        told.append(partial(share_told, embeddings, labels))
     shared = [float(pid.conditional_mutual_information) for pid in pids]
     return {
         "case": "copies" if alike else "independent views",
@@ -175,8 +178,16 @@ def copies(noise: float, alike: bool, seeds: int) -> dict[str, Any]:
         "information": round(mean_of(pids, "mutual_information"), 3),
         "shared_least": round(min(shared), 3),
         "shared_most": round(max(shared), 3),
-        "named": sum(any(duplicate(Information.from_pid(pid))) for pid in pids),
+        "told_least": round(min(each("first", "second") for each in told), 3),
+        "told_most": round(max(each("first", "second") for each in told), 3),
+        "named": sum(
+            any(duplicate(Information.from_pid(pid), told=each)) for pid, each in zip(pids, told, strict=True)
+        ),
     }
+
+
+def share_told(embeddings: Mapping[str, torch.Tensor], labels: torch.Tensor, name: str, by: str) -> float:
+    return linear_share(embeddings[name], embeddings[by], labels)
 
 
 def mean_of(pids: Sequence[PID], attribute: str) -> float:

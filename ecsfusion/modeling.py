@@ -84,7 +84,7 @@ class FusionForClassification(PreTrainedModel):
       the mean over all its rows. So it does not matter which rows share a batch.
     - How the fused head treats such rows: see `ecsfusion.model.fused_heads`.
     - The readout combines, row by row, the heads of the modalities that the row has, and the fused one if the row has
-      all of them.
+      all of them. Where no loss has trained the heads of modalities, the fused head answers every row.
     - The PID is estimated on the rows that have every modality.
 
     Args:
@@ -872,7 +872,9 @@ class FusionForClassification(PreTrainedModel):
             targets. A modality that a row lacks contributes 0.
 
         Raises:
-            ValueError: the model is in training or has no readout; more than six modalities; as in `forward`.
+            ValueError: the model is in training or has no readout; more than six modalities; labels that do not fit;
+                as in `forward`.
+            TypeError: labels that are no tensor; as in `forward`.
         """
         if self.training or self.config.readout is None:
             raise ValueError(
@@ -880,9 +882,16 @@ class FusionForClassification(PreTrainedModel):
                 "(FusionTrainer does so after training; trainer.fit_readout())."
             )
         readout = Readout.from_dict(self.config.readout)
-        outputs = self(present=present, **inputs)
+        outputs = self(labels=labels, present=present, **inputs)
         heads = {name: z.double() for name, z in {FUSED: outputs.logits, **outputs.unimodal_logits}.items()}
-        found = row_contributions(readout, heads, outputs.present, labels)
+        embeddings = outputs.embeddings
+        # Those of the first copies, which the fused head sees.
+        logits = {name: self.heads[name](h.to(self.dtype)) for name, h in embeddings.items()}
+
+        def fuse(given: Mapping[str, Tensor]) -> Tensor:
+            return self.fuse(embeddings, logits, given).double()
+
+        found = row_contributions(readout, heads, outputs.present, labels, fuse)
         absent = torch.zeros_like(next(iter(found.values())))
         return {name: found.get(name, absent) for name in self.modalities}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -130,13 +131,19 @@ class FusionTrainingArguments(TrainingArguments):
                 setattr(self, name, _parse_mapping(name, getattr(self, name)))
         for name in ("modality_learning_rates", "modality_weight_decays"):
             for modality, value in (getattr(self, name) or {}).items():
-                if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+                if not _is_rate(value):
                     raise ValueError(
                         f"{name}[{modality!r}] is {value!r}; give a number that is not negative."
                     )
-        if self.head_learning_rate is not None and not self.head_learning_rate >= 0:
+        if self.head_learning_rate is not None and not _is_rate(self.head_learning_rate):
             raise ValueError(
-                f"head_learning_rate is {self.head_learning_rate}; give a number that is not negative."
+                f"head_learning_rate is {self.head_learning_rate!r}; give a number that is not negative."
+            )
+        if self.group_column_name is not None and (
+            not isinstance(self.group_column_name, str) or not self.group_column_name.strip()
+        ):
+            raise ValueError(
+                f"group_column_name is {self.group_column_name!r}; give the name of one column, or leave it out."
             )
         if self.strategy is not None:
             check_strategy_name(self.strategy)
@@ -203,6 +210,11 @@ class FusionTrainingArguments(TrainingArguments):
         options = cast("dict[str, Any]", self.strategy_options or {})
         values["strategy_options"] = {name: _json_value(value) for name, value in options.items()} or None
         return values
+
+
+def _is_rate(value: Any) -> bool:
+    """Whether a value is a finite number that is not negative."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _json_value(value: Any) -> Any:

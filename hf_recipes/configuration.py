@@ -177,6 +177,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RecipeArguments, FusionTrainin
         [*from_file, *rest], return_remaining_strings=True
     )
     for option in unknown:
+        if Path(option).suffix in (".yaml", ".yml"):
+            raise ValueError(f"{option!r} on the command line is a file; write --config {option}")
         if not option.startswith("--"):
             raise ValueError(f"{option!r} on the command line belongs to no option; write --name value")
         key = option[2:].split("=")[0].replace("-", "_")

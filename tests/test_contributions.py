@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from fusion_fixtures import two_views
 from torch import Tensor
 
 from ecsfusion.evaluation.contributions import contributions_of
@@ -112,6 +114,9 @@ class TestOfAModel:
             contributions_of(evaluation_of(heads, labels, excluded_from_readout=("image", "audio")), None)
             is None
         )
+        joint = Readout.fit(heads, labels, excluded_from_readout=("image", "audio"))
+        # A model that was loaded says it by its readout.
+        assert contributions_of(evaluation_of(heads, labels), Readout.from_dict(joint.to_dict())) is None
         single = {name: z[:1] for name, z in heads.items()}
         assert contributions_of(evaluation_of(single, labels[:1]), None) is None
 
@@ -170,6 +175,33 @@ class TestOfARow:
         assert Readout.from_dict(older).answers(heads, nowhere)[0].tolist() == [0.25] * 4
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 9]), "class 9"),
+        (torch.tensor([0, 1, -100]), "class -100"),
+        (torch.tensor([0, 1]), "each of the 3"),
+        (torch.ones(3, 3), "one class index per row"),
+        ([0, 1, 2], "no tensor: list"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(labels, message):
+    model = two_views().eval()
+    logits = {name: torch.eye(3) for name in ("left", "right", FUSED)}
+    model.config.readout = Readout.fit(logits, torch.arange(3)).to_dict()
+    rows = {name: torch.zeros(3, 1, 4, 4) for name in ("left", "right")}
+    with pytest.raises((ValueError, TypeError), match=message):
+        model.contributions(labels=labels, **rows)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, None, "1"])
+def test_a_saved_weight_that_is_none_is_named(weight):
+    values = Readout.fit({"a": torch.eye(3), FUSED: torch.eye(3)}, torch.arange(3)).to_dict()
+    values["weights"][0]["a"] = weight
+    with pytest.raises(ValueError, match="weight of the head 'a' in a readout"):
+        Readout.from_dict(values)
+
+
 def measured(**more) -> Measurement:
     return Measurement(
         "accuracy",
@@ -188,6 +220,34 @@ def test_the_sentence_has_the_numbers():
         "image 45.0 and audio 17.0 points of accuracy beyond the 10.0 of the commonest answer; image 1.20 and audio "
         "0.40 bits"
     )
+
+
+def test_the_sentence_of_a_regression_adds_up():
+    found = {"score": {"image": 0.5, "audio": 0.25}, "bits": {}}
+    sentence = contributions_sentence(replace(measured(), score="r2", contributions=found))
+    assert sentence == "image 0.50 and audio 0.25 of R² beyond the -0.03 of the mean of the fit"
+
+
+@pytest.mark.parametrize(
+    ("score", "shares"), [("accuracy", (0.62, 0.0)), ("r2", (0.9, -0.05)), ("r2", (-0.3, 0.0))]
+)
+def test_labels_of_the_picture_have_room_above_the_bars(score, shares):
+    found = {"score": dict(zip(("image", "audio"), shares, strict=True)), "bits": {}}
+    axes = plot_contributions(replace(measured(), score=score, contributions=found), "test").axes[0]
+    low, high = axes.get_ylim()
+    assert max(bar.get_y() + max(bar.get_height(), 0) for bar in axes.patches) < high - 0.05 * (high - low)
+    # No bar hangs out of the picture.
+    assert min(bar.get_y() + min(bar.get_height(), 0) for bar in axes.patches) >= low
+    assert axes.get_title(loc="left").startswith("accuracy" if score == "accuracy" else "R²")
+
+
+def test_a_modality_that_no_row_has_is_not_said_to_contribute_nothing():
+    here = measured()
+    lacking = replace(here, scores={name: s for name, s in here.scores.items() if name != "audio"})
+    assert contributions_sentence(lacking).startswith("image 45.0 points of accuracy")
+    assert "audio" not in contributions_sentence(lacking)
+    labels = [text.get_text() for text in plot_contributions(lacking, "test").axes[0].get_xticklabels()]
+    assert labels == ["none", "image", "all"]
 
 
 def test_the_picture_is_drawn_and_a_measurement_survives_json(tmp_path):

@@ -10,11 +10,12 @@ import pytest
 import torch
 from fusion_fixtures import two_views
 from readings import make_information, make_measurement, make_probe, make_reading
+from torch import Tensor
 
 from ecsfusion.controller.decision import PauseThreshold
 from ecsfusion.controller.probe import Probe
 from ecsfusion.controller.registry import make_rule
-from ecsfusion.diagnostics.duplicate import duplicate
+from ecsfusion.diagnostics.duplicate import MIN_TOLD, duplicate
 from ecsfusion.diagnostics.estimate import atoms_below_noise, few_rows, wide_certificate
 from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
@@ -26,6 +27,7 @@ from ecsfusion.diagnostics.starved_heads import starved_heads
 from ecsfusion.evaluation.measurement import Information, Measurement, Scale
 from ecsfusion.evaluation.rounding import told_apart
 from ecsfusion.pid.decomposition import decompose
+from ecsfusion.pid.linear_share import linear_share
 from ecsfusion.reporting.heads import compare_heads
 
 BOTH = ("image", "audio")
@@ -400,6 +402,61 @@ class TestDuplicate:
     def test_modalities_that_are_related_or_agree_are_no_copies(self, values: dict) -> None:
         assert about(duplicate(decomposition(**values))) == []
 
+    def test_related_modalities_that_clusters_call_a_copy(self) -> None:
+        """Two sensors of one movement: many shared bits, and most of what each holds is its own."""
+        pair = decomposition((1.3, 1.1), (0.3, 0.04), dependence=0.9)
+        asked: list[tuple[str, str]] = []
+
+        def told(share: float) -> Any:
+            return lambda name, by: asked.append((name, by)) or share
+
+        assert about(duplicate(pair, told=told(0.38))) == []
+        (found,) = duplicate(pair, told=told(0.57))
+        assert "0.90 bits beyond the label, 57% of what audio holds, as copies do" in found.sentence
+        assert set(asked) == {("audio", "image")}
+
+
+def views(alike: float, num_rows: int = 240) -> tuple[Tensor, Tensor, Tensor]:
+    """Two random encoders of two views of the class, whose noise is alike to this share; and the classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(num_rows) % 3
+    means, common = torch.randn(3, 8, generator=generator), torch.randn(num_rows, 8, generator=generator)
+    encoded = []
+    for _ in range(2):
+        own = torch.randn(num_rows, 8, generator=generator)
+        view = means[labels] + alike**0.5 * common + (1 - alike) ** 0.5 * own
+        encoded.append(torch.relu(view @ torch.randn(8, 24, generator=generator)))
+    return encoded[0], encoded[1], labels
+
+
+class TestLinearShare:
+    def test_copies_related_and_independent_views(self) -> None:
+        shares = {alike: linear_share(*views(alike)) for alike in (1.0, 0.5, 0.0)}
+        assert shares[1.0] > MIN_TOLD > shares[0.5] > shares[0.0]
+        assert shares[0.0] == pytest.approx(0.0, abs=0.03)
+
+    def test_known_answers(self) -> None:
+        x, _, labels = views(0.0)
+        turned = x @ torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(1)))[0]
+        assert linear_share(x, turned, labels) == pytest.approx(1.0, abs=1e-3)
+        onehot = torch.nn.functional.one_hot(labels).float()
+        # Nothing is left beside the label.
+        assert linear_share(x, onehot, labels) == linear_share(onehot, x, labels) == 0.0
+        assert linear_share(x, torch.zeros_like(x), labels) == 0.0
+        # Of several labels and of targets their linear part is taken away.
+        assert linear_share(x, onehot, onehot) == linear_share(x, onehot[:, :1], onehot[:, :1]) == 0.0
+
+    def test_rows_of_a_group_do_not_tell_each_other(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        groups = torch.arange(200) // 10
+        # Every group has a place of its own in both, and nothing else ties them.
+        a = torch.randn(20, 6, generator=generator)[groups]
+        labels = torch.arange(200) % 2
+        wide = torch.randn(20, 40, generator=generator)[groups]
+        assert linear_share(a, wide, labels) > 0.9
+        assert linear_share(a, wide, labels, groups) < 0.1
+        assert linear_share(a, wide, labels, torch.zeros_like(groups)) == 0.0
+
 
 class TestAdviceToLeaveOut:
     """Where the fused head is ahead of both heads, or a head tells something of its own, none is advised away."""
@@ -422,6 +479,14 @@ class TestAdviceToLeaveOut:
         (found,) = no_information([reading], trained_heads=())
         assert found.about == "audio"
         assert "accuracy" not in found.sentence
+
+    def test_noise_that_reaches_as_much_as_a_modality_may_know_is_no_silence(self) -> None:
+        floors = {"image": 0.05, "redundancy": 0.05, "synergy": 0.1}
+        tied = {"image": 0.6, "audio": 0.11, "fused": 0.61}
+        knows = {"mutual_information": {"image": 1.3, "audio": 0.4}, "unique": {"image": 1.3, "audio": 0.0}}
+        for floor, names in ((0.45, ["audio"]), (1.6, [])):
+            reading = probe(accuracy=tied, synergy=0.02, floor={**floors, "audio": floor}, **knows).reading
+            assert about(no_information([reading])) == names
 
     def test_a_copy_by_clusters_with_something_of_its_own_by_its_head(self) -> None:
         by_heads: dict[str, Any] = {"conditional_mutual_information": None, "num_clusters": ()}

@@ -24,6 +24,7 @@ from ecsfusion.evaluation.scores import calibrated_answers, scale_of
 from ecsfusion.model.problem_types import REGRESSION, SINGLE_LABEL
 from ecsfusion.pid.folds import independent_rows
 from ecsfusion.processing import TensorCollator
+from ecsfusion.training.groups import RunGroups
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 ROWS = 96
@@ -234,7 +235,7 @@ def test_the_collator_takes_the_column_out_of_the_rows() -> None:
 def test_a_group_is_a_text_or_a_whole_number() -> None:
     same = [3, "3", 3.0, np.int64(3), torch.tensor(3)]
     assert len({group_key(value, "subject", "row 0") for value in same}) == 1
-    for missing in (None, float("nan")):
+    for missing in (None, float("nan"), "", " "):
         with pytest.raises(ValueError, match=r"row 7 has no 'subject'.*name the group of every row"):
             group_key(missing, "subject", "row 7")
     for wrong in (1.5, [1], {"a": 1}):
@@ -242,6 +243,28 @@ def test_a_group_is_a_text_or_a_whole_number() -> None:
             TypeError, match=r"'subject' of row 7 is .* name a group by a text or a whole number"
         ):
             group_key(wrong, "subject", "row 7")
+
+
+def test_a_row_without_a_group_is_named_before_the_first_step() -> None:
+    def begin(subjects: list[Any], other: dict[str, Any]) -> list[Any]:
+        sets = {
+            "eval_dataset['known']": [{"left": 0, "subject": subject} for subject in subjects],
+            "eval_dataset['shifted']": [other],
+        }
+        run = SimpleNamespace(
+            args=SimpleNamespace(group_column_name="subject"),
+            train_dataset=[{"left": 0, "subject": None}],
+            evaluation_sets=lambda: sets,
+            model=SimpleNamespace(modalities=("left", "right")),
+        )
+        return list(RunGroups(run).begin())
+
+    with pytest.raises(ValueError, match=r"row 1 of eval_dataset\['known'\] has no 'subject'"):
+        begin(["a", None], {"left": 0})
+    with pytest.raises(TypeError, match=r"'subject' of row 0 of eval_dataset\['shifted'\] is 0.5"):
+        begin(["a", "b"], {"left": 0, "subject": 0.5})
+    # Training rows without a group, and further sets without the column, are allowed.
+    assert begin(["a", "b"], {"left": 0}) == []
 
 
 def test_columns_are_read_where_no_row_need_be_made() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_resnet, tiny_vit, two_views
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments, Readout
 from ecsfusion.model.fused_heads import FUSION_HEADS
+from ecsfusion.training.evaluator import fuses_at_random
 from ecsfusion.training.head_losses import LossOfAllHeads
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
@@ -155,6 +158,68 @@ def test_the_readout_answers_every_row_by_what_it_has():
         alone = [model(**row(batch(), i)).probabilities for i in range(6)]
     torch.testing.assert_close(together, torch.cat(alone))
     torch.testing.assert_close(together.sum(dim=1), torch.ones(6))
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
+@pytest.mark.parametrize("right", [True, False])
+def test_where_no_head_of_a_modality_was_trained_the_fused_head_answers_every_row(kind, right):
+    generator = torch.Generator().manual_seed(0)
+    onehot = torch.eye(3)[torch.arange(90) % 3]
+    logits = {name: torch.randn(90, 3, generator=generator) for name in ("left", "right")}
+    logits["fused"] = 4 * onehot - 2
+    labels = onehot.argmax(1) if kind.startswith("single") else onehot
+    present = {"left": torch.ones(90, dtype=torch.bool), "right": (torch.arange(90) < 60) & right}
+    logits["right"][~present["right"]] = torch.nan
+    readout = Readout.fit(logits, labels, present, kind, excluded_from_readout=("left", "right"))
+    readout = Readout.from_dict(readout.to_dict())
+    assert readout.fused_head_alone
+    for given in (present, {**present, "right": torch.zeros(90, dtype=torch.bool)}):
+        assert torch.equal(readout.answers(logits, given).argmax(1), onehot.argmax(1))
+    # Heads that were trained answer for themselves in rows that lack the other.
+    trained = Readout.fit({**logits, "left": logits["fused"], "fused": logits["left"]}, labels, present, kind)
+    assert not trained.fused_head_alone
+    assert torch.equal(
+        trained.answers({**logits, "left": logits["fused"]}, given).argmax(1), onehot.argmax(1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fusion", "expected"),
+    [("concatenation", False), ("transformer", True), ("late-average", False), ("entropy-average", False)],
+)
+def test_a_fused_head_that_nothing_trains_is_not_read_out(fusion, expected):
+    model = two_views(fusion=fusion)
+    for stage in ("joint", "unimodal"):
+        model.set_stage(stage)
+        assert fuses_at_random(SimpleNamespace(model=model)) == (expected and stage == "unimodal")
+    onehot = torch.eye(3)[torch.arange(30) % 3]
+    logits = {"left": onehot, "right": 0 * onehot, "fused": -onehot}
+    logits["fused"][0] = 9 * onehot[0]
+    weights = Readout.fit(logits, onehot.argmax(1), excluded_from_readout=("fused",)).weights()
+    assert weights["fused"] == 0 < weights["left"]
+
+
+@pytest.mark.parametrize("fusion", FUSION_HEADS)
+def test_an_untrained_head_contributes_what_the_fused_head_makes_of_its_modality(fusion):
+    model = two_views(fusion=fusion).eval()
+    generator = torch.Generator().manual_seed(0)
+    logits = {name: torch.randn(30, 3, generator=generator) for name in ("left", "right", "fused")}
+    readout = Readout.fit(logits, torch.arange(30) % 3, excluded_from_readout=("left", "right"))
+    model.config.readout = readout.to_dict()
+    inputs = batch()
+    answers = {
+        names: model(**{name: inputs[name] for name in names}).probabilities.double().log2()
+        for names in (("left", "right"), ("left",), ("right",))
+    }
+    prior = torch.tensor(readout.prior, dtype=torch.float64).log2()
+    for given in (LABELS, LABELS.int()):
+        parts = model.contributions(labels=given, **inputs)
+        both, left, right = (each[torch.arange(6), LABELS] for each in answers.values())
+        expected = (left - prior[LABELS] + both - right) / 2
+        torch.testing.assert_close(parts["left"], expected.detach(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            parts["left"] + parts["right"], (both - prior[LABELS]).detach(), atol=1e-5, rtol=0
+        )
 
 
 class TwoViewsWithGaps(TwoViews):

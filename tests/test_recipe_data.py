@@ -345,6 +345,7 @@ def test_what_is_wrong_on_the_command_line_is_named(tmp_path):
         ),
         (["--learning_rate", "fast"], r"argument --learning_rate\S*: invalid float value: 'fast'"),
         (["digits"], "'digits' on the command line belongs to no option"),
+        (["configs/clipart.yaml"], "is a file; write --config configs/clipart.yaml"),
         (["--config", str(AVMNIST)], "neither dataset nor data_dir is given; add --data_dir FOLDER"),
     ]
     for argv, message in wrong:

@@ -84,7 +84,9 @@ def group_key(value: Any, column: str, place: str) -> int:
     if is_real and float(value).is_integer():
         # A gap in a table has made whole numbers real.
         value = int(value)
-    if value is None or (is_real and value != value):
+    # An empty cell of a table is an empty text.
+    is_empty = isinstance(value, str) and not value.strip()
+    if value is None or is_empty or (is_real and value != value):
         raise ValueError(
             f"{place} has no {column!r}, which group_column_name names; name the group of every row, or leave this row "
             "out."

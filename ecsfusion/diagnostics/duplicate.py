@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ecsfusion.diagnostics.finding import NEGLIGIBLE_SYNERGY, Finding
 from ecsfusion.diagnostics.no_information import fusion_is_ahead
@@ -12,6 +12,10 @@ from ecsfusion.evaluation.rounding import told_apart
 MIN_SHARED = 0.25
 """The least I(X1; X2 | Y) of two copies, in bits. Independent modalities never share so much beyond the label, no
 matter how much of the label they know (benchmarks/diagnostics.py)."""
+MIN_TOLD = 0.5
+"""The least share of what a copy holds beyond the label that the other modality tells by a held-out linear prediction:
+0.4 to 0.6 for two random encoders of the same input with a nonlinearity, 0.97 for two convolutions, and 0.0 to 0.4 for
+accelerometer and gyroscope of one movement."""
 MAX_UNIQUE_SHARE = 0.15
 """The largest share of a copy's information that may appear as unique; the copy is the one that knows less."""
 NEGLIGIBLE_UNIQUENESS = 0.1
@@ -23,12 +27,19 @@ MAX_SYNERGY_SHARE = 0.5
 keep different parts of the same input."""
 
 
-def duplicate(information: Information, measurement: Measurement | None = None) -> Iterator[Finding]:
-    """Find a modality that adds nothing to the other one and shares more with it than the label.
+def duplicate(
+    information: Information,
+    measurement: Measurement | None = None,
+    told: Callable[[str, str], float] | None = None,
+) -> Iterator[Finding]:
+    """Find a modality that adds nothing to the other one and shares nearly all with it, beyond the label too.
 
     For exact copies, both uniquenesses and the synergy are 0 and I(X1; X2 | Y) > 0. Copies that pass through two
     encoders come near to this. Two modalities that only both know the label share nothing beyond it. If the label needs
     both modalities, what they share appears as synergy.
+
+    Related modalities, such as two sensors of one movement, share many bits by clusters as well, but most of what each
+    holds is its own. So a copy must be told by the other modality to a large share.
 
     Clusters lose much of what embeddings know, uniqueness too. So nothing is reported where the heads of the model show
     that the modality has something of its own: their uniqueness is clearly above noise, or the fused head is ahead of
@@ -37,6 +48,8 @@ def duplicate(information: Information, measurement: Measurement | None = None) 
     Args:
         information: the decomposition of two modalities, by clusters: heads do not show what they share.
         measurement: the measurement of the same rows; None for the clusters alone.
+        told: from two modalities to the share of what the first holds beyond the label that the second tells
+            (`ecsfusion.pid.linear_share`); None where the embeddings are not at hand.
 
     Yields:
         At most one finding.
@@ -58,13 +71,17 @@ def duplicate(information: Information, measurement: Measurement | None = None) 
         and information.synergy <= max(synergy_floor, NEGLIGIBLE_SYNERGY, MAX_SYNERGY_SHARE * shared)
         and shared > max(synergy_floor, MIN_SHARED)
     ):
+        share = None if told is None else told(copy, other)
+        if share is not None and share < MIN_TOLD:
+            return
         says = "nothing" if unique <= max(floor, NEGLIGIBLE_UNIQUENESS) else "little"
         bits, noise = told_apart(unique, floor)
         yield Finding(
             "copy",
             f"{copy}, {other}",
             f"{copy} says {says} about the label that {other} does not (uniqueness {bits} of {known[copy]:.2f} bits, "
-            f"noise floor {noise}), and the two share {shared:.2f} bits beyond the label, as copies do: check whether "
+            f"noise floor {noise}), and the two share {shared:.2f} bits beyond the label"
+            f"{'' if share is None else f', {share:.0%} of what {copy} holds'}, as copies do: check whether "
             f"both read the same input{', or leave ' + copy + ' out' if says == 'nothing' else ''}.",
         )
 

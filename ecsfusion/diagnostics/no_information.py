@@ -14,6 +14,8 @@ from ecsfusion.model.names import FUSED
 
 NEGLIGIBLE_INFORMATION = 0.02
 """Information up to this many bits counts as none, even if the noise floor is lower."""
+MAX_FLOOR = 0.5
+"""Where noise alone reaches more bits, as in few groups, nothing is said of a modality: it may know as much."""
 LOST_READINGS = 2
 """Readings in a row without information after which it counts as lost. A single one may follow an unlucky step."""
 
@@ -42,7 +44,8 @@ def no_information(
     for name in last.unique:
         if all(name in reading.training and _is_silent(reading, name, heads) for reading in readings):
             bits, floor = told_apart(last.mutual_information[name], last.floor[name], 3)
-            alone = f"; its head's accuracy is {last.accuracy[name]:.3f}, chance {scale.chance:.3f}"
+            score = "R²" if last.measurement.score == "r2" else last.measurement.score
+            alone = f"; its head's {score} is {last.accuracy[name]:.3f}, chance {scale.chance:.3f}"
             yield Finding(
                 "no information",
                 name,
@@ -106,7 +109,8 @@ def _clearly_knows(reading: Reading, name: str) -> bool:
 
 def _is_silent(reading: Reading, name: str, trained_heads: Collection[str]) -> bool:
     return (
-        reading.mutual_information[name] <= max(reading.floor[name], NEGLIGIBLE_INFORMATION)
+        reading.floor[name] <= MAX_FLOOR
+        and reading.mutual_information[name] <= max(reading.floor[name], NEGLIGIBLE_INFORMATION)
         and reading.synergy <= max(reading.floor["synergy"], NEGLIGIBLE_SYNERGY)
         and (name not in trained_heads or reading.measurement.scale.is_chance(reading.accuracy[name]))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ from ecsfusion.evaluation.measurement import Information, Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import quality
 from ecsfusion.pid.clusters import FewSamplesWarning
+from ecsfusion.pid.linear_share import linear_share
 
 logger = logging.get_logger(__name__)
 
@@ -192,7 +194,7 @@ class RunDiagnostics:
             self._warn(
                 finding
                 for pair in self._pairs(evaluation, information)
-                for finding in duplicate(pair, measurement)
+                for finding in duplicate(pair, measurement, partial(self._told, evaluation))
             )
         if ends_unimodal_stage:
             self._after_unimodal_stage(history, measurement)
@@ -285,6 +287,12 @@ class RunDiagnostics:
         rows = evaluation.probed_rows(self.run.args.probe_rows, self.run.args.seed)
         for pair in combinations(names, 2):
             yield self._decompose(evaluation, rows, pair, reads_heads=False)
+
+    def _told(self, evaluation: Evaluation, name: str, by: str) -> float:
+        """The share of what a modality holds beyond the label that another one tells, on the rows of a probe."""
+        rows = evaluation.probed_rows(self.run.args.probe_rows, self.run.args.seed)
+        target, source = (torch.from_numpy(evaluation.embeddings[each][rows]) for each in (name, by))
+        return linear_share(target, source, evaluation.labels[rows], evaluation.group_numbers(rows))
 
     def _decompose(
         self, evaluation: Evaluation, rows: np.ndarray, names: Sequence[str], **options: Any

@@ -34,7 +34,9 @@ def contributions_of(
         cross-fitting, and where the heads of the modalities are not trained: they show nothing.
     """
     heads, labels, names = evaluation.heads, evaluation.labels, tuple(evaluation.present)
-    untrained = set(evaluation.excluded_from_readout) == set(names)
+    untrained = set(evaluation.excluded_from_readout) == set(names) or (
+        readout is not None and readout.fused_head_alone
+    )
     if len(names) > MAX_MODALITIES or untrained or (readout is None and len(labels) < 2):
         return None
     groups = evaluation.group_numbers()

@@ -27,7 +27,7 @@ class Evaluation:
         present: which rows have a modality, (N,) bool, by modality.
         labels: (N,) class indices, or the labels of another problem type.
         excluded_from_readout: modalities whose own heads get no weight in the readout in rows that have others; see
-            `Rule.excluded_from_readout`.
+            `Rule.excluded_from_readout`. With "fused" the fused head gets none.
         groups: (N,) int64, equal for rows of one source such as a subject; None where rows stand alone.
     """
 

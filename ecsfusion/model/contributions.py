@@ -18,6 +18,7 @@ from math import factorial
 import torch
 from torch import Tensor
 
+from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION
 from ecsfusion.model.readout import Readout
 
@@ -62,7 +63,11 @@ def shapley_values(
 
 
 def row_contributions(
-    readout: Readout, heads: Mapping[str, Tensor], present: Mapping[str, Tensor], labels: Tensor | None = None
+    readout: Readout,
+    heads: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    labels: Tensor | None = None,
+    fuse: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The contribution of each modality to the answer for each row.
 
@@ -72,6 +77,8 @@ def row_contributions(
         present: which rows have a modality, (B,) bool, by modality.
         labels: (B,) class indices whose probability is explained, or (B, C) zeros and ones; None for what the model
             answers.
+        fuse: from masks like `present` to the logits (B, C) of the fused head that sees no other modalities; it is
+            called where the fused head answers rows that lack a modality (`Readout.fused_head_alone`).
 
     Returns:
         By modality (B,) bits, or in regression (B, C) in the unit of the targets.
@@ -90,7 +97,10 @@ def row_contributions(
         targets = targets.to(everything.device)
 
     def value(names: tuple[str, ...]) -> Tensor:
-        answers = readout.answers(heads, only(present, names))
+        given, seen = only(present, names), heads
+        if fuse is not None and readout.fused_head_alone:
+            seen = {**heads, FUSED: fuse(given)}
+        answers = readout.answers(seen, given)
         return answers if targets is None else log2_probability(answers, targets, kind)
 
     return shapley_values(tuple(present), value)
@@ -106,4 +116,4 @@ def log2_probability(answers: Tensor, labels: Tensor, problem_type: str) -> Tens
     tiny = torch.finfo(answers.dtype).tiny
     if problem_type == MULTI_LABEL:
         return torch.where(labels > 0.5, answers, 1 - answers).clamp_min(tiny).log2().sum(dim=1)
-    return answers.gather(1, labels[:, None])[:, 0].clamp_min(tiny).log2()
+    return answers.gather(1, labels.long()[:, None])[:, 0].clamp_min(tiny).log2()

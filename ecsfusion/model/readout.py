@@ -45,7 +45,8 @@ class Readout:
     """Weights of the heads, for every set of heads that a row may have.
 
     The fused head is used in rows with all modalities. In other rows the heads of the row's modalities are combined,
-    with weights that were fitted for this set. In a row with one modality, that is its own calibrated head.
+    with weights that were fitted for this set. In a row with one modality, that is its own calibrated head. Where the
+    heads of modalities were never trained, the calibrated fused head answers every row (`fused_head_alone`).
 
     Attributes:
         modalities: names of the unimodal heads.
@@ -98,7 +99,9 @@ class Readout:
             problem_type: see `ecsfusion.model.problem_types`.
             subsets: False to fit only the combination of all heads, for rows that have every modality.
             excluded_from_readout: modalities whose own heads get the weight zero in every set that has other heads
-                (see `Rule.excluded_from_readout`). The combination's loss may then be above theirs.
+                (see `Rule.excluded_from_readout`). The combination's loss may then be above theirs. If these are all
+                modalities, the fused head also answers rows that lack some. "fused" among them is a fused head that
+                nothing has trained.
             groups: (N,) whole numbers, equal for rows of one source such as a subject. Rows of a group then count as
                 one where a head must lower the loss enough to get a weight, and in the pull towards equal weights.
 
@@ -125,9 +128,15 @@ class Readout:
         modalities = tuple(name for name in heads if name != FUSED)
         fitted, offsets = {}, {}
         sets = _head_sets(modalities, with_fused=FUSED in heads) if subsets else [tuple(heads)]
+        trusted = {*heads} - {*excluded_from_readout}
+        only_fused = bool(modalities) and trusted == {FUSED}
+        if only_fused:
+            sets = [names for names in sets if FUSED in names]
         for names in sets:
             needed = modalities if FUSED in names else names
-            chosen = np.logical_and.reduce([rows[name] for name in needed]) if needed else np.ones(N, bool)
+            # Where the fused head answers alone, it is calibrated on every row that it answers.
+            join = np.logical_or if only_fused and names == (FUSED,) else np.logical_and
+            chosen = join.reduce([rows[name] for name in needed]) if needed else np.ones(N, bool)
             if not chosen.any():
                 continue
             weighed = [name for name in names if name not in excluded_from_readout] or names
@@ -144,6 +153,12 @@ class Readout:
             weight = dict(zip(weighed, weights.tolist(), strict=True))
             fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
         return cls(modalities, C, fitted, problem_type, offsets, _prior(targets, C, problem_type))
+
+    @property
+    def fused_head_alone(self) -> bool:
+        """Whether the fused head answers alone, also in rows that lack a modality: no other head was trained."""
+        alone = frozenset([FUSED])
+        return bool(self.modalities) and alone in self.fitted and all(FUSED in names for names in self.fitted)
 
     def weights(self, heads: Collection[str] | None = None) -> dict[str, float]:
         """The weight of each head in the combination of these heads.
@@ -190,10 +205,10 @@ class Readout:
         """Combine the heads.
 
         Args:
-            logits: (B, C) per head. The fused head is used where all modalities are present, or when it is
-                the only head.
+            logits: (B, C) per head. The fused head is used where all modalities are present, when it is the only head,
+                or with `fused_head_alone`.
             present: the modalities to use, for all rows; or for each modality which rows have it, (B,) bool. By default
-                all modalities with logits.
+                all modalities with logits. With `fused_head_alone` its logits must be those without the others.
 
         Returns:
             (B, C), in float32 or the logits' wider type: log-probabilities of the classes; in multi-label
@@ -252,6 +267,8 @@ class Readout:
         complete = len(names) == len(self.modalities) or (not names and present is None)
         if FUSED in logits and complete and any(FUSED in fitted for fitted in self.fitted):
             names.add(FUSED)
+        if FUSED in logits and self.fused_head_alone and frozenset(names) not in self.fitted:
+            names = {FUSED}
         if not names:
             raise ValueError("present and logits have no head in common; give at least one modality.")
         heads = {
@@ -321,11 +338,18 @@ class Readout:
         """The readout that `to_dict` wrote.
 
         Raises:
-            ValueError: a key is missing.
+            ValueError: a key is missing, or a weight is no number from 0.
         """
         for key in ("modalities", "num_classes", "weights"):
             if key not in values:
                 raise ValueError(f"values lacks {key!r}: it is not the dictionary of a Readout.")
+        for weights in values["weights"]:
+            for head, weight in weights.items():
+                if not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+                    raise ValueError(
+                        f"the weight of the head {head!r} in a readout is {weight!r}; give a number that is not "
+                        "negative, or fit the readout again."
+                    )
         sets = [frozenset(weights) for weights in values["weights"]]
         return cls(
             tuple(values["modalities"]),

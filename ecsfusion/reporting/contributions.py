@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from os import PathLike
 from typing import Any
 
@@ -17,20 +18,32 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 def contributions_sentence(measurement: Measurement) -> str:
     """Each modality's contribution, such as "image 31.2 and audio 12.0 points of accuracy beyond the 10.0 of chance".
 
-    It is empty where the measurement has no contributions.
+    It is empty where the measurement has no contributions. A modality that no row has is left out.
     """
-    found = measurement.contributions
+    found = evaluated_contributions(measurement)
     if not found:
         return ""
+    base = measurement.scores["calibrated"] - sum(found["score"].values())
     if measurement.score == "accuracy":
         parts = [f"{name} {100 * share:.1f}" for name, share in found["score"].items()]
-        base = 100 * (measurement.scores["calibrated"] - sum(found["score"].values()))
-        sentence = f"{_listed(parts)} points of accuracy beyond the {base:.1f} of the commonest answer"
+        sentence = f"{_listed(parts)} points of accuracy beyond the {100 * base:.1f} of the commonest answer"
     else:
-        sentence = f"{_listed([f'{name} {share:.2f}' for name, share in found['score'].items()])} of R²"
+        parts = [f"{name} {share:.2f}" for name, share in found["score"].items()]
+        sentence = f"{_listed(parts)} of R² beyond the {base:.2f} of the mean of the fit"
     if found["bits"]:
         sentence += f"; {_listed([f'{name} {bits:.2f}' for name, bits in found['bits'].items()])} bits"
     return sentence
+
+
+def evaluated_contributions(measurement: Measurement) -> dict[str, Any] | None:
+    """The contributions of the modalities that some row of the evaluation has: the others could not contribute."""
+    found = measurement.contributions
+    if not found:
+        return None
+    return {
+        key: {name: value for name, value in values.items() if name in measurement.scores}
+        for key, values in found.items()
+    }
 
 
 def plot_contributions(
@@ -46,7 +59,7 @@ def plot_contributions(
     Raises:
         ValueError: the measurement has no contributions.
     """
-    found = measurement.contributions
+    found = evaluated_contributions(measurement)
     if not found:
         raise ValueError("the measurement has no contributions: there is nothing to draw.")
     names = list(found["score"])
@@ -57,7 +70,8 @@ def plot_contributions(
     left, unit = total - sum(found["score"].values()), "%" if measurement.score == "accuracy" else ""
     factor = 100 if unit else 1
     _steps(axes[0], names, [factor * found["score"][name] for name in names], factor * left, unit)
-    axes[0].set_title(f"{measurement.score} on {split}, modality by modality", fontsize=10, loc="left")
+    score = measurement.score if unit else "R²"
+    axes[0].set_title(f"{score} on {split}, modality by modality", fontsize=10, loc="left")
     if panels == 2:
         _bits(axes[1], names, found["bits"], measurement)
         axes[1].set_title("bits about the label", fontsize=10, loc="left")
@@ -88,11 +102,17 @@ def _steps(axes: Axes, names: list[str], values: list[float], start: float, unit
     for place, value in ((0, start), (len(labels) - 1, height)):
         text = f"{value:.1f}" if unit else f"{value:.2f}"
         axes.annotate(
-            text, (place, value), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9
+            text, (place, max(value, 0.0)), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9
         )
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylabel("%" if unit else "R²")
-    axes.margins(y=0.12)
+    # Bars that start where another one ends leave no margin by themselves, and labels need one.
+    reached = [0.0, start, *itertools.accumulate(values, initial=start)]
+    low, high = min(reached), max(reached)
+    margin = 0.12 * (high - low or 1.0)
+    axes.set_ylim(low - (margin if low < 0 else 0.0), high + margin)
+    if low < 0:
+        axes.axhline(0, color="#555555", linewidth=0.8)
 
 
 def _bits(axes: Axes, names: list[str], bits: dict[str, float], measurement: Measurement) -> None:

@@ -10,6 +10,7 @@ from ecsfusion.controller.probe import Probe
 from ecsfusion.evaluation.measurement import Information
 from ecsfusion.model.encoders import main_input
 from ecsfusion.reporting.card import CardFacts, EncoderFacts
+from ecsfusion.reporting.contributions import evaluated_contributions
 from ecsfusion.reporting.heads import score_shares
 from ecsfusion.reporting.privacy import hub_name
 from ecsfusion.reporting.run import ReportedRun, groups_by_split, rows_by_split
@@ -119,7 +120,7 @@ def run_facts(
         calibration_error=last.calibration_error,
         comparison=comparison or {},
         information=_information(run),
-        contributions=last.contributions,
+        contributions=evaluated_contributions(last),
         contributions_picture=contributions_picture,
         rule="" if run.rule is None else run.rule.label,
         decisions=_decisions(record.history),

@@ -19,6 +19,7 @@ from ecsfusion.evaluation.measure import measure
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation, check_probe_set
 from ecsfusion.evaluation.scores import head_answers, score, score_name
+from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.model.readout import Readout
 from ecsfusion.pid.clusters import FewSamplesWarning
@@ -128,7 +129,8 @@ class Evaluator:
                 f"needs those of the model, the first being logits (rows, classes). {KEEP_OUTPUTS}"
             )
         evaluation = Evaluation.from_outputs(outputs, labels, run.model.embedding_dims)
-        evaluation.excluded_from_readout = run.plan.excluded_from_readout
+        untrained_fusion = (FUSED,) if fuses_at_random(run) else ()
+        evaluation.excluded_from_readout = (*run.plan.excluded_from_readout, *untrained_fusion)
         evaluation.check_finite()
         measurement = self._measure(run, evaluation)
         self._measured.append((evaluation, measurement, frozenset(user_values)))
@@ -273,6 +275,13 @@ def reads_heads(run: Run) -> bool:
         return False
     config = run.model.config
     return bool(config.stage == "unimodal" or config.auxiliary_weight > 0)
+
+
+def fuses_at_random(run: Run) -> bool:
+    """Whether the fused head has weights of its own that nothing trains in this stage, and is not made of the heads."""
+    model = run.model
+    is_made = model.trains_fused_head or hasattr(model.fusion, "start_from")
+    return not is_made and any(True for _ in model.fusion.parameters())
 
 
 def asks_for_dependence(run: Run) -> bool:

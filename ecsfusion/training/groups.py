@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ecsfusion.data.groups import GROUPS, GroupCollator, check_group_column, column_of, has_column, keys_of
+from ecsfusion.data.groups import (
+    GROUPS,
+    GroupCollator,
+    check_group_column,
+    column_of,
+    group_key,
+    has_column,
+    keys_of,
+)
 from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.diagnostics.groups import shared_groups
 from ecsfusion.training.run import Run
@@ -35,7 +43,9 @@ class RunGroups:
         """Check the column of the probe set, and look for groups that training and evaluation share.
 
         Raises:
-            ValueError: the probe set has no such column, or the column is one that the model reads.
+            ValueError: the probe set has no such column, the column is one that the model reads, or a row that will be
+                evaluated has no group.
+            TypeError: such a row has a group that is neither a text nor a whole number.
         """
         self._trained = set()
         if self.column is None:
@@ -45,10 +55,14 @@ class RunGroups:
             self._check(dataset)
         self._trained = keys_of(column_of(self._run.train_dataset, self.column) or ())
         for place, (argument, dataset) in enumerate(sets.items()):
-            values = column_of(dataset, self.column)
+            # Sets other than the probe set may lack the column.
+            values = column_of(dataset, self.column) if has_column(dataset, self.column) else None
             if values is not None:
                 name = argument.removeprefix("eval_dataset['").removesuffix("']") if place else "validation"
-                keys = [next(iter(keys_of([value])), None) for value in values]
+                # Here, and not at the first evaluation, after an epoch.
+                keys = [
+                    group_key(each, self.column, f"row {i} of {argument}") for i, each in enumerate(values)
+                ]
                 yield from shared_groups(self._trained, keys, name)
 
     def shared(self, groups: Tensor | None, split: str) -> Iterator[Finding]:
