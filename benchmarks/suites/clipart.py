@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from suites import finetuned, frozen
-from suites.suite import Split, Suite, standardize_splits
+from suites.suite import Split, Suite
 
 MODALITIES = ("image", "text")
 # Classes of the stamps, by the class of the drawings that they belong to.
@@ -41,23 +41,13 @@ def clipart() -> Suite:
     stamps = stamps_of_classes(list(stored["names"]), frozen.load_embeddings("stamps"))
     # Groups are numbered in each data set by itself.
     splits["stamps"] = replace(stamps, groups=stamps.groups + int(stored["group"].max()) + 1)
-    splits = standardize_splits(splits, dims=(0,))
-    return Suite(
-        name="clipart",
-        description=(
-            "Drawings and their titles, embeddings of frozen pretrained encoders: text is strong, and the picture adds "
-            "little to it."
-        ),
-        num_classes=len(stored["names"]),
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
-        shifted={"stamps": splits["stamps"]},
-        build_encoders=frozen.encoder_builder(splits["train"]),
-        epochs=12,
-        batch_size=64,
-        learning_rates=(1e-3, 3e-3),
-        sgd_learning_rates=(0.01, 0.03),
+    return frozen.suite_of(
+        "clipart",
+        "Drawings and their titles, embeddings of frozen pretrained encoders: text is strong, and the picture adds "
+        "little to it.",
+        len(stored["names"]),
+        splits,
+        shifted="stamps",
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from suites.encoders import FeatureEncoder
 from suites.folders import SPLITS, data_file
-from suites.suite import Split
+from suites.suite import Split, Suite, standardize_splits
 
 
 def load_embeddings(data: str) -> dict[str, np.ndarray]:
@@ -40,6 +40,33 @@ def split_rows(stored: Mapping[str, np.ndarray], modalities: Sequence[str]) -> d
             torch.from_numpy(stored["group"][rows].astype(np.int64)),
         )
     return splits
+
+
+def suite_of(
+    name: str, description: str, num_classes: int, splits: Mapping[str, Split], *, shifted: str
+) -> Suite:
+    """The suite of splits of embeddings, scaled by the training rows.
+
+    Args:
+        name: of the suite.
+        description: of the suite.
+        num_classes: of the label.
+        splits: "train", "validation", "test", and the further test set.
+        shifted: name of the further test set among the splits.
+    """
+    scaled = standardize_splits(splits, dims=(0,))
+    return Suite(
+        name=name,
+        description=description,
+        num_classes=num_classes,
+        **{split: scaled[split] for split in SPLITS},
+        shifted={shifted: scaled[shifted]},
+        build_encoders=encoder_builder(scaled["train"]),
+        epochs=12,
+        batch_size=64,
+        learning_rates=(1e-3, 3e-3),
+        sgd_learning_rates=(0.01, 0.03),
+    )
 
 
 def encoder_builder(split: Split) -> Callable[[], dict[str, nn.Module]]:

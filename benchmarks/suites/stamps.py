@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from suites import finetuned, frozen
-from suites.suite import Suite, standardize_splits
+from suites.suite import Suite
 
 MODALITIES = ("image", "audio", "text")
 # French, Bulgarian, Romanian, Russian, Catalan, Spanish; the other eight are held out.
@@ -33,23 +33,13 @@ def stamps() -> Suite:
     of_split = {name: torch.from_numpy(known[stored["split"] == name]) for name in splits}
     splits["languages"] = splits["test"].select(~of_split["test"])
     splits |= {name: splits[name].select(rows) for name, rows in of_split.items()}
-    splits = standardize_splits(splits, dims=(0,))
-    return Suite(
-        name="stamps",
-        description=(
-            "Pictures, spoken and written descriptions, embeddings of frozen pretrained encoders: sound is weak, and "
-            "overfits."
-        ),
-        num_classes=len(stored["names"]),
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
-        shifted={"languages": splits["languages"]},
-        build_encoders=frozen.encoder_builder(splits["train"]),
-        epochs=12,
-        batch_size=64,
-        learning_rates=(1e-3, 3e-3),
-        sgd_learning_rates=(0.01, 0.03),
+    return frozen.suite_of(
+        "stamps",
+        "Pictures, spoken and written descriptions, embeddings of frozen pretrained encoders: sound is weak, and "
+        "overfits.",
+        len(stored["names"]),
+        splits,
+        shifted="languages",
     )
 
 

@@ -21,7 +21,7 @@ FUSED_SHARE = 0.5
 PULL = 10.0
 """Where there is a fused head, the pull is towards half of it and half of the mean of the others, each calibrated, with
 the weight of ten observations. The rows of validation may be of other subjects, voices or pictures than those of
-tomorrow: weights that fit few of these closely are wrong for the others. Measured in benchmarks/README.md."""
+tomorrow: weights that fit few of these closely are wrong for the others."""
 
 
 MIN_WEIGHT_ALONE = 1e-3
