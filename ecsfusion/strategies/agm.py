@@ -45,6 +45,7 @@ class AGM(Strategy):
     stages = "joint"
     auxiliary_weight = 0.0
     has_own_loss = True
+    loss_trains_heads = False
 
     def __init__(self, modalities: Sequence[str], *, alpha: float = 1.0, cap: float = 10.0) -> None:
         super().__init__(modalities)

@@ -57,6 +57,7 @@ class AUG(Strategy):
     needs_evaluations = "classifiers are added after them"
     only_fusion = "boosted"
     has_own_loss = True
+    loss_trains_heads = False
 
     def __init__(
         self,

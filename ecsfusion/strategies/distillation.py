@@ -41,6 +41,7 @@ class UnimodalDistillation(Strategy):
     stages = "two-stage"
     auxiliary_weight = 0.0
     has_own_loss = True
+    loss_trains_heads = False
 
     def __init__(self, modalities: Sequence[str], *, share: float = 0.5, weight: float = 1.0) -> None:
         super().__init__(modalities)

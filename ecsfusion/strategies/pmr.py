@@ -49,6 +49,7 @@ class PMR(Strategy):
     only_single_label = "a prototype belongs to one class"
     needs_evaluations = "prototypes are computed after each"
     has_own_loss = True
+    loss_trains_heads = False
 
     def __init__(
         self,

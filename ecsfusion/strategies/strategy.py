@@ -97,6 +97,8 @@ class Strategy:
     """Whether it uses the weights from before training, which `trainer.load_folder("initial")` then loads."""
     has_own_loss: ClassVar[bool] = False
     """Whether it defines `loss`. Then the user cannot give a loss function."""
+    loss_trains_heads: ClassVar[bool] = True
+    """Whether that `loss` trains the head of each modality. Heads that nothing trains get no weight in the readout."""
 
     def __init__(self, modalities: Sequence[str]) -> None:
         self.modalities = tuple(modalities)

@@ -130,7 +130,11 @@ class Evaluator:
             )
         evaluation = Evaluation.from_outputs(outputs, labels, run.model.embedding_dims)
         untrained_fusion = (FUSED,) if fuses_at_random(run) else ()
-        evaluation.excluded_from_readout = (*run.plan.excluded_from_readout, *untrained_fusion)
+        excluded = {*run.plan.excluded_from_readout, *untrained_heads(run)}
+        evaluation.excluded_from_readout = (
+            *(name for name in run.model.modalities if name in excluded),
+            *untrained_fusion,
+        )
         evaluation.check_finite()
         measurement = self._measure(run, evaluation)
         self._measured.append((evaluation, measurement, frozenset(user_values)))
@@ -275,6 +279,21 @@ def reads_heads(run: Run) -> bool:
         return False
     config = run.model.config
     return bool(config.stage == "unimodal" or config.auxiliary_weight > 0)
+
+
+def untrained_heads(run: Run) -> set[str]:
+    """The modalities whose heads nothing has trained in joint training: what random heads tell is chance."""
+    if run.record.stage != "joint" or run.plan.trains_heads_jointly:
+        return set()
+    trained: set[str] = set()
+    for probe in run.record.history:
+        if probe.stage == "unimodal" and probe.step > 0:
+            trained |= set(probe.training)
+        if probe.restored is not None:
+            kept = [each for each in run.record.history if 0 < each.step <= probe.restored]
+            trained = {name for each in kept for name in each.training}
+        trained -= set(probe.decision.reset)
+    return set(run.model.modalities) - trained
 
 
 def fuses_at_random(run: Run) -> bool:

@@ -56,13 +56,13 @@ class Plan:
 
     @property
     def excluded_from_readout(self) -> tuple[str, ...]:
-        """Modalities whose own heads get no weight in the readout, see `Rule.excluded_from_readout`.
-
-        Where no loss trains the heads of modalities, these are all: what random heads tell is chance.
-        """
-        if self.stages == "joint" and self.auxiliary_weight == 0 and not self.strategy.has_own_loss:
-            return tuple(self.strategy.modalities)
+        """Modalities whose own heads get no weight in the readout, see `Rule.excluded_from_readout`."""
         return () if self.rule is None else self.rule.excluded_from_readout
+
+    @property
+    def trains_heads_jointly(self) -> bool:
+        """Whether the loss of stage 2 trains the head of each modality, beside the fused head."""
+        return self.auxiliary_weight > 0 or (self.strategy.has_own_loss and self.strategy.loss_trains_heads)
 
     def keeps_initial_weights(self, stage: str) -> bool:
         """Whether a modality may still go back to its initial weights in this stage or a later one."""

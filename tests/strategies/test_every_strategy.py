@@ -34,6 +34,7 @@ from ecsfusion.controller.probe import Probe
 from ecsfusion.reporting.facts import run_facts
 from ecsfusion.strategies import STRATEGIES, Strategy, make_strategy
 from ecsfusion.strategies.two_stage import TwoStage
+from ecsfusion.training.evaluator import untrained_heads
 
 TWO = VIEWS[:2]
 pytestmark = [
@@ -300,6 +301,16 @@ def test_a_weight_that_a_strategy_sets_is_set_and_defended(tmp_path, name):
     message = f"auxiliary_weight is 0.123, but the strategy '{name}' sets it to {weight}"
     with pytest.raises(ValueError, match=message):
         by_name(tmp_path, name, auxiliary_weight=0.123)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_heads_count_in_the_readout_where_they_are_trained(plain, tmp_path, name):
+    before, after = weights(by_name(tmp_path, name, **PLAIN)), weights(plain(name))
+    moved = [
+        view for view in TWO if not torch.equal(before[f"heads.{view}.weight"], after[f"heads.{view}.weight"])
+    ]
+    excluded = {*plain(name).plan.excluded_from_readout, *untrained_heads(plain(name))}
+    assert moved == [view for view in TWO if view not in excluded]
 
 
 def of_ones_own(outputs, labels, num_items_in_batch=None):
