@@ -68,7 +68,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, tl
+from .._ops import add_op_namespace_prefix
+from ..language import Variant, jit, options, runs_kernels, tl
 from ..reference.double import double as reference_double
 
 __all__ = ["double"]
@@ -97,7 +98,7 @@ def variants() -> list[Variant]:
     return [Variant(_double, types, {"BLOCK": BLOCK}, num_warps=4)]
 
 
-@custom_op(f"{NAMESPACE}::double", mutates_args=())
+@custom_op(add_op_namespace_prefix("double"), mutates_args=())
 def double(values: Tensor) -> Tensor:
     """Twice the values (N,) float32."""
     function = _launch_double if runs_kernels(values) else reference_double

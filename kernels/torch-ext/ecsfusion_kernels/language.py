@@ -22,17 +22,6 @@ except ImportError:
     # macOS, Windows, CPU-only installations.
     triton = tl = None
 
-try:
-    # kernel-builder writes this file: every published build has its own namespace, so that two can be loaded.
-    from ._ops import add_op_namespace_prefix
-except ImportError:
-
-    def add_op_namespace_prefix(name: str) -> str:
-        """The full name of an op of this package."""
-        return f"ecsfusion_kernels::{name}"
-
-
-NAMESPACE = add_op_namespace_prefix("").removesuffix("::")
 INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
 MIN_CAPABILITY = (8, 0)
 

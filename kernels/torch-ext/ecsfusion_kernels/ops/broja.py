@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from .._ops import add_op_namespace_prefix
 from ..factors import configuration, configurations, coupled, dot, factored, padded_to, tile_at
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, skips_dispatch, tl
+from ..language import Variant, jit, options, runs_kernels, skips_dispatch, tl
 from ..reference.broja import LN2, BrojaSolution
 from ..reference.broja import broja as reference_broja
 from .certificate import bounds, certify, marginals
@@ -352,7 +353,7 @@ def variants() -> list[Variant]:
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@custom_op(f"{NAMESPACE}::broja", mutates_args=())
+@custom_op(add_op_namespace_prefix("broja"), mutates_args=())
 def _broja_op(
     p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, tl, with_unaligned
+from .._ops import add_op_namespace_prefix
+from ..language import Variant, jit, options, runs_kernels, tl, with_unaligned
 from ..reference.histogram import histogram as reference_histogram
 
 __all__ = ["histogram"]
@@ -69,7 +70,7 @@ def variants() -> list[Variant]:
     return with_unaligned(variant, ("first_ptr", "second_ptr", "labels_ptr"))
 
 
-@custom_op(f"{NAMESPACE}::histogram", mutates_args=())
+@custom_op(add_op_namespace_prefix("histogram"), mutates_args=())
 def histogram(
     first: Tensor, second: Tensor, labels: Tensor, num_first: int, num_second: int, num_classes: int
 ) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from .._ops import add_op_namespace_prefix
 from ..language import (
-    NAMESPACE,
     Variant,
     jit,
     options,
@@ -454,7 +454,7 @@ def variants() -> list[Variant]:
     return configurations
 
 
-@custom_op(f"{NAMESPACE}::nearest", mutates_args=())
+@custom_op(add_op_namespace_prefix("nearest"), mutates_args=())
 def _nearest_op(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     if not runs_kernels(points):
         return reference_nearest(points, centers)
@@ -473,7 +473,7 @@ def _(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     return points.new_empty(points.shape[:2], dtype=torch.int64), points.new_empty(points.shape[:2])
 
 
-@custom_op(f"{NAMESPACE}::lloyd", mutates_args=())
+@custom_op(add_op_namespace_prefix("lloyd"), mutates_args=())
 def _lloyd_op(
     points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from .._ops import add_op_namespace_prefix
 from ..factors import configuration, configurations, coupled, factored, padded_to, tile_at
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, tl
+from ..language import Variant, jit, options, runs_kernels, tl
 from ..reference.loglinear import loglinear as reference_loglinear
 
 __all__ = ["loglinear"]
@@ -86,7 +87,7 @@ def variants() -> list[Variant]:
     return [Variant(_loglinear, types, constants, warps) for constants, warps in configurations()]
 
 
-@custom_op(f"{NAMESPACE}::loglinear", mutates_args=())
+@custom_op(add_op_namespace_prefix("loglinear"), mutates_args=())
 def loglinear(p12: Tensor, first: Tensor, second: Tensor, sweeps: int = 30) -> Tensor:
     """Tables without three-way interaction, R(x1, x2) A(x1, y) B(x2, y), with the pair tables given.
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, runs_kernels, signed, tl, with_unaligned
+from .._ops import add_op_namespace_prefix
+from ..language import Variant, jit, options, runs_kernels, signed, tl, with_unaligned
 from ..reference.poisson import MAX_COUNT, MIN_EXPANSION_MEAN
 from ..reference.poisson import poisson as reference_poisson
 from ..reference.random import keys
@@ -86,7 +87,7 @@ def variants() -> list[Variant]:
     return with_unaligned(Variant(_poisson, types, constants, num_warps=4), ("expected_ptr",))
 
 
-@custom_op(f"{NAMESPACE}::poisson", mutates_args=())
+@custom_op(add_op_namespace_prefix("poisson"), mutates_args=())
 def poisson(expected: Tensor, num_replicates: int, seed: int) -> Tensor:
     """Independent Poisson numbers that depend on the expectations, their positions and the seed alone.
 

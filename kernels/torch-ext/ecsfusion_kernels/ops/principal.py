@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
+from .._ops import add_op_namespace_prefix
+from ..language import Variant, jit, options, padded, runs_kernels, tl
 from ..precision import in_full_precision
 from ..reference.principal import ITERATIONS, MIN_SQUARE, SPARE_COLUMNS, start
 from ..reference.principal import principal_directions as reference_principal_directions
@@ -158,7 +159,7 @@ def variants() -> list[Variant]:
     ]
 
 
-@custom_op(f"{NAMESPACE}::principal_directions", mutates_args=())
+@custom_op(add_op_namespace_prefix("principal_directions"), mutates_args=())
 def principal_directions(rows: Tensor, num_directions: int) -> Tensor:
     """The leading principal directions of centered rows, by orthogonal iteration from a fixed start.
 

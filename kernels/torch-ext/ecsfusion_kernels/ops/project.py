@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..language import INTERPRETED, NAMESPACE, Variant, jit, options, padded, runs_kernels, tl
+from .._ops import add_op_namespace_prefix
+from ..language import INTERPRETED, Variant, jit, options, padded, runs_kernels, tl
 from ..reference.project import project as reference_project
 
 __all__ = ["project"]
@@ -318,7 +319,7 @@ def variants() -> list[Variant]:
     return list(configurations.values())
 
 
-@custom_op(f"{NAMESPACE}::project", mutates_args=())
+@custom_op(add_op_namespace_prefix("project"), mutates_args=())
 def _project_op(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
     if runs_kernels(embeddings) and embeddings.dtype in TERMS:
         return _launch_project(embeddings, basis, offset, radius)

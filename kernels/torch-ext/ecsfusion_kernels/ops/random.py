@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from .._ops import add_op_namespace_prefix
 from ..language import (
-    NAMESPACE,
     Variant,
     jit,
     options,
@@ -66,7 +66,7 @@ def variants() -> list[Variant]:
     return with_unaligned(Variant(_uniform, types, {"BLOCK": BLOCK}, num_warps=4), ("counter_ptr",))
 
 
-@custom_op(f"{NAMESPACE}::uniform", mutates_args=())
+@custom_op(add_op_namespace_prefix("uniform"), mutates_args=())
 def _uniform_op(counter: Tensor, seed: int) -> Tensor:
     # Contiguous before, so that the result is whatever computes it.
     counter = counter.contiguous()

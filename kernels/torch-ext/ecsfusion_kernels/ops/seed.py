@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from .._ops import add_op_namespace_prefix
 from ..language import (
-    NAMESPACE,
     Variant,
     jit,
     options,
@@ -232,7 +232,7 @@ def variants() -> list[Variant]:
     ]
 
 
-@custom_op(f"{NAMESPACE}::seed", mutates_args=())
+@custom_op(add_op_namespace_prefix("seed"), mutates_args=())
 def _seed_op(points: Tensor, num_clusters: int, seed: int) -> Tensor:
     launch = _launch_seed if runs_kernels(points) else reference_seed
     return launch(points, num_clusters, seed)
