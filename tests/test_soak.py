@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import soak
 from test_compare import TINY
 
-PROBES, PER_SAMPLE = 96, soak.PROBES_PER_CHECKPOINT
+PROBES, PER_SAMPLE = 60, soak.PROBES_PER_CHECKPOINT
 
 
 @pytest.fixture(scope="module")
