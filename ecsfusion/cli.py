@@ -80,6 +80,9 @@ def _pid(options: argparse.Namespace) -> int:
         )
     if options.method != "clusters":
         given = [name for name in DEFAULTS_OF_CLUSTERS if getattr(options, name) is not None]
+        if options.bootstrap == 0:
+            # No replicates are drawn for posteriors anyway.
+            given.remove("bootstrap")
         words = [f"--{name.replace('_', '-')}" for name in given]
         words += ["--clusters auto"] if options.clusters == "auto" else []
         if words:

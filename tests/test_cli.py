@@ -91,7 +91,8 @@ def test_every_format_gives_the_answer_of_fast_pid(files, columns, capsys, monke
     assert expected["unique"]["image"] == pytest.approx(float(pid.unique[0]), abs=1e-9)
     assert expected["synergy"] == pytest.approx(float(pid.synergy), abs=1e-9)
     assert expected["num_samples"] == NUMBER
-    assert answer(capsys, files / "data.safetensors", "--label", "label", *method) == expected
+    no_bootstrap = ("--bootstrap", "0")
+    assert answer(capsys, files / "data.safetensors", "--label", "label", *method, *no_bootstrap) == expected
     assert answer(capsys, files / "data.parquet", "--label", "label", *method) == expected
     assert answer(capsys, files / "data.parquet", "--label", "name", *method) == expected
 
@@ -421,7 +422,7 @@ def test_options_of_clusters_are_given_on_with_defaults_of_their_own(files, monk
         (["data.parquet", "--label", "name", "--bins", "3", *MODALITIES], "one finite number per row"),
         (["data.npz", "--label", "label", "--clusters", "0", *MODALITIES], "num_clusters"),
         (
-            ["data.npz", "--label", "label", *MODALITIES, "--bootstrap", "0"],
+            ["data.npz", "--label", "label", *MODALITIES, "--bootstrap", "50"],
             "--bootstrap is an option of --method",
         ),
         (["data.npz", "--label", "label", *MODALITIES, "--permutations", "9"], "--permutations is an option"),

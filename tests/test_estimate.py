@@ -327,7 +327,8 @@ LABELS = np.arange(20) % 2
         ([GOOD, GOOD], LABELS, {"tolerance": 0.0}, ValueError, "tolerance"),
         ([GOOD, GOOD], GOOD[:, 0] * np.inf, {"bins": 4}, ValueError, "labels must be finite"),
         ([GOOD, GOOD], LABELS, {"method": "magic"}, ValueError, "method must be one of"),
-        ([GOOD, GOOD], LABELS, {"bootstrap": 0}, ValueError, 'bootstrap is an option of method="clusters"'),
+        ([GOOD, GOOD], LABELS, {"bootstrap": 50}, ValueError, 'bootstrap is an option of method="clusters"'),
+        ([GOOD, GOOD], LABELS, {"bootstrap": False}, ValueError, 'bootstrap is an option of method="clusters"'),
         ([GOOD, GOOD], LABELS, {"permutations": 16}, ValueError, "permutations is an option"),
         ([GOOD, GOOD], LABELS, {"num_components": 3}, ValueError, "num_components is an option"),
         ([GOOD, GOOD], LABELS, {"correction": False}, ValueError, "correction is an option"),
@@ -342,6 +343,12 @@ LABELS = np.arange(20) % 2
 def test_bad_input_is_refused_with_its_name(embeddings, labels, options, error, message):
     with pytest.raises(error, match=message):
         fast_pid(embeddings, labels, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.* are few for ")
+def test_no_bootstrap_may_be_asked_for_where_none_is_made():
+    plain, without = (fast_pid([GOOD, GOOD], LABELS, **options) for options in ({}, {"bootstrap": 0}))
+    assert {**without.to_dict(), "seconds": 0} == {**plain.to_dict(), "seconds": 0}
 
 
 @by_each_method

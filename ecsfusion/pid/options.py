@@ -18,6 +18,11 @@ ONLY_CLUSTERS = {"num_components": None, "correction": True, "permutations": 16,
 """Options of the method of clusters alone, with their defaults."""
 
 
+def asks_for_no_replicates(name: str, value: object) -> bool:
+    """Whether an option of clusters asks for no bootstrap, which holds in the method of posteriors anyway."""
+    return name == "bootstrap" and is_whole(value) and value == 0
+
+
 @dataclass(frozen=True)
 class EstimatorOptions:
     """How a partial information decomposition is estimated from embeddings and labels.
@@ -33,7 +38,8 @@ class EstimatorOptions:
         num_components: clusters only: principal directions kept before clustering; max(5, C - 1), at most 16.
         correction: clusters only: False for plug-in values, without correction of the bias of small samples.
         permutations: clusters only: replicates per null distribution, for the correction and the noise floors; 16.
-        bootstrap: clusters only: replicates for the confidence intervals, 0 for none; 50.
+        bootstrap: clusters only: replicates for the confidence intervals, 0 for none; 50. The intervals of posteriors
+            need none, so 0 changes nothing there.
         tolerance: certified width in bits at which the solver may stop.
         seed: of folds, clustering and replicates.
 
@@ -57,7 +63,7 @@ class EstimatorOptions:
         for name, default in ONLY_CLUSTERS.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-            elif self.method != "clusters":
+            elif self.method != "clusters" and not asks_for_no_replicates(name, getattr(self, name)):
                 raise ValueError(
                     f'{name} is an option of method="clusters", and method is {self.method!r}; '
                     'leave it out, or give method="clusters"'
