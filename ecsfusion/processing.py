@@ -45,6 +45,8 @@ KINDS: dict[str, tuple[type, Any]] = {
 }
 WINDOWS_SECONDS = 0.035
 """The length of two windows of Kaldi's filter banks: of one, SeamlessM4T's extractor makes NaN."""
+MAX_AMPLITUDE = 100.0
+"""Floats of a sound are in -1..1, or a few times larger where they were standardized; cast integers are thousands."""
 RAW_KEYS = frozenset({"bytes", "path", "array", "sampling_rate"})
 """Keys of a mapping that holds a raw value and not processed inputs."""
 LOCAL_KEYS = frozenset({"name_or_path", "cache_dir", "is_local", "local_files_only", "token"})
@@ -368,7 +370,9 @@ class FusionProcessor(PushToHubMixin):
                         f"text cannot be a {type(value).__name__}; give a str (found {_shown(value)})"
                     )
                 return value
-            return _filled_to_windows(read_audio(value, getattr(processor, "sampling_rate", None)), processor)
+            samples = read_audio(value, getattr(processor, "sampling_rate", None))
+            _check_amplitude(samples, processor)
+            return _filled_to_windows(samples, processor)
         except (TypeError, ValueError) as error:
             path = value.get("path") if isinstance(value, Mapping) else None
             source = "" if path is None or str(path) in str(error) else f" ({path!r})"
@@ -709,6 +713,23 @@ def _as_batch(values: Any, videos: bool = False) -> list[Any]:
     if array and values.ndim == 4:
         return list(values)
     return [values]
+
+
+def _check_amplitude(samples: np.ndarray, processor: Any) -> None:
+    """Check that the floats of a sound are no integers of 16 bits that were cast without dividing.
+
+    A processor that scales every waveform to variance 1, as that of wav2vec 2.0, takes them in any unit.
+
+    Raises:
+        ValueError: they are far beyond -1..1.
+    """
+    scales = getattr(processor, "do_normalize", False) and not hasattr(processor, "num_mel_bins")
+    peak = 0.0 if scales and getattr(processor, "feature_size", None) == 1 else float(np.abs(samples).max())
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(
+            f"the sound has floats up to {peak:g}, and this processor takes -1..1; give the integers that they were "
+            "(int16), or divide them by their range (32768 for 16 bits)"
+        )
 
 
 def _filled_to_windows(samples: np.ndarray, processor: Any) -> np.ndarray:

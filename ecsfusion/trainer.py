@@ -23,11 +23,13 @@ from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, ha
 from transformers.utils import logging
 
 from ecsfusion.controller.rule import Rule
+from ecsfusion.data.class_names import check_class_names
 from ecsfusion.data.columns import check_collated, check_columns, check_has_rows
 from ecsfusion.data.groups import GROUPS
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
 from ecsfusion.data.numbered_rows import NumberedRows
 from ecsfusion.diagnostics.finding import Finding
+from ecsfusion.diagnostics.probed_training_rows import probed_training_rows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.diagnostics.starved_heads import starved_heads
 from ecsfusion.evaluation.measurement import Measurement
@@ -233,7 +235,7 @@ class FusionTrainer(ResumableTrainer):
         check_sharding(self.plan, self.args, self._sharded_by())
         # This raises an error for a name that is no modality.
         self._parameter_groups()
-        frozen = check_trainable(self.model, self.plan.first_stage)
+        frozen = check_trainable(self.model, self.plan.first_stage, self._user_optimizer)
         if frozen is not None and self.is_in_train and self.is_world_process_zero():
             logger.warning(frozen)
         texts = self.model.text_embeddings() if self.args.neftune_noise_alpha is not None else {}
@@ -242,7 +244,7 @@ class FusionTrainer(ResumableTrainer):
                 f"neftune_noise_alpha is {self.args.neftune_noise_alpha}, and adds noise to the tokens of one text "
                 f"encoder, but the model has {len(texts)} {[*texts]}; leave it out."
             )
-        check_checkpointing(self.model)
+        check_checkpointing(self.model, self.args)
         if self.args.metric_for_best_model is not None and self.eval_dataset is not None:
             self._check_best_metric(self.args.metric_for_best_model)
 
@@ -416,7 +418,10 @@ class FusionTrainer(ResumableTrainer):
             else:
                 collate = self.groups.without_column(self.data_collator)
                 check_collated(dataset, collate, self.model.modalities, name)
-        findings = list(self.groups.begin())
+        if isinstance(self.data_collator, FusionCollator | TensorCollator):
+            sets = {"train_dataset": self.train_dataset, **self.evaluation_sets()}
+            check_class_names(sets, self.model.config.id2label)
+        findings = [*self.groups.begin(), *probed_training_rows(self.train_dataset, self.evaluation_sets())]
         if self.is_in_train:
             self.diagnostics.before_training([*findings, *starved])
         if self.optimizer_cls_and_kwargs is not None:
@@ -538,7 +543,9 @@ class FusionTrainer(ResumableTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         # This costs nothing more, because the Trainer reads this number in any case.
         if not bool(loss.isfinite()):
-            raise_divergence(self, f"the loss is {float(loss)}", what_broke(self._heads, inputs))
+            raise_divergence(
+                self, f"the loss is {float(loss)}", what_broke(self._heads, inputs, self.train_dataset)
+            )
         return loss
 
     def compute_loss(

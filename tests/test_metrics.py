@@ -20,7 +20,11 @@ def data():
 
 @pytest.mark.parametrize(
     "options",
-    [{"bootstrap": 0}, {"groups": np.arange(240) // 2}, {"method": "clusters", "num_clusters": 6, "bootstrap": 0}],
+    [
+        {"bootstrap": 0},
+        {"groups": np.arange(240) // 2},
+        {"method": "clusters", "num_clusters": 6, "bootstrap": 0},
+    ],
     ids=["posteriors", "groups", "clusters"],
 )
 def test_batches_add_up_to_fast_pid(data, tmp_path, options):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 LABEL_COLUMNS = ("labels", "label")
 """Names of the column of labels; the first of them that a row has is used."""
@@ -30,7 +31,38 @@ ENCODER_INPUTS = frozenset(
 
 
 def check_has_rows(dataset: Any, argument: str) -> None:
-    """Raises ValueError for a data set of length zero; `argument` is the name under which the user passed it."""
+    """Check that this is a data set, and not something that holds one or several, and that it is not empty.
+
+    Args:
+        dataset: train or evaluation set.
+        argument: the name under which the user passed it.
+
+    Raises:
+        ValueError: it has no rows.
+        TypeError: it is a dictionary of splits or of columns, a `DataLoader`, an iterator that ends after one pass, or
+            has a format whose rows name no values.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        names = [*dataset]
+        raise TypeError(
+            f"{argument} is a {kind} of {names}; give one of its splits, such as data[{names[0]!r}]. (Columns of one "
+            "data set become rows by datasets.Dataset.from_dict(...).)"
+            if names
+            else f"{argument} is an empty {kind}; give a data set."
+        )
+    if isinstance(dataset, DataLoader):
+        raise TypeError(f"{argument} is a {kind}, but the Trainer makes the batches; give its data set.")
+    if isinstance(dataset, Iterator):
+        raise TypeError(
+            f"{argument} is a {kind}, which ends after one pass; give list(...) of it, or an IterableDataset."
+        )
+    style = getattr(dataset, "format", None)
+    if isinstance(style, Mapping) and style.get("type") in ("arrow", "polars"):
+        raise TypeError(
+            f"{argument} has the format {style['type']!r}, whose rows are tables; give "
+            "dataset.with_format(None), or 'torch'."
+        )
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(f"{argument} has no rows; give at least one.")
 
@@ -61,7 +93,7 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
     columns = list(column_names or ()) if columns is None else columns
     if not columns:
         return
-    is_transformed = _has_transform(dataset)
+    is_transformed = has_transform(dataset)
     missing = [name for name in modalities if name not in columns]
     others = [name for name in columns if name not in modalities and name not in LABEL_COLUMNS]
     if missing and ((column_names and not is_transformed) or others):
@@ -174,7 +206,7 @@ def keys_of_first_row(dataset: Any) -> list[str] | None:
     return [str(key) for key in row] if isinstance(row, Mapping) else None
 
 
-def _has_transform(dataset: Any) -> bool:
+def has_transform(dataset: Any) -> bool:
     """Whether `with_transform` or `set_transform` makes the rows of a `datasets.Dataset`."""
     style = getattr(dataset, "format", None)
     return isinstance(style, Mapping) and style.get("type") == "custom"

@@ -11,6 +11,8 @@ DEVICE_ERROR_WORDS = ("memory", "CUDA", "cuDNN", "CUBLAS", "NCCL", "HIP", "Trito
 """Words in a `RuntimeError` that is about the device and not about the inputs."""
 SHAPE_WORDS = ("size", "shape", "channel", "dimension", "index", "length", "match")
 """Words in an error that is about inputs of another kind than the encoder takes."""
+UNUSED_POSITIONS = 2
+"""RoBERTa and its relatives count positions from behind the number of the padding token, so that two are never used."""
 KEPT_TYPES = (
     ArithmeticError,
     AssertionError,
@@ -44,7 +46,7 @@ def encoder_error(
         # It stays a RuntimeError: `auto_find_batch_size` catches it and reduces the batch.
         return RuntimeError(f"{what} failed on {given}: {error}")
     if type(error) in (ValueError, RuntimeError, IndexError):
-        return ValueError(f"{what} cannot take {given}: {error}{_remedy(encoder, str(error))}")
+        return ValueError(f"{what} cannot take {given}: {error}{_remedy(encoder, inputs, str(error))}")
     sentence = f"{what} failed on {given}: {error}{_remedy_for_call(encoder, inputs, error)}"
     if type(error) in KEPT_TYPES:
         return type(error)(sentence)
@@ -53,13 +55,35 @@ def encoder_error(
     return None
 
 
-def _remedy(encoder: nn.Module, text: str) -> str:
+def _remedy(encoder: nn.Module, inputs: Mapping[str, Tensor], text: str) -> str:
     if "more than 1 value per channel" in text or "more than 1 spatial element" in text:
         return (
             " One row has this modality in this batch: give larger batches, or a norm that needs no others."
         )
     if isinstance(encoder, PreTrainedModel) and any(word in text for word in SHAPE_WORDS):
-        return " Is this the processor that belongs to it?"
+        return (
+            _remedy_for_tokens(encoder, inputs.get("input_ids"))
+            or " Is this the processor that belongs to it?"
+        )
+    return ""
+
+
+def _remedy_for_tokens(encoder: PreTrainedModel, tokens: Tensor | None) -> str:
+    """A remedy for texts that are too long, or of another vocabulary; empty if they are neither."""
+    if tokens is None or tokens.ndim != 2 or tokens.is_floating_point():
+        return ""
+    vocabulary = getattr(encoder.config, "vocab_size", None)
+    if vocabulary is not None and tokens.device.type == "cpu" and int(tokens.max()) >= vocabulary:
+        return (
+            f" There is a token with the number {int(tokens.max())}, and the encoder knows {vocabulary} tokens: give "
+            "the tokenizer that belongs to it."
+        )
+    positions = getattr(encoder.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and tokens.shape[1] > positions - UNUSED_POSITIONS:
+        return (
+            f" A text of this batch has {tokens.shape[1]} tokens, and the encoder {positions} positions: set "
+            "model_max_length of its tokenizer, so that longer texts are cut."
+        )
     return ""
 
 

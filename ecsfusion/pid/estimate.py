@@ -82,7 +82,7 @@ def fast_pid(
         num_components: clusters only: principal directions kept before clustering; None for max(5, C - 1), at most 16.
         correction: clusters only: False for plug-in values, as published.
         permutations: clusters only: replicates per null distribution, for the correction and the floors; 16.
-        bootstrap: clusters only: replicates for the intervals, 0 for none; 50. The intervals of posteriors need none, so 0
+        bootstrap: clusters only: replicates for the intervals, 0 for none; 50. Those of posteriors need none, so that 0
             changes nothing there.
         tolerance: certified width in bits at which the solver may stop.
         seed: of folds, clustering and replicates. The global random generators are neither used nor changed.

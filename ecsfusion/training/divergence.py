@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers.trainer_utils import has_length
 
+from ecsfusion.data.numbered_rows import NumberedRow, NumberedRows
 from ecsfusion.model.names import FUSED
 from ecsfusion.modeling import FusionOutput
 from ecsfusion.training.run import Run
@@ -44,19 +48,43 @@ def logits_by_head(outputs: FusionOutput) -> dict[str, Tensor]:
     return heads if outputs.logits is None else {**heads, FUSED: outputs.logits.detach()}
 
 
-def what_broke(heads: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> str:
-    """A clause that names the first head whose logits are not finite, and whether its inputs are the cause."""
+def what_broke(heads: Mapping[str, Tensor], inputs: Mapping[str, Any], dataset: Any = None) -> str:
+    """A clause that names the first head whose logits are not finite, and whether its inputs are the cause.
+
+    Args:
+        heads: the logits of the batch, by head.
+        inputs: the batch.
+        dataset: the training rows, in which the row with such inputs is looked for.
+    """
     for name, logits in heads.items():
         if not bool(logits.isfinite().all()):
             if name == FUSED:
                 return "the fused head's logits are not finite"
             if not _is_finite(inputs.get(name)):
-                return f"the inputs of {name} hold NaN or infinite values; look at its rows and its processor"
+                where = _first_row(dataset, name)
+                return f"the inputs of {name} hold NaN or infinite values{where}; look at its rows and its processor"
             return f"the logits of {name} are not finite; lower its rate in modality_learning_rates"
     return "all logits are finite; look at the loss function and the labels"
+
+
+def _first_row(dataset: Any, name: str) -> str:
+    """Where the first row of the data set is whose values of this modality are not finite; empty if none is found.
+
+    The batch does not tell, because its rows are shuffled.
+    """
+    if isinstance(dataset, IterableDataset) or not has_length(dataset):
+        return ""
+    rows = NumberedRows(dataset)
+    for index in range(len(rows)):
+        row = rows[index]
+        if isinstance(row, NumberedRow) and not _is_finite(row.get(name)):
+            return f", first in row {row.number} of train_dataset"
+    return ""
 
 
 def _is_finite(values: Any) -> bool:
     if isinstance(values, Mapping):
         return all(_is_finite(value) for value in values.values())
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        return bool(np.isfinite(values).all())
     return not isinstance(values, torch.Tensor) or bool(values.isfinite().all())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, cast
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import EvalPrediction
@@ -115,8 +116,10 @@ class Evaluator:
         outputs, for_user = self.split_preprocessed(prediction.predictions)
         user_values: dict[str, float] = {}
         if self.user_metrics is not None:
-            user_values = self.user_metrics(
-                EvalPrediction(for_user, labels, inputs=prediction.inputs, losses=prediction.losses)
+            user_values = checked_values(
+                self.user_metrics(
+                    EvalPrediction(for_user, labels, inputs=prediction.inputs, losses=prediction.losses)
+                )
             )
         if not isinstance(outputs, tuple):
             # In `predict`, the Trainer keeps only the logits of the fused head.
@@ -248,6 +251,28 @@ class Evaluator:
         reliability = reliability_of(evaluated.outputs, readout, run.model.problem_type)
         contributions = contributions_of(evaluated.outputs, readout, run.model.problem_type)
         return replace(evaluated.measurement, reliability=reliability, contributions=contributions)
+
+
+def checked_values(values: Any) -> dict[str, Any]:
+    """What `compute_metrics` returned, with arrays of several numbers as lists: a checkpoint writes them as JSON.
+
+    Raises:
+        TypeError: it is no dictionary with texts as keys.
+    """
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        what = f"{values!r:.80}" if isinstance(values, Mapping) else f"a {type(values).__name__}"
+        raise TypeError(
+            f"compute_metrics returned {what}; let it return a dictionary of numbers by name, such as "
+            "{'f1': 0.5}."
+        )
+    return {name: _listed(value) for name, value in values.items()}
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _listed(each) for name, each in value.items()}
+    is_array = isinstance(value, np.ndarray | torch.Tensor)
+    return value.tolist() if is_array else value
 
 
 def raise_no_reading() -> NoReturn:

@@ -104,15 +104,24 @@ def check_not_all_dropped(argument: str, dataset: Any, batch_size: int) -> None:
         )
 
 
-def check_checkpointing(model: FusionForClassification) -> None:
-    """Check that activation checkpointing lets gradients through frozen layers.
+def check_checkpointing(model: FusionForClassification, args: FusionTrainingArguments) -> None:
+    """Check that activation checkpointing has layers to work on, and lets gradients through frozen ones.
 
     The reentrant kind gives no gradient to layers whose inputs require none, as behind frozen embeddings. PyTorch only
     warns, and no adapter would move.
 
     Raises:
-        ValueError: an encoder with frozen weights uses the reentrant kind.
+        ValueError: no encoder can do it, or an encoder with frozen weights uses the reentrant kind.
     """
+    option = (
+        "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
+    )
+    if getattr(args, option) and not any(hasattr(each, "gradient_checkpointing") for each in model.modules()):
+        kinds = ", ".join(f"{name!r} ({type(each).__name__})" for name, each in model.encoders.items())
+        raise ValueError(
+            f"{option} (or gradient_checkpointing) is True, but no layer of the encoders {kinds} can do it; leave it "
+            "out."
+        )
     for name, encoder in model.encoders.items():
         keys = [f"encoders.{name}.{key}" for key, p in encoder.named_parameters() if not p.requires_grad]
         functions = [

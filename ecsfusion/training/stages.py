@@ -59,7 +59,7 @@ class Stages:
         self._fresh_state = {p: copy.deepcopy(state) for p, state in optimizer.state.items()}
         self._fresh_rates = [group["lr"] for group in optimizer.param_groups]
         self._kept_step = None
-        self._trainable = trainable_modalities(run.model)
+        self._trainable = trainable_modalities(run.model, optimizer)
         _check_processes(run)
         _check_stage(run)
         rule, strategy = run.plan.rule, run.plan.strategy
@@ -242,43 +242,80 @@ class Stages:
             run.control.should_training_stop = True
 
 
-def trainable_modalities(model: FusionForClassification) -> frozenset[str]:
-    """The modalities that have a weight that the user has not frozen."""
+def trainable_modalities(
+    model: FusionForClassification, optimizer: torch.optim.Optimizer | None = None
+) -> frozenset[str]:
+    """The modalities that have a weight that the user has not frozen, and that the optimizer holds, if it is given."""
+    held = _weights_of(optimizer)
     return frozenset(
         name
         for name in model.modalities
-        if any(p.requires_grad or model.is_held(key) for key, p in model.modality_parameters(name).items())
+        if any(
+            (p.requires_grad or model.is_held(key)) and (held is None or id(p) in held)
+            for key, p in model.modality_parameters(name).items()
+        )
     )
 
 
-def check_trainable(model: FusionForClassification, first_stage: str) -> str | None:
+def check_trainable(
+    model: FusionForClassification, first_stage: str, optimizer: torch.optim.Optimizer | None = None
+) -> str | None:
     """Check that something trains in the first stage.
 
     Args:
         model: the model.
         first_stage: "unimodal" or "joint".
+        optimizer: that of the user, who may have made it from some of the weights, or from those of another model.
 
     Returns:
-        A sentence on the modalities that are frozen as a whole; None if there are none.
+        A sentence on the weights that are frozen as whole modalities, or that the optimizer lacks; None if there are
+        none.
 
     Raises:
         ValueError: no modality can train in stage 1, or nothing at all.
     """
-    trainable = trainable_modalities(model)
-    frozen = [name for name in model.modalities if name not in trainable]
-    if not trainable and first_stage == "unimodal":
+    frozen = [name for name in model.modalities if name not in trainable_modalities(model)]
+    if len(frozen) == len(model.modalities) and first_stage == "unimodal":
         raise ValueError(
             f"all weights of {' and '.join(frozen)} are frozen, heads included, so that stage 1 has nothing to train; "
             "set requires_grad of the heads, or train the fused head alone with strategy='joint'."
         )
-    if not trainable and not any(p.requires_grad for p in model.fusion.parameters()):
+    fused = {f"fusion.{key}": p for key, p in model.fusion.named_parameters() if p.requires_grad}
+    if len(frozen) == len(model.modalities) and not fused:
         raise ValueError("all weights of the model are frozen; set requires_grad of those that shall train.")
-    if not frozen:
-        return None
-    return (
-        f"All weights of {' and '.join(frozen)} are frozen, the head included: they do not change in this run"
-        + (", and no decision lets them train alone." if first_stage == "unimodal" else ".")
-    )
+    sentences = []
+    if frozen:
+        sentences.append(
+            f"All weights of {' and '.join(frozen)} are frozen, the head included: they do not change in this run"
+            + (", and no decision lets them train alone." if first_stage == "unimodal" else ".")
+        )
+    held = _weights_of(optimizer)
+    if held is not None:
+        every = fused | {
+            key: p
+            for name in model.modalities
+            for key, p in model.modality_parameters(name).items()
+            if p.requires_grad or model.is_held(key)
+        }
+        lacking = [key for key, p in every.items() if id(p) not in held]
+        if len(lacking) == len(every) or (
+            first_stage == "unimodal" and not trainable_modalities(model, optimizer)
+        ):
+            what = "no weight of the model" if len(lacking) == len(every) else "no weight of a modality"
+            raise ValueError(
+                f"the optimizer in `optimizers` holds {what} that could train; make it from the weights of this model, "
+                "after all adapters are in it: torch.optim.AdamW(model.parameters(), lr=...)."
+            )
+        if lacking:
+            sentences.append(
+                f"The optimizer in `optimizers` lacks {len(lacking)} of {len(every)} weights that could train, first "
+                f"{lacking[0]!r}: they do not change in this run."
+            )
+    return " ".join(sentences) or None
+
+
+def _weights_of(optimizer: torch.optim.Optimizer | None) -> set[int] | None:
+    return None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _check_processes(run: Run) -> None:
