@@ -963,6 +963,8 @@ class FusionTrainer(ResumableTrainer):
             dataset_args: configuration or configurations of the data on the Hub.
             comparison: accuracy of other schedules on the last split, by name.
 
+        Names of models and data that are paths on this machine are left out, with a warning.
+
         Raises:
             ValueError: nothing has been evaluated, or the card would contain a local path or a token.
         """

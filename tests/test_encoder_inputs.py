@@ -373,3 +373,13 @@ def test_a_module_that_is_called_otherwise_is_told_how():
 
     with pytest.raises(TypeError, match=r"of modality 'x' failed.*'second'.*called as forward\(values\)"):
         fused(Other(3, 5))(**BATCH)
+
+
+def test_texts_that_are_too_long_and_tokens_of_another_vocabulary_are_named():
+    model = fused(tiny.tiny_bert())
+    for tokens, remedy in (
+        (torch.full((1, 600), 2), "has 600 tokens, and the encoder 512 positions: set model_max_length"),
+        (torch.full((1, 3), 99), "a token with the number 99, and the encoder knows 20 tokens"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            model(x={"input_ids": tokens}, y=torch.zeros(1, 3))

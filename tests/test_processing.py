@@ -136,6 +136,18 @@ def test_every_way_to_give_a_sound_is_the_same_sound(wave, tmp_path):
         np.testing.assert_allclose(read_audio(value, RATE), wave, atol=1e-4)
 
 
+def test_floats_that_are_cast_integers_are_refused_where_their_scale_counts(wave):
+    cast = np.round(wave * 32768).astype(np.float32)
+    whisper = FusionProcessor({"audio": WhisperFeatureExtractor()})
+    with pytest.raises(ValueError, match=r"audio, row 0: the sound has floats up to .* takes -1\.\.1"):
+        whisper(audio=cast)
+    # Standardized waveforms are some times larger than 1.
+    whisper(audio=wave / wave.std())
+    scaled = FusionProcessor({"audio": Wav2Vec2FeatureExtractor()})
+    given, expected = (scaled(audio=each)["audio"]["input_values"] for each in (cast, wave))
+    torch.testing.assert_close(given, expected, atol=1e-2, rtol=0)
+
+
 def test_resampling_keeps_frequency_level_and_length():
     for rate in (8000, 11_025, 44_100):
         tone = np.sin(2 * np.pi * 1336 * np.arange(rate // 2) / rate)

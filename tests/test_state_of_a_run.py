@@ -10,16 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fusion_fixtures import NUM_CLASSES, StopAfterSaving, TwoViews, tiny_bert, tiny_vit, two_views
+from fusion_fixtures import NUM_CLASSES, Sensor, StopAfterSaving, TwoViews, tiny_bert, tiny_vit, two_views
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
+from ecsfusion.diagnostics.probed_training_rows import probed_training_rows
 from ecsfusion.reporting.results import run_summary
 from ecsfusion.training.best_metric import check_best_metric, check_reported
 from ecsfusion.training.checkpoints import inexact_because
 from ecsfusion.training.divergence import DivergenceError, raise_divergence
+from ecsfusion.training.evaluator import checked_values
 from ecsfusion.training.setup import check_checkpointing, check_model, check_not_all_dropped
+from ecsfusion.training.stages import check_trainable, trainable_modalities
 from ecsfusion.training.untouched import kept_random_state
 
 
@@ -513,9 +516,51 @@ def test_reentrant_checkpointing_behind_frozen_layers_is_refused():
         model._set_gradient_checkpointing(True, SimpleNamespace(keywords={"use_reentrant": is_reentrant}))
         return model
 
-    check_checkpointing(with_kind(False))
+    plain = SimpleNamespace(activation_checkpointing=False)
+    check_checkpointing(with_kind(False), plain)
     with pytest.raises(ValueError, match="encoder of 'left'"):
-        check_checkpointing(with_kind(True))
+        check_checkpointing(with_kind(True), plain)
+
+
+def test_checkpointing_that_no_encoder_can_do_is_refused_with_its_name():
+    own = FusionForClassification.from_modality_pretrained(
+        {"left": Sensor(), "right": Sensor()}, num_labels=3
+    )
+    check_checkpointing(two_views(), SimpleNamespace(activation_checkpointing=True))
+    with pytest.raises(
+        ValueError, match=r"checkpointing\) is True, but no layer of the encoders 'left' \(Sensor\)"
+    ):
+        check_checkpointing(own, SimpleNamespace(activation_checkpointing=True))
+
+
+def test_an_optimizer_of_other_weights_is_refused_and_one_of_some_weights_is_said():
+    model = two_views()
+    assert check_trainable(model, "unimodal", torch.optim.SGD(model.parameters(), lr=0.1)) is None
+    with pytest.raises(ValueError, match="the optimizer in `optimizers` holds no weight of the model"):
+        check_trainable(model, "joint", torch.optim.SGD(two_views().parameters(), lr=0.1))
+    fused = torch.optim.SGD(model.fusion.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="holds no weight of a modality that could train"):
+        check_trainable(model, "unimodal", fused)
+    assert "first 'encoders.left." in (check_trainable(model, "joint", fused) or "")
+    left = torch.optim.SGD(model.modality_parameters("left").values(), lr=0.1)
+    assert trainable_modalities(model, left) == {"left"}
+
+
+def test_a_probe_of_the_training_rows_is_said():
+    rows = TwoViews(4, seed=0)
+    (found,) = probed_training_rows(
+        rows, {"eval_dataset['train']": rows, "eval_dataset['test']": TwoViews(4, 1)}
+    )
+    assert found.sentence.startswith("eval_dataset['train'], which is measured, is train_dataset itself")
+    assert not [*probed_training_rows(rows, {"eval_dataset": TwoViews(4, 1), "watched": rows})]
+
+
+def test_metrics_are_a_dictionary_and_arrays_become_lists():
+    given = {"f1": 0.5, "by_class": np.arange(2), "deep": {"matrix": torch.eye(1)}}
+    assert json.dumps(checked_values(given)) == '{"f1": 0.5, "by_class": [0, 1], "deep": {"matrix": [[1.0]]}}'
+    for wrong in (None, 0.5, {1: 0.5}):
+        with pytest.raises(TypeError, match="compute_metrics returned .*; let it return a dictionary"):
+            checked_values(wrong)
 
 
 class Tied(torch.nn.Module):

@@ -88,8 +88,31 @@ def test_a_card_without_arguments_says_nothing_of_them(measured):
     header, text = header_and_text(measured)
     assert not {"language", "license", "pipeline_tag", "datasets", "model-index", "base_model"} & set(header)
     assert "started from [" not in text
-    with pytest.raises(ValueError, match=r"finetuned_from\[0\] is '../start', a path or no valid name"):
-        measured.create_model_card(finetuned_from="../start")
+
+
+def test_paths_that_a_script_was_started_with_are_left_out_of_the_card(
+    measured, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    measured.create_model_card(
+        finetuned_from=str(tmp_path),
+        dataset_tags=["../data", "someone/right"],
+        dataset=[str(tmp_path), "Right views"],
+        dataset_args=["large", "small"],
+    )
+    header, text = header_and_text(measured)
+    assert "base_model" not in header
+    (result,) = {
+        (each["dataset"]["type"], each["dataset"]["args"]) for each in header["model-index"][0]["results"]
+    }
+    assert result == ("someone/right", "small")
+    assert "on Right views" in text
+    assert "../data" not in text
+    assert [each.split(" holds")[0] for each in caplog.messages if "left out of the model card" in each] == [
+        "finetuned_from",
+        "dataset_tags",
+        "dataset",
+    ]
 
 
 # ---- bars or lines ----

@@ -14,9 +14,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArguments
+from ecsfusion.data.class_names import check_class_names
+from ecsfusion.data.columns import check_has_rows
 from ecsfusion.processing import SameKeysCollator, TensorCollator
 
 NAMES = ("left", "right")
+ROWS = datasets.Dataset.from_list([{"label": 0}])
 
 
 def trainer(tmp_path, train, evaluation=None, model=None, **options):
@@ -156,6 +159,55 @@ def test_flat_inputs_of_a_collator_or_a_call_are_shown_the_nested_form(picture_a
         ValueError, match=r"\['input_ids', 'attention_mask'\] are not modalities.*under the name"
     ):
         picture_and_text(**batch)
+
+
+def test_flat_inputs_of_two_encoders_are_told_apart(tmp_path, picture_and_text):
+    row = {"pixel_values": torch.zeros(1, 4, 4), "input_ids": [2], "attention_mask": [1], "labels": 0}
+    form = r"NAME: {'pixel_values': ...}, NAME: {'input_ids': ..., 'attention_mask': ...}, 'labels'"
+    with pytest.raises(ValueError, match=f"{form}.* one of \\['picture', 'text'\\]"):
+        trainer(tmp_path, [row] * 4, model=picture_and_text).create_optimizer()
+
+
+# ---- what is no data set of rows ----
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            datasets.DatasetDict(train=ROWS, test=ROWS),
+            r"is a DatasetDict of \['train', 'test'\]; give one of",
+        ),
+        (torch.utils.data.DataLoader([FLAT]), "is a DataLoader, but the Trainer makes the batches"),
+        (iter([FLAT]), "is a list_iterator, which ends after one pass"),
+        (ROWS.with_format("arrow"), "has the format 'arrow', whose rows are tables"),
+    ],
+)
+def test_what_holds_no_rows_is_named(rows, message):
+    with pytest.raises(TypeError, match=f"train_dataset {message}"):
+        check_has_rows(rows, "train_dataset")
+
+
+def test_a_class_has_one_number_everywhere():
+    def rows(*names: str) -> datasets.Dataset:
+        features = datasets.Features({"label": datasets.ClassLabel(names=[*names])})
+        return datasets.Dataset.from_dict({"label": [0]}, features=features)
+
+    sets = {"train_dataset": rows("bird", "cat", "dog"), "eval_dataset": rows("cat", "dog")}
+    unnamed = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    with pytest.raises(
+        ValueError, match="class 'cat' has the number 0 in eval_dataset and 1 in train_dataset"
+    ):
+        check_class_names(sets, unnamed)
+    with pytest.raises(
+        ValueError, match=r"'bird' has the number 0 in train_dataset and 1 in model\.config\.id2label"
+    ):
+        check_class_names(sets, {0: "cat", 1: "bird", 2: "dog"})
+    check_class_names({**sets, "eval_dataset": rows("bird", "cat")}, {"0": "bird"})
+    # A transform may make other numbers of them.
+    check_class_names(
+        {**sets, "eval_dataset": sets["eval_dataset"].with_transform(lambda batch: batch)}, unnamed
+    )
 
 
 # ---- streams ----

@@ -15,18 +15,16 @@ LABEL_COLUMNS = ("labels", "label")
 """Names of the column of labels; the first of them that a row has is used."""
 BATCH_KEYS = ("labels", "present", "return_dict")
 """Keys of a batch beside those of the modalities."""
-ENCODER_INPUTS = frozenset(
-    {
-        "attention_mask",
-        "input_features",
-        "input_ids",
-        "input_values",
-        "pixel_values",
-        "pixel_values_videos",
-        "position_ids",
-        "token_type_ids",
-    }
+KINDS_OF_INPUTS = (
+    frozenset({"pixel_values"}),
+    frozenset({"pixel_values_videos"}),
+    frozenset({"input_ids"}),
+    frozenset({"input_features", "input_values"}),
 )
+"""Names of the main inputs of encoders, by the encoder that takes them."""
+FURTHER_INPUTS = frozenset({"attention_mask", "position_ids", "token_type_ids"})
+"""Names of inputs that come with one of those."""
+ENCODER_INPUTS = FURTHER_INPUTS.union(*KINDS_OF_INPUTS)
 """Names of inputs of single encoders, which are no names of modalities unless the model says so."""
 
 
@@ -160,13 +158,27 @@ def nested_form(keys: Iterable[str], modalities: Sequence[str]) -> str | None:
     flat = [key for key in given if key in ENCODER_INPUTS and key not in modalities]
     if not flat:
         return None
-    name = next((name for name in modalities if name not in given), modalities[0])
-    inner = ", ".join(f"{key!r}: ..." for key in flat)
+    absent = [name for name in modalities if name not in given] or list(modalities[:1])
     named = " and ".join(map(repr, flat))
+    by_encoder = [part for kind in KINDS_OF_INPUTS if (part := [key for key in flat if key in kind])]
+    if len(by_encoder) > 1:
+        # Masks are those of texts, where there are texts, and else of sounds, which come last.
+        owner = next((part for part in by_encoder if "input_ids" in part), by_encoder[-1])
+        owner += [key for key in flat if key in FURTHER_INPUTS]
+        forms = ", ".join(f"NAME: {_form(part)}" for part in by_encoder)
+        return (
+            f"{named} are inputs of {len(by_encoder)} encoders and belong under the names of their modalities: "
+            f"{{{forms}, 'labels': ...}}, where NAME is one of {absent}"
+        )
     return (
         f"{named} {'are inputs' if len(flat) > 1 else 'is an input'} of one encoder and belong"
-        f"{'' if len(flat) > 1 else 's'} under the name of its modality: {{{name!r}: {{{inner}}}, ..., 'labels': ...}}"
+        f"{'' if len(flat) > 1 else 's'} under the name of its modality: {{{absent[0]!r}: {_form(flat)}, ..., "
+        "'labels': ...}"
     )
+
+
+def _form(keys: Sequence[str]) -> str:
+    return f"{{{', '.join(f'{key!r}: ...' for key in keys)}}}"
 
 
 def _renaming(modalities: Sequence[str]) -> str:

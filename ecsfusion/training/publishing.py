@@ -14,6 +14,7 @@ from ecsfusion.reporting.card import render_card
 from ecsfusion.reporting.contributions import plot_contributions
 from ecsfusion.reporting.facts import run_facts
 from ecsfusion.reporting.hub import publish, push_command, reachable
+from ecsfusion.reporting.privacy import hub_name
 from ecsfusion.reporting.reliability import plot_reliability
 from ecsfusion.reporting.run import ReportedRun
 from ecsfusion.reporting.trajectory import plot_trajectory
@@ -26,6 +27,7 @@ logger = logging.get_logger(__name__)
 TRAJECTORY_FILE = "trajectory.png"
 RELIABILITY_FILE = "reliability.png"
 CONTRIBUTIONS_FILE = "contributions.png"
+LEFT_OUT = "a path or no valid name on the Hub: it is left out of the model card."
 
 
 class PublishedRun(Run, ReportedRun, Protocol):
@@ -136,7 +138,8 @@ class Publishing:
             title: the title of the card; None for the name of the repository or of the output folder.
             license: identifier of the license of the weights.
             tags: further tags of the model.
-            dataset: plain names of the data; none for "the training data".
+            dataset: plain names of the data; none for "the training data". Here and in the next arguments, names that
+                are paths on this machine are left out, with a warning: a script gives what it was started with.
             dataset_hub_names: names of the data on the Hub, in the same order, if they are there.
             dataset_args: their configurations, in the same order.
             tasks: the tasks of the Hub.
@@ -148,6 +151,14 @@ class Publishing:
             ValueError: nothing has been evaluated, or the card would contain a local path or a token.
         """
         run, output, peak = self._run, self._output, self.peak_folder()
+        finetuned_from = [finetuned_from[i] for i in on_the_hub("finetuned_from", finetuned_from)]
+        kept = on_the_hub("dataset_tags", dataset_hub_names)
+        dataset_hub_names = [dataset_hub_names[i] for i in kept]
+        dataset_args = [dataset_args[i] for i in kept if i < len(dataset_args)]
+        # The names of the data on the Hub come first, in the order of these.
+        named = [i for i in kept if i < len(dataset)]
+        named += [i for i in range(len(dataset)) if i not in named]
+        dataset = [dataset[i] for i in named if not is_path("dataset", dataset[i])]
         reliability, contributions = self._draw_reliability(), self._draw_contributions()
         facts = run_facts(
             run,
@@ -251,3 +262,22 @@ class Publishing:
 def as_list(names: str | Sequence[str] | None) -> list[str]:
     """One name, several or none, as `transformers.Trainer.create_model_card` takes them, as a list."""
     return [names] if isinstance(names, str) else list(names or ())
+
+
+def on_the_hub(argument: str, names: Sequence[str]) -> list[int]:
+    """The places of those names that can be names on the Hub. Of each other one, a warning says that it is left out."""
+    kept = []
+    for place, name in enumerate(names):
+        if hub_name(name) is None:
+            logger.warning(f"{argument} holds {name!r}, {LEFT_OUT}")
+        else:
+            kept.append(place)
+    return kept
+
+
+def is_path(argument: str, name: str) -> bool:
+    """Whether a plain name of data is a path on this machine, which a warning then says is left out."""
+    found = Path(name).is_absolute() or name.startswith(("./", "../", "~"))
+    if found:
+        logger.warning(f"{argument} holds {name!r}, {LEFT_OUT}")
+    return found
