@@ -46,7 +46,13 @@ from ecsfusion.training.best_metric import check_best_metric, check_reported
 from ecsfusion.training.callbacks import ControllerCallback, show_progress_of_stages, without_bars
 from ecsfusion.training.clipping import clip_by_part, total_norm
 from ecsfusion.training.divergence import logits_by_head, raise_divergence, what_broke
-from ecsfusion.training.evaluator import Evaluator, probe_options, raise_no_reading, warn_of_untrained_heads
+from ecsfusion.training.evaluator import (
+    Evaluator,
+    check_rows_to_decide_on,
+    probe_options,
+    raise_no_reading,
+    warn_of_untrained_heads,
+)
 from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
 from ecsfusion.training.overrides import check_overrides
@@ -421,6 +427,8 @@ class FusionTrainer(ResumableTrainer):
         if isinstance(self.data_collator, FusionCollator | TensorCollator):
             sets = {"train_dataset": self.train_dataset, **self.evaluation_sets()}
             check_class_names(sets, self.model.config.id2label)
+            for dataset in list(self.evaluation_sets().values())[: self.is_in_train]:
+                check_rows_to_decide_on(self, dataset)
         findings = [*self.groups.begin(), *probed_training_rows(self.train_dataset, self.evaluation_sets())]
         if self.is_in_train:
             self.diagnostics.before_training([*findings, *starved])

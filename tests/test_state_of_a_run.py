@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from ecsfusion.reporting.results import run_summary
 from ecsfusion.training.best_metric import check_best_metric, check_reported
 from ecsfusion.training.checkpoints import inexact_because
 from ecsfusion.training.divergence import DivergenceError, raise_divergence
-from ecsfusion.training.evaluator import checked_values
+from ecsfusion.training.evaluator import check_rows_to_decide_on, checked_values
 from ecsfusion.training.setup import check_checkpointing, check_model, check_not_all_dropped
 from ecsfusion.training.stages import check_trainable, trainable_modalities
 from ecsfusion.training.untouched import kept_random_state
@@ -555,11 +556,35 @@ def test_a_probe_of_the_training_rows_is_said():
     assert not [*probed_training_rows(rows, {"eval_dataset": TwoViews(4, 1), "watched": rows})]
 
 
+def test_too_few_rows_and_absent_classes_of_the_probe_set_are_said_before_the_first_step(tmp_path):
+    rows = [{"left": 0, "right": 0, "label": i % 2} for i in range(24)]
+    for given, message in (
+        (rows, r"no row of class 2 \(LABEL_2\)"),
+        (datasets.Dataset.from_list(rows), r"no row of class 2 \(LABEL_2\)"),
+        (TwoViews(4, seed=1), "has 4 usable rows, too few to decide on; give at least 12"),
+    ):
+        run = trainer(tmp_path, eval_dataset=given)
+        with pytest.raises(ValueError, match=message):
+            run.train()
+        assert run.state.global_step == 0
+    joint = trainer(tmp_path, eval_dataset=rows, strategy="joint")
+    check_rows_to_decide_on(joint, rows)
+
+
+def test_a_metric_that_chooses_the_best_model_is_a_number():
+    check_reported("f1", {"eval_f1": 0.5})
+    with pytest.raises(ValueError, match="metric_for_best_model is 'f1', whose value is a list"):
+        check_reported("f1", {"eval_f1": [0.5, 0.1]})
+
+
 def test_metrics_are_a_dictionary_and_arrays_become_lists():
-    given = {"f1": 0.5, "by_class": np.arange(2), "deep": {"matrix": torch.eye(1)}}
-    assert json.dumps(checked_values(given)) == '{"f1": 0.5, "by_class": [0, 1], "deep": {"matrix": [[1.0]]}}'
+    given = {"f1": 0.5, "by_class": np.arange(2), "deep": {"matrix": torch.eye(1), "empty": np.array([])}}
+    assert (
+        json.dumps(checked_values(given))
+        == '{"f1": 0.5, "by_class": [0, 1], "deep": {"matrix": 1.0, "empty": []}}'
+    )
     for wrong in (None, 0.5, {1: 0.5}):
-        with pytest.raises(TypeError, match="compute_metrics returned .*; let it return a dictionary"):
+        with pytest.raises(TypeError, match=r"compute_metrics returned .*; let it return a dictionary"):
             checked_values(wrong)
 
 

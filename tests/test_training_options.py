@@ -974,7 +974,10 @@ def test_a_loss_of_nan_names_modality_and_step_and_keeps_the_last_checkpoint(tmp
     first = run_with(tmp_path, num_train_epochs=1, save_strategy="epoch")
     saved = (tmp_path / f"checkpoint-{STEPS_PER_EPOCH}" / "model.safetensors").read_bytes()
     # The checkpoint is that of another run.
-    message = r"after \d steps, the loss is nan: the inputs of right hold NaN.*first in row 5 of train_dataset.*this run has saved no checkpoint"
+    message = (
+        r"after \d steps, the loss is nan: the inputs of right hold NaN.*first in row 5 of train_dataset"
+        ".*this run has saved no checkpoint"
+    )
     with pytest.raises(FloatingPointError, match=message):
         run_with(tmp_path, train=Broken(ROWS, 0), num_train_epochs=1, save_strategy="no")
     assert (tmp_path / f"checkpoint-{STEPS_PER_EPOCH}" / "model.safetensors").read_bytes() == saved

@@ -135,6 +135,26 @@ class Evaluation:
         )
 
 
+def check_enough_rows(number: int, num_classes: int, clusters: int | None) -> None:
+    """Check that a probe set has enough rows for decisions.
+
+    Args:
+        number: of the rows that are decomposed.
+        num_classes: of the model.
+        clusters: the number of clusters per modality, if the user chose one.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    needed = max(MIN_ROWS_PER_CLASS * num_classes, clusters or min(max(num_classes, 12), 20))
+    if number < needed:
+        raise ValueError(
+            f"the probe set (the first evaluation set) has {number} usable rows, too few to decide on; give at "
+            f"least {needed}, {MIN_ROWS_PER_CLASS} per class and one per cluster, or train jointly, with "
+            "strategy='joint-auxiliary'."
+        )
+
+
 def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int | None) -> None:
     """Check that a probe set has enough rows of every class for decisions.
 
@@ -146,13 +166,7 @@ def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int 
     Raises:
         ValueError: there are too few rows, or a class has no row.
     """
-    needed = max(MIN_ROWS_PER_CLASS * len(names), clusters or min(max(len(names), 12), 20))
-    if len(labels) < needed:
-        raise ValueError(
-            f"the probe set (the first evaluation set) has {len(labels)} usable rows, too few to decide on; give at "
-            f"least {needed}, {MIN_ROWS_PER_CLASS} per class and one per cluster, or train jointly, with "
-            "strategy='joint-auxiliary'."
-        )
+    check_enough_rows(len(labels), len(names), clusters)
     classes = set(np.unique(labels).tolist())
     missing = [f"{index} ({names[index]})" for index in sorted(names) if index not in classes]
     if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from ecsfusion.evaluation.logged_values import logged_names
@@ -70,9 +71,17 @@ def check_reported(metric: str | None, metrics: Mapping[str, Any]) -> None:
     """Check after an evaluation that it reported the metric that chooses the best model.
 
     Raises:
-        ValueError: it did not; the message lists what it reported.
+        ValueError: it did not, and the message lists what it reported, or the value is no number.
     """
-    if metric is None or f"eval_{metric.removeprefix('eval_')}" in metrics:
+    if metric is None:
+        return
+    key = f"eval_{metric.removeprefix('eval_')}"
+    if key in metrics:
+        if not isinstance(metrics[key], Real):
+            raise ValueError(
+                f"metric_for_best_model is {metric!r}, whose value is a {type(metrics[key]).__name__}, which cannot be "
+                "compared; let compute_metrics return a number under this name."
+            )
         return
     reported = ", ".join(key.removeprefix("eval_") for key in metrics)
     raise ValueError(

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import IterableDataset
 from transformers import EvalPrediction
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from ecsfusion.data.columns import LABEL_COLUMNS, has_transform
+from ecsfusion.data.groups import column_of
 from ecsfusion.evaluation.contributions import contributions_of
 from ecsfusion.evaluation.logged_values import log_values
 from ecsfusion.evaluation.measure import measure
 from ecsfusion.evaluation.measurement import Measurement
-from ecsfusion.evaluation.outputs import Evaluation, check_probe_set
+from ecsfusion.evaluation.outputs import Evaluation, check_enough_rows, check_probe_set
 from ecsfusion.evaluation.scores import head_answers, score, score_name
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import SINGLE_LABEL
@@ -164,8 +170,7 @@ class Evaluator:
         rows = evaluation.probed_rows(args.probe_rows, args.seed) if self.probes else None
         if rows is not None and self.decides:
             evaluation.check_complete_rows()
-            rule_decides = run.plan.stages != "joint" or args.joint_pausing
-            if rule_decides and run.model.problem_type == SINGLE_LABEL:
+            if _needs_every_class(run):
                 names = {int(index): name for index, name in config.id2label.items()}
                 check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
         self.asks = self.decides and asks_for_dependence(run)
@@ -253,6 +258,43 @@ class Evaluator:
         return replace(evaluated.measurement, reliability=reliability, contributions=contributions)
 
 
+def _needs_every_class(run: Run) -> bool:
+    """Whether a rule decides by the probes of this run, and labels are classes."""
+    return (run.plan.stages != "joint" or run.args.joint_pausing) and run.model.problem_type == SINGLE_LABEL
+
+
+def check_rows_to_decide_on(run: Run, dataset: Any) -> None:
+    """Check before training what can be known then: that the probe set has enough rows, and some of every class.
+
+    The labels are compared where they can be read without making the rows, as a column. The first evaluation checks all
+    rows, of which some may lack a modality.
+
+    Args:
+        run: the trainer.
+        dataset: the probe set, whose rows the collators of this library read.
+
+    Raises:
+        ValueError: as `check_probe_set`.
+    """
+    if not _needs_every_class(run) or isinstance(dataset, IterableDataset) or not has_length(dataset):
+        return
+    args, names = run.args, {int(index): name for index, name in run.model.config.id2label.items()}
+    number = min(len(dataset), args.probe_rows or len(dataset))
+    check_enough_rows(number, len(names), args.probe_clusters)
+    labels = None if has_transform(dataset) else _labels_of(dataset)
+    if labels is not None:
+        check_probe_set(labels, names, args.probe_clusters)
+
+
+def _labels_of(dataset: Any) -> np.ndarray | None:
+    """The class labels (N,) of a data set; None where they cannot be read as a column, or are no whole numbers."""
+    for column in LABEL_COLUMNS:
+        values = column_of(dataset, column)
+        if values is not None and all(isinstance(value, Integral) for value in values):
+            return np.asarray(values)
+    return None
+
+
 def checked_values(values: Any) -> dict[str, Any]:
     """What `compute_metrics` returned, with arrays of several numbers as lists: a checkpoint writes them as JSON.
 
@@ -271,8 +313,9 @@ def checked_values(values: Any) -> dict[str, Any]:
 def _listed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _listed(each) for name, each in value.items()}
-    is_array = isinstance(value, np.ndarray | torch.Tensor)
-    return value.tolist() if is_array else value
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.item() if math.prod(value.shape) == 1 else value.tolist()
+    return value
 
 
 def raise_no_reading() -> NoReturn:
