@@ -64,7 +64,7 @@ ARGUMENTS: dict[str, Argument] = {
     ),
     "lr_scheduler_kwargs": Argument(
         WORKS,
-        "of the schedule of both stages, if it is the same",
+        "of the schedule of both stages, if it is the same; steps count in each stage",
         f"{OPTIONS}::test_a_plateau_schedule_starts_again_too",
     ),
     "warmup_steps": Argument(
