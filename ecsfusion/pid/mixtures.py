@@ -247,7 +247,7 @@ def leading_coordinates(side: LinearSums) -> Tensor:
         vectors = torch.linalg.qr(((sample @ vectors).T @ sample).T).Q
     along = side.rows @ vectors.T.contiguous().T
     along = along / along.std(0, keepdim=True, correction=0).clamp_min(TINY)
-    length = torch.linalg.vecdot(side.rows, side.rows).sqrt().clamp_min(TINY).log()
+    length = torch.linalg.vector_norm(side.rows, dim=1).clamp_min(TINY).log()
     length = (length - length.mean()) / length.std(correction=0).clamp_min(1e-6)
     return torch.cat([along, length[:, None]], 1).unsqueeze(1)
 

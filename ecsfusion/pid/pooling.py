@@ -20,6 +20,8 @@ SETTLED = 1e-5
 """Nats by which a step must change the loss for another step."""
 WEIGHT_COST = 2.0
 """In nats and rows; of a useless readout the log-likelihood gains half a nat on average."""
+SMALL = 1e3
+"""Logits within it are far from overflow."""
 
 
 class Pool(NamedTuple):
@@ -44,32 +46,35 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
         log_prior: (C,) log p(y), natural logarithm.
         max_fitted_rows: the most rows that the weights are fitted on.
     """
-    scores = _bounded(logits)
     step = max(1, -(-len(labels) // max_fitted_rows))
-    z, y, base = scores[:, :, ::step], labels[::step], log_prior.to(scores.dtype)
-    batch, number, rows, classes = z.shape
-    cost = z.square().mean((2, 3)).sqrt().clamp_max(1.0).double() * (WEIGHT_COST / rows)
-    at_label = z.gather(3, y.view(1, 1, -1, 1).expand(batch, number, -1, 1)).squeeze(3)
-    flat = z.reshape(batch, number, rows * classes)
+    # Classes before rows: sums over a few classes are then sums of long vectors.
+    fitted = _bounded(logits[:, :, ::step]).mT.contiguous()
+    y, base = labels[::step], log_prior.to(fitted.dtype)
+    batch, number, classes, rows = fitted.shape
+    z = fitted.flatten(2)
+    cost = z.square().mean(2).sqrt().clamp_max(1.0).double() * (WEIGHT_COST / rows)
+    at_label = fitted.gather(2, y.expand(batch, number, 1, rows)).squeeze(2)
+    told = at_label.double().mean(2)
+    prior_told = base[y].double().mean()
 
     def at(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-loss (B,), its gradient (B, K) and curvature (B, K, K)."""
-        w = weights.to(z.dtype).unsqueeze(1)
-        s = (w @ flat).view(batch, rows, classes) + base
-        log_norm = torch.logsumexp(s, -1, keepdim=True)
-        loss = (log_norm.squeeze(2) - (w @ at_label).squeeze(1) - base[y]).double().mean(1)
-        loss = loss + (cost * weights).sum(1)
-        q = (s - log_norm).exp_()
-        share = z * q.unsqueeze(1)
-        mean = share.sum(3)
-        gradient = (mean - at_label).double().mean(2) + cost
-        curvature = (share.flatten(2) @ flat.mT).double() - (mean @ mean.mT).double()
+        s = (weights.to(z.dtype).unsqueeze(1) @ z).view(batch, classes, rows).add_(base[:, None])
+        largest = s.amax(1, keepdim=True)
+        q = s.sub_(largest).exp_()
+        norm = q.sum(1, keepdim=True)
+        loss = (norm.log().add_(largest)).squeeze(1).double().mean(1)
+        loss = loss - (weights * told).sum(1) - prior_told + (cost * weights).sum(1)
+        share = fitted * q.div_(norm).unsqueeze(1)
+        mean = share.sum(2)
+        gradient = mean.double().mean(2) - told + cost
+        curvature = (share.flatten(2) @ z.mT).double() - (mean @ mean.mT).double()
         return loss, gradient, curvature / rows
 
     weights = torch.full((batch, number), 0.8 / number, dtype=torch.float64, device=z.device)
     # Where a start with weights overflows or does worse than the prior, the steps begin at the prior.
     state = at(weights)
-    worse = ~(state[0] < -base[y].double().mean())
+    worse = ~(state[0] < -prior_told)
     if z.device.type != "cpu" or bool(worse.any()):
         weights = torch.where(worse[:, None], 0.0, weights)
         state = _chosen(worse, at(torch.zeros_like(weights)), state)
@@ -89,8 +94,21 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
         damping = torch.where(better, damping / 5, damping * 10).clamp(1e-6, 1e6)
         if z.device.type == "cpu" and bool(((loss - new[0]).abs() < SETTLED).all()):
             break
-    pooled = (weights.to(scores.dtype).unsqueeze(1) @ scores.flatten(2)).view(batch, -1, classes) + base
-    return Pool(torch.log_softmax(pooled, -1), weights)
+    return Pool(_log_posterior(logits, weights, base), weights)
+
+
+def _log_posterior(logits: Tensor, weights: Tensor, base: Tensor) -> Tensor:
+    """The pooled log posteriors (B, N, C) of logits (B, K, N, C) by weights (B, K), with log p(y) in `base` (C,)."""
+    batch, _, rows, classes = logits.shape
+    if logits.device.type == "cpu" and logits.numel():
+        low, high = (float(end) for end in logits.aminmax())
+        # The softmax does not need small logits to be centered. A NaN fails the comparison.
+        if not (low > -SMALL and high < SMALL):
+            logits = _bounded(logits)
+    else:
+        logits = _bounded(logits)
+    pooled = (weights.to(logits.dtype).unsqueeze(1) @ logits.flatten(2)).view(batch, rows, classes) + base
+    return torch.log_softmax(pooled, -1)
 
 
 def _chosen(condition: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
