@@ -53,8 +53,9 @@ def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tenso
         factor = prior / posteriors.mean(-2, keepdim=True).clamp_min(TINY)
         if nearly and posteriors.device.type == "cpu" and bool(((factor - 1).abs() < nearly).all()):
             break
-        posteriors = posteriors * factor
-        posteriors = posteriors / posteriors.sum(-1, keepdim=True).clamp_min(TINY)
+        # The scaled mass of each row, by a product, in which few classes cost less than in a sum.
+        mass = (posteriors @ factor.mT).clamp_min(TINY)
+        posteriors = posteriors * factor / mass
     return posteriors
 
 
@@ -124,7 +125,8 @@ def union_information(
     batch = len(first)
     both = torch.cat([first, second])
     label_bits = entropy(first[0].mean(0), 1)
-    whole = label_bits - entropy(both, 1).mean(-1)
+    # Several times faster than by `xlogy`.
+    whole = label_bits + torch.linalg.vecdot(both, both.clamp_min(TINY).log2()).mean(-1)
     clusters = cluster_posteriors(both, num_clusters, random_seed)
     tables = soft_tables(both, clusters, num_clusters)
     halved = halved_tables(tables, random_seed)
