@@ -27,6 +27,7 @@ RESCALINGS = 20
 MATCHED = 3e-4
 """Relative distance of their mean from the prior at which posteriors are not scaled any further."""
 TINY = 1e-30
+LARGEST_SCALE = 1e100
 
 
 class Union(NamedTuple):
@@ -49,14 +50,19 @@ def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tenso
 
     A relative distance of `nearly` ends the scaling on the CPU; with 0, which gradients need, nothing ends it early.
     """
+    scale: Tensor | None = None
+    mass = torch.ones_like(posteriors[..., :1])
+    # Of the scaled rows only their mean is needed until the end, by two products.
     for _ in range(RESCALINGS):
-        factor = prior / posteriors.mean(-2, keepdim=True).clamp_min(TINY)
+        mean = (posteriors.mT @ mass.reciprocal()).squeeze(-1) / posteriors.shape[-2]
+        mean = mean if scale is None else mean * scale
+        factor = prior / mean.clamp_min(TINY)
         if nearly and posteriors.device.type == "cpu" and bool(((factor - 1).abs() < nearly).all()):
             break
-        # The scaled mass of each row, by a product, in which few classes cost less than in a sum.
-        mass = (posteriors @ factor.mT).clamp_min(TINY)
-        posteriors = posteriors * factor / mass
-    return posteriors
+        # A class that no row has stays without mass.
+        scale = factor if scale is None else (scale * factor).clamp_max(LARGEST_SCALE)
+        mass = (posteriors @ scale.unsqueeze(-1)).clamp_min(TINY)
+    return posteriors if scale is None else posteriors * scale.unsqueeze(-2) / mass
 
 
 def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
@@ -145,9 +151,10 @@ def union_information(
             type(both)(*(part[place] for part in both)) for place in (slice(batch), slice(batch, None))
         )
     else:
+        # The coarser one only gives a slope.
         solution, coarse_solution = (
-            broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=max_iterations)
-            for each in (tables, halved)
+            broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=most)
+            for each, most in ((tables, max_iterations), (halved, -(-max_iterations // 2)))
         )
     union, coarse = (label_bits - each.conditional_entropy for each in (solution, coarse_solution))
     slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
