@@ -51,18 +51,19 @@ def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tenso
     A relative distance of `nearly` ends the scaling on the CPU; with 0, which gradients need, nothing ends it early.
     """
     scale: Tensor | None = None
-    mass = torch.ones_like(posteriors[..., :1])
+    by_class = posteriors.mT.contiguous()
+    mass = torch.ones_like(by_class[..., :1, :])
     # Of the scaled rows only their mean is needed until the end, by two products.
     for _ in range(RESCALINGS):
-        mean = (posteriors.mT @ mass.reciprocal()).squeeze(-1) / posteriors.shape[-2]
+        mean = (mass.reciprocal() @ posteriors) / posteriors.shape[-2]
         mean = mean if scale is None else mean * scale
         factor = prior / mean.clamp_min(TINY)
         if nearly and posteriors.device.type == "cpu" and bool(((factor - 1).abs() < nearly).all()):
             break
         # A class that no row has stays without mass.
         scale = factor if scale is None else (scale * factor).clamp_max(LARGEST_SCALE)
-        mass = (posteriors @ scale.unsqueeze(-1)).clamp_min(TINY)
-    return posteriors if scale is None else posteriors * scale.unsqueeze(-2) / mass
+        mass = (scale @ by_class).clamp_min(TINY)
+    return posteriors if scale is None else posteriors * scale / mass.mT
 
 
 def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
