@@ -8,8 +8,9 @@ the rows drawn within each cluster as they are, is one of the couplings of the r
 second, coarser clustering, because the union information falls in proportion to what is lost.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ecsfusion_kernels import broja, lloyd, nearest
 from ecsfusion_kernels.precision import in_full_precision
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from ecsfusion.pid.decomposition import entropy
 from ecsfusion.pid.mixtures import start_centers
+
+# numpy.ndarray or torch.Tensor.
+Array = Any
 
 MAX_CLUSTERED_ROWS = 2048
 SHARE_OF_LOSS = 0.01
@@ -50,20 +54,27 @@ def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tenso
 
     A relative distance of `nearly` ends the scaling on the CPU; with 0, which gradients need, nothing ends it early.
     """
-    scale: Tensor | None = None
-    by_class = posteriors.mT.contiguous()
-    mass = torch.ones_like(by_class[..., :1, :])
+    if posteriors.device.type == "cpu" and not posteriors.requires_grad:
+        return torch.from_numpy(_matched(np, posteriors.numpy(), prior.numpy(), nearly))
+    return _matched(torch, posteriors, prior, 0.0)
+
+
+def _matched(xp: Any, posteriors: Array, prior: Array, nearly: float) -> Array:
+    """`matched`, in NumPy, whose calls cost less, or in PyTorch."""
+    scale: Array = None
+    by_class = posteriors.swapaxes(-1, -2)
+    mass = 0 * by_class[..., :1, :] + 1
     # Of the scaled rows only their mean is needed until the end, by two products.
     for _ in range(RESCALINGS):
-        mean = (mass.reciprocal() @ posteriors) / posteriors.shape[-2]
+        mean = (1 / mass) @ posteriors / posteriors.shape[-2]
         mean = mean if scale is None else mean * scale
-        factor = prior / mean.clamp_min(TINY)
-        if nearly and posteriors.device.type == "cpu" and bool(((factor - 1).abs() < nearly).all()):
+        factor = prior / xp.clip(mean, TINY, None)
+        if nearly and (abs(factor - 1) < nearly).all():
             break
         # A class that no row has stays without mass.
-        scale = factor if scale is None else (scale * factor).clamp_max(LARGEST_SCALE)
-        mass = (scale @ by_class).clamp_min(TINY)
-    return posteriors if scale is None else posteriors * scale / mass.mT
+        scale = factor if scale is None else xp.clip(scale * factor, None, LARGEST_SCALE)
+        mass = xp.clip(scale @ by_class, TINY, None)
+    return posteriors if scale is None else posteriors * scale / mass.swapaxes(-1, -2)
 
 
 def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
