@@ -338,7 +338,9 @@ def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tenso
     logits = torch.zeros_like(sets.one_hot)
     for number in range(len(sets.counts)):
         parts = [share[:, min(number, share.shape[1] - 1)] for share in shares]
-        counts = _counts_of_cells(parts, sets, number) if member is None else _counts(parts, sets, member, number)
+        counts = (
+            _counts_of_cells(parts, sets, number) if member is None else _counts(parts, sets, member, number)
+        )
         table = (counts + PRIOR_ROWS * prior) / (counts.sum(-1, keepdim=True) + PRIOR_ROWS)
         if member is None:
             for fold, rows in enumerate(sets.slices()):

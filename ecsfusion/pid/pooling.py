@@ -143,7 +143,9 @@ def _log_posterior(logits: Tensor, weights: Tensor, base: Tensor) -> Tensor:
     return torch.log_softmax(pooled, -1)
 
 
-def _chosen(xp: Any, condition: Array, new: Sequence[Array], old: Sequence[Array]) -> tuple[Array, Array, Array]:
+def _chosen(
+    xp: Any, condition: Array, new: Sequence[Array], old: Sequence[Array]
+) -> tuple[Array, Array, Array]:
     """Loss, gradient and curvature of `new` where the condition (B,) holds, else of `old`."""
     loss, gradient, curvature = (
         xp.where(condition.reshape(-1, *[1] * (n.ndim - 1)), n, o) for n, o in zip(new, old, strict=True)
