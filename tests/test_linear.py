@@ -8,6 +8,7 @@ from ecsfusion.pid import mixtures
 from ecsfusion.pid.linear import (
     LinearSums,
     TrainingSets,
+    _cholesky,
     are_dependent,
     fold_products,
     linear_readouts,
@@ -112,3 +113,40 @@ def test_an_estimate_that_does_not_know_where_the_folds_are_is_the_same(monkeypa
     found = fast_pid([rows, others], labels)
     for name in ("mutual_information", "joint_mutual_information", "unique", "synergy"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_tables_counted_by_slices_are_those_counted_by_masks(together):
+    """Of one clustering, and of the pairs of clusters of two sides."""
+    _, fold, labels = drawn(2)
+    sets = TrainingSets.make(fold, FOLDS, labels, CLASSES).folds()
+    generator = torch.Generator().manual_seed(7)
+    shares = [
+        torch.rand(ROWS, FOLDS, size, generator=generator).softmax(-1) for size in (4, 5)[: 1 + together]
+    ]
+    log_prior = torch.full((CLASSES,), 1 / CLASSES).log()
+    found = mixtures.table_readout(shares, sets, log_prior)
+    expected = mixtures.table_readout(shares, sets._replace(cells=None), log_prior)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_forms_read_by_slices_are_those_read_at_once(alone):
+    """Of all sets, and of one half, which reads the other rows."""
+    _, fold, labels = drawn(2)
+    sets = TrainingSets.make(fold, FOLDS, labels, CLASSES)
+    sets = sets._replace(folds_in=sets.folds_in[-1:], readers=()) if alone else sets.folds()
+    number, generator = len(sets.folds_in), torch.Generator().manual_seed(8)
+    left, right = (torch.randn(ROWS, number, 3, generator=generator) for _ in range(2))
+    forms = torch.randn(number, CLASSES, 3, 3, generator=generator)
+    found = mixtures._told_by_cell(left, right, forms, sets)
+    torch.testing.assert_close(found, mixtures._told(left, right, forms, sets), rtol=1e-4, atol=1e-4)
+
+
+def test_large_matrices_without_a_factor_are_found_and_the_others_factored():
+    rows = torch.randn(400, 300, generator=torch.Generator().manual_seed(9))
+    matrix = rows.T @ rows / 400 + 0.1 * torch.eye(300)
+    factor, failed = _cholesky(torch.stack([matrix, -matrix]))
+    assert failed.bool().tolist() == [False, True]
+    torch.testing.assert_close(factor[0] @ factor[0].T, matrix, rtol=1e-4, atol=1e-4)
+    assert (factor[0].triu(1) == 0).all()

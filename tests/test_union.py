@@ -168,6 +168,15 @@ def test_matched_posteriors_have_the_prior_as_their_mean():
     torch.testing.assert_close(exact, first, rtol=0, atol=1e-9)
 
 
+def test_matched_posteriors_are_the_same_with_a_gradient_and_without():
+    first, _, _ = gaussian_posteriors(500, 5)
+    first = torch.cat([first, torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)])
+    prior = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    plain = matched(torch.stack([first, first.square()]), prior, 0.0)
+    followed = matched(torch.stack([first, first.square()]).requires_grad_(), prior, 0.0)
+    torch.testing.assert_close(plain, followed.detach(), rtol=0, atol=1e-9)
+
+
 def test_clusters_keep_the_mass_and_no_more_than_the_information():
     first, _, _ = gaussian_posteriors(500, 6)
     whole = float(information(first[None, :, None].squeeze(2) / 500))

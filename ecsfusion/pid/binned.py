@@ -5,6 +5,7 @@ column, fitted on half of the rows, tells more of the other half than a discrimi
 embeddings with many columns, in which no single column has a meaning, no bins are made.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def binned_columns(sums: LinearSums) -> Tensor | None:
     if rows.shape[1] > MAX_COLUMNS or number < MIN_BINS:
         return None
     step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
-    sample = rows[::step].T.contiguous().sort(1).values
+    sample = _sorted(rows[::step].T.contiguous())
     places = torch.linspace(0, sample.shape[1] - 1, number + 1, dtype=torch.float32, device=rows.device)
     edges = sample[:, places.long()[1:-1]]
     gain, error = _gain(sums, edges[:, :: -(-number // MAX_JUDGED_BINS)])
@@ -53,6 +54,14 @@ def binned_columns(sums: LinearSums) -> Tensor | None:
         return None
     bins = torch.searchsorted(edges[best].contiguous(), rows[:, best].T.contiguous())
     return torch.nn.functional.one_hot(bins, number).transpose(0, 1).flatten(1).float()
+
+
+def _sorted(columns: Tensor) -> Tensor:
+    """The values of each column (D, n), ascending."""
+    if columns.device.type == "cpu":
+        # NumPy sorts without the places, ten times faster.
+        return torch.from_numpy(np.sort(columns.numpy(), 1))
+    return columns.sort(1).values
 
 
 def _halves(sets: TrainingSets) -> list[tuple[slice, Tensor]]:

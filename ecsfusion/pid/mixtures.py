@@ -39,6 +39,8 @@ MAX_FORMED = 128 * 128
 """The most values of a covariance that is formed for each class of a half."""
 PRIOR_ROWS = 2.0
 """Rows of the prior p(y) that every cell of a table starts with."""
+MIN_ROWS_OF_SLICE = 64
+"""With fewer rows for each fold and class, one product of all rows costs less than the calls of many."""
 TINY = 1e-30
 
 
@@ -212,6 +214,14 @@ def recurs(left: Tensor, right: Tensor, forms: Tensor, sets: TrainingSets) -> bo
     A form is the covariance of a class minus the mean over classes, on the training rows. Without such differences the
     statistic is that of a standard normal.
     """
+    many = sets.cells is not None and len(sets.fold) >= MIN_ROWS_OF_SLICE * len(sets.cells)
+    told = (_told_by_cell if many else _told)(left, right, forms, sets)
+    error = (told - told.mean()).square().mean().sqrt() / len(told) ** 0.5
+    return bool(told.mean() > MIN_RECURRENCE * error)
+
+
+def _told(left: Tensor, right: Tensor, forms: Tensor, sets: TrainingSets) -> Tensor:
+    """The form of its own class at each held-out row, (n,) float64."""
     products = (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(2).transpose(0, 1)
     every = (products @ forms.flatten(2).mT).transpose(0, 1)
     if len(forms) == 1:
@@ -220,9 +230,23 @@ def recurs(left: Tensor, right: Tensor, forms: Tensor, sets: TrainingSets) -> bo
         values, labels = every[None, read, 0], sets.labels[read]
     else:
         values, labels = sets.held_out(every), sets.labels
-    told = values.gather(2, labels.expand(len(values), -1).unsqueeze(2)).mean((0, 2)).double()
-    error = (told - told.mean()).square().mean().sqrt() / len(told) ** 0.5
-    return bool(told.mean() > MIN_RECURRENCE * error)
+    return values.gather(2, labels.expand(len(values), -1).unsqueeze(2)).mean((0, 2)).double()
+
+
+def _told_by_cell(left: Tensor, right: Tensor, forms: Tensor, sets: TrainingSets) -> Tensor:
+    """`_told` of rows that are sorted by fold and class, without the forms of other classes and sets."""
+    told = []
+    for cell, (start, end) in enumerate(pairwise(sets.cells or ())):
+        fold, label = divmod(cell, sets.num_classes)
+        if len(forms) > 1:
+            place = sets.readers[0][fold]
+        elif not sets.folds_in[0, fold]:
+            place = 0
+        else:
+            continue
+        rows = slice(start, end)
+        told.append(((left[rows, place] @ forms[place, label]) * right[rows, place]).sum(-1))
+    return torch.cat(told).double()
 
 
 def _leading_left_vectors(matrix: Tensor, number: int) -> Tensor:
@@ -247,7 +271,7 @@ def leading_coordinates(side: LinearSums) -> Tensor:
         vectors = torch.linalg.qr(((sample @ vectors).T @ sample).T).Q
     along = side.rows @ vectors.T.contiguous().T
     along = along / along.std(0, keepdim=True, correction=0).clamp_min(TINY)
-    length = torch.linalg.vecdot(side.rows, side.rows).sqrt().clamp_min(TINY).log()
+    length = torch.linalg.vector_norm(side.rows, dim=1).clamp_min(TINY).log()
     length = (length - length.mean()) / length.std(correction=0).clamp_min(1e-6)
     return torch.cat([along, length[:, None]], 1).unsqueeze(1)
 
@@ -309,26 +333,51 @@ def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tenso
         log_prior: (C,).
     """
     prior = log_prior.exp()
-    classes = len(prior)
-    member, (reader,) = sets.member, sets.reader
+    readers = sets.readers[0]
+    member = sets.member if sets.cells is None else None
     logits = torch.zeros_like(sets.one_hot)
-    for number in range(member.shape[1]):
+    for number in range(len(sets.counts)):
         parts = [share[:, min(number, share.shape[1] - 1)] for share in shares]
-        labelled = sets.one_hot * member[:, number, None]
-        if len(parts) == 1:
-            counts = parts[0].T @ labelled
-        else:
-            step = max(1, -(-len(labelled) * parts[0].shape[1] * classes // MAX_TABLE_VALUES))
-            pairs = (parts[0][::step, :, None] * labelled[::step, None, :]).flatten(1)
-            counts = (pairs.T @ parts[1][::step]).view(parts[0].shape[1], classes, -1).transpose(1, 2)
+        counts = (
+            _counts_of_cells(parts, sets, number) if member is None else _counts(parts, sets, member, number)
+        )
         table = (counts + PRIOR_ROWS * prior) / (counts.sum(-1, keepdim=True) + PRIOR_ROWS)
-        read = reader == number
-        if logits.device.type == "cpu":
-            logits[read] = _by_table([part[read] for part in parts], table)
+        if member is None:
+            for fold, rows in enumerate(sets.slices()):
+                if readers[fold] == number:
+                    logits[rows] = _by_table([part[rows] for part in parts], table)
         else:
             # Without reading the number of rows on the host.
-            logits = torch.where(read[:, None], _by_table(parts, table), logits)
+            logits = torch.where((sets.reader[0] == number)[:, None], _by_table(parts, table), logits)
     return logits.clamp_min_(TINY).log_().sub_(log_prior)
+
+
+def _counts(parts: Sequence[Tensor], sets: TrainingSets, member: Tensor, number: int) -> Tensor:
+    """The rows of a training set by cluster, or by the clusters of both sides, and class: (K, C) or (K, L, C)."""
+    labelled = sets.one_hot * member[:, number, None]
+    if len(parts) == 1:
+        return parts[0].T @ labelled
+    step = max(1, -(-len(labelled) * parts[0].shape[1] * sets.num_classes // MAX_TABLE_VALUES))
+    pairs = (parts[0][::step, :, None] * labelled[::step, None, :]).flatten(1)
+    return (pairs.T @ parts[1][::step]).view(parts[0].shape[1], sets.num_classes, -1).transpose(1, 2)
+
+
+def _counts_of_cells(parts: Sequence[Tensor], sets: TrainingSets, number: int) -> Tensor:
+    """`_counts` of rows that are sorted by fold and class: products of slices."""
+    folds = sets.folds_in[number].nonzero().squeeze(1).tolist()
+    if len(parts) == 1:
+        slices = sets.slices()
+        counts = parts[0].new_zeros(parts[0].shape[1], sets.num_classes)
+        for fold in folds:
+            counts.addmm_(parts[0][slices[fold]].T, sets.one_hot[slices[fold]])
+        return counts
+    cells, classes = sets.cells or (), sets.num_classes
+    counts = parts[0].new_zeros(classes, parts[0].shape[1], parts[1].shape[1])
+    for fold in folds:
+        for label, (start, end) in enumerate(pairwise(cells[fold * classes : (fold + 1) * classes + 1])):
+            if start < end:
+                counts[label].addmm_(parts[0][start:end].T, parts[1][start:end])
+    return counts.permute(1, 2, 0)
 
 
 def _by_table(parts: Sequence[Tensor], table: Tensor) -> Tensor:

@@ -5,12 +5,16 @@ product of the posteriors of modalities that are independent given the label (we
 (weights of 0).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
+
+# numpy.ndarray or torch.Tensor.
+Array = Any
 
 ITERATIONS = 14
 MAX_FITTED_ROWS = 4096
@@ -20,6 +24,8 @@ SETTLED = 1e-5
 """Nats by which a step must change the loss for another step."""
 WEIGHT_COST = 2.0
 """In nats and rows; of a useless readout the log-likelihood gains half a nat on average."""
+SMALL = 1e3
+"""Logits within it are far from overflow."""
 
 
 class Pool(NamedTuple):
@@ -44,59 +50,105 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
         log_prior: (C,) log p(y), natural logarithm.
         max_fitted_rows: the most rows that the weights are fitted on.
     """
-    scores = _bounded(logits)
     step = max(1, -(-len(labels) // max_fitted_rows))
-    z, y, base = scores[:, :, ::step], labels[::step], log_prior.to(scores.dtype)
-    batch, number, rows, classes = z.shape
-    cost = z.square().mean((2, 3)).sqrt().clamp_max(1.0).double() * (WEIGHT_COST / rows)
-    at_label = z.gather(3, y.view(1, 1, -1, 1).expand(batch, number, -1, 1)).squeeze(3)
-    flat = z.reshape(batch, number, rows * classes)
+    # Classes before rows: sums over a few classes are then sums of long vectors.
+    fitted = _bounded(logits[:, :, ::step]).mT.contiguous()
+    y, base = labels[::step], log_prior.to(fitted.dtype)
+    batch, number, classes, rows = fitted.shape
+    z = fitted.flatten(2)
+    cost = z.square().mean(2).sqrt().clamp_max(1.0).double() * (WEIGHT_COST / rows)
+    at_label = fitted.gather(2, y.expand(batch, number, 1, rows)).squeeze(2)
+    told = at_label.double().mean(2)
+    prior_told = base[y].double().mean()
 
-    def at(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # The algebra of a few weights costs a fraction in NumPy; on a GPU it stays there.
+    xp: Any = np if z.device.type == "cpu" else torch
+
+    def array(values: Tensor) -> Array:
+        return values.numpy() if xp is np else values
+
+    def at(weights: Array) -> tuple[Array, Array, Array]:
         """Log-loss (B,), its gradient (B, K) and curvature (B, K, K)."""
-        w = weights.to(z.dtype).unsqueeze(1)
-        s = (w @ flat).view(batch, rows, classes) + base
-        log_norm = torch.logsumexp(s, -1, keepdim=True)
-        loss = (log_norm.squeeze(2) - (w @ at_label).squeeze(1) - base[y]).double().mean(1)
-        loss = loss + (cost * weights).sum(1)
-        q = (s - log_norm).exp_()
-        share = z * q.unsqueeze(1)
-        mean = share.sum(3)
-        gradient = (mean - at_label).double().mean(2) + cost
-        curvature = (share.flatten(2) @ flat.mT).double() - (mean @ mean.mT).double()
-        return loss, gradient, curvature / rows
+        w = torch.as_tensor(weights)
+        s = (w.to(z.dtype).unsqueeze(1) @ z).view(batch, classes, rows).add_(base[:, None])
+        largest = s.amax(1, keepdim=True)
+        q = s.sub_(largest).exp_()
+        norm = q.sum(1, keepdim=True)
+        log_norm = norm.log().add_(largest).mean((1, 2), dtype=torch.float64)
+        share = fitted * q.div_(norm).unsqueeze(1)
+        mean = share.sum(2)
+        gradient = mean.mean(2, dtype=torch.float64) - told + cost
+        curvature = (share.flatten(2) @ z.mT).double() - (mean @ mean.mT).double()
+        loss = log_norm - prior_told + ((cost - told) * w).sum(1)
+        return array(loss), array(gradient), array(curvature / rows)
 
-    weights = torch.full((batch, number), 0.8 / number, dtype=torch.float64, device=z.device)
+    start = torch.full((batch, number), 0.8 / number, dtype=torch.float64, device=z.device)
+    weights = _newton(xp, at, array(start), array(-prior_told), array(torch.eye(number).to(start)))
+    found = torch.as_tensor(weights)
+    return Pool(_log_posterior(logits, found, base), found)
+
+
+def _newton(
+    xp: Any,
+    at: Callable[[Array], tuple[Array, Array, Array]],
+    weights: Array,
+    nothing: Array,
+    identity: Array,
+) -> Array:
+    """The weights (B, K) that minimize a loss, none of them below 0, by damped Newton steps.
+
+    Args:
+        xp: numpy or torch.
+        at: loss (B,), gradient (B, K) and curvature (B, K, K) of weights.
+        weights: the start.
+        nothing: () the loss of the prior.
+        identity: (K, K).
+    """
     # Where a start with weights overflows or does worse than the prior, the steps begin at the prior.
     state = at(weights)
-    worse = ~(state[0] < -base[y].double().mean())
-    if z.device.type != "cpu" or bool(worse.any()):
-        weights = torch.where(worse[:, None], 0.0, weights)
-        state = _chosen(worse, at(torch.zeros_like(weights)), state)
-    damping = torch.full_like(state[0], FIRST_DAMPING)
+    worse = ~(state[0] < nothing)
+    if xp is torch or worse.any():
+        weights = xp.where(worse[:, None], 0 * weights, weights)
+        state = _chosen(xp, worse, at(0 * weights), state)
+    damping = 0 * state[0] + FIRST_DAMPING
     for _ in range(ITERATIONS):
         loss, gradient, curvature = state
-        free = ((weights > 0) | (gradient < 0)).double()
-        diagonal = curvature.diagonal(dim1=1, dim2=2)
-        ridge = damping[:, None] * diagonal + 1e-9 * diagonal.amax(1, keepdim=True) + 1e-12
-        system = curvature * free[:, :, None] * free[:, None] + torch.diag_embed(ridge + 1 - free)
-        direction = torch.linalg.solve(system, gradient * free)
-        candidate = (weights - direction).clamp_min(0.0)
+        free = xp.asarray((weights > 0) | (gradient < 0), dtype=xp.float64)
+        diagonal = xp.diagonal(curvature, 0, 1, 2)
+        ridge = damping[:, None] * diagonal + 1e-9 * xp.amax(diagonal, 1)[:, None] + 1e-12
+        system = curvature * free[:, :, None] * free[:, None] + (ridge + 1 - free)[:, :, None] * identity
+        direction = xp.linalg.solve(system, (gradient * free)[:, :, None])[:, :, 0]
+        candidate = xp.maximum(weights - direction, 0 * weights)
         new = at(candidate)
         better = new[0] < loss
-        weights = torch.where(better[:, None], candidate, weights)
-        state = _chosen(better, new, state)
-        damping = torch.where(better, damping / 5, damping * 10).clamp(1e-6, 1e6)
-        if z.device.type == "cpu" and bool(((loss - new[0]).abs() < SETTLED).all()):
+        weights = xp.where(better[:, None], candidate, weights)
+        state = _chosen(xp, better, new, state)
+        damping = xp.clip(xp.where(better, damping / 5, damping * 10), 1e-6, 1e6)
+        if xp is np and (abs(loss - new[0]) < SETTLED).all():
             break
-    pooled = (weights.to(scores.dtype).unsqueeze(1) @ scores.flatten(2)).view(batch, -1, classes) + base
-    return Pool(torch.log_softmax(pooled, -1), weights)
+    return weights
 
 
-def _chosen(condition: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _log_posterior(logits: Tensor, weights: Tensor, base: Tensor) -> Tensor:
+    """The pooled log posteriors (B, N, C) of logits (B, K, N, C) by weights (B, K), with log p(y) in `base` (C,)."""
+    batch, _, rows, classes = logits.shape
+    if logits.device.type == "cpu" and logits.numel():
+        low, high = (float(end) for end in logits.aminmax())
+        # The softmax does not need small logits to be centered. A NaN fails the comparison.
+        if not (low > -SMALL and high < SMALL):
+            logits = _bounded(logits)
+    else:
+        logits = _bounded(logits)
+    pooled = (weights.to(logits.dtype).unsqueeze(1) @ logits.flatten(2)).view(batch, rows, classes) + base
+    return torch.log_softmax(pooled, -1)
+
+
+def _chosen(
+    xp: Any, condition: Array, new: Sequence[Array], old: Sequence[Array]
+) -> tuple[Array, Array, Array]:
     """Loss, gradient and curvature of `new` where the condition (B,) holds, else of `old`."""
     loss, gradient, curvature = (
-        torch.where(condition.view(-1, *[1] * (n.ndim - 1)), n, o) for n, o in zip(new, old, strict=True)
+        xp.where(condition.reshape(-1, *[1] * (n.ndim - 1)), n, o) for n, o in zip(new, old, strict=True)
     )
     return loss, gradient, curvature
 

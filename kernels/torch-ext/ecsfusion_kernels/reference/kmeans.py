@@ -11,6 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+try:
+    import numpy as np
+# PyTorch works without NumPy, and so does the kernel package by itself.
+except ImportError:
+    np = None  # type: ignore[assignment]
+
 from ..precision import in_full_precision
 
 __all__ = ["Clustering", "lloyd", "nearest"]
@@ -106,8 +112,17 @@ def _nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     norm = centers.square().sum(-1, keepdim=True)
     bias = norm.masked_fill(~torch.isfinite(norm), torch.inf)
     scores = torch.baddbmm(bias.mT, points, centers.masked_fill(bias == torch.inf, 0.0).mT, alpha=-2.0)
-    lowest, labels = scores.min(-1)
+    lowest, labels = _first_lowest(scores)
     length = points.square().sum(-1)
     is_left_out = ~torch.isfinite(length)
     distance = (lowest + length).clamp_min(0.0).masked_fill(is_left_out, torch.nan)
     return labels.masked_fill(is_left_out, -1), distance
+
+
+def _first_lowest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest of scores (..., K) and the place of the first of equals, (...) each."""
+    if np is None or scores.device.type != "cpu":
+        lowest = scores.min(-1)
+        return lowest.values, lowest.indices
+    # A few times faster than both at once.
+    return scores.amin(-1), torch.from_numpy(scores.numpy().argmin(-1))
