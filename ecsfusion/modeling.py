@@ -34,7 +34,8 @@ from ecsfusion.model.names import FUSED, check_modality_name
 from ecsfusion.model.own_modules import OWN_MODULE, unsaved_buffers
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.model.readout import Readout
-from ecsfusion.model.rows import rows_present, size_and_device, spread, take
+from ecsfusion.model.readout_table import Table, look_up, readout_table
+from ecsfusion.model.rows import mask_rows, rows_present, size_and_device, spread, take
 from ecsfusion.model.shared_weights import check_not_shared, tied_weights
 
 logger = logging.get_logger(__name__)
@@ -706,6 +707,8 @@ class FusionForClassification(PreTrainedModel):
         passed = {name: inputs[name] for name in self.modalities if inputs.get(name) is not None}
         if not passed:
             raise ValueError(f"no modality to run: give at least one of {list(self.modalities)}.")
+        if torch.compiler.is_compiling() and not self.training:
+            return self._without_host_reads(passed, present or {}, labels)
         size, device = size_and_device(passed, next(self.parameters()).device)
         if labels is not None:
             check_labels(labels, self.config.num_labels, self.problem_type)
@@ -743,6 +746,48 @@ class FusionForClassification(PreTrainedModel):
             probabilities=None if regression else combined,
             predictions=combined if regression else None,
         )
+
+    def _without_host_reads(
+        self, inputs: Mapping[str, Any], present: Mapping[str, Tensor], labels: Tensor | None
+    ) -> FusionOutput:
+        """What `forward` answers in evaluation, with no branch on data: for `torch.compile` and `torch.export`.
+
+        Every encoder runs on every row, and the answers of rows that lack its modality are not used. Nothing is checked
+        that would have to be read from the device: logits that are NaN give probabilities that are NaN.
+        """
+        size = len(next(value if isinstance(value, Tensor) else next(iter(value.values())) for value in inputs.values()))
+        device = next(self.parameters()).device
+        every_row = torch.ones(size, dtype=torch.bool, device=device)
+        rows = {name: present.get(name) for name in inputs}
+        masks = {name: every_row if mask is None else mask for name, mask in rows.items()}
+        embeddings, unimodal_logits = {}, {}
+        for name in inputs:
+            h, z = self._run(name, inputs[name], None, self.encoders[name], self.heads[name])
+            embeddings[name], unimodal_logits[name] = mask_rows(h, rows[name]), mask_rows(z, rows[name])
+        logits = self.fuse(embeddings, unimodal_logits, masks)
+        for name in (name for name in inputs if name in self.best_heads):
+            part = cast("nn.ModuleDict", self.best_heads[name])
+            _, z = self._run(name, inputs[name], None, part["encoder"], part["head"])
+            unimodal_logits[name] = mask_rows(z, rows[name])
+        table = self._readout_table()
+        heads = {FUSED: logits, **unimodal_logits}
+        combined = None if table is None else look_up(table, self.modalities, heads, masks, self.problem_type)
+        regression = self.problem_type == REGRESSION
+        return FusionOutput(
+            loss=None if labels is None else self.sum_of_losses(unimodal_logits, logits, labels, rows),
+            logits=logits,
+            unimodal_logits=unimodal_logits,
+            embeddings=embeddings,
+            present=masks,
+            probabilities=None if regression else combined,
+            predictions=combined if regression else None,
+        )
+
+    @torch.compiler.assume_constant_result
+    def _readout_table(self) -> Table | None:
+        """The readout as it is when the model is compiled."""
+        readout = self.config.readout
+        return None if readout is None else readout_table(Readout.from_dict(readout), self.modalities)
 
     def _runs(self, name: str) -> bool:
         """Whether the modality is run: in training, a paused one is not."""
