@@ -18,19 +18,19 @@ from ecsfusion.model.readout import Readout, log_probabilities
 MAX_MODALITIES = 12
 """With more modalities, the table would have more than 4096 rows."""
 
-Table = tuple[Tensor, Tensor, Tensor]
+Table = tuple[tuple[str, ...], Tensor, Tensor, Tensor]
 
 
 def readout_table(readout: Readout, modalities: Sequence[str]) -> Table:
-    """The weights and offsets of a readout for every set of modalities.
+    """The weights and offsets of a readout for every set of these modalities.
 
     Args:
         readout: the readout.
-        modalities: names of the M modalities of the model.
+        modalities: names of the M modalities that rows may have, some or all of the readout's.
 
     Returns:
-        - (2^M, M + 1) float32 weights of the modalities' heads, and of the fused one last. Row k is that of the set of
-          modalities m with bit m of k.
+        - names of the H heads that some row needs.
+        - (2^M, H) float32, their weights; row k is that of the set of modalities m with bit m of k.
         - (2^M, C) float32, what is added to predictions in regression; otherwise zeros.
         - (C,) float32, the answer to a row without any modality.
 
@@ -43,48 +43,44 @@ def readout_table(readout: Readout, modalities: Sequence[str]) -> Table:
             f"the readout of {M} modalities has {2**M:,} sets of them; a model can be compiled or exported with up to "
             f"{MAX_MODALITIES}."
         )
-    weights, offsets = torch.zeros(2**M, M + 1), torch.zeros(2**M, C)
-    for k in range(1, 2**M):
-        answering = readout.heads_for([name for m, name in enumerate(modalities) if k >> m & 1])
-        given = readout.weights(answering)
-        weights[k] = torch.tensor([given.get(name, 0.0) for name in (*modalities, FUSED)])
-        if readout.problem_type == REGRESSION:
-            offsets[k] = torch.tensor(readout.offset(answering))
-    return weights, offsets, torch.tensor(readout.prior_or_even)
+    sets = [[name for m, name in enumerate(modalities) if k >> m & 1] for k in range(2**M)]
+    answering = [readout.heads_for(names) if names else frozenset() for names in sets]
+    weights = [readout.weights(names) if names else {} for names in answering]
+    # What no row needs is not even run, where the graph is cut down to its answer.
+    heads = tuple(name for name in (*modalities, FUSED) if any(given.get(name, 0.0) > 0 for given in weights))
+    offsets = [readout.offset(names) if names else [0.0] * C for names in answering]
+    # Made of numbers: the values of tensors cannot be read while a model is compiled.
+    by_head = torch.tensor([[given.get(name, 0.0) for name in heads] for given in weights])
+    return heads, by_head, torch.tensor(offsets), torch.tensor(readout.prior_or_even)
 
 
 def look_up(
-    table: Table,
-    modalities: Sequence[str],
-    logits: Mapping[str, Tensor],
-    present: Mapping[str, Tensor],
-    problem_type: str,
+    table: Table, logits: Mapping[str, Tensor], present: Mapping[str, Tensor], problem_type: str
 ) -> Tensor:
     """Combine the heads, as `Readout.answers` does.
 
     Args:
-        table: what `readout_table` returned.
-        modalities: as there.
-        logits: (B, C) by head; the fused one, and those of all modalities in `present`. Those of rows without the
-            modality may hold any values.
-        present: (B,) bool for each modality that is run.
+        table: what `readout_table` returned for the modalities of `present`.
+        logits: (B, C) by head; those of rows without the modality may hold any values.
+        present: (B,) bool by modality, in order.
         problem_type: see `ecsfusion.model.problem_types`.
 
     Returns:
         (B, C) float32: probabilities, or in regression predictions. NaN where the logits of a row are NaN.
     """
-    fused = logits[FUSED]
-    weights, offsets, prior = (part.to(fused.device) for part in table)
-    index = torch.zeros(len(fused), dtype=torch.long, device=fused.device)
-    for m, name in enumerate(modalities):
-        if name in present:
-            index = index + present[name].long() * 2**m
+    heads = table[0]
+    some = next(iter(present.values()))
+    weights, offsets, prior = (part.to(some.device) for part in table[1:])
+    index = torch.zeros_like(some, dtype=torch.long)
+    for m, mask in enumerate(present.values()):
+        index = index + mask.long() * 2**m
     by_head = weights[index]
-    pooled = by_head[:, -1:] * _flat(fused, problem_type)
-    for m, name in enumerate(modalities):
-        if name in present:
-            z = logits[name].where(present[name].unsqueeze(1), 0.0)
-            pooled = pooled + by_head[:, m : m + 1] * _flat(z, problem_type)
+    pooled = torch.zeros((), device=some.device)
+    for h, name in enumerate(heads):
+        z = logits[name].float()
+        if name != FUSED:
+            z = z.where(present[name].unsqueeze(1), 0.0)
+        pooled = pooled + by_head[:, h : h + 1] * log_probabilities(z, name, problem_type).flatten(1)
     if problem_type == REGRESSION:
         answer = pooled + offsets[index]
     elif problem_type == MULTI_LABEL:
@@ -92,8 +88,3 @@ def look_up(
     else:
         answer = pooled.softmax(dim=-1)
     return torch.where((index == 0).unsqueeze(1), prior, answer)
-
-
-def _flat(logits: Tensor, problem_type: str) -> Tensor:
-    """The values of a head that are weighed, (B, C) or (B, 2 C)."""
-    return log_probabilities(logits.float(), "", problem_type).flatten(1)
