@@ -25,7 +25,8 @@ class Graph(nn.Module):
         super().__init__()
         self.model = _only(model, {each.modality for each in inputs})
         self.names = [(each.modality, each.key) for each in inputs]
-        self.eval()
+        # The model is in evaluation mode already, and without some of its parts it cannot be set.
+        self.training = False
 
     def forward(self, *values: Tensor) -> Tensor:
         """Answers (B, C): probabilities, or in regression predictions."""

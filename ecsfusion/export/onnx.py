@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,16 @@ def write_onnx(
         import onnxscript  # noqa: F401  (torch needs it)
     except ImportError as error:
         raise ImportError(f"to write ONNX, {error.name} is missing: {INSTALL}") from error
-    found = torch.onnx.export(program, input_names=list(names), output_names=[output], verbose=False)
+    # That torchvision is not installed, and what torch's own code deprecates, says nothing about the model.
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            found = torch.onnx.export(program, input_names=list(names), output_names=[output], verbose=False)
+    finally:
+        registration.setLevel(level)
     proto = found.model_proto  # type: ignore[union-attr]
     _name_dims(proto.graph, shapes)
     _forget_sources(proto)

@@ -136,8 +136,9 @@ def _preprocessing(model: Any, name: str, processor: FusionProcessor | None) -> 
         kind = next(kind for kind, (base, _) in KINDS.items() if isinstance(part, base))
         facts |= {"processor": type(part).__name__, "kind": kind, "folder": name}
         for key in ("sampling_rate", "image_mean"):
-            if getattr(part, key, None) is not None:
-                facts[key] = getattr(part, key)
+            value = getattr(part, key, None)
+            if value is not None:
+                facts[key] = list(value) if isinstance(value, tuple) else value
     return facts
 
 
