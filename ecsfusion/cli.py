@@ -215,7 +215,8 @@ def _train(words: Sequence[str]) -> int:
         if (error.name or "").split(".")[0] not in ("yaml", "sklearn", "hf_recipes"):
             raise
         print(
-            f"ecsfusion train: error: {error.name} is missing: pip install 'ecsfusion[recipes]'", file=sys.stderr
+            f"ecsfusion train: error: {error.name} is missing: pip install 'ecsfusion[recipes]'",
+            file=sys.stderr,
         )
         return 2
     recipe.main(words)
@@ -339,15 +340,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("folder", metavar="FOLDER", help="the model: a folder, or a name on the Hub")
     export.add_argument(
-        "--output", metavar="FOLDER", help="where to write (default: a folder named as the format in the model's)"
+        "--output",
+        metavar="FOLDER",
+        help="where to write (default: a folder named as the format in the model's)",
     )
     export.add_argument(
-        "--format", choices=["onnx", "torch"], default="onnx", help="ONNX, or torch.export (default: %(default)s)"
+        "--format",
+        choices=["onnx", "torch"],
+        default="onnx",
+        help="ONNX, or torch.export (default: %(default)s)",
     )
     export.add_argument(
         "--modalities", nargs="+", metavar="NAME", help="the modalities that rows may have (default: all)"
     )
-    export.add_argument("--attn-implementation", metavar="NAME", help="the attention of the encoders, such as eager")
+    export.add_argument(
+        "--attn-implementation", metavar="NAME", help="the attention of the encoders, such as eager"
+    )
     export.add_argument("--revision", metavar="BRANCH", help="the branch on the Hub (default: main)")
     publish = commands.add_parser(
         "push",

@@ -956,13 +956,15 @@ class FusionForClassification(PreTrainedModel):
             source = self.name_or_path
             if not source:
                 raise ValueError(
-                    "the model was not loaded from a folder that has a processor; give processor=..., the one that made "
-                    "the training rows."
+                    "the model was not loaded from a folder that has a processor; give processor=..., the one that "
+                    "made the training rows."
                 )
             try:
                 self._processor = FusionProcessor.from_pretrained(source, **self._hub_options)
             except OSError as error:
-                raise ValueError(f"{error}; give processor=..., the one that made the training rows.") from error
+                raise ValueError(
+                    f"{error}; give processor=..., the one that made the training rows."
+                ) from error
         return self._processor
 
     def export(

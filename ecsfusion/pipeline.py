@@ -1,4 +1,4 @@
-"""`pipeline("multimodal-classification", model=...)` of transformers: raw values in, names of classes and scores out."""
+"""`pipeline("multimodal-classification")` of transformers: raw values in, names of classes and scores out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TASK = "multimodal-classification"
 class MultimodalClassificationPipeline(Pipeline):
     """Classifies rows of several modalities, of which each may be missing.
 
-    A row is a dictionary of raw values by modality, as `FusionProcessor` takes them: paths, pictures, arrays of samples,
-    texts, rows of numbers. Other keys, such as the label, are ignored.
+    A row is a dictionary of raw values by modality, as `FusionProcessor` takes them: paths, pictures, arrays of
+    samples, texts, rows of numbers. Other keys, such as the label, are ignored.
 
     Example:
         >>> classify = pipeline("multimodal-classification", model="you/digits")
@@ -30,11 +30,15 @@ class MultimodalClassificationPipeline(Pipeline):
         >>> classify(image="three.png")
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    # What the base class says of them holds for its own kinds of models.
+    model: Any
+    processor: Any
+
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,7 +47,7 @@ class MultimodalClassificationPipeline(Pipeline):
         self.model.eval()
         self._collate = FusionCollator(self.processor)
 
-    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Classify.
 
         Args:
@@ -67,7 +71,9 @@ class MultimodalClassificationPipeline(Pipeline):
             )
         if isinstance(inputs, list | tuple) and not inputs:
             return []
-        return super().__call__(row if inputs is None else list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
+        return super().__call__(
+            row if inputs is None else list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs
+        )
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         top_k = {"top_k": parameters.pop("top_k")} if "top_k" in parameters else {}
@@ -95,12 +101,12 @@ class MultimodalClassificationPipeline(Pipeline):
             for name, value in values.items()
         }
 
-    def _forward(self, input_tensors: Any, **_: Any) -> dict[str, Tensor]:
+    def _forward(self, input_tensors: Any, **_: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return {"answer": answer_of(self.model(**input_tensors), self.model.config)}
 
-    def postprocess(self, model_outputs: Any, top_k: int | None = 5, **_: Any) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: Any, **parameters: Any) -> list[dict[str, Any]]:
         """Names and scores, of the answer (1, C) to one row."""
-        return labelled(model_outputs["answer"][0], self.model.config, top_k)
+        return labelled(model_outputs["answer"][0], self.model.config, parameters.get("top_k", 5))
 
     def run_single(
         self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict

@@ -51,14 +51,21 @@ def masks_of(names, given, num_rows):
 
 
 @pytest.mark.parametrize("problem_type", PROBLEMS)
-@pytest.mark.parametrize("excluded", [(), ("x", "y", "z"), ("fused",)], ids=["all", "fused alone", "no fused"])
+@pytest.mark.parametrize(
+    "excluded", [(), ("x", "y", "z"), ("fused",)], ids=["all", "fused alone", "no fused"]
+)
 def test_the_table_answers_as_the_readout(problem_type, excluded):
     """One row for each set of modalities, the empty one included."""
     names = ("x", "y", "z")
     readout = fitted_readout([*names, "fused"], problem_type, excluded)
-    logits = {head: torch.randn(8, 3, generator=torch.Generator().manual_seed(2)) for head in (*names, "fused")}
+    logits = {
+        head: torch.randn(8, 3, generator=torch.Generator().manual_seed(2)) for head in (*names, "fused")
+    }
     present = {name: torch.tensor([bool(k >> m & 1) for k in range(8)]) for m, name in enumerate(names)}
-    seen = {name: z if name == "fused" else z.where(present[name][:, None], torch.nan) for name, z in logits.items()}
+    seen = {
+        name: z if name == "fused" else z.where(present[name][:, None], torch.nan)
+        for name, z in logits.items()
+    }
     expected = readout.answers(seen, present)
     found = look_up(readout_table(readout, names), seen, present, problem_type)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -86,7 +93,9 @@ def test_torch_export_leaves_the_number_of_rows_free(tmp_path):
     assert facts["max_difference_to_the_model"] < 1e-5
     program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
     for num_rows, length in ((1, 2), (7, 5)):
-        batch = {name: value for name, value in batch_of(num_rows, length).items() if name in ("image", "table")}
+        batch = {
+            name: value for name, value in batch_of(num_rows, length).items() if name in ("image", "table")
+        }
         for given in subsets(("image", "table")):
             present = masks_of(("image", "table"), given, num_rows)
             with torch.no_grad():
@@ -99,7 +108,9 @@ def test_torch_export_leaves_the_number_of_rows_free(tmp_path):
 def exported(tmp_path_factory):
     """A model of pictures, sounds, texts and tables, its folder, and what was exported from it."""
     folder = tmp_path_factory.mktemp("exported")
-    model = finished_model({"image": tiny_vit(), "audio": tiny_ast(), "text": tiny_bert(), "table": Sensor()}, "table")
+    model = finished_model(
+        {"image": tiny_vit(), "audio": tiny_ast(), "text": tiny_bert(), "table": Sensor()}, "table"
+    )
     processor = FusionProcessor(
         {
             "image": make_image_processor(folder / "sources" / "image", image_mean=[0.5], image_std=[0.5]),
@@ -146,7 +157,9 @@ def test_the_code_in_the_readme_answers_without_the_library(exported, tmp_path):
     """In a process that cannot import this library; the sound is processed by hand."""
     model, processor, folder, _ = exported
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8)).save(
+        tmp_path / "image.png"
+    )
     code = code.replace('Path(".")', f"Path({str(folder)!r})").replace('"a text"', '"two three"')
     blocked = "import sys\nsys.modules['ecsfusion'] = sys.modules['torch'] = None\n"
     done = subprocess.run(
@@ -168,7 +181,7 @@ def test_what_cannot_be_exported_is_said(exported, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a model, whose card would be overwritten"):
         model.export(tmp_path)
-    with pytest.raises(ValueError, match="the inputs of 'table' are not known, .* give example="):
+    with pytest.raises(ValueError, match=r"the inputs of 'table' are not known, .* give example="):
         graph_inputs(model, ["table"])
     unfinished = finished_model({"x": Sensor(), "y": Sensor()}, stage="unimodal")
     unfinished.config.readout = None
@@ -188,7 +201,9 @@ def test_the_command_exports_the_modalities_that_it_is_asked_for(tmp_path, capsy
     asked = {}
 
     def export(self, folder, format, modalities):
-        asked.update(folder=folder, format=format, modalities=modalities, attention=self.encoders["image"].config)
+        asked.update(
+            folder=folder, format=format, modalities=modalities, attention=self.encoders["image"].config
+        )
         return {"file": "model.onnx", "inputs": [{"name": "image.pixel_values"}]}
 
     monkeypatch.setattr(FusionForClassification, "export", export)

@@ -75,7 +75,10 @@ def test_ours_is_imported_after_theirs(tmp_path, monkeypatch):
 
 
 def test_a_row_is_answered_as_the_model_answers_it(folder, classify):
-    model, processor = FusionForClassification.from_pretrained(folder), FusionProcessor.from_pretrained(folder)
+    model, processor = (
+        FusionForClassification.from_pretrained(folder),
+        FusionProcessor.from_pretrained(folder),
+    )
     row = {"image": str(folder / "a.png"), "text": "two three"}
     for given in (row, {"text": "one"}, {"image": Image.open(folder / "a.png"), "text": None, "label": 3}):
         raw = {name: given.get(name) for name in NAMES}
@@ -98,7 +101,11 @@ def test_lists_batches_and_streams_are_answered_row_by_row(folder, classify):
         {"image": Image.open(folder / "a.png"), "text": "one"},
     ]
     alone = [scores_of(classify(row)) for row in rows]
-    for answers in (classify(rows), classify(rows, batch_size=2), classify((row for row in rows), batch_size=3)):
+    for answers in (
+        classify(rows),
+        classify(rows, batch_size=2),
+        classify((row for row in rows), batch_size=3),
+    ):
         assert [scores_of(answer) for answer in answers] == [pytest.approx(each, abs=1e-6) for each in alone]
     assert classify([]) == []
 
@@ -108,7 +115,7 @@ def test_what_is_no_row_is_said(folder, classify):
         classify("a.png")
     with pytest.raises(ValueError, match="none of the modalities"):
         classify({"picture": "a.png"})
-    with pytest.raises(ValueError, match="give rows, .* or the values of one row by name"):
+    with pytest.raises(ValueError, match=r"give rows, .* or the values of one row by name"):
         classify()
     with pytest.raises(ValueError, match="'sound' is no modality of this model and no option"):
         classify({"text": "one"}, sound="a.wav")
@@ -119,7 +126,10 @@ def test_what_is_no_row_is_said(folder, classify):
 
 
 def test_without_a_readout_the_fused_head_answers(folder):
-    model, processor = FusionForClassification.from_pretrained(folder), FusionProcessor.from_pretrained(folder)
+    model, processor = (
+        FusionForClassification.from_pretrained(folder),
+        FusionProcessor.from_pretrained(folder),
+    )
     model.config.readout = None
     with torch.no_grad():
         expected = model(**processor(text="one")).logits.softmax(1)[0].tolist()

@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from ecsfusion.data.arrays import ArrayProcessor
 from ecsfusion.model.encoders import needs_one_length
 from ecsfusion.model.padding import FIXED_LENGTH_FAMILIES, at_fixed_length, padded_on_the_right
-from ecsfusion.model.sample_inputs import NUM_FRAMES, IMAGE_SIZE, padded_sample, sample_inputs
+from ecsfusion.model.sample_inputs import IMAGE_SIZE, NUM_FRAMES, padded_sample, sample_inputs
 from ecsfusion.processing import FusionProcessor
 
 MASK = "attention_mask"
@@ -46,7 +46,6 @@ class GraphInput:
         return f"{self.modality}.{self.key or 'present'}"
 
 
-
 def graph_inputs(
     model: Any,
     modalities: Sequence[str],
@@ -73,9 +72,7 @@ def graph_inputs(
             # To run rows of different lengths one length after another is a branch on the data.
             del sample[MASK]
         # One row would be taken for a dimension that is always 1.
-        sample = {
-            key: torch.cat([value[:1], value[:1]]).to(model.device) for key, value in sample.items()
-        }
+        sample = {key: torch.cat([value[:1], value[:1]]).to(model.device) for key, value in sample.items()}
         with_length = _with_length(model.encoders[name], sample)
         for key, value in sample.items():
             dims = {0: BATCH} | ({1: f"{name}.length"} if key in with_length else {})

@@ -18,7 +18,11 @@ MAX_PROTOBUF_BYTES = 1_900_000_000
 
 
 def write_onnx(
-    program: torch.export.ExportedProgram, file: Path, names: Sequence[str], shapes: Sequence[Any], output: str
+    program: torch.export.ExportedProgram,
+    file: Path,
+    names: Sequence[str],
+    shapes: Sequence[Any],
+    output: str,
 ) -> int:
     """Write the file.
 
@@ -54,7 +58,9 @@ def write_onnx(
     _name_dims(proto.graph, shapes)
     _forget_sources(proto)
     large = proto.ByteSize() > MAX_PROTOBUF_BYTES
-    onnx.save_model(proto, str(file), save_as_external_data=large, location=f"{file.name}.data" if large else None)
+    onnx.save_model(
+        proto, str(file), save_as_external_data=large, location=f"{file.name}.data" if large else None
+    )
     return next(each.version for each in proto.opset_import if not each.domain)
 
 

@@ -48,7 +48,7 @@ def readme_of(facts: Mapping[str, Any]) -> str:
     """
     is_onnx = facts["format"] == "onnx"
     rows = "\n".join(
-        f"| `{each['name']}` | ({', '.join(map(str, each['shape']))}{',' if len(each['shape']) == 1 else ''}) | {each['dtype']} |"
+        f"| `{each['name']}` | ({', '.join(map(str, each['shape']))}) | {each['dtype']} |"
         for each in facts["inputs"]
     )
     classes = ", ".join(map(str, facts["classes"]))
@@ -68,8 +68,8 @@ def readme_of(facts: Mapping[str, Any]) -> str:
         output=facts["output"]["name"],
         shape=f"(batch, {len(facts['classes'])})",
         meaning=meaning,
-        made=f"Made with {made}. On trial rows its answers were at most {facts['max_difference_to_the_model']:.1e} from "
-        "those of the model.",
+        made=f"Made with {made}. On trial rows its answers were at most "
+        f"{facts['max_difference_to_the_model']:.1e} from those of the model.",
     )
 
 
@@ -77,8 +77,8 @@ def _notes(facts: Mapping[str, Any]) -> str:
     lines = []
     if len(facts["modalities"]) > 1:
         lines.append(
-            "`NAME.present` says which rows have this modality. Where it is false, the other inputs of the modality may "
-            "hold any values, such as zeros: the answer is that from the other modalities."
+            "`NAME.present` says which rows have this modality. Where it is false, the other inputs of the modality "
+            "may hold any values, such as zeros: the answer is that from the other modalities."
         )
     for name, facts_of_modality in facts["modalities"].items():
         if facts_of_modality["rows_of_one_length"] and any(
@@ -115,10 +115,15 @@ def _code(facts: Mapping[str, Any]) -> str:
     return "\n".join([*plain, *sorted(imports - set(plain)), "", *body])
 
 
-def _reading(name: str, about: Mapping[str, Any], keys: list[Mapping[str, Any]]) -> tuple[list[str], set[str]]:
+def _reading(
+    name: str, about: Mapping[str, Any], keys: list[Mapping[str, Any]]
+) -> tuple[list[str], set[str]]:
     """Code that makes the inputs of one row, and the imports that it needs."""
     kind, prefix = about.get("kind"), f'"{name}." + key'
-    take = [f"for key in {json.dumps([each['key'] for each in keys])}:", f"    inputs[{prefix}] = np.asarray(made[key])"]
+    take = [
+        f"for key in {json.dumps([each['key'] for each in keys])}:",
+        f"    inputs[{prefix}] = np.asarray(made[key])",
+    ]
     if kind == "image_processor" and len(keys[0]["shape"]) == 4:
         mode = "L" if len(about.get("image_mean") or (0, 0, 0)) == 1 else "RGB"
         return (
@@ -131,7 +136,9 @@ def _reading(name: str, about: Mapping[str, Any], keys: list[Mapping[str, Any]])
         )
     if kind == "feature_extractor":
         rate = about.get("sampling_rate", 16_000)
-        with_mask = ", return_attention_mask=True" if any(each["key"] == "attention_mask" for each in keys) else ""
+        with_mask = (
+            ", return_attention_mask=True" if any(each["key"] == "attention_mask" for each in keys) else ""
+        )
         return (
             [
                 f'processor = AutoFeatureExtractor.from_pretrained(folder / "{name}")',
@@ -142,9 +149,11 @@ def _reading(name: str, about: Mapping[str, Any], keys: list[Mapping[str, Any]])
             {"import soundfile", "from transformers import AutoFeatureExtractor"},
         )
     if kind == "tokenizer":
-        padding = 'padding="max_length", truncation=True' if all(
-            isinstance(size, int) for size in keys[0]["shape"][1:]
-        ) else "padding=True"
+        padding = (
+            'padding="max_length", truncation=True'
+            if all(isinstance(size, int) for size in keys[0]["shape"][1:])
+            else "padding=True"
+        )
         return (
             [
                 f'tokenizer = AutoTokenizer.from_pretrained(folder / "{name}")',
@@ -163,9 +172,9 @@ def _reading(name: str, about: Mapping[str, Any], keys: list[Mapping[str, Any]])
         if len(keys) > 1:
             lines.append('made["attention_mask"] = np.ones(made["values"].shape[:2], dtype=np.int64)')
         return [*lines, *take], {"import json"}
-    lines = [
-        f'inputs["{each["name"]}"] = np.zeros(({", ".join(str(s if isinstance(s, int) else 8) for s in [1, *each["shape"][1:]])},), '
-        f'dtype=np.{each["dtype"]})  # processed as for training'
-        for each in keys
-    ]
+    lines = []
+    for each in keys:
+        sizes = [size if isinstance(size, int) else 8 for size in each["shape"][1:]]
+        values = f"np.zeros({(1, *sizes)}, dtype=np.{each['dtype']})"
+        lines.append(f'inputs["{each["name"]}"] = {values}  # processed as for training')
     return lines, set()

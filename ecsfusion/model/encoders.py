@@ -364,7 +364,9 @@ def _options(encoder: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         positions = encoder.embeddings.patch_embeddings.num_patches
         # No patch is masked (`_set_up`), and none changes its place.
         return {
-            "noise": torch.arange(positions, device=pixels.device).expand(pixels.shape[0], -1).to(pixels.dtype)
+            "noise": torch.arange(positions, device=pixels.device)
+            .expand(pixels.shape[0], -1)
+            .to(pixels.dtype)
         }
     if (
         encoder.training

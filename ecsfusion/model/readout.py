@@ -291,8 +291,7 @@ class Readout:
         if not names:
             raise ValueError("present and logits have no head in common; give at least one modality.")
         heads = {
-            name: log_probabilities(logits[name], name, self.problem_type, self.num_classes)
-            for name in names
+            name: log_probabilities(logits[name], name, self.problem_type, self.num_classes) for name in names
         }
         for name, head in heads.items():
             bad = head.detach().isnan().flatten(1).any(-1).nonzero()
@@ -416,9 +415,7 @@ def expected_calibration_error(
     return float(gap.abs().sum() / len(p))
 
 
-def log_probabilities(
-    logits: Tensor, name: str, problem_type: str, num_classes: int | None = None
-) -> Tensor:
+def log_probabilities(logits: Tensor, name: str, problem_type: str, num_classes: int | None = None) -> Tensor:
     """The values of a head that are weighed.
 
     Returns:
