@@ -194,7 +194,7 @@ def _export(options: argparse.Namespace) -> int:
         target = str(Path(options.folder) / options.format)
     from transformers.utils import logging
 
-    from ecsfusion import FusionForClassification
+    from ecsfusion.modeling import FusionForClassification
 
     logging.disable_progress_bar()
     model = FusionForClassification.from_pretrained(

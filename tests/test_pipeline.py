@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from finished_models import finished_model
-from fusion_fixtures import tiny_bert, tiny_vit
+from fusion_fixtures import tiny_bert, tiny_vit, tiny_wav2vec2
 from PIL import Image
 from test_processing import make_image_processor, make_tokenizer
-from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+from transformers import AutoConfig, AutoModel, AutoProcessor, Wav2Vec2FeatureExtractor, pipeline
 
 from ecsfusion import FusionConfig, FusionForClassification, FusionProcessor
 from ecsfusion.auto_classes import _AfterImport
@@ -151,3 +154,17 @@ def test_a_regression_answers_with_predictions_in_their_order():
     answer = model.predict(processor=Ready(), top_k=1, image="...")
     assert [each["label"] for each in answer] == ["a", "b", "c"]
     assert [each["score"] for each in answer] == pytest.approx(expected)
+
+
+def test_the_example_of_the_documentation_runs(folder, tmp_path, monkeypatch):
+    image, sound = make_image_processor(tmp_path / "i", image_mean=[0.5], image_std=[0.5]), Wav2Vec2FeatureExtractor()
+    FusionProcessor({"image": image, "audio": sound}).save_pretrained(tmp_path / "digits")
+    finished_model({"image": tiny_vit(), "audio": tiny_wav2vec2()}).save_pretrained(tmp_path / "digits")
+    Image.open(folder / "a.png").save(tmp_path / "three.png")
+    soundfile.write(tmp_path / "three.wav", np.zeros(400, dtype=np.float32), 16_000)
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).resolve().parents[1] / "docs" / "export.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict = {}
+    exec(code.replace("you/digits", "./digits"), names)  # noqa: S102  (this very code is what is shown)
+    assert {each["label"] for each in names["answer"]} == {*"abc"}
