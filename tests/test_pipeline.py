@@ -157,7 +157,10 @@ def test_a_regression_answers_with_predictions_in_their_order():
 
 
 def test_the_example_of_the_documentation_runs(folder, tmp_path, monkeypatch):
-    image, sound = make_image_processor(tmp_path / "i", image_mean=[0.5], image_std=[0.5]), Wav2Vec2FeatureExtractor()
+    image, sound = (
+        make_image_processor(tmp_path / "i", image_mean=[0.5], image_std=[0.5]),
+        Wav2Vec2FeatureExtractor(),
+    )
     FusionProcessor({"image": image, "audio": sound}).save_pretrained(tmp_path / "digits")
     finished_model({"image": tiny_vit(), "audio": tiny_wav2vec2()}).save_pretrained(tmp_path / "digits")
     Image.open(folder / "a.png").save(tmp_path / "three.png")
