@@ -2,7 +2,7 @@
 
     python check_wheel.py dist/ecsfusion-*.whl
 
-Run by `.ci/run` in an environment that has the wheel and its dependencies, in an empty folder.
+Run by `.ci/run` in an environment that has the wheel with the extra `recipes`, in an empty folder.
 """
 
 import importlib.metadata
@@ -17,8 +17,15 @@ from pathlib import Path
 def check_contents(wheel: str) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top_level = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert top_level == {"ecsfusion", "ecsfusion_kernels"}, f"the wheel installs {sorted(top_level)}"
-    for file in ("ecsfusion/py.typed", "ecsfusion/reporting/model_card.md", "ecsfusion_kernels/py.typed"):
+    assert top_level == {"ecsfusion", "ecsfusion_kernels", "hf_recipes"}, (
+        f"the wheel installs {sorted(top_level)}"
+    )
+    for file in (
+        "ecsfusion/py.typed",
+        "ecsfusion/reporting/model_card.md",
+        "ecsfusion_kernels/py.typed",
+        "hf_recipes/configs/digits.yaml",
+    ):
         assert file in names, f"the wheel lacks {file}"
     assert any(name.endswith("/LICENSE") for name in names), "the wheel lacks the license"
 
@@ -66,6 +73,28 @@ def check_installed() -> None:
     assert "library_name: ecsfusion" in card
 
 
+def check_recipe() -> None:
+    """One epoch of the recipe, and its model loaded by the Auto classes."""
+    script = Path(sysconfig.get_path("scripts")) / "ecsfusion"
+    options = [
+        "--config",
+        "digits",
+        "--strategy",
+        "joint",
+        "--num_train_epochs",
+        "1",
+        "--output_dir",
+        "trained",
+    ]
+    subprocess.run([script, "train", *options, "--report_to", "none", "--use_cpu", "true"], check=True)  # noqa: S603
+    import numpy as np
+    from transformers import AutoModel
+
+    answer = AutoModel.from_pretrained("trained").predict(image=np.zeros((8, 8), dtype=np.uint8))
+    assert len(answer) == 10, f"a model of ten digits answers {answer}"
+
+
 check_contents(sys.argv[1])
 check_installed()
+check_recipe()
 print("the wheel works outside the checkout")

@@ -6,6 +6,8 @@ A public name is imported when it is first used, so that measuring information d
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ecsfusion.auto_classes import register_with_transformers
+
 if TYPE_CHECKING:
     from ecsfusion.controller.decision import Decision
     from ecsfusion.controller.reading import Reading
@@ -127,3 +129,7 @@ def _version() -> str:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+# Last, because what it may import needs the names above.
+register_with_transformers()

@@ -1,10 +1,11 @@
-"""The command line: `ecsfusion pid` measures a file of embeddings, `ecsfusion push` publishes a trained model.
+"""The command line: `ecsfusion pid` measures embeddings, `train` runs the recipe, `export` and `push` take a model out.
 
 Arguments are parsed with the standard library alone. Each command imports what it needs after that, so that help and
 misspelt options do not wait for torch.
 """
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -35,17 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, with the code 0 after `--help` and 2 for arguments that it does not accept.
     """
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["train"]:
+        # Its options are those of the recipe, which parses them itself.
+        return _train(words[1:])
+    options = _parser().parse_args(words)
     interrupts: list[int] = []
     with _noting_interrupts(interrupts):
         try:
-            return {"pid": _pid, "push": _push}[options.command](options)
+            return {"pid": _pid, "push": _push, "export": _export}[options.command](options)
         except BaseException as error:
             # A library that is interrupted while it is imported may raise ImportError instead.
             if interrupts or isinstance(error, KeyboardInterrupt):
                 print(f"ecsfusion {options.command}: interrupted", file=sys.stderr)
                 return 130
-            if not isinstance(error, (ValueError, TypeError, OSError)):
+            if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
                 raise
             print(f"ecsfusion {options.command}: error: {error}", file=sys.stderr)
             return 2
@@ -183,6 +188,44 @@ def _push(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    """Write a finished model as one graph."""
+    target = options.output
+    if target is None:
+        if not Path(options.folder).is_dir():
+            raise ValueError(f"{options.folder!r} is no folder; for a model on the Hub add --output FOLDER")
+        target = str(Path(options.folder) / options.format)
+    from transformers.utils import logging
+
+    from ecsfusion.modeling import FusionForClassification
+
+    logging.disable_progress_bar()
+    model = FusionForClassification.from_pretrained(
+        options.folder, revision=options.revision or "main", attn_implementation=options.attn_implementation
+    )
+    facts = model.export(target, options.format, options.modalities)
+    inputs = ", ".join(each["name"] for each in facts["inputs"])
+    print(f"Written: {target} ({facts['file']} with the inputs {inputs}; how to run it is in README.md)")
+    return 0
+
+
+def _train(words: Sequence[str]) -> int:
+    """Run the recipe, as `hf_recipes/run.py` does from a clone."""
+    try:
+        # By its name: the recipe imports this library, not the other way round.
+        recipe = importlib.import_module("hf_recipes.run")
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("yaml", "sklearn", "hf_recipes"):
+            raise
+        print(
+            f"ecsfusion train: error: {error.name} is missing: pip install 'ecsfusion[recipes]'",
+            file=sys.stderr,
+        )
+        return 2
+    recipe.main(words)
+    return 0
+
+
 def _device(text: str) -> "torch.device":
     """The device called `text`; raises ValueError where it is misspelt or this machine does not have it."""
     import torch
@@ -197,10 +240,11 @@ def _device(text: str) -> "torch.device":
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The options of both commands."""
+    """The options of all commands but `train`, which has those of the recipe."""
     parser = argparse.ArgumentParser(
         prog="ecsfusion",
-        description="Measure what the embeddings of each modality know about a label, or publish a trained model.",
+        description="Measure what the embeddings of each modality know about a label; train a fusion model; export or"
+        " publish it.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     pid = commands.add_parser(
@@ -285,6 +329,37 @@ def _parser() -> argparse.ArgumentParser:
     clusters.add_argument(
         "--permutations", type=int, metavar="N", help="random tables per noise floor (default: 32)"
     )
+    commands.add_parser(
+        "train",
+        help="train a fusion model in two stages on your data, as a YAML file says",
+        description="Train a fusion model; see `ecsfusion train --help`.",
+        add_help=False,
+    )
+    export = commands.add_parser(
+        "export",
+        help="write a finished model as one graph that runs without this library",
+        description="Write a folder with the graph of a finished model, its description, the processors' files and a"
+        " README with code that runs it.",
+    )
+    export.add_argument("folder", metavar="FOLDER", help="the model: a folder, or a name on the Hub")
+    export.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="where to write (default: a folder named as the format in the model's)",
+    )
+    export.add_argument(
+        "--format",
+        choices=["onnx", "torch"],
+        default="onnx",
+        help="ONNX, or torch.export (default: %(default)s)",
+    )
+    export.add_argument(
+        "--modalities", nargs="+", metavar="NAME", help="the modalities that rows may have (default: all)"
+    )
+    export.add_argument(
+        "--attn-implementation", metavar="NAME", help="the attention of the encoders, such as eager"
+    )
+    export.add_argument("--revision", metavar="BRANCH", help="the branch on the Hub (default: main)")
     publish = commands.add_parser(
         "push",
         help="publish on the Hub the model in the output folder of a run",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
 from ecsfusion.data.columns import nested_form
+from ecsfusion.export.write import export_model
+from ecsfusion.model.answers import answer_of, labelled
 from ecsfusion.model.batch_norm import running_statistics_for_one_value
 from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.model.contributions import row_contributions
@@ -34,12 +37,16 @@ from ecsfusion.model.names import FUSED, check_modality_name
 from ecsfusion.model.own_modules import OWN_MODULE, unsaved_buffers
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.model.readout import Readout
-from ecsfusion.model.rows import rows_present, size_and_device, spread, take
+from ecsfusion.model.readout_table import Table, look_up, readout_table
+from ecsfusion.model.rows import mask_rows, rows_present, size_and_device, spread, take
 from ecsfusion.model.shared_weights import check_not_shared, tied_weights
+from ecsfusion.processing import FusionProcessor
 
 logger = logging.get_logger(__name__)
 
 STAGES = ("unimodal", "joint")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+"""Arguments of `from_pretrained` that say where on the Hub a model is, and so where its processor is."""
 OLDER_WEIGHT_NAMES = {r"^standalone\.": "best_heads."}
 """Names of weights in models that earlier versions saved, as patterns, and their present names."""
 
@@ -169,6 +176,8 @@ class FusionForClassification(PreTrainedModel):
         self.trains_fused_head = config.stage == "joint"
         self.active: tuple[str, ...] = tuple(config.modalities)
         self.sources: dict[str, str | None] = {}
+        self._processor: FusionProcessor | None = None
+        self._hub_options: dict[str, Any] = {}
         self.frozen: tuple[str, ...] = ()
         self._paused_parameters: set[str] = set()
         self._frozen_parameters: set[str] = set()
@@ -349,6 +358,7 @@ class FusionForClassification(PreTrainedModel):
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
         model: FusionForClassification = loaded[0]
+        model._hub_options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
         info: dict[str, Any] = loaded[1]
         new = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
         model._drop_what_depends_on(new | set(info["missing_keys"]))
@@ -706,6 +716,8 @@ class FusionForClassification(PreTrainedModel):
         passed = {name: inputs[name] for name in self.modalities if inputs.get(name) is not None}
         if not passed:
             raise ValueError(f"no modality to run: give at least one of {list(self.modalities)}.")
+        if torch.compiler.is_compiling() and not self.training:
+            return self._without_host_reads(passed, present or {}, labels)
         size, device = size_and_device(passed, next(self.parameters()).device)
         if labels is not None:
             check_labels(labels, self.config.num_labels, self.problem_type)
@@ -743,6 +755,50 @@ class FusionForClassification(PreTrainedModel):
             probabilities=None if regression else combined,
             predictions=combined if regression else None,
         )
+
+    def _without_host_reads(
+        self, inputs: Mapping[str, Any], present: Mapping[str, Tensor], labels: Tensor | None
+    ) -> FusionOutput:
+        """What `forward` answers in evaluation, with no branch on data: for `torch.compile` and `torch.export`.
+
+        Every encoder runs on every row, and the answers of rows that lack its modality are not used. Nothing is checked
+        that would have to be read from the device: logits that are NaN give probabilities that are NaN.
+        """
+        first = next(iter(inputs.values()))
+        # Not `len`, which would make the number of rows a constant of the graph.
+        size = (first if isinstance(first, Tensor) else next(iter(first.values()))).shape[0]
+        device = next(self.parameters()).device
+        every_row = torch.ones(size, dtype=torch.bool, device=device)
+        rows = {name: present.get(name) for name in inputs}
+        masks = {name: every_row if mask is None else mask for name, mask in rows.items()}
+        embeddings, unimodal_logits = {}, {}
+        for name in inputs:
+            h, z = self._run(name, inputs[name], None, self.encoders[name], self.heads[name])
+            embeddings[name], unimodal_logits[name] = mask_rows(h, rows[name]), mask_rows(z, rows[name])
+        logits = self.fuse(embeddings, unimodal_logits, masks)
+        for name in (name for name in inputs if name in self.best_heads):
+            part = cast("nn.ModuleDict", self.best_heads[name])
+            _, z = self._run(name, inputs[name], None, part["encoder"], part["head"])
+            unimodal_logits[name] = mask_rows(z, rows[name])
+        combined = None
+        if self.config.readout is not None:
+            table = self._readout_table(tuple(inputs))
+            combined = look_up(table, {FUSED: logits, **unimodal_logits}, masks, self.problem_type)
+        regression = self.problem_type == REGRESSION
+        return FusionOutput(
+            loss=None if labels is None else self.sum_of_losses(unimodal_logits, logits, labels, rows),
+            logits=logits,
+            unimodal_logits=unimodal_logits,
+            embeddings=embeddings,
+            present=masks,
+            probabilities=None if regression else combined,
+            predictions=combined if regression else None,
+        )
+
+    @torch.compiler.assume_constant_result
+    def _readout_table(self, modalities: tuple[str, ...]) -> Table:
+        """The readout as it is when the model is compiled."""
+        return readout_table(Readout.from_dict(cast("dict[str, Any]", self.config.readout)), modalities)
 
     def _runs(self, name: str) -> bool:
         """Whether the modality is run: in training, a paused one is not."""
@@ -785,7 +841,7 @@ class FusionForClassification(PreTrainedModel):
             ValueError: the fused head, the user's own, returned something else.
         """
         some = next(iter(embeddings.values()))
-        size = len(some)
+        size = some.shape[0]
         h, z, masks = {}, {}, {}
         for name in self.modalities:
             if name in present:
@@ -852,6 +908,102 @@ class FusionForClassification(PreTrainedModel):
         return loss_of_fused_head(self.head_loss, logits, labels, [None] if all_run else [*present.values()])
 
     @torch.no_grad()
+    def predict(
+        self, *, processor: FusionProcessor | None = None, top_k: int | None = None, **inputs: Any
+    ) -> list[dict[str, Any]]:
+        """Answer one row of raw values.
+
+        The model is put into evaluation mode for it. For many rows use
+        `pipeline("multimodal-classification", model=...)`.
+
+        Args:
+            processor: the processor; by default that in the folder, or the repository on the Hub, that the model was
+                loaded from.
+            top_k: how many classes to return; None for all.
+            **inputs: by modality a raw value as `FusionProcessor` takes it, such as a path, a picture, an array of
+                samples or a text. A modality that is left out or None is missing.
+
+        Returns:
+            `{"label": name, "score": probability}` for each class, the most probable first; in regression
+            `{"label": name, "score": prediction}` for each target.
+
+        Raises:
+            ValueError: no processor is known; a value that cannot be read, or several rows; nothing answers for all
+                modalities (a model of stage 1 without a readout).
+            TypeError: a raw value of a wrong type.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            batch = (processor or self.processor())(**inputs).to(self.device)
+            answer = answer_of(self(**batch), self.config)
+        finally:
+            self.train(was_training)
+        if len(answer) != 1:
+            raise ValueError(
+                f"the inputs are {len(answer)} rows; predict answers one: for several use "
+                'pipeline("multimodal-classification", model=model, processor=processor).'
+            )
+        return labelled(answer[0], self.config, top_k)
+
+    def processor(self) -> FusionProcessor:
+        """The processor in the folder, or the repository on the Hub, that the model was loaded from.
+
+        Raises:
+            ValueError: the model was not loaded, or there is no processor where it was loaded from.
+        """
+        if self._processor is None:
+            source = self.name_or_path
+            if not source:
+                raise ValueError(
+                    "the model was not loaded from a folder that has a processor; give processor=..., the one that "
+                    "made the training rows."
+                )
+            try:
+                self._processor = FusionProcessor.from_pretrained(source, **self._hub_options)
+            except OSError as error:
+                raise ValueError(
+                    f"{error}; give processor=..., the one that made the training rows."
+                ) from error
+        return self._processor
+
+    def export(
+        self,
+        folder: str | os.PathLike,
+        format: str = "onnx",
+        modalities: Sequence[str] | None = None,
+        processor: FusionProcessor | None = None,
+        example: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write a folder with which the model answers without this library.
+
+        It has the graph with the readout and the best heads in it, `export.json` (inputs, classes, preprocessing), a
+        README with code that runs it, and the files of the processors. The number of rows is free, and so are lengths
+        of texts, sounds and series where the encoder allows it. With several modalities, each has a mask of the rows
+        that have it as a further input. The attention is the model's own; see `from_pretrained(attn_implementation=)`.
+
+        Args:
+            folder: where to write; it is made if it does not exist.
+            format: "onnx", or "torch" for what `torch.export` makes.
+            modalities: those that rows may have; None for all. The encoders of the others are left out.
+            processor: as in `predict`; without any, the inputs are those that the encoders say of themselves.
+            example: by modality, its part of a batch as the model takes it. It is needed for encoders of your own whose
+                inputs no processor tells.
+
+        Returns:
+            What is in `export.json`, among it the largest difference from the model's answers on trial rows.
+
+        Raises:
+            ValueError: an unknown format or modality, a folder that holds a model, inputs that are not known, an answer
+                that differs from the model's, or a model of stage 1 without a readout.
+            ImportError: what the format needs is not installed.
+        """
+        if processor is None and (self._processor is not None or self.name_or_path):
+            with contextlib.suppress(ValueError):
+                processor = self.processor()
+        return export_model(self, folder, format, modalities, processor, example)
+
+    @torch.no_grad()
     def contributions(
         self, labels: Tensor | None = None, present: Mapping[str, Tensor] | None = None, **inputs: Any
     ) -> dict[str, Tensor]:
@@ -913,5 +1065,4 @@ def _own_modalities(config: FusionConfig) -> list[str]:
     return [name for name in config.modalities if config.encoders[name].get("model_type") == OWN_MODULE]
 
 
-AutoConfig.register("ecsfusion", FusionConfig)
 AutoModel.register(FusionConfig, FusionForClassification)

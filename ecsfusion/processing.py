@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
+    AutoProcessor,
     AutoTokenizer,
     BaseImageProcessor,
     FeatureExtractionMixin,
@@ -32,6 +33,7 @@ from ecsfusion.data.arrays import ArrayProcessor, read_array
 from ecsfusion.data.columns import LABEL_COLUMNS, check_rows, nested_form
 from ecsfusion.data.media import read_audio, read_image, read_video, seconds_of
 from ecsfusion.data.numbered_rows import place_of
+from ecsfusion.model.configuration import FusionConfig
 
 CONFIG_NAME = "fusion_processor_config.json"
 
@@ -813,3 +815,6 @@ def _forget_local_paths(file: Path) -> None:
     }
     if kept != config:
         file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+AutoProcessor.register(FusionConfig, FusionProcessor)

@@ -19,7 +19,8 @@ from ecsfusion import FusionTrainingArguments
 from ecsfusion.model.fused_heads import FUSION_HEADS
 from hf_recipes.yaml_values import read_yaml
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "digits.yaml"
 PREPROCESS = ("ahead", "on-the-fly")
 COMPARE = ("joint",)
 
@@ -155,6 +156,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RecipeArguments, FusionTrainin
     first = _Parser((), add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
     chosen, rest = first.parse_known_args(list(argv))
+    chosen.config = config_file(chosen.config)
     config = load_config(chosen.config)
     modalities = read_modalities(config.pop("modalities"), chosen.config)
     training = config.pop("training", {})
@@ -187,10 +189,19 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RecipeArguments, FusionTrainin
     return recipe, arguments
 
 
+def config_file(given: Path) -> Path:
+    """The file that `--config` means: a path, or the name of one of `configs`, such as `avmnist`."""
+    own = CONFIGS / f"{given}.yaml"
+    return own if given.name == str(given) and not given.exists() and own.is_file() else given
+
+
 def load_config(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file: options as they are written, see `hf_recipes.yaml_values`."""
     if not path.is_file():
-        raise ValueError(f"there is no config {str(path)!r}; give --config an existing YAML file")
+        names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        raise ValueError(
+            f"there is no config {str(path)!r}; give --config an existing YAML file, or one of {names}"
+        )
     try:
         config = read_yaml(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:

@@ -4,6 +4,9 @@
     accelerate launch hf_recipes/run.py --config hf_recipes/configs/avmnist.yaml --data_dir FOLDER
     accelerate launch hf_recipes/run.py --compare joint --num_train_epochs 30
 
+The installed library has the same script: `ecsfusion train`, and for several processes `accelerate launch -m
+hf_recipes.run`. Of the configurations in `hf_recipes/configs` the name is enough, `--config avmnist`.
+
 Every key of the YAML can be given on the command line. The output folder holds the final model, the peak of stage 1
 in `unimodal/`, the model card `README.md`, and `trajectory.png`.
 """

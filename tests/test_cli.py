@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -506,3 +507,30 @@ def test_malformed_arguments_show_the_usage(capsys, argument, message):
         main(["pid", "data.npz", "--label", "y", *MODALITIES, *argument])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_train_runs_the_recipe_with_its_own_options(monkeypatch):
+    from hf_recipes import run
+
+    given = []
+    monkeypatch.setattr(run, "main", given.append)
+    assert main(["train", "--config", "digits", "--num_train_epochs", "3"]) == 0
+    assert given == [["--config", "digits", "--num_train_epochs", "3"]]
+
+
+def test_train_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    for name in [name for name in sys.modules if name.startswith("hf_recipes")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["train"]) == 2
+    assert "pip install 'ecsfusion[recipes]'" in capsys.readouterr().err
+
+
+def test_a_configuration_of_the_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    from hf_recipes.configuration import CONFIGS, config_file
+
+    monkeypatch.chdir(tmp_path)
+    assert config_file(Path("avmnist")) == CONFIGS / "avmnist.yaml"
+    (tmp_path / "avmnist").touch()
+    assert config_file(Path("avmnist")) == Path("avmnist")
+    assert config_file(Path("absent")) == Path("absent")

@@ -20,7 +20,9 @@ LAYERS = (
     "pid",
     "model",
     "processing",
+    "export",
     "modeling",
+    "pipeline",
     "evaluation",
     "controller",
     "diagnostics",
@@ -30,6 +32,7 @@ LAYERS = (
     "training",
     "trainer",
     "metrics",
+    "auto_classes",
     "cli",
 )
 # The public names of `ecsfusion/__init__.py` come from all parts. Of them a part may import only this one.
@@ -37,7 +40,7 @@ PUBLIC_NAME_FOR_ALL = "ecsfusion.__version__"
 
 # Where the name of a module differs from that of the package that brings it.
 DISTRIBUTIONS = {"PIL": "pillow"}
-OPTIONAL = {"peft"}
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "peft"}
 
 
 class Import(NamedTuple):

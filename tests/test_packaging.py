@@ -40,6 +40,7 @@ def packages_below(folder, name):
 
 def test_every_folder_with_code_is_packaged(pyproject):
     present = packages_below(ROOT / "ecsfusion", "ecsfusion") | packages_below(KERNELS, "ecsfusion_kernels")
+    present |= packages_below(ROOT / "hf_recipes", "hf_recipes")
     assert set(pyproject["tool"]["setuptools"]["packages"]) == present
 
 
@@ -94,6 +95,7 @@ def test_no_package_is_called_kernels(pyproject):
     assert {name.split(".")[0] for name in pyproject["tool"]["setuptools"]["packages"]} == {
         "ecsfusion",
         "ecsfusion_kernels",
+        "hf_recipes",
     }
 
 

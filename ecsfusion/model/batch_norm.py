@@ -20,6 +20,10 @@ def running_statistics_for_one_value(module: nn.Module, num_rows: int) -> Iterat
         module: the module that is run in the context.
         num_rows: rows that it is run on.
     """
+    # First, because in evaluation nothing may depend on the number of rows: it is not known when a model is compiled.
+    if not module.training:
+        yield
+        return
     layers = [
         part
         for part in module.modules()
@@ -27,7 +31,7 @@ def running_statistics_for_one_value(module: nn.Module, num_rows: int) -> Iterat
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
         and part.running_mean is not None
     ]
-    if num_rows != 1 or not module.training or not layers:
+    if num_rows != 1 or not layers:
         yield
         return
     switched: list[nn.Module] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 
 class FusionConfig(PreTrainedConfig):
@@ -78,3 +78,6 @@ class FusionConfig(PreTrainedConfig):
         self.step = step
         self.readout = readout
         super().__init__(**kwargs)
+
+
+AutoConfig.register(FusionConfig.model_type, FusionConfig)

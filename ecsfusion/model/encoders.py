@@ -282,21 +282,35 @@ def embed(encoder: nn.Module, inputs: Mapping[str, Tensor], unpadded: bool = Fal
         inputs = filled_to_first_window(encoder.config, inputs)
     mask = inputs.get("attention_mask")
     main = str(encoder.main_input_name)
-    if mask is not None and (unpadded or mixes_padding(encoder.config)):
+    if mask is not None and needs_one_length(encoder, unpadded):
         return _embed_by_length(encoder, main, inputs, mask.bool())
     return pool(encoder, _outputs(encoder, main, inputs), mask)
 
 
+def needs_one_length(encoder: nn.Module, unpadded: bool = False) -> bool:
+    """Whether rows of different lengths are run one length after another, because padding would change them.
+
+    Args:
+        encoder: the encoder.
+        unpadded: whether it was found to mix padding into the rest.
+    """
+    if is_sentence_transformer(encoder):
+        return False
+    if isinstance(encoder, PreTrainedModel):
+        return unpadded or mixes_padding(encoder.config)
+    return not _takes(encoder, "attention_mask")
+
+
 def _embed_by_own_module(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     main, mask = next(iter(inputs)), inputs.get("attention_mask")
-    if mask is not None and main != "attention_mask" and not _takes(encoder, "attention_mask"):
+    if mask is not None and main != "attention_mask" and needs_one_length(encoder):
         return _embed_by_length(encoder, main, inputs, mask.bool())
     return pool(encoder, _outputs(encoder, main, inputs), mask)
 
 
 def _outputs(encoder: nn.Module, main: str, inputs: Mapping[str, Tensor]) -> Any:
     """What an encoder returns for inputs (B, ...), of which `main` is the first."""
-    with running_statistics_for_one_value(encoder, len(inputs[main])):
+    with running_statistics_for_one_value(encoder, inputs[main].shape[0]):
         if isinstance(encoder, PreTrainedModel):
             return encoder(**inputs, **_options(encoder, inputs))
         if is_sentence_transformer(encoder):
@@ -313,6 +327,11 @@ def _embed_by_length(encoder: nn.Module, main: str, inputs: Mapping[str, Tensor]
         inputs: by name, each (B, ...).
         mask: (B, T) bool.
     """
+    if torch.compiler.is_compiling():
+        raise ValueError(
+            f"the encoder {type(encoder).__name__} runs rows of each length apart, which cannot be compiled; give rows "
+            "of one length, without an attention mask"
+        )
     lengths = mask.sum(dim=1)
     parts, rows_of_parts = [], []
     for length in lengths.unique().tolist():
@@ -345,7 +364,9 @@ def _options(encoder: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         positions = encoder.embeddings.patch_embeddings.num_patches
         # No patch is masked (`_set_up`), and none changes its place.
         return {
-            "noise": torch.arange(positions, device=pixels.device).expand(len(pixels), -1).to(pixels.dtype)
+            "noise": torch.arange(positions, device=pixels.device)
+            .expand(pixels.shape[0], -1)
+            .to(pixels.dtype)
         }
     if (
         encoder.training

@@ -174,7 +174,7 @@ class CrossAttentionHead(nn.Module):
         tokens = torch.stack([self.project[name](embeddings[name]) for name in self.names], dim=1)
         tokens = self.norm_tokens(tokens)
         missing = ~_stack(present, self.names)
-        query = self.query.expand(len(tokens), -1, -1)
+        query = self.query.expand(tokens.shape[0], -1, -1)
         attended, _ = self.attention(query, tokens, tokens, key_padding_mask=missing, need_weights=False)
         logits = self.classifier(self.norm((query + attended)[:, 0]))
         return self.linear(embeddings, unimodal_logits, present) + logits
@@ -231,10 +231,10 @@ class TransformerHead(nn.Module):
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
         """Logits (B, C); for the arguments see the docstring of this module."""
         tokens = torch.stack([self.project[name](embeddings[name]) for name in self.names], dim=1)
-        class_token = self.class_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+        class_token = self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([class_token, tokens], dim=1)
         missing = ~_stack(present, self.names)
-        masked = torch.cat([missing.new_zeros(len(missing), 1), missing], dim=1)
+        masked = torch.cat([missing.new_zeros(missing.shape[0], 1), missing], dim=1)
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=masked)
         return self.classifier(tokens[:, 0])
@@ -339,6 +339,16 @@ class BoostedHead(nn.Module):
         layers = list(cast("nn.ModuleList", self.classifiers[name]))[:count]
         return [self.output(layer(embeddings).relu()) for layer in layers]
 
+    def _boosted(self, name: str, embeddings: Tensor) -> Tensor:
+        """F_m, (N, C)."""
+        if not torch.compiler.is_compiling():
+            return torch.stack(self.scores(name, embeddings)).sum(dim=0)
+        # The number in use is on the device, and cannot be read while the model is compiled.
+        layers = [*cast("nn.ModuleList", self.classifiers[name])]
+        scores = torch.stack([self.output(layer(embeddings).relu()) for layer in layers])
+        in_use = torch.arange(len(layers), device=scores.device) < self.counts[self.names.index(name)]
+        return (scores * in_use[:, None, None]).sum(dim=0)
+
     def add_classifier(self, name: str) -> bool:
         """Use one more classifier of a modality; False where all of them are used already."""
         index = self.names.index(name)
@@ -350,7 +360,7 @@ class BoostedHead(nn.Module):
     def forward(self, embeddings: Tensors, unimodal_logits: Tensors, present: Tensors) -> Tensor:
         """Logits (B, C); for the arguments see the docstring of this module."""
         mask = _stack(present, self.names).unsqueeze(-1)
-        boosted = {name: torch.stack(self.scores(name, embeddings[name])).sum(dim=0) for name in self.names}
+        boosted = {name: self._boosted(name, embeddings[name]) for name in self.names}
         return (_stack(boosted, self.names) * mask).sum(dim=1) / mask.sum(dim=1)
 
 

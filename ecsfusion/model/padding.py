@@ -60,18 +60,20 @@ def padded_on_the_right(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(inputs)
     # Without a condition on values, for which the device would have to be waited for.
     first = mask.bool().int().argmax(dim=1)
-    index = (torch.arange(mask.shape[1], device=mask.device) + first[:, None]) % mask.shape[1]
+    index = torch.arange(mask.shape[1], device=mask.device) + first[:, None]
+    # Not by a remainder, which ONNX does not have for a length that is not known before.
+    index = torch.where(index < mask.shape[1], index, index - mask.shape[1])
     return {key: _moved(value, index) for key, value in inputs.items()}
 
 
 def _moved(value: Tensor, index: Tensor) -> Tensor:
     if value.shape[:2] == index.shape:
         dim = 1
-    elif value.ndim == 3 and (len(value), value.shape[2]) == tuple(index.shape):
+    elif value.ndim == 3 and (value.shape[0], value.shape[2]) == tuple(index.shape):
         dim = 2
     else:
         return value
-    shape = [len(value)] + [1] * (value.ndim - 1)
+    shape = [value.shape[0]] + [1] * (value.ndim - 1)
     shape[dim] = index.shape[1]
     return value.gather(dim, index.view(shape).expand(*value.shape))
 

@@ -189,6 +189,26 @@ class Readout:
             if name in names
         }
 
+    @property
+    def prior_or_even(self) -> list[float]:
+        """What is answered without any modality, (C,); in readouts of earlier versions all classes alike."""
+        even = {REGRESSION: 0.0, MULTI_LABEL: 0.5}.get(self.problem_type, 1 / self.num_classes)
+        return self.prior or [even] * self.num_classes
+
+    def heads_for(self, modalities: Collection[str], has_fused: bool = True) -> frozenset[str]:
+        """The heads that answer a row, by the modalities that it has.
+
+        Args:
+            modalities: those of the row.
+            has_fused: whether there is an answer of the fused head.
+        """
+        names = frozenset(modalities)
+        if not has_fused:
+            return names
+        if len(names) == len(self.modalities) and any(FUSED in fitted for fitted in self.fitted):
+            names |= {FUSED}
+        return frozenset([FUSED]) if self.fused_head_alone and names not in self.fitted else names
+
     def offset(self, heads: Collection[str]) -> list[float]:
         """The C numbers that are added to the targets when these heads are combined in regression."""
         names = frozenset(heads)
@@ -264,16 +284,14 @@ class Readout:
                 f"there is no head for {wrong!r}: the readout has {[*self.modalities, FUSED]}, logits "
                 f"{list(logits)}."
             )
-        complete = len(names) == len(self.modalities) or (not names and present is None)
-        if FUSED in logits and complete and any(FUSED in fitted for fitted in self.fitted):
-            names.add(FUSED)
-        if FUSED in logits and self.fused_head_alone and frozenset(names) not in self.fitted:
+        if names or present is not None:
+            names = {*self.heads_for(names, FUSED in logits)}
+        elif FUSED in logits and any(FUSED in fitted for fitted in self.fitted):
             names = {FUSED}
         if not names:
             raise ValueError("present and logits have no head in common; give at least one modality.")
         heads = {
-            name: _log_probabilities(logits[name], name, self.problem_type, self.num_classes)
-            for name in names
+            name: log_probabilities(logits[name], name, self.problem_type, self.num_classes) for name in names
         }
         for name, head in heads.items():
             bad = head.detach().isnan().flatten(1).any(-1).nonzero()
@@ -312,9 +330,8 @@ class Readout:
             parts, rows_of_parts = [answers if regression else answers.exp()], [rows]
         if len(rows) < len(some):
             rest = (~some).nonzero()[:, 0]
-            even = [0.0 if regression else 0.5 if self.problem_type == MULTI_LABEL else 1 / self.num_classes]
             kind = parts[0].dtype if parts else next(iter(logits.values())).dtype
-            prior = torch.tensor(self.prior or even * self.num_classes, dtype=kind, device=some.device)
+            prior = torch.tensor(self.prior_or_even, dtype=kind, device=some.device)
             parts.append(prior.expand(len(rest), -1))
             rows_of_parts.append(rest)
         return join_rows(parts, rows_of_parts)
@@ -398,9 +415,7 @@ def expected_calibration_error(
     return float(gap.abs().sum() / len(p))
 
 
-def _log_probabilities(
-    logits: Tensor, name: str, problem_type: str, num_classes: int | None = None
-) -> Tensor:
+def log_probabilities(logits: Tensor, name: str, problem_type: str, num_classes: int | None = None) -> Tensor:
     """The values of a head that are weighed.
 
     Returns:
@@ -490,7 +505,7 @@ def _check_logits(
             raise ValueError(
                 f"logits[{name!r}] holds predictions beyond {MAX_PREDICTION:g}; lower the learning rate."
             )
-        heads[name] = _log_probabilities(head, name, problem_type).numpy()
+        heads[name] = log_probabilities(head, name, problem_type).numpy()
     return heads
 
 

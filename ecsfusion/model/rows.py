@@ -96,6 +96,13 @@ def spread(values: Tensor, index: Tensor | None, size: int) -> Tensor:
     return values.new_full((size, *values.shape[1:]), torch.nan).index_copy(0, index, values)
 
 
+def mask_rows(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values (B, ...), NaN in the rows that the mask (B,) leaves out; None leaves out none."""
+    if mask is None:
+        return values
+    return values.where(mask.reshape(-1, *[1] * (values.ndim - 1)), torch.nan)
+
+
 def take(inputs: Mapping[str, Tensor] | Tensor, rows: Tensor) -> Mapping[str, Tensor] | Tensor:
     """These rows of a modality's inputs."""
     if isinstance(inputs, Tensor):

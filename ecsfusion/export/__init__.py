@@ -1,0 +1,1 @@
+"""A finished model as one graph that runs without this library."""

@@ -1,0 +1,1 @@
+"""The recipe: one training script, `hf_recipes.run`, and its YAML files."""
