@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import sys
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -22,10 +21,6 @@ from stand_in_hub import StandInHub
 
 from ecsfusion import cli
 from ecsfusion.reporting.hub import NotPublishedError
-
-# hf_recipes is no installed package.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from hf_recipes import run
 from hf_recipes.configuration import DEFAULT_CONFIG
 from hf_recipes.digits import load_digits_splits

@@ -1,7 +1,6 @@
 """The recipe's way to data: the embedded digits, a YAML with any data set, and sentences for what is wrong."""
 
 import io
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,9 +12,6 @@ import tokenizers
 import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
-
-# hf_recipes is no installed package.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionCollator
 from hf_recipes.configuration import DEFAULT_CONFIG, parse_arguments

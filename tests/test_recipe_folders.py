@@ -1,8 +1,6 @@
 """The recipe takes data as people have it: tables with paths of media, and the layouts of `datasets`."""
 
 import json
-import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,13 +8,8 @@ import pytest
 import soundfile
 import yaml
 from PIL import Image
-from transformers import Wav2Vec2FeatureExtractor
-
-# hf_recipes is no installed package.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from test_processing import make_tokenizer
-from transformers import ViTImageProcessor
+from transformers import ViTImageProcessor, Wav2Vec2FeatureExtractor
 
 from ecsfusion import FusionProcessor
 from hf_recipes.configuration import parse_arguments

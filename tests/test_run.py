@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-
-# hf_recipes is no installed package.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor
 from hf_recipes import digits, run

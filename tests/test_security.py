@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import struct
-import sys
 from pathlib import Path
 
 import datasets
@@ -19,9 +18,6 @@ import yaml
 from fusion_fixtures import tiny_vit, two_views
 from PIL import Image, PngImagePlugin
 from transformers import Wav2Vec2FeatureExtractor
-
-# hf_recipes is no installed package.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion import FusionForClassification, FusionProcessor
 from ecsfusion.cli import main as ecsfusion_command

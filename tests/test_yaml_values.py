@@ -1,14 +1,9 @@
 """What the YAML of a recipe says is what is read: numbers at every depth, words as words, nothing silently."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
-
-# hf_recipes is no installed package.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from hf_recipes.configuration import DEFAULT_CONFIG, parse_arguments
 from hf_recipes.yaml_values import read_yaml

@@ -13,7 +13,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(scope="module")
 def kernels():
-    return get_kernel("ecsfusion/ecsfusion-kernels", version=1, trust_remote_code=True)
+    return get_kernel("ecsfusion/ecsfusion-kernels", version=1)
 
 
 def numbers(*shape: int) -> torch.Tensor:
