@@ -80,18 +80,17 @@ def _is_aligned(variant: Variant, parameter: Any) -> bool:
     return is_specialized and parameter.name not in variant.unaligned
 
 
-def check(index: int, architecture: int) -> Report:
-    """Compile one variant.
+def compile_variant(variant: Variant, architecture: int) -> Any:
+    """What Triton compiles a variant to: `asm`, with "ptx" and "cubin", and `metadata.shared`, in bytes.
 
     Args:
-        index: its place in `all_variants`.
+        variant: of a kernel file.
         architecture: such as 90 for sm_90.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    variant = all_variants()[index]
     arguments = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "constexpr") for name in arguments}
     aligned = [parameter.name for parameter in variant.kernel.params if _is_aligned(variant, parameter)]
@@ -101,16 +100,25 @@ def check(index: int, architecture: int) -> Report:
         constexprs=variant.constants,
         attrs={(arguments.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    types = [variant.types[name].strip("*") for name in arguments if name in variant.types]
+    target = GPUTarget("cuda", architecture, 32)
+    return triton.compile(source, target=target, options=options(variant.num_warps, variant.num_stages))
+
+
+def check(index: int, architecture: int) -> Report:
+    """Compile one variant.
+
+    Args:
+        index: its place in `all_variants`.
+        architecture: such as 90 for sm_90.
+    """
+    variant = all_variants()[index]
+    types = [variant.types[name].strip("*") for name in variant.kernel.arg_names if name in variant.types]
     description = [types[0], *(f"{name} {value}" for name, value in variant.constants.items())]
     description += [f"unaligned {', '.join(variant.unaligned)}"] * bool(variant.unaligned)
     report = Report(variant.kernel.__name__.strip("_"), ", ".join(description), architecture)
-    target = GPUTarget("cuda", architecture, 32)
     try:
-        compiled = triton.compile(
-            source, target=target, options=options(variant.num_warps, variant.num_stages)
-        )
-        registers, spills = _resources(compiled.asm["cubin"])
+        compiled = compile_variant(variant, architecture)
+        registers, spills = resources(compiled.asm["cubin"])
     except Exception as error:
         # Every failure of the compiler is reported.
         return report._replace(error=f"{type(error).__name__}: {error}".strip()[:2000])
@@ -123,7 +131,7 @@ def check(index: int, architecture: int) -> Report:
     )
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
+def resources(cubin: bytes) -> tuple[int, int]:
     """Registers per thread, and bytes per thread on the stack, which is where spills go."""
     import triton
 

@@ -1,0 +1,101 @@
+"""What the model of the cost is asked: the launches of each kernel at the shapes of the benchmarks, and of a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .launches import Launch, launches
+from .ops import broja, histogram, kmeans, loglinear, poisson, principal, project, random, seed
+
+
+def _of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32, restarts: int = 4) -> None:
+    """The kernels that a probe of two modalities by clusters starts, of N bfloat16 rows of D numbers and C classes.
+
+    Between them `ecsfusion` starts several hundred small ops of PyTorch, which `benchmarks/bench_cost.py` counts.
+    """
+    sample, rows = min(N, 8192), _of(N, D, dtype=torch.bfloat16)
+    basis, offset, radius = _of(D, d), _of(d), _of()
+    random.uniform(_of(N, dtype=torch.int64), 0)
+    principal.principal_directions(_of(2, min(N, 4096), D), d)
+    for _ in range(2):
+        project.project(rows[:sample], basis, offset, radius)
+    problems = _of(2 * restarts, sample, d)
+    kmeans.lloyd(problems, seed.seed(problems, K))
+    for _ in range(2):
+        project.project(rows, basis, offset, radius)
+    kmeans.nearest(_of(2, N, d), _of(2, K, d))
+    index = _of(1, N, dtype=torch.int64)
+    counts = histogram.histogram(index, index, index, K, K, C)
+    marginal = _of(1, K, C, dtype=torch.float64)
+    broja.broja(marginal, marginal, tolerance=1e-3)
+    # The tables without interaction, of the sample and of replicates of its pairs, and what is drawn from them.
+    for tables in (1, 1 + permutations):
+        loglinear.loglinear(_of(tables, K, K), _of(tables, K, C), _of(tables, K, C))
+    poisson.poisson(_of(3, K, K, dtype=torch.float64), permutations, 0)
+    poisson.poisson(counts.double(), permutations, 0)
+
+
+def _kernels(found: list[Launch]) -> list[Launch]:
+    return [launch for launch in found if launch.kernel is not None]
+
+
+def _project(N: int, D: int, d: int, dtype: str) -> list[Launch]:
+    return launches(project.project, _of(N, D, dtype=getattr(torch, dtype)), _of(D, d), _of(d), _of())
+
+
+def _nearest(N: int, K: int, d: int) -> list[Launch]:
+    return launches(kmeans.nearest, _of(1, N, d), _of(1, K, d))
+
+
+def _seed(N: int, K: int, d: int) -> list[Launch]:
+    return launches(seed.seed, _of(1, N, d), K)
+
+
+def _step(N: int, K: int, d: int) -> list[Launch]:
+    """An iteration: the first two kernels of k-means."""
+    return _kernels(launches(kmeans.lloyd, _of(1, N, d), _of(1, K, d), 1))[:2]
+
+
+def _histogram(N: int, K: int, C: int) -> list[Launch]:
+    return launches(histogram.histogram, *(_of(N, dtype=torch.int64) for _ in range(3)), K, K, C)
+
+
+def _solver(tables: int, K: int, C: int) -> list[Launch]:
+    marginal = _of(tables, K, C, dtype=torch.float64)
+    return launches(broja.broja, marginal, marginal, 1e-3)
+
+
+Shape = dict[str, Any]
+COUNTED: dict[str, Callable[..., list[Launch]]] = {
+    "project": _project,
+    "nearest": _nearest,
+    "seed": _seed,
+    "kmeans step": _step,
+    "histogram": _histogram,
+    "solver": _solver,
+    "probe kernels": lambda **shape: _kernels(launches(probe_kernels, **shape)),
+}
+"""The launches of each line of benchmarks/results/kernels.jsonl, from its shape, and of the probe."""
+MILLION = 1_000_000
+CASES: list[tuple[str, Shape]] = [
+    ("project", {"N": 20_000, "D": 768, "d": 8, "dtype": "bfloat16"}),
+    ("project", {"N": MILLION, "D": 768, "d": 8, "dtype": "bfloat16"}),
+    ("nearest", {"N": MILLION, "K": 20, "d": 8}),
+    ("nearest", {"N": MILLION, "K": 256, "d": 8}),
+    ("seed", {"N": 20_000, "K": 20, "d": 8}),
+    ("seed", {"N": MILLION, "K": 20, "d": 8}),
+    ("kmeans step", {"N": MILLION, "K": 20, "d": 8}),
+    ("kmeans step", {"N": MILLION, "K": 256, "d": 32}),
+    ("histogram", {"N": MILLION, "K": 20, "C": 10}),
+    ("solver", {"tables": 1, "K": 20, "C": 10}),
+    ("solver", {"tables": 1024, "K": 20, "C": 6}),
+    ("probe kernels", {"N": 20_000, "D": 768, "d": 8, "K": 20, "C": 10}),
+]

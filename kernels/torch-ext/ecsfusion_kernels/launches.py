@@ -1,0 +1,144 @@
+"""The launches of a call, without a device: its tensors have shapes and no values (`device="meta"`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from . import language
+from .ops import broja, histogram, kmeans, loglinear, poisson, principal, project, random, seed
+
+
+def _broja(p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int) -> Any:
+    p1, p2 = (p.to(torch.float64).reshape(-1, *p.shape[-2:]) for p in (p1y, p2y))
+    solution = broja._launch_broja(p1, p2, tolerance, max_iterations)
+    return tuple(part.reshape(p1y.shape[:-2] + part.shape[1:]) for part in solution)
+
+
+def _nearest(points: Tensor, centers: Tensor) -> Any:
+    labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
+    distance = torch.empty(points.shape[:2], dtype=torch.float32, device=points.device)
+    kmeans._launch_assign(points, centers.contiguous(), labels, distance, None)
+    return labels, distance
+
+
+# What an op does on a GPU.
+LAUNCHERS: dict[str, Callable[..., Any]] = {
+    "broja": _broja,
+    "histogram": histogram._launch_histogram,
+    "lloyd": kmeans._launch_lloyd,
+    "loglinear": loglinear._launch_loglinear,
+    "nearest": _nearest,
+    "poisson": poisson._launch_poisson,
+    "principal_directions": principal._launch_principal_directions,
+    "project": project._launch_project,
+    "seed": seed._launch_seed,
+    "uniform": random._launch_uniform,
+}
+
+
+# Ops of PyTorch that start nothing on a device and are no views by their schema.
+ALLOCATIONS = ("empty", "new_empty", "_unsafe_view", "lift", "broadcast_tensors")
+
+
+class Launch(NamedTuple):
+    """One launch.
+
+    Attributes:
+        name: of the kernel, or of PyTorch's op.
+        bytes: of memory that the tensors of the launch have; each is moved at least once.
+        kernel: the function under `@jit`; None for an op of PyTorch.
+        arguments: of the kernel, by name, with num_warps and num_stages; none of an op of PyTorch.
+        blocks: of the grid; 0 for an op of PyTorch.
+    """
+
+    name: str
+    bytes: int
+    kernel: Any
+    arguments: dict[str, Any]
+    blocks: int
+
+
+def size_of(tensors: Any) -> int:
+    """The bytes of tensors; views of one memory count once, as their largest, and so do rows that problems share."""
+    found: dict[int, int] = {}
+    for tensor in tree_leaves(tensors):
+        if isinstance(tensor, Tensor):
+            extent = 1
+            for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+                extent *= size if stride else min(size, 1)
+            memory = tensor.untyped_storage()._cdata
+            found[memory] = max(extent * tensor.element_size(), found.get(memory, 0))
+    return sum(found.values())
+
+
+class _Record(TorchDispatchMode):
+    """Ops of this package are replaced by their launchers; ops of PyTorch that compute something are launches."""
+
+    def __init__(self, launches: list[Launch]) -> None:
+        super().__init__()
+        self.launches = launches
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        if func.namespace not in ("aten", "prims"):
+            # The schema has the defaults that the caller left out.
+            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+            with self:
+                return LAUNCHERS[name](*(given.get(a.name, a.default_value) for a in func._schema.arguments))
+        result = func(*args, **kwargs)
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        if not is_view and not name.startswith(ALLOCATIONS):
+            self.launches.append(Launch(f"torch.{name}", size_of((args, kwargs, result)), None, {}, 0))
+        return result
+
+
+@contextmanager
+def _recorded_kernels(launches: list[Launch]) -> Iterator[None]:
+    """Kernels are recorded and not launched."""
+    kind = type(random._uniform)
+    run = kind.run
+
+    def record(kernel: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **constants: Any) -> None:
+        arguments = dict(zip(kernel.arg_names, args, strict=False)) | constants
+        blocks = 1
+        for axis in grid:
+            blocks *= axis
+        launches.append(Launch(kernel.__name__, size_of(arguments), kernel, arguments, blocks))
+
+    kind.run = record
+    try:
+        yield
+    finally:
+        kind.run = run
+
+
+def launches(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Launch]:
+    """The launches of `function(*args, **kwargs)` on a GPU, in their order; an op of PyTorch counts as one.
+
+    Args:
+        function: reads no values of tensors.
+        args: of the function; its tensors on the device "meta".
+        kwargs: likewise.
+
+    Raises:
+        RuntimeError: without Triton, or where its interpreter is on: then nothing would be launched.
+    """
+    if language.triton is None or language.INTERPRETED:
+        raise RuntimeError(
+            "launches need Triton, not its interpreter: pip install triton, and unset TRITON_INTERPRET"
+        )
+    found: list[Launch] = []
+    with _recorded_kernels(found), _Record(found):
+        function(*args, **kwargs)
+    return found
