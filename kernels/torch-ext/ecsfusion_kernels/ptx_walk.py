@@ -291,7 +291,8 @@ def walk(
     values: dict[str, int | None] = {"%tid.x": 0, "%ctaid.x": 0, "%ctaid.y": 0, "%ctaid.z": 0, "%laneid": 0}
     ready: dict[str, float] = {}
     free: dict[str, float] = defaultdict(float)
-    busy, loops, stays = Counter[str](), Counter[str](), Counter[int]()
+    busy: dict[str, float] = defaultdict(float)
+    loops, stays = Counter[str](), Counter[int]()
     copies: list[float] = []
     copied: float = 0.0
     begin: float = 0.0
