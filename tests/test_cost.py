@@ -95,6 +95,21 @@ def test_a_text_without_a_kernel_is_an_error():
         ptx_walk.parse(".version 8.0")
 
 
+def test_a_scope_of_inline_assembly_has_labels_of_its_own():
+    wait = """{
+\t.reg .pred complete;
+waitLoop:
+\tmbarrier.try_wait.parity.shared::cta.b64 complete, [%r1], %r2;
+\t@!complete bra.uni waitLoop;
+}
+"""
+    text = SMALL.replace("\tld.global.b32", wait + wait + "\tld.global.b32")
+    program = ptx_walk.parse(text)
+    assert set(program.labels) == {"$L__BB0_1", "$L__BB0_3", "waitLoop", "waitLoop.9"}
+    # A wait is one pass, whatever is assumed of other loops.
+    assert work(text, trips=(7,)).loops == {"": 7, "$L__BB0_1": 20, "waitLoop": 2, "waitLoop.9": 2}
+
+
 RESULTS = [
     ("add.s32", [2**32 - 1, 2], 1), ("sub.s32", [1, 2], 2**32 - 1), ("mul.wide.s32", [2**32 - 1, 3], 2**64 - 3),
     ("mul.lo.s32", [2**31, 2], 0), ("mad.lo.s32", [3, 4, 5], 17), ("div.s32", [2**32 - 7, 2], 2**32 - 3),

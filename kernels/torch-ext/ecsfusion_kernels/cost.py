@@ -14,9 +14,9 @@ the largest of
 
 Every time printed is a prediction. Not in the model: what another load of the same line saves, conflicts of banks, the
 order that ptxas gives instructions across a branch, rare paths (embeddings that leave float32, the last block of a sum
-over blocks, bounds of the solver), loops that values end (`PASSES` says how often they run), and what a launch from
-Python costs beyond the device's own time. `--measured benchmarks/results/kernels.jsonl` prints measured times of the
-same shape beside the predicted ones.
+over blocks, bounds of the solver), the products of sm_100 (`tcgen05` says no sizes: they cost their issue), loops that
+values end (`PASSES` says how often they run), and what a launch from Python costs beyond the device's own time.
+`--measured benchmarks/results/kernels.jsonl` prints measured times of the same shape beside the predicted ones.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ POINTER = 40
 MAX_STEPS = 2_000_000
 LATENCY = {
     "default": 5, "shared": 30, "shuffle": 25, "barrier": 25, "special": 25, "divide": 45, "fp64": 10,
-    "divide64": 250, "tensor": 35, "convert": 8,
+    "divide64": 250, "tensor": 35, "convert": 8, "wait": 100,
 }  # fmt: skip
 """Cycles from the issue of an instruction to its result, rounded from published microbenchmarks of A100 and H100; loads
 from global memory are the device's."""
@@ -69,17 +69,31 @@ def parse(ptx: str) -> Program:
         raise ValueError("ptx has no .entry; give the text of a compiled kernel, `compiled.asm['ptx']`")
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    for statement in ptx[head.end() : ptx.index("\n}", head.end())].split(";"):
+    # A label in a scope of inline assembly may be there again; a branch means the one before it.
+    latest: dict[str, str] = {}
+    for statement in _body(ptx, head.end()).split(";"):
         text = " ".join(statement.split()).lstrip("{} ")
         while label := re.match(r"([\w$]+):\s*", text):
-            labels[label[1]] = len(instructions)
+            latest[label[1]] = f"{label[1]}.{len(instructions)}" if label[1] in labels else label[1]
+            labels[latest[label[1]]] = len(instructions)
             text = text[label.end() :].lstrip("{} ")
         match = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([a-z][\w.:]*)\s*(.*)", text)
         if match is not None:
             operands = [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", match[4])]
             opcode = tuple(match[3].split("."))
+            operands = [latest.get(operand, operand) for operand in operands]
             instructions.append(Instruction(match[2] or "", match[1] == "!", opcode, tuple(operands)))
     return Program(instructions, labels)
+
+
+def _body(ptx: str, begin: int) -> str:
+    """The text from behind an opening brace to the closing one."""
+    depth = 1
+    for brace in re.finditer(r"[{}]", ptx[begin:]):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return ptx[begin : begin + brace.start()]
+    raise ValueError("ptx has no end of its kernel; give the whole text")
 
 
 class Work(NamedTuple):
@@ -144,6 +158,8 @@ def _unit(opcode: tuple[str, ...], rates: Rates) -> tuple[str, float, float]:
         return "fp64", 10 * rates.fp64, LATENCY["divide64"]
     if is_double and name not in ("mov", "selp", "ld", "st"):
         return "fp64", rates.fp64, LATENCY["fp64"]
+    if name == "mbarrier":
+        return "", 0.0, LATENCY["wait"]
     if name in ("div", "sqrt") or (name == "rem"):
         return "special", 8.0, LATENCY["divide"]
     if name in ("ex2", "lg2", "rcp", "rsqrt", "sin", "cos", "tanh"):
