@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import language
-from .ops import broja, histogram, kmeans, loglinear, poisson, principal, project, random, seed
+from .ops import broja, kmeans, modules, random
 
 
 def _broja(p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int) -> Any:
@@ -28,19 +28,22 @@ def _nearest(points: Tensor, centers: Tensor) -> Any:
     return labels, distance
 
 
-# What an op does on a GPU.
-LAUNCHERS: dict[str, Callable[..., Any]] = {
-    "broja": _broja,
-    "histogram": histogram._launch_histogram,
-    "lloyd": kmeans._launch_lloyd,
-    "loglinear": loglinear._launch_loglinear,
-    "nearest": _nearest,
-    "poisson": poisson._launch_poisson,
-    "principal_directions": principal._launch_principal_directions,
-    "project": project._launch_project,
-    "seed": seed._launch_seed,
-    "uniform": random._launch_uniform,
-}
+# Ops whose launcher has another name or other arguments than the op.
+LAUNCHERS: dict[str, Callable[..., Any]] = {"broja": _broja, "nearest": _nearest}
+
+
+def launcher_of(name: str) -> Callable[..., Any]:
+    """What an op of this package does on a GPU: `_launch_NAME` of its file, or what `LAUNCHERS` has.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    for module in modules():
+        if launch := LAUNCHERS.get(name) or getattr(module, f"_launch_{name}", None):
+            return cast("Callable[..., Any]", launch)
+    raise ValueError(
+        f"the op {name} has no launcher; call it _launch_{name}, with the arguments of the op, or add it to LAUNCHERS"
+    )
 
 
 # Ops of PyTorch that start nothing on a device and are no views by their schema.
@@ -94,7 +97,9 @@ class _Record(TorchDispatchMode):
             # The schema has the defaults that the caller left out.
             given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
             with self:
-                return LAUNCHERS[name](*(given.get(a.name, a.default_value) for a in func._schema.arguments))
+                return launcher_of(name)(
+                    *(given.get(a.name, a.default_value) for a in func._schema.arguments)
+                )
         result = func(*args, **kwargs)
         aliases = [returned.alias_info for returned in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
