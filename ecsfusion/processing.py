@@ -627,33 +627,50 @@ def _fill(inputs: Any, rows: list[int], size: int) -> Any:
     return filled
 
 
-def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
+def labels_of(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
+    """The labels of rows: (B,) int64 for whole numbers, (B,) float32 for real ones, (B, C) float32 for lists.
+
+    Args:
+        rows: B rows.
+
+    Returns:
+        The labels, or None if no row has any.
+
+    Raises:
+        ValueError: some rows lack a label, or their labels are of several kinds.
+        TypeError: a label that is no number.
+    """
     labels = [row.get("labels", row.get("label")) for row in rows]
     missing = [row for row, label in enumerate(labels) if label is None]
-    if missing and len(missing) < len(rows):
+    if len(missing) == len(rows):
+        return None
+    if missing:
         place = place_of(rows[missing[0]], missing[0])
         raise ValueError(f"label, {place}: missing, but present in other rows; leave these rows out")
-    if not missing:
-        try:
-            array = np.asarray(
-                [label.tolist() if isinstance(label, torch.Tensor) else label for label in labels]
-            )
-        except (ValueError, TypeError, RuntimeError) as error:
-            # Such as lists of different lengths, or tensors without values.
-            where = _culprit([place_of(*pair) for pair in _indexed(rows)], labels, kind_of=_label_shape)
-            raise ValueError(
-                f"label, {where}: the rows hold no labels of one kind and length ({error}); correct them"
-            ) from error
-        if array.dtype.kind not in "biuf":
-            wrong = next((row for row, label in enumerate(labels) if not _is_numeric(label)), 0)
-            raise TypeError(
-                f"label, {place_of(rows[wrong], wrong)}: {_shown(labels[wrong])} is a {type(labels[wrong]).__name__}; "
-                "give class numbers from 0 (model.config.label2id maps names to them), or one list of numbers per row, "
-                "all of one length."
-            )
-        tensor = torch.as_tensor(array)
-        is_class = tensor.ndim == 1 and not tensor.is_floating_point()
-        batch["labels"] = tensor.to(torch.int64 if is_class else torch.float32)
+    try:
+        array = np.asarray([label.tolist() if isinstance(label, torch.Tensor) else label for label in labels])
+    except (ValueError, TypeError, RuntimeError) as error:
+        # Such as lists of different lengths, or tensors without values.
+        where = _culprit([place_of(*pair) for pair in _indexed(rows)], labels, kind_of=_label_shape)
+        raise ValueError(
+            f"label, {where}: the rows hold no labels of one kind and length ({error}); correct them"
+        ) from error
+    if array.dtype.kind not in "biuf":
+        wrong = next((row for row, label in enumerate(labels) if not _is_numeric(label)), 0)
+        raise TypeError(
+            f"label, {place_of(rows[wrong], wrong)}: {_shown(labels[wrong])} is a {type(labels[wrong]).__name__}; "
+            "give class numbers from 0 (model.config.label2id maps names to them), or one list of numbers per row, "
+            "all of one length."
+        )
+    tensor = torch.as_tensor(array)
+    is_class = tensor.ndim == 1 and not tensor.is_floating_point()
+    return tensor.to(torch.int64 if is_class else torch.float32)
+
+
+def _with_labels(batch: FusionBatch, rows: Sequence[Mapping[str, Any]]) -> FusionBatch:
+    labels = labels_of(rows)
+    if labels is not None:
+        batch["labels"] = labels
     return batch
 
 

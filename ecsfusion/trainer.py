@@ -55,6 +55,7 @@ from ecsfusion.training.evaluator import (
 )
 from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
+from ecsfusion.training.labels import LabelCheckingCollator, check_label_columns
 from ecsfusion.training.overrides import check_overrides
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
 from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, head_rates, make_plan
@@ -427,6 +428,7 @@ class FusionTrainer(ResumableTrainer):
         if isinstance(self.data_collator, FusionCollator | TensorCollator):
             sets = {"train_dataset": self.train_dataset, **self.evaluation_sets()}
             check_class_names(sets, self.model.config.id2label)
+            check_label_columns(sets, self.model.config.num_labels, self.model.problem_type)
             for dataset in list(self.evaluation_sets().values())[: self.is_in_train]:
                 check_rows_to_decide_on(self, dataset)
         findings = [*self.groups.begin(), *probed_training_rows(self.train_dataset, self.evaluation_sets())]
@@ -516,7 +518,11 @@ class FusionTrainer(ResumableTrainer):
             dataset = NumberedRows(dataset)
         config, collate = self.accelerator.dataloader_config, self.data_collator
         dispatch, is_training = config.dispatch_batches, kwargs.get("is_training", False)
-        self.data_collator = self.groups.collator(collate, given, is_training)
+        self.data_collator = LabelCheckingCollator(
+            self.groups.collator(collate, given, is_training),
+            self.model.config.num_labels,
+            self.model.problem_type,
+        )
         if self.args.world_size > 1 and isinstance(dataset, IterableDataset):
             if dispatch is None and is_training:
                 # Each process reads the stream and takes its share, so that batches may differ in keys and lengths.
