@@ -11,6 +11,7 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from ecsfusion.data.missing import is_missing
 from ecsfusion.model.answers import answer_of, labelled
 from ecsfusion.processing import FusionCollator
 
@@ -92,7 +93,7 @@ class MultimodalClassificationPipeline(Pipeline):
                 f"a row is a {type(input_).__name__}; give a dictionary of the values by modality, "
                 f"{dict.fromkeys(names, '...')}."
             )
-        values = {name: input_[name] for name in names if input_.get(name) is not None}
+        values = {name: input_[name] for name in names if not is_missing(input_.get(name))}
         if not values:
             raise ValueError(f"a row has the keys {list(input_)} but none of the modalities {list(names)}.")
         # As a list, because one row may itself be a list, of numbers or of the frames of a video.

@@ -32,6 +32,7 @@ from transformers.utils import PushToHubMixin, cached_file
 from ecsfusion.data.arrays import ArrayProcessor, read_array
 from ecsfusion.data.columns import LABEL_COLUMNS, check_rows, nested_form
 from ecsfusion.data.media import read_audio, read_image, read_video, seconds_of
+from ecsfusion.data.missing import is_missing
 from ecsfusion.data.numbered_rows import place_of
 from ecsfusion.model.configuration import FusionConfig
 
@@ -137,8 +138,8 @@ class FusionProcessor(PushToHubMixin):
 
         Args:
             **modalities: per modality name a list of B raw values, or one raw value (a batch of one), or None
-                (the modality is absent). In a list, None is a row that lacks the modality. Images, sounds and videos
-                as `ecsfusion.data.media` reads them, text as str, rows of numbers as arrays or lists of floats.
+                (the modality is absent). In a list, None is a row that lacks the modality, and so is NaN, which tables
+                of pandas have in its place. Images, sounds and videos as `ecsfusion.data.media` reads them, text as str, rows of numbers as arrays or lists of floats.
 
         Returns:
             Modality name to the inputs of its encoder, tensors (B, ...): "pixel_values" (B, C, H, W)
@@ -155,10 +156,10 @@ class FusionProcessor(PushToHubMixin):
         batches = {
             name: _as_batch(values, _takes_videos(self.processors[name]))
             for name in self.processors
-            if (values := modalities.get(name)) is not None
+            if not is_missing(values := modalities.get(name))
         }
         sizes = {name: len(values) for name, values in batches.items()}
-        if not any(value is not None for values in batches.values() for value in values):
+        if all(is_missing(value) for values in batches.values() for value in values):
             raise ValueError(f"nothing to process; give at least one modality of {list(self.modalities)}")
         if len(set(sizes.values())) > 1:
             counts = ", ".join(f"{size} of {name!r}" for name, size in sizes.items())
@@ -388,8 +389,8 @@ class FusionCollator:
 
     A row is raw (`{"image": PIL image, "audio": {"bytes": ...}, "label": 3}`) or already processed
     (`{"image": {"pixel_values": tensor}, ..., "labels": 3}`, no batch dimension). Keys that are neither a
-    modality nor "label" or "labels" are ignored. A modality that is absent or None is missing in this row; the batch
-    then has "present" (see `FusionForClassification.forward`).
+    modality nor "label" or "labels" are ignored. A modality that is absent, None or NaN is missing in this row; the
+    batch then has "present" (see `FusionForClassification.forward`).
 
     Args:
         processor: a `FusionProcessor`; its modality names are the keys of the rows.
@@ -591,7 +592,7 @@ def _shown(value: Any) -> str:
 def _with_missing_rows(
     columns: Mapping[str, list[Any]], make_inputs: Any, places: Sequence[str] | None = None
 ) -> FusionBatch:
-    """A batch of columns in which None marks a row that lacks the modality; its inputs are zeros.
+    """A batch of columns in which None (or NaN) marks a row that lacks the modality; its inputs are zeros.
 
     Args:
         columns: by modality, one value per row.
@@ -601,6 +602,7 @@ def _with_missing_rows(
     """
     if places is None:
         places = _places(0, len(next(iter(columns.values()))))
+    columns = {name: [None if is_missing(value) else value for value in values] for name, values in columns.items()}
     batch, masks = FusionBatch(), {}
     for name, values in columns.items():
         rows = [row for row, value in enumerate(values) if value is not None]
@@ -641,12 +643,12 @@ def labels_of(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
         TypeError: a label that is no number.
     """
     labels = [row.get("labels", row.get("label")) for row in rows]
-    missing = [row for row, label in enumerate(labels) if label is None]
-    if len(missing) == len(rows):
+    if all(label is None for label in labels):
         return None
+    missing = [row for row, label in enumerate(labels) if is_missing(label)]
     if missing:
         place = place_of(rows[missing[0]], missing[0])
-        raise ValueError(f"label, {place}: missing, but present in other rows; leave these rows out")
+        raise ValueError(f"label, {place}: missing (None or NaN); leave such rows out")
     try:
         array = np.asarray([label.tolist() if isinstance(label, torch.Tensor) else label for label in labels])
     except (ValueError, TypeError, RuntimeError) as error:

@@ -10,6 +10,7 @@ import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ecsfusion.data.columns import check_row
+from ecsfusion.data.missing import is_missing
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
@@ -84,7 +85,7 @@ def _lengths_of(
 
 
 def _length_of(value: Any, name: str, column: str, index: int, measure: Measure | None) -> float:
-    if value is None:
+    if is_missing(value):
         return 0.0
     if measure is not None:
         try:
