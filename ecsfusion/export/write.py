@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,10 @@ def export_model(
         raise ValueError(
             f"{target} holds a model, whose card would be overwritten; give another folder, such as {target / format}."
         )
+    if format == "onnx" and torch.bfloat16 in {parameter.dtype for parameter in model.parameters()}:
+        # ONNX Runtime has few operators for bfloat16, which float32 holds exactly.
+        model = copy.deepcopy(model).float()
+        example = {name: _as_float32(part) for name, part in (example or {}).items()}
     was_training = model.training
     model.eval()
     try:
@@ -105,6 +110,13 @@ def _chosen(model: Any, modalities: Sequence[str] | None) -> tuple[str, ...]:
             f"modalities is {modalities!r}; give a list of some of {list(model.modalities)}, or None for all."
         )
     return tuple(name for name in model.modalities if name in given)
+
+
+def _as_float32(part: Any) -> Any:
+    """A part of a batch whose bfloat16 values are float32."""
+    if isinstance(part, Mapping):
+        return {key: _as_float32(value) for key, value in part.items()}
+    return part.float() if isinstance(part, Tensor) and part.dtype == torch.bfloat16 else part
 
 
 def _write_torch(program: torch.export.ExportedProgram, file: Path) -> None:

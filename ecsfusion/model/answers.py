@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -47,7 +48,12 @@ def labelled(answer: Tensor, config: Any, top_k: int | None = None) -> list[dict
 
     Returns:
         `{"label": name, "score": probability}` for each of them; in regression all predictions, in their order.
+
+    Raises:
+        ValueError: `top_k` is no whole number from 1.
     """
+    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+        raise ValueError(f"top_k is {top_k!r}; give the number of classes to return, or None for all.")
     values = answer.tolist()
     order = list(range(len(values)))
     if problem_type_of(config) != REGRESSION:
