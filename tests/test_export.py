@@ -138,6 +138,16 @@ def test_onnx_answers_as_the_model_for_every_set_of_modalities(exported, num_row
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
+def test_a_model_in_bfloat16_is_written_in_float32(tmp_path):
+    """ONNX Runtime has no convolution in bfloat16; the model stays as it is."""
+    model = finished_model({"image": tiny_vit(), "table": Sensor()}).to(torch.bfloat16)
+    example = {"table": {"values": torch.randn(2, 4, 3, dtype=torch.bfloat16)}}
+    facts = model.export(tmp_path / "onnx", example=example)
+    assert model.dtype == torch.bfloat16
+    assert facts["max_difference_to_the_model"] < 1e-5
+    assert {each["dtype"] for each in facts["inputs"]} == {"float32", "bool"}
+
+
 def test_the_folder_says_what_is_needed_and_nothing_of_this_machine(exported):
     _, _, folder, facts = exported
     assert json.loads((folder / "export.json").read_text()) == facts

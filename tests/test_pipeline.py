@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -111,6 +113,45 @@ def test_lists_batches_and_streams_are_answered_row_by_row(folder, classify):
     ):
         assert [scores_of(answer) for answer in answers] == [pytest.approx(each, abs=1e-6) for each in alone]
     assert classify([]) == []
+    # The keys of a table, in which an empty cell is None.
+    table = datasets.Dataset.from_list([{"image": None, "text": None, **row} for row in rows[:2]])
+    assert [scores_of(answer) for answer in classify(table, batch_size=2)] == [
+        pytest.approx(each, abs=1e-6) for each in alone[:2]
+    ]
+    assert [scores_of(answer) for answer in classify(map(dict, rows[:2]))] == alone[:2]
+
+
+def test_an_error_names_the_row_of_a_list_a_data_set_and_a_stream(folder, classify):
+    rows = [{"text": "one"}, {"image": str(folder / "absent.png")}]
+    for given in (rows, datasets.Dataset.from_list([{"image": None, "text": None, **row} for row in rows])):
+        with pytest.raises(ValueError, match="image, row 1: there is no file"):
+            list(classify(given, batch_size=2))
+    with pytest.raises(ValueError, match=r"row 1 has the keys \['label'\]"):
+        list(classify(row for row in [{"text": "one"}, {"label": 1}]))
+
+
+def test_nan_of_a_table_is_a_missing_modality(classify):
+    row = {"image": float("nan"), "text": "one"}
+    assert classify(row) == classify.model.predict(**row) == classify({"text": "one"})
+
+
+def test_another_name_for_a_modality_is_said(classify, caplog, monkeypatch):
+    logger = logging.getLogger("ecsfusion.pipeline")
+    monkeypatch.setattr(logger, "warning_once", logger.warning, raising=False)
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level("WARNING", logger="ecsfusion.pipeline"):
+        classify({"text": "one", "image": None, "row": 3})
+        assert not caplog.records
+        classify({"text": "one", "picture": "a.png"})
+    assert "['picture'], which are no modalities of the model, and lack ['image']" in caplog.text
+
+
+def test_a_saved_pipeline_is_loaded_without_code_of_others(classify, tmp_path):
+    """And with its processor."""
+    classify.save_pretrained(tmp_path)
+    assert not list(tmp_path.rglob("*.py"))
+    loaded = pipeline("multimodal-classification", model=str(tmp_path), processor=str(tmp_path))
+    assert loaded({"text": "one"}) == classify({"text": "one"})
 
 
 def test_what_is_no_row_is_said(folder, classify):
@@ -124,6 +165,12 @@ def test_what_is_no_row_is_said(folder, classify):
         classify({"text": "one"}, sound="a.wav")
     with pytest.raises(ValueError, match="give processor="):
         finished_model({"image": tiny_vit(), "text": tiny_bert()}).predict(text="one")
+    for top_k in (0, -1, "2"):
+        with pytest.raises(ValueError, match="top_k is"):
+            classify({"text": "one"}, top_k=top_k)
+    other = FusionProcessor({"text": classify.processor.processors["text"]})
+    with pytest.raises(ValueError, match=r"processor has .* and lacks the model's \['image'\]"):
+        pipeline("multimodal-classification", model=classify.model, processor=other)
     with pytest.raises(ValueError, match="predict answers one"):
         classify.model.predict(text=["one", "two"])
 
