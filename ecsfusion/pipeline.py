@@ -112,7 +112,9 @@ class MultimodalClassificationPipeline(Pipeline):
             inputs = list(inputs)
         elif isinstance(inputs, Iterator):
             inputs = (each for each in inputs)
-        elif hasattr(inputs, "column_names") and isinstance(inputs, Sized) and not isinstance(inputs, Dataset):
+        elif (
+            hasattr(inputs, "column_names") and isinstance(inputs, Sized) and not isinstance(inputs, Dataset)
+        ):
             # A `datasets.Dataset` is none of torch, which is all that the base class looks for.
             inputs = _Rows(inputs)
         return super().__call__(inputs, **kwargs)

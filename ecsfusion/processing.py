@@ -602,7 +602,9 @@ def _with_missing_rows(
     """
     if places is None:
         places = _places(0, len(next(iter(columns.values()))))
-    columns = {name: [None if is_missing(value) else value for value in values] for name, values in columns.items()}
+    columns = {
+        name: [None if is_missing(value) else value for value in values] for name, values in columns.items()
+    }
     batch, masks = FusionBatch(), {}
     for name, values in columns.items():
         rows = [row for row, value in enumerate(values) if value is not None]
