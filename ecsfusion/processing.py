@@ -139,7 +139,8 @@ class FusionProcessor(PushToHubMixin):
         Args:
             **modalities: per modality name a list of B raw values, or one raw value (a batch of one), or None
                 (the modality is absent). In a list, None is a row that lacks the modality, and so is NaN, which tables
-                of pandas have in its place. Images, sounds and videos as `ecsfusion.data.media` reads them, text as str, rows of numbers as arrays or lists of floats.
+                of pandas have in its place. Images, sounds and videos as `ecsfusion.data.media` reads them, text as
+                str, rows of numbers as arrays or lists of floats.
 
         Returns:
             Modality name to the inputs of its encoder, tensors (B, ...): "pixel_values" (B, C, H, W)
