@@ -205,4 +205,4 @@ class MultimodalClassificationPipeline(Pipeline):
 
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=MultimodalClassificationPipeline, pt_model=AutoModel)
 # So that a saved pipeline needs no copy of this file, and no `trust_remote_code`.
-del MultimodalClassificationPipeline._registered_impl  # type: ignore[attr-defined]
+delattr(MultimodalClassificationPipeline, "_registered_impl")
