@@ -1,6 +1,6 @@
 """Draws the pictures of docs/reading.md, by executing its code in docs/pictures/.
 
-    python docs/pictures.py
+python docs/pictures.py
 """
 
 from __future__ import annotations

@@ -89,6 +89,8 @@ def execute_commands(code: str) -> None:
         if not words or words[:2] == ["pip", "install"]:
             continue
         if words[0] != "ecsfusion":
-            raise ValueError(f"{line!r} is no command that a test can execute; mark its block with the reason")
+            raise ValueError(
+                f"{line!r} is no command that a test can execute; mark its block with the reason"
+            )
         if ecsfusion_command(words[1:]) != 0:
             raise ValueError(f"{line!r} has failed")

@@ -143,7 +143,7 @@ def rows(number: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A folder with what the pages take for granted: tiny encoders, a finished model, a picture, a sound, embeddings."""
+    """What the pages take for granted, in a folder: tiny encoders, a finished model, media, embeddings."""
     folder = tmp_path_factory.mktemp("material")
     processors = {
         "image": ViTImageProcessor(size={"height": 4, "width": 4}, image_mean=[0.5], image_std=[0.5]),
