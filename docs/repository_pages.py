@@ -60,7 +60,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if "://" in link[1] or not path.exists():
             return link[0]  # mkdocs says what does not exist
         place = place_on_site(path)
-        if files.get_file_from_path(place) is not None:
+        file = files.get_file_from_path(place)
+        if file is not None and file.inclusion.is_included():
             return f"]({up}{place}{anchor})"
         kind = "tree" if path.is_dir() else "blob"
         return f"]({config.repo_url.rstrip('/')}/{kind}/main/{path.relative_to(ROOT).as_posix()}{anchor})"
