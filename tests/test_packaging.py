@@ -213,9 +213,12 @@ def test_workflows_may_only_read_and_name_versions(path):
     assert workflow["concurrency"]["group"]
     for name, job in workflow["jobs"].items():
         assert job["timeout-minutes"] <= 60
-        # To publish on PyPI is the only other right that any job has.
-        allowed = {"id-token": "write"} if (path.name, name) == ("release.yml", "publish") else None
-        assert job.get("permissions") == allowed
+        # To publish on PyPI, and the documentation as a site, are the only other rights that any job has.
+        allowed = {
+            ("release.yml", "publish"): {"id-token": "write"},
+            ("docs.yml", "publish"): {"pages": "write", "id-token": "write"},
+        }
+        assert job.get("permissions") == allowed.get((path.name, name))
         for step in job["steps"]:
             assert re.fullmatch(
                 r"actions/[a-z-]+@v\d+|pypa/\S+@release/v1", step.get("uses", "actions/none@v0")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 import runpy
+import shutil
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import test_layers
 import torch
+from documented_code import Executed, blocks_of, execute_page
+from finished_models import finished_model
 from fusion_fixtures import tiny_vit, tiny_wav2vec2
 from PIL import Image
 from transformers import TrainingArguments, ViTImageProcessor, Wav2Vec2FeatureExtractor
@@ -23,7 +31,7 @@ from ecsfusion.strategies import STRATEGIES
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "RELEASE")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks" / "README.md",
     ROOT / "kernels" / "README.md",
 ]
@@ -80,8 +88,9 @@ def test_scripts_that_are_named_exist(page):
 
 def test_every_page_of_the_documentation_is_linked_from_its_start():
     start = text_of("docs/README.md")
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "README.md" or f"({page.name})" in start
+    for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*/README.md")]:
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert name == "README.md" or f"({name})" in start
 
 
 def test_tables_of_the_registries_are_current():
@@ -103,32 +112,18 @@ def test_the_layout_lists_every_part_in_the_order_of_imports():
     assert tuple(parts) == test_layers.LAYERS
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/pid.md"])
-def test_the_example_of_fast_pid_says_who_knows_what(page, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(snippet(page, 'pid.plot("pid.png")'), names)  # noqa: S102  (this very code is what is shown)
-    pid = names["pid"]
-    assert isinstance(pid, ecsfusion.PID)
-    assert (tmp_path / "pid.png").stat().st_size > 5_000
-    assert "unique image" in capsys.readouterr().out
-    image, audio = pid.unique.tolist()
-    assert float(pid.redundancy) > 0.7, "audio's one bit is known to the image too"
-    assert image > 0.7
-    assert audio < 0.1
+# ---- the code of the pages ----
 
-
-def test_the_example_of_a_loss_gives_both_heads_a_gradient():
-    scope: dict = {}
-    exec(snippet("docs/pid.md", "logit_pid(image_logits"), scope)  # noqa: S102
-    for name in ("image_logits", "audio_logits"):
-        assert scope[name].grad.abs().sum() > 0
-
-
-def test_the_example_of_the_gradient_raises_hard_synergy(capsys):
-    exec(snippet("docs/pid.md", "differentiable_pid(soft_joint"), {})  # noqa: S102
-    synergy = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
-    assert synergy[-1] > synergy[0] + 0.2
+EXECUTED = [page for page in PAGES if any(block.reason is None for block in blocks_of(page))]
+STAND_INS = {
+    "google/vit-base-patch16-224-in21k": "./vit",
+    "facebook/wav2vec2-base": "./wav2vec2",
+    "num_train_epochs=20": "num_train_epochs=3, report_to='none', use_cpu=True",
+    "num_labels=10": "num_labels=3",
+    "trainer.push_to_hub()": "trainer.save_model()",
+}
+# Of the pages whose code does not make the model that it loads: one that is finished.
+FINISHED = {"you/digits": "./output/digits"}
 
 
 def rows(number: int) -> list[dict]:
@@ -146,44 +141,120 @@ def rows(number: int) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
-def test_the_example_of_the_trainer_trains(page, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """What the pages take for granted, in a folder: tiny encoders, a finished model, media, embeddings."""
+    folder = tmp_path_factory.mktemp("material")
+    processors = {
+        "image": ViTImageProcessor(size={"height": 4, "width": 4}, image_mean=[0.5], image_std=[0.5]),
+        "audio": Wav2Vec2FeatureExtractor(return_attention_mask=True),
+    }
+    encoders = {"image": tiny_vit(), "audio": tiny_wav2vec2()}
+    for name, place in {"image": "vit", "audio": "wav2vec2"}.items():
+        encoders[name].save_pretrained(folder / place)
+        processors[name].save_pretrained(folder / place)
+    finished_model(encoders).save_pretrained(folder / "output" / "digits")
+    ecsfusion.FusionProcessor(processors).save_pretrained(folder / "output" / "digits")
+    Image.new("L", (4, 4)).save(folder / "three.png")
+    soundfile.write(folder / "three.wav", np.zeros(80, dtype=np.float32), 16_000)
+    generator = np.random.default_rng(0)
+    digit = np.arange(300) % 3
+    columns = {
+        f"{name}_embedding": (np.eye(3, 4)[digit] + generator.normal(0, 0.5, (300, 4))).tolist()
+        for name in ("image", "audio")
+    }
+    pq.write_table(pa.table({"digit": digit, **columns}), folder / "embeddings.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def executed(material, tmp_path_factory, quick_probes):
+    """The blocks of a page as they were executed, once, in a folder of the page."""
+
+    @functools.cache
+    def execute(name: str) -> list[Executed]:
+        folder = tmp_path_factory.mktemp("page")
+        shutil.copytree(material, folder, dirs_exist_ok=True)
+        with contextlib.chdir(folder):
+            torch.manual_seed(0)
+            names = {"train": rows(48), "validation": rows(60), "folder": folder}
+            stand_ins = STAND_INS | ({"you/digits": "./digits"} if name == "docs/training.md" else FINISHED)
+            return execute_page(ROOT / name, names, stand_ins)
+
+    return execute
+
+
+def block_with(done: list[Executed], phrase: str) -> Executed:
+    (found,) = [each for each in done if phrase in each.block.code]
+    return found
+
+
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_a_page_can_be_typed_in(page, executed):
+    assert executed(str(page.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_reason_why_code_is_not_executed_is_a_sentence(page):
+    for block in blocks_of(page):
+        assert block.reason is None or len(block.reason.split()) > 3
+
+
+def test_extras_that_are_named_exist():
+    extras = tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"]
+    for page in PAGES:
+        for names in re.findall(r"(?:ecsfusion|\.)\[([\w,]+)\]['\"]", page.read_text(encoding="utf-8")):
+            assert page.name == "CHANGELOG.md" or set(names.split(",")) <= set(extras)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pid.md"])
+def test_the_example_of_fast_pid_says_who_knows_what(page, executed):
+    done = block_with(executed(page), 'pid.plot("pid.png")')
+    pid = done.names["pid"]
+    assert isinstance(pid, ecsfusion.PID)
+    assert (done.names["folder"] / "pid.png").stat().st_size > 5_000
+    assert "unique image" in done.printed
+    image, audio = pid.unique.tolist()
+    assert float(pid.redundancy) > 0.7, "audio's one bit is known to the image too"
+    assert image > 0.7
+    assert audio < 0.1
+
+
+def test_the_wrong_uses_that_are_shown_are_wrong(executed):
+    """In the words of the page: by heart, by source, by counting there is information, and in truth there is none."""
+    done = executed("docs/reading.md")
+    for phrase in ("sources_wrong.png", "training_rows_wrong.png"):
+        found = block_with(done, phrase).names
+        assert float(found["wrong"].mutual_information[0]) > 1.0
+        assert float(found["right"].held_out.mutual_information[0]) < 0.1
+    found = block_with(done, "counts_wrong.png").names
+    assert float(found["wrong"].synergy) > 1.0
+    assert float(found["right"].synergy) < 0.1
+
+
+def test_the_example_of_a_loss_gives_both_heads_a_gradient(executed):
+    names = block_with(executed("docs/pid.md"), "logit_pid(image_logits").names
+    for name in ("image_logits", "audio_logits"):
+        assert names[name].grad.abs().sum() > 0
+
+
+def test_the_example_of_the_gradient_raises_hard_synergy(executed):
+    printed = block_with(executed("docs/pid.md"), "differentiable_pid(soft_joint").printed
+    synergy = [float(line.split()[1]) for line in printed.splitlines()]
+    assert synergy[-1] > synergy[0] + 0.2
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/start.md"])
+def test_the_example_of_the_trainer_trains(page, executed):
     """With tiny encoders in place of those of the Hub, and fewer epochs."""
-    tiny_vit().save_pretrained(tmp_path / "vit")
-    ViTImageProcessor(size={"height": 4, "width": 4}, image_mean=[0.5], image_std=[0.5]).save_pretrained(
-        tmp_path / "vit"
-    )
-    tiny_wav2vec2().save_pretrained(tmp_path / "wav2vec2")
-    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / "wav2vec2")
-    monkeypatch.chdir(tmp_path)
-    code = snippet(page, "trainer.train()")
-    for shown, stand_in in {
-        "google/vit-base-patch16-224-in21k": "./vit",
-        "facebook/wav2vec2-base": "./wav2vec2",
-        "num_train_epochs=20": "num_train_epochs=3, report_to='none', use_cpu=True",
-        "num_labels=10": "num_labels=3",
-        "trainer.push_to_hub()": "",
-    }.items():
-        assert shown in code or shown == "trainer.push_to_hub()"
-        code = code.replace(shown, stand_in)
-    torch.manual_seed(0)
-    names = {"train": rows(48), "validation": rows(60)}
-    exec(code, names)  # noqa: S102
-    trainer = names["trainer"]
+    trainer = block_with(executed(page), "trainer.train()").names["trainer"]
     assert trainer.plan.strategy.name == "two-stage"
     assert trainer.measurements["validation"].scores.keys() == {"image", "audio", "fused", "calibrated"}
     assert trainer.record.history
-    trainer.save_model()
-    Image.new("L", (4, 4)).save("three.png")
-    soundfile.write("three.wav", np.zeros(80, dtype=np.float32), 16_000)
-    used = snippet("docs/training.md", "processor(image=").replace("you/digits", "./digits")
-    exec(used, vars(ecsfusion) | {name: getattr(ecsfusion, name) for name in ecsfusion.__all__})  # noqa: S102
 
 
-def test_the_choices_of_strategy_that_are_shown_can_be_made(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_choices_of_strategy_that_are_shown_can_be_made():
     code = snippet("docs/strategies.md", "FusionTrainingArguments(")
-    exec(code, {})  # noqa: S102
     for name in re.findall(r'strategy="([^"]*)"', code):
         assert name in STRATEGIES or name in RULES
 
@@ -192,9 +263,8 @@ def test_the_choices_of_strategy_that_are_shown_can_be_made(tmp_path, monkeypatc
     ("page", "name", "registry_of"),
     [("docs/strategies.md", "LouderAudio", "Strategy"), ("docs/controller.md", "AudioFirst", "Rule")],
 )
-def test_the_strategy_and_the_rule_that_are_shown_can_be_used(page, name, registry_of):
-    names: dict[str, object] = {}
-    exec(snippet(page, f"class {name}"), names)  # noqa: S102
+def test_the_strategy_and_the_rule_that_are_shown_can_be_used(page, name, registry_of, executed):
+    names = block_with(executed(page), f"class {name}").names
     assert issubclass(names[name], getattr(ecsfusion, registry_of))
     made = ecsfusion.make_strategy(names[name], ("image", "audio"))
     assert made.stages == ("joint" if registry_of == "Strategy" else "two-stage")
