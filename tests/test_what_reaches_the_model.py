@@ -17,6 +17,7 @@ from ecsfusion import FusionForClassification, FusionTrainer, FusionTrainingArgu
 from ecsfusion.data.class_names import check_class_names
 from ecsfusion.data.columns import check_has_rows
 from ecsfusion.processing import SameKeysCollator, TensorCollator
+from ecsfusion.training.labels import LabelCheckingCollator
 
 NAMES = ("left", "right")
 ROWS = datasets.Dataset.from_list([{"label": 0}])
@@ -239,9 +240,9 @@ def test_keys_of_batches_do_not_depend_on_their_rows():
 @pytest.mark.parametrize(
     ("chosen", "training", "evaluation"),
     [
-        (None, (False, TensorCollator), (None, SameKeysCollator)),
+        (None, (False, LabelCheckingCollator), (None, SameKeysCollator)),
         (True, (True, SameKeysCollator), (True, SameKeysCollator)),
-        (False, (False, TensorCollator), (False, TensorCollator)),
+        (False, (False, LabelCheckingCollator), (False, LabelCheckingCollator)),
     ],
 )
 def test_several_processes_read_a_training_stream_each_and_keep_its_masks(
@@ -259,7 +260,7 @@ def test_several_processes_read_a_training_stream_each_and_keep_its_masks(
     assert run.get_eval_dataloader() == evaluation
     # Nothing of it is left, and data sets with a length are read as before.
     assert run.accelerator.dataloader_config.dispatch_batches is chosen
-    assert run.get_eval_dataloader(TwoViews(8, 1)) == (chosen, TensorCollator)
+    assert run.get_eval_dataloader(TwoViews(8, 1)) == (chosen, LabelCheckingCollator)
 
 
 def test_a_process_gets_the_masks_of_its_share_of_a_stream():
