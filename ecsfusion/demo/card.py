@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from base64 import b64encode
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,40 @@ MAX_PICTURE_BYTES = 5 * 2**20
 NO_CARD = "This model has no card. `trainer.create_model_card()` writes one beside it."
 
 
-def card_of(model: Any) -> str:
-    """The text of the card of the folder or repository that a model was loaded from, as Markdown.
+def card_of(model: Any) -> list[tuple[str, tuple[str, str] | None]]:
+    """The card of the folder or repository that a model was loaded from.
 
-    A card may be somebody else's: markup and pictures are left out, because a browser would ask other servers for them.
+    A card may be somebody else's: markup and pictures from elsewhere are left out, because a browser would ask other
+    servers for them.
+
+    Returns:
+        Parts of its text as Markdown, each with the picture that follows it, or None: what the picture shows, and the
+        picture as PNG in base64.
     """
     content = _file(model, "README.md", MAX_CARD_BYTES)
     if content is None:
-        return NO_CARD
+        return [(NO_CARD, None)]
     text = content.decode("utf-8", errors="replace")
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    # Texts at even places, names of pictures between them.
+    parts = re.split(rf"!\[[^\]]*\]\(({'|'.join(map(re.escape, PICTURES))})\)", text)
+    return [
+        (_plain(part), _picture(model, name))
+        for part, name in zip_longest(parts[::2], parts[1::2], fillvalue="")
+    ]
+
+
+def _plain(text: str) -> str:
+    """Markdown without pictures, and with markup as text."""
     text = re.sub(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])?", "", text)
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).strip()
 
 
-def pictures_of(model: Any) -> dict[str, str]:
-    """The pictures of a run, by what they show, as PNG in base64."""
-    found = {}
-    for name, caption in PICTURES.items():
-        content = _file(model, name, MAX_PICTURE_BYTES)
-        if content is not None and _is_png(content):
-            found[caption] = b64encode(content).decode("ascii")
-    return found
+def _picture(model: Any, name: str) -> tuple[str, str] | None:
+    content = _file(model, name, MAX_PICTURE_BYTES) if name else None
+    if content is None or not _is_png(content):
+        return None
+    return PICTURES[name], b64encode(content).decode("ascii")
 
 
 def _file(model: Any, name: str, limit: int) -> bytes | None:

@@ -67,7 +67,7 @@ def measure_file(
         raise ValueError("no label is chosen; choose the column that holds it.")
     chosen = [name for name in columns if name not in (label, group)]
     if len(chosen) < 2:
-        raise ValueError(f"{len(chosen)} modalities are chosen; choose two or more columns of embeddings.")
+        raise ValueError(f"{len(chosen)} columns of embeddings are chosen; choose two or more.")
     modalities: Mapping[str, str] = {name: name for name in chosen}
     table = _open(path, [label, *chosen, *([group] if group else [])])
     return stream_pid(table, modalities, label, group=group or None, bins=bins)

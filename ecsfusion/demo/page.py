@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ecsfusion.data.embedding_files import READERS
 from ecsfusion.demo.answers import answer_row
-from ecsfusion.demo.card import card_of, pictures_of
+from ecsfusion.demo.card import card_of
 from ecsfusion.demo.embeddings import columns_of, measure_file
 from ecsfusion.demo.inputs import MAX_FILE_BYTES, raw_value
 from ecsfusion.demo.tables import answer_html, contributions_html, error_html, picture_html, pids_html
@@ -39,10 +39,13 @@ STYLE = """
 .ecs-answer {font-size: 1.25em}
 .ecs-error {border-left: 4px solid #b3261e; padding: .6em 1em; background: rgba(179, 38, 30, .12)}
 .ecs-table {overflow-x: auto}
-.ecs-table table {border-collapse: collapse; width: 100%}
-.ecs-table th, .ecs-table td {border-bottom: 1px solid rgba(128, 128, 128, .35); padding: .35em .7em; text-align: left}
+.ecs-table table {border-collapse: collapse; width: 100%; border: none !important}
+.ecs-table th, .ecs-table td {
+  border: none !important; border-bottom: 1px solid rgba(128, 128, 128, .35) !important;
+  padding: .35em .6em !important; text-align: left
+}
 .ecs-table th {font-weight: 600}
-.ecs-cell {display: block; min-width: 6em}
+.ecs-cell {display: block; min-width: 4em}
 .ecs-bar {display: block; height: .55em; min-width: 1px; border-radius: 2px}
 .ecs-for {background: #0072b2}
 .ecs-against {background: #d55e00}
@@ -149,14 +152,18 @@ def build_page(model: FusionForClassification, processor: FusionProcessor) -> An
         with gr.Tab("Measure embeddings"):
             _add_measuring(gr)
         with gr.Tab("What the card knows"):
-            for caption, png in pictures_of(model).items():
-                gr.HTML(picture_html(caption, png))
-            gr.Markdown(card_of(model), sanitize_html=True)
+            for text, picture in card_of(model):
+                gr.Markdown(text, sanitize_html=True)
+                if picture is not None:
+                    gr.HTML(picture_html(*picture))
     return page
 
 
 def _introduction(model: FusionForClassification, processor: FusionProcessor) -> str:
-    kinds = ", ".join(f"**{name}** ({processor.kind(name)})" for name in model.modalities)
+    kinds = ", ".join(
+        f"**{name}**" + ("" if processor.kind(name) == name else f" ({processor.kind(name)})")
+        for name in model.modalities
+    )
     classes = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     listed = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
     return (
@@ -173,7 +180,7 @@ def _add_answers(gr: Any, model: FusionForClassification, processor: FusionProce
             gr.Markdown("### 1. Give inputs")
             fields, uses = [], []
             for name in names:
-                with gr.Group():
+                with gr.Column(variant="panel"):
                     fields.append(_field(gr, name, kinds[name]))
                     uses.append(
                         gr.Checkbox(True, label=f"use {name}", info="untick to ask without it", container=True)
@@ -204,11 +211,11 @@ def _add_answers(gr: Any, model: FusionForClassification, processor: FusionProce
 
 def _field(gr: Any, name: str, kind: str) -> Any:
     if kind == "image":
-        field = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label=name, height=220)
+        field = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label=name, height=220, buttons=["fullscreen"])
     elif kind == "video":
         field = gr.File(file_count="multiple", file_types=["image"], label=f"{name}: {HINTS[kind]}")
     elif kind == "audio":
-        field = gr.Audio(type="filepath", sources=["upload", "microphone"], editable=False, label=name)
+        field = gr.Audio(type="filepath", sources=["upload", "microphone"], editable=False, label=name, buttons=[])
     else:
         lines = 4 if kind == "text" else 3
         return gr.Textbox(label=name, lines=lines, max_lines=12, placeholder=HINTS[kind])
@@ -326,10 +333,10 @@ def _paths(values: Sequence[Any]) -> list[str]:
 
 
 def _theme() -> Any:
-    """Gradio's plain theme with the fonts of the visitor's machine: its own ones come from another server."""
+    """Gradio's theme with the fonts of the visitor's machine: its own ones come from another server."""
     gr = _gradio()
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    return gr.themes.Base(font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])
+    return gr.themes.Default(font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])
 
 
 def _gradio() -> Any:

@@ -108,7 +108,7 @@ class _Markup(str):
 
 def _head_title(head: str, row: RowAnswer) -> str:
     if head == CALIBRATED:
-        return "calibrated, all heads together"
+        return "calibrated: all heads together"
     if head == FUSED and not row.is_fused_asked:
         return f"{COMBINED_HEADS[FUSED]} (not asked, as {' and '.join(row.missing)} is missing)"
     return head_label(head)
