@@ -182,7 +182,12 @@ def _push(options: argparse.Namespace) -> int:
     from ecsfusion.reporting.hub import push
 
     commit = push(
-        options.name, options.folder, options.peak, revision=options.revision, private=options.private or None
+        options.name,
+        options.folder,
+        options.peak,
+        revision=options.revision,
+        private=options.private or None,
+        space=options.space,
     )
     print(f"Published: {commit.repo_url or options.name}")
     return 0
@@ -405,6 +410,9 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--revision", metavar="BRANCH", help="the branch of the model (default: main)")
     publish.add_argument(
         "--private", action="store_true", help="make the repository private if it is created"
+    )
+    publish.add_argument(
+        "--space", action="store_true", help="also publish the page of `ecsfusion demo`, as a Space"
     )
     return parser
 
