@@ -1,6 +1,6 @@
 // The entry of this library for the Hub's list of libraries, `packages/tasks/src/model-libraries.ts` of huggingface.js.
 // The key is the `library_name` of the model cards. With it the page of a model shows the snippet below and counts
-// downloads of the configuration.
+// downloads of the configuration. `repoUrl` is to be the address of the repository where this file is published.
 
 	ecsfusion: {
 		prettyLabel: "ecsfusion",

@@ -390,7 +390,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--host", metavar="ADDRESS", help="the address to listen on; 0.0.0.0 for all (default: 127.0.0.1)"
     )
-    demo.add_argument("--port", type=int, metavar="N", help="the port (default: the first free one from 7860)")
+    demo.add_argument(
+        "--port", type=int, metavar="N", help="the port (default: the first free one from 7860)"
+    )
     demo.add_argument(
         "--share", action="store_true", help="also give the page a public address, through Gradio's server"
     )

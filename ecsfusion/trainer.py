@@ -73,8 +73,8 @@ from ecsfusion.training.setup import (
     warn_of_older_checkpoint,
 )
 from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages, check_trainable
-from ecsfusion.training.untouched import StartOfRun, kept_flags, kept_precision, kept_random_state
 from ecsfusion.training.trackio_alerts import alert_on_trackio
+from ecsfusion.training.untouched import StartOfRun, kept_flags, kept_precision, kept_random_state
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)

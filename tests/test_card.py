@@ -75,7 +75,7 @@ def test_header_says_what_the_hub_needs_and_no_more(facts):
         "tags": ["multimodal", "two-stage", "partial-information-decomposition", "audio", "image"],
         "base_model": ["openai/whisper-tiny"],
         "base_model_relation": "finetune",
-        "pipeline_tag": "PIPE",
+        "pipeline_tag": "image-classification",
         "metrics": ["accuracy"],
     }
 

@@ -131,7 +131,11 @@ def test_inputs_are_read_from_the_uploaded_file_alone(tmp_path, folder):
 def test_numbers_are_a_row_or_a_series():
     assert raw_value("numbers", "1, 2;3\t4e-1") == [1, 2, 3, 0.4]
     assert numbers_of("1 2\n\n3,4\n") == [[1, 2], [3, 4]]
-    for text, message in {"1, x": "'x' is no number", "1 inf": "'inf' is no number", "1 2\n3": "as many"}.items():
+    for text, message in {
+        "1, x": "'x' is no number",
+        "1 inf": "'inf' is no number",
+        "1 2\n3": "as many",
+    }.items():
         with pytest.raises(ValueError, match=message):
             numbers_of(text)
 

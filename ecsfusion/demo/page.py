@@ -86,9 +86,7 @@ def load_and_launch(
     # Before the model is loaded, which may take minutes.
     _gradio()
     model = FusionForClassification.from_pretrained(source, revision=revision or "main")
-    return launch(
-        build_page(model, model.processor()), host=host, port=port, share=share, block=block
-    )
+    return launch(build_page(model, model.processor()), host=host, port=port, share=share, block=block)
 
 
 def launch(
@@ -183,14 +181,18 @@ def _add_answers(gr: Any, model: FusionForClassification, processor: FusionProce
                 with gr.Column(variant="panel"):
                     fields.append(_field(gr, name, kinds[name]))
                     uses.append(
-                        gr.Checkbox(True, label=f"use {name}", info="untick to ask without it", container=True)
+                        gr.Checkbox(
+                            True, label=f"use {name}", info="untick to ask without it", container=True
+                        )
                     )
             asked = gr.Button("Ask the model", variant="primary")
         with gr.Column(scale=3):
             gr.Markdown("### 2. What each head says, and the calibrated answer")
             answer = gr.HTML("<p>Give an input and press <em>Ask the model</em>.</p>", elem_id="answer")
             gr.Markdown("### 3. What each modality contributes to this answer")
-            contributions = gr.HTML("<p>Shapley values, once there is an answer.</p>", elem_id="contributions")
+            contributions = gr.HTML(
+                "<p>Shapley values, once there is an answer.</p>", elem_id="contributions"
+            )
 
     def ask(*values: Any) -> tuple[str, str]:
         def answered() -> tuple[str, str]:
@@ -211,11 +213,19 @@ def _add_answers(gr: Any, model: FusionForClassification, processor: FusionProce
 
 def _field(gr: Any, name: str, kind: str) -> Any:
     if kind == "image":
-        field = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label=name, height=220, buttons=["fullscreen"])
+        field = gr.Image(
+            type="filepath",
+            sources=["upload", "webcam", "clipboard"],
+            label=name,
+            height=220,
+            buttons=["fullscreen"],
+        )
     elif kind == "video":
         field = gr.File(file_count="multiple", file_types=["image"], label=f"{name}: {HINTS[kind]}")
     elif kind == "audio":
-        field = gr.Audio(type="filepath", sources=["upload", "microphone"], editable=False, label=name, buttons=[])
+        field = gr.Audio(
+            type="filepath", sources=["upload", "microphone"], editable=False, label=name, buttons=[]
+        )
     else:
         lines = 4 if kind == "text" else 3
         return gr.Textbox(label=name, lines=lines, max_lines=12, placeholder=HINTS[kind])

@@ -276,7 +276,7 @@ def _header(facts: CardFacts) -> ModelCardData:
         facts.stages,
         "partial-information-decomposition",
         *kinds,
-        *tasks[1:],
+        *facts.tasks[1:],
         *facts.tags,
     ]
     return ModelCardData(

@@ -73,6 +73,4 @@ def publish_space(model_id: str, *, private: bool | None = None, token: str | No
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode())
         for name, text in space_files(model_id, bool(private)).items()
     ]
-    return api.create_commit(
-        model_id, operations, repo_type="space", commit_message="The page of the model"
-    )
+    return api.create_commit(model_id, operations, repo_type="space", commit_message="The page of the model")

@@ -43,8 +43,9 @@ class TrackioAlerts(TrainerCallback):
     def _send(self, state: TrainerState) -> None:
         import trackio
 
-        # Trackio's callback opens the run at the first log.
-        if not state.is_world_process_zero or trackio.context_vars.current_run.get() is None:
+        # Trackio's callback opens the run when training begins or at the first log. Old versions have no alerts.
+        is_open = hasattr(trackio, "alert") and trackio.context_vars.current_run.get() is not None
+        if not state.is_world_process_zero or not is_open:
             return
         for level, step, title, text in alerts_of(self._trainer.record):
             if (level, step, text) not in self._sent:
