@@ -18,8 +18,8 @@ import pytest
 import torch
 import yaml
 from fusion_fixtures import TwoViews
-from httpx import ConnectError
 from huggingface_hub import HfApi, constants, parse_eval_result_entries
+from huggingface_hub.errors import HTTPError
 from packaging.requirements import Requirement
 from stand_in_hub import StandInHub
 from test_trainer import PEAK_FIRST_THEN_RESTORE, Scripted, arguments, two_views
@@ -394,7 +394,7 @@ def test_the_page_of_the_model_is_published_as_a_space(trained, hub, monkeypatch
     assert f"ecsfusion[demo]=={__version__}" in space["requirements.txt"]
     served = []
     monkeypatch.setattr(page, "load_and_launch", served.append)
-    exec(space["app.py"], {})
+    exec(space["app.py"], {})  # noqa: S102
     assert served == ["somebody/two-views"]
 
 
@@ -413,7 +413,7 @@ def test_a_push_with_a_space_that_breaks_off_is_repeated_with_it(trained, hub, m
 
 def test_a_hub_that_is_away_at_the_start_is_answered_by_a_sentence(hub, tmp_path, monkeypatch):
     def away(*args, **kwargs):
-        raise ConnectError("no route to the Hub")
+        raise HTTPError("no route to the Hub")
 
     monkeypatch.setattr(HfApi, "create_repo", away)
     with pytest.raises(NotPublishedError, match=r"no route to the Hub\)\. Nothing has been trained") as found:
