@@ -110,7 +110,7 @@ def test_a_model_without_a_readout_says_why_nothing_is_divided(folder):
     model.config.readout = None
     row = answer_row(model, FusionProcessor.from_pretrained(folder), {"text": "one"})
     assert row.answer == pytest.approx(row.heads["fused"])
-    assert contributions_html(row) == f"<p>{row.why_no_contributions}</p>" != "<p></p>"
+    assert "cannot be divided" in contributions_html(row)
 
 
 def test_every_text_is_escaped():
