@@ -41,7 +41,7 @@ PUBLIC_NAME_FOR_ALL = "ecsfusion.__version__"
 
 # Where the name of a module differs from that of the package that brings it.
 DISTRIBUTIONS = {"PIL": "pillow"}
-OPTIONAL = {"gradio", "onnx", "onnxruntime", "onnxscript", "peft"}
+OPTIONAL = {"gradio", "onnx", "onnxruntime", "onnxscript", "peft", "trackio"}
 
 
 class Import(NamedTuple):
