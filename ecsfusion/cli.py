@@ -1,4 +1,4 @@
-"""The command line: `ecsfusion pid` measures embeddings, `train` runs the recipe, `export` and `push` take a model out.
+"""The command line: `pid` measures embeddings, `train` runs the recipe, `export`, `push` and `demo` take a model out.
 
 Arguments are parsed with the standard library alone. Each command imports what it needs after that, so that help and
 misspelt options do not wait for torch.
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupts: list[int] = []
     with _noting_interrupts(interrupts):
         try:
-            return {"pid": _pid, "push": _push, "export": _export}[options.command](options)
+            return {"pid": _pid, "push": _push, "export": _export, "demo": _demo}[options.command](options)
         except BaseException as error:
             # A library that is interrupted while it is imported may raise ImportError instead.
             if interrupts or isinstance(error, KeyboardInterrupt):
@@ -182,7 +182,12 @@ def _push(options: argparse.Namespace) -> int:
     from ecsfusion.reporting.hub import push
 
     commit = push(
-        options.name, options.folder, options.peak, revision=options.revision, private=options.private or None
+        options.name,
+        options.folder,
+        options.peak,
+        revision=options.revision,
+        private=options.private or None,
+        space=options.space,
     )
     print(f"Published: {commit.repo_url or options.name}")
     return 0
@@ -206,6 +211,19 @@ def _export(options: argparse.Namespace) -> int:
     facts = model.export(target, options.format, options.modalities)
     inputs = ", ".join(each["name"] for each in facts["inputs"])
     print(f"Written: {target} ({facts['file']} with the inputs {inputs}; how to run it is in README.md)")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    """Serve the page of a model until Ctrl-C."""
+    from transformers.utils import logging
+
+    from ecsfusion.demo.page import load_and_launch
+
+    logging.disable_progress_bar()
+    load_and_launch(
+        options.folder, revision=options.revision, host=options.host, port=options.port, share=options.share
+    )
     return 0
 
 
@@ -360,6 +378,24 @@ def _parser() -> argparse.ArgumentParser:
         "--attn-implementation", metavar="NAME", help="the attention of the encoders, such as eager"
     )
     export.add_argument("--revision", metavar="BRANCH", help="the branch on the Hub (default: main)")
+    demo = commands.add_parser(
+        "demo",
+        help="serve a page on which anybody can ask a model, and measure a file of embeddings",
+        description="Serve a page with an input for each modality, the answers of all heads, what each modality"
+        " contributes, what the model's card knows, and FastPID of an uploaded file of embeddings. Only this machine"
+        " can open it, unless --host or --share says otherwise. It needs the extra demo.",
+    )
+    demo.add_argument("folder", metavar="FOLDER", help="the model: a folder, or a name on the Hub")
+    demo.add_argument("--revision", metavar="BRANCH", help="the branch on the Hub (default: main)")
+    demo.add_argument(
+        "--host", metavar="ADDRESS", help="the address to listen on; 0.0.0.0 for all (default: 127.0.0.1)"
+    )
+    demo.add_argument(
+        "--port", type=int, metavar="N", help="the port (default: the first free one from 7860)"
+    )
+    demo.add_argument(
+        "--share", action="store_true", help="also give the page a public address, through Gradio's server"
+    )
     publish = commands.add_parser(
         "push",
         help="publish on the Hub the model in the output folder of a run",
@@ -376,6 +412,9 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--revision", metavar="BRANCH", help="the branch of the model (default: main)")
     publish.add_argument(
         "--private", action="store_true", help="make the repository private if it is created"
+    )
+    publish.add_argument(
+        "--space", action="store_true", help="also publish the page of `ecsfusion demo`, as a Space"
     )
     return parser
 

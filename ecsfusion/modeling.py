@@ -946,6 +946,11 @@ class FusionForClassification(PreTrainedModel):
             )
         return labelled(answer[0], self.config, top_k)
 
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """The options by which other files of where the model was loaded from are found, such as `revision`."""
+        return dict(self._hub_options)
+
     def processor(self) -> FusionProcessor:
         """The processor in the folder, or the repository on the Hub, that the model was loaded from.
 

@@ -129,6 +129,20 @@ class FusionProcessor(PushToHubMixin):
         """The modality names, in the order of `processors`."""
         return tuple(self.processors)
 
+    def kind(self, name: str) -> str:
+        """What the raw values of a modality are: "image", "video", "audio", "text" or "numbers".
+
+        Raises:
+            ValueError: an unknown modality.
+        """
+        self._check_names([name])
+        processor = self.processors[name]
+        if isinstance(processor, BaseImageProcessor):
+            return "video" if _takes_videos(processor) else "image"
+        if isinstance(processor, PreTrainedTokenizerBase):
+            return "text"
+        return "numbers" if isinstance(processor, ArrayProcessor) else "audio"
+
     def __repr__(self) -> str:
         inner = (f"{name}: {type(processor).__name__}" for name, processor in self.processors.items())
         return f"FusionProcessor({', '.join(inner)})"

@@ -39,6 +39,7 @@ from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.processing import FusionCollator, FusionProcessor, SameKeysCollator, TensorCollator
+from ecsfusion.reporting.hub import reachable_at_start
 from ecsfusion.reporting.results import run_summary
 from ecsfusion.strategies import Strategy
 from ecsfusion.training.best_heads import BestHeads, bring_back_older_folders, folder_of
@@ -73,6 +74,7 @@ from ecsfusion.training.setup import (
     warn_of_older_checkpoint,
 )
 from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages, check_trainable
+from ecsfusion.training.trackio_alerts import alert_on_trackio
 from ecsfusion.training.untouched import StartOfRun, kept_flags, kept_precision, kept_random_state
 from ecsfusion.training_args import FusionTrainingArguments
 
@@ -199,6 +201,7 @@ class FusionTrainer(ResumableTrainer):
                 "groups their rates, or leave `optimizers` out."
             )
         show_progress_of_stages(self)
+        alert_on_trackio(self)
         self.add_callback(ControllerCallback())
 
     @property
@@ -1003,6 +1006,7 @@ class FusionTrainer(ResumableTrainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        space: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Publish the final model on `main` (or `revision`) and stage 1's peak on the branch `unimodal`.
@@ -1016,6 +1020,7 @@ class FusionTrainer(ResumableTrainer):
             token: a token with permission to write; by default that of the arguments or of `hf auth login`.
             revision: the branch of the final model.
             private: whether a new repository is private.
+            space: also publish the page of `ecsfusion demo` for the model, as a Space of the same name.
             **kwargs: arguments of `create_model_card`.
 
         Raises:
@@ -1025,7 +1030,22 @@ class FusionTrainer(ResumableTrainer):
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         message = commit_message or "End of training"
-        return self.publishing.push(message, token=token, revision=revision, private=private, card=kwargs)
+        return self.publishing.push(
+            message, token=token, revision=revision, private=private, space=space, card=kwargs
+        )
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Create the repository as `transformers.Trainer` does.
+
+        Raises:
+            NotPublishedError: at the start of a run the Hub cannot be reached or refuses; nothing has been trained.
+        """
+        # `Trainer.__init__` calls it, before there is a plan; after that `push_to_hub` answers for the Hub.
+        if getattr(self, "plan", None) is not None:
+            super().init_hf_repo(*args, **kwargs)
+            return
+        with reachable_at_start(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
+            super().init_hf_repo(*args, **kwargs)
 
     def end_training(self) -> None:
         """Finish the trackers and end the process group; call it as the last line of a script for several processes.

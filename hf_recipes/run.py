@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = ["ecsfusion[recipes]"]
+# ///
 """Train a fusion model in two stages: on the embedded digits, on AV-MNIST, or on your own data.
 
     accelerate launch hf_recipes/run.py
@@ -6,6 +10,10 @@
 
 The installed library has the same script: `ecsfusion train`, and for several processes `accelerate launch -m
 hf_recipes.run`. Of the configurations in `hf_recipes/configs` the name is enough, `--config avmnist`.
+
+On a machine of Hugging Face, without any installation, where uv reads the lines above:
+
+    hf jobs uv run --flavor a10g-small --secrets HF_TOKEN hf_recipes/run.py --push_to_hub true --hub_model_id you/digits
 
 Every key of the YAML can be given on the command line. The output folder holds the final model, the peak of stage 1
 in `unimodal/`, the model card `README.md`, and `trajectory.png`.
@@ -122,6 +130,17 @@ def name_of_data(recipe: RecipeArguments) -> str:
     return Path(source).resolve().name if Path(source).exists() else source
 
 
+def card_of_data(recipe: RecipeArguments) -> dict[str, str]:
+    """What the model card says of the data: its name, and where it is on the Hub."""
+    card = {"dataset": name_of_data(recipe)}
+    source = recipe.dataset
+    if recipe.data_dir is None and source is not None and source != "digits" and not Path(source).exists():
+        card["dataset_tags"] = source
+        if recipe.dataset_config is not None:
+            card["dataset_args"] = recipe.dataset_config
+    return card
+
+
 def skipped_rows(splits: Mapping[str, ProcessedSplit]) -> str:
     """A line for each split of which rows were skipped, because they could not be read."""
     return "".join(
@@ -139,7 +158,7 @@ def run(argv: Sequence[str]) -> None:
     trainer = train(job, job.model, job.args)
     comparison = {"plain joint training": joint_accuracy(job, initial)} if initial is not None else {}
 
-    card = {"dataset": name_of_data(job.recipe), "comparison": comparison}
+    card = {**card_of_data(job.recipe), "comparison": comparison}
     # An external call would publish at once, without the facts for the card.
     trainer.save_model(_internal_call=True)
     trainer.create_model_card(**card)

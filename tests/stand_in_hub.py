@@ -19,7 +19,7 @@ class StandInHub(ThreadingHTTPServer):
     """Use it in a `with` statement; `endpoint` is its address.
 
     Attributes:
-        revisions: content of files by repository, revision and path.
+        revisions: content of files by repository (a Space's name begins with "spaces/"), revision and path.
         received: bodies of all requests, and their first lines and headers.
         requests: methods and paths.
     """
@@ -86,21 +86,22 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             values = json.loads(body)
             name = f"{values.get('organization') or 'somebody'}/{values['name']}"
-            hub.revisions.setdefault(name, {"main": {}})
-            self._answer({"url": f"{hub.endpoint}/{name}", "name": name})
+            kind = "spaces/" if values.get("type") == "space" else ""
+            hub.revisions.setdefault(kind + name, {"main": {}})
+            self._answer({"url": f"{hub.endpoint}/{kind}{name}", "name": name})
         elif path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):
             branches = hub.revisions[found[1]]
             branches.setdefault(found[2], dict(branches["main"]))
             self._answer({})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path):
+        elif re.fullmatch(r"/api/(?:models/|(?=spaces/)).+/preupload/.+", path):
             files = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
                 for file in json.loads(body)["files"]
             ]
             self._answer({"files": files})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
+        elif found := re.fullmatch(r"/api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/commit/(.+)", path):
             files = hub.revisions[found[1]][found[2]]
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":

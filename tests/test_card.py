@@ -74,6 +74,8 @@ def test_header_says_what_the_hub_needs_and_no_more(facts):
         "license": "apache-2.0",
         "tags": ["multimodal", "two-stage", "partial-information-decomposition", "audio", "image"],
         "base_model": ["openai/whisper-tiny"],
+        "base_model_relation": "finetune",
+        "pipeline_tag": "image-classification",
         "metrics": ["accuracy"],
     }
 

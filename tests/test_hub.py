@@ -10,22 +10,32 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from fusion_fixtures import TwoViews
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, parse_eval_result_entries
+from huggingface_hub.errors import HTTPError
+from packaging.requirements import Requirement
 from stand_in_hub import StandInHub
 from test_trainer import PEAK_FIRST_THEN_RESTORE, Scripted, arguments, two_views
-from transformers import ViTImageProcessor
+from transformers import TrainerCallback, ViTImageProcessor
+from transformers.integrations import TrackioCallback
 
-from ecsfusion import FusionProcessor, FusionTrainer
+from ecsfusion import FusionProcessor, FusionTrainer, __version__
 from ecsfusion.cli import main
+from ecsfusion.demo import page
+from ecsfusion.reporting.facts import decisions_of
 from ecsfusion.reporting.hub import NotPublishedError, publish
+from ecsfusion.reporting.space import GRADIO_VERSION
 from ecsfusion.reporting.trajectory import plot_trajectory
 from ecsfusion.training import publishing
+from ecsfusion.training.record import StageRecord
+from ecsfusion.training.trackio_alerts import TrackioAlerts, alert_on_trackio
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
@@ -293,6 +303,128 @@ def test_a_push_that_breaks_off_in_the_middle_can_be_repeated(trained, hub, tmp_
     assert main(shlex.split(command)) == 0
     assert set(files(hub, "tried")) == PUBLISHED
     assert files(hub, "main").keys() <= {".gitattributes"}
+
+
+def test_results_are_beside_the_card_as_leaderboards_read_them(trained, hub, tmp_path):
+    left = tmp_path / "run" / ".eval_results" / "of-an-earlier-run.yaml"
+    left.parent.mkdir()
+    left.write_text("[]")
+    trained.push_to_hub(dataset_tags=["someone/views", "someone/more"], dataset_args="small")
+    published = files(hub, "main")
+    names = {name for name in published if name.startswith(".eval_results/")}
+    assert names == {".eval_results/someone-views-small.yaml", ".eval_results/someone-more.yaml"}
+    (entry,) = parse_eval_result_entries(yaml.safe_load(published[".eval_results/someone-views-small.yaml"]))
+    score = trained.measurements["test"].scores["calibrated"]
+    assert (entry.dataset_id, entry.task_id) == ("someone/views", "small")
+    assert entry.value == pytest.approx(100 * score, abs=0.006)
+    assert entry.source_url == "https://huggingface.co/somebody/two-views"
+    assert entry.notes == "accuracy of the calibrated combination on the split test"
+    header = yaml.safe_load(published["README.md"].decode().split("---\n")[1])
+    assert header["datasets"] == ["someone/views", "someone/more"]
+    assert header["pipeline_tag"] == "image-classification"
+    assert header["model-index"][0]["results"][-1]["metrics"][-1]["value"] == pytest.approx(score)
+
+
+def test_the_tag_of_trackio_reaches_the_card_and_its_space_is_linked(trained, hub, monkeypatch):
+    class Tags(TrainerCallback):
+        """As the callback of Trackio does when a push begins."""
+
+        def on_push_begin(self, args, state, control, model, **kwargs):
+            model.model_tags = ["mine", "trackio", "trackio:https://huggingface.co/spaces/somebody/curves"]
+
+    monkeypatch.setattr(trained.model, "model_tags", None)
+    tags = Tags()
+    trained.add_callback(tags)
+    trained.push_to_hub(dataset="two synthetic views")
+    trained.remove_callback(tags)
+    card = files(hub, "main")["README.md"].decode()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert {"mine", "trackio", "trackio:https://huggingface.co/spaces/somebody/curves"} <= set(header["tags"])
+    assert "[on Trackio](https://huggingface.co/spaces/somebody/curves)" in card
+
+
+def test_decisions_and_warnings_are_alerts_of_trackio_once(once, monkeypatch):
+    sent = []
+    run = SimpleNamespace(get=lambda: None)
+    stub = SimpleNamespace(
+        context_vars=SimpleNamespace(current_run=run),
+        AlertLevel=str,
+        alert=lambda **values: sent.append((values["level"], values["title"], values["text"])),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", stub)
+    warnings = [{"step": 3, "diagnostic": "shortcut", "sentence": "one head knows it all"}]
+    record = StageRecord(history=once.record.history)
+    alerts = TrackioAlerts(SimpleNamespace(record=record))
+    state = SimpleNamespace(is_world_process_zero=True)
+    record.history = []
+    alerts.on_train_begin(None, state, None)
+    record.history, record.warnings = once.record.history, warnings
+    # Before Trackio has opened its run nothing is sent, and nothing is lost.
+    alerts.on_log(None, state, None)
+    assert sent == []
+    run.get = object
+    alerts.on_log(None, state, None)
+    alerts.on_train_end(None, state, None)
+    decisions = [("info", f"decision, step {step}", reason) for step, reason in decisions_of(record.history)]
+    assert decisions
+    assert sent == [*decisions, ("warn", "shortcut, step 3", "one head knows it all")]
+
+
+def test_alerts_are_sent_only_where_the_run_reports_to_trackio_and_before_it_ends(once):
+    assert not any(isinstance(each, TrackioAlerts) for each in once.callback_handler.callbacks)
+    tracker = TrackioCallback.__new__(TrackioCallback)
+    handler = SimpleNamespace(callbacks=["first", tracker])
+    alert_on_trackio(SimpleNamespace(callback_handler=handler))
+    assert [type(each) for each in handler.callbacks] == [str, TrackioAlerts, TrackioCallback]
+
+
+def test_the_page_of_the_model_is_published_as_a_space(trained, hub, monkeypatch):
+    trained.push_to_hub(dataset="two synthetic views", space=True, private=True)
+    assert set(files(hub, "main")) == PUBLISHED
+    space = {name: text.decode() for name, text in hub.revisions["spaces/somebody/two-views"]["main"].items()}
+    assert set(space) == {"README.md", "app.py", "requirements.txt"}
+    header = yaml.safe_load(space["README.md"].split("---\n")[1])
+    assert (header["sdk"], header["app_file"], header["models"]) == (
+        "gradio",
+        "app.py",
+        ["somebody/two-views"],
+    )
+    assert len(header["short_description"]) <= 60
+    assert "secret `HF_TOKEN`" in space["README.md"]
+    assert f"ecsfusion[demo]=={__version__}" in space["requirements.txt"]
+    served = []
+    monkeypatch.setattr(page, "load_and_launch", served.append)
+    exec(space["app.py"], {})  # noqa: S102
+    assert served == ["somebody/two-views"]
+
+
+def test_the_space_is_made_for_a_version_that_the_extra_allows():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    (gradio,) = (Requirement(each) for each in project["optional-dependencies"]["demo"])
+    assert gradio.name == "gradio"
+    assert GRADIO_VERSION in gradio.specifier
+
+
+def test_a_push_with_a_space_that_breaks_off_is_repeated_with_it(trained, hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
+    with pytest.raises(NotPublishedError, match=r"ecsfusion push \S+ somebody/two-views .*--space$"):
+        trained.push_to_hub(space=True)
+
+
+def test_a_hub_that_is_away_at_the_start_is_answered_by_a_sentence(hub, tmp_path, monkeypatch):
+    def away(*args, **kwargs):
+        raise HTTPError("no route to the Hub")
+
+    monkeypatch.setattr(HfApi, "create_repo", away)
+    with pytest.raises(NotPublishedError, match=r"no route to the Hub\)\. Nothing has been trained") as found:
+        FusionTrainer(
+            model=two_views(),
+            args=arguments(tmp_path, push_to_hub=True, hub_model_id="somebody/two-views"),
+            train_dataset=TwoViews(8, seed=0),
+            eval_dataset=TwoViews(8, seed=1),
+            processing_class=processor(),
+        )
+    assert str(found.value).endswith("ecsfusion push OUTPUT_FOLDER somebody/two-views")
 
 
 def test_a_folder_without_a_model_is_not_pushed(tmp_path, hub, capsys):

@@ -33,6 +33,7 @@ LAYERS = (
     "trainer",
     "metrics",
     "auto_classes",
+    "demo",
     "cli",
 )
 # The public names of `ecsfusion/__init__.py` come from all parts. Of them a part may import only this one.
@@ -40,7 +41,7 @@ PUBLIC_NAME_FOR_ALL = "ecsfusion.__version__"
 
 # Where the name of a module differs from that of the package that brings it.
 DISTRIBUTIONS = {"PIL": "pillow"}
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "peft"}
+OPTIONAL = {"gradio", "onnx", "onnxruntime", "onnxscript", "peft", "trackio"}
 
 
 class Import(NamedTuple):

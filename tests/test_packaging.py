@@ -88,6 +88,18 @@ def test_plain_dependencies_name_nothing_of_cuda(pyproject):
     assert not [text for text in plain if re.match(r"(nvidia|cuda|triton|cupy|torchcodec)", text)]
 
 
+def test_uv_runs_the_recipe_by_itself_with_what_the_project_declares(pyproject):
+    """The header of PEP 723, which `hf jobs uv run hf_recipes/run.py` reads."""
+    text = (ROOT / "hf_recipes" / "run.py").read_text(encoding="utf-8")
+    header = re.match(r"# /// script\n((?:# .*\n)+?)# ///\n", text)
+    script = tomllib.loads(re.sub("^# ", "", header[1], flags=re.MULTILINE))
+    project = pyproject["project"]
+    assert script["requires-python"] == project["requires-python"]
+    (needed,) = map(Requirement, script["dependencies"])
+    assert needed.name == project["name"]
+    assert needed.extras <= set(project["optional-dependencies"])
+
+
 def test_no_package_is_called_kernels(pyproject):
     assert not (ROOT / "kernels" / "__init__.py").exists()
     installed = (metadata.distribution("ecsfusion").read_text("top_level.txt") or "").split()

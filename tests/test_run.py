@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ecsfusion import FusionForClassification, FusionProcessor
 from hf_recipes import digits, run
-from hf_recipes.configuration import DEFAULT_CONFIG
+from hf_recipes.configuration import DEFAULT_CONFIG, RecipeArguments
 
 
 @pytest.fixture
@@ -164,3 +164,13 @@ def test_natural_data_is_a_matter_of_the_yaml(natural, tmp_path):
     card = (tmp_path / "run" / "README.md").read_text()
     assert "| other_style | 20 | 10 |" in card
     assert re.search(r"^\| image \| ViTModel .*, frozen \|$", card, re.MULTILINE)
+
+
+def test_the_card_names_data_on_the_hub_and_no_folder_of_this_machine(tmp_path):
+    def card(**options: object) -> dict[str, str]:
+        return run.card_of_data(RecipeArguments(**options))
+
+    on_the_hub = {"dataset": "someone/data", "dataset_tags": "someone/data", "dataset_args": "small"}
+    assert card(dataset="someone/data", dataset_config="small") == on_the_hub
+    assert card(dataset="digits") == {"dataset": "digits"}
+    assert card(dataset=str(tmp_path)) == card(data_dir=str(tmp_path)) == {"dataset": tmp_path.name}

@@ -86,7 +86,7 @@ def test_a_card_without_arguments_says_nothing_of_them(measured):
     measured.model.model_tags = None
     measured.create_model_card()
     header, text = header_and_text(measured)
-    assert not {"language", "license", "pipeline_tag", "datasets", "model-index", "base_model"} & set(header)
+    assert not {"language", "license", "datasets", "model-index", "base_model"} & set(header)
     assert "started from [" not in text
 
 

@@ -236,7 +236,7 @@ def _check(facts: CardFacts) -> None:
     if isinstance(facts.dataset_hub_name, str):
         names["dataset_hub_name"] = facts.dataset_hub_name
     else:
-        names |= {f"dataset_hub_name[{index}]": name for index, name in enumerate(_hub_datasets(facts))}
+        names |= {f"dataset_hub_name[{index}]": name for index, name in enumerate(hub_datasets(facts))}
     names |= {f"finetuned_from[{index}]": name for index, name in enumerate(facts.finetuned_from)}
     names |= {"repo_id": facts.repo_id}
     for argument, name in names.items():
@@ -251,8 +251,8 @@ def _header(facts: CardFacts) -> ModelCardData:
     base_models = sorted({encoder.hub_name for encoder in facts.encoders.values() if encoder.hub_name})
     base_models += [name for name in facts.finetuned_from if name not in base_models]
     split, heads = list(facts.accuracy.items())[-1]
-    hub_datasets = _hub_datasets(facts)
-    names = dict(zip(hub_datasets, facts.dataset_names or [facts.dataset], strict=False))
+    datasets = hub_datasets(facts)
+    names = dict(zip(datasets, facts.dataset_names or [facts.dataset], strict=False))
     # The Hub ties a result to a data set that it holds, so local data gets no entry.
     results = [
         EvalResult(
@@ -266,10 +266,11 @@ def _header(facts: CardFacts) -> ModelCardData:
             metric_value=heads[head],
         )
         for task in facts.tasks or ["multimodal-classification"]
-        for dataset, args in zip_longest(hub_datasets, facts.dataset_args[: len(hub_datasets)])
+        for dataset, args in zip_longest(datasets, facts.dataset_args[: len(datasets)])
         for head in (FUSED, CALIBRATED)
         if head in heads
     ]
+    tasks = facts.tasks or _tasks_of_kinds(facts)
     tags = [
         "multimodal",
         facts.stages,
@@ -284,12 +285,24 @@ def _header(facts: CardFacts) -> ModelCardData:
         license=facts.license,
         tags=list(dict.fromkeys(tags)),
         base_model=base_models or None,
-        datasets=hub_datasets or None,
-        pipeline_tag=facts.tasks[0] if facts.tasks else None,
+        # The Hub takes a model with several of them for a merge.
+        base_model_relation="finetune" if base_models else None,
+        datasets=datasets or None,
+        pipeline_tag=tasks[0] if tasks else None,
         metrics=[facts.score],
         model_name=facts.title if results else None,
         eval_results=results or None,
     )
+
+
+def _tasks_of_kinds(facts: CardFacts) -> list[str]:
+    """The Hub's tasks of a classifier that answers from any of its modalities, in their order.
+
+    The Hub has no task for several modalities and none for a regression on pictures, sounds or texts.
+    """
+    if facts.score != "accuracy":
+        return []
+    return list(dict.fromkeys(f"{each.kind}-classification" for each in facts.encoders.values() if each.kind))
 
 
 def _summary(facts: CardFacts) -> str:
@@ -299,15 +312,21 @@ def _summary(facts: CardFacts) -> str:
     return (
         f"A classifier of {facts.num_classes} classes that fuses {_enumerate(list(facts.encoders))}: one "
         f"encoder and one head per modality, and a fused head over all embeddings. It was trained with "
-        f"`ecsfusion` on {facts.dataset} {_TRAINED[_way(facts)]}.{start}"
+        f"`ecsfusion` on {facts.dataset} {_TRAINED[_way(facts)]}.{start}{_curves(facts.tags)}"
     )
+
+
+def _curves(tags: Sequence[str]) -> str:
+    """A sentence on the Space with the curves of the run, which Trackio names in a tag."""
+    spaces = [tag.removeprefix("trackio:") for tag in tags if tag.startswith("trackio:https://")]
+    return f" Its curves are [on Trackio]({spaces[-1]})." if spaces else ""
 
 
 def _link(name: str) -> str:
     return f"[{name}](https://huggingface.co/{name})"
 
 
-def _hub_datasets(facts: CardFacts) -> list[str]:
+def hub_datasets(facts: CardFacts) -> list[str]:
     """The names of the data on the Hub."""
     given = facts.dataset_hub_name
     return [given] if isinstance(given, str) else list(given or ())
@@ -340,12 +359,12 @@ def _parameter_sentence(facts: CardFacts) -> str:
 
 
 def _data_sentence(facts: CardFacts) -> str:
-    hub_datasets = _hub_datasets(facts)
+    datasets = hub_datasets(facts)
     names = list(facts.dataset_names or [facts.dataset])
-    names += hub_datasets[len(names) :]
+    names += datasets[len(names) :]
     linked = [
         f"[{each}](https://huggingface.co/datasets/{hub})" if hub else str(each)
-        for each, hub in zip_longest(names, hub_datasets)
+        for each, hub in zip_longest(names, datasets)
     ]
     return f"{_enumerate(linked)}, {facts.num_classes} classes."
 

@@ -123,7 +123,7 @@ def run_facts(
         contributions=evaluated_contributions(last),
         contributions_picture=contributions_picture,
         rule="" if run.rule is None else run.rule.label,
-        decisions=_decisions(record.history),
+        decisions=decisions_of(record.history),
         warnings=[(warning["step"], warning["sentence"]) for warning in record.warnings],
         trajectory=trajectory,
         reliability=reliability,
@@ -163,7 +163,7 @@ def _information(run: ReportedRun) -> dict[str, tuple[int, Information]]:
     return moments
 
 
-def _decisions(history: Sequence[Probe]) -> list[tuple[int, str]]:
+def decisions_of(history: Sequence[Probe]) -> list[tuple[int, str]]:
     """The step and reason of each decision that changed who trains, ended the scouting, or ended stage 1."""
     decisions = []
     for probe, following in zip_longest(history, history[1:]):

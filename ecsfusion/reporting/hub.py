@@ -13,13 +13,15 @@ from huggingface_hub import CommitInfo, HfApi
 # The error of whichever HTTP library this version of huggingface_hub uses.
 from huggingface_hub.errors import HTTPError
 
+from ecsfusion.reporting.eval_results import EVAL_RESULTS
 from ecsfusion.reporting.privacy import check_no_secrets
+from ecsfusion.reporting.space import publish_space
 
 UNIMODAL_BRANCH = "unimodal"
 """The branch on the Hub that holds stage 1's peak."""
 PUBLIC_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "README.md", "*.png")
 """Everything that is ever published: weights, configurations, processors, the card and its pictures."""
-TEXT_FILES = frozenset({".json", ".txt", ".md"})
+TEXT_FILES = frozenset({".json", ".txt", ".md", ".yaml"})
 """Suffixes of the files that are searched for local paths and tokens."""
 VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"})
 """Text files that are not searched: a byte-pair vocabulary has pieces such as "../" and "/usr/bin", which say nothing
@@ -51,18 +53,39 @@ def reachable(folder: str | Path, command: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def reachable_at_start(repo_id: str) -> Iterator[None]:
+    """A context for the request by which a run begins that will be published.
+
+    Raises:
+        NotPublishedError: the Hub cannot be reached, or refuses; nothing has been trained yet.
+    """
+    try:
+        yield
+    except (OSError, HTTPError) as error:
+        reason = " ".join(str(error).split())
+        raise NotPublishedError(
+            f"The repository {repo_id!r} could not be created ({type(error).__name__}: {reason}). Nothing has been "
+            "trained yet. Start again when the Hub can be reached, and `hf auth login` has been given a token that may "
+            "write; or train without push_to_hub, and publish the output folder afterwards by: "
+            f"{shlex.join(['ecsfusion', 'push', 'OUTPUT_FOLDER', repo_id])}"
+        ) from error
+
+
 def push_command(
     repo_id: str,
     final_folder: str | Path,
     unimodal_folder: str | Path | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    space: bool = False,
 ) -> str:
     """The shell command that publishes what is in these folders; the arguments are those of `publish`."""
     words = ["ecsfusion", "push", str(final_folder), repo_id]
     words += [] if unimodal_folder is None else ["--peak", str(unimodal_folder)]
     words += [] if revision is None else ["--revision", revision]
-    return shlex.join([*words, *(["--private"] if private else [])])
+    words += ["--private"] if private else []
+    return shlex.join([*words, *(["--space"] if space else [])])
 
 
 def push(
@@ -73,6 +96,7 @@ def push(
     revision: str | None = None,
     private: bool | None = None,
     token: str | None = None,
+    space: bool = False,
 ) -> CommitInfo:
     """Publish what a run left in its output folder, once more or for the first time.
 
@@ -83,6 +107,7 @@ def push(
         revision: as in `publish`.
         private: whether a repository that is made is private.
         token: as in `publish`.
+        space: as in `publish`.
 
     Returns:
         What `HfApi.upload_folder` answers about the final model.
@@ -95,7 +120,7 @@ def push(
         if folder is not None and not Path(folder, "config.json").is_file():
             raise ValueError(f"{str(folder)!r} holds no model (config.json); give the output folder of a run")
     config = json.loads(Path(final_folder, "config.json").read_text(encoding="utf-8"))
-    command = push_command(repo_id, final_folder, unimodal_folder, revision, private)
+    command = push_command(repo_id, final_folder, unimodal_folder, revision, private, space)
     with reachable(final_folder, command):
         full_repo_id = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
     return publish(
@@ -107,6 +132,7 @@ def push(
         private=private,
         token=token,
         forbidden=(str(final_folder), str(Path.cwd())),
+        space=space,
     )
 
 
@@ -121,6 +147,7 @@ def publish(
     private: bool | None = None,
     token: str | None = None,
     forbidden: tuple[str, ...] = (),
+    space: bool = False,
 ) -> CommitInfo:
     """Upload a trained model, and stage 1's peak to the branch `unimodal`.
 
@@ -134,6 +161,7 @@ def publish(
         private: whether the repository is private; only the command in an error needs it.
         token: with permission to write; by default the one that `hf auth login` keeps.
         forbidden: strings that no published text may contain (local paths, tokens).
+        space: also publish the model's page, as a Space of the same name.
 
     Returns:
         What `HfApi.upload_folder` answers about the final model.
@@ -156,7 +184,7 @@ def publish(
         # Exact names: in the Hub's patterns a star also matches what lies in sub-folders.
         chosen[folder] = [file.relative_to(folder).as_posix() for file in files]
     api = HfApi(token=token)
-    command = push_command(repo_id, final_folder, unimodal_folder, revision, private)
+    command = push_command(repo_id, final_folder, unimodal_folder, revision, private, space)
     with reachable(final_folder, command):
         if unimodal_folder is not None:
             api.create_branch(repo_id, branch=UNIMODAL_BRANCH, exist_ok=True)
@@ -167,13 +195,16 @@ def publish(
                 commit_message="Peak of stage 1 (unimodal)",
                 allow_patterns=chosen[unimodal_folder],
             )
-        return api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=str(final_folder),
             revision=revision,
             commit_message=commit_message,
             allow_patterns=chosen[final_folder],
         )
+        if space:
+            publish_space(repo_id, private=private, token=token)
+        return commit
 
 
 def published_files(folder: str | Path, modalities: tuple[str, ...]) -> list[Path]:
@@ -185,6 +216,5 @@ def published_files(folder: str | Path, modalities: tuple[str, ...]) -> list[Pat
     """
     folder = Path(folder)
     folders = [folder, *(folder / name for name in modalities)]
-    return sorted(
-        file for each in folders for pattern in PUBLIC_FILES for file in each.glob(pattern) if file.is_file()
-    )
+    found = [file for each in folders for pattern in PUBLIC_FILES for file in each.glob(pattern)]
+    return sorted(file for file in [*found, *folder.glob(f"{EVAL_RESULTS}/*.yaml")] if file.is_file())

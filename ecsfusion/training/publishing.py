@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ecsfusion.reporting.card import render_card
 from ecsfusion.reporting.contributions import plot_contributions
+from ecsfusion.reporting.eval_results import write_eval_results
 from ecsfusion.reporting.facts import run_facts
 from ecsfusion.reporting.hub import publish, push_command, reachable
 from ecsfusion.reporting.privacy import hub_name
@@ -181,6 +182,7 @@ class Publishing:
         )
         card = render_card(facts, self.private_paths())
         with run.saving("The model card", str(output / UNFINISHED)):
+            write_eval_results(facts, output)
             with written_whole(output / "README.md") as aside:
                 aside.write_text(card, encoding="utf-8")
             if peak:
@@ -196,6 +198,7 @@ class Publishing:
         token: str | None,
         revision: str | None,
         private: bool | None,
+        space: bool,
         card: Mapping[str, Any],
     ) -> Any:
         """Publish the final model, and stage 1's peak on the branch `unimodal`.
@@ -205,6 +208,7 @@ class Publishing:
             token: a token with permission to write; None for that of the arguments.
             revision: the branch of the final model; None for that of the arguments.
             private: whether a new repository is private; None for what the arguments say.
+            space: also publish the model's page, as a Space of the same name.
             card: arguments of `create_model_card`.
 
         Returns:
@@ -226,7 +230,7 @@ class Publishing:
         try:
             if run.hub_model_id is None:
                 name = run.args.hub_model_id or output.absolute().name
-                with reachable(output, push_command(name, output, peak, revision, is_private)):
+                with reachable(output, push_command(name, output, peak, revision, is_private, space)):
                     self._make_repository(token, private)
         finally:
             # Write the card even if the Hub cannot be reached. It has the full name of the repository if the Hub
@@ -242,6 +246,7 @@ class Publishing:
             forbidden=self.private_paths(),
             revision=revision,
             private=is_private,
+            space=space,
         )
 
     def _make_repository(self, token: str | None, private: bool | None) -> None:
