@@ -39,6 +39,8 @@ from build_avmnist import (
     rebuild,
 )
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "small": {"train": 3, "validation": 1, "test": 1},
     "full": {"train": 7, "validation": 2, "test": 3},

@@ -19,6 +19,8 @@ import competitive_strength as benchmark
 from competition import competitive_strength, smoothed_relu
 
 
+pytestmark = pytest.mark.slow
+
 def test_activation_at_its_borders():
     x = torch.tensor([-1.0, 0.0, 0.25, 0.5, 2.0], dtype=torch.float64)
     # q = 3, b = 1/2: x^3 / (3/4), then x - 1/3

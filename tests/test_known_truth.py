@@ -118,6 +118,7 @@ def noise(shape, rows, columns, generator):
     return generator.normal(size=(rows, columns))
 
 
+@pytest.mark.slow
 def test_noise_of_any_shape_has_no_atom_beyond_its_interval_and_few_above_their_floor():
     above, draws = 0, 20
     for seed in range(draws):
@@ -183,6 +184,7 @@ def test_boosted_trees_prove_no_more_where_structure_is_a_parity():
     assert float(pid.held_out.mutual_information[0]) >= bound - 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [0, 2],

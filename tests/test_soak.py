@@ -12,6 +12,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import soak
 from test_compare import TINY
 
+pytestmark = pytest.mark.slow
+
 PROBES, PER_SAMPLE = 60, soak.PROBES_PER_CHECKPOINT
 
 

@@ -133,6 +133,7 @@ def test_digits(monkeypatch):
     check_equal(suite, load_suite("digits"))
 
 
+@pytest.mark.slow
 def test_strong_image_is_a_whole_digit_of_the_spoken_label(cache):
     suite, heard = strong_image("small"), load_suite("avmnist-small")
     check(suite)

@@ -326,6 +326,7 @@ def test_float16_resumes_with_its_loss_scale(tmp_path):
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(again).items())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_as_the_plain_one(tmp_path):
     script = [{"training": ("right",)}, {"ends_stage": True}]
     options = {"num_train_epochs": 3}
