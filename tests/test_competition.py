@@ -18,8 +18,8 @@ import bimodal
 import competitive_strength as benchmark
 from competition import competitive_strength, smoothed_relu
 
-
 pytestmark = pytest.mark.slow
+
 
 def test_activation_at_its_borders():
     x = torch.tensor([-1.0, 0.0, 0.25, 0.5, 2.0], dtype=torch.float64)
