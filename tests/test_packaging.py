@@ -215,7 +215,7 @@ def test_newest_dependencies_are_tried_every_week():
     assert "workflow_dispatch" in workflow[True]
     commands = shell_commands(workflow["jobs"]["tests"])
     assert "pip install --upgrade --pre transformers accelerate triton" in commands
-    assert commands[-1] == "pytest"
+    assert commands[-2:] == ["pytest", "pytest -m slow"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)

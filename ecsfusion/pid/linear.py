@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 from torch import Tensor
 
 from ecsfusion.pid.pooling import pool
@@ -358,8 +357,10 @@ def _cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factors (t, D, D) of matrices, which they may replace, and (t,) where there is none: not 0."""
     if matrices.device.type != "cpu" or matrices.shape[1] < MANY_COLUMNS:
         return torch.linalg.cholesky_ex(matrices)
-    # SciPy factors a large matrix in half of the time.
-    failed = torch.zeros(len(matrices), dtype=torch.int32)
+    # SciPy factors a large matrix in half of the time; it is loaded where it is needed.
+    from scipy.linalg import lapack
+
+    failed = torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
     for place, matrix in enumerate(matrices.numpy()):
         # As LAPACK reads it, column by column, the matrix is its transpose.
         factor, failed[place] = lapack.spotrf(matrix.T, lower=0, clean=1, overwrite_a=1)

@@ -69,7 +69,7 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
 
     def at(weights: Array) -> tuple[Array, Array, Array]:
         """Log-loss (B,), its gradient (B, K) and curvature (B, K, K)."""
-        w = torch.as_tensor(weights)
+        w = torch.as_tensor(weights, device=z.device)
         s = (w.to(z.dtype).unsqueeze(1) @ z).view(batch, classes, rows).add_(base[:, None])
         largest = s.amax(1, keepdim=True)
         q = s.sub_(largest).exp_()
@@ -83,8 +83,10 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
         return array(loss), array(gradient), array(curvature / rows)
 
     start = torch.full((batch, number), 0.8 / number, dtype=torch.float64, device=z.device)
-    weights = _newton(xp, at, array(start), array(-prior_told), array(torch.eye(number).to(start)))
-    found = torch.as_tensor(weights)
+    weights = _newton(
+        xp, at, array(start), array(-prior_told), array(torch.eye(number, dtype=start.dtype, device=z.device))
+    )
+    found = torch.as_tensor(weights, device=z.device)
     return Pool(_log_posterior(logits, found, base), found)
 
 
