@@ -138,7 +138,7 @@ class MultimodalClassificationPipeline(Pipeline):
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
-    def preprocess(self, input_: Any, place: str | None = None, **_: Any) -> dict[str, Any]:
+    def preprocess(self, input_: Any, place: Any = None, **_: Any) -> dict[str, Any]:
         """The processed inputs of one row by modality, without a batch dimension; `place` is what to call it."""
         names = self.model.modalities
         if not isinstance(input_, Mapping):
