@@ -745,13 +745,26 @@ class FusionForClassification(PreTrainedModel):
                 _, z = self._run(name, passed.get(name), index, part["encoder"], part["head"])
                 unimodal_logits[name] = spread(z, index, size)
         combined = self._read_out(logits, unimodal_logits, masks)
+        loss = None if labels is None else self.sum_of_losses(unimodal_logits, logits, labels, rows)
+        return self._output(loss, logits, unimodal_logits, embeddings, masks, combined)
+
+    def _output(
+        self,
+        loss: Tensor | None,
+        logits: Tensor | None,
+        unimodal_logits: dict[str, Tensor],
+        embeddings: dict[str, Tensor],
+        present: dict[str, Tensor],
+        combined: Tensor | None,
+    ) -> FusionOutput:
+        """The output of `forward`; what the readout combines are probabilities, or predictions in regression."""
         regression = self.problem_type == REGRESSION
         return FusionOutput(
-            loss=None if labels is None else self.sum_of_losses(unimodal_logits, logits, labels, rows),
+            loss=loss,
             logits=logits,
             unimodal_logits=unimodal_logits,
             embeddings=embeddings,
-            present=masks,
+            present=present,
             probabilities=None if regression else combined,
             predictions=combined if regression else None,
         )
@@ -784,16 +797,8 @@ class FusionForClassification(PreTrainedModel):
         if self.config.readout is not None:
             table = self._readout_table(tuple(inputs))
             combined = look_up(table, {FUSED: logits, **unimodal_logits}, masks, self.problem_type)
-        regression = self.problem_type == REGRESSION
-        return FusionOutput(
-            loss=None if labels is None else self.sum_of_losses(unimodal_logits, logits, labels, rows),
-            logits=logits,
-            unimodal_logits=unimodal_logits,
-            embeddings=embeddings,
-            present=masks,
-            probabilities=None if regression else combined,
-            predictions=combined if regression else None,
-        )
+        loss = None if labels is None else self.sum_of_losses(unimodal_logits, logits, labels, rows)
+        return self._output(loss, logits, unimodal_logits, embeddings, masks, combined)
 
     @torch.compiler.assume_constant_result
     def _readout_table(self, modalities: tuple[str, ...]) -> Table:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
+from fusion_fixtures import tiny_bert, tiny_vit
+from PIL import Image
+from test_processing import make_image_processor, make_tokenizer
 
-from ecsfusion import FusionForClassification, Readout
+from ecsfusion import FusionForClassification, FusionProcessor, Readout
 
 
 def finished_model(
@@ -43,3 +48,13 @@ def fitted_readout(heads: list[str], problem_type: str, excluded: tuple[str, ...
     logits = {name: 1.5 * one_hot + torch.randn(60, 3, generator=generator) for name in heads}
     labels = classes if problem_type == "single_label_classification" else one_hot
     return Readout.fit(logits, labels, problem_type=problem_type, excluded_from_readout=excluded)
+
+
+def save_finished_model(folder: Path, picture: str) -> None:
+    """A model of pictures and texts with its processor, and a picture of this name to ask it about."""
+    image = make_image_processor(folder / "sources" / "image", image_mean=[0.5], image_std=[0.5])
+    processor = FusionProcessor({"image": image, "text": make_tokenizer(folder / "sources" / "text")})
+    finished_model({"image": tiny_vit(), "text": tiny_bert()}, "image").save_pretrained(folder)
+    processor.save_pretrained(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / picture)

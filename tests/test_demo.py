@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from finished_models import finished_model
+from finished_models import finished_model, save_finished_model
 from fusion_fixtures import tiny_bert, tiny_vit
-from PIL import Image
-from test_processing import make_image_processor, make_tokenizer
 from transformers import Wav2Vec2FeatureExtractor
 
 from ecsfusion import ArrayProcessor, FusionForClassification, FusionProcessor
@@ -33,12 +31,7 @@ from ecsfusion.demo.tables import answer_html, contributions_html, error_html
 def folder(tmp_path_factory):
     """A finished model with its processor, a card, and files to upload."""
     folder = tmp_path_factory.mktemp("model")
-    image = make_image_processor(folder / "sources" / "image", image_mean=[0.5], image_std=[0.5])
-    processor = FusionProcessor({"image": image, "text": make_tokenizer(folder / "sources" / "text")})
-    finished_model({"image": tiny_vit(), "text": tiny_bert()}, "image").save_pretrained(folder)
-    processor.save_pretrained(folder)
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "trajectory.png")
+    save_finished_model(folder, "trajectory.png")
     (folder / "README.md").write_text(
         "---\ntags: [toy]\n---\n# Toy\n\n![t](trajectory.png)\n\n| unique to image | 0.5 |\n\n"
         '![spy](https://elsewhere.example/a.png) <img src="https://elsewhere.example/b.png">\n'

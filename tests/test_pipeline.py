@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from finished_models import finished_model
+from finished_models import finished_model, save_finished_model
 from fusion_fixtures import tiny_bert, tiny_vit, tiny_wav2vec2
 from PIL import Image
-from test_processing import make_image_processor, make_tokenizer
+from test_processing import make_image_processor
 from transformers import AutoConfig, AutoModel, AutoProcessor, Wav2Vec2FeatureExtractor, pipeline
 
 from ecsfusion import FusionConfig, FusionForClassification, FusionProcessor
@@ -29,12 +29,7 @@ NAMES = ("image", "text")
 def folder(tmp_path_factory):
     """A finished model with its processor, and a picture."""
     folder = tmp_path_factory.mktemp("finished")
-    image = make_image_processor(folder / "sources" / "image", image_mean=[0.5], image_std=[0.5])
-    processor = FusionProcessor({"image": image, "text": make_tokenizer(folder / "sources" / "text")})
-    finished_model({"image": tiny_vit(), "text": tiny_bert()}, "image").save_pretrained(folder)
-    processor.save_pretrained(folder)
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 4), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "a.png")
+    save_finished_model(folder, "a.png")
     return folder
 
 

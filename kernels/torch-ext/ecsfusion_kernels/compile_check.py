@@ -131,17 +131,22 @@ def check(index: int, architecture: int) -> Report:
     )
 
 
-def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread, and bytes per thread on the stack, which is where spills go."""
+def disassembled(cubin: bytes, option: str) -> str:
+    """What the cuobjdump that comes with Triton prints of compiled code with this option."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        output = subprocess.run(  # noqa: S603
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        return subprocess.run(  # noqa: S603
+            [tool, option, file.name], capture_output=True, text=True, check=True
         ).stdout
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread, and bytes per thread on the stack, which is where spills go."""
+    output = disassembled(cubin, "-res-usage")
     match = re.search(r"REG:(\d+) STACK:(\d+)", output)
     if match is None:
         raise RuntimeError(f"cuobjdump reported no registers: {output}")

@@ -25,15 +25,13 @@ import argparse
 import functools
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .compile_check import all_variants, compile_variant, resources
+from .compile_check import all_variants, compile_variant, disassembled, resources
 from .cost_cases import CASES, COUNTED, Shape
 from .language import Variant
 from .launches import Launch
@@ -139,15 +137,7 @@ def code_of(index: int, architecture: int) -> Code:
 
 
 def _machine_instructions(cubin: bytes) -> int:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        output = subprocess.run(  # noqa: S603
-            [tool, "-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
+    output = disassembled(cubin, "-sass")
     names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", output)
     return sum(not name.startswith("NOP") for name in names)
 
