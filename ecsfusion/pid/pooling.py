@@ -24,6 +24,7 @@ SETTLED = 1e-5
 """Nats by which a step must change the loss for another step."""
 WEIGHT_COST = 2.0
 """In nats and rows; of a useless readout the log-likelihood gains half a nat on average."""
+TINY = 1e-12
 SMALL = 1e3
 """Logits within it are far from overflow."""
 
@@ -57,8 +58,8 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
     batch, number, classes, rows = fitted.shape
     z = fitted.flatten(2)
     cost = z.square().mean(2).sqrt().clamp_max(1.0).double() * (WEIGHT_COST / rows)
-    at_label = fitted.gather(2, y.expand(batch, number, 1, rows)).squeeze(2)
-    told = at_label.double().mean(2)
+    # From the logit of the label: of rows that are told fully, sums of large logits would leave only rounding.
+    fitted -= fitted.gather(2, y.expand(batch, number, 1, rows))
     prior_told = base[y].double().mean()
 
     # The algebra of a few weights costs a fraction in NumPy; on a GPU it stays there.
@@ -77,9 +78,9 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
         log_norm = norm.log().add_(largest).mean((1, 2), dtype=torch.float64)
         share = fitted * q.div_(norm).unsqueeze(1)
         mean = share.sum(2)
-        gradient = mean.mean(2, dtype=torch.float64) - told + cost
+        gradient = mean.mean(2, dtype=torch.float64) + cost
         curvature = (share.flatten(2) @ z.mT).double() - (mean @ mean.mT).double()
-        loss = log_norm - prior_told + ((cost - told) * w).sum(1)
+        loss = log_norm - prior_told + (cost * w).sum(1)
         return array(loss), array(gradient), array(curvature / rows)
 
     start = torch.full((batch, number), 0.8 / number, dtype=torch.float64, device=z.device)
@@ -112,17 +113,20 @@ def _newton(
     if xp is torch or worse.any():
         weights = xp.where(worse[:, None], 0 * weights, weights)
         state = _chosen(xp, worse, at(0 * weights), state)
-    damping = 0 * state[0] + FIRST_DAMPING
+    damping, rejected = 0 * state[0] + FIRST_DAMPING, 0 * state[0]
     for _ in range(ITERATIONS):
         loss, gradient, curvature = state
         free = xp.asarray((weights > 0) | (gradient < 0), dtype=xp.float64)
         diagonal = xp.diagonal(curvature, 0, 1, 2)
         ridge = damping[:, None] * diagonal + 1e-9 * xp.amax(diagonal, 1)[:, None] + 1e-12
+        # After a step that went too far no weight falls to 0 at once, however flat the loss is around it.
+        ridge = ridge + 1.25 * rejected[:, None] * xp.clip(gradient, 0, None) / xp.clip(weights, TINY, None)
         system = curvature * free[:, :, None] * free[:, None] + (ridge + 1 - free)[:, :, None] * identity
         direction = xp.linalg.solve(system, (gradient * free)[:, :, None])[:, :, 0]
         candidate = xp.maximum(weights - direction, 0 * weights)
         new = at(candidate)
         better = new[0] < loss
+        rejected = xp.where(better, xp.clip(rejected, None, 1), rejected + 1)
         weights = xp.where(better[:, None], candidate, weights)
         state = _chosen(xp, better, new, state)
         damping = xp.clip(xp.where(better, damping / 5, damping * 10), 1e-6, 1e6)
