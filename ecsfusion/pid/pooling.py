@@ -24,6 +24,8 @@ SETTLED = 1e-5
 """Nats by which a step must change the loss for another step."""
 WEIGHT_COST = 2.0
 """In nats and rows; of a useless readout the log-likelihood gains half a nat on average."""
+MAX_RISE = 4.0
+"""A weight rises in one step to at most so many times what it was, and the weight of the start."""
 TINY = 1e-12
 SMALL = 1e3
 """Logits within it are far from overflow."""
@@ -107,6 +109,7 @@ def _newton(
         nothing: () the loss of the prior.
         identity: (K, K).
     """
+    start = weights
     # Where a start with weights overflows or does worse than the prior, the steps begin at the prior.
     state = at(weights)
     worse = ~(state[0] < nothing)
@@ -123,7 +126,8 @@ def _newton(
         ridge = ridge + 1.25 * rejected[:, None] * xp.clip(gradient, 0, None) / xp.clip(weights, TINY, None)
         system = curvature * free[:, :, None] * free[:, None] + (ridge + 1 - free)[:, :, None] * identity
         direction = xp.linalg.solve(system, (gradient * free)[:, :, None])[:, :, 0]
-        candidate = xp.maximum(weights - direction, 0 * weights)
+        # Where the loss is nearly flat its curvature says nothing about what is far away.
+        candidate = xp.minimum(xp.maximum(weights - direction, 0 * weights), MAX_RISE * weights + start)
         new = at(candidate)
         better = new[0] < loss
         rejected = xp.where(better, xp.clip(rejected, None, 1), rejected + 1)
