@@ -7,6 +7,7 @@ for both modalities. A parity or a sum of hidden states is exactly such a table.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from ecsfusion_kernels import nearest, seed, uniform
 from torch import Tensor
 
 from ecsfusion.pid.linear import LinearSums, TrainingSets
+from ecsfusion.pid.smooth import is_worth, smooth_readout
 
 WHITENING = 1e-4
 """Share of the identity in the covariance that directions are sought in."""
@@ -399,40 +401,54 @@ class Search(NamedTuple):
     """Gives one (N, T or 1, q) for each side, or none where nothing is to be found."""
     num_clusters: tuple[int, ...]
     """For each table."""
+    is_smooth: bool = False
+    """Whether a smooth readout of the coordinates of all sides is made, too."""
 
 
-def inner_searches(side: LinearSums) -> list[Search]:
-    """Where the structure inside one side is sought.
+def inner_searches(side: LinearSums, factor: Tensor) -> list[Search]:
+    """Where the structure inside one side is sought; `factor` is that of its discriminant analysis.
 
     Along the directions of the largest variance and of the length of the rows, which see what is there before the label
-    is known; and along the directions in which the covariance changes from class to class.
+    is known; along the directions in which the covariance changes from class to class; and along these and those of
+    the discriminant analysis, by a smooth function.
     """
+    enough = has_enough_rows(side, side)
+
+    @cache
+    def changing() -> tuple[Tensor, ...]:
+        return coordinates(side, side, 4)[:1] if enough else ()
+
+    def known() -> tuple[Tensor, ...]:
+        return (discriminant_coordinates(side, factor, 3), *changing())
+
     searches = [Search(lambda: (leading_coordinates(side),), (MANY_CLUSTERS,))]
-    if has_enough_rows(side, side):
-
-        def changing() -> tuple[Tensor, ...]:
-            return coordinates(side, side, 4)[:1]
-
+    if enough:
         searches.append(Search(changing, INNER_CLUSTERS))
-    return searches
+    return [*searches, Search(known, (), is_smooth=True)]
 
 
 def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor]) -> list[Search]:
     """Where the interaction between two sides is sought; `factors` are those of their discriminant analysis."""
     classes = first.sets.one_hot.shape[1]
 
+    enough = has_enough_rows(first, second)
+
+    @cache
     def by_class() -> tuple[Tensor, ...]:
         sides = zip((first, second), factors, strict=True)
         return tuple(discriminant_coordinates(side, factor, 3) for side, factor in sides)
 
+    @cache
+    def changing() -> tuple[Tensor, ...]:
+        return coordinates(first, second, min(max(classes - 1, 2), 9)) if enough else ()
+
+    def known() -> tuple[Tensor, ...]:
+        return (*by_class(), *(part[..., :3] for part in changing()))
+
     searches = [Search(by_class, (12,))]
-    if has_enough_rows(first, second):
-
-        def changing() -> tuple[Tensor, ...]:
-            return coordinates(first, second, min(max(classes - 1, 2), 9))
-
+    if enough:
         searches.append(Search(changing, (min(max(classes + 1, 4), 16), MANY_CLUSTERS)))
-    return searches
+    return [*searches, Search(known, (), is_smooth=True)]
 
 
 def table_readouts(
@@ -441,6 +457,7 @@ def table_readouts(
     log_prior: Tensor,
     random_seed: int,
     wanted: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> tuple[list[Tensor], list[int]]:
     """Held-out logits (N, C) of the tables of the searches, and the place of each among all of their tables.
 
@@ -451,6 +468,8 @@ def table_readouts(
         random_seed: of the clusters.
         wanted: boolean, one for each table; None for all of them. On a CPU the others are not made. On a GPU, where the
             host does not wait to know, they are zeros.
+        known: (K, N, C) held-out logits of the linear readouts, by halves, where a smooth readout is tried on few rows
+            before it is made; else None.
     """
     skips = wanted is not None and wanted.device.type == "cpu"
     readouts: list[Tensor] = []
@@ -464,6 +483,14 @@ def table_readouts(
                 if points:
                     shares = [soft_clusters(part, number, random_seed) for part in points]
                     logits = table_readout(shares, sets, log_prior)
+                    readouts.append(logits if wanted is None or skips else logits * wanted[place])
+                    places.append(place)
+            place += 1
+        if search.is_smooth:
+            if not skips or (wanted is not None and bool(wanted[place])):
+                every = torch.cat(search.coordinates(), 2)
+                if known is None or is_worth(every, known, sets, log_prior, random_seed):
+                    logits = smooth_readout(every, sets, log_prior, random_seed)
                     readouts.append(logits if wanted is None or skips else logits * wanted[place])
                     places.append(place)
             place += 1

@@ -209,7 +209,13 @@ def read_side(
     bins = None if linear.tells_all else binned_columns(sums)
     if bins is not None:
         lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
-    searches = ([], []) if linear.tells_all else (inner_searches(sums.folds()), inner_searches(sums.halves()))
+    searches: tuple[list[Search], list[Search]] = ([], [])
+    if not linear.tells_all:
+        number = sets.num_folds
+        searches = (
+            inner_searches(sums.folds(), linear.factor[:number]),
+            inner_searches(sums.halves(), linear.factor[number:]),
+        )
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
     if members:
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
@@ -279,7 +285,8 @@ def _pooled(
     """
     fold_searches, half_searches = searches
     number = lines.shape[1]
-    tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed)
+    tried = lines[1] if lines.device.type == "cpu" else None
+    tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed, known=tried)
     half = _pools(lines[1], tables, sets, log_prior)
     told = half.log_posterior.gather(2, sets.labels.expand(2, -1).unsqueeze(2)).sum((1, 2))
     least = max(MIN_TOLD, MIN_TOLD_PER_ROW * len(sets.labels))
