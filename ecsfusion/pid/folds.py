@@ -20,6 +20,7 @@ HASHED_COLUMNS = 16
 """The columns that are hashed of every row; the others only of rows that are equal in these."""
 MAX_COPIES = 16
 """With more equal rows than so many for each distinct one, the rows are taken for a table of categories."""
+TABLE_SEED = 23
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
 EVEN = 4
@@ -97,6 +98,7 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
     rows = torch.arange(len(keys), device=device)
     # Rows with equal keys stand side by side, whatever their order was.
     order = _lexsort(labels, keys)
+    is_table = torch.zeros((), dtype=torch.bool, device=device)
     if groups is None:
         group = _dense(keys[order])
         is_table = (group[-1] + 1) * MAX_COPIES < len(keys)
@@ -110,6 +112,8 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         return Folds(order, group, _deal_by_need(group, labels[order], num_folds), group[-1] + 1)
     first_class = torch.full_like(rows, 1 << 20).scatter_reduce(0, group, labels[order], "amin")
     size = torch.zeros_like(rows).scatter_add(0, group, torch.ones_like(rows))
+    # Equal rows that are dealt in turn would be as frequent in every fold, and noise as true there as elsewhere.
+    size = torch.where(is_table, (uniform(rows, TABLE_SEED) * (1 << 24)).long(), size)
     # Groups are numbered by key. Dealing them by class keeps the classes even, and by size the folds.
     dealt = _lexsort(-size, first_class).argsort()
     return Folds(order, group, dealt[group] % num_folds, group[-1] + 1)

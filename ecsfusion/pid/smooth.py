@@ -43,11 +43,11 @@ def smooth_readout(points: Tensor, sets: TrainingSets, log_prior: Tensor, random
         is_read = sets.reader[0] == number
         if own.device.type == "cpu":
             fitted, read = _some(sets.member[:, number], MAX_FITTED_ROWS), is_read.nonzero().squeeze(1)
-            fit = _Fit(own[fitted], sets.one_hot[fitted], None, log_prior, random_seed)
+            fit = SmoothFit(own[fitted], sets.one_hot[fitted], None, log_prior, random_seed)
             logits[read] = fit.logits(own[read])
         else:
             # Without reading the number of rows on the host.
-            fit = _Fit(own, sets.one_hot, sets.member[:, number, None], log_prior, random_seed)
+            fit = SmoothFit(own, sets.one_hot, sets.member[:, number, None], log_prior, random_seed)
             logits = torch.where(is_read[:, None], fit.logits(own), logits)
     return logits
 
@@ -67,7 +67,7 @@ def is_worth(points: Tensor, known: Tensor, sets: TrainingSets, log_prior: Tenso
     if not len(fitted) or not len(read):
         return False
     own = points[:, 0]
-    fit = _Fit(own[fitted], sets.one_hot[fitted], None, log_prior, random_seed)
+    fit = SmoothFit(own[fitted], sets.one_hot[fitted], None, log_prior, random_seed)
     return tells_more([*known[:, read]], [fit.logits(own[read])], sets.labels[read], log_prior)
 
 
@@ -77,7 +77,7 @@ def _some(chosen: Tensor, most: int) -> Tensor:
     return places[:: max(1, -(-len(places) // most))]
 
 
-class _Fit:
+class SmoothFit:
     """A multinomial logistic regression, without the prior, on columns that are made of coordinates (n, q).
 
     Args:
