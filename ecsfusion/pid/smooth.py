@@ -17,7 +17,7 @@ WIDTHS = (1.0, 3.0)
 """Standard deviations of the waves' frequencies, for coordinates of variance 1."""
 RIDGE = 0.02
 """Added to the variance of the columns, beside which the largest of them are of size 1."""
-STEPS = 12
+STEPS = 8
 MAX_COORDINATE = 4.0
 """Coordinates farther from their mean, in standard deviations of the widest, are moved there."""
 MAX_FITTED_ROWS = 8192
