@@ -82,6 +82,8 @@ logger = logging.get_logger(__name__)
 
 GROUPS_OF_ITS_OWN = frozenset({"params", "model", "optimizer_dict"})
 """Keyword arguments of optimizers that make their own parameter groups."""
+PREDICTION = "Prediction"
+"""How `transformers.Trainer.predict` describes its pass."""
 
 
 class FusionTrainer(ResumableTrainer):
@@ -184,10 +186,9 @@ class FusionTrainer(ResumableTrainer):
         check_overrides(self, FusionTrainer)
         self.plan: Plan = self._make_plan()
         self._user_optimizer, self._user_scheduler = self.optimizer, self.lr_scheduler
-        if self.preprocess_logits_for_metrics is not None:
-            self.evaluator.user_preprocessing = self.preprocess_logits_for_metrics
-            # transformers declares tensors, and a fusion model returns more.
-            self.preprocess_logits_for_metrics = cast("Any", self.evaluator.preprocess)
+        self.evaluator.user_preprocessing = self.preprocess_logits_for_metrics
+        # transformers declares tensors, and a fusion model returns more.
+        self.preprocess_logits_for_metrics = cast("Any", self._preprocess_outputs)
         if self.compute_loss_func is not None:
             self.compute_loss_func = LossOfAllHeads(self.compute_loss_func, lambda: self.model)
         # The model smooths every head's labels; the Trainer's smoother knows only one set of logits.
@@ -769,19 +770,22 @@ class FusionTrainer(ResumableTrainer):
             outputs = (*outputs, {GROUPS: groups.to(self.args.device)})
         return loss, outputs, labels
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """Run the model on a data set as `transformers.Trainer` does, and leave weights and random state as they were.
 
-        The time of the pass counts as that of probes, see `Evaluator.seconds`.
+        The time of the pass counts as that of probes, see `Evaluator.seconds`. But for `predict`, whose arrays are for
+        the user, the embeddings stay on the device: their place in the predictions has `HeldEmbeddings`.
         """
         start = time.perf_counter()
         casts = not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval)
-        with kept_random_state(self.args.device), ExitStack() as stack:
+        holds = self.evaluator.passing(self, holds_embeddings=description != PREDICTION)
+        with holds, kept_random_state(self.args.device), ExitStack() as stack:
             if casts and self._sharded_by() is None:
                 # The Trainer would move the model to the device together with the cast.
                 self._move_model_to_device(self.model, self.args.device)
                 stack.enter_context(kept_precision(self.model))
-            output = super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+            output = output._replace(predictions=self.evaluator.with_embeddings(output.predictions))
         if self.is_in_train:
             self.evaluator.seconds += time.perf_counter() - start
         return output
@@ -823,6 +827,9 @@ class FusionTrainer(ResumableTrainer):
             if kept is not None:
                 self._eval_dataloaders = kept
         return loader
+
+    def _preprocess_outputs(self, outputs: Any, labels: Any) -> Any:
+        return self.evaluator.preprocess(self, outputs, labels)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return self.evaluator.compute_metrics(self, prediction)
@@ -921,7 +928,7 @@ class FusionTrainer(ResumableTrainer):
     def _fit_readout_once_evaluated(self) -> None:
         """Fit the readout without another pass, if the final weights were evaluated in training."""
         step, prefixes = self._final_step(), self._prefixes()
-        evaluations = {prefix: self.evaluator.at(prefix, step) for prefix in prefixes}
+        evaluations = {prefix: self.evaluator.at(self, prefix, step) for prefix in prefixes}
         if None in evaluations.values():
             self.fit_readout()
             return

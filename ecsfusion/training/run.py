@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ecsfusion.strategies.strategy import TrainerOfStrategy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from accelerate import Accelerator
     from torch import nn
@@ -34,6 +36,7 @@ class Run(TrainerOfStrategy, Protocol):
     is_in_train: bool
     train_dataset: Any
     model_wrapped: nn.Module
+    gather_function: Callable[[Any], Any]
 
     @property
     def record(self) -> StageRecord:
