@@ -720,11 +720,11 @@ class FusionTrainer(ResumableTrainer):
         is_read = bool(history) and history[-1].reading.step == self.state.global_step
         is_reading = is_own and is_probe_set and not is_read
         # In training, only the first of several evaluation sets is probed.
-        self.evaluator.probes = prefix == self._probe_prefix() or not self.is_in_train
-        self.evaluator.decides = self.is_in_train and is_probe_set
+        probes = prefix == self._probe_prefix() or not self.is_in_train
+        decides = self.is_in_train and is_probe_set
         if self.is_in_train:
             self.stages.prepare_probe()
-        with self.evaluator.measuring() as measured, ExitStack() as stack:
+        with self.evaluator.measuring(probes, decides) as measured, ExitStack() as stack:
             if not (is_own or self._awaited):
                 # Its callbacks would take what is due at this step for done.
                 stack.enter_context(kept_flags(self.control))
@@ -737,9 +737,10 @@ class FusionTrainer(ResumableTrainer):
         if is_own:
             self.evaluator.keep(self, prefix, evaluated)
         if is_reading:
-            asks = self.evaluator.asks
             self.stages.read(evaluated.measurement)
-            self.diagnostics.after_probe(evaluated.outputs, evaluated.measurement, asks)
+            self.diagnostics.after_probe(
+                evaluated.outputs, evaluated.measurement, evaluated.asks_for_dependence
+            )
             self.best_heads.keep(evaluated.outputs)
             self.stages.keep_peak(evaluated.outputs)
             self.plan.strategy.after_evaluation(self, evaluated.outputs)

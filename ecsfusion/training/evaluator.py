@@ -58,12 +58,14 @@ class Evaluated:
         outputs: the outputs of the model, row by row.
         measurement: the measurement of these outputs.
         user_names: the names of the user's own metrics, without a prefix.
+        asks_for_dependence: whether the rule asked for the dependence.
         metrics: the values that were logged, with the prefix of the evaluation set.
     """
 
     outputs: Evaluation
     measurement: Measurement
     user_names: frozenset[str]
+    asks_for_dependence: bool
     metrics: Mapping[str, float]
 
 
@@ -78,7 +80,6 @@ class Evaluator:
         probes: whether the present evaluation makes a decomposition.
         decides: whether the present evaluation is one of the probe set in training, so that its rows must suffice for
             decisions.
-        asks: whether the rule asked for the dependence at the latest evaluation of the probe set in training.
         pid: the decomposition of the latest evaluation, with its tensors.
         seconds: time that the probes of this run took: all passes in training, with what is computed from them.
     """
@@ -88,12 +89,11 @@ class Evaluator:
         self.user_preprocessing: Callable[[Any, Any], Any] | None = None
         self.probes = True
         self.decides = False
-        self.asks = False
         self.pid: PID | None = None
         self.seconds = 0.0
         self._passes: list[HeldEmbeddings | None] = []
         """By pass that runs now, the innermost last: where its embeddings go; None where they stay with the outputs."""
-        self._measured: list[tuple[Evaluation, Measurement, frozenset[str]]] = []
+        self._measured: list[tuple[Evaluation, Measurement, frozenset[str], bool]] = []
         """Evaluations that are not finished. There can be several: a callback may evaluate during an evaluation."""
         self._kept: dict[tuple[str, int], Evaluated] = {}
         """By prefix and step: the latest evaluation, that of the best model, and that of the peak."""
@@ -183,27 +183,36 @@ class Evaluator:
             *untrained_fusion,
         )
         evaluation.check_finite()
-        measurement = self._measure(run, evaluation)
-        self._measured.append((evaluation, measurement, frozenset(user_values)))
+        asks = self.decides and asks_for_dependence(run)
+        measurement = self._measure(run, evaluation, asks)
+        self._measured.append((evaluation, measurement, frozenset(user_values), asks))
         return {**log_values(measurement), **user_values}
 
     @contextmanager
-    def measuring(self) -> Iterator[Callable[[Mapping[str, float]], Evaluated | None]]:
-        """A context for an evaluation by `transformers.Trainer`.
+    def measuring(
+        self, probes: bool, decides: bool
+    ) -> Iterator[Callable[[Mapping[str, float]], Evaluated | None]]:
+        """A context for an evaluation by `transformers.Trainer`, during which a callback may begin others.
+
+        Args:
+            probes: whether it makes a decomposition.
+            decides: whether it is one of the probe set in training.
 
         Yields:
             A function that takes the logged metrics after the evaluation and returns the evaluation. It returns None if
             the set had no labels, or if several sets were evaluated.
         """
-        number_before = len(self._measured)
-        latest: list[tuple[Evaluation, Measurement, frozenset[str]]] = []
+        number_before, outer = len(self._measured), (self.probes, self.decides)
+        self.probes, self.decides = probes, decides
+        latest: list[tuple[Evaluation, Measurement, frozenset[str], bool]] = []
         try:
             yield lambda metrics: Evaluated(*latest[-1], metrics) if latest else None
         finally:
+            self.probes, self.decides = outer
             latest += self._measured[number_before:]
             del self._measured[number_before:]
 
-    def _measure(self, run: Run, evaluation: Evaluation) -> Measurement:
+    def _measure(self, run: Run, evaluation: Evaluation, asks: bool) -> Measurement:
         args, config = run.args, run.model.config
         rows = evaluation.probed_rows(args.probe_rows, args.seed) if self.probes else None
         if rows is not None and self.decides:
@@ -211,17 +220,18 @@ class Evaluator:
             if _needs_every_class(run):
                 names = {int(index): name for index, name in config.id2label.items()}
                 check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
-        self.asks = self.decides and asks_for_dependence(run)
         # The first process measures for all, so that all processes decide by the same numbers.
         measured: list[Any] = [None]
         if run.is_world_process_zero():
-            measured = [self._measure_here(run, evaluation, rows)]
+            measured = [self._measure_here(run, evaluation, rows, asks)]
         measurement, pid = broadcast_object_list(measured)[0]
         if rows is not None:
             self.pid = pid
         return measurement
 
-    def _measure_here(self, run: Run, evaluation: Evaluation, rows: Any) -> tuple[Measurement, PID | None]:
+    def _measure_here(
+        self, run: Run, evaluation: Evaluation, rows: Any, asks: bool
+    ) -> tuple[Measurement, PID | None]:
         fitted = run.model.config.readout
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -232,7 +242,7 @@ class Evaluator:
                 rows,
                 readout=None if fitted is None else Readout.from_dict(fitted),
                 bootstrap=0 if run.is_in_train else BOOTSTRAP_REPLICATES,
-                measures_dependence=self.asks,
+                measures_dependence=asks,
                 **probe_options(run),
             )
         for warning in caught:
@@ -283,7 +293,7 @@ class Evaluator:
     def measure_again(self, run: Run, prefix: str, evaluated: Evaluated) -> Evaluated:
         """Measure the same outputs as after training: with intervals, and with the present readout of the model."""
         self.probes, self.decides = True, False
-        measurement = self._measure(run, evaluated.outputs)
+        measurement = self._measure(run, evaluated.outputs, asks=False)
         values = {
             f"{prefix}_{key}": value
             for key, value in log_values(measurement).items()
