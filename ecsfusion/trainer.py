@@ -805,7 +805,8 @@ class FusionTrainer(ResumableTrainer):
             `predictions`, `label_ids` and `metrics`. The predictions are those that `preprocess_logits_for_metrics`
             returns, where it is given.
         """
-        output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        with self.evaluator.measuring(probes=True, decides=False):
+            output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
         output = output._replace(predictions=without_groups(output.predictions))
         if self.evaluator.user_preprocessing is None or output.predictions is None:
             return output

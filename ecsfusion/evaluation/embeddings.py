@@ -57,7 +57,8 @@ class HeldEmbeddings(Mapping[str, Tensor]):
             others = next(iter(self._batches.values()))
             return others[0].new_full((sum(map(len, others)), width), torch.nan)
         if len(parts) > 1 or parts[0].dtype == torch.bfloat16:
-            if any(rows.device.type == "cpu" for rows in parts):
+            if len({rows.device for rows in parts}) > 1:
+                # The latest batches have not moved yet.
                 parts = [rows.cpu() for rows in parts]
             rows = torch.cat(parts)
             self._batches[name] = [rows.float() if rows.dtype == torch.bfloat16 else rows]
