@@ -135,7 +135,7 @@ class Evaluator:
         if held is None or not isinstance(outputs, tuple) or len(outputs) < NUM_OUTPUTS:
             return outputs
         # As the Trainer gathers what it keeps: on the device, without the rows that pad the last batch.
-        held.add(run.gather_function(outputs[EMBEDDINGS]))
+        held.add(run.accelerator.gather_for_metrics(outputs[EMBEDDINGS]))
         return (*outputs[:EMBEDDINGS], {}, *outputs[EMBEDDINGS + 1 :])
 
     def with_embeddings(self, outputs: Any) -> Any:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ecsfusion.strategies.strategy import TrainerOfStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
     from accelerate import Accelerator
     from torch import nn
@@ -36,7 +34,6 @@ class Run(TrainerOfStrategy, Protocol):
     is_in_train: bool
     train_dataset: Any
     model_wrapped: nn.Module
-    gather_function: Callable[[Any], Any]
 
     @property
     def record(self) -> StageRecord:
