@@ -8,6 +8,8 @@ plain mean with the weight of one observation, and the combination is never wors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.optimize import minimize, nnls
 from threadpoolctl import ThreadpoolController
@@ -43,7 +45,12 @@ _BLAS = ThreadpoolController()
 
 @_BLAS.wrap(limits=1, user_api="blas")
 def pool_opinions(
-    log_p: np.ndarray, targets: np.ndarray, reference: int | None = None, share: float = 1.0
+    log_p: np.ndarray,
+    targets: np.ndarray,
+    reference: int | None = None,
+    share: float = 1.0,
+    names: Sequence[str] = (),
+    weights_alone: dict[str, float] | None = None,
 ) -> np.ndarray:
     """Weights (H,) of heads that give probabilities.
 
@@ -56,13 +63,19 @@ def pool_opinions(
         targets: (N,), class indices.
         reference: the index of the fused head; None if it is not among the heads.
         share: independent samples per sample: 1, or groups / N where rows of a group count as one.
+        names: of the heads, if `weights_alone` is given.
+        weights_alone: by name, the weights of heads that answer alone, on these samples. Those that are missing are
+            fitted and added, so that sets which share heads do not fit them again.
     """
     H, samples, _ = log_p.shape
     N = share * samples
+    names = names or [str(h) for h in range(H)]
+    known = {} if weights_alone is None else weights_alone
+    for name, head in zip(names, log_p, strict=True):
+        if name not in known:
+            known[name] = float(_fit_weights(_Heads(head[None], targets), N)[0])
     # With a weight of zero a head would say nothing, where its own answers may still be right.
-    alone = np.concatenate([_fit_weights(_Heads(head[None], targets), N) for head in log_p]).clip(
-        min=MIN_WEIGHT_ALONE
-    )
+    alone = np.array([known[name] for name in names]).clip(min=MIN_WEIGHT_ALONE)
     if H == 1:
         return alone
     if reference is not None:
