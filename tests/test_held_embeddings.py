@@ -100,6 +100,7 @@ class TestHeldEmbeddings:
     def test_what_was_not_kept_is_said(self):
         dropped = on_device(4).dropped()
         assert list(dropped) == ["left", "right"]
+        assert "left" in dropped
         with pytest.raises(
             ValueError, match="the embeddings of 'left' were not kept; evaluate the rows again"
         ):

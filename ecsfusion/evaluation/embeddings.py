@@ -64,6 +64,9 @@ class HeldEmbeddings(Mapping[str, Tensor]):
             self._batches[name] = [rows.float() if rows.dtype == torch.bfloat16 else rows]
         return self._batches[name][0]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._widths
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._widths)
 
