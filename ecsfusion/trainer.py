@@ -84,6 +84,8 @@ GROUPS_OF_ITS_OWN = frozenset({"params", "model", "optimizer_dict"})
 """Keyword arguments of optimizers that make their own parameter groups."""
 PREDICTION = "Prediction"
 """How `transformers.Trainer.predict` describes its pass."""
+EMBEDDING = "Embedding"
+"""How `FusionTrainer.evaluate_rows` describes its pass, of which nothing is measured."""
 
 
 class FusionTrainer(ResumableTrainer):
@@ -779,8 +781,10 @@ class FusionTrainer(ResumableTrainer):
         """
         start = time.perf_counter()
         casts = not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval)
-        holds = self.evaluator.passing(self, holds_embeddings=description != PREDICTION)
-        with holds, kept_random_state(self.args.device), ExitStack() as stack:
+        present_pass = self.evaluator.passing(
+            self, holds_embeddings=description != PREDICTION, measures=description != EMBEDDING
+        )
+        with present_pass, kept_random_state(self.args.device), ExitStack() as stack:
             if casts and self._sharded_by() is None:
                 # The Trainer would move the model to the device together with the cast.
                 self._move_model_to_device(self.model, self.args.device)
@@ -845,13 +849,9 @@ class FusionTrainer(ResumableTrainer):
 
     def evaluate_rows(self, dataset: Any) -> Evaluation:
         """Run the model on the rows of any data set. Nothing is logged, and no rule decides."""
-        compute_metrics, self.compute_metrics = self.compute_metrics, None
-        try:
-            output = self.evaluation_loop(
-                self.get_test_dataloader(dataset), "Embedding", prediction_loss_only=False, ignore_keys=[]
-            )
-        finally:
-            self.compute_metrics = compute_metrics
+        output = self.evaluation_loop(
+            self.get_test_dataloader(dataset), EMBEDDING, prediction_loss_only=False, ignore_keys=[]
+        )
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
         return Evaluation.from_outputs(output.predictions, output.label_ids, self.model.embedding_dims)
 

@@ -152,11 +152,12 @@ class LooksInBetween(TrainerCallback):
     def __init__(self) -> None:
         self.trainer: FusionTrainer | None = None
         self.lengths: list[int] = []
+        self.metrics: dict[str, float] = {}
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if self.trainer is not None:
             own, self.trainer = self.trainer, None
-            own.evaluate(TwoViews(19, seed=5), metric_key_prefix="inner")
+            self.metrics = own.evaluate(TwoViews(19, seed=5), metric_key_prefix="inner")
             own.predict(TwoViews(9, seed=5), ignore_keys=[])
             self.lengths.append(len(own.evaluate_rows(TwoViews(11, seed=6)).embeddings["left"]))
 
@@ -178,6 +179,14 @@ def test_an_evaluation_inside_of_another_one_changes_nothing_of_it(tmp_path):
     looked_at.train()
     assert looks.lengths == [11]
     assert readings(looked_at) == readings(quiet)
+
+
+def test_an_evaluation_is_one_also_while_rows_are_embedded(tmp_path):
+    looks = LooksInBetween()
+    run = trainer(tmp_path, callbacks=[looks])
+    looks.trainer = run
+    assert run.evaluate_rows(TwoViews(5, seed=1)).labels.tolist() == TwoViews(5, seed=1).labels.tolist()
+    assert "inner_accuracy" in looks.metrics
 
 
 def test_processes_have_all_rows_in_order_and_none_twice(tmp_path):

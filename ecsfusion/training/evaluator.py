@@ -69,6 +69,19 @@ class Evaluated:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the model over a data set.
+
+    Attributes:
+        embeddings: where its embeddings go; None where they stay with the other outputs.
+        measures: whether something is computed from its outputs.
+    """
+
+    embeddings: HeldEmbeddings | None
+    measures: bool
+
+
 class Evaluator:
     """Makes a measurement of each evaluation by `transformers.Trainer`.
 
@@ -91,8 +104,8 @@ class Evaluator:
         self.decides = False
         self.pid: PID | None = None
         self.seconds = 0.0
-        self._passes: list[HeldEmbeddings | None] = []
-        """By pass that runs now, the innermost last: where its embeddings go; None where they stay with the outputs."""
+        self._passes: list[Pass] = []
+        """The passes that run now, the innermost last: a callback may begin one during another one."""
         self._measured: list[tuple[Evaluation, Measurement, frozenset[str], bool]] = []
         """Evaluations that are not finished. There can be several: a callback may evaluate during an evaluation."""
         self._kept: dict[tuple[str, int], Evaluated] = {}
@@ -104,15 +117,16 @@ class Evaluator:
         self._kept.clear()
 
     @contextmanager
-    def passing(self, run: Run, holds_embeddings: bool) -> Iterator[None]:
+    def passing(self, run: Run, holds_embeddings: bool, measures: bool) -> Iterator[None]:
         """A context for one pass over a data set, which may run inside of another one.
 
         Args:
             run: the trainer.
             holds_embeddings: whether the embeddings stay on the device; otherwise the Trainer makes arrays of them.
+            measures: whether something is computed from the outputs.
         """
         widths, steps = run.model.embedding_dims, run.args.eval_accumulation_steps
-        self._passes.append(HeldEmbeddings(widths, steps) if holds_embeddings else None)
+        self._passes.append(Pass(HeldEmbeddings(widths, steps) if holds_embeddings else None, measures))
         try:
             yield
         finally:
@@ -131,7 +145,7 @@ class Evaluator:
         return (*outputs, {"preprocessed": self.user_preprocessing(outputs[0], labels)})
 
     def _hold_embeddings(self, run: Run, outputs: Any) -> Any:
-        held = self._passes[-1] if self._passes else None
+        held = self._passes[-1].embeddings if self._passes else None
         if held is None or not isinstance(outputs, tuple) or len(outputs) < NUM_OUTPUTS:
             return outputs
         # As the Trainer gathers what it keeps: on the device, without the rows that pad the last batch.
@@ -140,7 +154,7 @@ class Evaluator:
 
     def with_embeddings(self, outputs: Any) -> Any:
         """The outputs of the present pass, with the embeddings that are held in their place."""
-        held = self._passes[-1] if self._passes else None
+        held = self._passes[-1].embeddings if self._passes else None
         if held is None or held.is_empty:
             return outputs
         return (*outputs[:EMBEDDINGS], held, *outputs[EMBEDDINGS + 1 :])
@@ -154,6 +168,8 @@ class Evaluator:
 
     def compute_metrics(self, run: Run, prediction: EvalPrediction) -> dict[str, float]:
         """The values that `transformers.Trainer` logs of an evaluation: those of the measurement and of the user."""
+        if self._passes and not self._passes[-1].measures:
+            return {}
         labels = prediction.label_ids
         # transformers declares an array or a tuple of one array, and a fusion model returns more.
         outputs, for_user = self.split_preprocessed(prediction.predictions)
