@@ -171,7 +171,7 @@ def run(suite: Suite, seed: int) -> Iterator[dict[str, Any]]:
 def tensors(trainer: Quiet) -> tuple[dict[str, Tensor], Tensor]:
     """Embeddings (N, D) and labels (N,) of the validation rows."""
     evaluation = trainer.evaluate_rows(trainer.eval_dataset)
-    return {name: torch.from_numpy(evaluation.embeddings[name]) for name in (IMAGE, AUDIO)}, evaluation.labels
+    return {name: evaluation.embeddings[name].cpu() for name in (IMAGE, AUDIO)}, evaluation.labels
 
 
 def lead(margin: np.ndarray) -> np.ndarray:

@@ -82,6 +82,10 @@ logger = logging.get_logger(__name__)
 
 GROUPS_OF_ITS_OWN = frozenset({"params", "model", "optimizer_dict"})
 """Keyword arguments of optimizers that make their own parameter groups."""
+PREDICTION = "Prediction"
+"""How `transformers.Trainer.predict` describes its pass."""
+EMBEDDING = "Embedding"
+"""How `FusionTrainer.evaluate_rows` describes its pass, of which nothing is measured."""
 
 
 class FusionTrainer(ResumableTrainer):
@@ -184,10 +188,9 @@ class FusionTrainer(ResumableTrainer):
         check_overrides(self, FusionTrainer)
         self.plan: Plan = self._make_plan()
         self._user_optimizer, self._user_scheduler = self.optimizer, self.lr_scheduler
-        if self.preprocess_logits_for_metrics is not None:
-            self.evaluator.user_preprocessing = self.preprocess_logits_for_metrics
-            # transformers declares tensors, and a fusion model returns more.
-            self.preprocess_logits_for_metrics = cast("Any", self.evaluator.preprocess)
+        self.evaluator.user_preprocessing = self.preprocess_logits_for_metrics
+        # transformers declares tensors, and a fusion model returns more.
+        self.preprocess_logits_for_metrics = cast("Any", self._preprocess_outputs)
         if self.compute_loss_func is not None:
             self.compute_loss_func = LossOfAllHeads(self.compute_loss_func, lambda: self.model)
         # The model smooths every head's labels; the Trainer's smoother knows only one set of logits.
@@ -719,11 +722,11 @@ class FusionTrainer(ResumableTrainer):
         is_read = bool(history) and history[-1].reading.step == self.state.global_step
         is_reading = is_own and is_probe_set and not is_read
         # In training, only the first of several evaluation sets is probed.
-        self.evaluator.probes = prefix == self._probe_prefix() or not self.is_in_train
-        self.evaluator.decides = self.is_in_train and is_probe_set
+        probes = prefix == self._probe_prefix() or not self.is_in_train
+        decides = self.is_in_train and is_probe_set
         if self.is_in_train:
             self.stages.prepare_probe()
-        with self.evaluator.measuring() as measured, ExitStack() as stack:
+        with self.evaluator.measuring(probes, decides) as measured, ExitStack() as stack:
             if not (is_own or self._awaited):
                 # Its callbacks would take what is due at this step for done.
                 stack.enter_context(kept_flags(self.control))
@@ -736,9 +739,10 @@ class FusionTrainer(ResumableTrainer):
         if is_own:
             self.evaluator.keep(self, prefix, evaluated)
         if is_reading:
-            asks = self.evaluator.asks
             self.stages.read(evaluated.measurement)
-            self.diagnostics.after_probe(evaluated.outputs, evaluated.measurement, asks)
+            self.diagnostics.after_probe(
+                evaluated.outputs, evaluated.measurement, evaluated.asks_for_dependence
+            )
             self.best_heads.keep(evaluated.outputs)
             self.stages.keep_peak(evaluated.outputs)
             self.plan.strategy.after_evaluation(self, evaluated.outputs)
@@ -769,19 +773,24 @@ class FusionTrainer(ResumableTrainer):
             outputs = (*outputs, {GROUPS: groups.to(self.args.device)})
         return loss, outputs, labels
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """Run the model on a data set as `transformers.Trainer` does, and leave weights and random state as they were.
 
-        The time of the pass counts as that of probes, see `Evaluator.seconds`.
+        The time of the pass counts as that of probes, see `Evaluator.seconds`. But for `predict`, whose arrays are for
+        the user, the embeddings stay on the device: their place in the predictions has `HeldEmbeddings`.
         """
         start = time.perf_counter()
         casts = not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval)
-        with kept_random_state(self.args.device), ExitStack() as stack:
+        present_pass = self.evaluator.passing(
+            self, holds_embeddings=description != PREDICTION, measures=description != EMBEDDING
+        )
+        with present_pass, kept_random_state(self.args.device), ExitStack() as stack:
             if casts and self._sharded_by() is None:
                 # The Trainer would move the model to the device together with the cast.
                 self._move_model_to_device(self.model, self.args.device)
                 stack.enter_context(kept_precision(self.model))
-            output = super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+            output = output._replace(predictions=self.evaluator.with_embeddings(output.predictions))
         if self.is_in_train:
             self.evaluator.seconds += time.perf_counter() - start
         return output
@@ -800,7 +809,8 @@ class FusionTrainer(ResumableTrainer):
             `predictions`, `label_ids` and `metrics`. The predictions are those that `preprocess_logits_for_metrics`
             returns, where it is given.
         """
-        output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        with self.evaluator.measuring(probes=True, decides=False):
+            output = super().predict(test_dataset, ignore_keys, metric_key_prefix)
         output = output._replace(predictions=without_groups(output.predictions))
         if self.evaluator.user_preprocessing is None or output.predictions is None:
             return output
@@ -824,6 +834,9 @@ class FusionTrainer(ResumableTrainer):
                 self._eval_dataloaders = kept
         return loader
 
+    def _preprocess_outputs(self, outputs: Any, labels: Any) -> Any:
+        return self.evaluator.preprocess(self, outputs, labels)
+
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return self.evaluator.compute_metrics(self, prediction)
 
@@ -836,13 +849,9 @@ class FusionTrainer(ResumableTrainer):
 
     def evaluate_rows(self, dataset: Any) -> Evaluation:
         """Run the model on the rows of any data set. Nothing is logged, and no rule decides."""
-        compute_metrics, self.compute_metrics = self.compute_metrics, None
-        try:
-            output = self.evaluation_loop(
-                self.get_test_dataloader(dataset), "Embedding", prediction_loss_only=False, ignore_keys=[]
-            )
-        finally:
-            self.compute_metrics = compute_metrics
+        output = self.evaluation_loop(
+            self.get_test_dataloader(dataset), EMBEDDING, prediction_loss_only=False, ignore_keys=[]
+        )
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
         return Evaluation.from_outputs(output.predictions, output.label_ids, self.model.embedding_dims)
 
@@ -921,7 +930,7 @@ class FusionTrainer(ResumableTrainer):
     def _fit_readout_once_evaluated(self) -> None:
         """Fit the readout without another pass, if the final weights were evaluated in training."""
         step, prefixes = self._final_step(), self._prefixes()
-        evaluations = {prefix: self.evaluator.at(prefix, step) for prefix in prefixes}
+        evaluations = {prefix: self.evaluator.at(self, prefix, step) for prefix in prefixes}
         if None in evaluations.values():
             self.fit_readout()
             return

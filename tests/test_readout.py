@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
+from ecsfusion.model import readout_weights
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.readout import Readout, expected_calibration_error
 
@@ -400,3 +402,24 @@ class TestExpectedCalibrationError:
     def test_bad_input(self, p: Tensor, labels: Tensor, bins: int, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             expected_calibration_error(p, labels, bins)
+
+
+def test_a_head_is_fitted_alone_once_however_many_sets_it_is_in(monkeypatch) -> None:
+    fits: list[int] = []
+
+    def counted(objective, start, **options):
+        fits.append(len(start))
+        return minimize(objective, start, **options)
+
+    monkeypatch.setattr(readout_weights, "minimize", counted)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    hot = torch.nn.functional.one_hot(labels, 3)
+    heads = {name: hot + torch.randn(60, 3, generator=generator) for name in ("a", "b", "c", "fused")}
+    Readout.fit(heads, labels)
+    assert fits.count(1) == 4
+    fits.clear()
+    # Of the rows that have "c" every head is fitted again.
+    fewer = {"a": torch.ones(60, dtype=torch.bool), "b": torch.ones(60, dtype=torch.bool), "c": labels < 2}
+    Readout.fit(heads, labels, fewer)
+    assert fits.count(1) == 4 + 2

@@ -89,8 +89,8 @@ def repeating_rows(evaluation: Evaluation) -> Iterator[Finding]:
     if evaluation.groups is not None or not bool(complete.any()):
         return
     compared = {}
-    for name, values in evaluation.embeddings.items():
-        rows = torch.as_tensor(values)[complete].float()
+    for name in evaluation.embeddings:
+        rows = evaluation.embedded(name, complete).float()
         deviation = rows.std(dim=0, correction=0)
         # A column that does not vary has only the differences between batches.
         scaled = (rows - rows.mean(dim=0)) / torch.where(deviation > 0, deviation, torch.inf)

@@ -261,8 +261,8 @@ class RunDiagnostics:
             evaluation = run.evaluate_training_rows()
         rows = evaluation.probed_rows(run.args.probe_rows, run.args.seed)
         # Rows that are not finite are left out here. A training step raises an error for them.
-        for values in evaluation.embeddings.values():
-            rows = rows[np.isfinite(values[rows]).all(axis=1)]
+        for name in evaluation.embeddings:
+            rows = rows[evaluation.embedded(name, rows).isfinite().all(dim=1).cpu().numpy()]
         names, num_clusters = tuple(information.unique), max(information.num_clusters, default=1)
         min_rows = max(num_clusters, information.num_samples / 2)
         if len(rows) < min_rows or not set(names) <= set(evaluation.present):
@@ -291,7 +291,7 @@ class RunDiagnostics:
     def _told(self, evaluation: Evaluation, name: str, by: str) -> float:
         """The share of what a modality holds beyond the label that another one tells, on the rows of a probe."""
         rows = evaluation.probed_rows(self.run.args.probe_rows, self.run.args.seed)
-        target, source = (torch.from_numpy(evaluation.embeddings[each][rows]) for each in (name, by))
+        target, source = (evaluation.embedded(each, rows) for each in (name, by))
         return linear_share(target, source, evaluation.labels[rows], evaluation.group_numbers(rows))
 
     def _decompose(

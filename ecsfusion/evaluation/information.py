@@ -57,7 +57,7 @@ def decompose(
     groups = evaluation.group_numbers(rows)
     if not reads_heads or problem_type == REGRESSION:
         pid = decompose_embeddings(
-            {name: evaluation.embeddings[name][rows] for name in names},
+            {name: evaluation.embedded(name, rows) for name in names},
             evaluation.labels.numpy()[rows],
             problem_type,
             device,
@@ -98,7 +98,7 @@ def decompose(
     pid = against_rest[0] if len(names) == 2 else _one_of_many(against_rest, names)
     if not measures_dependence:
         return pid
-    embeddings = {name: torch.as_tensor(evaluation.embeddings[name][rows], device=device) for name in names}
+    embeddings = {name: evaluation.embedded(name, rows).to(device) for name in names}
     sides = [([a], [other for other in names if other != a]) for a, _ in pairs]
     dependence = torch.stack(
         [
@@ -110,7 +110,7 @@ def decompose(
 
 
 def decompose_embeddings(
-    embeddings: Mapping[str, np.ndarray],
+    embeddings: Mapping[str, np.ndarray | torch.Tensor],
     labels: np.ndarray,
     problem_type: str = SINGLE_LABEL,
     device: torch.device | None = None,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ecsfusion.data.groups import GROUPS
+from ecsfusion.evaluation.embeddings import HeldEmbeddings
 from ecsfusion.model.names import FUSED
 from ecsfusion.model.readout import Readout
 
@@ -23,7 +24,7 @@ class Evaluation:
 
     Attributes:
         heads: logits (N, C) by head; NaN in rows that lack the modality of the head.
-        embeddings: (N, D_m) by modality; NaN in rows that lack the modality.
+        embeddings: (N, D_m) by modality, on the device that made them; NaN in rows that lack the modality.
         present: which rows have a modality, (N,) bool, by modality.
         labels: (N,) class indices, or the labels of another problem type.
         excluded_from_readout: modalities whose own heads get no weight in the readout in rows that have others; see
@@ -32,7 +33,7 @@ class Evaluation:
     """
 
     heads: dict[str, Tensor]
-    embeddings: dict[str, np.ndarray]
+    embeddings: Mapping[str, Tensor]
     present: dict[str, Tensor]
     labels: Tensor
     excluded_from_readout: tuple[str, ...] = ()
@@ -45,32 +46,45 @@ class Evaluation:
         A modality that was not run, because the set lacks it, is missing in all rows.
 
         Args:
-            outputs: the four outputs, as arrays, and perhaps a mapping that holds the groups under `GROUPS`; further
-                ones are ignored.
+            outputs: the four outputs, as arrays (the embeddings perhaps as `HeldEmbeddings`), and perhaps a mapping
+                that holds the groups under `GROUPS`; further ones are ignored.
             labels: of all N rows.
             embedding_dims: D_m by modality of the model.
         """
         # The types that transformers declares, an array or a tuple of one array, do not fit these outputs.
         logits, run_logits, run_embeddings, run_present = outputs[:4]
-        unimodal_logits, embeddings, present = {}, {}, {}
-        for name, width in embedding_dims.items():
+        unimodal_logits, present = {}, {}
+        for name in embedding_dims:
             is_run = name in run_logits
             unimodal_logits[name] = run_logits[name] if is_run else np.full_like(logits, np.nan)
-            embeddings[name] = (
-                run_embeddings[name] if is_run else np.full((len(logits), width), np.nan, logits.dtype)
-            )
             present[name] = run_present[name] if is_run else np.zeros(len(logits), dtype=bool)
         heads = {FUSED: logits, **unimodal_logits}
+        embeddings = run_embeddings
+        if not isinstance(embeddings, HeldEmbeddings):
+            embeddings = HeldEmbeddings(embedding_dims)
+            embeddings.add({name: torch.from_numpy(values) for name, values in run_embeddings.items()})
         groups = next(
             (each[GROUPS] for each in outputs[4:] if isinstance(each, Mapping) and GROUPS in each), None
         )
         return cls(
             {name: torch.from_numpy(values) for name, values in heads.items()},
-            dict(embeddings),
+            embeddings,
             {name: torch.from_numpy(values) for name, values in present.items()},
             torch.from_numpy(labels),
             groups=None if groups is None else torch.from_numpy(groups),
         )
+
+    def embedded(self, name: str, rows: np.ndarray | Tensor) -> Tensor:
+        """The embeddings (n, D_m) of a modality in these rows, on the device that they are on.
+
+        Args:
+            name: the modality.
+            rows: (n,) increasing indices, or (N,) bool.
+        """
+        values = torch.as_tensor(self.embeddings[name])
+        index = torch.as_tensor(rows)
+        number = int(index.sum()) if index.dtype == torch.bool else len(index)
+        return values if number == len(values) else values[index]
 
     def check_finite(self) -> None:
         """Check that no head has NaN in a row that has its modality.

@@ -127,6 +127,7 @@ class Readout:
         sources = None if groups is None else _check_groups(groups, N)
         modalities = tuple(name for name in heads if name != FUSED)
         fitted, offsets = {}, {}
+        weights_alone: dict[bytes, dict[str, float]] = {}
         sets = _head_sets(modalities, with_fused=FUSED in heads) if subsets else [tuple(heads)]
         trusted = {*heads} - {*excluded_from_readout}
         only_fused = bool(modalities) and trusted == {FUSED}
@@ -149,7 +150,8 @@ class Readout:
                 # In multi-label classification, every label of every row is a sample of its own.
                 flat = stacked.reshape(len(weighed), -1, stacked.shape[-1])
                 reference = weighed.index(FUSED) if FUSED in weighed else None
-                weights = pool_opinions(flat, targets[chosen].reshape(-1), reference, share)
+                alone = weights_alone.setdefault(chosen.tobytes(), {})
+                weights = pool_opinions(flat, targets[chosen].reshape(-1), reference, share, weighed, alone)
             weight = dict(zip(weighed, weights.tolist(), strict=True))
             fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
         return cls(modalities, C, fitted, problem_type, offsets, _prior(targets, C, problem_type))

@@ -8,6 +8,8 @@ plain mean with the weight of one observation, and the combination is never wors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.optimize import minimize, nnls
 from threadpoolctl import ThreadpoolController
@@ -43,7 +45,12 @@ _BLAS = ThreadpoolController()
 
 @_BLAS.wrap(limits=1, user_api="blas")
 def pool_opinions(
-    log_p: np.ndarray, targets: np.ndarray, reference: int | None = None, share: float = 1.0
+    log_p: np.ndarray,
+    targets: np.ndarray,
+    reference: int | None = None,
+    share: float = 1.0,
+    names: Sequence[str] = (),
+    weights_alone: dict[str, float] | None = None,
 ) -> np.ndarray:
     """Weights (H,) of heads that give probabilities.
 
@@ -56,28 +63,35 @@ def pool_opinions(
         targets: (N,), class indices.
         reference: the index of the fused head; None if it is not among the heads.
         share: independent samples per sample: 1, or groups / N where rows of a group count as one.
+        names: of the heads, if `weights_alone` is given.
+        weights_alone: by name, the weights of heads that answer alone, on these samples. Those that are missing are
+            fitted and added, so that sets which share heads do not fit them again.
     """
     H, samples, _ = log_p.shape
     N = share * samples
+    names = names or [str(h) for h in range(H)]
+    known = {} if weights_alone is None else weights_alone
+    for name, head in zip(names, log_p, strict=True):
+        if name not in known:
+            known[name] = float(_fit_weights(_Heads(head[None], targets), N)[0])
     # With a weight of zero a head would say nothing, where its own answers may still be right.
-    alone = np.concatenate([_fit_weights(head[None], targets, N) for head in log_p]).clip(
-        min=MIN_WEIGHT_ALONE
-    )
+    alone = np.array([known[name] for name in names]).clip(min=MIN_WEIGHT_ALONE)
     if H == 1:
         return alone
     if reference is not None:
         return _around_the_fused(log_p, targets, reference, N, alone)
-    weights, kept = _fit_useful(log_p, targets, N, np.full(H, 1 / H), RIDGE, min_gain(N))
+    heads = _Heads(log_p, targets)
+    weights, kept = _fit_useful(heads, N, np.full(H, 1 / H), RIDGE, min_gain(N))
     singles = np.diag(alone)
-    bound = min(_cross_entropy(single, log_p, targets)[0] for single in singles)
+    bound = min(heads.cross_entropy(single)[0] for single in singles)
     needed_gain = (kept.sum() - 1) * min_gain(N) / N
-    if _cross_entropy(weights, log_p, targets)[0] + needed_gain > bound:
-        weights = min(singles, key=lambda single: _cross_entropy(single, log_p, targets)[0])
-    best = max(singles, key=lambda single: _accuracy(single, log_p, targets))
+    if heads.cross_entropy(weights)[0] + needed_gain > bound:
+        weights = min(singles, key=lambda single: heads.cross_entropy(single)[0])
+    best = max(singles, key=heads.accuracy)
     # On the way from the combination to the most accurate head, take the first weights that are not less accurate.
     path = [(1 - t) * weights + t * best for t in np.linspace(0, 1, 21)]
-    allowed = [w for w in path if _cross_entropy(w, log_p, targets)[0] <= bound]
-    return max(allowed, key=lambda w: min(_accuracy(w, log_p, targets), _accuracy(best, log_p, targets)))
+    allowed = [w for w in path if heads.cross_entropy(w)[0] <= bound]
+    return max(allowed, key=lambda w: min(heads.accuracy(w), heads.accuracy(best)))
 
 
 def _around_the_fused(
@@ -85,84 +99,96 @@ def _around_the_fused(
 ) -> np.ndarray:
     """Weights (H,) near half of the fused head and half of the mean of the others, in units of weights alone (H,)."""
     H = len(log_p)
-    scaled = log_p * alone[:, None, None]
+    heads = _Heads(log_p * alone[:, None, None], targets)
     single = np.eye(H)[fused]
     center = FUSED_SHARE * single + (1 - FUSED_SHARE) * (1 - single) / (H - 1)
     # Here a head may stay that lowers the loss by little: few independent rows show no more.
-    weights, _ = _fit_useful(scaled, targets, N, center, PULL, needed=0.0)
+    weights, _ = _fit_useful(heads, N, center, PULL, needed=0.0)
     # On the way to the fused head, take the first weights that are nowhere worse than it.
     path = [(1 - t) * weights + t * single for t in np.linspace(0, 1, 21)]
-    least, most = _accuracy(single, scaled, targets), _cross_entropy(single, scaled, targets)[0]
-    good = (
-        w
-        for w in path
-        if _accuracy(w, scaled, targets) >= least and _cross_entropy(w, scaled, targets)[0] <= most + 1e-12
-    )
+    least, most = heads.accuracy(single), heads.cross_entropy(single)[0]
+    good = (w for w in path if heads.accuracy(w) >= least and heads.cross_entropy(w)[0] <= most + 1e-12)
     return alone * next(good, single)
 
 
+class _Heads:
+    """Heads that give probabilities, with what every step of a fit reads of them.
+
+    Args:
+        log_p: (H, N, C), log-probabilities.
+        targets: (N,), class indices.
+    """
+
+    def __init__(self, log_p: np.ndarray, targets: np.ndarray) -> None:
+        self.log_p, self.targets = log_p, targets
+        self._flat = log_p.reshape(len(log_p), -1)
+        self._rows = np.arange(len(targets))
+        self._mean_at_target = log_p[:, self._rows, targets].mean(axis=1)
+
+    def __len__(self) -> int:
+        return len(self.log_p)
+
+    def only(self, kept: np.ndarray) -> _Heads:
+        """Those of the heads that are kept, (H,) bool."""
+        return _Heads(self.log_p[kept], self.targets)
+
+    def _pooled(self, weights: np.ndarray) -> np.ndarray:
+        return np.dot(weights[None], self._flat).reshape(self.log_p.shape[1:])
+
+    def cross_entropy(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean cross-entropy in nats of the pool with these weights (H,), and its gradient (H,)."""
+        pooled = self._pooled(weights)
+        pooled -= pooled.max(axis=1, keepdims=True)
+        p = np.exp(pooled)
+        mass = p.sum(axis=1, keepdims=True)
+        p /= mass
+        loss = np.log(mass).mean() - pooled[self._rows, self.targets].mean()
+        return float(loss), self._flat @ p.ravel() / len(self.targets) - self._mean_at_target
+
+    def accuracy(self, weights: np.ndarray) -> float:
+        """The share of samples whose target is the most probable class of the pool with these weights (H,)."""
+        return float((self._pooled(weights).argmax(axis=1) == self.targets).mean())
+
+
 def _fit_useful(
-    log_p: np.ndarray, targets: np.ndarray, N: float, center: np.ndarray, strength: float, needed: float
+    heads: _Heads, N: float, center: np.ndarray, strength: float, needed: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (H,) of heads that lower the loss by more than `needed` nats, else zero; and which, (H,) bool."""
-    H = len(log_p)
+    H = len(heads)
     kept = np.ones(H, dtype=bool)
-    weights = _fit_weights(log_p, targets, N, center, strength)
+    weights = _fit_weights(heads, N, center, strength)
     while kept.sum() > 1:
-        loss = _cross_entropy(weights, log_p, targets)[0]
+        loss = heads.cross_entropy(weights)[0]
         cost = np.full(H, np.inf)
         for h in np.flatnonzero(kept):
-            cost[h] = N * (
-                _cross_entropy(np.where(np.arange(H) == h, 0.0, weights), log_p, targets)[0] - loss
-            )
+            cost[h] = N * (heads.cross_entropy(np.where(np.arange(H) == h, 0.0, weights))[0] - loss)
         if cost.min() > needed:
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)
-        weights[kept] = _fit_weights(log_p[kept], targets, N, center[kept] / center[kept].sum(), strength)
+        weights[kept] = _fit_weights(heads.only(kept), N, center[kept] / center[kept].sum(), strength)
     return weights, kept
 
 
 def _fit_weights(
-    log_p: np.ndarray,
-    targets: np.ndarray,
-    N: float,
-    center: np.ndarray | None = None,
-    strength: float = RIDGE,
+    heads: _Heads, N: float, center: np.ndarray | None = None, strength: float = RIDGE
 ) -> np.ndarray:
-    """Weights (H,) >= 0 with the lowest cross-entropy plus pull, for heads (H, n, C): L-BFGS-B in float64.
+    """Weights (H,) >= 0 with the lowest cross-entropy plus pull: L-BFGS-B in float64.
 
-    The n samples count as N, which is less where they are not independent. The pull is towards `center` (H,), by
-    default the plain mean.
+    The samples count as N, which is less where they are not independent. The pull is towards `center` (H,), by default
+    the plain mean.
     """
-    H = len(log_p)
+    H = len(heads)
     middle = np.full(H, 1 / H) if center is None else center
 
     def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, gradient = _cross_entropy(weights, log_p, targets)
+        loss, gradient = heads.cross_entropy(weights)
         pull = strength / N * (weights - middle)
         return loss + float(pull @ (weights - middle)) / 2, gradient + pull
 
     options = {"ftol": 1e-14, "gtol": 1e-8, "maxiter": 1000}
     result = minimize(objective, middle, jac=True, method="L-BFGS-B", bounds=[(0, None)] * H, options=options)
     return result.x
-
-
-def _cross_entropy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean cross-entropy in nats and its gradient (H,), for heads (H, N, C)."""
-    pooled = np.tensordot(weights, log_p, axes=1)
-    pooled -= pooled.max(axis=1, keepdims=True)
-    p = np.exp(pooled)
-    mass = p.sum(axis=1, keepdims=True)
-    p /= mass
-    rows = np.arange(len(targets))
-    loss = np.log(mass).mean() - pooled[rows, targets].mean()
-    expected = log_p.reshape(len(log_p), -1) @ p.ravel() / len(targets)
-    return float(loss), expected - log_p[:, rows, targets].mean(axis=1)
-
-
-def _accuracy(weights: np.ndarray, log_p: np.ndarray, targets: np.ndarray) -> float:
-    return float((np.tensordot(weights, log_p, axes=1).argmax(axis=1) == targets).mean())
 
 
 @_BLAS.wrap(limits=1, user_api="blas")

@@ -42,7 +42,8 @@ def linear_share(target: Tensor, source: Tensor, labels: Tensor, groups: Tensor 
         torch.nn.functional.one_hot(y).double() if y.ndim == 1 and not y.is_floating_point() else y.double()
     )
     basis = torch.cat([torch.ones(len(y), 1, dtype=torch.float64), told.reshape(len(y), -1)], dim=1)
-    h, s = (_rest(x[chosen].double(), basis) for x in (target, source))
+    # So few rows are compared on the CPU, wherever all of them are.
+    h, s = (_rest(x[chosen].cpu().double(), basis) for x in (target, source))
     spread = s.std(0)
     s = s / spread.where(spread > 0, 1.0)
     total, folds = float(h.square().sum()), fold.unique()

@@ -78,7 +78,8 @@ class PMR(Strategy):
         rows = trainer.evaluate_training_rows()
         for name in self.modalities:
             mask = rows.present[name]
-            embeddings = torch.from_numpy(rows.embeddings[name])[mask].float()
+            # On the CPU sums have one order, so that a run that is resumed has the same prototypes.
+            embeddings = rows.embedded(name, mask).float().cpu()
             self.update(name, class_means(embeddings, rows.labels[mask], trainer.model.config.num_labels))
 
     def update(self, name: str, means: Tensor) -> None:

@@ -114,7 +114,7 @@ def purity_of(evaluation: Evaluation, name: str, num_classes: int, device: torch
     rows = evaluation.present[name]
     if not bool(rows.any()):
         return math.nan
-    embeddings = torch.from_numpy(evaluation.embeddings[name])[rows].float().to(device)
+    embeddings = evaluation.embedded(name, rows).float().to(device)
     clusters = Discretizer.fit(embeddings, num_classes, num_components=num_classes).assign(embeddings)
     return purity(clusters, evaluation.labels[rows].to(device), num_classes)
 

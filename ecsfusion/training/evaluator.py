@@ -21,13 +21,14 @@ from transformers.utils import logging
 from ecsfusion.data.columns import LABEL_COLUMNS, has_transform
 from ecsfusion.data.groups import column_of
 from ecsfusion.evaluation.contributions import contributions_of
+from ecsfusion.evaluation.embeddings import HeldEmbeddings
 from ecsfusion.evaluation.logged_values import log_values
 from ecsfusion.evaluation.measure import measure
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation, check_enough_rows, check_probe_set
 from ecsfusion.evaluation.scores import head_answers, score, score_name
 from ecsfusion.model.names import FUSED
-from ecsfusion.model.problem_types import SINGLE_LABEL
+from ecsfusion.model.problem_types import REGRESSION, SINGLE_LABEL
 from ecsfusion.model.readout import Readout
 from ecsfusion.pid.clusters import FewSamplesWarning
 from ecsfusion.pid.decomposition import PID
@@ -41,6 +42,8 @@ BOOTSTRAP_REPLICATES = 100
 
 NUM_OUTPUTS = 4
 """The outputs of the model that a probe reads: logits, unimodal logits, embeddings, present."""
+EMBEDDINGS = 2
+"""The place of the embeddings among these outputs."""
 KEEP_OUTPUTS = (
     "If prediction_step is replaced, let it return all outputs of super().prediction_step as they are; "
     "compute_metrics gets the logits alone anyway, and preprocess_logits_for_metrics may change them for it."
@@ -55,13 +58,28 @@ class Evaluated:
         outputs: the outputs of the model, row by row.
         measurement: the measurement of these outputs.
         user_names: the names of the user's own metrics, without a prefix.
+        asks_for_dependence: whether the rule asked for the dependence.
         metrics: the values that were logged, with the prefix of the evaluation set.
     """
 
     outputs: Evaluation
     measurement: Measurement
     user_names: frozenset[str]
+    asks_for_dependence: bool
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the model over a data set.
+
+    Attributes:
+        embeddings: where its embeddings go; None where they stay with the other outputs.
+        measures: whether something is computed from its outputs.
+    """
+
+    embeddings: HeldEmbeddings | None
+    measures: bool
 
 
 class Evaluator:
@@ -75,7 +93,6 @@ class Evaluator:
         probes: whether the present evaluation makes a decomposition.
         decides: whether the present evaluation is one of the probe set in training, so that its rows must suffice for
             decisions.
-        asks: whether the rule asked for the dependence at the latest evaluation of the probe set in training.
         pid: the decomposition of the latest evaluation, with its tensors.
         seconds: time that the probes of this run took: all passes in training, with what is computed from them.
     """
@@ -85,10 +102,11 @@ class Evaluator:
         self.user_preprocessing: Callable[[Any, Any], Any] | None = None
         self.probes = True
         self.decides = False
-        self.asks = False
         self.pid: PID | None = None
         self.seconds = 0.0
-        self._measured: list[tuple[Evaluation, Measurement, frozenset[str]]] = []
+        self._passes: list[Pass] = []
+        """The passes that run now, the innermost last: a callback may begin one during another one."""
+        self._measured: list[tuple[Evaluation, Measurement, frozenset[str], bool]] = []
         """Evaluations that are not finished. There can be several: a callback may evaluate during an evaluation."""
         self._kept: dict[tuple[str, int], Evaluated] = {}
         """By prefix and step: the latest evaluation, that of the best model, and that of the peak."""
@@ -98,15 +116,48 @@ class Evaluator:
         self.seconds = 0.0
         self._kept.clear()
 
-    def preprocess(self, outputs: Any, labels: Any) -> tuple[Any, ...]:
-        """The outputs of a batch as the model returned them, and behind them what the user's function makes of them.
+    @contextmanager
+    def passing(self, run: Run, holds_embeddings: bool, measures: bool) -> Iterator[None]:
+        """A context for one pass over a data set, which may run inside of another one.
 
-        The function gets what it would get of a model with one head: the logits (B, C) of the fused head. So it can
-        take nothing from the probe.
+        Args:
+            run: the trainer.
+            holds_embeddings: whether the embeddings stay on the device; otherwise the Trainer makes arrays of them.
+            measures: whether something is computed from the outputs.
         """
+        widths, steps = run.model.embedding_dims, run.args.eval_accumulation_steps
+        self._passes.append(Pass(HeldEmbeddings(widths, steps) if holds_embeddings else None, measures))
+        try:
+            yield
+        finally:
+            self._passes.pop()
+
+    def preprocess(self, run: Run, outputs: Any, labels: Any) -> Any:
+        """The outputs of a batch that the Trainer gathers, and behind them what the user's function makes of them.
+
+        Of the embeddings an empty dictionary is left, where they are held. The function gets what it would get of a
+        model with one head: the logits (B, C) of the fused head. So it can take nothing from the probe.
+        """
+        outputs = self._hold_embeddings(run, outputs)
+        if self.user_preprocessing is None:
+            return outputs
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        function = cast("Callable[[Any, Any], Any]", self.user_preprocessing)
-        return (*outputs, {"preprocessed": function(outputs[0], labels)})
+        return (*outputs, {"preprocessed": self.user_preprocessing(outputs[0], labels)})
+
+    def _hold_embeddings(self, run: Run, outputs: Any) -> Any:
+        held = self._passes[-1].embeddings if self._passes else None
+        if held is None or not isinstance(outputs, tuple) or len(outputs) < NUM_OUTPUTS:
+            return outputs
+        # As the Trainer gathers what it keeps: on the device, without the rows that pad the last batch.
+        held.add(run.accelerator.gather_for_metrics(outputs[EMBEDDINGS]))
+        return (*outputs[:EMBEDDINGS], {}, *outputs[EMBEDDINGS + 1 :])
+
+    def with_embeddings(self, outputs: Any) -> Any:
+        """The outputs of the present pass, with the embeddings that are held in their place."""
+        held = self._passes[-1].embeddings if self._passes else None
+        if held is None or held.is_empty:
+            return outputs
+        return (*outputs[:EMBEDDINGS], held, *outputs[EMBEDDINGS + 1 :])
 
     def split_preprocessed(self, outputs: Any) -> tuple[Any, Any]:
         """The outputs of the model, and the predictions for the user: preprocessed, or the logits of the fused head."""
@@ -117,6 +168,8 @@ class Evaluator:
 
     def compute_metrics(self, run: Run, prediction: EvalPrediction) -> dict[str, float]:
         """The values that `transformers.Trainer` logs of an evaluation: those of the measurement and of the user."""
+        if self._passes and not self._passes[-1].measures:
+            return {}
         labels = prediction.label_ids
         # transformers declares an array or a tuple of one array, and a fusion model returns more.
         outputs, for_user = self.split_preprocessed(prediction.predictions)
@@ -137,6 +190,7 @@ class Evaluator:
                 f"an evaluation returned {len(outputs)} outputs, the first of shape {outputs[0].shape}, but the probe "
                 f"needs those of the model, the first being logits (rows, classes). {KEEP_OUTPUTS}"
             )
+        outputs = self.with_embeddings(outputs)
         evaluation = Evaluation.from_outputs(outputs, labels, run.model.embedding_dims)
         untrained_fusion = (FUSED,) if fuses_at_random(run) else ()
         excluded = {*run.plan.excluded_from_readout, *untrained_heads(run)}
@@ -145,27 +199,36 @@ class Evaluator:
             *untrained_fusion,
         )
         evaluation.check_finite()
-        measurement = self._measure(run, evaluation)
-        self._measured.append((evaluation, measurement, frozenset(user_values)))
+        asks = self.decides and asks_for_dependence(run)
+        measurement = self._measure(run, evaluation, asks)
+        self._measured.append((evaluation, measurement, frozenset(user_values), asks))
         return {**log_values(measurement), **user_values}
 
     @contextmanager
-    def measuring(self) -> Iterator[Callable[[Mapping[str, float]], Evaluated | None]]:
-        """A context for an evaluation by `transformers.Trainer`.
+    def measuring(
+        self, probes: bool, decides: bool
+    ) -> Iterator[Callable[[Mapping[str, float]], Evaluated | None]]:
+        """A context for an evaluation by `transformers.Trainer`, during which a callback may begin others.
+
+        Args:
+            probes: whether it makes a decomposition.
+            decides: whether it is one of the probe set in training.
 
         Yields:
             A function that takes the logged metrics after the evaluation and returns the evaluation. It returns None if
             the set had no labels, or if several sets were evaluated.
         """
-        number_before = len(self._measured)
-        latest: list[tuple[Evaluation, Measurement, frozenset[str]]] = []
+        number_before, outer = len(self._measured), (self.probes, self.decides)
+        self.probes, self.decides = probes, decides
+        latest: list[tuple[Evaluation, Measurement, frozenset[str], bool]] = []
         try:
             yield lambda metrics: Evaluated(*latest[-1], metrics) if latest else None
         finally:
+            self.probes, self.decides = outer
             latest += self._measured[number_before:]
             del self._measured[number_before:]
 
-    def _measure(self, run: Run, evaluation: Evaluation) -> Measurement:
+    def _measure(self, run: Run, evaluation: Evaluation, asks: bool) -> Measurement:
         args, config = run.args, run.model.config
         rows = evaluation.probed_rows(args.probe_rows, args.seed) if self.probes else None
         if rows is not None and self.decides:
@@ -173,17 +236,18 @@ class Evaluator:
             if _needs_every_class(run):
                 names = {int(index): name for index, name in config.id2label.items()}
                 check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
-        self.asks = self.decides and asks_for_dependence(run)
         # The first process measures for all, so that all processes decide by the same numbers.
         measured: list[Any] = [None]
         if run.is_world_process_zero():
-            measured = [self._measure_here(run, evaluation, rows)]
+            measured = [self._measure_here(run, evaluation, rows, asks)]
         measurement, pid = broadcast_object_list(measured)[0]
         if rows is not None:
             self.pid = pid
         return measurement
 
-    def _measure_here(self, run: Run, evaluation: Evaluation, rows: Any) -> tuple[Measurement, PID | None]:
+    def _measure_here(
+        self, run: Run, evaluation: Evaluation, rows: Any, asks: bool
+    ) -> tuple[Measurement, PID | None]:
         fitted = run.model.config.readout
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -194,7 +258,7 @@ class Evaluator:
                 rows,
                 readout=None if fitted is None else Readout.from_dict(fitted),
                 bootstrap=0 if run.is_in_train else BOOTSTRAP_REPLICATES,
-                measures_dependence=self.asks,
+                measures_dependence=asks,
                 **probe_options(run),
             )
         for warning in caught:
@@ -212,24 +276,31 @@ class Evaluator:
     def keep(self, run: Run, prefix: str, evaluated: Evaluated) -> None:
         """In training, keep the evaluations of the latest weights, of the best model and of the peak.
 
-        One of these is that of the final weights.
+        One of these is that of the final weights. Embeddings are kept where `measure_again` will read them; on the
+        device stay those of the latest evaluation alone.
         """
         wanted = {run.state.best_global_step, run.record.peak_step}
-        for key in [key for key in self._kept if key[0] == prefix and key[1] not in wanted]:
-            del self._kept[key]
-        self._kept[prefix, run.state.global_step] = evaluated
+        for key in [key for key in self._kept if key[0] == prefix]:
+            if key[1] in wanted:
+                _embeddings_of(self._kept[key]).move_to_cpu()
+            else:
+                del self._kept[key]
+        self._kept[prefix, run.state.global_step] = evaluated if counts_clusters(run) else _dropped(evaluated)
 
     def keep_only(self, run: Run, prefix: str, evaluated: Evaluated) -> None:
-        """After training, keep only this evaluation of the probe set."""
-        self._kept = {(prefix, run.state.global_step): evaluated}
+        """After training, keep only this evaluation of the probe set, for the readout, which needs no embeddings."""
+        self._kept = {(prefix, run.state.global_step): _dropped(evaluated)}
 
     def forget(self) -> None:
         """Drop all evaluations that are kept."""
         self._kept.clear()
 
-    def at(self, prefix: str, step: int) -> Evaluated | None:
-        """The evaluation of the weights of this step; None if it was not kept."""
-        return self._kept.get((prefix, step))
+    def at(self, run: Run, prefix: str, step: int) -> Evaluated | None:
+        """The evaluation of the weights of this step; None if what `measure_again` needs of it was not kept."""
+        evaluated = self._kept.get((prefix, step))
+        if evaluated is not None and counts_clusters(run) and _embeddings_of(evaluated).is_empty:
+            return None
+        return evaluated
 
     def latest(self, prefix: str) -> Evaluated | None:
         """An evaluation of this set that was kept; None if there is none."""
@@ -238,7 +309,7 @@ class Evaluator:
     def measure_again(self, run: Run, prefix: str, evaluated: Evaluated) -> Evaluated:
         """Measure the same outputs as after training: with intervals, and with the present readout of the model."""
         self.probes, self.decides = True, False
-        measurement = self._measure(run, evaluated.outputs)
+        measurement = self._measure(run, evaluated.outputs, asks=False)
         values = {
             f"{prefix}_{key}": value
             for key, value in log_values(measurement).items()
@@ -256,6 +327,16 @@ class Evaluator:
         reliability = reliability_of(evaluated.outputs, readout, run.model.problem_type)
         contributions = contributions_of(evaluated.outputs, readout, run.model.problem_type)
         return replace(evaluated.measurement, reliability=reliability, contributions=contributions)
+
+
+def _embeddings_of(evaluated: Evaluated) -> HeldEmbeddings:
+    return cast("HeldEmbeddings", evaluated.outputs.embeddings)
+
+
+def _dropped(evaluated: Evaluated) -> Evaluated:
+    """The same evaluation, whose embeddings can no longer be read."""
+    embeddings = _embeddings_of(evaluated).dropped()
+    return replace(evaluated, outputs=replace(evaluated.outputs, embeddings=embeddings))
 
 
 def _needs_every_class(run: Run) -> bool:
@@ -336,6 +417,11 @@ def warn_of_untrained_heads(run: Run) -> None:
             f"{' nor the decomposition, which reads them,' if reads_heads(run) else ''} say what its encoders know. "
             "Call train() first, or ecsfusion.fast_pid on embeddings."
         )
+
+
+def counts_clusters(run: Run) -> bool:
+    """Whether a decomposition counts clusters of the embeddings, and reads nothing of the heads."""
+    return not reads_heads(run) or run.model.problem_type == REGRESSION
 
 
 def reads_heads(run: Run) -> bool:

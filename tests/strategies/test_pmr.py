@@ -135,7 +135,7 @@ def test_a_run_ends_with_the_prototypes_of_its_weights(tmp_path):
     assert len(trainer.record.history) == 2
     for name, prototypes in trainer.strategy.prototypes.items():
         for k in range(3):
-            mean = torch.from_numpy(rows.embeddings[name])[rows.labels == k].mean(dim=0)
+            mean = rows.embeddings[name][rows.labels == k].mean(dim=0)
             torch.testing.assert_close(prototypes[k], mean)
     again = make_strategy("pmr", ["left", "right"])
     again.load_state_dict(trainer.strategy.state_dict())
