@@ -1,4 +1,4 @@
-"""Two modalities and a label whose decomposition is known: `problems()` lists about eighty, `truth()` tells the answer.
+"""Two modalities and a label whose decomposition is known: `problems()` lists about ninety, `truth()` tells the answer.
 
     OMP_NUM_THREADS=1 python -m benchmarks.known_truth.problems      # compute truth.json anew, where it is out of date
     python -m benchmarks.known_truth.problems --table                # print the problems and their truth
@@ -24,7 +24,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -523,6 +523,28 @@ def parity(
     )
 
 
+def curve(
+    name: str,
+    columns: int,
+    rule: Callable[[Floats, Floats], Floats],
+    nuisance: Nuisance = (),
+    suite_seed: int = 0,
+) -> Problem:
+    """Each modality is a place on a line of 12, one apart, with noise of spread 1; a rule of both gives p(y = 1)."""
+    places = np.linspace(-1.0, 1.0, 12)
+    first, second = (grid.ravel() for grid in np.meshgrid(places, places, indexing="ij"))
+    share = np.broadcast_to(rule(first, second), first.shape)
+    return from_states(
+        name,
+        "curve",
+        (columns, columns),
+        np.stack([1 - share, share], 1),
+        (5.5 * first[:, None], 5.5 * second[:, None]),
+        nuisance=(nuisance, nuisance),
+        suite_seed=suite_seed,
+    )
+
+
 def across(
     name: str,
     kind: str,
@@ -605,6 +627,7 @@ def problems(suite_seed: int = 0, kinds: Iterable[str] | None = None) -> list[Pr
         *_shared_cluster(suite_seed),
         *_parity(suite_seed),
         *_across(suite_seed),
+        *_curve(suite_seed),
         *_correlated(suite_seed),
         *_special(suite_seed),
     ]
@@ -795,6 +818,20 @@ def _across(suite_seed: int) -> list[Problem]:
     ]
 
 
+def _curve(suite_seed: int) -> list[Problem]:
+    def make(name: str, columns: int, rule: Callable[[Floats, Floats], Floats], *nuisance: Any) -> Problem:
+        return curve(name, columns, rule, tuple(nuisance), suite_seed)
+
+    return [
+        make("curve-ring-d8", 8, lambda a, b: (a**2 + 0.2 * b > 0.4) * 0.9 + 0.05),
+        make("curve-wave-d16", 16, lambda a, b: 0.5 + 0.45 * np.sin(6 * a)),
+        make("curve-steps-d8", 8, lambda a, b: ((np.abs(a) < 0.35) | (b > 0.5)) * 0.9 + 0.05),
+        make("curve-product-d16", 16, lambda a, b: 0.5 + 0.45 * np.tanh(6 * a * b)),
+        make("curve-both-d32-sd3", 32, lambda a, b: 0.5 + 0.45 * np.tanh(4 * (a**2 + b**2 - 0.7)), (4, 3.0)),
+        make("curve-board-d8", 8, lambda a, b: (np.sin(5 * a) * np.sin(5 * b) > 0) * 0.9 + 0.05),
+    ]
+
+
 def _correlated(suite_seed: int) -> list[Problem]:
     many: Nuisance = ((6, 3.0), (2, 10.0))
     return [
@@ -871,6 +908,7 @@ DEVELOPMENT: tuple[str, ...] = (
     "xor-d16-sd5",
     "sum-3-d16",
     "and-d32-sd3",
+    "curve-steps-d8",
     "pair-1.2-1.0-r0.5-d16",
     "pair-cancelling-d32-nuisance",
     "copy-10-d64",
