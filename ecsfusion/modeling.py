@@ -203,18 +203,13 @@ class FusionForClassification(PreTrainedModel):
             name: cast("PreTrainedModel", encoder).get_input_embeddings() for name, encoder in texts.items()
         }
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Module | None:  # type: ignore[override]
         """The embeddings of the tokens of the text encoder, if the model has exactly one (NEFTune adds noise to them).
 
-        Raises:
-            NotImplementedError: the model has no text encoder, or several.
+        None where it has no text encoder, or several, as accelerate asks for it when it shards a model.
         """
         found = [*self.text_embeddings().values()]
-        if len(found) != 1:
-            raise NotImplementedError(
-                f"the model has {len(found)} text encoders; take one of text_embeddings()."
-            )
-        return found[0]
+        return found[0] if len(found) == 1 else None
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -404,7 +399,7 @@ class FusionForClassification(PreTrainedModel):
         """
         encoders = {name: copy.deepcopy(self.encoders[name]) for name in _own_modalities(self.config)}
         # The configuration names a built-in head by its key in FUSION_HEADS, and the user's own by its class.
-        own_fusion = self.config.fusion == type(self.fusion).__name__
+        own_fusion = self.config.fusion == type(self.fusion).__name__.removeprefix("FSDP")
         return {"encoders": encoders, "fusion": copy.deepcopy(self.fusion) if own_fusion else None}
 
     def save_pretrained(

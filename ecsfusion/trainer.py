@@ -73,6 +73,17 @@ from ecsfusion.training.setup import (
     collator_for,
     warn_of_older_checkpoint,
 )
+from ecsfusion.training.sharding import (
+    DEEPSPEED,
+    FSDP1,
+    FSDP2,
+    check_same_modalities,
+    copy_from_first_process,
+    is_sharded,
+    layers_to_shard,
+    reshard,
+    saved_buffers,
+)
 from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages, check_trainable
 from ecsfusion.training.trackio_alerts import alert_on_trackio
 from ecsfusion.training.untouched import StartOfRun, kept_flags, kept_precision, kept_random_state
@@ -161,6 +172,10 @@ class FusionTrainer(ResumableTrainer):
         self._heads: dict[str, torch.Tensor] = {}
         """The logits of the latest training batch, by head."""
         self._parts: dict[str, list[nn.Parameter]] = {}
+        self._buffers: list[torch.Tensor] = []
+        """Under FSDP version 2, the buffers that are saved with the model, see `saved_buffers`."""
+        self._modalities_check: Any = None
+        """Under FSDP version 2, the handle of `check_same_modalities`."""
         self._grad_norms: dict[str, torch.Tensor] = {}
         self._step_followed = 0
         """The latest optimizer step for which `Strategy.after_step` was called."""
@@ -272,7 +287,9 @@ class FusionTrainer(ResumableTrainer):
         )
 
     def _sharded_by(self) -> str | None:
-        return "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else None
+        if self.is_fsdp_enabled:
+            return FSDP2 if self.accelerator.is_fsdp2 else FSDP1
+        return DEEPSPEED if self.is_deepspeed_enabled else None
 
     def _check_dropped_rows(self, dataset: Any, name: str) -> None:
         args = self.args
@@ -328,6 +345,7 @@ class FusionTrainer(ResumableTrainer):
                 and getattr(self, "neftune_hook_handle", None) is not None
             ):
                 self.neftune_hook_handle.remove()
+        reshard(self.model)
         self.model.set_active(self.model.modalities)
         self.model.set_frozen(())
         # A run may have been stopped in stage 1, some steps after its latest probe.
@@ -443,14 +461,42 @@ class FusionTrainer(ResumableTrainer):
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
+        if self._sharded_by() == FSDP2 and self.is_in_train and not is_sharded(self.model):
+            self._prepare_sharding()
         optimizer = super().create_optimizer(model)
-        self._parts = {name: list(p.values()) for name, p in parameters_by_part(self.model).items()}
         self._step_followed = self._start_step = self.state.global_step
         if self.is_in_train:
             self._optimizer_of_run = optimizer
         self.stages.begin(optimizer)
-        self.begin_stage()
+        if self._sharded_by() != FSDP2:
+            self._begin_with_weights()
         return optimizer
+
+    def _prepare_sharding(self) -> None:
+        """Let all processes start from the same weights, and say which layers are sharded one by one."""
+        if not self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+            # With it, accelerate copies the weights of the first process itself.
+            copy_from_first_process(self.model, self.args.device)
+        self.model._no_split_modules = layers_to_shard(self.model)
+
+    # The Trainer has no public hook after the model is sharded and the checkpoint to resume from is loaded.
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._prepare_for_training(*args, **kwargs)
+        if self._sharded_by() == FSDP2:
+            if self._modalities_check is not None:
+                self._modalities_check.remove()
+            self._modalities_check = self.model.register_forward_pre_hook(
+                check_same_modalities, prepend=True, with_kwargs=True
+            )
+            self._buffers = saved_buffers(self.model)
+            self._begin_with_weights()
+        return result
+
+    def _begin_with_weights(self) -> None:
+        """Begin what looks at the weights of the run, or at the parameters themselves."""
+        self._parts = {name: list(p.values()) for name, p in parameters_by_part(self.model).items()}
+        self.stages.keep_initial_weights()
+        self.begin_stage()
 
     # A static method in transformers, but the groups depend on the plan. The Trainer calls it as `self.get_...`.
     def get_optimizer_cls_and_kwargs(  # type: ignore[override]
@@ -560,6 +606,9 @@ class FusionTrainer(ResumableTrainer):
             DivergenceError: the loss is not a finite number; the message names the modality and the step.
         """
         self.stages.prepare_step()
+        for buffer in self._buffers:
+            # As DistributedDataParallel does it.
+            torch.distributed.broadcast(buffer, src=0)
         loss = super().training_step(model, inputs, num_items_in_batch)
         # This costs nothing more, because the Trainer reads this number in any case.
         if not bool(loss.isfinite()):
@@ -779,6 +828,11 @@ class FusionTrainer(ResumableTrainer):
         The time of the pass counts as that of probes, see `Evaluator.seconds`. But for `predict`, whose arrays are for
         the user, the embeddings stay on the device: their place in the predictions has `HeldEmbeddings`.
         """
+        if self._sharded_by() == FSDP2 and not is_sharded(self.model):
+            raise ValueError(
+                f"training runs under {FSDP2}, which shards the weights when train() begins, so that nothing can be "
+                "evaluated or predicted before; do it after train(), or without FSDP."
+            )
         start = time.perf_counter()
         casts = not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval)
         present_pass = self.evaluator.passing(

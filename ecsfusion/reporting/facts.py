@@ -137,7 +137,8 @@ def _encoder_facts(run: ReportedRun, name: str) -> EncoderFacts:
     encoder = run.model.encoders[name]
     source = run.model.sources.get(name)
     return EncoderFacts(
-        type=type(encoder).__name__,
+        # FSDP gives the modules that it shards a class of its own.
+        type=type(encoder).__name__.removeprefix("FSDP"),
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         hub_name=hub_name(source),
         pretrained=source is not None,

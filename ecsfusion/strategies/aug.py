@@ -56,6 +56,7 @@ class AUG(Strategy):
     only_single_label = "a modality's score is the probability of the row's class"
     needs_evaluations = "classifiers are added after them"
     only_fusion = "boosted"
+    not_sharded = "it adds classifiers while it trains"
     has_own_loss = True
     loss_trains_heads = False
 

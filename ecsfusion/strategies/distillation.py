@@ -38,6 +38,7 @@ class UnimodalDistillation(Strategy):
     """
 
     name = "unimodal-distillation"
+    not_sharded = "each process would hold the whole encoders of stage 1 as teachers"
     stages = "two-stage"
     auxiliary_weight = 0.0
     has_own_loss = True

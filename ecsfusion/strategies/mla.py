@@ -49,6 +49,7 @@ class MLA(Strategy):
     only_single_label = "the fused head weighs by the entropy over classes"
     only_fusion = "entropy-average"
     has_own_loss = True
+    not_sharded = "it multiplies the whole gradient of a head"
     modalities_per_step = 1
 
     def __init__(self, modalities: Sequence[str], *, alpha: float = 0.1) -> None:

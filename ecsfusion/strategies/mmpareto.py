@@ -39,6 +39,7 @@ class MMPareto(Strategy):
     name = "mmpareto"
     stages = "joint"
     auxiliary_weight = 1.0
+    not_sharded = "it takes gradients of weights that are put together for a moment only"
     not_fp16 = "its unimodal gradients are taken apart from the others, without a loss scale"
     has_own_loss = True
 

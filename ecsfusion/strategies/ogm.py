@@ -88,6 +88,7 @@ class OGMGE(OGM):
     """
 
     name = "ogm-ge"
+    not_sharded = "its noise has the size of whole gradients"
 
     def __init__(self, modalities: Sequence[str], *, alpha: float = 0.5) -> None:
         super().__init__(modalities, alpha=alpha)

@@ -53,6 +53,7 @@ class ReconBoost(Strategy):
     auxiliary_weight = 0.0
     only_single_label = "a row's weight is the probability of its class"
     only_fusion = "late-average"
+    not_sharded = "it runs encoders apart from the model"
     has_own_loss = True
 
     def __init__(

@@ -46,6 +46,7 @@ class DiagnosingRelearning(Strategy):
     only_single_label = "the purity of a cluster is that of its class"
     needs_evaluations = "it compares the training rows with those of the evaluation set"
     resets = True
+    not_sharded = "it moves whole weights towards the initial ones"
 
     def __init__(
         self,

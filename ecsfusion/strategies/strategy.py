@@ -83,6 +83,8 @@ class Strategy:
     """Why the strategy is for two modalities only, in a few words; empty if it is not."""
     only_one_process: ClassVar[str] = ""
     """Why it cannot be trained by several processes, in a few words; empty if it can."""
+    not_sharded: ClassVar[str] = ""
+    """Why it cannot be trained where FSDP version 2 shards the weights, in a few words; empty if it can."""
     not_fp16: ClassVar[str] = ""
     """Why it cannot be trained in float16 with a loss scale, in a few words; empty if it can."""
     only_single_label: ClassVar[str] = ""
@@ -151,7 +153,8 @@ class Strategy:
     def adjust_gradients(self, model: FusionForClassification) -> None:
         """Change the gradients, once in each optimizer step.
 
-        They are averaged over the processes, without a loss scale, and not clipped yet.
+        They are averaged over the processes, without a loss scale, and not clipped yet. Under FSDP version 2 they are
+        DTensors, of which each process has some rows.
         """
 
     def after_step(self, model: FusionForClassification) -> None:

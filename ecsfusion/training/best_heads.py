@@ -50,7 +50,7 @@ class BestHeads:
         """Start a run: remove best heads from an earlier run, and find out whether heads can be copied.
 
         Args:
-            sharded_by: "DeepSpeed", "FSDP", or None if every process has whole heads.
+            sharded_by: what shards the weights; None if every process has whole heads.
         """
         self._run.model.set_best_heads({})
         self._are_kept = self._run.args.keep_best_heads

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ from ecsfusion.training.saving import UNFINISHED, written_whole
 MANIFEST = "manifest.json"
 """The name of the file that holds the sizes and SHA-256 sums of all files of a checkpoint. It is written last."""
 
-WRITTEN_BY_TORCH = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+WRITTEN_BY_TORCH = (
+    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth"),
+    # Under FSDP
+    *("optimizer.bin", "pytorch_model_fsdp.bin"),
+)
 """The files that the Trainer writes with `torch.save`: zip files, whose table of contents is at the end."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -176,7 +180,7 @@ def inexact_because(
     checkpoint: str | Path,
     *,
     process: int | None,
-    is_sharded: bool,
+    optimizer_names: Sequence[str],
     needs_scaler: bool,
     is_stream: bool,
     skips_rows: bool,
@@ -186,7 +190,8 @@ def inexact_because(
     Args:
         checkpoint: its folder.
         process: the index of this process; None if there is only one.
-        is_sharded: whether the states were saved by DeepSpeed or FSDP, under other names.
+        optimizer_names: files or folders, of which one holds the state of the optimizer; empty if DeepSpeed saves all
+            states under names of its own.
         needs_scaler: whether the run scales its loss (`fp16`).
         is_stream: whether the training rows are a stream, which has no length.
         skips_rows: whether the rows that were trained on already are skipped.
@@ -196,15 +201,15 @@ def inexact_because(
     """
     folder = Path(checkpoint)
     random_state = "rng_state.pth" if process is None else f"rng_state_{process}.pth"
-    needed = {random_state: "the state of the random numbers, so that dropout and the order of rows differ"}
-    if not is_sharded:
+    needed = {(random_state,): "the state of the random numbers, so that dropout and the order of rows differ"}
+    if optimizer_names:
         needed |= {
-            "optimizer.pt": "the state of the optimizer, which starts anew",
-            "scheduler.pt": "the state of the schedule of learning rates, which starts anew",
+            tuple(optimizer_names): "the state of the optimizer, which starts anew",
+            ("scheduler.pt",): "the state of the schedule of learning rates, which starts anew",
         }
     if needs_scaler:
-        needed["scaler.pt"] = "the scale of the loss, which starts anew"
-    lacks = [what for name, what in needed.items() if not (folder / name).is_file()]
+        needed["scaler.pt",] = "the scale of the loss, which starts anew"
+    lacks = [what for names, what in needed.items() if not any((folder / name).exists() for name in names)]
     clauses = [f"{folder.name} lacks {what}" for what in lacks]
     if lacks:
         clauses[-1] += " (save_only_model=False saves the whole state)"

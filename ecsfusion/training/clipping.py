@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ecsfusion.training.sharding import whole
+
 
 def clip_by_part(parts: Mapping[str, Sequence[nn.Parameter]], max_norm: float) -> dict[str, Tensor]:
     """Clip the gradients of each part separately to the norm `max_norm`.
@@ -22,7 +24,7 @@ def clip_by_part(parts: Mapping[str, Sequence[nn.Parameter]], max_norm: float) -
     for name, parameters in parts.items():
         trained = [parameter for parameter in parameters if parameter.grad is not None]
         if trained:
-            norms[name] = nn.utils.clip_grad_norm_(trained, max_norm)
+            norms[name] = whole(nn.utils.clip_grad_norm_(trained, max_norm))
     return norms
 
 

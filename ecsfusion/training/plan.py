@@ -12,6 +12,7 @@ from ecsfusion.controller.rule import Rule, RunContext
 from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.strategies import Strategy, make_strategy
 from ecsfusion.training.parameter_groups import head_of
+from ecsfusion.training.sharding import FSDP2
 from ecsfusion.training_args import FusionTrainingArguments
 
 if TYPE_CHECKING:
@@ -251,28 +252,46 @@ def check_plan(
 
 
 def check_sharding(plan: Plan, args: FusionTrainingArguments, kind: str | None) -> None:
-    """Check that the plan works under DeepSpeed or FSDP, if the run uses one of them.
+    """Check that the plan works where weights are sharded.
 
-    To pause a modality or to restore the peak of stage 1, the trainer must change the weights and the optimizer's state
-    themselves. DeepSpeed (also ZeRO-2) trains flat copies that such changes do not reach: a paused modality would move
-    on with its momentum, and the next step would undo the restored peak. With FSDP each process has only a part of
-    every weight. With both, a strategy cannot see the gradients of a modality.
+    To pause a modality or to restore the peak of stage 1, the trainer must change weights and the optimizer's state by
+    parameter, and a strategy may change gradients likewise. FSDP version 2 shards each parameter by itself, so all of it
+    works there, unless a strategy needs whole weights or gradients. DeepSpeed (also ZeRO-2) and FSDP version 1 train
+    flat copies that such changes do not reach: a paused modality would move on with its momentum, and the next step
+    would undo the restored peak.
 
     Args:
         plan: the plan of the run.
         args: its arguments.
-        kind: "DeepSpeed", "FSDP", or None if every process has whole weights.
+        kind: what shards the weights, one of the names of `ecsfusion.training.sharding`; None if nothing does.
 
     Raises:
-        ValueError: a stage 1, `joint_pausing`, or a strategy that changes gradients, under DeepSpeed or FSDP.
+        ValueError: what cannot be done there.
     """
     strategy = plan.strategy
-    if kind is not None and type(strategy).adjust_gradients is not Strategy.adjust_gradients:
+    if kind is None:
+        return
+    if kind == FSDP2:
+        if strategy.not_sharded:
+            raise ValueError(
+                f"the strategy {strategy.label!r} cannot be trained under {kind}: {strategy.not_sharded}; use another "
+                "strategy, or DistributedDataParallel (torchrun or accelerate launch --multi_gpu)."
+            )
+        for name, why in (
+            ("auto_find_batch_size", "no process could put whole weights back before it tries again"),
+            ("fp16_full_eval", "sharded weights cannot be put back after the cast"),
+            ("bf16_full_eval", "sharded weights cannot be put back after the cast"),
+        ):
+            if getattr(args, name):
+                raise ValueError(f"{name} is True, but training runs under {kind}: {why}; leave it out.")
+        return
+    if type(strategy).adjust_gradients is not Strategy.adjust_gradients:
         raise ValueError(
             f"the strategy {strategy.label!r} changes gradients, which {kind} does not show; use another strategy, "
-            "or DistributedDataParallel (torchrun or accelerate launch --multi_gpu)."
+            f"{FSDP2} (fsdp_config={{'version': 2}}, or accelerate launch --use_fsdp --fsdp_version 2), or "
+            "DistributedDataParallel (torchrun or accelerate launch --multi_gpu)."
         )
-    if kind is None or (plan.stages == "joint" and not args.joint_pausing):
+    if plan.stages == "joint" and not args.joint_pausing:
         return
     what = (
         "joint_pausing is True"
@@ -281,6 +300,7 @@ def check_sharding(plan: Plan, args: FusionTrainingArguments, kind: str | None) 
     )
     raise ValueError(
         f"{what}, but training runs under {kind}, whose weights can be neither paused by modality nor put back to "
-        "stage 1's peak; use strategy='joint' or 'joint-auxiliary' without joint_pausing, or DistributedDataParallel "
-        "(torchrun or accelerate launch --multi_gpu), which needs the whole model on every device."
+        f"stage 1's peak; use {FSDP2} (fsdp_config={{'version': 2}}, or accelerate launch --use_fsdp --fsdp_version 2), "
+        "DistributedDataParallel (torchrun or accelerate launch --multi_gpu), which needs the whole model on every "
+        "device, or strategy='joint' or 'joint-auxiliary' without joint_pausing."
     )

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,13 @@ from ecsfusion.training.checkpoints import (
     whole_checkpoint,
 )
 from ecsfusion.training.saving import UNFINISHED, saving
+from ecsfusion.training.sharding import is_sharded, requiring_gradients_of
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
+
+OPTIMIZED_NAME = "optimized_parameters.json"
+"""The file of a checkpoint under FSDP version 2 that names the parameters of which the optimizer has a state."""
 
 
 class ResumableTrainer(Trainer):
@@ -113,12 +117,11 @@ class ResumableTrainer(Trainer):
             )
         if checkpoint is None:
             return
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         differences = inexact_because(
             checkpoint,
             process=args.process_index if args.world_size > 1 else None,
-            is_sharded=sharded,
-            needs_scaler=args.fp16 and not sharded,
+            optimizer_names=self._names_of_optimizer(),
+            needs_scaler=args.fp16 and not self.is_deepspeed_enabled,
             is_stream=not has_length(self.train_dataset),
             skips_rows=not args.ignore_data_skip,
         )
@@ -126,6 +129,13 @@ class ResumableTrainer(Trainer):
             logger.warning(
                 f"The resumed run will differ from one without an interruption: {'; '.join(differences)}."
             )
+
+    def _names_of_optimizer(self) -> Sequence[str]:
+        """Under which names the Trainer saves the state of the optimizer: one of them; none with DeepSpeed."""
+        if self.is_deepspeed_enabled:
+            return ()
+        # A file of all, or a folder of what each process has.
+        return ("optimizer.bin", "optimizer_0") if self.is_fsdp_enabled else ("optimizer.pt",)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._init_training_state(*args, **kwargs)
@@ -222,7 +232,21 @@ class ResumableTrainer(Trainer):
                 self._saves_after_evaluation, control.should_save = True, False
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        names = Path(checkpoint or "", OPTIMIZED_NAME)
+        with ExitStack() as stack:
+            if checkpoint is not None and names.is_file():
+                stack.enter_context(requiring_gradients_of(self.model, json.loads(names.read_text("utf-8"))))
+            super()._load_optimizer_and_scheduler(checkpoint)
+
     # ---- saving ----
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if is_sharded(self.model) and self.args.should_save:
+            states = self.optimizer.state
+            names = [name for name, parameter in self.model.named_parameters() if parameter in states]
+            Path(output_dir, OPTIMIZED_NAME).write_text(json.dumps(names), encoding="utf-8")
 
     @contextmanager
     def saving(self, what: str, folder: str) -> Iterator[None]:
@@ -241,6 +265,17 @@ class ResumableTrainer(Trainer):
         finally:
             self._is_saving = False
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as `transformers.Trainer` does, and also where each process saves its part of the checkpoints.
+
+        With `SHARDED_STATE_DICT`, the default of accelerate, the Trainer would write nothing that can be loaded.
+        """
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        writes_parts = plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
+        if writes_parts and self._staging is None:
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
@@ -255,6 +290,8 @@ class ResumableTrainer(Trainer):
         written, final = os.path.join(staging, name), os.path.join(run_dir, name)
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
+            # By this folder every process sees that the best checkpoint is this one, also where each writes its part.
+            os.makedirs(written)
         self.accelerator.wait_for_everyone()
         self._staging = staging
         try:

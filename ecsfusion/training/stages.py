@@ -9,10 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_model
 from tqdm.auto import tqdm
 from transformers.trainer_utils import IntervalStrategy
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ecsfusion.controller.decision import Decision
 from ecsfusion.controller.probe import Probe
@@ -22,6 +20,7 @@ from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.reporting.probe_line import probe_line
 from ecsfusion.training.run import Run
+from ecsfusion.training.sharding import read_weights, reshard
 
 if TYPE_CHECKING:
     from ecsfusion.modeling import FusionForClassification
@@ -71,7 +70,11 @@ class Stages:
             record.training = [*self._able(rule.initial_training)]
         record.training = record.training or list(run.model.modalities)
         self._set_stage()
-        if run.plan.keeps_initial_weights(record.stage) and run.state.global_step == 0:
+
+    def keep_initial_weights(self) -> None:
+        """Save the weights from before training, if a modality may go back to them."""
+        run = self._run
+        if run.plan.keeps_initial_weights(run.record.stage) and run.state.global_step == 0:
             run.save_folder(INITIAL_FOLDER)
 
     def folders_in_use(self) -> list[str]:
@@ -88,6 +91,7 @@ class Stages:
     def prepare_step(self) -> None:
         """Carry out the decision that followed the last evaluation."""
         record, model = self._run.record, self._run.model
+        reshard(model)
         if record.pending is not None:
             self._carry_out(record.pending)
         if set(model.active) != set(record.training):
@@ -113,15 +117,13 @@ class Stages:
     def _reset(self, *prefixes: str) -> None:
         """Put the weights and batch statistics with these prefixes, and their optimizer state, back to the start."""
         optimizer = self._run.optimizer
-        initial = self._run.load_folder(INITIAL_FOLDER).state_dict()
-        with torch.no_grad():
-            for key, value in self._run.model.state_dict(keep_vars=True).items():
-                if not key.startswith(prefixes):
-                    continue
-                value.copy_(initial[key])
-                optimizer.state.pop(value, None)
-                if value in self._fresh_state:
-                    optimizer.state[value] = copy.deepcopy(self._fresh_state[value])
+        weights = self._run.model.state_dict(keep_vars=True)
+        weights = {key: value for key, value in weights.items() if key.startswith(prefixes)}
+        read_weights(os.path.join(self._run.args.output_dir, INITIAL_FOLDER), weights)
+        for value in weights.values():
+            optimizer.state.pop(value, None)
+            if value in self._fresh_state:
+                optimizer.state[value] = copy.deepcopy(self._fresh_state[value])
 
     def _restore_peak(self, step: int) -> None:
         folder = os.path.join(self._run.args.output_dir, UNIMODAL_FOLDER)
@@ -131,8 +133,7 @@ class Stages:
                 f"stage 1's peak is at step {step}, but {folder} holds step {saved_step}: another run wrote there. "
                 "Train again in an empty output_dir."
             )
-        # Without a device, the weights are read on the CPU.
-        load_model(self._run.model, os.path.join(folder, SAFE_WEIGHTS_NAME))
+        read_weights(folder, self._run.model.state_dict(keep_vars=True))
 
     def _begin_joint_stage(self) -> None:
         run, record = self._run, self._run.record
@@ -169,6 +170,7 @@ class Stages:
 
     def prepare_probe(self) -> None:
         """In stage 1, set the fused head to the sum of the unimodal heads, unless it trains."""
+        reshard(self._run.model)
         if self._run.record.stage == "unimodal" and not self._run.model.trains_fused_head:
             self._run.model.start_fusion_from_heads()
 
