@@ -19,7 +19,8 @@ SENTENCE = "test_arguments.py::test_what_is_refused_is_answered_by_a_sentence"
 OPTIONS = "test_training_options.py"
 TRAINER = "test_trainer.py"
 TWO = "test_processes.py::test_two_processes_of_accelerate_train_as_one"
-SHARDED = "test_processes.py::test_sharded_weights_train_jointly_only"
+SHARDED = "test_sharded.py::test_two_sharding_processes_train_as_one"
+UNSHARDED = "test_processes.py::test_what_sharded_weights_allow"
 HUB = "test_hub.py::test_both_stages_are_published_and_nothing_else"
 CONVERTED = "test_drop_in.py::test_three_names_turn_a_trainer_script_into_two_stages"
 
@@ -270,9 +271,9 @@ ARGUMENTS: dict[str, Argument] = {
     "ddp_static_graph": Argument(REFUSED, "a pause changes the graph", SENTENCE),
     "ddp_backend": Argument(WORKS, "gloo on CPUs is tried; with one process leave it out", TWO),
     "ddp_timeout": Argument(WORKS, "also how long end_training waits", SAME),
-    "fsdp": Argument(REFUSED, "with a stage 1; joint training only", SHARDED),
-    "fsdp_config": Argument(REFUSED, "with a stage 1; joint training only", SHARDED),
-    "deepspeed": Argument(REFUSED, "with a stage 1; joint training only", SHARDED),
+    "fsdp": Argument(WORKS, "version 2; version 1 is for joint training only", SHARDED),
+    "fsdp_config": Argument(WORKS, "'SIZE_BASED_WRAP' and version 1 with a stage 1 are refused", SHARDED),
+    "deepspeed": Argument(REFUSED, "with a stage 1; joint training only", UNSHARDED),
     # ---- the rest ----
     "debug": Argument(WORKS, "underflow_overflow is tried", SAME),
     "skip_memory_metrics": Argument(WORKS, "as everywhere", SAME),

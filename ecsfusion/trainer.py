@@ -77,7 +77,9 @@ from ecsfusion.training.sharding import (
     DEEPSPEED,
     FSDP1,
     FSDP2,
+    check_no_early_state,
     check_same_modalities,
+    check_wrapping,
     copy_from_first_process,
     is_sharded,
     layers_to_shard,
@@ -261,6 +263,16 @@ class FusionTrainer(ResumableTrainer):
             has_loss_function=self.compute_loss_func is not None,
         )
         check_sharding(self.plan, self.args, self._sharded_by())
+        if (
+            self.args.fsdp
+            and self._sharded_by() is None
+            and self.is_in_train
+            and self.is_world_process_zero()
+        ):
+            logger.warning(
+                f"fsdp is {self.args.fsdp!r}, but accelerate shards no weights on the device "
+                f"{self.args.device.type!r}: every process trains the whole model."
+            )
         # This raises an error for a name that is no modality.
         self._parameter_groups()
         frozen = check_trainable(self.model, self.plan.first_stage, self._user_optimizer)
@@ -474,6 +486,7 @@ class FusionTrainer(ResumableTrainer):
 
     def _prepare_sharding(self) -> None:
         """Let all processes start from the same weights, and say which layers are sharded one by one."""
+        check_wrapping(self.accelerator.state.fsdp_plugin)
         if not self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
             # With it, accelerate copies the weights of the first process itself.
             copy_from_first_process(self.model, self.args.device)
@@ -483,6 +496,7 @@ class FusionTrainer(ResumableTrainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._prepare_for_training(*args, **kwargs)
         if self._sharded_by() == FSDP2:
+            check_no_early_state(self.optimizer)
             if self._modalities_check is not None:
                 self._modalities_check.remove()
             self._modalities_check = self.model.register_forward_pre_hook(

@@ -280,7 +280,9 @@ def test_where_weights_are_sharded_none_are_kept(tmp_path, caplog):
     run.is_fsdp_enabled = True
     run.controller.record.stage = "joint"
     run.create_optimizer()
-    assert "keep_best_heads is off in this run: no process has whole heads under FSDP." in caplog.text
+    assert (
+        "keep_best_heads is off in this run: no process has whole heads under FSDP version 1." in caplog.text
+    )
     run.best_heads.keep(None)
     assert run.record.best_heads == {}
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from ecsfusion import FusionTrainingArguments
 from ecsfusion.training.plan import check_sharding, make_plan
+from ecsfusion.training.sharding import DEEPSPEED, FSDP1, FSDP2
 
 TESTS = Path(__file__).resolve().parent
 
@@ -89,23 +90,37 @@ def test_two_processes_of_accelerate_train_as_one(alone, tmp_path):
     assert done.stderr.count(", few groups: ") == 1, "only the first process warns"
 
 
-@pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
-@pytest.mark.parametrize(
-    ("strategy", "options", "sentence"),
-    [
-        ("two-stage", {}, "the strategy 'two-stage' has a stage 1, but training runs under"),
-        ("unimodal", {}, "the strategy 'unimodal' has a stage 1, but training runs under"),
-        ("ogm", {}, "the strategy 'ogm' changes gradients, which"),
-        ("joint", {}, None),
+STAGE_ONE = "has a stage 1, but training runs under KIND.*FSDP version 2.*DistributedDataParallel"
+GRADIENTS = "changes gradients, which KIND does not show"
+OF_SHARDS = "cannot be trained under FSDP version 2: .*DistributedDataParallel"
+REFUSED_WHERE_SHARDED = [
+    *[
+        (kind, strategy, {}, sentence)
+        for kind in (DEEPSPEED, FSDP1)
+        for strategy, sentence in (
+            ("two-stage", STAGE_ONE),
+            ("unimodal", STAGE_ONE),
+            ("ogm", GRADIENTS),
+            ("joint", None),
+        )
     ],
-)
-def test_sharded_weights_train_jointly_only(tmp_path, kind, strategy, options, sentence):
+    *[(FSDP2, strategy, {}, None) for strategy in ("two-stage", "unimodal", "ogm", "joint", "pdmp")],
+    *[(FSDP2, strategy, {}, OF_SHARDS) for strategy in ("mmpareto", "ogm-ge", "diagnosing-relearning")],
+    *[
+        (FSDP2, "two-stage", {name: True}, f"{name} is True, .*leave it out")
+        for name in ("auto_find_batch_size", "fp16_full_eval", "bf16_full_eval")
+    ],
+]
+
+
+@pytest.mark.parametrize(("kind", "strategy", "options", "sentence"), REFUSED_WHERE_SHARDED)
+def test_what_sharded_weights_allow(tmp_path, kind, strategy, options, sentence):
     args = FusionTrainingArguments(output_dir=str(tmp_path), strategy=strategy, **options)
     plan = make_plan(None, args, two_views())
     if sentence is None:
         check_sharding(plan, args, kind)
         return
-    with pytest.raises(ValueError, match=f"{sentence} {kind}.*DistributedDataParallel"):
+    with pytest.raises(ValueError, match=sentence.replace("KIND", kind)):
         check_sharding(plan, args, kind)
 
 

@@ -356,6 +356,7 @@ def checkpoint(folder: Path, epoch: float = 0.5, files: tuple[str, ...] = ()) ->
 
 
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+FSDP_STATE = ("optimizer.bin", "optimizer_0")
 
 
 @pytest.mark.parametrize(
@@ -368,13 +369,15 @@ STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
         (STATE, 3.0, {"needs_scaler": True}, ["scale of the loss"]),
         (STATE, 3.0, {"process": 1}, ["random numbers"]),
         ((), 3.0, {}, ["random numbers", "optimizer", "schedule"]),
-        (("rng_state.pth",), 3.0, {"is_sharded": True}, []),
+        (("rng_state.pth",), 3.0, {"optimizer_names": ()}, []),
+        (("rng_state.pth", "optimizer.bin"), 3.0, {"optimizer_names": FSDP_STATE}, ["schedule"]),
+        (("rng_state.pth", "scheduler.pt"), 3.0, {"optimizer_names": FSDP_STATE}, ["optimizer"]),
     ],
 )
 def test_a_resume_that_is_not_exact_is_said(tmp_path, files, epoch, changes, expected):
     options = {
         "process": None,
-        "is_sharded": False,
+        "optimizer_names": ("optimizer.pt",),
         "needs_scaler": False,
         "is_stream": False,
         "skips_rows": True,

@@ -61,7 +61,8 @@ class BestHeads:
         )
         if obstacle is not None:
             self._are_kept = False
-            logger.warning(f"keep_best_heads is off in this run: {obstacle}.")
+            if self._run.is_world_process_zero():
+                logger.warning(f"keep_best_heads is off in this run: {obstacle}.")
 
     def folders_in_use(self) -> list[str]:
         """The folders of weights that a checkpoint saved now refers to."""

@@ -201,7 +201,9 @@ def inexact_because(
     """
     folder = Path(checkpoint)
     random_state = "rng_state.pth" if process is None else f"rng_state_{process}.pth"
-    needed = {(random_state,): "the state of the random numbers, so that dropout and the order of rows differ"}
+    needed: dict[tuple[str, ...], str] = {
+        (random_state,): "the state of the random numbers, so that dropout and the order of rows differ"
+    }
     if optimizer_names:
         needed |= {
             tuple(optimizer_names): "the state of the optimizer, which starts anew",

@@ -255,10 +255,10 @@ def check_sharding(plan: Plan, args: FusionTrainingArguments, kind: str | None) 
     """Check that the plan works where weights are sharded.
 
     To pause a modality or to restore the peak of stage 1, the trainer must change weights and the optimizer's state by
-    parameter, and a strategy may change gradients likewise. FSDP version 2 shards each parameter by itself, so all of it
-    works there, unless a strategy needs whole weights or gradients. DeepSpeed (also ZeRO-2) and FSDP version 1 train
-    flat copies that such changes do not reach: a paused modality would move on with its momentum, and the next step
-    would undo the restored peak.
+    parameter, and a strategy may change gradients likewise. FSDP version 2 shards each parameter by itself, so that all
+    of it works there, unless a strategy needs whole weights or gradients. DeepSpeed (also ZeRO-2) and FSDP version 1
+    train flat copies that such changes do not reach: a paused modality would move on with its momentum, and the next
+    step would undo the restored peak.
 
     Args:
         plan: the plan of the run.
@@ -300,7 +300,7 @@ def check_sharding(plan: Plan, args: FusionTrainingArguments, kind: str | None) 
     )
     raise ValueError(
         f"{what}, but training runs under {kind}, whose weights can be neither paused by modality nor put back to "
-        f"stage 1's peak; use {FSDP2} (fsdp_config={{'version': 2}}, or accelerate launch --use_fsdp --fsdp_version 2), "
-        "DistributedDataParallel (torchrun or accelerate launch --multi_gpu), which needs the whole model on every "
+        f"stage 1's peak; use {FSDP2} (fsdp_config={{'version': 2}}, or accelerate launch --use_fsdp --fsdp_version "
+        "2), DistributedDataParallel (torchrun or accelerate launch --multi_gpu), which needs the whole model on every "
         "device, or strategy='joint' or 'joint-auxiliary' without joint_pausing."
     )

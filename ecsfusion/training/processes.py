@@ -14,7 +14,7 @@ def end_processes(run: Run) -> None:
 
     A thread that frees a tensor while Python shuts down waits for the interpreter and then aborts its process
     (SIGABRT). `destroy_process_group` alone does not end the threads, because DistributedDataParallel keeps a reference
-    to the group.
+    to the group. (Weights that FSDP version 2 shards keep one too, and with it the threads, as long as they exist.)
 
     Args:
         run: the trainer whose run ends.

@@ -243,7 +243,7 @@ class ResumableTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if is_sharded(self.model) and self.args.should_save:
+        if is_sharded(self.model) and self.optimizer is not None and self.args.should_save:
             states = self.optimizer.state
             names = [name for name, parameter in self.model.named_parameters() if parameter in states]
             Path(output_dir, OPTIMIZED_NAME).write_text(json.dumps(names), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Weights that FSDP version 2 shards: one DTensor per parameter, of which each process has some rows.
 
-A forward pass leaves whole weights in some of the modules until the next backward pass. What looks at weights or switches
-their gradients calls `reshard` first: changes of the whole ones would be lost.
+A forward pass leaves whole weights in some of the modules until the next backward pass. What looks at weights or
+switches their gradients calls `reshard` first: changes of the whole ones would be lost.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def read_weights(folder: str | Path, weights: Mapping[str, Tensor]) -> None:
                 target, value = missing.pop(key), file.get_tensor(key)
                 if _is_part(target):
                     # Each process takes its part of what it has read, without communication.
-                    value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+                    value = distribute_tensor(
+                        value, target.device_mesh, target.placements, src_data_rank=None
+                    )
                 target.copy_(value)
                 read.add(id(target))
     # Of names of the same tensor, only one is saved.
@@ -115,7 +117,9 @@ def copy_from_first_process(model: nn.Module, device: torch.device) -> None:
 
 def saved_buffers(model: nn.Module) -> list[Tensor]:
     """The buffers that are saved with the model, such as batch statistics. FSDP does not shard them."""
-    return [tensor for tensor in model.state_dict(keep_vars=True).values() if not isinstance(tensor, nn.Parameter)]
+    return [
+        tensor for tensor in model.state_dict(keep_vars=True).values() if not isinstance(tensor, nn.Parameter)
+    ]
 
 
 def layers_to_shard(model: FusionForClassification) -> list[str]:
@@ -123,8 +127,44 @@ def layers_to_shard(model: FusionForClassification) -> list[str]:
 
     Without them the whole model would be one unit, whose weights are all whole in every step.
     """
-    named = {name for encoder in model.encoders.values() for name in getattr(encoder, "_no_split_modules", None) or ()}
+    named = {
+        name
+        for encoder in model.encoders.values()
+        for name in getattr(encoder, "_no_split_modules", None) or ()
+    }
     return sorted(named & {type(module).__name__ for module in model.modules()})
+
+
+def check_wrapping(plugin: Any) -> None:
+    """Check that accelerate shards layers by their class, or the model as a whole.
+
+    Args:
+        plugin: the `accelerate.utils.FullyShardedDataParallelPlugin`.
+
+    Raises:
+        ValueError: it shards modules by their size, which would take lists of encoders for layers.
+    """
+    if getattr(plugin.auto_wrap_policy, "__name__", "") == "size_based_auto_wrap_policy":
+        raise ValueError(
+            "fsdp_config['auto_wrap_policy'] is 'SIZE_BASED_WRAP', which would shard the container of the encoders, "
+            "and a container has no forward pass; leave it out, or name classes of layers in "
+            "fsdp_config['transformer_layer_cls_to_wrap']."
+        )
+
+
+def check_no_early_state(optimizer: torch.optim.Optimizer) -> None:
+    """Check that an optimizer has no state of the whole weights, which accelerate has replaced by their parts.
+
+    Raises:
+        ValueError: it has, as Adagrad, which starts with sums.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if any(id(parameter) not in held for parameter in optimizer.state):
+        kind = type(getattr(optimizer, "optimizer", optimizer)).__name__
+        raise ValueError(
+            f"the optimizer {kind} starts with a state of whole weights, but training runs under {FSDP2}; choose "
+            "another optim, such as 'adamw_torch'."
+        )
 
 
 def check_same_modalities(model: FusionForClassification, args: Any, inputs: Mapping[str, Any]) -> None:
@@ -141,7 +181,9 @@ def check_same_modalities(model: FusionForClassification, args: Any, inputs: Map
         ValueError: some processes have rows with a modality and others have none.
     """
     present, names = inputs.get("present") or {}, model.modalities
-    runs = [inputs.get(name) is not None and (name not in present or bool(present[name].any())) for name in names]
+    runs = [
+        inputs.get(name) is not None and (name not in present or bool(present[name].any())) for name in names
+    ]
     counts = torch.tensor(runs, dtype=torch.int32, device=PartialState().device)
     torch.distributed.all_reduce(counts)
     size = torch.distributed.get_world_size()
