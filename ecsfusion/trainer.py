@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +53,12 @@ from ecsfusion.training.evaluator import (
     probe_options,
     raise_no_reading,
     warn_of_untrained_heads,
+)
+from ecsfusion.training.even_batches import (
+    EvenBatches,
+    check_not_split,
+    reads_own_shards,
+    warn_of_uneven_shards,
 )
 from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
@@ -174,6 +180,8 @@ class FusionTrainer(ResumableTrainer):
         self._heads: dict[str, torch.Tensor] = {}
         """The logits of the latest training batch, by head."""
         self._parts: dict[str, list[nn.Parameter]] = {}
+        self._even_batches: EvenBatches | None = None
+        """The batches of a training stream of which each process reads its own shards."""
         self._buffers: list[torch.Tensor] = []
         """Under FSDP version 2, the buffers that are saved with the model, see `saved_buffers`."""
         self._modalities_check: Any = None
@@ -596,10 +604,17 @@ class FusionTrainer(ResumableTrainer):
             elif dispatch is not False:
                 # By default one process reads an evaluation stream for all, so that no row is measured twice.
                 self.data_collator = SameKeysCollator(self.data_collator, self.model.modalities)
+            check_not_split(dataset, "train_dataset" if is_training else "eval_dataset")
+            if is_training and config.dispatch_batches is False and self.is_world_process_zero():
+                warn_of_uneven_shards(dataset, self.args.world_size)
         try:
-            return super()._get_dataloader(dataset, *args, **kwargs)
+            loader = super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             config.dispatch_batches, self.data_collator = dispatch, collate
+        if is_training:
+            is_even = self.args.world_size == 1 or not reads_own_shards(loader)
+            self._even_batches = None if is_even else EvenBatches(loader, self.accelerator)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -610,6 +625,15 @@ class FusionTrainer(ResumableTrainer):
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return SeededLengthGroupedSampler(batch_size, lengths, seed)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The batches of an optimizer step, as many in each process, also of streams in shards of different lengths."""
+        if self._even_batches is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self._even_batches.take(epoch_iterator, num_batches)
+        return super().get_batch_samples(iter(batches), num_batches, device)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
