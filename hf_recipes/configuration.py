@@ -67,6 +67,9 @@ class RecipeArguments:
         group_pattern: regular expression that finds the group in that column, such as `^(\d+)_` in a file's name; the
             group is what its first brackets hold, or all that it finds. Default: the whole value.
         preprocess: "ahead" (every row once, kept in memory) or "on-the-fly" (every row at every use).
+        streaming: read the training rows while they are trained on, from Parquet or WebDataset files, on the Hub or in
+            `data_dir`; other splits are read at the start. It needs `max_steps`, and a validation split.
+        shuffle_buffer: with `streaming`, each row is drawn from so many; 0 for the order of the files.
         skip_undecodable: leave out rows whose image, sound or text cannot be read, and say how many; by default the
             first of them is an error.
         fusion: name of the fused head, see `ecsfusion.model.fused_heads`.
@@ -89,6 +92,8 @@ class RecipeArguments:
     group_column: str | None = field(default=None, metadata={"help": "what no two splits may share"})
     group_pattern: str | None = field(default=None, metadata={"help": "regular expression for the group"})
     preprocess: str = field(default="ahead", metadata={"help": "ahead or on-the-fly"})
+    streaming: bool = field(default=False, metadata={"help": "read training rows while they are trained on"})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "rows of a stream that each is drawn from"})
     skip_undecodable: bool = field(default=False, metadata={"help": "leave out rows that cannot be read"})
     fusion: str = field(default="concatenation", metadata={"help": ", ".join(FUSION_HEADS)})
     compare: str | None = field(default=None, metadata={"help": "joint: train jointly as well"})
@@ -101,6 +106,8 @@ class RecipeArguments:
             raise ValueError(f"fusion is {self.fusion!r}; give one of {', '.join(FUSION_HEADS)}")
         if self.compare is not None and self.compare not in COMPARE:
             raise ValueError(f"compare is {self.compare!r}; give {', '.join(COMPARE)}, or leave it out")
+        if self.shuffle_buffer < 0:
+            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer}; give a number of rows, or 0")
         self.test_files = _read_test_files(self.test_files)
         if not 0 < self.validation_share < 0.5:
             raise ValueError(f"validation_share is {self.validation_share}; give a share between 0 and 0.5")

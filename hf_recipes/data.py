@@ -20,6 +20,7 @@ from hf_recipes.digits import load_digits_splits
 from hf_recipes.encoders import media_of
 from hf_recipes.folders import KINDS, loading_options, renamed_columns, tables_of
 from hf_recipes.places import folder_of_place, places_of_rows, unreadable_parquet
+from hf_recipes.streams import check_stream, evaluation_rows, processed_stream
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,16 @@ GROUP = "group"
 PLACE = "place"
 
 
-def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
+def load_splits(recipe: RecipeArguments, seed: int = 0) -> dict[str, Any]:
     """Train, validation and test with one column per modality, under the modality's name, and "label".
 
-    Labels are 0..C-1, and their names are `splits["train"].features["label"].names`. An absent validation or
+    Labels are 0..C-1, and their names are `splits["validation"].features["label"].names`. An absent validation or
     test split is split off the training rows, by `seed`, and that is logged; with `test_files` an absent test split
     stays absent. Where the recipe has a `group_column`, there is a column "group" as well, and no two of the three
     share a group. The column "place" says where a row comes from.
+
+    With `streaming` the training split is a stream of the rows as they are stored. Where their labels are no
+    `ClassLabel`, the classes are those of the other splits.
 
     Raises:
         ValueError: the data set cannot be loaded; a split or column is missing; a label is out of range; two
@@ -63,6 +67,15 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
     others = (
         [recipe.label_column] if recipe.group_column is None else [recipe.label_column, recipe.group_column]
     )
+    stream = splits.pop("train") if recipe.streaming else None
+    if recipe.streaming:
+        check_stream(stream, [*columns.values(), *others], f"{where}, split 'train'")
+        if "validation" not in splits:
+            raise ValueError(
+                f"{where} has the splits {sorted(loaded)} but no {recipe.validation_split!r}, and of a stream none is "
+                "split off; name it by validation_split"
+            )
+        splits = {name: evaluation_rows(split) for name, split in splits.items()}
     for name, split in splits.items():
         for column in [*columns.values(), *others]:
             if column not in split.column_names:
@@ -71,7 +84,8 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
                     "correct its name in the config"
                 )
     labels = {name: _whole(split[recipe.label_column]) for name, split in splits.items()}
-    names, classes = _class_labels(splits["train"].features[recipe.label_column], labels, where)
+    feature = (splits["train"] if stream is None else stream).features[recipe.label_column]
+    names, classes = _class_labels(feature, labels, where)
     label_feature = datasets.ClassLabel(names=names)
     groups = {name: _groups(split, recipe, f"{where}, split {name!r}") for name, split in splits.items()}
     for name, split in splits.items():
@@ -82,38 +96,51 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> datasets.DatasetDict:
         splits[name] = splits[name].add_column(PLACE, places)
         if recipe.group_column is not None:
             splits[name] = splits[name].add_column(GROUP, groups[name])
+    if stream is not None:
+        return {"train": stream, **splits}
     made = ("validation",) if recipe.test_files else ("test", "validation")
     return datasets.DatasetDict(_complete(splits, made, recipe.validation_share, seed, where))
 
 
 def prepare_splits(
     recipe: RecipeArguments,
-    splits: Mapping[str, datasets.Dataset],
+    splits: Mapping[str, Any],
     encoders: Mapping[str, PreTrainedModel],
     processor: FusionProcessor,
     show_progress: bool = True,
-) -> dict[str, "ProcessedSplit"]:
+    seed: int = 0,
+) -> dict[str, Any]:
     """What the trainer takes: per split rows of tensors, made now (`preprocess: ahead`) or at every use.
+
+    A training split that is a stream stays one, shuffled by `seed`.
 
     With `skip_undecodable` every row is read once now, so that a run and one that resumes it have the same rows.
 
     Raises:
         ValueError: an encoder is of the wrong kind for its column, or a row cannot be read.
     """
+    columns = splits["validation" if recipe.streaming else "train"].features
     for name, encoder in encoders.items():
-        _check_kind(name, encoder, splits["train"].features[name])
+        _check_kind(name, encoder, columns[name])
+    places = {name: f"{_describe(recipe)}, split {name!r}" for name in splits}
+    folders = folder_of(recipe), recipe.media_dir
     prepared = {
-        name: ProcessedSplit(
-            rows, processor, f"{_describe(recipe)}, split {name!r}", folder_of(recipe), recipe.media_dir
-        )
+        name: ProcessedSplit(rows, processor, places[name], *folders)
         for name, rows in splits.items()
+        if not (recipe.streaming and name == "train")
     }
     ahead = recipe.preprocess == "ahead"
     for name, split in prepared.items():
         if ahead or recipe.skip_undecodable:
             what = f"Processing {name}" if ahead else f"Looking for rows of {name} that cannot be read"
             split.read_all(what, ahead, recipe.skip_undecodable, show_progress)
-    return prepared
+    if not recipe.streaming:
+        return prepared
+    names = splits["validation"].features[LABEL].names
+    is_encoded = isinstance(splits["train"].features[recipe.label_column], datasets.ClassLabel)
+    stored = StoredRows(recipe, names, is_encoded, RowReader(processor, places["train"], *folders))
+    stream = processed_stream(splits["train"], stored.read, shuffle_buffer=recipe.shuffle_buffer, seed=seed)
+    return {"train": stream, **prepared}
 
 
 class UndecodableError(ValueError):
@@ -128,8 +155,8 @@ class ProcessedSplit(torch.utils.data.Dataset):
             "place" names a row in errors, where there is one, and "group" is passed on.
         processor: what turns a raw value into tensors.
         where: names the split in errors.
-        data_dir: the folder of the data set, in which its paths must stay; None for one on the Hub.
-        media_dir: another folder, from which its paths start; None to start from that of the table, or `data_dir`.
+        data_dir: as of `RowReader`.
+        media_dir: as of `RowReader`.
 
     Attributes:
         labels: the class of every row.
@@ -145,10 +172,8 @@ class ProcessedSplit(torch.utils.data.Dataset):
         media_dir: str | None = None,
     ) -> None:
         self.rows = rows
-        self.processor = processor
+        self.reader = RowReader(processor, where, data_dir, media_dir)
         self.where = where
-        self.data_dir = data_dir
-        self.media_dir = media_dir
         self.labels: list[int] = list(rows[LABEL])
         self.undecodable: list[str] = []
         self._ahead: list[dict[str, Any]] | None = None
@@ -157,7 +182,7 @@ class ProcessedSplit(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._process(index) if self._ahead is None else self._ahead[index]
+        return self.reader.read(self.rows[index], index) if self._ahead is None else self._ahead[index]
 
     def read_all(self, description: str, keep: bool, skip: bool, show_progress: bool = True) -> None:
         """Process every row now.
@@ -174,7 +199,7 @@ class ProcessedSplit(torch.utils.data.Dataset):
         readable, processed = [], []
         for index in tqdm(range(len(self)), desc=description, unit=" rows", disable=not show_progress):
             try:
-                row = self._process(index)
+                row = self.reader.read(self.rows[index], index)
             except UndecodableError as error:
                 if not skip:
                     raise
@@ -194,8 +219,41 @@ class ProcessedSplit(torch.utils.data.Dataset):
             self.labels = list(self.rows[LABEL])
         self._ahead = processed if keep else None
 
-    def _process(self, index: int) -> dict[str, Any]:
-        raw = self.rows[index]
+
+class RowReader:
+    """Makes of a raw row the one that the encoders take.
+
+    Args:
+        processor: what turns a raw value into tensors.
+        where: names the split in errors.
+        data_dir: the folder of the data set, in which its paths must stay; None for one on the Hub.
+        media_dir: another folder, from which its paths start; None to start from that of the table, or `data_dir`.
+    """
+
+    def __init__(
+        self,
+        processor: FusionProcessor,
+        where: str,
+        data_dir: str | None = None,
+        media_dir: str | None = None,
+    ) -> None:
+        self.processor = processor
+        self.where = where
+        self.data_dir = data_dir
+        self.media_dir = media_dir
+
+    def read(self, raw: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The tensors of a row by modality, and "labels".
+
+        Args:
+            raw: one value per modality, None where the row lacks it, and "label". "place" names the row in errors,
+                where there is one, and "group" is passed on.
+            index: the number of the row, for errors.
+
+        Raises:
+            UndecodableError: a value that cannot be read.
+            ValueError: a row without any modality, or a path that leads out of the folders.
+        """
         where = f" ({raw[PLACE]})" if PLACE in raw else ""
         row: dict[str, Any] = {"labels": raw[LABEL]}
         if GROUP in raw:
@@ -232,6 +290,46 @@ class ProcessedSplit(torch.utils.data.Dataset):
         except ValueError as error:
             remedy = "" if self.media_dir is not None else ", or name the folder of the media by media_dir"
             raise ValueError(f"{self.where}: {name}, row {index}: {error}{remedy}{where}") from error
+
+
+class StoredRows:
+    """Makes rows for the encoders of rows of a stream, which have their stored columns.
+
+    Args:
+        recipe: names the columns.
+        names: the names of the classes.
+        is_encoded: whether a label is stored as the number of its class, and not as its name.
+        reader: of the training split.
+    """
+
+    def __init__(
+        self, recipe: RecipeArguments, names: Sequence[str], is_encoded: bool, reader: RowReader
+    ) -> None:
+        self.recipe = recipe
+        self.names = names
+        self.is_encoded = is_encoded
+        self.reader = reader
+
+    def read(self, stored: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The row that the encoders take; `index` counts the rows of this process.
+
+        Raises:
+            ValueError: a row that cannot be read, or whose label is none of the classes.
+        """
+        recipe = self.recipe
+        raw = {name: stored[modality.column] for name, modality in recipe.modalities.items()}
+        # A ClassLabel is stored as the number of its class.
+        label = _whole([stored[recipe.label_column]])[0]
+        name = self.names[label] if self.is_encoded and label in range(len(self.names)) else str(label)
+        if name not in self.names:
+            raise ValueError(
+                f"{self.reader.where}, row {index}: the label {label!r} is none of the {len(self.names)} classes "
+                f"{_listed(self.names)}; correct it or leave this row out"
+            )
+        raw[LABEL] = self.names.index(name)
+        if recipe.group_column is not None:
+            raw[GROUP] = _group_of(stored[recipe.group_column], recipe, f"{self.reader.where}, row {index}")
+        return self.reader.read(raw, index)
 
 
 def _describe(recipe: RecipeArguments) -> str:
@@ -275,7 +373,7 @@ def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, l
         place = (recipe.data_dir or recipe.dataset, recipe.dataset_config)
         files = datasets.load_dataset_builder(*place).config.data_files or {}
         check_data_files((file for paths in files.values() for file in paths), recipe.data_dir)
-        return datasets.load_dataset(*place), files
+        return datasets.load_dataset(*place, streaming=recipe.streaming), files
     except Exception as error:
         # The network, files and formats raise many kinds of errors, which datasets wraps. Show the first one.
         first: BaseException = error
@@ -346,16 +444,21 @@ def _load_tables(
     columns = [modality.column for modality in recipe.modalities.values()]
     as_text = [*columns, *([] if recipe.group_column is None else [recipe.group_column])]
     kind = KINDS[first.suffix.lower()]
-    loaded = datasets.load_dataset(kind, data_files=dict(files), **loading_options(first, as_text))
+    loaded = datasets.load_dataset(
+        kind, data_files=dict(files), streaming=recipe.streaming, **loading_options(first, as_text)
+    )
     names = next(iter(loaded.values())).column_names
+    if names is None:
+        # A stream of a format whose columns are not known; it is refused.
+        return loaded
     # The values alone: the rows may hold pictures, which are decoded when they are read.
     paths = {"file_name": _first_value(loaded, "file_name")} if "file_name" in names else {}
     return loaded.rename_columns(renamed_columns(names, columns, paths))
 
 
 def _first_value(loaded: datasets.DatasetDict, column: str) -> Any:
-    values = next(iter(loaded.values())).select_columns([column])
-    return values[0][column] if len(values) else None
+    first = next(iter(next(iter(loaded.values())).select_columns([column])), None)
+    return None if first is None else first[column]
 
 
 def folder_of(recipe: RecipeArguments) -> str | None:
@@ -390,11 +493,15 @@ def _class_labels(
         values: list[Any] = list(range(feature.num_classes))
         names = list(feature.names)
     else:
-        present = {label for label in labels["train"] if isinstance(label, (bool, int, str))}
+        # Of a stream, the labels of the other splits are known.
+        known_labels = (
+            labels["train"] if "train" in labels else [each for column in labels.values() for each in column]
+        )
+        present = {label for label in known_labels if isinstance(label, (bool, int, str))}
         values = sorted(present, key=lambda label: (isinstance(label, str), label))
         names = [str(value) for value in values]
     index = {value: position for position, value in enumerate(values)}
-    known = ", ".join(map(repr, names)) if len(names) <= 12 else f"{names[0]!r} to {names[-1]!r}"
+    known = _listed(names)
     classes = {}
     for split, column in labels.items():
         for row, label in enumerate(column):
@@ -414,22 +521,29 @@ def _class_labels(
     return names, classes
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) if len(names) <= 12 else f"{names[0]!r} to {names[-1]!r}"
+
+
 def _groups(split: datasets.Dataset, recipe: RecipeArguments, where: str) -> list[str]:
     """The group of every row; none where the recipe has no `group_column`."""
     if recipe.group_column is None:
         return []
+    values = split[recipe.group_column]
+    return [_group_of(value, recipe, f"{where}, row {row}") for row, value in enumerate(values)]
+
+
+def _group_of(value: Any, recipe: RecipeArguments, where: str) -> str:
+    """The group that a value of `group_column` names."""
     pattern = re.compile(recipe.group_pattern or r"(?s).+")
-    groups = []
-    for row, value in enumerate(split[recipe.group_column]):
-        match = pattern.search(str(value)) if isinstance(value, (int, str)) else None
-        group = match and (match[1] if pattern.groups else match[0])
-        if not group:
-            raise ValueError(
-                f"{where}, row {row}: {value!r} in {recipe.group_column!r} names no group; correct group_column "
-                "or group_pattern, or leave this row out"
-            )
-        groups.append(group)
-    return groups
+    match = pattern.search(str(value)) if isinstance(value, (int, str)) else None
+    group = match and (match[1] if pattern.groups else match[0])
+    if not group:
+        raise ValueError(
+            f"{where}: {value!r} in {recipe.group_column!r} names no group; correct group_column or group_pattern, or "
+            "leave this row out"
+        )
+    return group
 
 
 def _complete(

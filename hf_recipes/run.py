@@ -24,6 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 from transformers import set_seed
@@ -38,6 +39,7 @@ from ecsfusion.reporting.results import results_table
 from hf_recipes.configuration import RecipeArguments, parse_arguments
 from hf_recipes.data import GROUP, ProcessedSplit, load_splits, prepare_splits
 from hf_recipes.encoders import build_encoders, build_processor
+from hf_recipes.streams import check_streaming
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Job:
 
     recipe: RecipeArguments
     args: FusionTrainingArguments
-    splits: Mapping[str, ProcessedSplit]
+    splits: Mapping[str, Any]
     model: FusionForClassification
     processor: FusionProcessor
 
@@ -59,13 +61,14 @@ class Job:
 def prepare(argv: Sequence[str]) -> Job:
     """Read the configuration, load and process the data, build the model."""
     recipe, args = parse_arguments(argv)
+    check_streaming(recipe, args.max_steps)
     set_seed(args.seed)
     raw = load_splits(recipe, args.seed)
-    names = raw["train"].features["label"].names
+    names = raw["validation"].features["label"].names
     encoders = build_encoders(recipe)
     processor = build_processor(recipe, encoders)
     shows_bars = args.local_process_index == 0 and sys.stderr.isatty()
-    splits = prepare_splits(recipe, raw, encoders, processor, show_progress=shows_bars)
+    splits = prepare_splits(recipe, raw, encoders, processor, show_progress=shows_bars, seed=args.seed)
     model = FusionForClassification.from_modality_pretrained(
         encoders, id2label=dict(enumerate(names)), fusion=recipe.fusion
     )
@@ -141,13 +144,13 @@ def card_of_data(recipe: RecipeArguments) -> dict[str, str]:
     return card
 
 
-def skipped_rows(splits: Mapping[str, ProcessedSplit]) -> str:
+def skipped_rows(splits: Mapping[str, Any]) -> str:
     """A line for each split of which rows were skipped, because they could not be read."""
     return "".join(
         f"Skipped, because they cannot be read: {len(split.undecodable):,} of "
         f"{len(split) + len(split.undecodable):,} rows of {name}\n"
         for name, split in splits.items()
-        if split.undecodable
+        if isinstance(split, ProcessedSplit) and split.undecodable
     )
 
 

@@ -96,9 +96,7 @@ def warn_of_uneven_shards(dataset: Any, processes: int) -> None:
     if shards < processes:
         what = "each process reads all of them, and takes its part of the rows"
     else:
-        what = (
-            "each process reads its own, and where these hold fewer rows, it begins them again until all have ended"
-        )
+        what = "each process reads its own, and where these hold fewer rows, it begins them again until all have ended"
     logger.warning_once(
         f"train_dataset is a stream of {shards} shards for {processes} processes: {what}. A multiple of {processes} "
         "shards of about as many rows is read once, by one process each."
