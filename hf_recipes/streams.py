@@ -7,7 +7,6 @@ import datasets
 
 from hf_recipes.configuration import RecipeArguments
 
-
 MEDIA = (datasets.Image, datasets.Audio)
 STORED = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 """What a column of media holds."""

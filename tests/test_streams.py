@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tarfile
 from itertools import chain
 from pathlib import Path
 
@@ -110,7 +111,16 @@ def data(tmp_path_factory) -> Path:
         ("validation", "validation", 0, 45),
         ("test", "test", 0, 12),
     ):
-        rows[split].select(range(first, last)).to_parquet(folder / f"{name}.parquet")
+        part = rows[split].select(range(first, last))
+        part.to_parquet(folder / f"{name}.parquet")
+        tars = tmp_path_factory.getbasetemp() / "tars"
+        tars.mkdir(exist_ok=True)
+        with tarfile.open(tars / f"{name}.tar", "w") as archive:
+            media = part.cast_column("image", datasets.Image(decode=False))
+            for index, row in enumerate(media.cast_column("audio", datasets.Audio(decode=False))):
+                stream_ranks.add(archive, f"{index:03}.png", row["image"]["bytes"])
+                stream_ranks.add(archive, f"{index:03}.wav", row["audio"]["bytes"])
+                stream_ranks.add(archive, f"{index:03}.cls", str(row["label"]).encode())
     return folder
 
 
@@ -127,6 +137,7 @@ def recipe(tmp_path, data):
             "data_dir": data,
             "output_dir": tmp_path / "out",
             "streaming": True,
+            "preprocess": "on-the-fly",
             "max_steps": 4,
             "disable_tqdm": True,
         }
@@ -143,9 +154,16 @@ def prepared(words: list[str]) -> dict:
     )
 
 
-def test_rows_of_a_stream_are_those_of_the_loaded_data_set(recipe):
-    found = prepared(recipe(shuffle_buffer=0))
-    loaded = prepared(recipe(streaming=False, preprocess="on-the-fly"))
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_rows_of_a_stream_are_those_of_the_loaded_data_set(recipe, tmp_path, tmp_path_factory, kind):
+    changes: dict[str, object] = {"shuffle_buffer": 0}
+    if kind == "tar":
+        config = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+        config["modalities"]["image"]["column"], config["modalities"]["audio"]["column"] = "png", "wav"
+        (tmp_path / "tar.yaml").write_text(yaml.safe_dump(config | {"label_column": "cls"}), encoding="utf-8")
+        changes |= {"config": tmp_path / "tar.yaml", "data_dir": tmp_path_factory.getbasetemp() / "tars"}
+    found = prepared(recipe(**changes))
+    loaded = prepared(recipe(streaming=False))
     assert found["train"].num_shards == 2
     streamed = [*found["train"]]
     assert len(streamed) == len(loaded["train"]) == 48
@@ -156,7 +174,7 @@ def test_rows_of_a_stream_are_those_of_the_loaded_data_set(recipe):
             assert all(
                 torch.equal(torch.as_tensor(row[name][key]), reference[name][key]) for key in row[name]
             )
-    order = [row["labels"] for row in prepared(recipe(shuffle_buffer=100))["train"]]
+    order = [row["labels"] for row in prepared(recipe(**changes | {"shuffle_buffer": 100}))["train"]]
     assert order != [row["labels"] for row in streamed]
     assert sorted(order) == sorted(row["labels"] for row in streamed)
 

@@ -58,8 +58,8 @@ class EvenBatches:
                 more = list(islice(self._again, wanted - len(taken)))
             if not more:
                 raise ValueError(
-                    f"the shards of train_dataset that process {self._accelerator.process_index} reads hold no row; give "
-                    "shards of about as many rows each."
+                    f"the shards of train_dataset that process {self._accelerator.process_index} reads hold no row; "
+                    "give shards of about as many rows each."
                 )
             taken += more
         return taken
