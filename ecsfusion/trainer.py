@@ -84,8 +84,8 @@ from ecsfusion.training.sharding import (
     FSDP1,
     FSDP2,
     check_no_early_state,
+    check_plugin,
     check_same_modalities,
-    check_wrapping,
     copy_from_first_process,
     is_sharded,
     layers_to_shard,
@@ -494,8 +494,9 @@ class FusionTrainer(ResumableTrainer):
 
     def _prepare_sharding(self) -> None:
         """Let all processes start from the same weights, and say which layers are sharded one by one."""
-        check_wrapping(self.accelerator.state.fsdp_plugin)
-        if not self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        plugin = self.accelerator.state.fsdp_plugin
+        check_plugin(plugin, self.model)
+        if not plugin.cpu_ram_efficient_loading:
             # With it, accelerate copies the weights of the first process itself.
             copy_from_first_process(self.model, self.args.device)
         self.model._no_split_modules = layers_to_shard(self.model)

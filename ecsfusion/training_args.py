@@ -180,7 +180,7 @@ class FusionTrainingArguments(TrainingArguments):
         if self.parallelism_config is not None:
             raise ValueError(
                 "parallelism_config is given, but a fusion model has no plan by which its weights could be split; "
-                "leave it out, or use FSDP for joint training."
+                "leave it out, or use FSDP version 2."
             )
         if self.unimodal_lr_scheduler_type is not None:
             self.unimodal_lr_scheduler_type = SchedulerType(self.unimodal_lr_scheduler_type)

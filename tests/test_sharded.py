@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sharded_ranks
@@ -14,7 +15,7 @@ from torch import nn
 
 from ecsfusion import FusionForClassification
 from ecsfusion.controller.probe import Probe
-from ecsfusion.training.sharding import read_weights
+from ecsfusion.training.sharding import check_plugin, read_weights
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
 
@@ -99,6 +100,13 @@ def test_what_cannot_be_done_is_refused_by_all_processes(two):
 def test_every_fused_head_starts_from_sharded_heads(two):
     assert len(sharded_ranks.STARTED) > 3
     assert two[1]["starts"] == dict.fromkeys(sharded_ranks.STARTED, True)
+
+
+def test_buffers_reach_only_the_first_process_where_it_alone_loads_the_weights():
+    plugin = SimpleNamespace(cpu_ram_efficient_loading=True, auto_wrap_policy=None)
+    check_plugin(plugin, nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="has buffers, such as 'running_mean'.*set it to False"):
+        check_plugin(plugin, nn.BatchNorm1d(2))
 
 
 def test_a_weight_that_was_not_saved_is_named(tmp_path):

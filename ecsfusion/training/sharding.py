@@ -135,15 +135,26 @@ def layers_to_shard(model: FusionForClassification) -> list[str]:
     return sorted(named & {type(module).__name__ for module in model.modules()})
 
 
-def check_wrapping(plugin: Any) -> None:
-    """Check that accelerate shards layers by their class, or the model as a whole.
+def check_plugin(plugin: Any, model: nn.Module) -> None:
+    """Check that accelerate can shard this model.
 
     Args:
         plugin: the `accelerate.utils.FullyShardedDataParallelPlugin`.
+        model: the model, before it is sharded.
 
     Raises:
-        ValueError: it shards modules by their size, which would take lists of encoders for layers.
+        ValueError: it shards modules by their size, which would take the container of the encoders for a layer; or only
+            the first process has the weights, and the model has buffers, which accelerate does not give to the others.
     """
+    buffers = [
+        key for key, value in model.state_dict(keep_vars=True).items() if not isinstance(value, nn.Parameter)
+    ]
+    if plugin.cpu_ram_efficient_loading and buffers:
+        raise ValueError(
+            f"cpu_ram_efficient_loading is True, but the model has buffers, such as {buffers[0]!r}, which accelerate "
+            "does not give to the other processes; set it to False in fsdp_config, or start with "
+            "--fsdp_cpu_ram_efficient_loading false."
+        )
     if getattr(plugin.auto_wrap_policy, "__name__", "") == "size_based_auto_wrap_policy":
         raise ValueError(
             "fsdp_config['auto_wrap_policy'] is 'SIZE_BASED_WRAP', which would shard the container of the encoders, "
