@@ -105,7 +105,7 @@ def test_every_fused_head_starts_from_sharded_heads(two):
 def test_buffers_reach_only_the_first_process_where_it_alone_loads_the_weights():
     plugin = SimpleNamespace(cpu_ram_efficient_loading=True, auto_wrap_policy=None)
     check_plugin(plugin, nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="has buffers, such as 'running_mean'.*set it to False"):
+    with pytest.raises(ValueError, match=r"has buffers, such as 'running_mean'.*set it to False"):
         check_plugin(plugin, nn.BatchNorm1d(2))
 
 
