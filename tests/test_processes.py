@@ -115,7 +115,7 @@ REFUSED_WHERE_SHARDED = [
 
 @pytest.mark.parametrize(("kind", "strategy", "options", "sentence"), REFUSED_WHERE_SHARDED)
 def test_what_sharded_weights_allow(tmp_path, kind, strategy, options, sentence):
-    args = FusionTrainingArguments(output_dir=str(tmp_path), strategy=strategy, **options)
+    args = FusionTrainingArguments(output_dir=str(tmp_path), strategy=strategy, use_cpu=True, **options)
     plan = make_plan(None, args, two_views())
     if sentence is None:
         check_sharding(plan, args, kind)
