@@ -146,16 +146,24 @@ def recipe(tmp_path, data):
     return words
 
 
-def prepared(words: list[str]) -> dict:
-    arguments, _ = parse_arguments(words)
-    splits, encoders = load_splits(arguments), build_encoders(arguments)
-    return prepare_splits(
-        arguments, splits, encoders, build_processor(arguments, encoders), show_progress=False
-    )
+@pytest.fixture(scope="module")
+def prepared(data):
+    """Makes the splits that the words of the command line ask for."""
+    arguments, _ = parse_arguments(["--output_dir", str(data)])
+    encoders = build_encoders(arguments)
+    processor = build_processor(arguments, encoders)
+
+    def prepare(words: list[str]) -> dict:
+        arguments, _ = parse_arguments(words)
+        return prepare_splits(arguments, load_splits(arguments), encoders, processor, show_progress=False)
+
+    return prepare
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_rows_of_a_stream_are_those_of_the_loaded_data_set(recipe, tmp_path, tmp_path_factory, kind):
+def test_rows_of_a_stream_are_those_of_the_loaded_data_set(
+    recipe, prepared, tmp_path, tmp_path_factory, kind
+):
     changes: dict[str, object] = {"shuffle_buffer": 0}
     if kind == "tar":
         config = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
