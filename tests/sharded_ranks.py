@@ -52,7 +52,9 @@ class SavesAt(TrainerCallback):
         control.should_save = state.global_step in self.steps
 
 
-def trainer(folder: Path, fsdp: dict[str, Any] | None = None, **options: Any) -> FusionTrainer:
+def trainer(
+    folder: Path, fsdp: dict[str, Any] | None = None, saves: tuple[int, ...] = (1, 5, 6), **options: Any
+) -> FusionTrainer:
     """The trainer of six steps, four of them in stage 1; by two processes where `fsdp` configures FSDP."""
     args = FusionTrainingArguments(
         output_dir=str(folder),
@@ -82,7 +84,7 @@ def trainer(folder: Path, fsdp: dict[str, Any] | None = None, **options: Any) ->
         strategy=PausesAndGoesBack(("left", "right"), max_unimodal_share=0.7),
         train_dataset=TwoViews(GLOBAL_BATCH, 0),
         eval_dataset=TwoViews(31, 1),
-        callbacks=[SavesAt(1, 5, 6)],
+        callbacks=[SavesAt(*saves)],
     )
 
 
@@ -113,9 +115,10 @@ def main(folder: Path) -> None:
     # What was imported is not looked at again, after every run.
     gc.freeze()
     seen: dict[str, Any] = {"refused": {}}
-    # Killed in stage 1, where a modality has been paused from the start, and in stage 2.
+    # Killed in stage 1, where a modality has been paused from the start, and in stage 2. There nothing is saved before:
+    # to save leaves the weights sharded, and to evaluate does not.
     for name, kind, killed in (("whole", WHOLE, 1), ("parts", PARTS, 5)):
-        run = trainer(folder / name, {"version": 2, "state_dict_type": kind})
+        run = trainer(folder / name, {"version": 2, "state_dict_type": kind}, (killed, 5, 6))
         run.add_callback(StopAfterSaving(killed))
         with suppress(KeyboardInterrupt):
             run.train()
