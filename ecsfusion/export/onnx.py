@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-INSTALL = "pip install 'ecsfusion[export]'"
+from ecsfusion.extras import extra_for
+
 MAX_PROTOBUF_BYTES = 1_900_000_000
 """Larger files than 2 GB cannot be one protobuf message; the weights are then beside it."""
 
@@ -39,11 +40,9 @@ def write_onnx(
     Raises:
         ImportError: `onnx` or `onnxscript` is not installed.
     """
-    try:
+    with extra_for("an ONNX file"):
         import onnx
         import onnxscript  # noqa: F401  (torch needs it)
-    except ImportError as error:
-        raise ImportError(f"to write ONNX, {error.name} is missing: {INSTALL}") from error
     # That torchvision is not installed, and what torch's own code deprecates, says nothing about the model.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
@@ -70,10 +69,8 @@ def run_onnx(file: Path, inputs: dict[str, Tensor]) -> np.ndarray:
     Raises:
         ImportError: `onnxruntime` is not installed.
     """
-    try:
+    with extra_for("the trial of an ONNX file"):
         import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"to try the file, onnxruntime is missing: {INSTALL}") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
