@@ -48,7 +48,9 @@ def write_onnx(
     level = registration.level
     registration.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # As it was traced: where gradients are wanted, attention with a learned bias takes another way, whose result
+        # lies otherwise in memory.
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", FutureWarning)
             found = torch.onnx.export(program, input_names=list(names), output_names=[output], verbose=False)
     finally:
