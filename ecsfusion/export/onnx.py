@@ -18,6 +18,18 @@ MAX_PROTOBUF_BYTES = 1_900_000_000
 """Larger files than 2 GB cannot be one protobuf message; the weights are then beside it."""
 
 
+def check_packages() -> None:
+    """Check that what this module imports later is installed.
+
+    Raises:
+        ImportError: it is not.
+    """
+    with extra_for("an ONNX file"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  (torch needs it)
+
+
 def write_onnx(
     program: torch.export.ExportedProgram,
     file: Path,
@@ -36,13 +48,21 @@ def write_onnx(
 
     Returns:
         The version of the operators (opset).
-
-    Raises:
-        ImportError: `onnx` or `onnxscript` is not installed.
     """
-    with extra_for("an ONNX file"):
-        import onnx
-        import onnxscript  # noqa: F401  (torch needs it)
+    import onnx
+
+    proto = converted(program, names, output)
+    _name_dims(proto.graph, shapes)
+    _forget_sources(proto)
+    large = proto.ByteSize() > MAX_PROTOBUF_BYTES
+    onnx.save_model(
+        proto, str(file), save_as_external_data=large, location=f"{file.name}.data" if large else None
+    )
+    return next(each.version for each in proto.opset_import if not each.domain)
+
+
+def converted(program: torch.export.ExportedProgram, names: Sequence[str], output: str) -> Any:
+    """The message of ONNX, a `ModelProto`, for a traced graph with inputs of these names."""
     # That torchvision is not installed, and what torch's own code deprecates, says nothing about the model.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
@@ -55,24 +75,13 @@ def write_onnx(
             found = torch.onnx.export(program, input_names=list(names), output_names=[output], verbose=False)
     finally:
         registration.setLevel(level)
-    proto = found.model_proto  # type: ignore[union-attr]
-    _name_dims(proto.graph, shapes)
-    _forget_sources(proto)
-    large = proto.ByteSize() > MAX_PROTOBUF_BYTES
-    onnx.save_model(
-        proto, str(file), save_as_external_data=large, location=f"{file.name}.data" if large else None
-    )
-    return next(each.version for each in proto.opset_import if not each.domain)
+    return found.model_proto  # type: ignore[union-attr]
 
 
 def run_onnx(file: Path, inputs: dict[str, Tensor]) -> np.ndarray:
-    """What ONNX Runtime answers on the CPU.
+    """What ONNX Runtime answers on the CPU."""
+    import onnxruntime
 
-    Raises:
-        ImportError: `onnxruntime` is not installed.
-    """
-    with extra_for("the trial of an ONNX file"):
-        import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
