@@ -114,8 +114,8 @@ def tiny_swin():
         patch_size=1,
         num_channels=1,
         embed_dim=8,
-        depths=[1, 1],
-        num_heads=[1, 2],
+        depths=[1],
+        num_heads=[2],
         window_size=2,
     )
     return SwinModel(config)
@@ -238,7 +238,7 @@ def test_an_encoder_that_cannot_be_traced_is_named(tmp_path):
 def test_an_encoder_that_torch_does_not_convert_is_named(monkeypatch, attention):
     def fail(program, names, output):
         if names == ["image.pixel_values"]:
-            raise RuntimeError("in the second of three steps") from KeyError(
+            raise RuntimeError("in the second of three steps") from TypeError(
                 "\x1b[96maten.sub\x1b[0m\nTried:"
             )
 
@@ -247,13 +247,8 @@ def test_an_encoder_that_torch_does_not_convert_is_named(monkeypatch, attention)
     model.encoders["image"].config._attn_implementation = attention
     inputs = graph_inputs(model, ["table", "image"], example={"table": torch.randn(1, 4, 3)})
     said = str(export_error(model, inputs, "onnx", RuntimeError("of the whole")))
-    assert (
-        "the encoder of 'image' (ViTModel, vit) cannot be written as ONNX: torch.onnx failed (KeyError: "
-        in said
-    )
-    assert "aten.sub" in said
-    assert "Tried" not in said
-    assert "Give format='torch' (--format torch), or " in said
+    assert "the encoder of 'image' (ViTModel, vit) cannot be written as ONNX: " in said
+    assert "torch.onnx failed (TypeError: aten.sub). Give format='torch' (--format torch), or " in said
     assert ("attn_implementation='eager'" in said) == (attention == "sdpa")
 
 
