@@ -50,7 +50,16 @@ def check_base() -> None:
     assert importlib.util.find_spec("kernels") is None, "a top-level module called kernels was installed"
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"pip check: {done.stdout}"
-    extras = {"transformers", "datasets", "accelerate", "evaluate", "matplotlib", "soundfile", "pyarrow", "PIL"}
+    extras = {
+        "transformers",
+        "datasets",
+        "accelerate",
+        "evaluate",
+        "matplotlib",
+        "soundfile",
+        "pyarrow",
+        "PIL",
+    }
     brought = {name for name in extras if importlib.util.find_spec(name) is not None}
     assert not brought, f"the wheel without extras brings {sorted(brought)}"
 
@@ -119,15 +128,15 @@ def check_names() -> None:
 
 
 def check_recipe() -> None:
-    """One epoch of the recipe, and its model loaded by the Auto classes."""
+    """Two steps of the recipe, and its model loaded by the Auto classes."""
     script = Path(sysconfig.get_path("scripts")) / "ecsfusion"
     options = [
         "--config",
         "digits",
         "--strategy",
         "joint",
-        "--num_train_epochs",
-        "1",
+        "--max_steps",
+        "2",
         "--output_dir",
         "trained",
     ]
