@@ -29,8 +29,8 @@ Each is listed where it is first needed, with the licence that its own metadata 
 the page of what is installed, and a test compares the two.
 
 What the metadata does not say: the wheels of soundfile contain libsndfile (LGPL 2.1 or later), those of NumPy and SciPy
-OpenBLAS and the runtime of GCC. The listed torch is that for the CPU; with CUDA it brings packages of NVIDIA, which have
-NVIDIA's own licences.
+OpenBLAS and the runtime of GCC. The listed torch is that for the CPU; with CUDA it brings packages of NVIDIA, which
+have NVIDIA's own licences.
 """
 
 

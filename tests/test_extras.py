@@ -145,3 +145,14 @@ def test_a_run_goes_on_without_pictures(monkeypatch, tmp_path, caplog):
     Publishing(run).draw_trajectory()
     assert not list(tmp_path.iterdir())
     assert re.search(r"a picture needs matplotlib, .*The run goes on without pictures", caplog.text)
+
+
+def test_the_digits_need_the_recipe(monkeypatch):
+    """Other data sets of the recipe do not: only theirs are made with scikit-learn."""
+    from hf_recipes.configuration import RecipeArguments
+    from hf_recipes.data import load_splits
+
+    take_away(monkeypatch, "sklearn")
+    monkeypatch.delitem(sys.modules, "hf_recipes.digits", raising=False)
+    with pytest.raises(MissingExtraError, match=r"the data set 'digits' needs sklearn, .*ecsfusion\[recipes\]"):
+        load_splits(RecipeArguments(dataset="digits"))
