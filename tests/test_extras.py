@@ -154,5 +154,7 @@ def test_the_digits_need_the_recipe(monkeypatch):
 
     take_away(monkeypatch, "sklearn")
     monkeypatch.delitem(sys.modules, "hf_recipes.digits", raising=False)
-    with pytest.raises(MissingExtraError, match=r"the data set 'digits' needs sklearn, .*ecsfusion\[recipes\]"):
+    with pytest.raises(
+        MissingExtraError, match=r"the data set 'digits' needs sklearn, .*ecsfusion\[recipes\]"
+    ):
         load_splits(RecipeArguments(dataset="digits"))
