@@ -14,7 +14,7 @@
 // And for `packages/tasks/src/model-libraries-snippets.ts`:
 
 export const ecsfusion = (model: ModelData): string[] => [
-	`# pip install ecsfusion
+	`# pip install "ecsfusion[audio,train]"
 from ecsfusion import FusionForClassification
 
 model = FusionForClassification.from_pretrained("${model.id}")

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ecsfusion.auto_classes import register_with_transformers
+from ecsfusion.extras import extra_for
 
 if TYPE_CHECKING:
     from ecsfusion.controller.decision import Decision
@@ -110,7 +111,8 @@ def __getattr__(name: str) -> Any:
         return _version()
     if name not in _MODULES:
         raise AttributeError(f"module 'ecsfusion' has no attribute {name!r}; it has {', '.join(__all__)}.")
-    return getattr(import_module(f"ecsfusion.{_MODULES[name]}"), name)
+    with extra_for(name, "train"):
+        return getattr(import_module(f"ecsfusion.{_MODULES[name]}"), name)
 
 
 def _version() -> str:

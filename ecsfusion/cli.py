@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ecsfusion.extras import MissingExtraError, extra_for
+
 if TYPE_CHECKING:
     import torch
 
@@ -111,7 +113,8 @@ def _pid(options: argparse.Namespace) -> int:
 def _measure(options: argparse.Namespace, modalities: dict[str, str], rank: int, processes: int) -> int:
     """Measure the rows of this process together with the others'; the first process prints the answer."""
     if options.plot is not None:
-        from ecsfusion.pid.plotting import check_picture_path
+        with extra_for("a picture"):
+            from ecsfusion.pid.plotting import check_picture_path
 
         check_picture_path(options.plot)
 
@@ -179,7 +182,8 @@ def _options_of_clusters(options: argparse.Namespace) -> dict[str, Any]:
 
 def _push(options: argparse.Namespace) -> int:
     """Publish the model of a run."""
-    from ecsfusion.reporting.hub import push
+    with extra_for("publishing", "train"):
+        from ecsfusion.reporting.hub import push
 
     commit = push(
         options.name,
@@ -200,9 +204,10 @@ def _export(options: argparse.Namespace) -> int:
         if not Path(options.folder).is_dir():
             raise ValueError(f"{options.folder!r} is no folder; for a model on the Hub add --output FOLDER")
         target = str(Path(options.folder) / options.format)
-    from transformers.utils import logging
+    with extra_for("exporting", "export" if options.format == "onnx" else "train"):
+        from transformers.utils import logging
 
-    from ecsfusion.modeling import FusionForClassification
+        from ecsfusion.modeling import FusionForClassification
 
     logging.disable_progress_bar()
     model = FusionForClassification.from_pretrained(
@@ -216,9 +221,10 @@ def _export(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     """Serve the page of a model until Ctrl-C."""
-    from transformers.utils import logging
+    with extra_for("the page", "demo"):
+        from transformers.utils import logging
 
-    from ecsfusion.demo.page import load_and_launch
+        from ecsfusion.demo.page import load_and_launch
 
     logging.disable_progress_bar()
     load_and_launch(
@@ -230,15 +236,11 @@ def _demo(options: argparse.Namespace) -> int:
 def _train(words: Sequence[str]) -> int:
     """Run the recipe, as `hf_recipes/run.py` does from a clone."""
     try:
-        # By its name: the recipe imports this library, not the other way round.
-        recipe = importlib.import_module("hf_recipes.run")
-    except ImportError as error:
-        if (error.name or "").split(".")[0] not in ("yaml", "sklearn", "hf_recipes"):
-            raise
-        print(
-            f"ecsfusion train: error: {error.name} is missing: pip install 'ecsfusion[recipes]'",
-            file=sys.stderr,
-        )
+        with extra_for("training", "recipes"):
+            # By its name: the recipe imports this library, not the other way round.
+            recipe = importlib.import_module("hf_recipes.run")
+    except MissingExtraError as error:
+        print(f"ecsfusion train: error: {error}", file=sys.stderr)
         return 2
     recipe.main(words)
     return 0

@@ -1000,7 +1000,8 @@ class FusionForClassification(PreTrainedModel):
 
         Raises:
             ValueError: an unknown format or modality, a folder that holds a model, inputs that are not known, an answer
-                that differs from the model's, or a model of stage 1 without a readout.
+                that differs from the model's, a model of stage 1 without a readout, or an encoder that cannot be
+                exported.
             ImportError: what the format needs is not installed.
         """
         if processor is None and (self._processor is not None or self.name_or_path):

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ecsfusion import FusionProcessor
 from ecsfusion.data.paths import check_data_files, check_saved_files, confined
+from ecsfusion.extras import extra_for
 from hf_recipes.configuration import RecipeArguments
-from hf_recipes.digits import load_digits_splits
 from hf_recipes.encoders import media_of
 from hf_recipes.folders import KINDS, loading_options, renamed_columns, tables_of
 from hf_recipes.places import folder_of_place, places_of_rows, unreadable_parquet
@@ -339,6 +339,10 @@ def _describe(recipe: RecipeArguments) -> str:
 def _load(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, Mapping[str, list[str]]]:
     """The data set, and the files of each of its splits."""
     if recipe.data_dir is None and recipe.dataset == "digits":
+        # Other data need neither scikit-learn nor, without sounds, soundfile.
+        with extra_for("the data set 'digits'", "recipes"):
+            from hf_recipes.digits import load_digits_splits
+
         return load_digits_splits(), {}
     if recipe.data_dir is not None and not Path(recipe.data_dir).exists():
         raise ValueError(f"there is no folder {recipe.data_dir!r}; give data_dir an existing one")

@@ -523,7 +523,10 @@ def test_train_says_what_is_missing(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("hf_recipes")]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["train"]) == 2
-    assert "pip install 'ecsfusion[recipes]'" in capsys.readouterr().err
+    assert (
+        'training needs yaml, which is not installed; run: pip install "ecsfusion[recipes]"'
+        in capsys.readouterr().err
+    )
 
 
 def test_a_configuration_of_the_recipe_is_found_by_its_name(tmp_path, monkeypatch):

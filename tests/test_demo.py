@@ -23,7 +23,7 @@ from ecsfusion.demo.answers import answer_row
 from ecsfusion.demo.card import NO_CARD, card_of
 from ecsfusion.demo.embeddings import columns_of, measure_file
 from ecsfusion.demo.inputs import numbers_of, raw_value
-from ecsfusion.demo.page import MISSING, build_page, launch
+from ecsfusion.demo.page import build_page, launch
 from ecsfusion.demo.tables import answer_html, contributions_html, error_html
 
 
@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_measured_is_said_without_a_path(tmp_path, make):
 def test_without_gradio_one_sentence_says_what_to_install(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", str(folder)]) == 2
-    assert MISSING in capsys.readouterr().err
+    assert 'gradio, which is not installed; run: pip install "ecsfusion[demo]"' in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,12 @@ from finished_models import finished_model, fitted_readout
 from fusion_fixtures import Sensor, tiny_ast, tiny_bert, tiny_vit
 from PIL import Image
 from test_processing import make_image_processor, make_tokenizer
+from transformers import SwinConfig, SwinModel
 
 from ecsfusion import ArrayProcessor, FusionForClassification, FusionProcessor
 from ecsfusion.cli import main
+from ecsfusion.export import failures
+from ecsfusion.export.failures import export_error
 from ecsfusion.export.inputs import graph_inputs
 from ecsfusion.model.readout_table import look_up, readout_table
 
@@ -104,12 +107,26 @@ def test_torch_export_leaves_the_number_of_rows_free(tmp_path):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def tiny_swin():
+    """Its attention has a learned bias."""
+    config = SwinConfig(
+        image_size=4,
+        patch_size=1,
+        num_channels=1,
+        embed_dim=8,
+        depths=[1],
+        num_heads=[2],
+        window_size=2,
+    )
+    return SwinModel(config)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model of pictures, sounds, texts and tables, its folder, and what was exported from it."""
     folder = tmp_path_factory.mktemp("exported")
     model = finished_model(
-        {"image": tiny_vit(), "audio": tiny_ast(), "text": tiny_bert(), "table": Sensor()}, "table"
+        {"image": tiny_swin(), "audio": tiny_ast(), "text": tiny_bert(), "table": Sensor()}, "table"
     )
     processor = FusionProcessor(
         {
@@ -197,6 +214,53 @@ def test_what_cannot_be_exported_is_said(exported, tmp_path):
     unfinished.config.readout = None
     with pytest.raises(ValueError, match="of stage 1 and has no readout"):
         unfinished.export(tmp_path / "new", example=dict.fromkeys("xy", torch.randn(1, 4, 3)))
+
+
+class Wavering(Sensor):
+    """An encoder that asks the data which way to take."""
+
+    def forward(self, values):
+        return super().forward(values if values.sum() > 0 else -values)
+
+
+def test_an_encoder_that_cannot_be_traced_is_named(tmp_path):
+    model = finished_model({"left": Sensor(), "right": Wavering()})
+    message = (
+        r"the encoder of 'right' \(Wavering\) cannot be written as torch.export's file: torch.export failed "
+        r"\(GuardOnDataDependentSymNode: .*\). Leave the modality out \(.*\), or train with another encoder.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        model.export(tmp_path, "torch", example=dict.fromkeys(("left", "right"), torch.randn(1, 4, 3)))
+    model.export(tmp_path, "torch", ["left"], example={"left": torch.randn(1, 4, 3)})
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_an_encoder_that_torch_does_not_convert_is_named(monkeypatch, attention):
+    def fail(program, names, output):
+        if names == ["image.pixel_values"]:
+            raise RuntimeError("in the second of three steps") from TypeError(
+                "\x1b[96maten.sub\x1b[0m\nTried:"
+            )
+
+    monkeypatch.setattr(failures, "converted", fail)
+    model = finished_model({"table": Sensor(), "image": tiny_vit()})
+    model.encoders["image"].config._attn_implementation = attention
+    inputs = graph_inputs(model, ["table", "image"], example={"table": torch.randn(1, 4, 3)})
+    said = str(export_error(model, inputs, "onnx", RuntimeError("of the whole")))
+    assert "the encoder of 'image' (ViTModel, vit) cannot be written as ONNX: " in said
+    assert "torch.onnx failed (TypeError: aten.sub). Give format='torch' (--format torch), or " in said
+    assert ("attn_implementation='eager'" in said) == (attention == "sdpa")
+
+
+def test_a_failure_of_no_encoder_is_said_as_one(monkeypatch):
+    monkeypatch.setattr(failures, "converted", lambda program, names, output: None)
+    model = finished_model({"left": Sensor(), "right": Sensor()}, fusion="gated-sum")
+    inputs = graph_inputs(
+        model, ["left", "right"], example=dict.fromkeys(("left", "right"), torch.randn(1, 4, 3))
+    )
+    said = str(export_error(model, inputs, "onnx", RuntimeError("no such operator\nat line 3")))
+    assert "although each of its encoders can (RuntimeError: no such operator); please report" in said
+    assert "'gated-sum'" in said
 
 
 def test_an_encoder_that_mixes_padding_gets_no_mask():

@@ -1,6 +1,7 @@
 """Which part of the library may import which: one table, checked on the source."""
 
 import ast
+import itertools
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ KERNELS = ROOT / "kernels" / "torch-ext" / "ecsfusion_kernels"
 
 # A part is a folder or a file of `ecsfusion/`. It may import itself and the parts before it, nothing else.
 LAYERS = (
+    "extras",
     "data",
     "pid",
     "model",
@@ -41,7 +43,8 @@ PUBLIC_NAME_FOR_ALL = "ecsfusion.__version__"
 
 # Where the name of a module differs from that of the package that brings it.
 DISTRIBUTIONS = {"PIL": "pillow"}
-OPTIONAL = {"gradio", "onnx", "onnxruntime", "onnxscript", "peft", "trackio"}
+EXTRAS = ("data", "train", "audio", "plots", "export", "demo")
+OPTIONAL = {"peft", "trackio"}
 
 
 class Import(NamedTuple):
@@ -172,7 +175,8 @@ def test_no_files_import_one_another_in_a_circle(root):
 def test_the_library_imports_only_the_kernels_and_declared_dependencies(library_files):
     """So neither `hf_recipes` nor `benchmarks` nor `tests`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {requirement.partition(">")[0] for requirement in project["dependencies"]}
+    extras = [project["optional-dependencies"][name] for name in EXTRAS]
+    declared = {each.partition(">")[0] for each in itertools.chain(project["dependencies"], *extras)}
     allowed = {*sys.stdlib_module_names, "ecsfusion", "ecsfusion_kernels", *declared, *OPTIONAL}
     others = [
         f"{file.relative_to(ROOT)}:{found.line}: {found.name}"

@@ -67,7 +67,8 @@ def test_commands_resolve_to_a_function():
 
 def test_promised_lower_bounds(pyproject):
     project = pyproject["project"]
-    required = [Requirement(text) for text in project["dependencies"]]
+    extras = project["optional-dependencies"]
+    required = [Requirement(text) for text in [*project["dependencies"], *extras["data"], *extras["train"]]]
     floors = {requirement.name: str(requirement.specifier) for requirement in required}
     for name, floor in {
         "torch": ">=2.11",

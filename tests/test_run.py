@@ -108,7 +108,7 @@ def test_an_unreadable_row_is_named_even_by_a_worker_of_the_data_loader(tmp_path
     splits = digits.load_digits_splits()
     monkeypatch.setattr(digits.soundfile, "write", lambda file, *args, **kwargs: file.write(b"no sound"))
     splits["train"] = digits.load_digits_splits()["train"]
-    monkeypatch.setattr("hf_recipes.data.load_digits_splits", lambda: splits)
+    monkeypatch.setattr("hf_recipes.digits.load_digits_splits", lambda: splits)
     changes = {"preprocess": "on-the-fly", "dataloader_num_workers": 1}
     with pytest.raises(
         SystemExit, match=r"^error: data set 'digits', split 'train': audio, row \d+: 8 bytes"

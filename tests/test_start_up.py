@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+
+import ecsfusion
+from ecsfusion.extras import EXTRA_OF
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = [str(ROOT), str(ROOT / "kernels" / "torch-ext")]
@@ -40,15 +42,16 @@ for statement in {statements!r}:
     os.close(writer)
     print(json.dumps([statement, os.fdopen(reader).read().split(), os.waitpid(child, 0)[1]]))
 """
-# As on a machine that has torch and the packages of numbers alone.
-MEASURED = """import sys, warnings
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent!r}:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
-sys.meta_path.insert(0, Absent())
+# As after `pip install ecsfusion`, without any extra.
+WITHOUT_EXTRAS = """import sys, warnings
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def find_others(name, *places):
+    return None if name.partition(".")[0] in {absent!r} else find(name, *places)
+PathFinder.find_spec = staticmethod(find_others)
 import torch
-import ecsfusion_kernels
+import ecsfusion, ecsfusion_kernels
+from ecsfusion.cli import main
 from ecsfusion.pid.estimate import fast_pid
 warnings.simplefilter("ignore")
 labels = torch.arange(60) % 2
@@ -56,8 +59,44 @@ rows = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) + 3 * labe
 for method in ("posteriors", "clusters"):
     pid = fast_pid([rows, rows], labels, method=method)
     print(method, round(float(pid.joint_mutual_information)))
+open("data.parquet", "w").close()
+print(main("pid data.csv --label y --modality a=x --modality b=x".split()) == 0)
+uses = {{name: lambda name=name: getattr(ecsfusion, name) for name in ecsfusion.__all__}}
+for name, use in {{**uses, "plot": pid.plot}}.items():
+    try:
+        use()
+    except ImportError as error:
+        print(name + ":", error, file=sys.stderr)
+for words in {commands!r}:
+    main(words.split())
 """
-NUMBERS = {"torch", "numpy", "scipy", "matplotlib", "tqdm", "threadpoolctl"}
+COLUMNS = "--label y --modality a=x --modality b=x"
+ANSWERS = {
+    "train --config digits": ("training", "recipes"),
+    "export .": ("exporting", "export"),
+    "export . --format torch": ("exporting", "train"),
+    "push . somebody/model": ("publishing", "train"),
+    "demo .": ("the page", "demo"),
+    f"pid data.csv {COLUMNS} --plot pid.png": ("a picture", "plots"),
+    f"pid data.parquet {COLUMNS}": ("a parquet file", "data"),
+    f"pid somebody/data {COLUMNS}": ("the data set 'somebody/data'", "data"),
+}
+"""What a command says without the extra: what needs it, and which one it is."""
+MEASURING = {
+    *(
+        "PID",
+        "Decision",
+        "FewSamplesWarning",
+        "Reading",
+        "Readout",
+        "RepeatedRowsWarning",
+        "Rule",
+        "cluster_centers",
+    ),
+    *("decompose", "differentiable_pid", "fast_pid", "fast_pids", "logit_pid", "make_rule", "pid_tensors"),
+    *("soft_assignments", "soft_joint"),
+}
+"""The public names that need no extra."""
 # What a shell starts in the background ignores SIGINT, and so do its children: here it interrupts in any case.
 INTERRUPTED = """import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -107,7 +146,7 @@ def test_the_command_line_answers_with_the_standard_library_alone(tmp_path, word
     assert found == exit_code
     assert message in err
     ours = {name for name in modules if name.startswith("ecsfusion")}
-    assert ours == {"ecsfusion", "ecsfusion.auto_classes", "ecsfusion.cli"}
+    assert ours == {"ecsfusion", "ecsfusion.auto_classes", "ecsfusion.cli", "ecsfusion.extras"}
     assert {name.split(".")[0] for name in modules} <= {*sys.stdlib_module_names, "ecsfusion"}
 
 
@@ -146,15 +185,33 @@ def test_a_name_imports_only_what_it_needs(imported, statement):
     assert imported[statement] & set({**WITHOUT_TORCH, **WITH_TORCH}[statement].split()) == set()
 
 
-def test_a_measurement_needs_packages_of_numbers_alone(tmp_path):
-    """What is in the environment of a GPU: neither transformers nor what reads media."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
-    absent = {"PIL" if name == "pillow" else name for name in required - NUMBERS}
-    assert {"transformers", "datasets", "soundfile", "PIL", "pyarrow"} <= absent
-    done = run_python(MEASURED.format(absent=sorted(absent)), tmp_path)
+@pytest.fixture(scope="module")
+def without_extras(tmp_path_factory):
+    """What measurements print without any extra, and the errors of everything that needs one."""
+    folder = tmp_path_factory.mktemp("without_extras")
+    rows = "".join(f"{row % 2},{row % 2 + row / 100}\n" for row in range(60))
+    (folder / "data.csv").write_text("y,x\n" + rows)
+    done = run_python(WITHOUT_EXTRAS.format(absent=sorted(EXTRA_OF), commands=list(ANSWERS)), folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["posteriors 1", "clusters 1"]
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_a_measurement_needs_no_extra(without_extras):
+    printed, _ = without_extras
+    assert printed[:2] == ["posteriors 1", "clusters 1"]
+    assert printed[-1] == "True"
+
+
+def test_what_needs_an_extra_is_answered_by_the_line_that_installs_it(without_extras):
+    sentence = r'(.+) needs \w+, which is not installed; run: pip install "ecsfusion\[(\w+)\]"'
+    _, errors = without_extras
+    told = [re.fullmatch(rf"([\w ]+): (?:error: )?{sentence}", line) for line in errors]
+    assert all(told), errors
+    assert [found.group(2, 3) for found in told] == [
+        *((name, "train") for name in ecsfusion.__all__ if name not in MEASURING),
+        ("a picture", "plots"),
+        *ANSWERS.values(),
+    ]
 
 
 def test_interrupting_a_measurement_ends_in_one_line(tmp_path):

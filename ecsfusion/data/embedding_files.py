@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecsfusion.data.text_tables import read_text_table
+from ecsfusion.extras import extra_for
 
 CHUNK = 65_536
 """The most rows of a chunk."""
@@ -77,6 +78,7 @@ def open_table(path: str, split: str = "train", columns: Sequence[str] | None = 
 
     Raises:
         ValueError: if there is no such file, it is of another kind, or damaged.
+        ImportError: the extra `data` is not installed, which parquet files and data sets need.
     """
     suffix = Path(path).suffix.lower()
     if suffix in READERS and not Path(path).is_dir():
@@ -86,6 +88,9 @@ def open_table(path: str, split: str = "train", columns: Sequence[str] | None = 
             if suffix in ARCHIVES:
                 return ARCHIVES[suffix](path, columns)
             return READERS[suffix](path)
+        except ImportError:
+            # Nothing is known of the file then.
+            raise
         except Exception as error:
             # Libraries raise errors of any type for damaged files, most of which do not name the file.
             if path in str(error):
@@ -155,7 +160,8 @@ class ParquetTable:
     """A .parquet file; a modality is a column of numbers or of equally long lists of numbers."""
 
     def __init__(self, path: str) -> None:
-        import pyarrow.parquet as pq
+        with extra_for("a parquet file"):
+            import pyarrow.parquet as pq
 
         self._file = pq.ParquetFile(path, memory_map=False, pre_buffer=False)
         self.num_rows = self._file.metadata.num_rows
@@ -192,9 +198,10 @@ class DatasetTable:
     """
 
     def __init__(self, path: str, split: str) -> None:
-        from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
+        with extra_for(f"the data set {path!r}"):
+            from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
 
-        from ecsfusion.data.paths import check_data_files, check_saved_files
+            from ecsfusion.data.paths import check_data_files, check_saved_files
 
         if (Path(path) / "dataset_info.json").is_file() or (Path(path) / "dataset_dict.json").is_file():
             check_saved_files(path)

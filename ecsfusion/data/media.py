@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from PIL import Image, ImageOps
 
 from ecsfusion.data.arrays import array_of, to_float32
+from ecsfusion.extras import extra_for
 
 MAX_SAMPLES = 1 << 28
 """Largest number of samples of one sound, all channels together: 93 minutes of one channel at 48 kHz. To change it, set
@@ -222,7 +222,7 @@ def seconds_of(value: Any, sampling_rate: int | None) -> float:
         value = _bytes_or_path(value)
     if not isinstance(value, Encoded):
         return len(value) / float(sampling_rate or 1)
-    file = _open(value)
+    file, soundfile = _open(value), _soundfile()
     try:
         header = soundfile.info(file)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
@@ -330,7 +330,7 @@ def _range_of(array: np.ndarray) -> tuple[float, float]:
 
 
 def _decode_audio(source: Encoded) -> tuple[np.ndarray, int]:
-    file = _open(source)
+    file, soundfile = _open(source), _soundfile()
     try:
         with soundfile.SoundFile(file) as sound:
             rate, num_samples = sound.samplerate, sound.frames * sound.channels
@@ -346,6 +346,13 @@ def _decode_audio(source: Encoded) -> tuple[np.ndarray, int]:
             "leave this row out"
         ) from error
     return samples.mean(axis=1), rate
+
+
+def _soundfile() -> Any:
+    """The library that decodes sounds, which images and arrays of samples do without."""
+    with extra_for("a sound file"):
+        import soundfile
+    return soundfile
 
 
 def _samples(value: Any) -> np.ndarray:

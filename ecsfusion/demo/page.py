@@ -20,6 +20,7 @@ from ecsfusion.demo.card import card_of
 from ecsfusion.demo.embeddings import columns_of, measure_file
 from ecsfusion.demo.inputs import MAX_FILE_BYTES, raw_value
 from ecsfusion.demo.tables import answer_html, contributions_html, error_html, picture_html, pids_html
+from ecsfusion.extras import extra_for
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.processing import FusionProcessor
 
@@ -53,7 +54,6 @@ STYLE = """
 figure {margin: 1em 0}
 figure img {max-width: 100%; background: white; border-radius: 4px}
 """
-MISSING = "gradio is missing: pip install 'ecsfusion[demo]'"
 
 
 def load_and_launch(
@@ -359,10 +359,6 @@ def _gradio() -> Any:
     if "GRADIO_TEMP_DIR" not in os.environ:
         os.environ["GRADIO_TEMP_DIR"] = uploads = tempfile.mkdtemp(prefix="ecsfusion-demo-")
         atexit.register(shutil.rmtree, uploads, ignore_errors=True)
-    try:
+    with extra_for("the page of a model"):
         import gradio
-    except ImportError as error:
-        if (error.name or "").split(".")[0] != "gradio":
-            raise
-        raise ImportError(MISSING, name="gradio") from error
     return gradio

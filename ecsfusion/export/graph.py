@@ -23,7 +23,7 @@ class Graph(nn.Module):
 
     def __init__(self, model: Any, inputs: Sequence[GraphInput]) -> None:
         super().__init__()
-        self.model = _only(model, {each.modality for each in inputs})
+        self.model = only(model, {each.modality for each in inputs})
         self.names = [(each.modality, each.key) for each in inputs]
         # The model is in evaluation mode already, and without some of its parts it cannot be set.
         self.training = False
@@ -40,7 +40,7 @@ class Graph(nn.Module):
         return answer_of(self.model(present=present, **inputs), self.model.config)
 
 
-def _only(model: Any, modalities: set[str]) -> Any:
+def only(model: Any, modalities: set[str]) -> Any:
     """The model without the encoders and heads of other modalities; it shares the weights of the rest."""
     part = copy.copy(model)
     part._modules = dict(model._modules)
@@ -57,15 +57,18 @@ def export_graph(model: Any, inputs: Sequence[GraphInput]) -> torch.export.Expor
         model: a `FusionForClassification` in evaluation mode.
         inputs: what it is called with.
     """
+    return trace(Graph(model, inputs), inputs)
+
+
+def trace(graph: nn.Module, inputs: Sequence[GraphInput]) -> torch.export.ExportedProgram:
+    """Trace a function of these inputs by `torch.export`, with a free number of rows."""
     # Of lengths the encoder decides whether they are free: some take only one.
     kinds = {BATCH: torch.export.Dim.DYNAMIC}
     shapes = tuple(
         {d: kinds.get(dim, torch.export.Dim.AUTO) for d, dim in each.dims.items()} for each in inputs
     )
     with torch.no_grad():
-        return torch.export.export(
-            Graph(model, inputs), tuple(each.sample for each in inputs), dynamic_shapes=(shapes,)
-        )
+        return torch.export.export(graph, tuple(each.sample for each in inputs), dynamic_shapes=(shapes,))
 
 
 def shapes_of(program: torch.export.ExportedProgram, inputs: Sequence[GraphInput]) -> list[list[int | str]]:

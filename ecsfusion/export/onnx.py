@@ -12,9 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-INSTALL = "pip install 'ecsfusion[export]'"
+from ecsfusion.extras import extra_for
+
 MAX_PROTOBUF_BYTES = 1_900_000_000
 """Larger files than 2 GB cannot be one protobuf message; the weights are then beside it."""
+
+
+def check_packages() -> None:
+    """Check that what this module imports later is installed.
+
+    Raises:
+        ImportError: it is not.
+    """
+    with extra_for("an ONNX file"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  (torch needs it)
 
 
 def write_onnx(
@@ -35,26 +48,10 @@ def write_onnx(
 
     Returns:
         The version of the operators (opset).
-
-    Raises:
-        ImportError: `onnx` or `onnxscript` is not installed.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  (torch needs it)
-    except ImportError as error:
-        raise ImportError(f"to write ONNX, {error.name} is missing: {INSTALL}") from error
-    # That torchvision is not installed, and what torch's own code deprecates, says nothing about the model.
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            found = torch.onnx.export(program, input_names=list(names), output_names=[output], verbose=False)
-    finally:
-        registration.setLevel(level)
-    proto = found.model_proto  # type: ignore[union-attr]
+    import onnx
+
+    proto = converted(program, names, output)
     _name_dims(proto.graph, shapes)
     _forget_sources(proto)
     large = proto.ByteSize() > MAX_PROTOBUF_BYTES
@@ -64,16 +61,27 @@ def write_onnx(
     return next(each.version for each in proto.opset_import if not each.domain)
 
 
-def run_onnx(file: Path, inputs: dict[str, Tensor]) -> np.ndarray:
-    """What ONNX Runtime answers on the CPU.
-
-    Raises:
-        ImportError: `onnxruntime` is not installed.
-    """
+def converted(program: torch.export.ExportedProgram, names: Sequence[str], output: str) -> Any:
+    """The message of ONNX, a `ModelProto`, for a traced graph with inputs of these names."""
+    # That torchvision is not installed, and what torch's own code deprecates, says nothing about the model.
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"to try the file, onnxruntime is missing: {INSTALL}") from error
+        # As it was traced: where gradients are wanted, attention with a learned bias takes another way, whose result
+        # lies otherwise in memory.
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", FutureWarning)
+            found = torch.onnx.export(program, input_names=list(names), output_names=[output], verbose=False)
+    finally:
+        registration.setLevel(level)
+    return found.model_proto  # type: ignore[union-attr]
+
+
+def run_onnx(file: Path, inputs: dict[str, Tensor]) -> np.ndarray:
+    """What ONNX Runtime answers on the CPU."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import transformers
 from torch import Tensor
 
 from ecsfusion import __version__
+from ecsfusion.export.failures import export_error
 from ecsfusion.export.graph import export_graph, shapes_of
 from ecsfusion.export.inputs import MASK, GraphInput, graph_inputs
-from ecsfusion.export.onnx import run_onnx, write_onnx
+from ecsfusion.export.onnx import check_packages, run_onnx, write_onnx
 from ecsfusion.export.readme import readme_of
 from ecsfusion.model.answers import answer_of
 from ecsfusion.model.encoders import needs_one_length
@@ -48,6 +50,9 @@ def export_model(
         raise ValueError(
             f"{target} holds a model, whose card would be overwritten; give another folder, such as {target / format}."
         )
+    if format == "onnx":
+        # Before the minutes that the rest may take.
+        check_packages()
     if format == "onnx" and torch.bfloat16 in {parameter.dtype for parameter in model.parameters()}:
         # ONNX Runtime has few operators for bfloat16, which float32 holds exactly.
         model = copy.deepcopy(model).float()
@@ -56,17 +61,18 @@ def export_model(
     model.eval()
     try:
         inputs = graph_inputs(model, names, processor, example)
-        program = export_graph(model, inputs)
-        shapes = shapes_of(program, inputs)
-        target.mkdir(parents=True, exist_ok=True)
-        file = target / FILES[format]
-        output = "predictions" if model.problem_type == REGRESSION else "probabilities"
-        opset = None
-        if format == "onnx":
-            opset = write_onnx(program, file, [each.name for each in inputs], shapes, output)
-        else:
-            _write_torch(program, file)
-        difference = max(_difference(model, inputs, program, file, format, rows) for rows in TRIED_ROWS)
+        with _failures_explained(model, inputs, format):
+            program = export_graph(model, inputs)
+            shapes = shapes_of(program, inputs)
+            target.mkdir(parents=True, exist_ok=True)
+            file = target / FILES[format]
+            output = "predictions" if model.problem_type == REGRESSION else "probabilities"
+            opset = None
+            if format == "onnx":
+                opset = write_onnx(program, file, [each.name for each in inputs], shapes, output)
+            else:
+                _write_torch(program, file)
+            difference = max(_difference(model, inputs, program, file, format, rows) for rows in TRIED_ROWS)
     finally:
         model.train(was_training)
     limit = TOLERANCE.get(model.dtype, 0.02)
@@ -100,6 +106,19 @@ def export_model(
     (target / "README.md").write_text(readme_of(facts), encoding="utf-8")
     (target / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
+
+
+@contextmanager
+def _failures_explained(model: Any, inputs: Sequence[GraphInput], format: str) -> Iterator[None]:
+    """A context in which an export may fail with errors of any type, from the tracer, the exporter or ONNX Runtime."""
+    try:
+        yield
+    except (ImportError, OSError):
+        raise
+    except Exception as error:
+        # What the model itself raises is no failure of the export.
+        _answers(model, inputs, [each.sample for each in inputs])
+        raise export_error(model, inputs, format, error) from error
 
 
 def _chosen(model: Any, modalities: Sequence[str] | None) -> tuple[str, ...]:
@@ -164,6 +183,19 @@ def _difference(
 ) -> float:
     """The largest distance of the file's answers from the model's, where rows lack modalities and differ in length."""
     values = [_rows(each, num_rows, index) for index, each in enumerate(inputs)]
+    expected = _answers(model, inputs, values)
+    with torch.no_grad():
+        if format == "onnx":
+            by_name = {each.name: value for each, value in zip(inputs, values, strict=True)}
+            answers = torch.from_numpy(run_onnx(file, by_name))
+        else:
+            answers = program.module()(*values)
+    return float((answers.cpu() - expected.cpu()).abs().max())
+
+
+@torch.no_grad()
+def _answers(model: Any, inputs: Sequence[GraphInput], values: Sequence[Tensor]) -> Tensor:
+    """What the model answers to values of these inputs."""
     batch: dict[str, Any] = {}
     present: dict[str, Tensor] = {}
     for each, value in zip(inputs, values, strict=True):
@@ -171,14 +203,7 @@ def _difference(
             present[each.modality] = value
         else:
             batch.setdefault(each.modality, {})[each.key] = value
-    with torch.no_grad():
-        expected = answer_of(model(present=present, **batch), model.config).float()
-        if format == "onnx":
-            by_name = {each.name: value for each, value in zip(inputs, values, strict=True)}
-            answers = torch.from_numpy(run_onnx(file, by_name))
-        else:
-            answers = program.module()(*values)
-    return float((answers.cpu() - expected.cpu()).abs().max())
+    return answer_of(model(present=present, **batch), model.config).float()
 
 
 def _rows(each: GraphInput, num_rows: int, index: int) -> Tensor:

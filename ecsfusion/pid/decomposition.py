@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecsfusion.data.values import check_values
+from ecsfusion.extras import extra_for
 from ecsfusion.pid.checks import check_tolerance, is_whole
 from ecsfusion.pid.inputs import as_tensor
 
@@ -201,8 +202,10 @@ class PID:
 
         Raises:
             ValueError: for a batch of tables, and a path that is no picture's.
+            ImportError: the extra `plots` is not installed.
         """
-        from ecsfusion.pid.plotting import plot_pid
+        with extra_for("a picture"):
+            from ecsfusion.pid.plotting import plot_pid
 
         return plot_pid(self, path)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from os import PathLike
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from ecsfusion.evaluation.measurement import Measurement
+from ecsfusion.extras import extra_for
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Of the palette of Okabe and Ito, one for each modality."""
@@ -62,6 +64,8 @@ def plot_contributions(
     found = evaluated_contributions(measurement)
     if not found:
         raise ValueError("the measurement has no contributions: there is nothing to draw.")
+    with extra_for("a picture"):
+        from matplotlib.figure import Figure
     names = list(found["score"])
     panels = 2 if found["bits"] else 1
     figure = Figure(figsize=(4.6 * panels, 3.4), dpi=100, layout="constrained")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import calibrated_answers, head_answers
+from ecsfusion.extras import extra_for
 from ecsfusion.model.names import CALIBRATED, FUSED
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION
 from ecsfusion.model.readout import Readout
 from ecsfusion.reporting.heads import head_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = ("#D55E00", "#0072B2", "#009E73")
 """Of the palette of Okabe and Ito."""
@@ -95,6 +97,9 @@ def plot_reliability(measurement: Measurement, split: str, path: str | PathLike[
     reliability = measurement.reliability
     if not reliability:
         raise ValueError("the measurement has no reliability: there is nothing to draw.")
+    with extra_for("a picture"):
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
     figure = Figure(figsize=(6, 6.4), dpi=100, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
     upper.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=(0, (3, 2)), label="perfect")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from typing import TYPE_CHECKING, Any
 
 from ecsfusion.controller.probe import Probe
+from ecsfusion.extras import extra_for
 from ecsfusion.model.names import CALIBRATED, FUSED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MODALITY_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 """Of the palette of Okabe and Ito, which colour-blind readers can tell apart. Black is left for the heads that combine
@@ -47,6 +47,8 @@ def plot_trajectory(
         ValueError: an empty history, or a probe without one of the values.
     """
     _check(history, modalities)
+    with extra_for("a picture"):
+        from matplotlib.figure import Figure
     figure = Figure(figsize=(12, 8), dpi=100, layout="constrained")
     ratios = (0.12 + 0.13 * len(modalities), 3, 2.6)
     lanes, information, accuracy = figure.subplots(3, 1, sharex=True, height_ratios=ratios)
@@ -146,6 +148,8 @@ def _series(
 
 
 def _draw_information(axes: Axes, history: Sequence[Probe], modalities: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
     readings = [probe.reading for probe in history]
     looks = {name: _look(modalities, name) for name in modalities}
     floor_style: dict[str, Any] = {"marker": "", "linestyle": ":", "linewidth": 1.3, "alpha": 0.8}
@@ -167,6 +171,8 @@ def _draw_information(axes: Axes, history: Sequence[Probe], modalities: Sequence
 
 
 def _draw_accuracy(axes: Axes, history: Sequence[Probe], modalities: Sequence[str]) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     scores = [probe.reading.accuracy for probe in history]
     for name in modalities:
         values = [each[name] for each in scores]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from transformers.utils import logging
 
+from ecsfusion.extras import MissingExtraError
 from ecsfusion.reporting.card import render_card
 from ecsfusion.reporting.contributions import plot_contributions
 from ecsfusion.reporting.eval_results import write_eval_results
@@ -106,11 +107,14 @@ class Publishing:
         return CONTRIBUTIONS_FILE if drawn else None
 
     def _draw(self, name: str, draw: Callable[[Path], object]) -> bool:
-        """Write a picture to the output folder. If the disk is full, a warning is logged and the run goes on."""
+        """Write a picture to the output folder. Where that fails, a warning is logged and the run goes on."""
         path = self._output / name
         try:
             with written_whole(path) as aside:
                 draw(aside)
+        except MissingExtraError as error:
+            logger.warning_once(f"{error}. The run goes on without pictures, and nothing else is lost.")
+            return False
         except OSError as error:
             logger.warning(
                 f"{path} was not drawn ({error.strerror or error}); {shutil.disk_usage(path.parent).free:,} bytes are "
