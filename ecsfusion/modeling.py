@@ -40,6 +40,7 @@ from ecsfusion.model.readout import Readout
 from ecsfusion.model.readout_table import Table, look_up, readout_table
 from ecsfusion.model.rows import mask_rows, rows_present, size_and_device, spread, take
 from ecsfusion.model.shared_weights import check_not_shared, tied_weights
+from ecsfusion.model.whole_weights import check_whole
 from ecsfusion.processing import FusionProcessor
 
 logger = logging.get_logger(__name__)
@@ -433,7 +434,12 @@ class FusionForClassification(PreTrainedModel):
             save_original_format: save under the older names.
             distributed_checkpoint: passed on.
             **kwargs: passed on.
+
+        Raises:
+            ValueError: FSDP has sharded the weights, and `state_dict` does not hold the whole ones.
         """
+        if state_dict is None and not distributed_checkpoint:
+            check_whole(self, "save_pretrained")
         super().save_pretrained(
             save_directory,
             is_main_process=is_main_process,
@@ -1000,10 +1006,11 @@ class FusionForClassification(PreTrainedModel):
 
         Raises:
             ValueError: an unknown format or modality, a folder that holds a model, inputs that are not known, an answer
-                that differs from the model's, a model of stage 1 without a readout, or an encoder that cannot be
-                exported.
+                that differs from the model's, a model of stage 1 without a readout, an encoder that cannot be exported,
+                or a model that FSDP has sharded.
             ImportError: what the format needs is not installed.
         """
+        check_whole(self, "export")
         if processor is None and (self._processor is not None or self.name_or_path):
             with contextlib.suppress(ValueError):
                 processor = self.processor()

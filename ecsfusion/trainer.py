@@ -84,6 +84,7 @@ from ecsfusion.training.sharding import (
     FSDP1,
     FSDP2,
     check_no_early_state,
+    check_not_trained,
     check_plugin,
     check_same_modalities,
     copy_from_first_process,
@@ -94,7 +95,13 @@ from ecsfusion.training.sharding import (
 )
 from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages, check_trainable
 from ecsfusion.training.trackio_alerts import alert_on_trackio
-from ecsfusion.training.untouched import StartOfRun, kept_flags, kept_precision, kept_random_state
+from ecsfusion.training.untouched import (
+    StartOfRun,
+    kept_active_loader,
+    kept_flags,
+    kept_precision,
+    kept_random_state,
+)
 from ecsfusion.training_args import FusionTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -344,7 +351,7 @@ class FusionTrainer(ResumableTrainer):
         Returns:
             The result of `transformers.Trainer.train`.
         """
-        with without_bars(bool(self.args.disable_tqdm)):
+        with without_bars(bool(self.args.disable_tqdm)), kept_active_loader(self.accelerator):
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _train(
@@ -354,6 +361,8 @@ class FusionTrainer(ResumableTrainer):
         for name, dataset in {"train_dataset": self.train_dataset, **self.evaluation_sets()}.items():
             check_has_rows(dataset, name)
             self._check_dropped_rows(dataset, name)
+        if self.model_init is None:
+            check_not_trained(self.model)
         try:
             result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
@@ -877,7 +886,8 @@ class FusionTrainer(ResumableTrainer):
         present_pass = self.evaluator.passing(
             self, holds_embeddings=description != PREDICTION, measures=description != EMBEDDING
         )
-        with present_pass, kept_random_state(self.args.device), ExitStack() as stack:
+        kept = kept_active_loader(self.accelerator)
+        with present_pass, kept, kept_random_state(self.args.device), ExitStack() as stack:
             if casts and self._sharded_by() is None:
                 # The Trainer would move the model to the device together with the cast.
                 self._move_model_to_device(self.model, self.args.device)
@@ -913,11 +923,14 @@ class FusionTrainer(ResumableTrainer):
         """The loader of an evaluation set, as `transformers.Trainer` makes it.
 
         Raises:
-            ValueError: `dataloader_drop_last` would drop all of its rows.
+            ValueError: it has no rows, or `dataloader_drop_last` would drop all of them.
         """
         named = eval_dataset is None or isinstance(eval_dataset, str)
+        sets = self.evaluation_sets() if named else {"eval_dataset": eval_dataset}
+        for name, dataset in sets.items():
+            check_has_rows(dataset, name)
+            self._check_dropped_rows(dataset, name)
         if not named:
-            self._check_dropped_rows(eval_dataset, "eval_dataset")
             # With persistent workers, the Trainer keeps loaders under a name that all sets without a name share.
             kept = self.__dict__.pop("_eval_dataloaders", None)
         loader = super().get_eval_dataloader(eval_dataset)
@@ -941,11 +954,19 @@ class FusionTrainer(ResumableTrainer):
         return super()._determine_best_metric(metrics=metrics, trial=trial)
 
     def evaluate_rows(self, dataset: Any) -> Evaluation:
-        """Run the model on the rows of any data set. Nothing is logged, and no rule decides."""
+        """Run the model on the rows of any labelled data set. Nothing is logged, and no rule decides.
+
+        Raises:
+            ValueError: it has no rows, or they have no labels.
+        """
+        check_has_rows(dataset, "dataset")
         output = self.evaluation_loop(
             self.get_test_dataloader(dataset), EMBEDDING, prediction_loss_only=False, ignore_keys=[]
         )
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
+        if output.label_ids is None:
+            what = "has no rows" if output.num_samples == 0 else "has rows without 'labels' or 'label'"
+            raise ValueError(f"dataset {what}; give labelled rows, or call predict(dataset, ignore_keys=[]).")
         return Evaluation.from_outputs(output.predictions, output.label_ids, self.model.embedding_dims)
 
     def evaluate_training_rows(self) -> Evaluation:

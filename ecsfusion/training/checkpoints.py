@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors import safe_open
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
@@ -32,6 +33,9 @@ WRITTEN_BY_TORCH = (
     *("optimizer.bin", "pytorch_model_fsdp.bin"),
 )
 """The files that the Trainer writes with `torch.save`: zip files, whose table of contents is at the end."""
+
+LAYOUTS = {"FULL_STATE_DICT": f"{FSDP_MODEL_NAME}.bin", "SHARDED_STATE_DICT": f"{FSDP_MODEL_NAME}_0"}
+"""The file or the folder of a checkpoint that FSDP writes the weights to, by its `state_dict_type`."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -272,6 +276,30 @@ def check_fits(folder: str | Path, model: nn.Module) -> None:
                 f"{in_checkpoint} there and {in_model} here. Build the model as it was for that run, or start anew in "
                 "another output_dir."
             )
+
+
+def check_layout(folder: str | Path, layout: str | None) -> None:
+    """Check that a checkpoint was written as this run reads it: without FSDP, or under FSDP in one file or in parts.
+
+    Args:
+        folder: the checkpoint.
+        layout: "FULL_STATE_DICT" or "SHARDED_STATE_DICT" of the run; None without FSDP.
+
+    Raises:
+        ValueError: it was not.
+    """
+    saved = next((kind for kind, name in LAYOUTS.items() if Path(folder, name).exists()), None)
+    if saved != layout:
+        there, here = (
+            "whole weights alone, as runs without FSDP or with save_only_model write them"
+            if kind is None
+            else f"the state of FSDP with {kind}"
+            for kind in (saved, layout)
+        )
+        raise ValueError(
+            f"the checkpoint {folder} holds {there}, but this run reads {here}; resume as that run was started, or "
+            "start anew in another output_dir."
+        )
 
 
 def link_folder(source: str | Path, target: str | Path) -> None:

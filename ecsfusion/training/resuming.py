@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from ecsfusion.training.checkpoints import (
     check_fits,
+    check_layout,
     check_written,
     clear_up,
     inexact_because,
@@ -170,6 +171,8 @@ class ResumableTrainer(Trainer):
         if self.is_world_process_zero():
             try:
                 result = [whole_checkpoint(wanted, output_dir)]
+                if result[0][0] is not None and not self.is_deepspeed_enabled:
+                    check_layout(result[0][0], self._layout())
             except ValueError as error:
                 result = [error]
         checkpoint_or_error = broadcast_object_list(result)[0]
@@ -190,6 +193,12 @@ class ResumableTrainer(Trainer):
             self._bring_back_folders(checkpoint)
         self.accelerator.wait_for_everyone()
         return checkpoint
+
+    def _layout(self) -> str | None:
+        """How FSDP writes the weights of a checkpoint; None without FSDP."""
+        if not self.is_fsdp_enabled:
+            return None
+        return str(self.accelerator.state.fsdp_plugin.state_dict_type).rpartition(".")[2]
 
     def _bring_back_folders(self, checkpoint: str) -> None:
         """Put the folders that a checkpoint holds in the place of those that the run has written since."""
@@ -270,9 +279,7 @@ class ResumableTrainer(Trainer):
 
         With `SHARDED_STATE_DICT`, the default of accelerate, the Trainer would write nothing that can be loaded.
         """
-        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        writes_parts = plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
-        if writes_parts and self._staging is None:
+        if self._layout() not in (None, "FULL_STATE_DICT") and self._staging is None:
             self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
         super().save_model(output_dir, _internal_call)
 

@@ -163,6 +163,19 @@ def check_plugin(plugin: Any, model: nn.Module) -> None:
         )
 
 
+def check_not_trained(model: nn.Module) -> None:
+    """Check that no earlier run has sharded this model, since accelerate cannot prepare it once more.
+
+    Raises:
+        ValueError: one has.
+    """
+    if is_sharded(model):
+        raise ValueError(
+            f"an earlier train() has sharded the model under {FSDP2}, which happens once; train the model that "
+            "from_pretrained reads from the saved folder, with a new trainer (also to resume)."
+        )
+
+
 def check_no_early_state(optimizer: torch.optim.Optimizer) -> None:
     """Check that an optimizer has no state of the whole weights, which accelerate has replaced by their parts.
 

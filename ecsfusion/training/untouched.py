@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import TrainerControl
 
@@ -72,6 +73,24 @@ def kept_flags(control: TrainerControl) -> Iterator[None]:
     finally:
         for name, flag in flags.items():
             setattr(control, name, flag or getattr(control, name))
+
+
+@contextmanager
+def kept_active_loader(accelerator: Accelerator) -> Iterator[None]:
+    """A context after which accelerate knows which batches are read, as it did before.
+
+    It leaves out the rows that only fill the last batch of the loader that was begun last. One that is not read to its
+    end, by a run with `max_steps` or an exception, would stay that loader: a pass that goes on would lose other rows.
+
+    Args:
+        accelerator: of any trainer, because all of them share this state.
+    """
+    state = accelerator.gradient_state
+    loaders = state.dataloader_references
+    try:
+        yield
+    finally:
+        state.dataloader_references = loaders
 
 
 class StartOfRun:
