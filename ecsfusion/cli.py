@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ecsfusion.extras import MissingExtraError, extra_for
+from ecsfusion.extras import extra_for
 
 if TYPE_CHECKING:
     import torch
@@ -239,7 +239,7 @@ def _train(words: Sequence[str]) -> int:
         with extra_for("training", "recipes"):
             # By its name: the recipe imports this library, not the other way round.
             recipe = importlib.import_module("hf_recipes.run")
-    except MissingExtraError as error:
+    except ImportError as error:
         print(f"ecsfusion train: error: {error}", file=sys.stderr)
         return 2
     recipe.main(words)
@@ -266,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure what the embeddings of each modality know about a label; train a fusion model; export or"
         " publish it.",
     )
+    parser.add_argument("--version", action=_PrintVersion, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
     pid = commands.add_parser(
         "pid",
@@ -419,6 +420,19 @@ def _parser() -> argparse.ArgumentParser:
         "--space", action="store_true", help="also publish the page of `ecsfusion demo`, as a Space"
     )
     return parser
+
+
+class _PrintVersion(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        from ecsfusion import __version__
+
+        print(f"ecsfusion {__version__}")
+        parser.exit()
 
 
 def _clusters(text: str) -> int | str:

@@ -26,12 +26,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-from transformers import set_seed
-from transformers.utils import logging
-
 # Python must find hf_recipes from any working directory.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from ecsfusion.extras import extra_for
+
+with extra_for("the recipe", "recipes"):
+    import datasets
+    import yaml  # noqa: F401
+    from transformers import set_seed
+    from transformers.utils import logging
 
 from ecsfusion import FusionForClassification, FusionProcessor, FusionTrainer, FusionTrainingArguments
 from ecsfusion.model.names import FUSED

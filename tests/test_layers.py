@@ -37,6 +37,7 @@ LAYERS = (
     "auto_classes",
     "demo",
     "cli",
+    "__main__",
 )
 # The public names of `ecsfusion/__init__.py` come from all parts. Of them a part may import only this one.
 PUBLIC_NAME_FOR_ALL = "ecsfusion.__version__"
