@@ -782,6 +782,7 @@ def test_decisions_have_one_line_of_reason() -> None:
             assert "\n" not in decision.reason
 
 
+@pytest.mark.slow
 def test_two_processes_killed_while_they_scout_end_the_same(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     # Few rows: the probe sees noise, which must not decide.
