@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -17,7 +18,7 @@ from importlib.util import find_spec
 from threading import local
 from types import ModuleType
 
-from ecsfusion.extras import extra_for_module
+from ecsfusion.extras import MissingExtraError, OutdatedExtraError, extra_for, extra_for_module
 
 REGISTERED_BY = {
     "transformers.models.auto.configuration_auto": "ecsfusion.model.configuration",
@@ -107,5 +108,8 @@ def register_with_transformers() -> None:
 
 def _import_once(name: str) -> None:
     # One that is being imported just now registers itself in the end.
-    if name not in sys.modules:
+    if name in sys.modules:
+        return
+    # Whoever only measures may have another transformers than models need, and must be able to use it.
+    with suppress(MissingExtraError, OutdatedExtraError), extra_for(name, "train"):
         import_module(name)
