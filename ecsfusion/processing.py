@@ -38,6 +38,8 @@ from ecsfusion.model.configuration import FusionConfig
 
 CONFIG_NAME = "fusion_processor_config.json"
 
+UNLIMITED = 1_000_000
+"""A tokenizer without a limit says that its texts may be longer than this."""
 # The kinds of processors: their classes, and the classes that load them. Names of modalities are free (a model may have
 # two cameras), so the kind follows from the processor's class and never from the name.
 KINDS: dict[str, tuple[type, Any]] = {
@@ -817,7 +819,7 @@ def _num_channels(processor: Any) -> int | None:
 def _call_options(processor: Any) -> dict[str, Any]:
     if isinstance(processor, PreTrainedTokenizerBase):
         # Without a limit the tokenizer would warn at every call that it cannot truncate.
-        limited = processor.model_max_length < 1_000_000
+        limited = processor.model_max_length < UNLIMITED
         # Where the tokenizer makes no mask (SigLIP), the encoder was trained on texts of one length.
         fixed = limited and "attention_mask" not in processor.model_input_names
         if fixed:

@@ -18,8 +18,9 @@ from packaging.requirements import Requirement
 from readings import make_probe
 
 import ecsfusion
+from ecsfusion import auto_classes
 from ecsfusion.data.media import read_audio
-from ecsfusion.extras import EXTRA_OF, MissingExtraError, extra_for
+from ecsfusion.extras import EXTRA_OF, MissingExtraError, OutdatedExtraError, extra_for
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "hf_recipes": "ecsfusion"}
@@ -113,6 +114,73 @@ def test_errors_of_a_broken_installation_are_not_masked(monkeypatch, tmp_path, s
     with pytest.raises(kind, match=message) as caught, extra_for("a metric"):
         importlib.import_module("evaluate")
     assert not isinstance(caught.value, MissingExtraError)
+
+
+@pytest.mark.parametrize(
+    ("module", "installed", "sentence"),
+    [
+        (
+            "evaluate",
+            "0.3.0",
+            'a metric needs evaluate>=0.4.6, and 0.3.0 is installed; run: pip install "ecsfusion[train]"',
+        ),
+        (
+            "sklearn",
+            "1.0",
+            'a metric needs scikit-learn>=1.5, and 1.0 is installed; run: pip install "ecsfusion[recipes]"',
+        ),
+        ("evaluate", "0.4.6", None),
+    ],
+)
+def test_a_version_that_is_too_old_is_said_where_an_import_fails(monkeypatch, module, installed, sentence):
+    wanted = ['evaluate>=0.4.6; extra == "train"', 'scikit-learn>=1.5; extra == "recipes"']
+    monkeypatch.setattr("importlib.metadata.version", lambda package: installed)
+    monkeypatch.setattr("importlib.metadata.requires", lambda package: wanted)
+    with pytest.raises(ImportError) as caught, extra_for("a metric"):
+        raise ImportError("cannot import name 'load'", name=f"{module}.loading")
+    assert isinstance(caught.value, OutdatedExtraError) == (sentence is not None)
+    assert str(caught.value) == (sentence or "cannot import name 'load'")
+
+
+@pytest.mark.parametrize(
+    ("module", "absent", "extra"),
+    [
+        ("metrics", "evaluate", "train"),
+        ("pid.plotting", "matplotlib", "plots"),
+        ("demo.page", "transformers", "demo"),
+    ],
+)
+def test_a_module_that_is_imported_by_itself_says_what_it_lacks(monkeypatch, module, absent, extra):
+    take_away(monkeypatch, absent)
+    monkeypatch.delitem(sys.modules, f"ecsfusion.{module}", raising=False)
+    with pytest.raises(
+        MissingExtraError, match=rf"ecsfusion\.{module} needs {absent}, .*ecsfusion\[{extra}\]"
+    ):
+        importlib.import_module(f"ecsfusion.{module}")
+
+
+def test_whoever_only_measures_may_have_transformers_without_the_rest(monkeypatch):
+    """As after `pip install ecsfusion transformers`, where pictures cannot be read."""
+    take_away(monkeypatch, "evaluate")
+    monkeypatch.delitem(sys.modules, "ecsfusion.metrics", raising=False)
+    auto_classes._import_once("ecsfusion.metrics")
+    assert "ecsfusion.metrics" not in sys.modules
+
+
+def test_an_import_of_the_library_is_registered_at_its_end(monkeypatch, tmp_path):
+    """Otherwise what is to be registered would import the module that is being imported."""
+    (tmp_path / "theirs.py").write_text("")
+    (tmp_path / "ours.py").write_text("from ecsfusion.extras import finished\n")
+    (tmp_path / "extras.py").write_text("import theirs\nfinished = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ecsfusion, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(ecsfusion, "extras", None)
+    finder = auto_classes._AfterImport({"theirs": "ours"})
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "ecsfusion.extras")
+    importlib.import_module("ecsfusion.extras")
+    assert sys.modules.pop("ours").finished
+    del sys.modules["theirs"]
 
 
 def test_arrays_of_samples_need_no_extra_and_sound_files_do(monkeypatch):

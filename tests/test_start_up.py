@@ -129,6 +129,7 @@ def exit_code_and_imports(code, cwd):
         ("--help", 0, ""),
         ("pid --help", 0, ""),
         ("push --help", 0, ""),
+        ("--version", 0, ""),
         ("", 2, "required: command"),
         ("pdi data.npz", 2, "invalid choice: 'pdi'"),
         ("pid", 2, "required: FILE, --label, --modality"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,8 @@ TEXT = """# A fusion model as {kind}
 programs what is written here.
 
 ## Run it
+
+With `pip install {packages}`:
 
 ```python
 {code}
@@ -58,11 +62,13 @@ def readme_of(facts: Mapping[str, Any]) -> str:
         "regression": f"the predictions, in this order: {classes}.",
     }[facts["problem_type"]]
     made = ", ".join(f"{name} {version}" for name, version in facts["made_with"].items())
+    code = _code(facts)
     return TEXT.format(
+        packages=_packages(code),
         kind="ONNX" if is_onnx else "a torch.export program",
         file=facts["file"],
         runtime="ONNX Runtime" if is_onnx else "PyTorch",
-        code=_code(facts),
+        code=code,
         table=rows,
         notes=_notes(facts),
         output=facts["output"]["name"],
@@ -71,6 +77,14 @@ def readme_of(facts: Mapping[str, Any]) -> str:
         made=f"Made with {made}. On trial rows its answers were at most "
         f"{facts['max_difference_to_the_model']:.1e} from those of the model.",
     )
+
+
+def _packages(code: str) -> str:
+    """The packages that the code imports."""
+    modules = re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE)
+    names = {"PIL": "pillow"}
+    chosen = {names.get(module, module) for module in modules if module not in sys.stdlib_module_names}
+    return " ".join(sorted(chosen))
 
 
 def _notes(facts: Mapping[str, Any]) -> str:
@@ -149,11 +163,12 @@ def _reading(
             {"import soundfile", "from transformers import AutoFeatureExtractor"},
         )
     if kind == "tokenizer":
-        padding = (
-            'padding="max_length", truncation=True'
-            if all(isinstance(size, int) for size in keys[0]["shape"][1:])
-            else "padding=True"
-        )
+        padding = "padding=True"
+        if all(isinstance(size, int) for size in keys[0]["shape"][1:]):
+            padding = 'padding="max_length", truncation=True'
+        elif about.get("max_length") is not None:
+            # As for the model, whose encoder has no positions beyond.
+            padding = "padding=True, truncation=True"
         return (
             [
                 f'tokenizer = AutoTokenizer.from_pretrained(folder / "{name}")',

@@ -23,7 +23,7 @@ from ecsfusion.export.readme import readme_of
 from ecsfusion.model.answers import answer_of
 from ecsfusion.model.encoders import needs_one_length
 from ecsfusion.model.problem_types import REGRESSION
-from ecsfusion.processing import KINDS, FusionProcessor
+from ecsfusion.processing import KINDS, UNLIMITED, FusionProcessor
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 """Formats, and the file that each is written to."""
@@ -166,6 +166,8 @@ def _preprocessing(model: Any, name: str, processor: FusionProcessor | None) -> 
     if part is not None:
         kind = next(kind for kind, (base, _) in KINDS.items() if isinstance(part, base))
         facts |= {"processor": type(part).__name__, "kind": kind, "folder": name}
+        if kind == "tokenizer" and part.model_max_length < UNLIMITED:
+            facts["max_length"] = part.model_max_length
         for key in ("sampling_rate", "image_mean"):
             value = getattr(part, key, None)
             if value is not None:
