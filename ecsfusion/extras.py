@@ -118,7 +118,8 @@ def extra_for_module(name: str) -> Iterator[None]:
     if _has_purpose.get():
         yield
         return
-    with extra_for(name, _EXTRA_OF_PART.get(name.split(".")[1], "train")):
+    extra = _EXTRA_OF_PART.get(name.split(".")[1], "train")
+    with extra_for(name, extra):
         yield
 
 

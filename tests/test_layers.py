@@ -45,7 +45,7 @@ PUBLIC_NAME_FOR_ALL = "ecsfusion.__version__"
 # Where the name of a module differs from that of the package that brings it.
 DISTRIBUTIONS = {"PIL": "pillow"}
 EXTRAS = ("data", "train", "audio", "plots", "export", "demo")
-OPTIONAL = {"peft", "trackio"}
+OPTIONAL = {"packaging", "peft", "trackio"}
 
 
 class Import(NamedTuple):
