@@ -31,7 +31,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ecsfusion.extras import extra_for
 
-with extra_for("training", "recipes"):
+with extra_for("the recipe", "recipes"):
     import datasets
     import yaml  # noqa: F401
     from transformers import set_seed
