@@ -138,6 +138,14 @@ def main(folder: Path) -> None:
     present = {"right": torch.full((2,), rank == 0)}
     seen["refused"]["modalities"] = refusal(lambda: run.model(**views, present=present))
     seen["refused"]["neither"] = refusal(lambda: run.model(left=rows.views[0]))
+    seen["refused"]["again"] = refusal(run.train)
+    seen["refused"]["saved"] = refusal(run.model.save_pretrained, folder / "saved")
+    seen["refused"]["exported"] = refusal(run.model.export, folder / "exported")
+    seen["refused"]["layout"] = refusal(
+        lambda: trainer(folder / "parts", {"version": 2, "state_dict_type": WHOLE}).train(
+            resume_from_checkpoint=True
+        )
+    )
     early = trainer(folder / "early", {"version": 2})
     seen["refused"]["evaluation"] = refusal(early.evaluate)
     adagrad = trainer(folder / "adagrad", {"version": 2}, optim="adagrad")

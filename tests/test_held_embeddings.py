@@ -181,6 +181,63 @@ def test_an_evaluation_inside_of_another_one_changes_nothing_of_it(tmp_path):
     assert readings(looked_at) == readings(quiet)
 
 
+class TrainsInBetween(TrainerCallback):
+    """Trains another model between two batches of an evaluation, and not to the end of its rows."""
+
+    def __init__(self, other: FusionTrainer) -> None:
+        self.other: FusionTrainer | None = other
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.other is not None:
+            other, self.other = self.other, None
+            other.train()
+
+
+class EvaluatesInVain(TrainerCallback):
+    """Evaluates other rows between two batches of an evaluation, which fails at their last batch."""
+
+    def __init__(self) -> None:
+        self.trainer: FusionTrainer | None = None
+        self.batches = 0
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.trainer is not None:
+            own, self.trainer = self.trainer, None
+            with pytest.raises(RuntimeError, match="a broken row"):
+                own.evaluate_rows(TwoViews(BATCH + 5, seed=5))
+            self.batches = -1
+        elif self.batches >= 0:
+            self.batches += 1
+            if self.batches == 2:
+                raise RuntimeError("a broken row")
+
+
+@pytest.mark.parametrize("way", ["trains", "evaluates"])
+def test_what_ends_early_inside_of_an_evaluation_takes_no_rows_from_it(tmp_path, way):
+    # At its last batch accelerate would leave out rows, as many as fill up the last batch of what ended early.
+    options = {"strategy": "joint", "max_steps": 2, "eval_strategy": "no"}
+    inner = TrainsInBetween(trainer(tmp_path / "1", **options)) if way == "trains" else EvaluatesInVain()
+    run = trainer(tmp_path / "2", callbacks=[inner])
+    if way == "evaluates":
+        inner.trainer = run
+    found = run.evaluate_rows(TwoViews(ROWS, seed=1))
+    assert found.labels.tolist() == TwoViews(ROWS, seed=1).labels.tolist()
+    assert len(found.embeddings["left"]) == ROWS
+
+
+def test_rows_that_cannot_be_evaluated_are_said(tmp_path):
+    run = trainer(tmp_path)
+    unlabelled = [{name: row[name] for name in ("left", "right")} for row in TwoViews(3, seed=1)]
+    with pytest.raises(ValueError, match="dataset has rows without 'labels' or 'label'"):
+        run.evaluate_rows(unlabelled)
+    for evaluate in (run.evaluate, run.evaluate_rows):
+        with pytest.raises(ValueError, match="dataset has no rows"):
+            evaluate([])
+    run.eval_dataset = []
+    with pytest.raises(ValueError, match="eval_dataset has no rows"):
+        run.evaluate()
+
+
 def test_an_evaluation_is_one_also_while_rows_are_embedded(tmp_path):
     looks = LooksInBetween()
     run = trainer(tmp_path, callbacks=[looks])

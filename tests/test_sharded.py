@@ -15,6 +15,7 @@ from torch import nn
 
 from ecsfusion import FusionForClassification
 from ecsfusion.controller.probe import Probe
+from ecsfusion.training.checkpoints import LAYOUTS, check_layout
 from ecsfusion.training.sharding import check_plugin, read_weights
 
 pytestmark = pytest.mark.usefixtures("quick_probes")
@@ -93,6 +94,10 @@ def test_what_cannot_be_done_is_refused_by_all_processes(two):
     assert refused["modalities"].startswith("1 of 2 processes have no row with 'right'")
     assert refused["neither"] == ""
     assert "nothing can be evaluated or predicted before" in refused["evaluation"]
+    assert "an earlier train() has sharded the model" in refused["again"]
+    assert refused["saved"].startswith("save_pretrained needs whole weights")
+    assert refused["exported"].startswith("export needs whole weights")
+    assert "the state of FSDP with SHARDED_STATE_DICT, but this run reads" in refused["layout"]
     assert "the optimizer Adagrad starts with a state of whole weights" in refused["adagrad"]
     assert "'SIZE_BASED_WRAP', which would shard the container" in refused["size"]
 
@@ -107,6 +112,20 @@ def test_buffers_reach_only_the_first_process_where_it_alone_loads_the_weights()
     check_plugin(plugin, nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"has buffers, such as 'running_mean'.*set it to False"):
         check_plugin(plugin, nn.BatchNorm1d(2))
+
+
+@pytest.mark.parametrize("saved", [None, *LAYOUTS])
+@pytest.mark.parametrize("layout", [None, *LAYOUTS])
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path, saved, layout):
+    if saved is not None:
+        (tmp_path / LAYOUTS[saved]).touch()
+    if saved == layout:
+        check_layout(tmp_path, layout)
+        return
+    with pytest.raises(
+        ValueError, match=f"holds .*{saved or 'without FSDP'}.* reads .*{layout or 'without FSDP'}"
+    ):
+        check_layout(tmp_path, layout)
 
 
 def test_a_weight_that_was_not_saved_is_named(tmp_path):

@@ -83,6 +83,15 @@ def test_a_run_in_two_stages_that_was_killed_resumes_exactly(by_two):
     assert by_two[0]["weights"] == by_two[1]["weights"]
 
 
+def test_a_pass_too_short_for_a_step_is_said(tmp_path):
+    # The Trainer takes a pass of a stream for endless, and would begin one after the other.
+    stream = stream_ranks.stream(stream_ranks.shards(tmp_path, [8], "parquet"))
+    options = {"strategy": "joint", "strategy_options": None, "eval_strategy": "no"}
+    run = stream_ranks.trainer(tmp_path, stream, gradient_accumulation_steps=3, **options)
+    with pytest.raises(ValueError, match=r"fewer batches than gradient_accumulation_steps \(3\)"):
+        run.train()
+
+
 @pytest.mark.parametrize(
     ("shards", "said"),
     [(4, ""), (3, "3 shards for 2 processes: each process reads its own"), (1, "reads all of them")],

@@ -66,6 +66,8 @@ class ResumableTrainer(Trainer):
     _is_saving = False
     _over_at: int | None = None
     _saves_after_evaluation = False
+    _passes_without_step = 0
+    """The latest passes in a row in which the optimizer made no step."""
     _latest_of_run: Path | None = None
 
     @property
@@ -102,6 +104,7 @@ class ResumableTrainer(Trainer):
         checkpoint = self._prepare_folders(resume_from_checkpoint)
         self._latest_of_run = None if checkpoint is None else Path(checkpoint)
         self._saves_after_evaluation = False
+        self._passes_without_step = 0
         if self.is_world_process_zero():
             self._warn_of_inexact_resume(checkpoint)
         self._over_at = None if checkpoint is None else _steps_of_a_run_that_was_over(checkpoint)
@@ -221,7 +224,17 @@ class ResumableTrainer(Trainer):
         if self._over_at is not None and self._over_at == self.state.max_steps:
             self.control.should_training_stop = True
             return
+        step = self.state.global_step
         super()._run_epoch(*args, **kwargs)
+        is_stuck = self.state.global_step == step and not self.control.should_training_stop
+        self._passes_without_step = self._passes_without_step + 1 if is_stuck else 0
+        # The first pass of a run that is resumed may have been read to its end before.
+        if self._passes_without_step > 1:
+            raise ValueError(
+                "a pass of train_dataset has fewer batches than gradient_accumulation_steps "
+                f"({self.args.gradient_accumulation_steps}), so that no step would ever be made; lower it, or give "
+                "more rows."
+            )
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # At the last step of an epoch or of the run, the Trainer saves by steps before it evaluates by epochs, with
