@@ -524,7 +524,7 @@ def test_train_says_what_is_missing(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     assert main(["train"]) == 2
     assert (
-        'training needs yaml, which is not installed; run: pip install "ecsfusion[recipes]"'
+        'the recipe needs yaml, which is not installed; run: pip install "ecsfusion[recipes]"'
         in capsys.readouterr().err
     )
 

@@ -136,5 +136,5 @@ def waves(dimension: int, random_seed: int, device: torch.device) -> tuple[Tenso
     # Box and Muller.
     radius = (-2 * values[:dimension].clamp_min(TINY).log()).sqrt()
     normal = radius * (2 * torch.pi * values[dimension : 2 * dimension]).cos()
-    widths = torch.tensor(WIDTHS, device=device).repeat_interleave(WAVES)
+    widths = torch.tensor(WIDTHS, dtype=torch.float32, device=device).repeat_interleave(WAVES)
     return normal * widths, 2 * torch.pi * values[-1]
