@@ -48,6 +48,7 @@ MAX_BOOSTED = 320
 SLACK = 0.05
 """Bits that an estimate may be under the bound."""
 
+SELECTION_FOLDS = 3
 Rows = NDArray[Any]
 Told = Callable[[Rows, Rows, Rows], Rows]
 
@@ -62,8 +63,12 @@ def logistic(rows: Rows, labels: Rows) -> Told:
     def model(strength: float) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=100))
 
+    # A class with fewer rows would be missing from one of the folds.
+    chosen = np.bincount(labels)[labels] >= SELECTION_FOLDS
     scores = [
-        cross_val_score(model(strength), rows, labels, cv=3, scoring="neg_log_loss").mean()
+        cross_val_score(
+            model(strength), rows[chosen], labels[chosen], cv=SELECTION_FOLDS, scoring="neg_log_loss"
+        ).mean()
         for strength in STRENGTHS
     ]
     best = STRENGTHS[int(np.nanargmax(scores))]
@@ -126,8 +131,12 @@ def proven(rows: Rows, labels: Rows) -> dict[str, float]:
         log_likelihood = 0.0
         for train, test in folds:
             log_posterior = np.asarray(classifier(rows[train], labels[train], rows[test]))
-            place = np.searchsorted(np.unique(labels[train]), labels[test])
-            log_likelihood += log_posterior[np.arange(len(test)), place].sum()
+            known = np.unique(labels[train])
+            is_known = np.isin(labels[test], known)
+            place = np.searchsorted(known, labels[test][is_known])
+            log_likelihood += log_posterior[np.flatnonzero(is_known), place].sum()
+            # Of a class that it has not seen a classifier may say that it comes next.
+            log_likelihood -= (~is_known).sum() * np.log(len(train) + 1)
         found[name] = round(float(entropy + log_likelihood / len(labels) / np.log(2)), 4)
     return found
 
