@@ -21,6 +21,7 @@ HASHED_COLUMNS = 16
 MAX_COPIES = 16
 """With more equal rows than so many for each distinct one, the rows are taken for a table of categories."""
 TABLE_SEED = 23
+"""By which the equal rows of such a table are dealt."""
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
 EVEN = 4

@@ -430,7 +430,6 @@ def inner_searches(side: LinearSums, factor: Tensor) -> list[Search]:
 def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor]) -> list[Search]:
     """Where the interaction between two sides is sought; `factors` are those of their discriminant analysis."""
     classes = first.sets.one_hot.shape[1]
-
     enough = has_enough_rows(first, second)
 
     @cache
@@ -459,7 +458,7 @@ def table_readouts(
     wanted: Tensor | None = None,
     known: Tensor | None = None,
 ) -> tuple[list[Tensor], list[int]]:
-    """Held-out logits (N, C) of the tables of the searches, and the place of each among all of their tables.
+    """Held-out logits (N, C) of the tables and smooth readouts of the searches, and the place of each among all of them.
 
     Args:
         searches: where to look.

@@ -26,6 +26,8 @@ WEIGHT_COST = 2.0
 """In nats and rows; of a useless readout the log-likelihood gains half a nat on average."""
 MAX_RISE = 4.0
 """A weight rises in one step to at most so many times what it was, and the weight of the start."""
+CAUTION = 1.25
+"""How much more than a step to 0 would need is added to the curvature of a weight after each step that went too far."""
 TINY = 1e-12
 SMALL = 1e3
 """Logits within it are far from overflow."""
@@ -123,7 +125,7 @@ def _newton(
         diagonal = xp.diagonal(curvature, 0, 1, 2)
         ridge = damping[:, None] * diagonal + 1e-9 * xp.amax(diagonal, 1)[:, None] + 1e-12
         # After a step that went too far no weight falls to 0 at once, however flat the loss is around it.
-        ridge = ridge + 1.25 * rejected[:, None] * xp.clip(gradient, 0, None) / xp.clip(weights, TINY, None)
+        ridge = ridge + CAUTION * rejected[:, None] * xp.clip(gradient, 0, None) / xp.clip(weights, TINY, None)
         system = curvature * free[:, :, None] * free[:, None] + (ridge + 1 - free)[:, :, None] * identity
         direction = xp.linalg.solve(system, (gradient * free)[:, :, None])[:, :, 0]
         # Where the loss is nearly flat its curvature says nothing about what is far away.
