@@ -458,7 +458,7 @@ def table_readouts(
     wanted: Tensor | None = None,
     known: Tensor | None = None,
 ) -> tuple[list[Tensor], list[int]]:
-    """Held-out logits (N, C) of the tables and smooth readouts of the searches, and the place of each among all of them.
+    """Held-out logits (N, C) of all tables and smooth readouts of the searches, and the place of each among them.
 
     Args:
         searches: where to look.

@@ -125,7 +125,9 @@ def _newton(
         diagonal = xp.diagonal(curvature, 0, 1, 2)
         ridge = damping[:, None] * diagonal + 1e-9 * xp.amax(diagonal, 1)[:, None] + 1e-12
         # After a step that went too far no weight falls to 0 at once, however flat the loss is around it.
-        ridge = ridge + CAUTION * rejected[:, None] * xp.clip(gradient, 0, None) / xp.clip(weights, TINY, None)
+        ridge = ridge + CAUTION * rejected[:, None] * xp.clip(gradient, 0, None) / xp.clip(
+            weights, TINY, None
+        )
         system = curvature * free[:, :, None] * free[:, None] + (ridge + 1 - free)[:, :, None] * identity
         direction = xp.linalg.solve(system, (gradient * free)[:, :, None])[:, :, 0]
         # Where the loss is nearly flat its curvature says nothing about what is far away.
