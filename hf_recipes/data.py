@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,7 @@ class RowReader:
             raise ValueError(f"{self.where}: {name}, row {index}: {error}{remedy}{where}") from error
 
 
+@dataclass(frozen=True)
 class StoredRows:
     """Makes rows for the encoders of rows of a stream, which have their stored columns.
 
@@ -302,13 +304,10 @@ class StoredRows:
         reader: of the training split.
     """
 
-    def __init__(
-        self, recipe: RecipeArguments, names: Sequence[str], is_encoded: bool, reader: RowReader
-    ) -> None:
-        self.recipe = recipe
-        self.names = names
-        self.is_encoded = is_encoded
-        self.reader = reader
+    recipe: RecipeArguments
+    names: Sequence[str]
+    is_encoded: bool
+    reader: RowReader
 
     def read(self, stored: Mapping[str, Any], index: int) -> dict[str, Any]:
         """The row that the encoders take; `index` counts the rows of this process.
