@@ -53,6 +53,8 @@ class _Reader:
         shape = tuple(self.number("I") for _ in range(self.number("B")))
         dtype = np.dtype(DTYPES[self.number("B")])
         size = self.number("I")
+        if len(self.data) - self.place < size:
+            raise struct.error(f"{name} ends too early")
         values = np.frombuffer(self.data, dtype, count=size // dtype.itemsize, offset=self.place)
         self.place += size
         return name, values.reshape(shape)
