@@ -14,7 +14,7 @@ import torch
 # The benchmarks are scripts, not an installed package.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from suites import finetuned, load_suite, multifeature, pretrained, reliability, tcga, watch
+from suites import clipart, finetuned, load_suite, multifeature, pretrained, reliability, stamps, tcga, watch
 from suites.folders import SPLITS
 from suites.object_arrays import read_object_array
 
@@ -271,6 +271,49 @@ def test_a_row_of_each_group_is_drawn():
     assert finetuned.draw_rows(rows, "picture", 3) == drawn[:3]
 
 
+@pytest.fixture
+def without_encoders(monkeypatch):
+    """Rows of suites whose encoders are trained further, without an encoder: of each modality how large a value is."""
+    monkeypatch.setattr(
+        finetuned, "_process", lambda name, values, is_random: torch.tensor([[float(len(v))] for v in values])
+    )
+
+
+@pytest.mark.usefixtures("data", "without_encoders")
+def test_further_trained_encoders_are_tested_on_other_rows():
+    drawings = clipart.further_trained("finetuned")
+    assert [len(split) for split in splits_of(drawings)] == [240, 120, 240]
+    photographs = drawings.shifted["stamps"]
+    frozen = load_suite("clipart").shifted["stamps"]
+    assert len(photographs) == 120
+    assert set(photographs.labels.tolist()) == set(frozen.labels.tolist())
+    everyone = clipart.further_trained("finetuned", full=True).shifted["stamps"]
+    assert everyone.labels.bincount().tolist() == frozen.labels.bincount().tolist()
+
+    spoken = stamps.further_trained("lora")
+    assert [len(split) for split in splits_of(spoken)] == [160, 97, 174]
+    others = spoken.shifted["languages"]
+    assert len(others.groups.unique()) == len(others) == 90
+    # Pictures of test, with the same text, in languages of which none is trained on.
+    texts = dict(zip(spoken.test.groups.tolist(), spoken.test.inputs["text"].tolist(), strict=True))
+    assert all(
+        texts[group] == text
+        for group, text in zip(others.groups.tolist(), others.inputs["text"].tolist(), strict=True)
+    )
+
+
+@pytest.mark.usefixtures("data", "without_encoders")
+def test_no_language_of_the_further_test_set_is_trained_on(monkeypatch):
+    drawn = []
+    draw_rows = finetuned.draw_rows
+    monkeypatch.setattr(finetuned, "draw_rows", lambda *given: drawn.append(draw_rows(*given)) or drawn[-1])
+    stamps.further_trained("scratch", full=True)
+    languages = [{row["language"] for row in rows} for rows in drawn]
+    assert set.union(*languages[:3]) == set(stamps.LANGUAGES)
+    assert languages[3]
+    assert not languages[3] & set(stamps.LANGUAGES)
+
+
 @pytest.mark.parametrize(
     ("kind", "modalities"), [("lora", ("image", "audio")), ("scratch", ("audio", "text"))]
 )
@@ -283,9 +326,12 @@ def test_pretrained_encoders_take_the_rows(kind, modalities, data):
         kind,
         group="picture",
         scratch="audio",
-        number_of_rows={"train": 6, "validation": 3, "test": 3},
+        number_of_rows={"train": 6, "validation": 3, "test": 3, "spoken": 2},
+        # English of test alone is heard nowhere else.
+        shifted=("spoken", [row for row in finetuned.read_rows("stamps", "test") if row["language"] == "en"]),
+        is_known=lambda row: row["language"] != "en",
     )
-    assert [len(split) for split in splits_of(suite)] == [6, 3, 3]
+    assert [len(split) for split in (*splits_of(suite), suite.shifted["spoken"])] == [6, 3, 3, 2]
     assert len(torch.cat([split.groups for split in splits_of(suite)]).unique()) == 12
     assert suite.num_classes == 13
     encoders = suite.build_encoders()
