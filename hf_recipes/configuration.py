@@ -127,7 +127,10 @@ class RecipeArguments:
         if self.media_dir is not None and not Path(self.media_dir).is_dir():
             raise ValueError(f"there is no folder {self.media_dir!r}; give media_dir an existing one")
         if self.dataset is None and self.data_dir is None:
-            raise ValueError("neither dataset nor data_dir is given; add --data_dir FOLDER or --dataset NAME")
+            raise ValueError(
+                "neither dataset nor data_dir is given; add --data_dir FOLDER or --dataset NAME; what "
+                "the data are, the first lines of the config say"
+            )
 
 
 def _read_test_files(given: Any) -> dict[str, str]:
