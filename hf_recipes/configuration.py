@@ -1,7 +1,8 @@
 """One YAML file and the command line, as two dataclasses: what to train on, and how.
 
 The YAML holds the fields of `RecipeArguments` and, under `training`, any field of `FusionTrainingArguments`.
-All of them but `modalities` can also be given on the command line under the same name, which then wins.
+All of them can also be given on the command line under the same name, which then wins; of a modality with dots,
+`--modalities.image.encoder FOLDER`.
 """
 
 import difflib
@@ -23,6 +24,9 @@ CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "digits.yaml"
 PREPROCESS = ("ahead", "on-the-fly")
 COMPARE = ("joint",)
+MODALITY_OPTION = "--modalities."
+# More allowed keys than these are not listed in an error.
+MAX_LISTED = 40
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class RecipeArguments:
             first of them is an error.
         fusion: name of the fused head, see `ecsfusion.model.fused_heads`.
         compare: "joint" to train the same model jointly, with the same budget, as well.
-        modalities: what the model sees; from the YAML only.
+        modalities: what the model sees; the YAML names them.
     """
 
     dataset: str | None = field(default=None, metadata={"help": "'digits' or a name on the Hub"})
@@ -123,7 +127,10 @@ class RecipeArguments:
         if self.media_dir is not None and not Path(self.media_dir).is_dir():
             raise ValueError(f"there is no folder {self.media_dir!r}; give media_dir an existing one")
         if self.dataset is None and self.data_dir is None:
-            raise ValueError("neither dataset nor data_dir is given; add --data_dir FOLDER or --dataset NAME")
+            raise ValueError(
+                "neither dataset nor data_dir is given; add --data_dir FOLDER or --dataset NAME; what "
+                "the data are, the first lines of the config say"
+            )
 
 
 def _read_test_files(given: Any) -> dict[str, str]:
@@ -165,7 +172,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RecipeArguments, FusionTrainin
     chosen, rest = first.parse_known_args(list(argv))
     chosen.config = config_file(chosen.config)
     config = load_config(chosen.config)
-    modalities = read_modalities(config.pop("modalities"), chosen.config)
+    section, rest = take_modality_options(config.pop("modalities"), rest, chosen.config)
+    modalities = read_modalities(section, chosen.config)
     training = config.pop("training", {})
     recipe_keys = [each.name for each in fields(RecipeArguments) if each.init]
     training_keys = [each.name for each in fields(FusionTrainingArguments) if each.init]
@@ -175,7 +183,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RecipeArguments, FusionTrainin
     parser = _Parser(
         (RecipeArguments, FusionTrainingArguments),
         allow_abbrev=False,
-        epilog="--config FILE: the YAML with the data set, the modalities, and other defaults than the above",
+        epilog="--config FILE: the YAML with the data set, the modalities, and other defaults than the above; "
+        "--modalities.NAME.encoder FOLDER, likewise column, processor and freeze: for a modality that it names",
     )
     from_file = _as_options(config | training)
     try:
@@ -227,6 +236,45 @@ def load_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def take_modality_options(
+    section: Mapping[str, Any], options: Sequence[str], path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The section `modalities` with what `--modalities.NAME.KEY VALUE` changes in it, and the other options.
+
+    A value that begins with a brace is a mapping in JSON.
+
+    Raises:
+        ValueError: the config has no such modality, the value is missing, or it is no JSON.
+    """
+    changed = {name: dict(each) if isinstance(each, dict) else each for name, each in section.items()}
+    rest: list[str] = []
+    given = list(options)
+    while given:
+        option = given.pop(0)
+        if not option.startswith(MODALITY_OPTION):
+            rest.append(option)
+            continue
+        option, has_value, value = option.partition("=")
+        name, _, key = option.removeprefix(MODALITY_OPTION).partition(".")
+        if not isinstance(changed.get(name), dict) or not key:
+            names = ", ".join(map(str, changed))
+            raise ValueError(
+                f"{option} on the command line names no modality of {path}, which has {names}; write "
+                f"{MODALITY_OPTION}NAME.encoder and a value"
+            )
+        if not has_value:
+            if not given or given[0].startswith("--"):
+                raise ValueError(f"{option} on the command line has no value; write it behind the name")
+            value = given.pop(0)
+        try:
+            changed[name][key] = json.loads(value) if value.startswith("{") else value
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{option} on the command line is {value!r}, which is not JSON ({error}); correct it"
+            ) from error
+    return changed, rest
+
+
 def read_modalities(section: Mapping[str, Any], path: Path) -> dict[str, ModalityArguments]:
     """The section `modalities`: name to column (default: the name), encoder and processor."""
     modalities = {}
@@ -262,7 +310,10 @@ def nearest(key: str, allowed: Sequence[str]) -> str:
 def _check_keys(keys: Any, allowed: Sequence[str], where: str) -> None:
     for key in keys:
         if key not in allowed:
-            raise ValueError(f"{where}: unknown key {key!r}; {nearest(str(key), allowed)}")
+            remedy = nearest(str(key), allowed)
+            if len(allowed) > MAX_LISTED and not remedy.startswith("did you mean"):
+                remedy = "--help lists those that are allowed"
+            raise ValueError(f"{where}: unknown key {key!r}; {remedy}")
 
 
 def _as_options(values: Mapping[str, Any]) -> list[str]:

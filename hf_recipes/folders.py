@@ -42,7 +42,7 @@ def tables_of(place: Path, split_names: Sequence[str], label_column: str) -> dic
         label_column: the column that a table must have, if any of them has it.
 
     Raises:
-        ValueError: tables of several kinds.
+        ValueError: tables of several kinds, or of several data sets.
     """
     if place.is_file():
         return {"train": [place]}
@@ -70,8 +70,25 @@ def tables_of(place: Path, split_names: Sequence[str], label_column: str) -> dic
         # A table without the name of a split is of the training rows where no other is.
         rest = splits.pop("")
         splits.setdefault("train", rest)
+    _check_one_data_set(place, splits, columns)
     # The first one decides the types of the columns.
     return {split: splits[split] for split in sorted(splits, key=lambda name: (name != "train", name))}
+
+
+def _check_one_data_set(
+    place: Path, splits: Mapping[str, Sequence[Path]], columns: Mapping[Path, Sequence[str]]
+) -> None:
+    """Raises ValueError where tables of one split lie in different folders and have different columns."""
+    for split, paths in splits.items():
+        # In JSON a key may be absent from the first row.
+        known = [path for path in paths if columns[path] and KINDS[path.suffix.lower()] != "json"]
+        kinds = {frozenset(columns[path]) for path in known}
+        folders = sorted({path.relative_to(place).parts[0] for path in known})
+        if len(kinds) > 1 and len({path.parent for path in known}) > 1:
+            raise ValueError(
+                f"the tables of {split} below {place} have different columns, as those of several data sets; give one "
+                f"folder: {', '.join(folders)}"
+            )
 
 
 def columns_of(table: Path) -> list[str]:

@@ -148,6 +148,18 @@ def card_of_data(recipe: RecipeArguments) -> dict[str, str]:
     return card
 
 
+def rows_and_encoders(job: Job) -> str:
+    """One line: how many rows of how many classes there are, and by what each modality is encoded.
+
+    Rows of a stream are not counted.
+    """
+    rows = ", ".join(
+        f"{len(split):,} {name}" for name, split in job.splits.items() if hasattr(split, "__len__")
+    )
+    encoders = ", ".join(f"{name} ({type(encoder).__name__})" for name, encoder in job.model.encoders.items())
+    return f"{name_of_data(job.recipe)}: {rows} rows, {job.model.config.num_labels} classes, {encoders}"
+
+
 def skipped_rows(splits: Mapping[str, Any]) -> str:
     """A line for each split of which rows were skipped, because they could not be read."""
     return "".join(
@@ -161,6 +173,8 @@ def skipped_rows(splits: Mapping[str, Any]) -> str:
 def run(argv: Sequence[str]) -> None:
     """Prepare, train, compare, save, publish if asked to, and print the table."""
     job = prepare(argv)
+    if job.args.process_index == 0:
+        print(rows_and_encoders(job), flush=True)
     initial = copy.deepcopy(job.model) if job.recipe.compare else None
     trainer = train(job, job.model, job.args)
     comparison = {"plain joint training": joint_accuracy(job, initial)} if initial is not None else {}

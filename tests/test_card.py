@@ -66,6 +66,28 @@ def snippets(card):
     return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
 
 
+@pytest.mark.parametrize(
+    ("by_clusters", "source"),
+    [
+        ((True, True), "clusters of the embeddings"),
+        ((False, False), "the answers of each modality's head"),
+        (
+            (True, False),
+            "the answers of each modality's head (where they are not trained, of clusters of the embeddings)",
+        ),
+    ],
+)
+def test_the_card_says_what_was_decomposed(facts, by_clusters, source):
+    bits = [make_information(conditional_mutual_information=0.02 if each else None) for each in by_clusters]
+    moments = {"end of stage 1": (120, bits[0]), "end of training": (240, bits[1])}
+    card = render_card(replace(facts, information=moments))
+    assert f"Partial information decomposition of {source} and the label" in card
+    assert f"Information in bits is estimated from {source}, on a finite sample" in section(
+        card, "Limitations"
+    )
+    assert "Information in bits" not in render_card(replace(facts, information={}))
+
+
 def test_header_says_what_the_hub_needs_and_no_more(facts):
     card = render_card(replace(facts, license="apache-2.0"))
     assert card.startswith("---\n")
@@ -220,7 +242,7 @@ def test_pid_sentence_ranks_what_is_clear_and_names_what_is_noise(facts):
     )
     floor = {"redundancy": 9.0, "image": 9.0, "audio": 9.0, "synergy": 9.0}
     silent = replace(information, floor=floor)
-    assert "nothing that the embeddings say about the label rises above" in render_card(
+    assert "nothing that the modalities say about the label rises above" in render_card(
         replace(facts, information={"end of training": (step, silent)})
     )
 

@@ -3,6 +3,7 @@
 import io
 import pickle
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 # The benchmarks are scripts, not an installed package.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from suites import finetuned, load_suite, multifeature, pretrained, tcga, watch
+from suites import clipart, finetuned, load_suite, multifeature, pretrained, reliability, stamps, tcga, watch
 from suites.folders import SPLITS
 from suites.object_arrays import read_object_array
 
@@ -108,7 +109,7 @@ def test_a_package_that_cannot_be_had(tmp_path, monkeypatch):
 def test_watch():
     need(watch.SEGLEARN)
     suite = check_natural("watch-2", [6, 2, 2])
-    rows, _ = watch.load_windows()
+    rows, _, _ = watch.load_windows()
     assert [sorted(split.groups.unique().tolist()) for split in splits_of(suite)[1:]] == [[5, 6], [3, 4]]
     known = suite.shifted["known-subjects"]
     assert set(known.groups.tolist()) == set(suite.train.groups.tolist())
@@ -119,6 +120,81 @@ def test_watch():
     assert sorted(subject for pair in tested for subject in pair) == list(range(1, 11))
     everyone = check_natural("watch-known")
     assert sum(map(len, splits_of(everyone))) == len(rows)
+
+
+def noise_levels(split, clean):
+    """Per row and modality 0 where it is as it was, else 1, 2 or 3 for noise of 2, 4 or 8 sd, (N, M)."""
+    stds = [(split.inputs[each] - clean.inputs[each]).flatten(1).std(dim=1).log2() for each in split.inputs]
+    return torch.stack(stds, dim=1).round().clamp(min=0).long()
+
+
+def check_reliability(suite, other, domains):
+    """One modality of a domain is noisy, which one and how much differs in every split; the rest is as it was.
+
+    Args:
+        suite: whose modalities are unreliable.
+        other: the suite it is made of.
+        domains: by split and further test set, (N,).
+
+    Returns:
+        By split the levels of its domains, (number of domains, M).
+    """
+    found, again = {}, load_suite(suite.name)
+    splits, clean, repeated = (
+        {name: getattr(each, name) for name in SPLITS} | dict(each.shifted) for each in (suite, other, again)
+    )
+    for name, split in splits.items():
+        assert torch.equal(split.labels, clean[name].labels)
+        assert torch.equal(split.groups, clean[name].groups)
+        levels = noise_levels(split, clean[name])
+        # All rows of a domain have the same.
+        of_domain = torch.cat([domains[name][:, None], levels], dim=1).unique(dim=0)
+        assert len(of_domain) == len(domains[name].unique())
+        found[name] = dict(zip(of_domain[:, 0].tolist(), of_domain[:, 1:].tolist(), strict=True))
+        for modality, values in split.inputs.items():
+            assert torch.equal(values, repeated[name].inputs[modality])
+            same = levels[:, list(suite.modalities).index(modality)] == 0
+            assert torch.equal(values[same], clean[name].inputs[modality][same])
+    for name in SPLITS:
+        levels = torch.tensor(list(found[name].values()))
+        assert ((levels > 0).sum(dim=1) <= 1).all()
+        for of_modality in levels.T:
+            assert {1, 3} <= set(of_modality.tolist()) <= {0, 1, 2, 3}
+    assert len(found["train"] | found["validation"] | found["test"]) == sum(
+        len(found[name]) for name in SPLITS
+    )
+    for name in suite.shifted:
+        for domain, levels in found[name].items():
+            assert levels == (found["train"] | found["test"])[domain]
+    return found
+
+
+@pytest.mark.parametrize("partition", [1, 4])
+def test_reliability_of_arms(partition):
+    need(watch.SEGLEARN)
+    suite = check_natural(f"watch-{partition}-reliability", [6, 2, 2])
+    found = check_reliability(suite, watch.watch(partition), reliability.domains_of_watch(partition))
+    assert [len(found[name]) for name in SPLITS] == [12, 4, 4]
+    # The arms of a subject, 2 i and 2 i + 1, have noise on different sensors.
+    for domain, levels in found["test"].items():
+        assert sorted(level > 0 for level in levels) == [False, True]
+        assert (levels[0] > 0) != (found["test"][domain ^ 1][0] > 0)
+
+
+def test_reliability_of_pictures(data):
+    suite = check_natural("stamps-reliability", [523, 97, 174])
+    other = load_suite("stamps")
+    domains = {name: getattr(other, name).groups for name in SPLITS}
+    check_reliability(suite, other, domains | {"languages": other.shifted["languages"].groups})
+
+
+def test_conditions_tell_nothing_of_the_stratum():
+    domains = torch.arange(240).repeat_interleave(2)
+    generator = torch.Generator().manual_seed(0)
+    conditions = reliability.draw_conditions(domains, domains % 10, ("a", "b", "c"), generator)
+    of_stratum = [Counter(conditions[number] for number in range(start, 240, 10)) for start in range(10)]
+    # 24 domains of each stratum for 3 modalities at 4 levels.
+    assert all(set(counts.values()) == {2} and len(counts) == 12 for counts in of_stratum)
 
 
 def test_objects_are_read_without_running_them():
@@ -195,6 +271,49 @@ def test_a_row_of_each_group_is_drawn():
     assert finetuned.draw_rows(rows, "picture", 3) == drawn[:3]
 
 
+@pytest.fixture
+def without_encoders(monkeypatch):
+    """Rows of suites whose encoders are trained further, without an encoder: of each modality how large a value is."""
+    monkeypatch.setattr(
+        finetuned, "_process", lambda name, values, is_random: torch.tensor([[float(len(v))] for v in values])
+    )
+
+
+@pytest.mark.usefixtures("data", "without_encoders")
+def test_further_trained_encoders_are_tested_on_other_rows():
+    drawings = clipart.further_trained("finetuned")
+    assert [len(split) for split in splits_of(drawings)] == [240, 120, 240]
+    photographs = drawings.shifted["stamps"]
+    frozen = load_suite("clipart").shifted["stamps"]
+    assert len(photographs) == 120
+    assert set(photographs.labels.tolist()) == set(frozen.labels.tolist())
+    everyone = clipart.further_trained("finetuned", full=True).shifted["stamps"]
+    assert everyone.labels.bincount().tolist() == frozen.labels.bincount().tolist()
+
+    spoken = stamps.further_trained("lora")
+    assert [len(split) for split in splits_of(spoken)] == [160, 97, 174]
+    others = spoken.shifted["languages"]
+    assert len(others.groups.unique()) == len(others) == 90
+    # Pictures of test, with the same text, in languages of which none is trained on.
+    texts = dict(zip(spoken.test.groups.tolist(), spoken.test.inputs["text"].tolist(), strict=True))
+    assert all(
+        texts[group] == text
+        for group, text in zip(others.groups.tolist(), others.inputs["text"].tolist(), strict=True)
+    )
+
+
+@pytest.mark.usefixtures("data", "without_encoders")
+def test_no_language_of_the_further_test_set_is_trained_on(monkeypatch):
+    drawn = []
+    draw_rows = finetuned.draw_rows
+    monkeypatch.setattr(finetuned, "draw_rows", lambda *given: drawn.append(draw_rows(*given)) or drawn[-1])
+    stamps.further_trained("scratch", full=True)
+    languages = [{row["language"] for row in rows} for rows in drawn]
+    assert set.union(*languages[:3]) == set(stamps.LANGUAGES)
+    assert languages[3]
+    assert not languages[3] & set(stamps.LANGUAGES)
+
+
 @pytest.mark.parametrize(
     ("kind", "modalities"), [("lora", ("image", "audio")), ("scratch", ("audio", "text"))]
 )
@@ -207,9 +326,12 @@ def test_pretrained_encoders_take_the_rows(kind, modalities, data):
         kind,
         group="picture",
         scratch="audio",
-        number_of_rows={"train": 6, "validation": 3, "test": 3},
+        number_of_rows={"train": 6, "validation": 3, "test": 3, "spoken": 2},
+        # English of test alone is heard nowhere else.
+        shifted=("spoken", [row for row in finetuned.read_rows("stamps", "test") if row["language"] == "en"]),
+        is_known=lambda row: row["language"] != "en",
     )
-    assert [len(split) for split in splits_of(suite)] == [6, 3, 3]
+    assert [len(split) for split in (*splits_of(suite), suite.shifted["spoken"])] == [6, 3, 3, 2]
     assert len(torch.cat([split.groups for split in splits_of(suite)]).unique()) == 12
     assert suite.num_classes == 13
     encoders = suite.build_encoders()

@@ -328,6 +328,18 @@ def test_what_is_wrong_in_the_yaml_is_named(stored, options, message):
         parse_arguments(list(map(str, stored(options=options))))
 
 
+def test_a_modality_is_changed_on_the_command_line():
+    image = ["--modalities.image.encoder=folder/a=b", "--modalities.image.processor", '{"size": 32}']
+    recipe, args = parse_arguments([*image, "--seed", "7", "--modalities.audio.freeze", "true"])
+    unchanged, _ = parse_arguments([])
+    assert args.seed == 7
+    image = recipe.modalities["image"]
+    assert (image.encoder, image.processor, image.freeze) == ("folder/a=b", {"size": 32}, False)
+    assert image.column == unchanged.modalities["image"].column
+    audio = recipe.modalities["audio"]
+    assert (audio.encoder, audio.freeze) == (unchanged.modalities["audio"].encoder, True)
+
+
 def test_what_is_wrong_on_the_command_line_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1", encoding="utf-8")
     (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
@@ -340,6 +352,16 @@ def test_what_is_wrong_on_the_command_line_is_named(tmp_path):
             r"the command line: unknown key 'learning_rat'; did you mean 'learning_rate'\?",
         ),
         (["--learning_rate", "fast"], r"argument --learning_rate\S*: invalid float value: 'fast'"),
+        (["--zzzz", "1"], "unknown key 'zzzz'; --help lists those that are allowed"),
+        (["--modalities.image.encoder"], "image.encoder on the command line has no value"),
+        (["--modalities.image.encoder", "--seed", "1"], "image.encoder on the command line has no value"),
+        (
+            ["--modalities.video.encoder", "x"],
+            r"names no modality of \S*digits\.yaml, which has image, audio",
+        ),
+        (["--modalities.image", "x"], r"write --modalities\.NAME\.encoder and a value"),
+        (["--modalities.image.colum", "x"], r"image: unknown key 'colum'; did you mean 'column'\?"),
+        (["--modalities.image.processor", "{size"], "is '{size', which is not JSON"),
         (["digits"], "'digits' on the command line belongs to no option"),
         (["configs/clipart.yaml"], "is a file; write --config configs/clipart.yaml"),
         (["--config", str(AVMNIST)], "neither dataset nor data_dir is given; add --data_dir FOLDER"),

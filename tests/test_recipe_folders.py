@@ -14,6 +14,7 @@ from transformers import ViTImageProcessor, Wav2Vec2FeatureExtractor
 from ecsfusion import FusionProcessor
 from hf_recipes.configuration import parse_arguments
 from hf_recipes.data import ProcessedSplit, folder_of, load_splits
+from hf_recipes.folders import tables_of
 
 ROWS = 6
 ENCODERS = {"image": "some/vit", "audio": "some/wav2vec2", "text": "some/bert"}
@@ -223,6 +224,20 @@ def test_a_gap_among_whole_numbers_is_named_and_not_its_neighbours(tmp_path):
     write_table(tmp_path / "data" / "train.csv", [dict(row) for row in rows] * 5)
     _, splits = load(tmp_path, tmp_path / "data", modalities={"text": "some/bert"})
     assert splits["train"].features["label"].names == ["0", "1"]
+
+
+def test_a_folder_of_several_data_sets_is_named(tmp_path):
+    for folder, header in (("drawings", "image,text,label"), ("stamps", "image,audio,label")):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / folder / f"{split}.csv").write_text(f"{header}\na,b,c\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"have different columns.*give one folder: drawings, stamps"):
+        tables_of(tmp_path, (), "label")
+    assert set(tables_of(tmp_path / "stamps", (), "label")) == {"train", "test"}
+    # Parts of one table may lie in several folders.
+    (tmp_path / "stamps" / "train").mkdir()
+    (tmp_path / "stamps" / "train" / "more.csv").write_text("image,audio,label\nd,e,f\n", encoding="utf-8")
+    assert len(tables_of(tmp_path / "stamps", (), "label")["train"]) == 2
 
 
 def test_tables_of_several_kinds_are_named(tmp_path):

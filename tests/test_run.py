@@ -30,6 +30,7 @@ def test_the_recipe_leaves_both_models_a_card_and_a_picture(tmp_path, capsys):
     folder = tmp_path / "a" / "run"
     run.main(options(folder, compare="joint", save_total_limit=2))
     printed = capsys.readouterr().out
+    assert printed.startswith("digits: 48 train, 45 validation, 40 test rows, 10 classes, image (")
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("step")] == ["1", "2"] * 2
     for row in ("image alone", "audio alone", "fused head", "calibrated combination", "plain joint training"):
         assert row in printed

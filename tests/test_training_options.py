@@ -565,6 +565,15 @@ def test_the_end_of_training_evaluates_nothing_twice(tmp_path, best):
     assert run.model.config.readout is not None
 
 
+def test_memorized_rows_are_looked_for_only_when_all_were_trained_on(tmp_path):
+    model = two_views()
+    counter = CountForwards(model)
+    steps = {"max_steps": STEPS_PER_EPOCH - 1, "eval_strategy": "steps", "eval_steps": 1}
+    run = run_with(tmp_path, model=model, per_device_eval_batch_size=80, keep_best_heads=False, **steps)
+    assert run.record.stage == "joint"
+    assert counter.rows[False]["left"] == STEPS_PER_EPOCH - 1, "a pass per probe and none over training rows"
+
+
 def test_a_paused_modality_is_not_run_at_all(tmp_path):
     model = two_views()
     counter = CountForwards(model)

@@ -19,6 +19,7 @@ from suites import (
     imbalance,
     modular,
     multifeature,
+    reliability,
     sentences,
     stamps,
     tcga,
@@ -55,6 +56,11 @@ SUITES: dict[str, Callable[[], Suite]] = {
     },
     **{f"watch-{partition}": partial(watch.watch, partition) for partition in range(1, 6)},
     "watch-known": watch.watch_known,
+    **{
+        f"watch-{partition}-reliability": partial(reliability.watch_reliability, partition)
+        for partition in range(1, 6)
+    },
+    "stamps-reliability": reliability.stamps_reliability,
     "multifeature": multifeature.multifeature,
     "multifeature-two": partial(multifeature.multifeature, "fourier", "shape"),
     "tcga-brca": tcga.brca,

@@ -4,22 +4,24 @@ From the Open Clip Art Library (public domain), 13 folders of a librarian as cla
 masked in the titles. Rows of one series (an icon theme, a deck of cards, one author's variants) are a group, and no
 group is in two splits. Text is the strong modality, the picture knows about half as much.
 
-The shifted test set `stamps` has the pictures and descriptions of Tux Paint's stamps (GPL-2) that belong to one of four
-classes: mostly photographs, where the training rows are drawings. (Their frozen embeddings are of 224 x 224 pixels,
-those of the drawings of 160 x 160.)
+The shifted test set `stamps`, of all these suites, has the pictures and descriptions of Tux Paint's stamps (GPL-2) that
+belong to one of four classes: mostly photographs, where the training rows are drawings. (Their frozen embeddings are of
+224 x 224 pixels, those of the drawings of 160 x 160.)
 
 In the other suites the encoders are trained further, on one row of a series: `clipart-finetuned` whole, `clipart-lora`
 with adapters, `clipart-scratch` with a small convnet of random weights for the picture beside the pretrained encoder of
 the text. Those that end in `-full` have all groups, for a GPU.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from suites import finetuned, frozen
+from suites.folders import SPLITS
 from suites.suite import Split, Suite
 
 MODALITIES = ("image", "text")
@@ -31,7 +33,7 @@ STAMPS = {
     "transportation": ("vehicles",),
 }
 # Rows of the suites whose encoders are trained further.
-FEW = {"train": 240, "validation": 120, "test": 240}
+FEW = {"train": 240, "validation": 120, "test": 240, "stamps": 120}
 
 
 def clipart() -> Suite:
@@ -54,9 +56,11 @@ def clipart() -> Suite:
 def further_trained(kind: str, full: bool = False) -> Suite:
     """The suites `clipart-finetuned`, `clipart-lora` and `clipart-scratch`: 240 / 120 / 240 rows, one of a group.
 
+    And 120 stamps.
+
     Args:
         kind: "finetuned", "lora" or "scratch".
-        full: one row of every group, 1 181 / 274 / 409.
+        full: one row of every group, 1 181 / 274 / 409, and 315 stamps.
     """
     return finetuned.suite_of(
         "clipart",
@@ -66,7 +70,33 @@ def further_trained(kind: str, full: bool = False) -> Suite:
         group="group",
         scratch="image",
         number_of_rows=None if full else FEW,
+        shifted=("stamps", raw_stamps()),
     )
+
+
+def raw_stamps() -> list[dict[str, Any]]:
+    """The rows of all stamps that belong to one of the drawings' classes, with the label of the drawings and a group.
+
+    Raises:
+        FileNotFoundError: the data are absent.
+    """
+    names, stamps = finetuned.class_names("clipart"), finetuned.class_names("stamps")
+    label_of = labels_of_stamps(names)
+    return [
+        {**row, "label": label_of[stamps[row["label"]]], "group": row["picture"]}
+        for split in SPLITS
+        for row in finetuned.read_rows("stamps", split)
+        if stamps[row["label"]] in label_of
+    ]
+
+
+def labels_of_stamps(names: Sequence[str]) -> dict[str, int]:
+    """The label of a drawing by the class of the stamps.
+
+    Args:
+        names: of the drawings' classes.
+    """
+    return {stamp: names.index(name) for name, kinds in STAMPS.items() for stamp in kinds}
 
 
 def stamps_of_classes(names: list[str], stored: Mapping[str, np.ndarray]) -> Split:
@@ -76,7 +106,7 @@ def stamps_of_classes(names: list[str], stored: Mapping[str, np.ndarray]) -> Spl
         names: of the drawings' classes.
         stored: the embeddings of the stamps.
     """
-    label_of = {stamp: names.index(name) for name, kinds in STAMPS.items() for stamp in kinds}
+    label_of = labels_of_stamps(names)
     labels = np.array([label_of.get(name, -1) for name in stored["names"]])[stored["label"]]
     # The rows of a picture differ in their sound alone.
     _, first = np.unique(stored["group"], return_index=True)

@@ -1,11 +1,12 @@
 """Suites whose pretrained encoders are trained further: whole, with adapters, or beside one of random weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 import pyarrow.parquet as parquet
 import torch
+from datasets import Features
 from torch import nn
 
 from suites import pretrained
@@ -26,6 +27,8 @@ SEED = 2005
 # Mel bands of Whisper.
 NUM_BANDS = 80
 
+Rows = Sequence[Mapping[str, Any]]
+
 
 def suite_of(
     data: str,
@@ -36,6 +39,8 @@ def suite_of(
     group: str,
     scratch: str,
     number_of_rows: Mapping[str, int] | None,
+    shifted: tuple[str, Rows],
+    is_known: Callable[[Mapping[str, Any]], bool] = bool,
     epochs: int = 4,
 ) -> Suite:
     """The suite DATA-KIND of a folder of parquet files, with one row of each group.
@@ -47,7 +52,10 @@ def suite_of(
         kind: in `KINDS`.
         group: the column of groups.
         scratch: the modality that starts from random weights, where the kind is "scratch".
-        number_of_rows: how many rows of each split; None for one of every group, in a suite whose name ends in -full.
+        number_of_rows: how many rows of each split and of the further test set; None for one of every group, in a suite
+            whose name ends in -full.
+        shifted: name and rows of the further test set.
+        is_known: whether a row is of the kind that train, validation and test have.
         epochs: of training.
 
     Raises:
@@ -55,23 +63,26 @@ def suite_of(
     """
     is_random = scratch if kind == "scratch" else None
     labels = {row["label"] for row in read_rows(data, "train")}
+    further, unknown = shifted
+    stored = {name: [row for row in read_rows(data, name) if is_known(row)] for name in SPLITS}
     splits: dict[str, Split] = {}
-    for name in SPLITS:
-        rows = draw_rows(
-            read_rows(data, name), group, None if number_of_rows is None else number_of_rows[name]
-        )
+    # A row is the only one of its group in a split; the further test set may have other rows of test's groups.
+    numbers: dict[Any, int] = {}
+    for name, known in (stored | {further: unknown}).items():
+        rows = draw_rows(known, group, None if number_of_rows is None else number_of_rows[name])
         values = {each: [_value(row[each]) for row in rows] for each in modalities}
         inputs = {each: _process(each, values[each], each == is_random) for each in modalities}
-        # Every row is a group, and no number is in two splits.
-        first = sum(len(split) for split in splits.values())
         splits[name] = Split(
-            inputs, torch.tensor([row["label"] for row in rows]), torch.arange(first, first + len(rows))
+            inputs,
+            torch.tensor([row["label"] for row in rows]),
+            torch.tensor([numbers.setdefault(row[group], len(numbers)) for row in rows]),
         )
     return Suite(
         name=f"{data}-{kind}" + ("-full" if number_of_rows is None else ""),
         description=f"{what}; {KINDS[kind]}.",
         num_classes=len(labels),
-        **splits,
+        **{name: splits[name] for name in SPLITS},
+        shifted={further: splits[further]},
         build_encoders=partial(build_encoders, tuple(modalities), kind, is_random),
         epochs=epochs,
         batch_size=16,
@@ -98,7 +109,7 @@ def build_encoders(modalities: Sequence[str], kind: str, is_random: str | None) 
 
 @cache
 def read_rows(data: str, split: str) -> list[dict[str, Any]]:
-    """The rows of a file of the data folder, media as bytes.
+    """The rows of a file of the data folder, media as bytes; "label" is a number.
 
     Raises:
         FileNotFoundError: the data are absent.
@@ -106,7 +117,17 @@ def read_rows(data: str, split: str) -> list[dict[str, Any]]:
     return parquet.read_table(data_file(f"{data}/{split}.parquet")).to_pylist()
 
 
-def draw_rows(rows: Sequence[Mapping[str, Any]], group: str, number: int | None) -> list[Mapping[str, Any]]:
+def class_names(data: str) -> list[str]:
+    """The names of the classes of a data set.
+
+    Raises:
+        FileNotFoundError: the data are absent.
+    """
+    schema = parquet.read_schema(data_file(f"{data}/train.parquet"))
+    return Features.from_arrow_schema(schema)["label"].names
+
+
+def draw_rows(rows: Rows, group: str, number: int | None) -> list[Mapping[str, Any]]:
     """One row of each group, in an order that is drawn once, and no more than a number; None for all groups."""
     of_group: dict[Any, Mapping[str, Any]] = {}
     for row in torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED)).tolist():

@@ -18,7 +18,8 @@ def data_file(name: str) -> Path:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is absent: this suite needs data that are not part of the repository. Set {DATA_VARIABLE} to the "
-            "folder that holds avmnist/, clipart/, mnist/ and stamps/, or choose the suite 'digits', which needs none."
+            "folder that holds avmnist/, clipart/, mnist/ and stamps/ (benchmarks/ has build_avmnist.py, "
+            "build_clipart.py and build_stamps.py), or choose the suite 'digits', which needs none."
         )
     return file
 
@@ -33,8 +34,9 @@ def model_folder(name: str) -> Path:
     folder = Path(models) / name
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder} is absent: this suite needs pretrained encoders that are not part of the repository. Set "
-            f"{MODELS_VARIABLE} to the folder that holds efficientnet-lite0/ and whisper-tiny-en-encoder-3s/."
+            f"{folder} is absent: this needs pretrained encoders that are not part of the repository. Set "
+            f"{MODELS_VARIABLE} to the folder that holds efficientnet-lite0/ and whisper-tiny-en-encoder-3s/, which "
+            "benchmarks/build_encoders.py makes."
         )
     return folder
 

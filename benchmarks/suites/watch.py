@@ -44,26 +44,36 @@ def watch(partition: int) -> Suite:
     Args:
         partition: 1 to 5: subjects 2 * partition - 1 and the next are tested on, the two after them validated on.
     """
-    rows, times = load_windows()
+    rows, _, _ = load_windows()
+    return _suite(
+        f"watch-{partition}",
+        "Exercise from accelerometer and gyroscope of a watch; subjects of validation and test are unseen, two each.",
+        {name: rows.select(chosen) for name, chosen in choose_rows(partition).items()},
+    )
+
+
+def choose_rows(partition: int) -> dict[str, Tensor]:
+    """Which windows are in train, validation, test and `known-subjects` of `watch-1` to `watch-5`, (N,) bool each.
+
+    Args:
+        partition: 1 to 5.
+    """
+    rows, times, _ = load_windows()
     first = 2 * (partition - 1)
     # 0 and 1 in test, 2 and 3 in validation.
     place = (rows.groups - 1 - first) % NUM_SUBJECTS
     at_end = times >= 1 - HELD_OUT
-    return _suite(
-        f"watch-{partition}",
-        "Exercise from accelerometer and gyroscope of a watch; subjects of validation and test are unseen, two each.",
-        {
-            "train": rows.select((place >= 4) & ~at_end),
-            "validation": rows.select((place >= 2) & (place < 4)),
-            "test": rows.select(place < 2),
-            "known-subjects": rows.select((place >= 4) & at_end),
-        },
-    )
+    return {
+        "train": (place >= 4) & ~at_end,
+        "validation": (place >= 2) & (place < 4),
+        "test": place < 2,
+        "known-subjects": (place >= 4) & at_end,
+    }
 
 
 def watch_known() -> Suite:
     """The suite `watch-known`: 1 476 / 477 / 416 rows, the same ten subjects in all splits, one after the other."""
-    rows, times = load_windows()
+    rows, times, _ = load_windows()
     splits, start = {}, 0.0
     for name in SPLITS:
         # Rows of a subject are in every split: they are no groups here.
@@ -78,19 +88,21 @@ def watch_known() -> Suite:
 
 
 @cache
-def load_windows() -> tuple[Split, Tensor]:
+def load_windows() -> tuple[Split, Tensor, Tensor]:
     """All windows of all recordings.
 
     Returns:
-        The rows, not standardized: two modalities (N, 3, 100), the subject as group; and when in its recording each
-        begins, (N,) from 0 to below 1.
+        The rows, not standardized: two modalities (N, 3, 100), the subject as group; when in its recording each
+        begins, (N,) from 0 to below 1; and the arm that wears the watch, (N,) int64, 0 or 1.
 
     Raises:
         FileNotFoundError: the package is neither in the cache nor can it be downloaded.
     """
     stored = read_object_array(SEGLEARN.read(MEMBER))
-    signals, labels, subjects, times = [], [], [], []
-    for signal, label, subject in zip(stored["X"], stored["y"], stored["subject"], strict=True):
+    signals, labels, subjects, times, arms = [], [], [], [], []
+    for signal, label, subject, arm in zip(
+        stored["X"], stored["y"], stored["subject"], stored["side"], strict=True
+    ):
         count = len(signal) // WINDOW
         signals.append(
             signal[: count * WINDOW].reshape(count, WINDOW, 6).transpose(0, 2, 1).astype(np.float32)
@@ -98,13 +110,14 @@ def load_windows() -> tuple[Split, Tensor]:
         labels += [int(label)] * count
         subjects += [int(subject)] * count
         times += [place / count for place in range(count)]
+        arms += [int(arm)] * count
     values = torch.from_numpy(np.concatenate(signals))
     rows = Split(
         {name: values[:, channels].contiguous() for name, channels in CHANNELS.items()},
         torch.tensor(labels),
         torch.tensor(subjects),
     )
-    return rows, torch.tensor(times)
+    return rows, torch.tensor(times), torch.tensor(arms)
 
 
 def build_encoders() -> dict[str, nn.Module]:

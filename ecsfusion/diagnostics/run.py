@@ -150,7 +150,7 @@ class RunDiagnostics:
 
     At the end of stage 1 and after training, training rows are evaluated too, to see whether a modality has memorized
     them. They are at most as many rows as the probe set has, so the cost in the whole run is that of two more
-    evaluations and decompositions. This is left out if the training set is a stream.
+    evaluations and decompositions. This is left out in the first epoch, and if the training set is a stream.
 
     Args:
         run: the trainer.
@@ -249,7 +249,8 @@ class RunDiagnostics:
         At most as many rows are used as the probe set has. The random state of the run is not changed.
         """
         run, information = self.run, validation.information
-        if information is None:
+        # Rows that were not trained on yet are not memorized: there validation rows are of another kind (other groups).
+        if information is None or (run.state.epoch or 0.0) < 1.0:
             return
         if not all(map(has_length, [run.train_dataset, *run.evaluation_sets().values()])):
             logger.info(

@@ -196,6 +196,7 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         comparison_table=_comparison_table(facts),
         pid_table=_information_table(facts.information),
         pid_sentence=_information_sentence(facts.information),
+        information_source=_information_source(facts.information),
         contributions_table=_contributions_table(facts),
         contributions_split=list(facts.accuracy)[-1],
         contributions_picture=facts.contributions_picture,
@@ -481,6 +482,15 @@ def _contributions_table(facts: CardFacts) -> str:
     return _table(headers, rows)
 
 
+def _information_source(moments: Mapping[str, tuple[int, Information]]) -> str:
+    """What the decompositions were made of."""
+    sources = ("the answers of each modality's head", "clusters of the embeddings")
+    is_by_heads = {information.is_by_heads for _, information in moments.values()}
+    if is_by_heads == {True, False}:
+        return f"{sources[0]} (where they are not trained, of {sources[1]})"
+    return sources[0] if True in is_by_heads else sources[1]
+
+
 def _information_sentence(moments: Mapping[str, tuple[int, Information]]) -> str:
     """One sentence on the last moment: what all know, what one modality alone knows, and what only the whole shows."""
     if not moments:
@@ -493,7 +503,7 @@ def _information_sentence(moments: Mapping[str, tuple[int, Information]]) -> str
         and information.interval.get(key, (bits, bits))[0] > 0
     ]
     if not clear:
-        return f"At the {moment} nothing that the embeddings say about the label rises above the noise floor."
+        return f"At the {moment} nothing that the modalities say about the label rises above the noise floor."
     # Of more than two modalities, each is compared with all others together.
     knowers = "both modalities" if len(information.unique) == 2 else "a modality and to the others as well"
     meaning = {
