@@ -3,7 +3,17 @@
 import pytest
 import torch
 from ecsfusion_kernels import language, ops
-from ecsfusion_kernels.ops import broja, histogram, kmeans, loglinear, poisson, principal, random, seed
+from ecsfusion_kernels.ops import (
+    broja,
+    histogram,
+    kmeans,
+    loglinear,
+    poisson,
+    pool_weights,
+    principal,
+    random,
+    seed,
+)
 
 if language.triton is None:
     pytest.skip("Triton exists for Linux only", allow_module_level=True)
@@ -46,6 +56,9 @@ LARGE = {
     "uniform": lambda: random._launch_uniform(whole(2**40), 0),
     "poisson": lambda: poisson._launch_poisson(of(2**30, dtype=torch.float64), 256, 0),
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
+    "pool_weights": lambda: pool_weights._launch_pool_weights(
+        of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
+    ),
     "broja": lambda: broja._launch_broja(of(MANY, 3, 4).double(), of(MANY, 5, 4).double(), 1e-3, 10),
     "loglinear": lambda: loglinear._launch_loglinear(of(MANY, 3, 5), of(MANY, 3, 4), of(MANY, 5, 4), 3),
 }

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from ecsfusion_kernels import pool_weights
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2, PID, entropy
 from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
-from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of
 from ecsfusion.pid.uncertainty import measure
 from ecsfusion.pid.union import matched, union_information
@@ -199,11 +199,19 @@ def _calibrated(
             for names in heads
         ]
     ).float()
+    # The rows of the first fold, then those of the other; a pool is fitted on each.
+    by_fold = folds.fold.argsort(stable=True)
+    ends = torch.arange(CALIBRATION_FOLDS + 1, device=labels.device)
+    bounds = (folds.fold[:, None] < ends).sum(0)
+    weights = pool_weights(parts, labels, log_prior.float(), by_fold, bounds)
+    if parts.device.type != "cpu":
+        # Without reading the number of rows on the host.
+        of_row = weights.flip(0)[folds.fold].permute(1, 2, 0).unsqueeze(-1)
+        return torch.log_softmax((of_row * parts).sum(1) + log_prior, -1)
     result = log_prior.expand(len(heads), *nothing.shape).clone()
-    for fold in range(CALIBRATION_FOLDS):
-        own, other = (folds.fold == fold).nonzero()[:, 0], (folds.fold != fold).nonzero()[:, 0]
+    sides = by_fold.tensor_split(bounds[1:-1])
+    for own, other, fitted in zip(sides, sides[::-1], weights.flip(0), strict=True):
         if len(own) and len(other):
-            weights = pool(parts[:, :, other], labels[other], log_prior.float()).weights
-            pooled = (weights[:, None] @ parts[:, :, own].double().flatten(2)).view(len(heads), len(own), -1)
+            pooled = (fitted[:, None] @ parts[:, :, own].double().flatten(2)).view(len(heads), len(own), -1)
             result[:, own] = torch.log_softmax(pooled + log_prior, -1)
     return result

@@ -10,6 +10,7 @@ from ecsfusion_kernels import (
     lloyd,
     loglinear,
     nearest,
+    pool_weights,
     poisson,
     principal_directions,
     project,
@@ -38,6 +39,9 @@ OPS = {
     "broja": lambda to: broja(to(TABLES.sum(2)), to(TABLES.sum(1)), tolerance=1e-2),
     "broja of the reference": lambda to: broja(to(TABLES.sum(2)), to(TABLES.sum(1)), tolerance=5e-6),
     "loglinear": lambda to: loglinear(*(to(TABLES.sum(dim)) for dim in (3, 2, 1)), 3),
+    "pool_weights": lambda to: pool_weights(
+        to(POINTS.view(2, 2, 35, 9)), to(CELLS[0, :35]), to(POINTS[0, 0])
+    ),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
     "uniform": lambda to: uniform(to(CELLS), 0),
 }

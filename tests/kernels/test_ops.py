@@ -33,6 +33,16 @@ CASES = {
         5,
     ),
     "broja of the reference": ([real(2, 3, 4) / 12, real(2, 5, 4) / 20], 1e-6, 5),
+    "pool_weights": ([real(2, 3, 20, 3)], whole(20), real(3).log(), None, None, 7, 1),
+    "pool_weights of sets": (
+        [real(2, 1, 20, 3)],
+        whole(20),
+        real(3).log(),
+        torch.arange(20),
+        torch.tensor([0, 7, 20]),
+        4096,
+        1,
+    ),
     "loglinear": ([real(2, 3, 4) / 12, real(2, 3, 5) / 15, real(2, 4, 5) / 20], 1),
 }
 LAYOUTS = {

@@ -188,6 +188,20 @@ def poisson(placed=as_it_is):
     )
 
 
+def pool_weights(number):
+    """Two sets of rows, of which one is read in part, and two steps."""
+    generator = torch.Generator().manual_seed(number)
+    labels = torch.randint(3, (21,), generator=generator)
+    quality = torch.linspace(0, 1.5, number)[:, None, None]
+    logits = quality * torch.eye(3)[labels] + torch.randn(1, number, 21, 3, generator=generator)
+    given = logits, labels, torch.tensor([0.2, 0.3, 0.5]).log(), torch.randperm(21, generator=generator)
+    limits = torch.tensor([0, 9, 21]), 9, 2
+    return Case(
+        lambda: ops.pool_weights.pool_weights(*map(unaligned, given), *limits),
+        close(reference.pool_weights(*given, *limits), rtol=1e-4, atol=1e-5),
+    )
+
+
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
@@ -238,6 +252,7 @@ CASES = {
         f"{make_case.__name__} unaligned": functools.partial(make_case, unaligned)
         for make_case in (histogram, uniform, poisson)
     },
+    **{f"pool_weights {number}": functools.partial(pool_weights, number) for number in (2, 3, 5)},
     "histogram": histogram,
     "uniform": uniform,
     "poisson": poisson,
