@@ -8,6 +8,7 @@ from ecsfusion_kernels.ops import (
     histogram,
     kmeans,
     loglinear,
+    match_prior,
     poisson,
     pool_weights,
     principal,
@@ -56,6 +57,7 @@ LARGE = {
     "uniform": lambda: random._launch_uniform(whole(2**40), 0),
     "poisson": lambda: poisson._launch_poisson(of(2**30, dtype=torch.float64), 256, 0),
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
+    "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
         of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
     ),

@@ -8,30 +8,23 @@ the rows drawn within each cluster as they are, is one of the couplings of the r
 second, coarser clustering, because the union information falls in proportion to what is lost.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from ecsfusion_kernels import broja, lloyd, nearest
+from ecsfusion_kernels import broja, lloyd, match_prior, nearest, reference
 from ecsfusion_kernels.precision import in_full_precision
+from ecsfusion_kernels.reference.match_prior import MATCHED
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import entropy
 from ecsfusion.pid.mixtures import start_centers
-
-# numpy.ndarray or torch.Tensor.
-Array = Any
 
 MAX_CLUSTERED_ROWS = 2048
 SHARE_OF_LOSS = 0.01
 """Of what the clusters lose, as the width in which the solver certifies its value."""
 MAX_SOLVED_TOGETHER = 64
 """The most clusters whose tables are solved together with their halves."""
-RESCALINGS = 20
-MATCHED = 3e-4
-"""Relative distance of their mean from the prior at which posteriors are not scaled any further."""
 TINY = 1e-30
-LARGEST_SCALE = 1e100
 
 
 class Union(NamedTuple):
@@ -52,29 +45,11 @@ class Union(NamedTuple):
 def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tensor:
     """Posteriors (..., N, C) float64 scaled until their mean is the prior (C,), or nearly so where they are certain.
 
-    A relative distance of `nearly` ends the scaling on the CPU; with 0, which gradients need, nothing ends it early.
+    A relative distance of `nearly` ends the scaling; with 0, which gradients need, nothing ends it early.
     """
-    if posteriors.device.type == "cpu" and not posteriors.requires_grad:
-        return torch.from_numpy(_matched(np, posteriors.numpy(), prior.numpy(), nearly))
-    return _matched(torch, posteriors, prior, 0.0)
-
-
-def _matched(xp: Any, posteriors: Array, prior: Array, nearly: float) -> Array:
-    """`matched`, in NumPy, whose calls cost less, or in PyTorch."""
-    scale: Array = None
-    by_class = posteriors.swapaxes(-1, -2)
-    mass = 0 * by_class[..., :1, :] + 1
-    # Of the scaled rows only their mean is needed until the end, by two products.
-    for _ in range(RESCALINGS):
-        mean = (1 / mass) @ posteriors / posteriors.shape[-2]
-        mean = mean if scale is None else mean * scale
-        factor = prior / xp.clip(mean, TINY, None)
-        if nearly and (abs(factor - 1) < nearly).all():
-            break
-        # A class that no row has stays without mass.
-        scale = factor if scale is None else xp.clip(scale * factor, None, LARGEST_SCALE)
-        mass = xp.clip(scale @ by_class, TINY, None)
-    return posteriors if scale is None else posteriors * scale / mass.swapaxes(-1, -2)
+    if posteriors.requires_grad:
+        return reference.match_prior(posteriors, prior, 0.0)
+    return match_prior(posteriors, prior, nearly)
 
 
 def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:

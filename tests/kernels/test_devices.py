@@ -9,9 +9,10 @@ from ecsfusion_kernels import (
     histogram,
     lloyd,
     loglinear,
+    match_prior,
     nearest,
-    pool_weights,
     poisson,
+    pool_weights,
     principal_directions,
     project,
     seed,
@@ -42,6 +43,7 @@ OPS = {
     "pool_weights": lambda to: pool_weights(
         to(POINTS.view(2, 2, 35, 9)), to(CELLS[0, :35]), to(POINTS[0, 0])
     ),
+    "match_prior": lambda to: match_prior(to(TABLES[0].flatten(0, 1)), to(TABLES[0, 0, 0])),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
     "uniform": lambda to: uniform(to(CELLS), 0),
 }

@@ -1,4 +1,4 @@
-"""The weights of pooled readouts: the kernel against the reference, which ends as the kernel does only where it must."""
+"""The weights of pooled readouts: the kernel against its reference."""
 
 import sys
 

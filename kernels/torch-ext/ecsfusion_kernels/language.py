@@ -125,7 +125,7 @@ def padded(size: int, minimum: int = 16) -> int:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous, and copied where it does not begin at a multiple of 16 bytes: sooner than compiled for."""
+    """The tensor, contiguous, and from a multiple of 16 bytes: elsewhere it is sooner copied than compiled for."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 

@@ -202,6 +202,20 @@ def pool_weights(number):
     )
 
 
+def match_prior(classes):
+    """More rows than a tile has, where it is wide; one problem that is near at once, and one that is not."""
+    rows = make(2, 35, classes, dtype=torch.float64).softmax(-1)
+    prior = rows[0].mean(0)
+    return Case(
+        lambda: ops.match_prior.match_prior(unaligned(rows), prior, 1e-3, 2),
+        close(
+            torch.cat([reference.match_prior(each[None], prior, 1e-3, 2) for each in rows]),
+            rtol=1e-10,
+            atol=1e-14,
+        ),
+    )
+
+
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
@@ -253,6 +267,7 @@ CASES = {
         for make_case in (histogram, uniform, poisson)
     },
     **{f"pool_weights {number}": functools.partial(pool_weights, number) for number in (2, 3, 5)},
+    **{f"match_prior {classes}": functools.partial(match_prior, classes) for classes in (3, 20, 140)},
     "histogram": histogram,
     "uniform": uniform,
     "poisson": poisson,

@@ -52,7 +52,7 @@ def _zeros(NUMBER: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr):
     """A tuple of vectors: a thread has the same rows in all of them, so that sums over classes need no other thread."""
     found = ()
     for _ in tl.static_range(NUMBER):
-        found = found + (tl.zeros((ROWS,), DTYPE),)
+        found += (tl.zeros((ROWS,), DTYPE),)
     return found
 
 
@@ -61,7 +61,7 @@ def _sum(first, second, NUMBER: tl.constexpr):
     """The sum of two tuples; of the wider type."""
     found = ()
     for k in tl.static_range(NUMBER):
-        found = found + (first[k] + second[k],)
+        found += (first[k] + second[k],)
     return found
 
 
@@ -70,7 +70,7 @@ def _weights_of(weights, READOUTS: tl.constexpr):
     """The numbers of a vector as a tuple, in float32."""
     found = ()
     for k in tl.static_range(READOUTS):
-        found = found + (tl.sum(tl.where(tl.arange(0, READOUTS) == k, weights, 0.0), 0).to(tl.float32),)
+        found += (tl.sum(tl.where(tl.arange(0, READOUTS) == k, weights, 0.0), 0).to(tl.float32),)
     return found
 
 
@@ -80,13 +80,13 @@ def _logits_at(fitted_ptr, row, fitted, step, num_readouts, READOUTS: tl.constex
     found = ()
     for k in tl.static_range(READOUTS):
         inside = row < fitted * (k < num_readouts)
-        found = found + (tl.load(fitted_ptr + k * step + row, inside, other=0.0),)
+        found += (tl.load(fitted_ptr + k * step + row, inside, other=0.0),)
     return found
 
 
 @jit
 def _score(prior, logits, weights, READOUTS: tl.constexpr):
-    """log p(y) + sum_k w_k z_k(y | x)."""
+    """Log p(y) + sum_k w_k z_k(y | x)."""
     score = prior + logits[0] * weights[0]
     for k in tl.static_range(1, READOUTS):
         score += logits[k] * weights[k]
@@ -106,7 +106,7 @@ def _moments(
     READOUTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Sums over the rows: log norm (ROWS,), means of the readouts, and their covariances, one row of them after another."""
+    """Sums over the rows: the log norm, the mean of each readout, and the lower triangle of their covariances."""
     weights = _weights_of(candidate, READOUTS)
     step = max_fitted_rows.to(tl.int64) * num_classes
     log_norm = tl.zeros((ROWS,), tl.float64)
@@ -134,9 +134,9 @@ def _moments(
             products = ()
             for k in tl.static_range(READOUTS):
                 share = posterior * logits[k]
-                shares = shares + (share,)
+                shares += (share,)
                 for other in tl.static_range(k + 1):
-                    products = products + (share * logits[other],)
+                    products += (share * logits[other],)
             mean = _sum(mean, shares, READOUTS)
             square = _sum(square, products, READOUTS * (READOUTS + 1) // 2)
         means = _sum(means, mean, READOUTS)
@@ -144,7 +144,7 @@ def _moments(
         for k in tl.static_range(READOUTS):
             for other in tl.static_range(k + 1):
                 of_means = mean[k].to(tl.float64) * mean[other]
-                centered = centered + (square[k * (k + 1) // 2 + other].to(tl.float64) - of_means,)
+                centered += (square[k * (k + 1) // 2 + other].to(tl.float64) - of_means,)
         covariances = _sum(covariances, centered, READOUTS * (READOUTS + 1) // 2)
     return log_norm, means, covariances
 
