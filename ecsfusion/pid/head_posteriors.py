@@ -117,7 +117,7 @@ def information_of_heads(
     }
     alone = [frozenset(side) for pair in sides for side in pair]
     together = [frozenset([*first, *second]) for first, second in sides]
-    singles = [frozenset([name]) for pool_ in alone for name in pool_]
+    singles = [frozenset([name]) for pool_ in alone for name in logits if name in pool_]
     pools = list(dict.fromkeys([*singles, *alone, *together]))
     heads = [
         [name for name in scores if name in pool_ or (name == JOINT and len(pool_) == len(logits))]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2, Decomposition
-from ecsfusion.pid.posteriors import NUM_FOLDS, Posteriors, limit
+from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, limit
 
 DEVIATIONS = 2.0
 """Half the width of an interval in standard errors."""
@@ -37,30 +37,82 @@ class Measured(NamedTuple):
 
 
 def measure(posteriors: Posteriors) -> Measured:
-    """Decompose what is known; the host reads nothing."""
-    known, label_bits = posteriors.known, posteriors.label_bits
+    """Decompose what is known.
+
+    Rows are summed on their device. What follows is the algebra of a few numbers for each pair, which would be hundreds
+    of launches on a GPU: it is done by the host, which waits for the sums once.
+    """
+    known, device = posteriors.known, posteriors.label_bits.device
+    rows, growth_rows = known.rows[:, 0], known.rows[:, 0] - known.rows[:, 1]
+    errors = _error(
+        torch.cat([growth_rows, _atom_rows(rows), _atom_rows(growth_rows)]),
+        posteriors.group,
+        posteriors.num_groups.double(),
+    )
+    *parts, label_bits, num_groups, noise_rows, errors = _moved(
+        [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, errors], "cpu"
+    )
+    measured = _decomposed(
+        Known(*parts, known.rows), label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides
+    )
+    decompositions = measured.limit, measured.held_out
+    there = iter(
+        _moved(
+            [part for each in (*decompositions, [measured.enough]) for part in each if part is not None],
+            device,
+        )
+    )
+    return Measured(
+        *(
+            Decomposition(*(None if part is None else next(there) for part in each))
+            for each in decompositions
+        ),
+        next(there),
+    )
+
+
+def _moved(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Tensors on a device, float64, by one copy."""
+    if tensors[0].device == torch.device(device):
+        return [tensor.double() for tensor in tensors]
+    moved = torch.cat([tensor.double().flatten() for tensor in tensors]).to(device)
+    parts = moved.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _decomposed(
+    known: Known,
+    label_bits: Tensor,
+    num_groups: Tensor,
+    noise_rows: Tensor,
+    errors: Sequence[Tensor],
+    sides: Sequence[tuple[Sequence[str], Sequence[str]]],
+) -> Measured:
+    """`measure`, of sums over the rows.
+
+    Args:
+        known: what is known; its rows are not read.
+        label_bits: as in `Posteriors`.
+        num_groups: likewise.
+        noise_rows: likewise.
+        errors: standard errors (4, P) of the growth of the information, of the atoms, and of their growth.
+        sides: as in `Posteriors`.
+    """
     parts = (known.first, known.second, known.joint, known.union)
     bound = _atoms(*(part[0] for part in parts))
-    growth_error = _error(known.rows[:, 0] - known.rows[:, 1], posteriors.group, posteriors.num_groups)
     values = [
-        limit(part[0], part[1], label_bits, error) for part, error in zip(parts, growth_error, strict=True)
+        limit(part[0], part[1], label_bits, error) for part, error in zip(parts, errors[0], strict=True)
     ]
-    values[0], values[1] = _not_below_members(values[0], values[1], posteriors.sides)
+    values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
     values[3] = torch.minimum(values[3], parts[3][0] + learned)
     reached = _atoms(*values)
     gap = known.lost[0]
-    groups = posteriors.num_groups.double()
 
-    rows = _atom_rows(known.rows[:, 0])
-    growth_rows = _atom_rows(known.rows[:, 0] - known.rows[:, 1])
     near = NUM_FOLDS / (NUM_FOLDS - 1)
-    error = torch.hypot(
-        _error(rows, posteriors.group, groups),
-        near / (2 - near) * _error(growth_rows, posteriors.group, groups),
-    )
-    floor = NOISE / (posteriors.noise_rows * LN2)
+    error = torch.hypot(errors[1], near / (2 - near) * errors[2])
+    floor = NOISE / (noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
     doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
 
@@ -91,7 +143,7 @@ def measure(posteriors: Posteriors) -> Measured:
     return Measured(
         decomposition,
         bound._replace(gap=gap, dependence=dependence),
-        torch.ceil(groups * shortfall / allowed),
+        torch.ceil(num_groups * shortfall / allowed),
     )
 
 
@@ -145,7 +197,7 @@ def _atom_rows(parts: Tensor) -> Tensor:
 
 
 def _error(rows: Tensor, group: Tensor, num_groups: Tensor) -> Tensor:
-    """Standard errors (4, P) of the means of rows (4, P, N); the rows of a group count as one."""
+    """Standard errors (..., P) of the means of rows (..., P, N); the rows of a group count as one."""
     deviations = rows - rows.mean(-1, keepdim=True)
     sums = torch.zeros_like(rows).index_add_(-1, group, deviations)
     return (sums.square().sum(-1) * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / rows.shape[-1]

@@ -100,7 +100,14 @@ class _Record(TorchDispatchMode):
                 return launcher_of(name)(
                     *(given.get(a.name, a.default_value) for a in func._schema.arguments)
                 )
-        result = func(*args, **kwargs)
+        if name == "_to_copy" and kwargs.get("device") == torch.device("cpu") and args[0].is_meta:
+            # The host reads what it goes on with.
+            result = torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        else:
+            result = func(*args, **kwargs)
+        if not any(x.is_meta for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)):
+            # The host's own.
+            return result
         aliases = [returned.alias_info for returned in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
         if not is_view and not name.startswith(ALLOCATIONS):
@@ -132,8 +139,8 @@ def launches(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[La
     """The launches of `function(*args, **kwargs)` on a GPU, in their order; an op of PyTorch counts as one.
 
     Args:
-        function: reads no values of tensors.
-        args: of the function; its tensors on the device "meta".
+        function: reads no values of tensors but those that it copies to the host, which are ones here.
+        args: of the function; its tensors on the device "meta". What it computes on the host is no launch.
         kwargs: likewise.
 
     Raises:
