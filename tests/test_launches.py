@@ -5,6 +5,7 @@ import torch
 from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.ops import (
     broja,
+    hash_rows,
     histogram,
     kmeans,
     loglinear,
@@ -58,6 +59,7 @@ LARGE = {
     "poisson": lambda: poisson._launch_poisson(of(2**30, dtype=torch.float64), 256, 0),
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
     "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
+    "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), whole(3), 0, None),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
         of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
     ),

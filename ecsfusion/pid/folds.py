@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ecsfusion_kernels import uniform
+from ecsfusion_kernels import hash_rows, uniform
+from ecsfusion_kernels.reference.hash_rows import MULTIPLIER
 from torch import Tensor
 
-HASHED_VALUES = 1 << 18
-"""Values that are hashed at a time."""
 HASHED_COLUMNS = 16
 """The columns that are hashed of every row; the others only of rows that are equal in these."""
 MAX_COPIES = 16
@@ -49,41 +48,33 @@ def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
 
     Rows that are equal in float32 have equal keys.
     """
-    keys = torch.zeros(len(embeddings[0]), dtype=torch.int64, device=embeddings[0].device)
-    for number, rows in enumerate(embeddings):
-        keys = keys * 6364136223846793005 + _modality_keys(rows, random_seed + number + 1)
+    keys = _with_modality(None, embeddings[0], random_seed + 1)
+    for number, rows in enumerate(embeddings[1:], 2):
+        keys = _with_modality(keys, rows, random_seed + number)
     keys = (keys ^ (keys >> 29)) * 1442695040888963407
     return (keys ^ (keys >> 31)) & ((1 << KEY_BITS) - 1)
 
 
-def _modality_keys(rows: Tensor, random_seed: int) -> Tensor:
-    """A hash (N,) int64 of each row (N, D): of some columns, and of all columns where that does not tell rows apart."""
+def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int) -> Tensor:
+    """Keys (N,) int64 that depend on earlier keys and on the rows (N, D) of one more modality.
+
+    By some columns, and by all columns where these do not tell rows apart.
+    """
     dimension = rows.shape[1]
     # On a GPU the host does not wait to know whether some columns suffice.
     if rows.device.type != "cpu" or dimension <= HASHED_COLUMNS:
-        return _hashed(rows, torch.arange(dimension, device=rows.device), random_seed)
+        return hash_rows(rows, torch.arange(dimension, device=rows.device), random_seed, keys)
     some = torch.arange(HASHED_COLUMNS) * dimension // HASHED_COLUMNS
-    keys = _hashed(rows[:, some], some, random_seed)
-    ordered, order = keys.sort()
+    found = hash_rows(rows[:, some], some, random_seed)
+    ordered, order = found.sort()
     repeats = ordered[1:] == ordered[:-1]
     if bool(repeats.any()):
-        repeated = torch.zeros(len(keys), dtype=torch.bool)
+        repeated = torch.zeros(len(found), dtype=torch.bool)
         repeated[1:] = repeats
         repeated[:-1] |= repeats
         place = order[repeated]
-        keys[place] = _hashed(rows[place], torch.arange(dimension), ~random_seed)
-    return keys
-
-
-def _hashed(rows: Tensor, columns: Tensor, random_seed: int) -> Tensor:
-    """A hash (N,) int64 of the values (N, d) of some columns (d,)."""
-    factors = (uniform(columns, random_seed).double() * 2**31).to(torch.int64) * 2 + 1
-    parts = []
-    for chunk in rows.split(max(1, HASHED_VALUES // rows.shape[1])):
-        # The same values in another dtype have the same key; adding zero makes -0 into 0.
-        bits = (chunk.float() + 0).contiguous().view(torch.int32).to(torch.int64)
-        parts.append(bits.mul_(factors).sum(-1))
-    return torch.cat(parts)
+        found[place] = hash_rows(rows[place], torch.arange(dimension), ~random_seed)
+    return found if keys is None else keys * MULTIPLIER + found
 
 
 def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: int) -> Folds:

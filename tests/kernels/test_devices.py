@@ -6,6 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import (
     broja,
+    hash_rows,
     histogram,
     lloyd,
     loglinear,
@@ -44,6 +45,7 @@ OPS = {
         to(POINTS.view(2, 2, 35, 9)), to(CELLS[0, :35]), to(POINTS[0, 0])
     ),
     "match_prior": lambda to: match_prior(to(TABLES[0].flatten(0, 1)), to(TABLES[0, 0, 0])),
+    "hash_rows": lambda to: hash_rows(to(POINTS[0]), to(CELLS[0, :9]), 1),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
     "uniform": lambda to: uniform(to(CELLS), 0),
 }

@@ -216,6 +216,15 @@ def match_prior(classes):
     )
 
 
+def hash_rows(has_keys):
+    rows, columns = make(70, 35), torch.arange(35)
+    keys = columns.repeat(2) << 40 if has_keys else None
+    return Case(
+        lambda: ops.hash_rows.hash_rows(unaligned(rows), columns, 1, keys),
+        close(reference.hash_rows(rows, columns, 1, keys)),
+    )
+
+
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
@@ -268,6 +277,7 @@ CASES = {
     },
     **{f"pool_weights {number}": functools.partial(pool_weights, number) for number in (2, 3, 5)},
     **{f"match_prior {classes}": functools.partial(match_prior, classes) for classes in (3, 20, 140)},
+    **{f"hash_rows {has_keys}": functools.partial(hash_rows, has_keys) for has_keys in (False, True)},
     "histogram": histogram,
     "uniform": uniform,
     "poisson": poisson,
