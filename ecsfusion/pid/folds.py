@@ -23,6 +23,8 @@ TABLE_SEED = 23
 """By which the equal rows of such a table are dealt."""
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
+LARGEST_CLASS = 1 << 20
+"""Above every class."""
 EVEN = 4
 """What folds of one size are worth against folds with the same share of each class, where a group has both to upset."""
 
@@ -89,7 +91,7 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
     device = keys.device
     rows = torch.arange(len(keys), device=device)
     # Rows with equal keys stand side by side, whatever their order was.
-    order = _lexsort(labels, keys)
+    order = (keys * LARGEST_CLASS + labels).argsort(stable=True)
     is_table = torch.zeros((), dtype=torch.bool, device=device)
     if groups is None:
         group = _dense(keys[order])
@@ -102,12 +104,13 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         group = _dense(groups[order])
     if groups is not None and int(group[-1]) + 1 < len(group):
         return Folds(order, group, _deal_by_need(group, labels[order], num_folds), group[-1] + 1)
-    first_class = torch.full_like(rows, 1 << 20).scatter_reduce(0, group, labels[order], "amin")
+    first_class = torch.full_like(rows, LARGEST_CLASS).scatter_reduce(0, group, labels[order], "amin")
     size = torch.zeros_like(rows).scatter_add(0, group, torch.ones_like(rows))
     # Equal rows that are dealt in turn would be as frequent in every fold, and noise as true there as elsewhere.
     size = torch.where(is_table, (uniform(rows, TABLE_SEED) * (1 << 24)).long(), size)
     # Groups are numbered by key. Dealing them by class keeps the classes even, and by size the folds.
-    dealt = _lexsort(-size, first_class).argsort()
+    by_class = (first_class * (1 << KEY_BITS) - size).argsort(stable=True)
+    dealt = torch.empty_like(rows).scatter_(0, by_class, rows)
     return Folds(order, group, dealt[group] % num_folds, group[-1] + 1)
 
 
@@ -193,6 +196,4 @@ def _lexsort(minor: Tensor, major: Tensor) -> Tensor:
 
 def _dense(ordered: Tensor) -> Tensor:
     """Numbers from 0 of the runs of equal values."""
-    starts = torch.ones_like(ordered)
-    starts[1:] = (ordered[1:] != ordered[:-1]).to(starts.dtype)
-    return starts.cumsum(0) - 1
+    return torch.nn.functional.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))

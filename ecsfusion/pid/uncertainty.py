@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, Decomposition
 from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, limit
 
@@ -42,22 +43,20 @@ def measure(posteriors: Posteriors) -> Measured:
     Rows are summed on their device. What follows is the algebra of a few numbers for each pair, which would be hundreds
     of launches on a GPU: it is done by the host, which waits for the sums once.
     """
-    known, device = posteriors.known, posteriors.label_bits.device
-    rows, growth_rows = known.rows[:, 0], known.rows[:, 0] - known.rows[:, 1]
-    errors = _error(
-        torch.cat([growth_rows, _atom_rows(rows), _atom_rows(growth_rows)]),
-        posteriors.group,
-        posteriors.num_groups.double(),
+    known, device = posteriors.known, posteriors.group.device
+    every = torch.cat([known.rows, _atom_rows(known.rows)])
+    squares = _squares(torch.cat([every[:, 0] - every[:, 1], every[4:, 0]]), posteriors.group)
+    *parts, label_bits, num_groups, noise_rows, squares = moved(
+        [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, squares], "cpu"
     )
-    *parts, label_bits, num_groups, noise_rows, errors = _moved(
-        [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, errors], "cpu"
-    )
+    # The rows of a group count as one.
+    errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / known.rows.shape[-1]
     measured = _decomposed(
         Known(*parts, known.rows), label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides
     )
     decompositions = measured.limit, measured.held_out
     there = iter(
-        _moved(
+        moved(
             [part for each in (*decompositions, [measured.enough]) for part in each if part is not None],
             device,
         )
@@ -69,15 +68,6 @@ def measure(posteriors: Posteriors) -> Measured:
         ),
         next(there),
     )
-
-
-def _moved(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
-    """Tensors on a device, float64, by one copy."""
-    if tensors[0].device == torch.device(device):
-        return [tensor.double() for tensor in tensors]
-    moved = torch.cat([tensor.double().flatten() for tensor in tensors]).to(device)
-    parts = moved.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _decomposed(
@@ -95,7 +85,7 @@ def _decomposed(
         label_bits: as in `Posteriors`.
         num_groups: likewise.
         noise_rows: likewise.
-        errors: standard errors (4, P) of the growth of the information, of the atoms, and of their growth.
+        errors: standard errors (4, P) of the growth of the information, of that of the atoms, and of the atoms.
         sides: as in `Posteriors`.
     """
     parts = (known.first, known.second, known.joint, known.union)
@@ -111,7 +101,7 @@ def _decomposed(
     gap = known.lost[0]
 
     near = NUM_FOLDS / (NUM_FOLDS - 1)
-    error = torch.hypot(errors[1], near / (2 - near) * errors[2])
+    error = torch.hypot(errors[2], near / (2 - near) * errors[1])
     floor = NOISE / (noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
     doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
@@ -128,7 +118,7 @@ def _decomposed(
         [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
     ).amax(0)
     allowed = (SETTLED_SHARE * label_bits).clamp_min(SETTLED_BITS)
-    dependence = (known.joint[0] - known.product[0]).clamp_min(0.0)
+    dependence = (known.joint[0] - known.product).clamp_min(0.0)
     floors = floor.expand_as(dependence)
     decomposition = reached._replace(
         gap=gap,
@@ -191,13 +181,12 @@ def _atoms(first: Tensor, second: Tensor, joint: Tensor, union: Tensor) -> Decom
 
 
 def _atom_rows(parts: Tensor) -> Tensor:
-    """Redundancy, both kinds of uniqueness and synergy by row, from information by row (4, P, N)."""
+    """Redundancy, both kinds of uniqueness and synergy by row, from information by row (4, ...)."""
     first, second, joint, union = parts
     return torch.stack([first + second - union, union - second, union - first, joint - union])
 
 
-def _error(rows: Tensor, group: Tensor, num_groups: Tensor) -> Tensor:
-    """Standard errors (..., P) of the means of rows (..., P, N); the rows of a group count as one."""
+def _squares(rows: Tensor, group: Tensor) -> Tensor:
+    """Sums (..., P) over the groups of the squared sum of the deviations of rows (..., P, N) from their mean."""
     deviations = rows - rows.mean(-1, keepdim=True)
-    sums = torch.zeros_like(rows).index_add_(-1, group, deviations)
-    return (sums.square().sum(-1) * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / rows.shape[-1]
+    return torch.zeros_like(rows).index_add_(-1, group, deviations).square().sum(-1)

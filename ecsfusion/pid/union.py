@@ -16,6 +16,7 @@ from ecsfusion_kernels.precision import in_full_precision
 from ecsfusion_kernels.reference.match_prior import MATCHED
 from torch import Tensor
 
+from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import entropy
 from ecsfusion.pid.mixtures import start_centers
 
@@ -28,7 +29,7 @@ TINY = 1e-30
 
 
 class Union(NamedTuple):
-    """Union information in bits, (B,) float64 for B pairs of modalities."""
+    """Union information in bits, float64 for B pairs of modalities; what is (B,) is on the host."""
 
     value: Tensor
     """(B,): for the rows, extrapolated from two clusterings."""
@@ -117,25 +118,26 @@ def union_information(
     """
     batch = len(first)
     both = torch.cat([first, second])
-    label_bits = entropy(first[0].mean(0), 1)
+    prior = first[0].mean(0)
+    label_bits = entropy(prior, 1)
     # Several times faster than by `xlogy`.
     whole = label_bits + torch.linalg.vecdot(both, both.clamp_min(TINY).log2()).mean(-1)
     clusters = cluster_posteriors(both, num_clusters, random_seed)
     tables = soft_tables(both, clusters, num_clusters)
     halved = halved_tables(tables, random_seed)
-    lost, coarse_lost = ((whole - information(each)).clamp_min(0.0) for each in (tables, halved))
+    whole, label_bits, *both_tables = moved([whole, label_bits, tables, halved], "cpu")
+    lost, coarse_lost = ((whole - information(each)).clamp_min(0.0) for each in both_tables)
     lost, coarse_lost = lost[:batch] + lost[batch:], coarse_lost[:batch] + coarse_lost[batch:]
-    if tables.device.type == "cpu":
-        # Much closer than what the clusters lose the solver need not come.
-        tolerance = max(tolerance, SHARE_OF_LOSS * float(lost.amin()))
+    # Much closer than what the clusters lose the solver need not come.
+    tolerance = max(tolerance, SHARE_OF_LOSS * float(lost.amin()))
     if num_clusters <= MAX_SOLVED_TOGETHER:
         # The arithmetic of small tables costs less than its calls.
         missing = tables.new_zeros(2 * batch, num_clusters - halved.shape[1], tables.shape[2])
         every = torch.stack([tables, torch.cat([halved, missing], 1)])
         sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
-        both = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
+        solved = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
         solution, coarse_solution = (
-            type(both)(*(part[place] for part in both)) for place in (slice(batch), slice(batch, None))
+            type(solved)(*(part[place] for part in solved)) for place in (slice(batch), slice(batch, None))
         )
     else:
         # The coarser one only gives a slope.
@@ -143,20 +145,20 @@ def union_information(
             broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=most)
             for each, most in ((tables, max_iterations), (halved, -(-max_iterations // 2)))
         )
-    union, coarse = (label_bits - each.conditional_entropy for each in (solution, coarse_solution))
+    entropies = solution.conditional_entropy, coarse_solution.conditional_entropy, solution.gap
+    left, coarse_left, gap = moved(entropies, "cpu")
+    union, coarse = label_bits - left, label_bits - coarse_left
     slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
     slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
-    low = union - solution.gap
+    low = union - gap
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
-    prior = first[0].mean(0).clamp_min(TINY).log2()
-    expected = -(first * prior).sum(-1)
-    at_label = -prior[labels].expand(batch, -1)
-    factors = solution.factor1, solution.factor2
-    for factor, places, posteriors in zip(
-        factors, (clusters[:batch], clusters[batch:]), (first, second), strict=True
-    ):
-        logs = factor.clamp_min(1e-300).log2()
-        rows = logs.gather(1, places.unsqueeze(-1).expand(-1, -1, logs.shape[-1]))
-        expected = expected + (posteriors * rows).sum(-1)
-        at_label = at_label + rows.gather(2, labels.expand(batch, -1).unsqueeze(-1)).squeeze(-1)
+    log_prior = prior.clamp_min(TINY).log2()
+    logs = torch.cat([solution.factor1, solution.factor2]).clamp_min(1e-300).log2()
+    of_rows = logs.gather(1, clusters.unsqueeze(-1).expand(-1, -1, logs.shape[-1]))
+    expected = -(first * log_prior).sum(-1)
+    at_label = -log_prior[labels].expand(batch, -1)
+    told = (both * of_rows).sum(-1)
+    told_at_label = of_rows.gather(2, labels.expand(2 * batch, -1).unsqueeze(-1)).squeeze(-1)
+    expected = expected + told[:batch] + told[batch:]
+    at_label = at_label + told_at_label[:batch] + told_at_label[batch:]
     return Union(union + slope * lost, low, union + lost, at_label, expected)
