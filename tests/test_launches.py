@@ -8,6 +8,7 @@ from ecsfusion_kernels.ops import (
     hash_rows,
     histogram,
     kmeans,
+    lloyd_centers,
     loglinear,
     match_prior,
     poisson,
@@ -60,6 +61,7 @@ LARGE = {
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
     "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
     "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), whole(3), 0, None),
+    "lloyd_centers": lambda: lloyd_centers._launch_lloyd_centers(of(MANY, 9, 3), of(MANY, 4, 3), 2, 1e-3),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
         of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
     ),

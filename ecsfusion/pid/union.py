@@ -11,7 +11,7 @@ second, coarser clustering, because the union information falls in proportion to
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import broja, lloyd, match_prior, nearest, reference
+from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, reference
 from ecsfusion_kernels.precision import in_full_precision
 from ecsfusion_kernels.reference.match_prior import MATCHED
 from torch import Tensor
@@ -58,22 +58,29 @@ def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) 
     points = posteriors.sqrt().float()
     step = max(1, -(-points.shape[1] // MAX_CLUSTERED_ROWS))
     sample = points[:, ::step].contiguous()
-    return nearest(
-        points, lloyd(sample, start_centers(sample, num_clusters, random_seed), max_iterations=6).centers
-    )[0]
+    start = start_centers(sample, num_clusters, random_seed)
+    return nearest(points, lloyd_centers(sample, start, max_iterations=6))[0]
 
 
-def soft_tables(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
+def cluster_sums(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
+    """Sums (B, K, C) of the posteriors (B, N, C) of each cluster; clusters (B, N) int64."""
+    batch, _, classes = posteriors.shape
+    place = clusters + num_clusters * torch.arange(batch, device=clusters.device)[:, None]
+    sums = posteriors.new_zeros(batch * num_clusters, classes)
+    return sums.index_add_(0, place.flatten(), posteriors.flatten(0, 1)).view(batch, num_clusters, classes)
+
+
+def soft_tables(sums: Tensor, num_rows: int) -> Tensor:
     """Joint tables (B, K, C) of cluster and label, of sum 1, all with the same share of each class.
 
     Only such tables are marginals of one distribution. Posteriors of rows that are certain cannot be scaled to have the
     prior as their mean, so the tables are.
+
+    Args:
+        sums: (B, K, C) of the posteriors of each cluster.
+        num_rows: N.
     """
-    batch, rows, classes = posteriors.shape
-    place = clusters + num_clusters * torch.arange(batch, device=clusters.device)[:, None]
-    sums = posteriors.new_zeros(batch * num_clusters, classes)
-    sums.index_add_(0, place.flatten(), posteriors.flatten(0, 1))
-    tables = sums.view(batch, num_clusters, classes) / rows
+    tables = sums / num_rows
     share = tables.sum(1, keepdim=True)
     prior = share[:1]
     possible = (share > 0).all(0, keepdim=True)
@@ -119,21 +126,23 @@ def union_information(
     batch = len(first)
     both = torch.cat([first, second])
     prior = first[0].mean(0)
-    label_bits = entropy(prior, 1)
     # Several times faster than by `xlogy`.
-    whole = label_bits + torch.linalg.vecdot(both, both.clamp_min(TINY).log2()).mean(-1)
+    whole = torch.linalg.vecdot(both, both.clamp_min(TINY).log2()).mean(-1)
     clusters = cluster_posteriors(both, num_clusters, random_seed)
-    tables = soft_tables(both, clusters, num_clusters)
+    # Tables of clusters are small: the host makes them.
+    share, whole, sums = moved([prior, whole, cluster_sums(both, clusters, num_clusters)], "cpu")
+    label_bits = entropy(share, 1)
+    whole = label_bits + whole
+    tables = soft_tables(sums, both.shape[1])
     halved = halved_tables(tables, random_seed)
-    whole, label_bits, *both_tables = moved([whole, label_bits, tables, halved], "cpu")
-    lost, coarse_lost = ((whole - information(each)).clamp_min(0.0) for each in both_tables)
+    lost, coarse_lost = ((whole - information(each)).clamp_min(0.0) for each in (tables, halved))
     lost, coarse_lost = lost[:batch] + lost[batch:], coarse_lost[:batch] + coarse_lost[batch:]
     # Much closer than what the clusters lose the solver need not come.
     tolerance = max(tolerance, SHARE_OF_LOSS * float(lost.amin()))
     if num_clusters <= MAX_SOLVED_TOGETHER:
         # The arithmetic of small tables costs less than its calls.
         missing = tables.new_zeros(2 * batch, num_clusters - halved.shape[1], tables.shape[2])
-        every = torch.stack([tables, torch.cat([halved, missing], 1)])
+        every = torch.stack([tables, torch.cat([halved, missing], 1)]).to(both.device)
         sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
         solved = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
         solution, coarse_solution = (
@@ -143,7 +152,10 @@ def union_information(
         # The coarser one only gives a slope.
         solution, coarse_solution = (
             broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=most)
-            for each, most in ((tables, max_iterations), (halved, -(-max_iterations // 2)))
+            for each, most in (
+                (tables.to(both.device), max_iterations),
+                (halved.to(both.device), -(-max_iterations // 2)),
+            )
         )
     entropies = solution.conditional_entropy, coarse_solution.conditional_entropy, solution.gap
     left, coarse_left, gap = moved(entropies, "cpu")

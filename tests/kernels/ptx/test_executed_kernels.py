@@ -225,6 +225,17 @@ def hash_rows(has_keys):
     )
 
 
+def lloyd_centers(num_clusters, num_dims):
+    """Well separated blobs, more points than a tile has, and a start that has to move."""
+    blob = torch.arange(70) % num_clusters
+    points = 8 * make(1, num_clusters, num_dims)[:, blob] + make(1, 70, num_dims, random_seed=1)
+    start = points[:, :num_clusters] + 1
+    return Case(
+        lambda: ops.lloyd_centers.lloyd_centers(unaligned(points), start, 1),
+        close(reference.lloyd_centers(points, start, 1), rtol=1e-4, atol=1e-3),
+    )
+
+
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
@@ -278,6 +289,10 @@ CASES = {
     **{f"pool_weights {number}": functools.partial(pool_weights, number) for number in (2, 3, 5)},
     **{f"match_prior {classes}": functools.partial(match_prior, classes) for classes in (3, 20, 140)},
     **{f"hash_rows {has_keys}": functools.partial(hash_rows, has_keys) for has_keys in (False, True)},
+    **{
+        f"lloyd_centers {clusters} x {dims}": functools.partial(lloyd_centers, clusters, dims)
+        for clusters, dims in ((5, 3), (5, 20))
+    },
     "histogram": histogram,
     "uniform": uniform,
     "poisson": poisson,
