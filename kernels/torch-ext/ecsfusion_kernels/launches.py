@@ -106,6 +106,8 @@ class _Record(TorchDispatchMode):
         if name == "_to_copy" and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
             # The host goes on with what it reads.
             result: Any = torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        elif name == "_local_scalar_dense" and args[0].is_meta:
+            result = torch.ones((), dtype=args[0].dtype).item()
         else:
             result = func(*args, **kwargs)
             if all(on_host) and not any(x.is_meta for x in tree_leaves(result) if isinstance(x, Tensor)):
