@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from ecsfusion_kernels.launches import Launch, launches
+from torch.fx.experimental import _config as config
 
 from ecsfusion.pid.head_posteriors import head_pids
 from ecsfusion.pid.options import EstimatorOptions
@@ -41,7 +42,9 @@ def of_embeddings(rows: int, dimensions: int, classes: int) -> list[Launch]:
         sides = [(["first"], ["second"])]
         return measure(held_out_information(named, labels, classes, sides, None, clusters, 1e-3, 0))
 
-    return launches(estimate)
+    # How many rows are picked depends on values: all.
+    with config.patch(meta_nonzero_assume_all_nonzero=True):
+        return launches(estimate)
 
 
 def printed(name: str, find: Callable[[], list[Launch]], parts: int) -> None:

@@ -5,6 +5,7 @@ import torch
 from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.ops import (
     broja,
+    group_squares,
     hash_rows,
     histogram,
     kmeans,
@@ -62,6 +63,7 @@ LARGE = {
     "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
     "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), whole(3), 0, None),
     "lloyd_centers": lambda: lloyd_centers._launch_lloyd_centers(of(MANY, 9, 3), of(MANY, 4, 3), 2, 1e-3),
+    "group_squares": lambda: group_squares._launch_group_squares(of(MANY, 3).double(), whole(3)),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
         of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
     ),

@@ -111,7 +111,7 @@ class Posteriors(NamedTuple):
 
     known: Known
     group: Tensor
-    """(N,) int64: the group of each row."""
+    """(N,) int64: the group of each row, ascending from 0."""
     num_groups: Tensor
     """() int64."""
     label_bits: Tensor
@@ -157,10 +157,11 @@ def held_out_information(
         for name in Known._fields
         if name != "product"
     }
-    stacked["rows"] = torch.stack([v.rows for v in values], 2)
+    by_group = folds.group.argsort(stable=True)
+    stacked["rows"] = torch.stack([v.rows[..., by_group] for v in values], 2)
     known = Known(**stacked, product=torch.stack([v.product for v in values]))
     return Posteriors(
-        known, folds.group, folds.num_groups, entropy(prior, 1), folds.num_groups.double(), sides
+        known, folds.group[by_group], folds.num_groups, entropy(prior, 1), folds.num_groups.double(), sides
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from ecsfusion_kernels import group_squares
 from torch import Tensor
 
 from ecsfusion.pid.copies import moved
@@ -45,7 +46,8 @@ def measure(posteriors: Posteriors) -> Measured:
     """
     known, device = posteriors.known, posteriors.group.device
     every = torch.cat([known.rows, _atom_rows(known.rows)])
-    squares = _squares(torch.cat([every[:, 0] - every[:, 1], every[4:, 0]]), posteriors.group)
+    varying = torch.cat([every[:, 0] - every[:, 1], every[4:, 0]])
+    squares = group_squares(varying.flatten(0, 1), posteriors.group).view(varying.shape[:-1])
     *parts, label_bits, num_groups, noise_rows, squares = moved(
         [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, squares], "cpu"
     )
@@ -184,9 +186,3 @@ def _atom_rows(parts: Tensor) -> Tensor:
     """Redundancy, both kinds of uniqueness and synergy by row, from information by row (4, ...)."""
     first, second, joint, union = parts
     return torch.stack([first + second - union, union - second, union - first, joint - union])
-
-
-def _squares(rows: Tensor, group: Tensor) -> Tensor:
-    """Sums (..., P) over the groups of the squared sum of the deviations of rows (..., P, N) from their mean."""
-    deviations = rows - rows.mean(-1, keepdim=True)
-    return torch.zeros_like(rows).index_add_(-1, group, deviations).square().sum(-1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import (
     broja,
+    group_squares,
     hash_rows,
     histogram,
     lloyd,
@@ -48,6 +49,7 @@ OPS = {
     "match_prior": lambda to: match_prior(to(TABLES[0].flatten(0, 1)), to(TABLES[0, 0, 0])),
     "hash_rows": lambda to: hash_rows(to(POINTS[0]), to(CELLS[0, :9]), 1),
     "lloyd_centers": lambda to: lloyd_centers(to(POINTS), to(POINTS[:, :5]), max_iterations=3),
+    "group_squares": lambda to: group_squares(to(POINTS[0].double().mT), to(torch.arange(70) // 3)),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
     "uniform": lambda to: uniform(to(CELLS), 0),
 }

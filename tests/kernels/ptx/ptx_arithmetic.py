@@ -327,14 +327,19 @@ def shuffle(instruction, program):
     mode = instruction.opcode[2]
     allow(instruction, "sync", mode)
     value, lane, clamp, members = (reader(program, text, "b32") for text in instruction.operands[1:])
-    if mode not in ("bfly", "idx") or int(clamp(None)) != 31 or int(members(None)) != 0xFFFFFFFF:
-        raise ExecutionError("is modelled for whole warps, bfly and idx")
+    whole = {"bfly": 31, "idx": 31, "up": 0}.get(mode)
+    if int(clamp(None)) != whole or int(members(None)) != 0xFFFFFFFF:
+        raise ExecutionError("is modelled for whole warps, bfly, idx and up")
 
     def compute(block):
         own = np.arange(block.num_threads, dtype=np.uint32)
-        other = (
-            (own ^ lane(block)) if mode == "bfly" else (lane(block) & np.uint32(31)) | (own & ~np.uint32(31))
-        )
+        if mode == "bfly":
+            other = own ^ lane(block)
+        elif mode == "idx":
+            other = (lane(block) & np.uint32(31)) | (own & ~np.uint32(31))
+        else:
+            # The first threads of a warp have none so far below: their own.
+            other = np.where((own & np.uint32(31)) >= lane(block), own - lane(block), own)
         return value(block)[other]
 
     return compute

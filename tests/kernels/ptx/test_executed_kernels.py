@@ -236,6 +236,14 @@ def lloyd_centers(num_clusters, num_dims):
     )
 
 
+def group_squares():
+    rows, group = make(2, 1100, dtype=torch.float64), torch.arange(1100) // 3
+    return Case(
+        lambda: ops.group_squares.group_squares(unaligned(rows), group),
+        close(reference.group_squares(rows, group), rtol=1e-10, atol=1e-10),
+    )
+
+
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
@@ -293,6 +301,7 @@ CASES = {
         f"lloyd_centers {clusters} x {dims}": functools.partial(lloyd_centers, clusters, dims)
         for clusters, dims in ((5, 3), (5, 20))
     },
+    "group_squares": group_squares,
     "histogram": histogram,
     "uniform": uniform,
     "poisson": poisson,

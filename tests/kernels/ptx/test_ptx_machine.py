@@ -238,6 +238,25 @@ $DONE:
         run("setp.eq.b32 %p1, %r1, 3; @%p1 shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;", integers(), integers())
 
 
+def test_a_number_from_a_thread_below():
+    """The first threads of a warp keep their own."""
+    body = "shfl.sync.up.b32 %r5, %r1, 3, 0, -1; st.global.b32 [%rd4], %r5;"
+    own = integers()
+    expected = torch.where(own % 32 < 3, own, own - 3)
+    assert torch.equal(run(body, own, own), expected)
+
+
+def test_numbers_become_integers_towards_zero_and_within_their_range():
+    body = (
+        "cvt.rn.f32.s32 %f1, %r1; mul.f32 %f2, %f1, {}; cvt.rzi.s32.f32 %r5, %f2; st.global.b32 [%rd4], %r5;"
+    )
+    own = integers()
+    minus_half, huge = "0fBF000000", "0f7E000000"
+    assert torch.equal(run(body.format(minus_half), own, own), (own.float() * -0.5).trunc().int())
+    with pytest.raises(ExecutionError, match="out of range"):
+        run(body.format(huge), own, own)
+
+
 def test_a_kernel_that_never_ends(monkeypatch):
     monkeypatch.setattr("ptx_machine.MAX_STEPS", 100)
     with pytest.raises(ExecutionError, match="does not end"):
