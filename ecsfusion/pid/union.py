@@ -11,7 +11,7 @@ second, coarser clustering, because the union information falls in proportion to
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, reference
+from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, pointwise_union, reference
 from ecsfusion_kernels.precision import in_full_precision
 from ecsfusion_kernels.reference.match_prior import MATCHED
 from torch import Tensor
@@ -164,13 +164,6 @@ def union_information(
     slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
     low = union - gap
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
-    log_prior = prior.clamp_min(TINY).log2()
     logs = torch.cat([solution.factor1, solution.factor2]).clamp_min(1e-300).log2()
-    of_rows = logs.gather(1, clusters.unsqueeze(-1).expand(-1, -1, logs.shape[-1]))
-    expected = -(first * log_prior).sum(-1)
-    at_label = -log_prior[labels].expand(batch, -1)
-    told = (both * of_rows).sum(-1)
-    told_at_label = of_rows.gather(2, labels.expand(2 * batch, -1).unsqueeze(-1)).squeeze(-1)
-    expected = expected + told[:batch] + told[batch:]
-    at_label = at_label + told_at_label[:batch] + told_at_label[batch:]
+    at_label, expected = pointwise_union(both, clusters, logs, prior.clamp_min(TINY).log2(), labels)
     return Union(union + slope * lost, low, union + lost, at_label, expected)

@@ -14,6 +14,7 @@ from ecsfusion_kernels import (
     loglinear,
     match_prior,
     nearest,
+    pointwise_union,
     poisson,
     pool_weights,
     principal_directions,
@@ -50,6 +51,13 @@ OPS = {
     "hash_rows": lambda to: hash_rows(to(POINTS[0]), to(CELLS[0, :9]), 1),
     "lloyd_centers": lambda to: lloyd_centers(to(POINTS), to(POINTS[:, :5]), max_iterations=3),
     "group_squares": lambda to: group_squares(to(POINTS[0].double().mT), to(torch.arange(70) // 3)),
+    "pointwise_union": lambda to: pointwise_union(
+        to(TABLES[0].expand(2, 3, 4, 2)[..., 0]),
+        to(CELLS[:2, :3]),
+        to(TABLES[..., 0]),
+        to(TABLES[0, 0, :, 0]),
+        to(CELLS[0, :3]),
+    ),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
     "uniform": lambda to: uniform(to(CELLS), 0),
 }

@@ -47,6 +47,11 @@ CASES = {
     "hash_rows": ([real(20, 9)], torch.arange(9), 3, None),
     "lloyd_centers": ([real(2, 30, 5), real(2, 3, 5)], 1, 1e-3),
     "group_squares": ([real(2, 9, dtype=torch.float64)], torch.arange(9) // 2),
+    "pointwise_union": (
+        [real(4, 9, 3, dtype=torch.float64), whole(4, 9), real(4, 3, 3, dtype=torch.float64)],
+        real(3, dtype=torch.float64),
+        whole(9),
+    ),
     "loglinear": ([real(2, 3, 4) / 12, real(2, 3, 5) / 15, real(2, 4, 5) / 20], 1),
 }
 LAYOUTS = {

@@ -244,6 +244,16 @@ def group_squares():
     )
 
 
+def pointwise_union():
+    posteriors = make(2, 140, 18, dtype=torch.float64).softmax(-1)
+    logs = make(2, 4, 18, dtype=torch.float64)
+    given = posteriors, torch.arange(280).view(2, 140) % 4, logs, logs[0, 0], torch.arange(140) % 18
+    return Case(
+        lambda: ops.pointwise_union.pointwise_union(*map(unaligned, given)),
+        close(reference.pointwise_union(*given), rtol=1e-9, atol=1e-9),
+    )
+
+
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
@@ -302,6 +312,7 @@ CASES = {
         for clusters, dims in ((5, 3), (5, 20))
     },
     "group_squares": group_squares,
+    "pointwise_union": pointwise_union,
     "histogram": histogram,
     "uniform": uniform,
     "poisson": poisson,
