@@ -9,6 +9,7 @@ from ecsfusion_kernels.launches import launches as launches_of
 from ecsfusion_kernels.ops import (
     broja,
     group_squares,
+    groups_of_rows,
     hash_rows,
     histogram,
     kmeans,
@@ -73,6 +74,7 @@ LARGE = {
     "pointwise_union": lambda: pointwise_union._launch_pointwise_union(
         of(2 * MANY, 9, 3), whole(2 * MANY, 9), of(2 * MANY, 4, 3), of(3), whole(9)
     ),
+    "groups_of_rows": lambda: groups_of_rows._launch_groups_of_rows(whole(2**30), whole(2**30)),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
         of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
     ),
@@ -96,7 +98,7 @@ def test_a_probe_by_heads_is_few_launches():
     kernels = Counter(launch.name for launch in found if launch.kernel is not None)
     assert kernels == {
         "_hash_rows": 3,
-        "_uniform": 1,
+        "_groups_of_rows": 1,
         "_pool_weights": 1,
         "_match_prior": 2,
         "_lloyd_centers": 1,
@@ -107,7 +109,7 @@ def test_a_probe_by_heads_is_few_launches():
         "_pointwise_union": 1,
         "_group_squares": 1,
     }
-    assert len(found) <= 150
+    assert len(found) <= 131
 
 
 def test_every_part_of_k_means_has_a_block(launches):

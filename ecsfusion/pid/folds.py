@@ -11,20 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ecsfusion_kernels import hash_rows, uniform
+from ecsfusion_kernels import groups_of_rows, hash_rows
+from ecsfusion_kernels.reference.groups_of_rows import LARGEST_CLASS, dealing_key, group_sizes
 from ecsfusion_kernels.reference.hash_rows import MULTIPLIER
 from torch import Tensor
 
 HASHED_COLUMNS = 16
 """The columns that are hashed of every row; the others only of rows that are equal in these."""
-MAX_COPIES = 16
-"""With more equal rows than so many for each distinct one, the rows are taken for a table of categories."""
-TABLE_SEED = 23
-"""By which the equal rows of such a table are dealt."""
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
-LARGEST_CLASS = 1 << 20
-"""Above every class."""
 EVEN = 4
 """What folds of one size are worth against folds with the same share of each class, where a group has both to upset."""
 
@@ -88,30 +83,24 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         groups: (N,) int64 numbers of groups from 0 to N - 1; None where only equal rows belong together.
         num_folds: F.
     """
-    device = keys.device
-    rows = torch.arange(len(keys), device=device)
     # Rows with equal keys stand side by side, whatever their order was.
     order = (keys * LARGEST_CLASS + labels).argsort(stable=True)
-    is_table = torch.zeros((), dtype=torch.bool, device=device)
     if groups is None:
-        group = _dense(keys[order])
-        is_table = (group[-1] + 1) * MAX_COPIES < len(keys)
-        group = torch.where(is_table, rows, group)
+        # Groups are numbered by key.
+        group, by_class, num_groups = groups_of_rows(keys[order], labels[order])
     else:
         # A group is known by its smallest key.
         smallest = torch.full_like(keys, 1 << KEY_BITS).scatter_reduce(0, groups, keys, "amin")
         order = order[_lexsort(keys[order], smallest[groups[order]])]
         group = _dense(groups[order])
-    if groups is not None and int(group[-1]) + 1 < len(group):
-        return Folds(order, group, _deal_by_need(group, labels[order], num_folds), group[-1] + 1)
-    first_class = torch.full_like(rows, LARGEST_CLASS).scatter_reduce(0, group, labels[order], "amin")
-    size = torch.zeros_like(rows).scatter_add(0, group, torch.ones_like(rows))
-    # Equal rows that are dealt in turn would be as frequent in every fold, and noise as true there as elsewhere.
-    size = torch.where(is_table, (uniform(rows, TABLE_SEED) * (1 << 24)).long(), size)
-    # Groups are numbered by key. Dealing them by class keeps the classes even, and by size the folds.
-    by_class = (first_class * (1 << KEY_BITS) - size).argsort(stable=True)
-    dealt = torch.empty_like(rows).scatter_(0, by_class, rows)
-    return Folds(order, group, dealt[group] % num_folds, group[-1] + 1)
+        num_groups = group[-1] + 1
+        if int(num_groups) < len(group):
+            return Folds(order, group, _deal_by_need(group, labels[order], num_folds), num_groups)
+        by_class = dealing_key(group, labels[order], group_sizes(group))
+    # Dealing them by class keeps the classes even, and by size the folds.
+    dealing = by_class.argsort(stable=True)
+    dealt = torch.empty_like(dealing).scatter_(0, dealing, torch.arange(len(keys), device=keys.device))
+    return Folds(order, group, dealt[group] % num_folds, num_groups)
 
 
 def independent_rows(groups: Tensor, labels: Tensor) -> float:

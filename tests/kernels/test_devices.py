@@ -7,6 +7,7 @@ import torch
 from ecsfusion_kernels import (
     broja,
     group_squares,
+    groups_of_rows,
     hash_rows,
     histogram,
     lloyd,
@@ -58,6 +59,7 @@ OPS = {
         to(TABLES[0, 0, :, 0]),
         to(CELLS[0, :3]),
     ),
+    "groups_of_rows": lambda to: groups_of_rows(to(torch.arange(70) // 3), to(CELLS[0])),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
     "uniform": lambda to: uniform(to(CELLS), 0),
 }

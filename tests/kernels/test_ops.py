@@ -52,10 +52,11 @@ CASES = {
         real(3, dtype=torch.float64),
         whole(9),
     ),
+    "groups_of_rows": ([whole(4, 9)[0], whole(4, 9)[1]],),
     "loglinear": ([real(2, 3, 4) / 12, real(2, 3, 5) / 15, real(2, 4, 5) / 20], 1),
 }
 LAYOUTS = {
-    "transposed": lambda x: x.mT.contiguous().mT,
+    "transposed": lambda x: x.mT.contiguous().mT if x.ndim > 1 else x,
     "columns first": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
     "with gaps": lambda x: torch.stack([x, x], -1)[..., 0],
     "expanded": lambda x: x[:1].expand(x.shape),

@@ -254,6 +254,19 @@ def pointwise_union():
     )
 
 
+def groups_of_rows():
+    """Pairs, and then a table of two categories, whose rows are dealt one by one."""
+    keys, labels = torch.arange(1100) // 2, torch.arange(1100) % 2
+    table = torch.arange(40) // 20
+    return Case(
+        lambda: [
+            ops.groups_of_rows.groups_of_rows(unaligned(keys), labels),
+            ops.groups_of_rows.groups_of_rows(table, labels[:40]),
+        ],
+        close([reference.groups_of_rows(keys, labels), reference.groups_of_rows(table, labels[:40])]),
+    )
+
+
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
@@ -313,6 +326,7 @@ CASES = {
     },
     "group_squares": group_squares,
     "pointwise_union": pointwise_union,
+    "groups_of_rows": groups_of_rows,
     "histogram": histogram,
     "uniform": uniform,
     "poisson": poisson,
