@@ -53,9 +53,8 @@ def measure(posteriors: Posteriors) -> Measured:
     )
     # The rows of a group count as one.
     errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / known.rows.shape[-1]
-    measured = _decomposed(
-        Known(*parts, known.rows), label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides
-    )
+    known = known._replace(**dict(zip(Known._fields[:-1], parts, strict=True)))
+    measured = _decomposed(known, label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides)
     decompositions = measured.limit, measured.held_out
     there = iter(
         moved(
@@ -63,13 +62,11 @@ def measure(posteriors: Posteriors) -> Measured:
             device,
         )
     )
-    return Measured(
-        *(
-            Decomposition(*(None if part is None else next(there) for part in each))
-            for each in decompositions
-        ),
-        next(there),
+    limits, held_out = (
+        each._replace(**{name: next(there) for name, part in each._asdict().items() if part is not None})
+        for each in decompositions
     )
+    return Measured(limits, held_out, next(there))
 
 
 def _decomposed(

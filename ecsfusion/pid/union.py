@@ -11,9 +11,10 @@ second, coarser clustering, because the union information falls in proportion to
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, pointwise_union, reference
+from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, pointwise_union
 from ecsfusion_kernels.precision import in_full_precision
 from ecsfusion_kernels.reference.match_prior import MATCHED
+from ecsfusion_kernels.reference.match_prior import match_prior as reference_match_prior
 from torch import Tensor
 
 from ecsfusion.pid.copies import moved
@@ -49,7 +50,7 @@ def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tenso
     A relative distance of `nearly` ends the scaling; with 0, which gradients need, nothing ends it early.
     """
     if posteriors.requires_grad:
-        return reference.match_prior(posteriors, prior, 0.0)
+        return reference_match_prior(posteriors, prior, 0.0)
     return match_prior(posteriors, prior, nearly)
 
 

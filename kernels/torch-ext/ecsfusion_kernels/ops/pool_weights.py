@@ -1,5 +1,8 @@
 """Weights of pooled readouts by damped Newton steps, one program a pool."""
 
+# Tuples grow in kernels, where an annotation of their type means something else.
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 from typing import Any
