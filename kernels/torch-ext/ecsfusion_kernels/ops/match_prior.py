@@ -16,8 +16,8 @@ __all__ = ["match_prior"]
 WIDTHS = (16, 128, 1024)
 """Numbers of classes that a tile has; with more classes than the last the reference is used."""
 NUM_WARPS = 16
-VALUES = 16 * 32 * NUM_WARPS
-"""Of a tile: 16 float64 numbers in each thread, and as many sums."""
+VALUES = 8 * 32 * NUM_WARPS
+"""Of a tile: 8 float64 numbers in each thread, and as many sums."""
 CONSTANTS = {"TINY": TINY, "LARGEST_SCALE": LARGEST_SCALE}
 
 

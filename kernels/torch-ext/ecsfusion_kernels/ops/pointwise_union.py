@@ -12,7 +12,7 @@ from ..reference.pointwise_union import pointwise_union as reference_pointwise_u
 
 __all__ = ["pointwise_union"]
 
-ROWS, CLASSES = 128, 16
+ROWS, CLASSES = 32, 16
 
 
 @jit(do_not_specialize=["num_problems", "num_rows", "num_clusters", "num_classes", "num_blocks"])
