@@ -365,6 +365,7 @@ HOPPER = (
     "lloyd 5 x 24",
     "lloyd 40 x 40",
     "loglinear 40 x 66 x 3",
+    "lloyd_centers 5 x 3",
 )
 
 
