@@ -1,9 +1,30 @@
 """What the launchers ask of Triton, without a launch: grids that a GPU takes, and compilations that are checked."""
 
+from collections import Counter
+
 import pytest
 import torch
 from ecsfusion_kernels import language, ops
-from ecsfusion_kernels.ops import broja, histogram, kmeans, loglinear, poisson, principal, random, seed
+from ecsfusion_kernels.launches import launches as launches_of
+from ecsfusion_kernels.ops import (
+    broja,
+    group_squares,
+    groups_of_rows,
+    hash_rows,
+    histogram,
+    kmeans,
+    lloyd_centers,
+    loglinear,
+    match_prior,
+    pointwise_union,
+    poisson,
+    pool_weights,
+    principal,
+    random,
+    seed,
+)
+
+from ecsfusion.pid.head_posteriors import head_pids
 
 if language.triton is None:
     pytest.skip("Triton exists for Linux only", allow_module_level=True)
@@ -46,6 +67,17 @@ LARGE = {
     "uniform": lambda: random._launch_uniform(whole(2**40), 0),
     "poisson": lambda: poisson._launch_poisson(of(2**30, dtype=torch.float64), 256, 0),
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
+    "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
+    "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), whole(3), 0, None),
+    "lloyd_centers": lambda: lloyd_centers._launch_lloyd_centers(of(MANY, 9, 3), of(MANY, 4, 3), 2, 1e-3),
+    "group_squares": lambda: group_squares._launch_group_squares(of(MANY, 3).double(), whole(3)),
+    "pointwise_union": lambda: pointwise_union._launch_pointwise_union(
+        of(2 * MANY, 9, 3), whole(2 * MANY, 9), of(2 * MANY, 4, 3), of(3), whole(9)
+    ),
+    "groups_of_rows": lambda: groups_of_rows._launch_groups_of_rows(whole(2**30), whole(2**30)),
+    "pool_weights": lambda: pool_weights._launch_pool_weights(
+        of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
+    ),
     "broja": lambda: broja._launch_broja(of(MANY, 3, 4).double(), of(MANY, 5, 4).double(), 1e-3, 10),
     "loglinear": lambda: loglinear._launch_loglinear(of(MANY, 3, 5), of(MANY, 3, 4), of(MANY, 5, 4), 3),
 }
@@ -57,6 +89,27 @@ def test_no_axis_of_a_grid_is_too_long(launches, name):
     assert launches
     for _, _, grid in launches:
         assert all(1 <= size <= most for size, most in zip(grid, MAX_GRID, strict=False))
+
+
+def test_a_probe_by_heads_is_few_launches():
+    """Two modalities and a joint head, with intervals; each estimate of weights and each scaling is one launch."""
+    heads = [of(20_000, 10) for _ in range(3)]
+    found = launches_of(head_pids, {"a": heads[0], "b": heads[1]}, heads[2], whole(20_000), [("a", "b")])
+    kernels = Counter(launch.name for launch in found if launch.kernel is not None)
+    assert kernels == {
+        "_hash_rows": 3,
+        "_groups_of_rows": 1,
+        "_pool_weights": 1,
+        "_match_prior": 2,
+        "_lloyd_centers": 1,
+        "_assign": 1,
+        "_marginals": 1,
+        "_broja": 1,
+        "_certify": 1,
+        "_pointwise_union": 1,
+        "_group_squares": 1,
+    }
+    assert len(found) <= 131
 
 
 def test_every_part_of_k_means_has_a_block(launches):
@@ -92,6 +145,14 @@ GIVEN = {
         for width in (8, 16, 40)
         for name, call in (("nearest", kmeans.nearest), ("seed", lambda x, _: seed.seed(x, 3)))
     },
+    "hash_rows": lambda to: hash_rows.hash_rows(to(points(3)[0]), to(torch.arange(3)), 0),
+    "pool_weights": lambda to: pool_weights.pool_weights(
+        to(points(3)[None]), to(torch.arange(70) % 3), to(of(3, device="cpu"))
+    ),
+    "match_prior": lambda to: match_prior.match_prior(
+        to(points(3).double()), to(of(3, dtype=torch.float64, device="cpu"))
+    ),
+    "lloyd_centers": lambda to: lloyd_centers.lloyd_centers(to(points(8)), to(points(8)[:, :5]), 2),
     "lloyd": lambda to: kmeans.lloyd(to(points(8)), to(points(8)[:, :5]), max_iterations=2),
 }
 

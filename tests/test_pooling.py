@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from ecsfusion_kernels.reference.pool_weights import WEIGHT_COST
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from ecsfusion.pid.pooling import WEIGHT_COST, Pool, pool
+from ecsfusion.pid.pooling import Pool, pool
 
 
 def readouts(rows, classes, number, random_seed, scale=1.0):

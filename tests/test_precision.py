@@ -95,6 +95,14 @@ CALLS = {
     "loglinear": lambda: reference.loglinear(*(TABLES.sum(dim).float() for dim in (3, 2, 1))),
     "poisson": lambda: reference.poisson(50 * TABLES, 2, 0),
     "uniform": lambda: reference.uniform(COUNTER, 0),
+    "pool_weights": lambda: reference.pool_weights(LOGITS, LABELS, LOGITS[0, 0, 0]),
+    "match_prior": lambda: reference.match_prior(POSTERIORS, POSTERIORS[0, 0]),
+    "lloyd_centers": lambda: reference.lloyd_centers(POINTS, CENTERS),
+    "pointwise_union": lambda: reference.pointwise_union(
+        POSTERIORS, LABELS.expand(2, -1), POSTERIORS[:, :3].log(), POSTERIORS[0, 0].log(), LABELS
+    ),
+    "group_squares": lambda: reference.group_squares(TABLES.flatten(1), torch.arange(540, device="cpu") // 2),
+    "hash_rows": lambda: reference.hash_rows(POINTS[0], COUNTER[:9], 0),
 }
 
 
@@ -166,6 +174,7 @@ def test_every_reference_is_among_them():
     assert {name for name in reference.__all__ if inspect.isfunction(getattr(reference, name))} <= {
         *CALLS,
         "histogram",  # counts alone
+        "groups_of_rows",  # whole numbers
         "scale_rows",  # of `project`
     }
 

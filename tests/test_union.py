@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from ecsfusion.pid.decomposition import decompose
-from ecsfusion.pid.union import cluster_posteriors, information, matched, soft_tables, union_information
+from ecsfusion.pid.union import (
+    cluster_posteriors,
+    cluster_sums,
+    information,
+    matched,
+    soft_tables,
+    union_information,
+)
 
 A_THOUSAND = 1000
 
@@ -177,12 +184,17 @@ def test_matched_posteriors_are_the_same_with_a_gradient_and_without():
     torch.testing.assert_close(plain, followed.detach(), rtol=0, atol=1e-9)
 
 
+def tables_of(posteriors, number):
+    sums = cluster_sums(posteriors, cluster_posteriors(posteriors, number, 0), number)
+    return soft_tables(sums, posteriors.shape[1])
+
+
 def test_clusters_keep_the_mass_and_no_more_than_the_information():
     first, _, _ = gaussian_posteriors(500, 6)
     whole = float(information(first[None, :, None].squeeze(2) / 500))
     values = []
     for number in (2, 8, 64):
-        tables = soft_tables(first[None], cluster_posteriors(first[None], number, 0), number)
+        tables = tables_of(first[None], number)
         assert tables.shape == (1, number, 3)
         torch.testing.assert_close(tables.sum((1, 2)), torch.ones(1, dtype=torch.float64))
         values.append(float(information(tables)))
@@ -198,10 +210,8 @@ def test_tables_of_certain_rows_have_one_prior():
         named = torch.where(torch.arange(600) < 600 * share, 0, labels)
         posteriors = torch.nn.functional.one_hot(named, 3).double() * (1 - 3e-9) + 1e-9
         sides.append(matched(posteriors, torch.full((3,), 1 / 3, dtype=torch.float64)))
-    tables = [soft_tables(side[None], cluster_posteriors(side[None], 8, 0), 8) for side in sides]
-    both = soft_tables(
-        torch.stack(sides), torch.cat([cluster_posteriors(side[None], 8, 0) for side in sides]), 8
-    )
+    tables = [tables_of(side[None], 8) for side in sides]
+    both = tables_of(torch.stack(sides), 8)
     assert float((tables[0].sum(1) - tables[1].sum(1)).abs().max()) > 0.01
     torch.testing.assert_close(both[0].sum(0), both[1].sum(0))
     # The bounds of the solver do not cross, as they do for marginals of no distribution.

@@ -11,17 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ecsfusion_kernels import uniform
+from ecsfusion_kernels import groups_of_rows, hash_rows
+from ecsfusion_kernels.reference.groups_of_rows import LARGEST_CLASS, dealing_key, group_sizes
+from ecsfusion_kernels.reference.hash_rows import MULTIPLIER
 from torch import Tensor
 
-HASHED_VALUES = 1 << 18
-"""Values that are hashed at a time."""
 HASHED_COLUMNS = 16
 """The columns that are hashed of every row; the others only of rows that are equal in these."""
-MAX_COPIES = 16
-"""With more equal rows than so many for each distinct one, the rows are taken for a table of categories."""
-TABLE_SEED = 23
-"""By which the equal rows of such a table are dealt."""
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
 EVEN = 4
@@ -49,41 +45,33 @@ def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
 
     Rows that are equal in float32 have equal keys.
     """
-    keys = torch.zeros(len(embeddings[0]), dtype=torch.int64, device=embeddings[0].device)
-    for number, rows in enumerate(embeddings):
-        keys = keys * 6364136223846793005 + _modality_keys(rows, random_seed + number + 1)
+    keys = _with_modality(None, embeddings[0], random_seed + 1)
+    for number, rows in enumerate(embeddings[1:], 2):
+        keys = _with_modality(keys, rows, random_seed + number)
     keys = (keys ^ (keys >> 29)) * 1442695040888963407
     return (keys ^ (keys >> 31)) & ((1 << KEY_BITS) - 1)
 
 
-def _modality_keys(rows: Tensor, random_seed: int) -> Tensor:
-    """A hash (N,) int64 of each row (N, D): of some columns, and of all columns where that does not tell rows apart."""
+def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int) -> Tensor:
+    """Keys (N,) int64 that depend on earlier keys and on the rows (N, D) of one more modality.
+
+    By some columns, and by all columns where these do not tell rows apart.
+    """
     dimension = rows.shape[1]
     # On a GPU the host does not wait to know whether some columns suffice.
     if rows.device.type != "cpu" or dimension <= HASHED_COLUMNS:
-        return _hashed(rows, torch.arange(dimension, device=rows.device), random_seed)
+        return hash_rows(rows, torch.arange(dimension, device=rows.device), random_seed, keys)
     some = torch.arange(HASHED_COLUMNS) * dimension // HASHED_COLUMNS
-    keys = _hashed(rows[:, some], some, random_seed)
-    ordered, order = keys.sort()
+    found = hash_rows(rows[:, some], some, random_seed)
+    ordered, order = found.sort()
     repeats = ordered[1:] == ordered[:-1]
     if bool(repeats.any()):
-        repeated = torch.zeros(len(keys), dtype=torch.bool)
+        repeated = torch.zeros(len(found), dtype=torch.bool)
         repeated[1:] = repeats
         repeated[:-1] |= repeats
         place = order[repeated]
-        keys[place] = _hashed(rows[place], torch.arange(dimension), ~random_seed)
-    return keys
-
-
-def _hashed(rows: Tensor, columns: Tensor, random_seed: int) -> Tensor:
-    """A hash (N,) int64 of the values (N, d) of some columns (d,)."""
-    factors = (uniform(columns, random_seed).double() * 2**31).to(torch.int64) * 2 + 1
-    parts = []
-    for chunk in rows.split(max(1, HASHED_VALUES // rows.shape[1])):
-        # The same values in another dtype have the same key; adding zero makes -0 into 0.
-        bits = (chunk.float() + 0).contiguous().view(torch.int32).to(torch.int64)
-        parts.append(bits.mul_(factors).sum(-1))
-    return torch.cat(parts)
+        found[place] = hash_rows(rows[place], torch.arange(dimension), ~random_seed)
+    return found if keys is None else keys * MULTIPLIER + found
 
 
 def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: int) -> Folds:
@@ -95,29 +83,24 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         groups: (N,) int64 numbers of groups from 0 to N - 1; None where only equal rows belong together.
         num_folds: F.
     """
-    device = keys.device
-    rows = torch.arange(len(keys), device=device)
     # Rows with equal keys stand side by side, whatever their order was.
-    order = _lexsort(labels, keys)
-    is_table = torch.zeros((), dtype=torch.bool, device=device)
+    order = (keys * LARGEST_CLASS + labels).argsort(stable=True)
     if groups is None:
-        group = _dense(keys[order])
-        is_table = (group[-1] + 1) * MAX_COPIES < len(keys)
-        group = torch.where(is_table, rows, group)
+        # Groups are numbered by key.
+        group, by_class, num_groups = groups_of_rows(keys[order], labels[order])
     else:
         # A group is known by its smallest key.
         smallest = torch.full_like(keys, 1 << KEY_BITS).scatter_reduce(0, groups, keys, "amin")
         order = order[_lexsort(keys[order], smallest[groups[order]])]
         group = _dense(groups[order])
-    if groups is not None and int(group[-1]) + 1 < len(group):
-        return Folds(order, group, _deal_by_need(group, labels[order], num_folds), group[-1] + 1)
-    first_class = torch.full_like(rows, 1 << 20).scatter_reduce(0, group, labels[order], "amin")
-    size = torch.zeros_like(rows).scatter_add(0, group, torch.ones_like(rows))
-    # Equal rows that are dealt in turn would be as frequent in every fold, and noise as true there as elsewhere.
-    size = torch.where(is_table, (uniform(rows, TABLE_SEED) * (1 << 24)).long(), size)
-    # Groups are numbered by key. Dealing them by class keeps the classes even, and by size the folds.
-    dealt = _lexsort(-size, first_class).argsort()
-    return Folds(order, group, dealt[group] % num_folds, group[-1] + 1)
+        num_groups = group[-1] + 1
+        if int(num_groups) < len(group):
+            return Folds(order, group, _deal_by_need(group, labels[order], num_folds), num_groups)
+        by_class = dealing_key(group, labels[order], group_sizes(group))
+    # Dealing them by class keeps the classes even, and by size the folds.
+    dealing = by_class.argsort(stable=True)
+    dealt = torch.empty_like(dealing).scatter_(0, dealing, torch.arange(len(keys), device=keys.device))
+    return Folds(order, group, dealt[group] % num_folds, num_groups)
 
 
 def independent_rows(groups: Tensor, labels: Tensor) -> float:
@@ -202,6 +185,4 @@ def _lexsort(minor: Tensor, major: Tensor) -> Tensor:
 
 def _dense(ordered: Tensor) -> Tensor:
     """Numbers from 0 of the runs of equal values."""
-    starts = torch.ones_like(ordered)
-    starts[1:] = (ordered[1:] != ordered[:-1]).to(starts.dtype)
-    return starts.cumsum(0) - 1
+    return torch.nn.functional.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from ecsfusion_kernels import pool_weights
 from torch import Tensor
 
+from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, PID, entropy
 from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
-from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of
 from ecsfusion.pid.uncertainty import measure
 from ecsfusion.pid.union import matched, union_information
@@ -105,27 +106,26 @@ def information_of_heads(
     independent = 0.0 if groups is None else independent_rows(groups, labels)
     labels = labels[folds.order]
     classes = next(iter(logits.values())).shape[1]
-    prior = torch.bincount(labels, minlength=classes).double() / len(labels)
+    # `bincount` lets the host wait for the largest label.
+    counts = labels.new_zeros(classes).scatter_add_(0, labels, torch.ones_like(labels))
+    prior = counts.double() / len(labels)
     log_prior = prior.clamp_min(TINY).log()
     # A head may favour a class everywhere, as untrained ones do; that is taken from it before its weight is fitted.
-    scores = {
-        name: matched(torch.softmax(values[folds.order].double().nan_to_num(), -1), prior)
-        .clamp_min(TINY)
-        .log()
-        - log_prior
-        for name, values in every.items()
-    }
+    told = torch.softmax(torch.stack(list(every.values()))[:, folds.order].double().nan_to_num(), -1)
+    # Each head ends as soon as its own mean is near the prior; on a GPU so it is in one call.
+    on_cpu = told.device.type == "cpu"
+    told = torch.stack([matched(one, prior) for one in told]) if on_cpu else matched(told, prior)
+    scores = dict(zip(every, told.clamp_min(TINY).log() - log_prior, strict=True))
     alone = [frozenset(side) for pair in sides for side in pair]
     together = [frozenset([*first, *second]) for first, second in sides]
-    singles = [frozenset([name]) for pool_ in alone for name in pool_]
+    singles = [frozenset([name]) for pool_ in alone for name in logits if name in pool_]
     pools = list(dict.fromkeys([*singles, *alone, *together]))
     heads = [
         [name for name in scores if name in pool_ or (name == JOINT and len(pool_) == len(logits))]
         for pool_ in pools
     ]
-    posteriors = dict(
-        zip(pools, matched(_calibrated(scores, heads, labels, log_prior, folds).exp(), prior), strict=True)
-    )
+    calibrated = _calibrated(scores, heads, labels, log_prior, folds)
+    posteriors = dict(zip(pools, matched(calibrated, prior), strict=True))
     for pool_ in alone:
         if len(pool_) > 1:
             # The weights of one fold may suit the other less than a single head does.
@@ -135,22 +135,30 @@ def information_of_heads(
             ]
             each = torch.stack(candidates)
             posteriors[pool_] = each[best_of(each.clamp_min(TINY).log(), labels)]
-    first = torch.stack([posteriors[frozenset(pair[0])] for pair in sides])
-    second = torch.stack([posteriors[frozenset(pair[1])] for pair in sides])
-    both = torch.stack([posteriors[names] for names in together])
-    at_label = labels.expand(len(sides), -1).unsqueeze(-1)
-    rows = torch.stack(
+    of_sides = torch.stack(
         [
-            (part.gather(-1, at_label).squeeze(-1).clamp_min(TINY).log() - log_prior[labels]) / LN2
-            for part in (first, second, both)
+            torch.stack([posteriors[frozenset(pair[0])] for pair in sides]),
+            torch.stack([posteriors[frozenset(pair[1])] for pair in sides]),
+            torch.stack([posteriors[names] for names in together]),
         ]
     )
-    known = rows.mean(-1).clamp_min(0.0)
-    union = union_information(first, second, labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed)
+    at_label = labels.expand(3, len(sides), -1).unsqueeze(-1)
+    rows = (of_sides.gather(-1, at_label).squeeze(-1).clamp_min(TINY).log() - log_prior[labels]) / LN2
+    union = union_information(
+        of_sides[0], of_sides[1], labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
+    )
+    label_bits, known, unsure, change = moved(
+        [
+            entropy(prior, 1),
+            rows.mean(-1),
+            entropy(of_sides[:2], 1).mean(-1),
+            (union.pointwise - union.expected).mean(-1),
+        ],
+        "cpu",
+    )
+    known = known.clamp_min(0.0)
     # The labels in place of the posteriors; that moves the union by no more than it moves the sides.
-    claimed = entropy(prior, 1) - torch.stack([entropy(part, 1).mean(-1) for part in (first, second)])
-    most = (known[:2] - claimed).abs().sum(0)
-    change = (union.pointwise - union.expected).mean(-1)
+    most = (known[:2] - (label_bits - unsure)).abs().sum(0)
     value = union.value + torch.minimum(torch.maximum(change, -most), most)
 
     def twice(part: Tensor) -> Tensor:
@@ -169,8 +177,8 @@ def information_of_heads(
         ),
         folds.group,
         folds.num_groups,
-        entropy(prior, 1),
-        folds.num_groups.double() if groups is None else prior.new_tensor(independent),
+        label_bits,
+        folds.num_groups.double() if groups is None else known.new_tensor(independent),
         sides,
     )
 
@@ -182,7 +190,7 @@ def _calibrated(
     log_prior: Tensor,
     folds: Folds,
 ) -> Tensor:
-    """Log posteriors (B, N, C) float64 of pools of these heads; the weights of each fold are fitted on the other.
+    """Posteriors (B, N, C) float64 of pools of these heads; the weights of each fold are fitted on the other.
 
     Args:
         scores: (N, C) by head: the logarithm of its posterior over the prior.
@@ -193,17 +201,21 @@ def _calibrated(
     """
     nothing = torch.zeros_like(next(iter(scores.values())))
     most = max(len(names) for names in heads)
-    parts = torch.stack(
-        [
-            torch.stack([*(scores[name] for name in names), *[nothing] * (most - len(names))])
-            for names in heads
-        ]
-    ).float()
+    padded = [[*(scores[name] for name in names), *[nothing] * (most - len(names))] for names in heads]
+    parts = torch.stack([part for pool_ in padded for part in pool_]).float().unflatten(0, (len(heads), most))
+    # The rows of the first fold, then those of the other; a pool is fitted on each.
+    by_fold = folds.fold.argsort(stable=True)
+    ends = torch.arange(CALIBRATION_FOLDS + 1, device=labels.device)
+    bounds = (folds.fold[:, None] < ends).sum(0)
+    weights = pool_weights(parts, labels, log_prior.float(), by_fold, bounds)
+    if parts.device.type != "cpu":
+        # Without reading the number of rows on the host.
+        of_row = weights.flip(0)[folds.fold].permute(1, 2, 0).unsqueeze(-1)
+        return torch.softmax((of_row * parts).sum(1) + log_prior, -1)
     result = log_prior.expand(len(heads), *nothing.shape).clone()
-    for fold in range(CALIBRATION_FOLDS):
-        own, other = (folds.fold == fold).nonzero()[:, 0], (folds.fold != fold).nonzero()[:, 0]
+    sides = by_fold.tensor_split(bounds[1:-1])
+    for own, other, fitted in zip(sides, sides[::-1], weights.flip(0), strict=True):
         if len(own) and len(other):
-            weights = pool(parts[:, :, other], labels[other], log_prior.float()).weights
-            pooled = (weights[:, None] @ parts[:, :, own].double().flatten(2)).view(len(heads), len(own), -1)
+            pooled = (fitted[:, None] @ parts[:, :, own].double().flatten(2)).view(len(heads), len(own), -1)
             result[:, own] = torch.log_softmax(pooled + log_prior, -1)
-    return result
+    return result.exp()

@@ -18,6 +18,7 @@ from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.binned import binned_columns
+from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
 from ecsfusion.pid.folds import Folds, make_folds, row_keys
 from ecsfusion.pid.linear import (
@@ -82,7 +83,10 @@ class Pair(NamedTuple):
 
 
 class Known(NamedTuple):
-    """Information of P pairs of sides about the label, in bits, float64; [0] by all but one fold, [1] by half."""
+    """Information of P pairs of sides about the label, in bits, float64; [0] by all but one fold, [1] by half.
+
+    What is known of all rows together is on the host.
+    """
 
     first: Tensor
     """(2, P): I of the first side."""
@@ -107,7 +111,7 @@ class Posteriors(NamedTuple):
 
     known: Known
     group: Tensor
-    """(N,) int64: the group of each row."""
+    """(N,) int64: the group of each row, ascending from 0."""
     num_groups: Tensor
     """() int64."""
     label_bits: Tensor
@@ -153,10 +157,11 @@ def held_out_information(
         for name in Known._fields
         if name != "product"
     }
-    stacked["rows"] = torch.stack([v.rows for v in values], 2)
+    by_group = folds.group.argsort(stable=True)
+    stacked["rows"] = torch.stack([v.rows[..., by_group] for v in values], 2)
     known = Known(**stacked, product=torch.stack([v.product for v in values]))
     return Posteriors(
-        known, folds.group, folds.num_groups, entropy(prior, 1), folds.num_groups.double(), sides
+        known, folds.group[by_group], folds.num_groups, entropy(prior, 1), folds.num_groups.double(), sides
     )
 
 
@@ -362,21 +367,25 @@ def known_of(
     rows = torch.stack([bits(part.log_posterior) for part in (first, second, pair)])
     # Every weight that was fitted adds about half a unit to the log-likelihood, however little it tells.
     optimism = 0.5 * FITTED_WEIGHTS / (len(labels) * LN2)
-    single = (rows.mean(-1) - optimism).clamp_min(0.0)
     posteriors = [matched(side.log_posterior.double().exp(), prior) for side in (first, second)]
     union = union_information(
         posteriors[0], posteriors[1], labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
     )
     by_lines = torch.stack([bits(part.by_lines).mean() for part in (first, second, pair)])
+    change = (union.pointwise - union.expected).mean(-1)
+    known, by_lines, change, product = moved(
+        [rows.mean(-1), by_lines, change, bits(pair.product).mean()], "cpu"
+    )
+    single = (known - optimism).clamp_min(0.0)
     return Known(
         first=single[0],
         second=single[1],
         joint=single[2],
         # The labels in place of the posteriors, as in the information of the sides.
-        union=union.value + (union.pointwise - union.expected).mean(-1),
+        union=union.value + change,
         lost=union.high - union.low,
-        product=bits(pair.product).mean(),
-        beyond_lines=(rows[:, 0].mean(-1) - by_lines).clamp_min(0.0),
+        product=product,
+        beyond_lines=(known[:, 0] - by_lines).clamp_min(0.0),
         rows=torch.cat([rows, union.pointwise.unsqueeze(0)]),
     )
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from ecsfusion_kernels import group_squares
 from torch import Tensor
 
+from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, Decomposition
-from ecsfusion.pid.posteriors import NUM_FOLDS, Posteriors, limit
+from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, limit
 
 DEVIATIONS = 2.0
 """Half the width of an interval in standard errors."""
@@ -37,30 +39,69 @@ class Measured(NamedTuple):
 
 
 def measure(posteriors: Posteriors) -> Measured:
-    """Decompose what is known; the host reads nothing."""
-    known, label_bits = posteriors.known, posteriors.label_bits
+    """Decompose what is known.
+
+    Rows are summed on their device. What follows is the algebra of a few numbers for each pair, which would be hundreds
+    of launches on a GPU: it is done by the host, which waits for the sums once.
+    """
+    known, device = posteriors.known, posteriors.group.device
+    every = torch.cat([known.rows, _atom_rows(known.rows)])
+    varying = torch.cat([every[:, 0] - every[:, 1], every[4:, 0]])
+    squares = group_squares(varying.flatten(0, 1), posteriors.group).view(varying.shape[:-1])
+    *parts, label_bits, num_groups, noise_rows, squares = moved(
+        [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, squares], "cpu"
+    )
+    # The rows of a group count as one.
+    errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / known.rows.shape[-1]
+    known = known._replace(**dict(zip(Known._fields[:-1], parts, strict=True)))
+    measured = _decomposed(known, label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides)
+    decompositions = measured.limit, measured.held_out
+    there = iter(
+        moved(
+            [part for each in (*decompositions, [measured.enough]) for part in each if part is not None],
+            device,
+        )
+    )
+    limits, held_out = (
+        each._replace(**{name: next(there) for name, part in each._asdict().items() if part is not None})
+        for each in decompositions
+    )
+    return Measured(limits, held_out, next(there))
+
+
+def _decomposed(
+    known: Known,
+    label_bits: Tensor,
+    num_groups: Tensor,
+    noise_rows: Tensor,
+    errors: Sequence[Tensor],
+    sides: Sequence[tuple[Sequence[str], Sequence[str]]],
+) -> Measured:
+    """`measure`, of sums over the rows.
+
+    Args:
+        known: what is known; its rows are not read.
+        label_bits: as in `Posteriors`.
+        num_groups: likewise.
+        noise_rows: likewise.
+        errors: standard errors (4, P) of the growth of the information, of that of the atoms, and of the atoms.
+        sides: as in `Posteriors`.
+    """
     parts = (known.first, known.second, known.joint, known.union)
     bound = _atoms(*(part[0] for part in parts))
-    growth_error = _error(known.rows[:, 0] - known.rows[:, 1], posteriors.group, posteriors.num_groups)
     values = [
-        limit(part[0], part[1], label_bits, error) for part, error in zip(parts, growth_error, strict=True)
+        limit(part[0], part[1], label_bits, error) for part, error in zip(parts, errors[0], strict=True)
     ]
-    values[0], values[1] = _not_below_members(values[0], values[1], posteriors.sides)
+    values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
     values[3] = torch.minimum(values[3], parts[3][0] + learned)
     reached = _atoms(*values)
     gap = known.lost[0]
-    groups = posteriors.num_groups.double()
 
-    rows = _atom_rows(known.rows[:, 0])
-    growth_rows = _atom_rows(known.rows[:, 0] - known.rows[:, 1])
     near = NUM_FOLDS / (NUM_FOLDS - 1)
-    error = torch.hypot(
-        _error(rows, posteriors.group, groups),
-        near / (2 - near) * _error(growth_rows, posteriors.group, groups),
-    )
-    floor = NOISE / (posteriors.noise_rows * LN2)
+    error = torch.hypot(errors[2], near / (2 - near) * errors[1])
+    floor = NOISE / (noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
     doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
 
@@ -76,7 +117,7 @@ def measure(posteriors: Posteriors) -> Measured:
         [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
     ).amax(0)
     allowed = (SETTLED_SHARE * label_bits).clamp_min(SETTLED_BITS)
-    dependence = (known.joint[0] - known.product[0]).clamp_min(0.0)
+    dependence = (known.joint[0] - known.product).clamp_min(0.0)
     floors = floor.expand_as(dependence)
     decomposition = reached._replace(
         gap=gap,
@@ -91,7 +132,7 @@ def measure(posteriors: Posteriors) -> Measured:
     return Measured(
         decomposition,
         bound._replace(gap=gap, dependence=dependence),
-        torch.ceil(groups * shortfall / allowed),
+        torch.ceil(num_groups * shortfall / allowed),
     )
 
 
@@ -139,13 +180,6 @@ def _atoms(first: Tensor, second: Tensor, joint: Tensor, union: Tensor) -> Decom
 
 
 def _atom_rows(parts: Tensor) -> Tensor:
-    """Redundancy, both kinds of uniqueness and synergy by row, from information by row (4, P, N)."""
+    """Redundancy, both kinds of uniqueness and synergy by row, from information by row (4, ...)."""
     first, second, joint, union = parts
     return torch.stack([first + second - union, union - second, union - first, joint - union])
-
-
-def _error(rows: Tensor, group: Tensor, num_groups: Tensor) -> Tensor:
-    """Standard errors (4, P) of the means of rows (4, P, N); the rows of a group count as one."""
-    deviations = rows - rows.mean(-1, keepdim=True)
-    sums = torch.zeros_like(rows).index_add_(-1, group, deviations)
-    return (sums.square().sum(-1) * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / rows.shape[-1]

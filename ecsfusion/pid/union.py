@@ -8,34 +8,29 @@ the rows drawn within each cluster as they are, is one of the couplings of the r
 second, coarser clustering, because the union information falls in proportion to what is lost.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from ecsfusion_kernels import broja, lloyd, nearest
+from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, pointwise_union
 from ecsfusion_kernels.precision import in_full_precision
+from ecsfusion_kernels.reference.match_prior import MATCHED
+from ecsfusion_kernels.reference.match_prior import match_prior as reference_match_prior
 from torch import Tensor
 
+from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import entropy
 from ecsfusion.pid.mixtures import start_centers
-
-# numpy.ndarray or torch.Tensor.
-Array = Any
 
 MAX_CLUSTERED_ROWS = 2048
 SHARE_OF_LOSS = 0.01
 """Of what the clusters lose, as the width in which the solver certifies its value."""
 MAX_SOLVED_TOGETHER = 64
 """The most clusters whose tables are solved together with their halves."""
-RESCALINGS = 20
-MATCHED = 3e-4
-"""Relative distance of their mean from the prior at which posteriors are not scaled any further."""
 TINY = 1e-30
-LARGEST_SCALE = 1e100
 
 
 class Union(NamedTuple):
-    """Union information in bits, (B,) float64 for B pairs of modalities."""
+    """Union information in bits, float64 for B pairs of modalities; what is (B,) is on the host."""
 
     value: Tensor
     """(B,): for the rows, extrapolated from two clusterings."""
@@ -52,29 +47,11 @@ class Union(NamedTuple):
 def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tensor:
     """Posteriors (..., N, C) float64 scaled until their mean is the prior (C,), or nearly so where they are certain.
 
-    A relative distance of `nearly` ends the scaling on the CPU; with 0, which gradients need, nothing ends it early.
+    A relative distance of `nearly` ends the scaling; with 0, which gradients need, nothing ends it early.
     """
-    if posteriors.device.type == "cpu" and not posteriors.requires_grad:
-        return torch.from_numpy(_matched(np, posteriors.numpy(), prior.numpy(), nearly))
-    return _matched(torch, posteriors, prior, 0.0)
-
-
-def _matched(xp: Any, posteriors: Array, prior: Array, nearly: float) -> Array:
-    """`matched`, in NumPy, whose calls cost less, or in PyTorch."""
-    scale: Array = None
-    by_class = posteriors.swapaxes(-1, -2)
-    mass = 0 * by_class[..., :1, :] + 1
-    # Of the scaled rows only their mean is needed until the end, by two products.
-    for _ in range(RESCALINGS):
-        mean = (1 / mass) @ posteriors / posteriors.shape[-2]
-        mean = mean if scale is None else mean * scale
-        factor = prior / xp.clip(mean, TINY, None)
-        if nearly and (abs(factor - 1) < nearly).all():
-            break
-        # A class that no row has stays without mass.
-        scale = factor if scale is None else xp.clip(scale * factor, None, LARGEST_SCALE)
-        mass = xp.clip(scale @ by_class, TINY, None)
-    return posteriors if scale is None else posteriors * scale / mass.swapaxes(-1, -2)
+    if posteriors.requires_grad:
+        return reference_match_prior(posteriors, prior, 0.0)
+    return match_prior(posteriors, prior, nearly)
 
 
 def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
@@ -82,22 +59,29 @@ def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) 
     points = posteriors.sqrt().float()
     step = max(1, -(-points.shape[1] // MAX_CLUSTERED_ROWS))
     sample = points[:, ::step].contiguous()
-    return nearest(
-        points, lloyd(sample, start_centers(sample, num_clusters, random_seed), max_iterations=6).centers
-    )[0]
+    start = start_centers(sample, num_clusters, random_seed)
+    return nearest(points, lloyd_centers(sample, start, max_iterations=6))[0]
 
 
-def soft_tables(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
+def cluster_sums(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
+    """Sums (B, K, C) of the posteriors (B, N, C) of each cluster; clusters (B, N) int64."""
+    batch, _, classes = posteriors.shape
+    place = clusters + num_clusters * torch.arange(batch, device=clusters.device)[:, None]
+    sums = posteriors.new_zeros(batch * num_clusters, classes)
+    return sums.index_add_(0, place.flatten(), posteriors.flatten(0, 1)).view(batch, num_clusters, classes)
+
+
+def soft_tables(sums: Tensor, num_rows: int) -> Tensor:
     """Joint tables (B, K, C) of cluster and label, of sum 1, all with the same share of each class.
 
     Only such tables are marginals of one distribution. Posteriors of rows that are certain cannot be scaled to have the
     prior as their mean, so the tables are.
+
+    Args:
+        sums: (B, K, C) of the posteriors of each cluster.
+        num_rows: N.
     """
-    batch, rows, classes = posteriors.shape
-    place = clusters + num_clusters * torch.arange(batch, device=clusters.device)[:, None]
-    sums = posteriors.new_zeros(batch * num_clusters, classes)
-    sums.index_add_(0, place.flatten(), posteriors.flatten(0, 1))
-    tables = sums.view(batch, num_clusters, classes) / rows
+    tables = sums / num_rows
     share = tables.sum(1, keepdim=True)
     prior = share[:1]
     possible = (share > 0).all(0, keepdim=True)
@@ -142,46 +126,45 @@ def union_information(
     """
     batch = len(first)
     both = torch.cat([first, second])
-    label_bits = entropy(first[0].mean(0), 1)
+    prior = first[0].mean(0)
     # Several times faster than by `xlogy`.
-    whole = label_bits + torch.linalg.vecdot(both, both.clamp_min(TINY).log2()).mean(-1)
+    whole = torch.linalg.vecdot(both, both.clamp_min(TINY).log2()).mean(-1)
     clusters = cluster_posteriors(both, num_clusters, random_seed)
-    tables = soft_tables(both, clusters, num_clusters)
+    # Tables of clusters are small: the host makes them.
+    share, whole, sums = moved([prior, whole, cluster_sums(both, clusters, num_clusters)], "cpu")
+    label_bits = entropy(share, 1)
+    whole = label_bits + whole
+    tables = soft_tables(sums, both.shape[1])
     halved = halved_tables(tables, random_seed)
     lost, coarse_lost = ((whole - information(each)).clamp_min(0.0) for each in (tables, halved))
     lost, coarse_lost = lost[:batch] + lost[batch:], coarse_lost[:batch] + coarse_lost[batch:]
-    if tables.device.type == "cpu":
-        # Much closer than what the clusters lose the solver need not come.
-        tolerance = max(tolerance, SHARE_OF_LOSS * float(lost.amin()))
+    # Much closer than what the clusters lose the solver need not come.
+    tolerance = max(tolerance, SHARE_OF_LOSS * float(lost.amin()))
     if num_clusters <= MAX_SOLVED_TOGETHER:
         # The arithmetic of small tables costs less than its calls.
         missing = tables.new_zeros(2 * batch, num_clusters - halved.shape[1], tables.shape[2])
-        every = torch.stack([tables, torch.cat([halved, missing], 1)])
+        every = torch.stack([tables, torch.cat([halved, missing], 1)]).to(both.device)
         sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
-        both = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
+        solved = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
         solution, coarse_solution = (
-            type(both)(*(part[place] for part in both)) for place in (slice(batch), slice(batch, None))
+            type(solved)(*(part[place] for part in solved)) for place in (slice(batch), slice(batch, None))
         )
     else:
         # The coarser one only gives a slope.
         solution, coarse_solution = (
             broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=most)
-            for each, most in ((tables, max_iterations), (halved, -(-max_iterations // 2)))
+            for each, most in (
+                (tables.to(both.device), max_iterations),
+                (halved.to(both.device), -(-max_iterations // 2)),
+            )
         )
-    union, coarse = (label_bits - each.conditional_entropy for each in (solution, coarse_solution))
+    entropies = solution.conditional_entropy, coarse_solution.conditional_entropy, solution.gap
+    left, coarse_left, gap = moved(entropies, "cpu")
+    union, coarse = label_bits - left, label_bits - coarse_left
     slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
     slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
-    low = union - solution.gap
+    low = union - gap
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
-    prior = first[0].mean(0).clamp_min(TINY).log2()
-    expected = -(first * prior).sum(-1)
-    at_label = -prior[labels].expand(batch, -1)
-    factors = solution.factor1, solution.factor2
-    for factor, places, posteriors in zip(
-        factors, (clusters[:batch], clusters[batch:]), (first, second), strict=True
-    ):
-        logs = factor.clamp_min(1e-300).log2()
-        rows = logs.gather(1, places.unsqueeze(-1).expand(-1, -1, logs.shape[-1]))
-        expected = expected + (posteriors * rows).sum(-1)
-        at_label = at_label + rows.gather(2, labels.expand(batch, -1).unsqueeze(-1)).squeeze(-1)
+    logs = torch.cat([solution.factor1, solution.factor2]).clamp_min(1e-300).log2()
+    at_label, expected = pointwise_union(both, clusters, logs, prior.clamp_min(TINY).log2(), labels)
     return Union(union + slope * lost, low, union + lost, at_label, expected)

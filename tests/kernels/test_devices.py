@@ -6,11 +6,18 @@ import pytest
 import torch
 from ecsfusion_kernels import (
     broja,
+    group_squares,
+    groups_of_rows,
+    hash_rows,
     histogram,
     lloyd,
+    lloyd_centers,
     loglinear,
+    match_prior,
     nearest,
+    pointwise_union,
     poisson,
+    pool_weights,
     principal_directions,
     project,
     seed,
@@ -38,6 +45,21 @@ OPS = {
     "broja": lambda to: broja(to(TABLES.sum(2)), to(TABLES.sum(1)), tolerance=1e-2),
     "broja of the reference": lambda to: broja(to(TABLES.sum(2)), to(TABLES.sum(1)), tolerance=5e-6),
     "loglinear": lambda to: loglinear(*(to(TABLES.sum(dim)) for dim in (3, 2, 1)), 3),
+    "pool_weights": lambda to: pool_weights(
+        to(POINTS.view(2, 2, 35, 9)), to(CELLS[0, :35]), to(POINTS[0, 0])
+    ),
+    "match_prior": lambda to: match_prior(to(TABLES[0].flatten(0, 1)), to(TABLES[0, 0, 0])),
+    "hash_rows": lambda to: hash_rows(to(POINTS[0]), to(CELLS[0, :9]), 1),
+    "lloyd_centers": lambda to: lloyd_centers(to(POINTS), to(POINTS[:, :5]), max_iterations=3),
+    "group_squares": lambda to: group_squares(to(POINTS[0].double().mT), to(torch.arange(70) // 3)),
+    "pointwise_union": lambda to: pointwise_union(
+        to(TABLES[0].expand(2, 3, 4, 2)[..., 0]),
+        to(CELLS[:2, :3]),
+        to(TABLES[..., 0]),
+        to(TABLES[0, 0, :, 0]),
+        to(CELLS[0, :3]),
+    ),
+    "groups_of_rows": lambda to: groups_of_rows(to(torch.arange(70) // 3), to(CELLS[0])),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
     "uniform": lambda to: uniform(to(CELLS), 0),
 }

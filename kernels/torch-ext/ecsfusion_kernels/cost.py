@@ -45,10 +45,16 @@ ATOMICS_PER_CYCLE = 18.0
 """Of the whole device, to 4 000 different counts: measured on an H200, and taken for all."""
 REGISTERS, THREADS, BLOCKS = 65_536, 2048, 32
 """Of one multiprocessor."""
-PASSES = {"_broja": (50, 3), "_orthonormalize": (5,)}
+PASSES = {
+    "_broja": (50, 3),
+    "_orthonormalize": (5,),
+    "_pool_weights": (4,),
+    "_match_prior": (4,),
+    "_lloyd_centers": (6,),
+}
 """Passes of the loops that values end, the outer and the inner ones: iterations and sweeps of the solver at a tolerance
-of 1e-3 bits, sweeps of Jacobi's method. The first is what the tables of benchmarks/bench_kernels.py need, the others
-are guesses."""
+of 1e-3 bits, sweeps of Jacobi's method, half of the evaluations of a pool (its loop goes on in two places), rescalings,
+iterations of k-means. The first is what the tables of benchmarks/bench_kernels.py need, the others are guesses."""
 ACTIVE_ITERATIONS = 11
 """Of k-means, after which all problems of the probe have converged and their blocks return at once: so it is for the
 embeddings of benchmarks/bench_probe.py."""

@@ -9,7 +9,23 @@ import torch
 from torch import Tensor
 
 from .launches import Launch, launches
-from .ops import broja, histogram, kmeans, loglinear, poisson, principal, project, random, seed
+from .ops import (
+    broja,
+    group_squares,
+    hash_rows,
+    histogram,
+    kmeans,
+    lloyd_centers,
+    loglinear,
+    match_prior,
+    pointwise_union,
+    poisson,
+    pool_weights,
+    principal,
+    project,
+    random,
+    seed,
+)
 
 
 def _of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -73,6 +89,39 @@ def _solver(tables: int, K: int, C: int) -> list[Launch]:
     return launches(broja.broja, marginal, marginal, 1e-3)
 
 
+def _integers(*shape: int) -> Tensor:
+    return _of(*shape, dtype=torch.int64)
+
+
+def _double(*shape: int) -> Tensor:
+    return _of(*shape, dtype=torch.float64)
+
+
+def _pool_weights(B: int, K: int, N: int, C: int) -> list[Launch]:
+    return launches(pool_weights.pool_weights, _of(B, K, N, C), _integers(N), _of(C))
+
+
+def _match_prior(B: int, N: int, C: int) -> list[Launch]:
+    return launches(match_prior.match_prior, _double(B, N, C), _double(C))
+
+
+def _lloyd_centers(B: int, N: int, K: int, d: int) -> list[Launch]:
+    return launches(lloyd_centers.lloyd_centers, _of(B, N, d), _of(B, K, d), 6)
+
+
+def _hash_rows(N: int, D: int) -> list[Launch]:
+    return launches(hash_rows.hash_rows, _of(N, D), _integers(D), 0)
+
+
+def _group_squares(B: int, N: int) -> list[Launch]:
+    return launches(group_squares.group_squares, _double(B, N), _integers(N))
+
+
+def _pointwise_union(B: int, N: int, K: int, C: int) -> list[Launch]:
+    given = _double(2 * B, N, C), _integers(2 * B, N), _double(2 * B, K, C), _double(C), _integers(N)
+    return launches(pointwise_union.pointwise_union, *given)
+
+
 Shape = dict[str, Any]
 COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "project": _project,
@@ -81,6 +130,12 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "kmeans step": _step,
     "histogram": _histogram,
     "solver": _solver,
+    "pool weights": _pool_weights,
+    "match prior": _match_prior,
+    "lloyd centers": _lloyd_centers,
+    "hash rows": _hash_rows,
+    "group squares": _group_squares,
+    "pointwise union": _pointwise_union,
     "probe kernels": lambda **shape: _kernels(launches(probe_kernels, **shape)),
 }
 """The launches of each line of benchmarks/results/kernels.jsonl, from its shape, and of the probe."""
@@ -97,5 +152,12 @@ CASES: list[tuple[str, Shape]] = [
     ("histogram", {"N": MILLION, "K": 20, "C": 10}),
     ("solver", {"tables": 1, "K": 20, "C": 10}),
     ("solver", {"tables": 1024, "K": 20, "C": 6}),
+    # Of a probe by the heads of two modalities and a joint one.
+    ("pool weights", {"B": 6, "K": 3, "N": 3334, "C": 10}),
+    ("match prior", {"B": 3, "N": 20_000, "C": 10}),
+    ("lloyd centers", {"B": 2, "N": 2000, "K": 24, "d": 10}),
+    ("hash rows", {"N": 20_000, "D": 10}),
+    ("group squares", {"B": 12, "N": 20_000}),
+    ("pointwise union", {"B": 1, "N": 20_000, "K": 24, "C": 10}),
     ("probe kernels", {"N": 20_000, "D": 768, "d": 8, "K": 20, "C": 10}),
 ]

@@ -124,6 +124,12 @@ def padded(size: int, minimum: int = 16) -> int:
     return max(minimum, 1 << max(size - 1, 0).bit_length())
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous, and from a multiple of 16 bytes: elsewhere it is sooner copied than compiled for."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
 def signed(value: int) -> int:
     """The signed number with the bits of an unsigned 32-bit number; Triton passes it as i32 whatever its value."""
     return value - (1 << 32) if value >= 1 << 31 else value

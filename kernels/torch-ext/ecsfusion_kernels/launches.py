@@ -93,14 +93,25 @@ class _Record(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
+        on_host = [not x.is_meta for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if func.namespace not in ("aten", "prims"):
+            if on_host and all(on_host):
+                return func(*args, **kwargs)
             # The schema has the defaults that the caller left out.
             given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
             with self:
                 return launcher_of(name)(
                     *(given.get(a.name, a.default_value) for a in func._schema.arguments)
                 )
-        result = func(*args, **kwargs)
+        if name == "_to_copy" and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
+            # The host goes on with what it reads.
+            result: Any = torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        elif name == "_local_scalar_dense" and args[0].is_meta:
+            result = torch.ones((), dtype=args[0].dtype).item()
+        else:
+            result = func(*args, **kwargs)
+            if all(on_host) and not any(x.is_meta for x in tree_leaves(result) if isinstance(x, Tensor)):
+                return result
         aliases = [returned.alias_info for returned in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
         if not is_view and not name.startswith(ALLOCATIONS):
@@ -132,8 +143,8 @@ def launches(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[La
     """The launches of `function(*args, **kwargs)` on a GPU, in their order; an op of PyTorch counts as one.
 
     Args:
-        function: reads no values of tensors.
-        args: of the function; its tensors on the device "meta".
+        function: reads no values of tensors but those that it copies to the host, which are ones here.
+        args: of the function; its tensors on the device "meta". What it computes on the host is no launch.
         kwargs: likewise.
 
     Raises:

@@ -287,6 +287,14 @@ def to_f16(x):
 ROUNDINGS = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 
+def truncated(numbers, dtype):
+    whole = np.trunc(numbers)
+    limits = np.iinfo(dtype)
+    if not bool(((whole >= limits.min) & (whole < float(limits.max) + 1)).all()):
+        raise ExecutionError("converts numbers that are out of range, which is not modelled")
+    return whole.astype(dtype)
+
+
 def convert(instruction, program):
     target, source = instruction.opcode[-2:]
     allow(instruction, target, "rn", "rna", *ROUNDINGS)
@@ -305,7 +313,10 @@ def convert(instruction, program):
     if to_packed is not None:
         return lambda block: to_packed(values[0](block))
     if target[0] != "f" and source[0] == "f":
-        raise ExecutionError("is not modelled")
+        # What is out of range would need a rule of its own; a kernel that needs one is refused where it gets there.
+        if "rzi" not in instruction.opcode:
+            raise ExecutionError("is not modelled")
+        return lambda block: truncated(values[0](block), dtype_of(target))
     rounding = next((ROUNDINGS[name] for name in instruction.opcode if name in ROUNDINGS), None)
     dtype = dtype_of(target)
     return lambda block: (values[0](block) if rounding is None else rounding(values[0](block))).astype(dtype)
@@ -316,14 +327,19 @@ def shuffle(instruction, program):
     mode = instruction.opcode[2]
     allow(instruction, "sync", mode)
     value, lane, clamp, members = (reader(program, text, "b32") for text in instruction.operands[1:])
-    if mode not in ("bfly", "idx") or int(clamp(None)) != 31 or int(members(None)) != 0xFFFFFFFF:
-        raise ExecutionError("is modelled for whole warps, bfly and idx")
+    whole = {"bfly": 31, "idx": 31, "up": 0}.get(mode)
+    if int(clamp(None)) != whole or int(members(None)) != 0xFFFFFFFF:
+        raise ExecutionError("is modelled for whole warps, bfly, idx and up")
 
     def compute(block):
         own = np.arange(block.num_threads, dtype=np.uint32)
-        other = (
-            (own ^ lane(block)) if mode == "bfly" else (lane(block) & np.uint32(31)) | (own & ~np.uint32(31))
-        )
+        if mode == "bfly":
+            other = own ^ lane(block)
+        elif mode == "idx":
+            other = (lane(block) & np.uint32(31)) | (own & ~np.uint32(31))
+        else:
+            # The first threads of a warp have none so far below: their own.
+            other = np.where((own & np.uint32(31)) >= lane(block), own - lane(block), own)
         return value(block)[other]
 
     return compute

@@ -188,6 +188,85 @@ def poisson(placed=as_it_is):
     )
 
 
+def pool_weights(number):
+    """Two sets of rows, of which one is read in part, and two steps."""
+    generator = torch.Generator().manual_seed(number)
+    labels = torch.randint(3, (21,), generator=generator)
+    quality = torch.linspace(0, 1.5, number)[:, None, None]
+    logits = quality * torch.eye(3)[labels] + torch.randn(1, number, 21, 3, generator=generator)
+    given = logits, labels, torch.tensor([0.2, 0.3, 0.5]).log(), torch.randperm(21, generator=generator)
+    limits = torch.tensor([0, 9, 21]), 9, 2
+    return Case(
+        lambda: ops.pool_weights.pool_weights(*map(unaligned, given), *limits),
+        close(reference.pool_weights(*given, *limits), rtol=1e-4, atol=1e-5),
+    )
+
+
+def match_prior(classes):
+    """More rows than a tile has, where it is wide; one problem that is near at once, and one that is not."""
+    rows = make(2, 35, classes, dtype=torch.float64).softmax(-1)
+    prior = rows[0].mean(0)
+    return Case(
+        lambda: ops.match_prior.match_prior(unaligned(rows), prior, 1e-3, 2),
+        close(
+            torch.cat([reference.match_prior(each[None], prior, 1e-3, 2) for each in rows]),
+            rtol=1e-10,
+            atol=1e-14,
+        ),
+    )
+
+
+def hash_rows(has_keys):
+    rows, columns = make(70, 35), torch.arange(35)
+    keys = columns.repeat(2) << 40 if has_keys else None
+    return Case(
+        lambda: ops.hash_rows.hash_rows(unaligned(rows), columns, 1, keys),
+        close(reference.hash_rows(rows, columns, 1, keys)),
+    )
+
+
+def lloyd_centers(num_clusters, num_dims):
+    """Well separated blobs, more points than a tile has, and a start that has to move."""
+    blob = torch.arange(70) % num_clusters
+    points = 8 * make(1, num_clusters, num_dims)[:, blob] + make(1, 70, num_dims, random_seed=1)
+    start = points[:, :num_clusters] + 1
+    return Case(
+        lambda: ops.lloyd_centers.lloyd_centers(unaligned(points), start, 1),
+        close(reference.lloyd_centers(points, start, 1), rtol=1e-4, atol=1e-3),
+    )
+
+
+def group_squares():
+    rows, group = make(2, 1100, dtype=torch.float64), torch.arange(1100) // 3
+    return Case(
+        lambda: ops.group_squares.group_squares(unaligned(rows), group),
+        close(reference.group_squares(rows, group), rtol=1e-10, atol=1e-10),
+    )
+
+
+def pointwise_union():
+    posteriors = make(2, 140, 18, dtype=torch.float64).softmax(-1)
+    logs = make(2, 4, 18, dtype=torch.float64)
+    given = posteriors, torch.arange(280).view(2, 140) % 4, logs, logs[0, 0], torch.arange(140) % 18
+    return Case(
+        lambda: ops.pointwise_union.pointwise_union(*map(unaligned, given)),
+        close(reference.pointwise_union(*given), rtol=1e-9, atol=1e-9),
+    )
+
+
+def groups_of_rows():
+    """Pairs, and then a table of two categories, whose rows are dealt one by one."""
+    keys, labels = torch.arange(1100) // 2, torch.arange(1100) % 2
+    table = torch.arange(40) // 20
+    return Case(
+        lambda: [
+            ops.groups_of_rows.groups_of_rows(unaligned(keys), labels),
+            ops.groups_of_rows.groups_of_rows(table, labels[:40]),
+        ],
+        close([reference.groups_of_rows(keys, labels), reference.groups_of_rows(table, labels[:40])]),
+    )
+
+
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
@@ -238,6 +317,16 @@ CASES = {
         f"{make_case.__name__} unaligned": functools.partial(make_case, unaligned)
         for make_case in (histogram, uniform, poisson)
     },
+    **{f"pool_weights {number}": functools.partial(pool_weights, number) for number in (2, 3, 5)},
+    **{f"match_prior {classes}": functools.partial(match_prior, classes) for classes in (3, 20, 140)},
+    **{f"hash_rows {has_keys}": functools.partial(hash_rows, has_keys) for has_keys in (False, True)},
+    **{
+        f"lloyd_centers {clusters} x {dims}": functools.partial(lloyd_centers, clusters, dims)
+        for clusters, dims in ((5, 3), (5, 20))
+    },
+    "group_squares": group_squares,
+    "pointwise_union": pointwise_union,
+    "groups_of_rows": groups_of_rows,
     "histogram": histogram,
     "uniform": uniform,
     "poisson": poisson,
@@ -276,6 +365,7 @@ HOPPER = (
     "lloyd 5 x 24",
     "lloyd 40 x 40",
     "loglinear 40 x 66 x 3",
+    "lloyd_centers 5 x 3",
 )
 
 

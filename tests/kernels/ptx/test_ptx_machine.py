@@ -238,6 +238,24 @@ $DONE:
         run("setp.eq.b32 %p1, %r1, 3; @%p1 shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;", integers(), integers())
 
 
+def test_a_number_from_a_thread_below():
+    """The first threads of a warp keep their own."""
+    body = "shfl.sync.up.b32 %r5, %r1, 3, 0, -1; st.global.b32 [%rd4], %r5;"
+    own = torch.arange(64, dtype=torch.int32)
+    assert torch.equal(run(body, integers(), integers()), torch.where(own % 32 < 3, own, own - 3))
+
+
+def test_numbers_become_integers_towards_zero_and_within_their_range():
+    body = (
+        "cvt.rn.f32.s32 %r5, %r1; mul.f32 %r6, %r5, {}; cvt.rzi.s32.f32 %r7, %r6; st.global.b32 [%rd4], %r7;"
+    )
+    minus_half, huge = "0fBF000000", "0f7E000000"
+    expected = (torch.arange(64) * -0.5).trunc().int()
+    assert torch.equal(run(body.format(minus_half), integers(), integers()), expected)
+    with pytest.raises(ExecutionError, match="out of range"):
+        run(body.format(huge), integers(), integers())
+
+
 def test_a_kernel_that_never_ends(monkeypatch):
     monkeypatch.setattr("ptx_machine.MAX_STEPS", 100)
     with pytest.raises(ExecutionError, match="does not end"):
