@@ -79,7 +79,7 @@ def _matched(xp: Any, posteriors: Array, prior: Array, nearly: float) -> Array:
 
 def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
     """Clusters (B, N) int64 of posteriors (B, N, C), by k-means of their square roots."""
-    points = posteriors.sqrt().float()
+    points = posteriors.float().sqrt()
     step = max(1, -(-points.shape[1] // MAX_CLUSTERED_ROWS))
     sample = points[:, ::step].contiguous()
     return nearest(
@@ -143,8 +143,9 @@ def union_information(
     batch = len(first)
     both = torch.cat([first, second])
     label_bits = entropy(first[0].mean(0), 1)
-    # Several times faster than by `xlogy`.
-    whole = label_bits + torch.linalg.vecdot(both, both.clamp_min(TINY).log2()).mean(-1)
+    # Several times faster than by `xlogy`, and in float64.
+    rounded = both.float()
+    whole = label_bits + torch.linalg.vecdot(rounded, rounded.clamp_min(TINY).log2()).double().mean(-1)
     clusters = cluster_posteriors(both, num_clusters, random_seed)
     tables = soft_tables(both, clusters, num_clusters)
     halved = halved_tables(tables, random_seed)
