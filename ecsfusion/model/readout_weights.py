@@ -131,7 +131,9 @@ class _Heads:
 
     def __init__(self, log_p: np.ndarray, targets: np.ndarray) -> None:
         self.log_p, self.targets = log_p, targets
-        self._flat = log_p.reshape(len(log_p), -1)
+        # Classes before samples: sums over a few classes are then sums of long vectors.
+        self._by_class = np.ascontiguousarray(log_p.swapaxes(1, 2))
+        self._flat = self._by_class.reshape(len(log_p), -1)
         self._rows = np.arange(len(targets))
         self._mean_at_target = log_p[:, self._rows, targets].mean(axis=1)
 
@@ -143,7 +145,8 @@ class _Heads:
         return _Heads(self.log_p[kept], self.targets)
 
     def _pooled(self, weights: np.ndarray) -> np.ndarray:
-        return np.dot(weights[None], self._flat).reshape(self.log_p.shape[1:])
+        """The pool with these weights (H,), up to a constant by sample: (C, N)."""
+        return np.dot(weights[None], self._flat).reshape(self._by_class.shape[1:])
 
     def cross_entropy(self, weights: np.ndarray) -> float:
         """Mean cross-entropy in nats of the pool with these weights (H,)."""
@@ -152,24 +155,24 @@ class _Heads:
     def derivatives(self, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """The cross-entropy, its gradient (H,), and its curvature (H, H)."""
         loss, p = self._loss_and_posteriors(weights)
-        shares = self.log_p * p
-        means = shares.sum(axis=2)
+        shares = self._by_class * p
+        means = shares.sum(axis=1)
         curvature = shares.reshape(self._flat.shape) @ self._flat.T - means @ means.T
         rows = len(self.targets)
         return loss, means.sum(axis=1) / rows - self._mean_at_target, curvature / rows
 
     def _loss_and_posteriors(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         pooled = self._pooled(weights)
-        pooled -= pooled.max(axis=1, keepdims=True)
-        at_target = pooled[self._rows, self.targets].sum()
+        pooled -= pooled.max(axis=0)
+        at_target = pooled[self.targets, self._rows].sum()
         p = np.exp(pooled, out=pooled)
-        mass = p.sum(axis=1, keepdims=True)
+        mass = p.sum(axis=0)
         p /= mass
         return float(np.log(mass).sum() - at_target) / len(self.targets), p
 
     def accuracy(self, weights: np.ndarray) -> float:
         """The share of samples whose target is the most probable class of the pool with these weights (H,)."""
-        return float((self._pooled(weights).argmax(axis=1) == self.targets).mean())
+        return float((self._pooled(weights).argmax(axis=0) == self.targets).mean())
 
 
 def _fit_useful(
@@ -214,7 +217,7 @@ def _fit_weights(
         # Weights that fall to 0 go there on their own, so that they do not shorten the step of the others.
         free = (weights > SMALL) | (gradient <= 0)
         direction = weights.copy()
-        direction[free] = np.linalg.solve(curvature[np.ix_(free, free)], gradient[free])
+        direction[free] = np.linalg.solve(curvature[free][:, free], gradient[free])
         if float(gradient @ direction) < SETTLED:
             # What is left is rounding.
             return np.maximum(weights - direction, 0.0)
