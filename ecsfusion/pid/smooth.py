@@ -5,11 +5,13 @@ across them (random Fourier features, Rahimi and Recht 2007), are the columns of
 few accelerated steps in the metric of the columns' covariance fit it, by the bound of Böhning (1992) on the curvature.
 """
 
+from functools import lru_cache
+
 import torch
 from ecsfusion_kernels import uniform
 from torch import Tensor
 
-from ecsfusion.pid.linear import TrainingSets, solved, tells_more
+from ecsfusion.pid.linear import TrainingSets, tells_more
 
 WAVES = 64
 """Of each width."""
@@ -104,16 +106,16 @@ class SmoothFit:
         columns -= mean
         metric = (columns * share).T @ columns
         metric.diagonal().add_(RIDGE)
-        factor = torch.linalg.cholesky_ex(metric).L.unsqueeze(0)
-        weights = ahead = columns.new_zeros(columns.shape[1], one_hot.shape[1])
+        # The curvature is at most half of the metric, which the ridge keeps far from singular.
+        jump = 2 * torch.cholesky_inverse(torch.linalg.cholesky_ex(metric).L)
+        # Classes before rows: a softmax over a few classes is then one of long vectors.
+        told, share, prior = one_hot.T.contiguous(), share.T, log_prior[:, None]
+        weights = ahead = columns.new_zeros(one_hot.shape[1], columns.shape[1])
         for step in range(1, STEPS + 1):
-            rest = one_hot - torch.softmax(torch.addmm(log_prior, columns, ahead), -1)
-            # As in `linear`, this order is several times faster than that of the transposed columns.
-            slope = ((rest * share).T @ columns).T - 0.5 * RIDGE * ahead
-            # The curvature is at most half of the metric.
-            new = ahead + 2 * solved(factor, slope.unsqueeze(0))[0]
+            rest = torch.softmax(torch.addmm(prior, ahead, columns.T), 0).neg_().add_(told).mul_(share)
+            new = ahead + torch.addmm(ahead, rest, columns, beta=-0.5 * RIDGE) @ jump
             weights, ahead = new, new + (step - 1) / (step + 2) * (new - weights)
-        self._weights, self._offset = weights, -(mean @ weights)
+        self._weights, self._offset = weights.T, -(weights @ mean)
 
     def logits(self, points: Tensor) -> Tensor:
         """Logits (n, C) of coordinates (n, q)."""
@@ -128,6 +130,7 @@ class SmoothFit:
         return torch.cat([points, products, torch.addmm(phases, points, frequencies).cos_()], 1)
 
 
+@lru_cache(maxsize=16)
 def waves(dimension: int, random_seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Frequencies (q, F) and phases (F,) of cosines, float32."""
     number = WAVES * len(WIDTHS)
