@@ -245,6 +245,8 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         for both, part in zip(sums, folds, strict=True)
     ]
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
+    if len(lines) == len(alone):
+        return Pair(pooled[:2], pooled[2], pooled[2])
     product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
     return Pair(pooled[:2], pooled[2], without_unseen(product, sets.unseen[0], log_prior))
 
