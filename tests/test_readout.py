@@ -426,7 +426,7 @@ def test_a_head_is_fitted_alone_once_however_many_sets_it_is_in(monkeypatch) -> 
     assert fits.count(1) == 4 + 2
 
 
-@pytest.mark.parametrize("rows, scale", [(1, 1.0), (7, 30.0), (200, 0.01), (200, 1.0)])
+@pytest.mark.parametrize(("rows", "scale"), [(1, 1.0), (7, 30.0), (200, 0.01), (200, 1.0)])
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_weights_are_those_of_an_independent_optimizer(heads: int, rows: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(heads)

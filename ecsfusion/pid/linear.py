@@ -674,7 +674,7 @@ def are_dependent(
             weights = readouts.weights[place]
 
             def noise(side: LinearSums, weights: Tensor, rows: slice, place: int = place) -> Tensor:
-                """(C, n)"""
+                """(C, n): what the means of the classes leave of the scores."""
                 means = (side.deviation[place] + side.center[place]) @ weights
                 scores = _scores_of([side], [weights[None]], torch.zeros_like(means[None, 0]), rows).T
                 return scores - means.T[:, side.sets.labels[rows]]

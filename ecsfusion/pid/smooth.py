@@ -5,13 +5,11 @@ across them (random Fourier features, Rahimi and Recht 2007), are the columns of
 few accelerated steps in the metric of the columns' covariance fit it, by the bound of Böhning (1992) on the curvature.
 """
 
-from functools import lru_cache
-
 import torch
 from ecsfusion_kernels import uniform
 from torch import Tensor
 
-from ecsfusion.pid.linear import TrainingSets, tells_more
+from ecsfusion.pid.linear import TrainingSets, solved, tells_more
 
 WAVES = 64
 """Of each width."""
@@ -107,7 +105,8 @@ class SmoothFit:
         metric = (columns * share).T @ columns
         metric.diagonal().add_(RIDGE)
         # The curvature is at most half of the metric, which the ridge keeps far from singular.
-        jump = 2 * torch.cholesky_inverse(torch.linalg.cholesky_ex(metric).L)
+        factor, identity = torch.linalg.cholesky_ex(metric).L, torch.eye(len(metric), device=metric.device)
+        jump = 2 * solved(factor[None], identity[None])[0]
         # Classes before rows: a softmax over a few classes is then one of long vectors.
         told, share, prior = one_hot.T.contiguous(), share.T, log_prior[:, None]
         weights = ahead = columns.new_zeros(one_hot.shape[1], columns.shape[1])
@@ -130,7 +129,6 @@ class SmoothFit:
         return torch.cat([points, products, torch.addmm(phases, points, frequencies).cos_()], 1)
 
 
-@lru_cache(maxsize=16)
 def waves(dimension: int, random_seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Frequencies (q, F) and phases (F,) of cosines, float32."""
     number = WAVES * len(WIDTHS)
