@@ -622,8 +622,7 @@ def _logistic_weights(
             rest_sum = rest.sum(2)
             flat = rest.flatten(0, 1)
             slopes = [
-                (flat @ side.rows).view(number, classes, -1).mT
-                - side.center[:, :, None] * rest_sum[:, None]
+                (flat @ side.rows).view(number, classes, -1).mT - side.center[:, :, None] * rest_sum[:, None]
                 for side in sides
             ]
         momentum = (step - 1) / (step + 2)

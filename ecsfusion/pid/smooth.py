@@ -104,15 +104,15 @@ class SmoothFit:
         columns -= mean
         metric = (columns * share).T @ columns
         metric.diagonal().add_(RIDGE)
-        # The curvature is at most half of the metric, which the ridge keeps far from singular.
-        factor, identity = torch.linalg.cholesky_ex(metric).L, torch.eye(len(metric), device=metric.device)
-        jump = 2 * solved(factor[None], identity[None])[0]
+        factor = torch.linalg.cholesky_ex(metric).L.unsqueeze(0)
         # Classes before rows: a softmax over a few classes is then one of long vectors.
         told, share, prior = one_hot.T.contiguous(), share.T, log_prior[:, None]
         weights = ahead = columns.new_zeros(one_hot.shape[1], columns.shape[1])
         for step in range(1, STEPS + 1):
             rest = torch.softmax(torch.addmm(prior, ahead, columns.T), 0).neg_().add_(told).mul_(share)
-            new = ahead + torch.addmm(ahead, rest, columns, beta=-0.5 * RIDGE) @ jump
+            slope = torch.addmm(ahead, rest, columns, beta=-0.5 * RIDGE)
+            # The curvature is at most half of the metric.
+            new = ahead + 2 * solved(factor, slope.T.unsqueeze(0))[0].T
             weights, ahead = new, new + (step - 1) / (step + 2) * (new - weights)
         self._weights, self._offset = weights.T, -(weights @ mean)
 
