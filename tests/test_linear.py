@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecsfusion import fast_pid
-from ecsfusion.pid import mixtures
+from ecsfusion.pid import linear, mixtures, posteriors
 from ecsfusion.pid.linear import (
     LinearSums,
     TrainingSets,
@@ -150,3 +150,37 @@ def test_large_matrices_without_a_factor_are_found_and_the_others_factored():
     assert failed.bool().tolist() == [False, True]
     torch.testing.assert_close(factor[0] @ factor[0].T, matrix, rtol=1e-4, atol=1e-4)
     assert (factor[0].triu(1) == 0).all()
+
+
+def test_scores_of_blocks_of_rows_are_those_of_all(monkeypatch):
+    sums = sums_of(*drawn(5))
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(FOLDS + 2, 5, CLASSES, generator=generator)
+    offset = torch.randn(FOLDS + 2, CLASSES, generator=generator)
+    truth = torch.einsum("nd,tdc->tcn", sums.rows, weights) + offset[..., None]
+    for values_at_once in (linear.SCORED_VALUES, 7 * 5):
+        monkeypatch.setattr(linear, "SCORED_VALUES", values_at_once)
+        torch.testing.assert_close(sums.scores_by_class(weights, offset), truth, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sums.scores(weights, offset), truth.permute(2, 0, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_product_of_independent_sides_is_fitted_once(monkeypatch):
+    (one, fold, labels), (other, _, _) = drawn(5), drawn(4, random_seed=9)
+    sets = TrainingSets.make(fold, FOLDS, labels, CLASSES)
+    log_prior = sets.one_hot.mean(0).log()
+    first, second = (posteriors.read_side(standardize(rows), sets, log_prior, 0) for rows in (one, other))
+    shapes = []
+
+    def counted(logits, *options):
+        shapes.append(logits.shape)
+        return pool(logits, *options)
+
+    pool = posteriors.pool
+    monkeypatch.setattr(posteriors, "pool", counted)
+    pair = posteriors.read_pair(first, second, log_prior, 0)
+    product = pool(
+        torch.stack([s.log_posterior[0] - log_prior for s in (first, second)])[None], labels, log_prior
+    )
+    torch.testing.assert_close(pair.product, product.log_posterior[0], rtol=0, atol=1e-3)
+    # One by halves and one by folds.
+    assert len(shapes) == 2

@@ -265,9 +265,10 @@ class Readout:
             raise ValueError(
                 "present and logits have no row or no modality in common; give at least one of each."
             )
-        patterns, pattern_of_row = torch.stack([present[name] for name in names], dim=1).unique(
-            dim=0, return_inverse=True
-        )
+        masks = torch.stack([present[name] for name in names], dim=1)
+        if bool(masks.all()):
+            return self._combine(logits, names)
+        patterns, pattern_of_row = masks.unique(dim=0, return_inverse=True)
         parts, rows_of_parts = [], []
         for k, pattern in enumerate(patterns.tolist()):
             rows = (pattern_of_row == k).nonzero()[:, 0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize, nnls
+from scipy.optimize import nnls
 from threadpoolctl import ThreadpoolController
 
 RIDGE = 1.0
@@ -25,6 +25,16 @@ PULL = 10.0
 the weight of ten observations. The rows of validation may be of other subjects, voices or pictures than those of
 tomorrow: weights that fit few of these closely are wrong for the others."""
 
+
+MAX_STEPS = 100
+SETTLED = 1e-12
+"""Nats per sample that a step must promise to be judged by its loss."""
+SMALL = 1e-6
+"""A weight that is as good as 0."""
+LENGTHS = tuple(0.5**k for k in range(30))
+"""A step is halved until it brings"""
+MIN_DESCENT = 1e-4
+"""this share of what its slope promises (Armijo)."""
 
 MIN_WEIGHT_ALONE = 1e-3
 """The smallest weight of a head that answers alone. It leaves the probabilities near 1/C and keeps their order."""
@@ -83,14 +93,14 @@ def pool_opinions(
     heads = _Heads(log_p, targets)
     weights, kept = _fit_useful(heads, N, np.full(H, 1 / H), RIDGE, min_gain(N))
     singles = np.diag(alone)
-    bound = min(heads.cross_entropy(single)[0] for single in singles)
+    bound = min(heads.cross_entropy(single) for single in singles)
     needed_gain = (kept.sum() - 1) * min_gain(N) / N
-    if heads.cross_entropy(weights)[0] + needed_gain > bound:
-        weights = min(singles, key=lambda single: heads.cross_entropy(single)[0])
+    if heads.cross_entropy(weights) + needed_gain > bound:
+        weights = min(singles, key=lambda single: heads.cross_entropy(single))
     best = max(singles, key=heads.accuracy)
     # On the way from the combination to the most accurate head, take the first weights that are not less accurate.
     path = [(1 - t) * weights + t * best for t in np.linspace(0, 1, 21)]
-    allowed = [w for w in path if heads.cross_entropy(w)[0] <= bound]
+    allowed = [w for w in path if heads.cross_entropy(w) <= bound]
     return max(allowed, key=lambda w: min(heads.accuracy(w), heads.accuracy(best)))
 
 
@@ -106,8 +116,8 @@ def _around_the_fused(
     weights, _ = _fit_useful(heads, N, center, PULL, needed=0.0)
     # On the way to the fused head, take the first weights that are nowhere worse than it.
     path = [(1 - t) * weights + t * single for t in np.linspace(0, 1, 21)]
-    least, most = heads.accuracy(single), heads.cross_entropy(single)[0]
-    good = (w for w in path if heads.accuracy(w) >= least and heads.cross_entropy(w)[0] <= most + 1e-12)
+    least, most = heads.accuracy(single), heads.cross_entropy(single)
+    good = (w for w in path if heads.accuracy(w) >= least and heads.cross_entropy(w) <= most + 1e-12)
     return alone * next(good, single)
 
 
@@ -121,7 +131,9 @@ class _Heads:
 
     def __init__(self, log_p: np.ndarray, targets: np.ndarray) -> None:
         self.log_p, self.targets = log_p, targets
-        self._flat = log_p.reshape(len(log_p), -1)
+        # Classes before samples: sums over a few classes are then sums of long vectors.
+        self._by_class = np.ascontiguousarray(log_p.swapaxes(1, 2))
+        self._flat = self._by_class.reshape(len(log_p), -1)
         self._rows = np.arange(len(targets))
         self._mean_at_target = log_p[:, self._rows, targets].mean(axis=1)
 
@@ -133,21 +145,34 @@ class _Heads:
         return _Heads(self.log_p[kept], self.targets)
 
     def _pooled(self, weights: np.ndarray) -> np.ndarray:
-        return np.dot(weights[None], self._flat).reshape(self.log_p.shape[1:])
+        """The pool with these weights (H,), up to a constant by sample: (C, N)."""
+        return np.dot(weights[None], self._flat).reshape(self._by_class.shape[1:])
 
-    def cross_entropy(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """Mean cross-entropy in nats of the pool with these weights (H,), and its gradient (H,)."""
+    def cross_entropy(self, weights: np.ndarray) -> float:
+        """Mean cross-entropy in nats of the pool with these weights (H,)."""
+        return self._loss_and_posteriors(weights)[0]
+
+    def derivatives(self, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """The cross-entropy, its gradient (H,), and its curvature (H, H)."""
+        loss, p = self._loss_and_posteriors(weights)
+        shares = self._by_class * p
+        means = shares.sum(axis=1)
+        curvature = shares.reshape(self._flat.shape) @ self._flat.T - means @ means.T
+        rows = len(self.targets)
+        return loss, means.sum(axis=1) / rows - self._mean_at_target, curvature / rows
+
+    def _loss_and_posteriors(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         pooled = self._pooled(weights)
-        pooled -= pooled.max(axis=1, keepdims=True)
-        p = np.exp(pooled)
-        mass = p.sum(axis=1, keepdims=True)
+        pooled -= pooled.max(axis=0)
+        at_target = pooled[self.targets, self._rows].sum()
+        p = np.exp(pooled, out=pooled)
+        mass = p.sum(axis=0)
         p /= mass
-        loss = np.log(mass).mean() - pooled[self._rows, self.targets].mean()
-        return float(loss), self._flat @ p.ravel() / len(self.targets) - self._mean_at_target
+        return float(np.log(mass).sum() - at_target) / len(self.targets), p
 
     def accuracy(self, weights: np.ndarray) -> float:
         """The share of samples whose target is the most probable class of the pool with these weights (H,)."""
-        return float((self._pooled(weights).argmax(axis=1) == self.targets).mean())
+        return float((self._pooled(weights).argmax(axis=0) == self.targets).mean())
 
 
 def _fit_useful(
@@ -158,10 +183,10 @@ def _fit_useful(
     kept = np.ones(H, dtype=bool)
     weights = _fit_weights(heads, N, center, strength)
     while kept.sum() > 1:
-        loss = heads.cross_entropy(weights)[0]
+        loss = heads.cross_entropy(weights)
         cost = np.full(H, np.inf)
         for h in np.flatnonzero(kept):
-            cost[h] = N * (heads.cross_entropy(np.where(np.arange(H) == h, 0.0, weights))[0] - loss)
+            cost[h] = N * (heads.cross_entropy(np.where(np.arange(H) == h, 0.0, weights)) - loss)
         if cost.min() > needed:
             break
         kept[cost.argmin()] = False
@@ -173,22 +198,38 @@ def _fit_useful(
 def _fit_weights(
     heads: _Heads, N: float, center: np.ndarray | None = None, strength: float = RIDGE
 ) -> np.ndarray:
-    """Weights (H,) >= 0 with the lowest cross-entropy plus pull: L-BFGS-B in float64.
+    """Weights (H,) >= 0 with the lowest cross-entropy plus pull: projected Newton steps (Bertsekas 1982).
 
     The samples count as N, which is less where they are not independent. The pull is towards `center` (H,), by default
     the plain mean.
     """
     H = len(heads)
     middle = np.full(H, 1 / H) if center is None else center
+    pull = strength / N
 
-    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, gradient = heads.cross_entropy(weights)
-        pull = strength / N * (weights - middle)
-        return loss + float(pull @ (weights - middle)) / 2, gradient + pull
+    def at(weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        loss, gradient, curvature = heads.derivatives(weights)
+        away = pull * (weights - middle)
+        return loss + float(away @ (weights - middle)) / 2, gradient + away, curvature + pull * np.eye(H)
 
-    options = {"ftol": 1e-14, "gtol": 1e-8, "maxiter": 1000}
-    result = minimize(objective, middle, jac=True, method="L-BFGS-B", bounds=[(0, None)] * H, options=options)
-    return result.x
+    weights, (loss, gradient, curvature) = middle, at(middle)
+    for _ in range(MAX_STEPS):
+        # Weights that fall to 0 go there on their own, so that they do not shorten the step of the others.
+        free = (weights > SMALL) | (gradient <= 0)
+        direction = weights.copy()
+        direction[free] = np.linalg.solve(curvature[free][:, free], gradient[free])
+        if float(gradient @ direction) < SETTLED:
+            # What is left is rounding.
+            return np.maximum(weights - direction, 0.0)
+        for length in LENGTHS:
+            new = np.maximum(weights - length * direction, 0.0)
+            state = at(new)
+            if state[0] <= loss - MIN_DESCENT * float(gradient @ (weights - new)):
+                break
+        else:
+            return weights
+        weights, (loss, gradient, curvature) = new, state
+    return weights
 
 
 @_BLAS.wrap(limits=1, user_api="blas")

@@ -57,7 +57,9 @@ ENOUGH_JUDGED_ROWS = 2048
 """Rows of a fold that judge it alone."""
 JITTER = 1e-6
 BLOCK_VALUES = 1 << 16
-"""Values that are standardized at a time, so many that they stay in the cache of a core."""
+"""Values that are standardized at a time, so many that they stay in the cache of a core,"""
+SCORED_VALUES = 1 << 19
+"""and values that weights are applied to at a time."""
 
 
 class TrainingSets(NamedTuple):
@@ -331,13 +333,18 @@ class LinearSums(NamedTuple):
         offset = -0.5 * (deviation.mT * weights).sum(1) - (center[:, None] @ weights)[:, 0]
         return weights, offset
 
-    def scores(self, weights: Tensor, offset: Tensor | None = None) -> Tensor:
+    def scores(self, weights: Tensor, offset: Tensor) -> Tensor:
         """Logits (N, t, C) of all rows by all weights (t, D, C) and offsets (t, C)."""
-        number, dimension, classes = weights.shape
-        # Few columns are read fastest when each of them is contiguous.
-        flat = weights.mT.reshape(number * classes, dimension).T
-        logits = self.rows @ flat if offset is None else torch.addmm(offset.flatten(), self.rows, flat)
-        return logits.view(len(self.rows), number, classes)
+        return self.scores_by_class(weights, offset).permute(2, 0, 1)
+
+    def scores_by_class(self, weights: Tensor, offset: Tensor) -> Tensor:
+        """The same as (t, C, N): a product with few columns is read fastest from the left."""
+        flat, base = weights.mT.flatten(0, 1), offset.flatten()[:, None]
+        step = max(1, SCORED_VALUES // self.rows.shape[1])
+        if self.rows.device.type != "cpu" or len(self.rows) <= step:
+            return torch.addmm(base, flat, self.rows.T).view(*offset.shape, -1)
+        parts = [torch.addmm(base, flat, part.T) for part in self.rows.split(step)]
+        return torch.cat(parts, 1).view(*offset.shape, -1)
 
     def read(self, weights: Tensor, offset: Tensor) -> Tensor:
         """Held-out logits (R, N, C) by weights (T, D, C) and offsets (T, C): every row by the sets that may read it."""
@@ -345,11 +352,11 @@ class LinearSums(NamedTuple):
         if sets.cells is None:
             return sets.held_out(self.scores(weights, offset))
         logits = self.rows.new_empty(len(sets.readers), len(self.rows), weights.shape[2])
-        by_column = weights.mT.contiguous().mT
+        by_class = weights.mT.contiguous()
         for part, readers in zip(sets.slices(), zip(*sets.readers, strict=True), strict=True):
-            rows = self.rows[part]
+            rows = self.rows[part].T
             for place, reader in enumerate(readers):
-                torch.addmm(offset[reader], rows, by_column[reader], out=logits[place, part])
+                logits[place, part] = torch.addmm(offset[reader][:, None], by_class[reader], rows).T
         return logits
 
 
@@ -480,10 +487,8 @@ def told_by_half(
 
 def _scores_of(sides: list[LinearSums], weights: list[Tensor], offset: Tensor, rows: slice) -> Tensor:
     """Logits (n, C) of some rows by weights (1, D, C) of each side and offsets (1, C)."""
-    parts = [
-        side._replace(rows=side.rows[rows]).scores(w)[:, 0] for side, w in zip(sides, weights, strict=True)
-    ]
-    return sum(parts[1:], parts[0] + offset)
+    chosen = [side._replace(rows=side.rows[rows]) for side in sides]
+    return _sum_of_scores(chosen, weights, offset)[0].T
 
 
 def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior: Tensor) -> bool:
@@ -592,7 +597,7 @@ def _logistic_weights(
     sets = sides[0].sets
     size, prior = sets.sizes[:, None, None].clamp_min(1), sets.log_prior
     number, classes = sets.counts.shape
-    member = sets.member[..., None]
+    told, member = sets.one_hot.T.contiguous(), sets.member.T[:, None]
     length = 2.0 / len(sides)
     spans, cores = [], []
     for side, factor in zip(sides, factors, strict=True):
@@ -611,14 +616,13 @@ def _logistic_weights(
             rest_sum = sets.counts - size.squeeze(-1) * prior.exp()
             slopes = [side.deviation.mT * sets.counts.unsqueeze(1) for side in sides]
         else:
-            rest = torch.softmax(_centered_scores(sides, ahead, offset_ahead + prior), -1)
-            rest = rest.neg_().add_(sets.one_hot[:, None]).mul_(member)
-            rest_sum = rest.sum(0)
-            flat = rest.view(len(rest), number * classes)
+            # Classes before rows: a softmax over a few classes is then one of long vectors.
+            logits = _sum_of_scores(sides, ahead, _with_centers(sides, ahead, offset_ahead + prior))
+            rest = torch.softmax(logits, 1).neg_().add_(told).mul_(member)
+            rest_sum = rest.sum(2)
+            flat = rest.flatten(0, 1)
             slopes = [
-                # Five times faster than the product of the transposed rows.
-                (flat.T @ side.rows).view(number, classes, -1).mT
-                - side.center[:, :, None] * rest_sum[:, None]
+                (flat @ side.rows).view(number, classes, -1).mT - side.center[:, :, None] * rest_sum[:, None]
                 for side in sides
             ]
         momentum = (step - 1) / (step + 2)
@@ -641,11 +645,11 @@ def _with_centers(sides: list[LinearSums], weights: list[Tensor], offset: Tensor
     return offset
 
 
-def _centered_scores(sides: list[LinearSums], weights: list[Tensor], offset: Tensor) -> Tensor:
-    """Logits (N, T, C) of the columns of all sides, minus their centers."""
-    logits = sides[0].scores(weights[0], _with_centers(sides, weights, offset))
+def _sum_of_scores(sides: list[LinearSums], weights: list[Tensor], offset: Tensor) -> Tensor:
+    """Logits (t, C, N) of the columns of all sides by their weights (t, D, C), with offsets (t, C)."""
+    logits = sides[0].scores_by_class(weights[0], offset)
     for side, part in zip(sides[1:], weights[1:], strict=True):
-        logits += side.scores(part)
+        logits += side.scores_by_class(part, torch.zeros_like(offset))
     return logits
 
 
@@ -669,14 +673,19 @@ def are_dependent(
             weights = readouts.weights[place]
 
             def noise(side: LinearSums, weights: Tensor, rows: slice, place: int = place) -> Tensor:
+                """(C, n): what the means of the classes leave of the scores."""
                 means = (side.deviation[place] + side.center[place]) @ weights
-                return side.rows[rows] @ weights.T.contiguous().T - means[side.sets.labels[rows]]
+                scores = _scores_of([side], [weights[None]], torch.zeros_like(means[None, 0]), rows).T
+                return scores - means.T[:, side.sets.labels[rows]]
 
-            covariance = (noise(own, weights, fitted).T @ other.rows[fitted]).T / (fitted.stop - fitted.start)
+            covariance = (noise(own, weights, fitted) @ other.rows[fitted]).T / (fitted.stop - fitted.start)
             slope = solved(others.factor[place, None], covariance[None])[0]
-            here = noise(own, weights, read)
-            scale = here.square().mean(0).clamp_min(1e-12)
-            values.append((here * noise(other, slope, read) / scale).sum(1))
+            # Of the rows that are read the discriminants are known.
+            at_means = own.deviation[place] @ weights
+            at_means = at_means - 0.5 * at_means.diagonal()
+            here = (readouts.logits[0][1, read] - at_means[own.sets.labels[read]]).T
+            scale = here.square().mean(1, keepdim=True).clamp_min(1e-12)
+            values.append((here * noise(other, slope, read) / scale).sum(0))
         told.append(torch.cat(values).double())
     return any(
         bool(t.mean() > (MIN_DEPENDENCE * t.std(correction=0) / len(t) ** 0.5).clamp_min(MIN_SHARED))

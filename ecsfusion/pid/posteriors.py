@@ -40,9 +40,9 @@ from ecsfusion.pid.union import matched, union_information
 NUM_FOLDS = 6
 MAX_GROWTH = 3.0
 """The limit for many rows is at most what so many times the separation of the held-out posteriors would know."""
-MAX_ITERATIONS = 120
+MAX_ITERATIONS = 60
 """Of the solver. The end of its certificate that is the value is exact to 1e-3 of it long before the other end, which
-counts in the interval, comes close."""
+counts in the interval, comes close: in twice as many it comes hundredths of a bit closer."""
 FITTED_WEIGHTS = 3
 """The weights that pooling fits in effect; of more readouts some get none."""
 MAX_TABLES = 8
@@ -250,6 +250,8 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         for both, part in zip(sums, folds, strict=True)
     ]
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
+    if len(lines) == len(alone):
+        return Pair(pooled[:2], pooled[2], pooled[2])
     product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
     return Pair(pooled[:2], pooled[2], without_unseen(product, sets.unseen[0], log_prior))
 

@@ -56,7 +56,7 @@ def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tenso
 
 def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
     """Clusters (B, N) int64 of posteriors (B, N, C), by k-means of their square roots."""
-    points = posteriors.sqrt().float()
+    points = posteriors.float().sqrt()
     step = max(1, -(-points.shape[1] // MAX_CLUSTERED_ROWS))
     sample = points[:, ::step].contiguous()
     start = start_centers(sample, num_clusters, random_seed)
@@ -127,8 +127,9 @@ def union_information(
     batch = len(first)
     both = torch.cat([first, second])
     prior = first[0].mean(0)
-    # Several times faster than by `xlogy`.
-    whole = torch.linalg.vecdot(both, both.clamp_min(TINY).log2()).mean(-1)
+    # Several times faster than by `xlogy`, and in float64.
+    rounded = both.float()
+    whole = torch.linalg.vecdot(rounded, rounded.clamp_min(TINY).log2()).double().mean(-1)
     clusters = cluster_posteriors(both, num_clusters, random_seed)
     # Tables of clusters are small: the host makes them.
     share, whole, sums = moved([prior, whole, cluster_sums(both, clusters, num_clusters)], "cpu")
