@@ -64,7 +64,7 @@ FORBIDDEN_CALLS = {
 }
 
 
-# Scripts that build benchmark data from archives and weights that they know by checksum, and only as data: `weights_only`
+# Scripts that build benchmark data from archives and weights that they know by checksum, as data alone: `weights_only`
 # and no extraction beside the data filter.
 BY_CHECKSUM = {
     "benchmarks/build_encoders.py": ["torch.load"],

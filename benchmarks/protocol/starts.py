@@ -11,10 +11,14 @@ from matplotlib import pyplot as plt
 from scipy.stats import spearmanr
 
 PREFIX = "start-at-"
+MIN_SHARES = 3
 
 
 def starts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run that was switched at a given share of the budget: its accuracy, and the probe at the switch."""
+    """Of each run that was switched at a given share of the budget: its accuracy, and the probe at the switch.
+
+    None, where fewer than `MIN_SHARES` shares were tried: one alone is an ablation, and sweeps nothing.
+    """
     runs = []
     for line in lines:
         if not line["method"].startswith(PREFIX):
@@ -33,7 +37,7 @@ def starts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "unimodal": mean(100 * trajectory[f"accuracy_{name}"][last] for name in modalities),
             }
         )
-    return runs
+    return runs if len({run["share"] for run in runs}) >= MIN_SHARES else []
 
 
 def starts_table(lines: Sequence[Mapping[str, Any]]) -> str:
