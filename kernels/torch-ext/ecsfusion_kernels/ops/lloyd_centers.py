@@ -15,10 +15,8 @@ __all__ = ["lloyd_centers"]
 
 MAX_POINTS = 4096
 """With more of them, many blocks and a launch an iteration are faster."""
-TILES = ((32, 16), (64, 32))
-"""The most centers and dimensions of each compilation; they stay in registers."""
-POINTS = 64
-NUM_WARPS = 4
+TILES = ((32, 16, 64, 4), (64, 32, 32, 8))
+"""The most centers and dimensions of each compilation, which stay in registers; points at a time, and warps."""
 
 
 @jit(do_not_specialize=["num_points", "num_dims", "num_clusters", "max_iterations"])
@@ -77,24 +75,25 @@ def _lloyd_centers(
     tl.store(centers_ptr + place, centers, inside)
 
 
-def configuration(num_clusters: int, num_dims: int) -> dict[str, int] | None:
-    """The tile for so many centers and dimensions; None where none is as large."""
-    for centers, dims in TILES:
+def configuration(num_clusters: int, num_dims: int) -> tuple[dict[str, int], int] | None:
+    """The tile for so many centers and dimensions, and its warps; None where none is as large."""
+    for centers, dims, points, num_warps in TILES:
         if num_clusters <= centers and num_dims <= dims:
-            return {"POINTS": POINTS, "CENTERS": centers, "DIMS": dims}
+            return {"POINTS": points, "CENTERS": centers, "DIMS": dims}, num_warps
     return None
 
 
 def _launch_lloyd_centers(points: Tensor, centers: Tensor, max_iterations: int, tolerance: float) -> Tensor:
     (num_problems, num_points, num_dims), num_clusters = points.shape, centers.shape[1]
-    constants = configuration(num_clusters, num_dims)
-    if constants is None or num_points > MAX_POINTS:
+    tile = configuration(num_clusters, num_dims)
+    if tile is None or num_points > MAX_POINTS:
         return _launch_lloyd(points, centers, max_iterations, tolerance)[0]
+    constants, num_warps = tile
     found = torch.empty(centers.shape, dtype=torch.float32, device=points.device)
     if num_problems:
         sizes = (num_points, num_dims, num_clusters, max_iterations)
         _lloyd_centers[(num_problems,)](
-            aligned(points), aligned(centers), found, *sizes, tolerance, **constants, **options(NUM_WARPS)
+            aligned(points), aligned(centers), found, *sizes, tolerance, **constants, **options(num_warps)
         )
     return found
 
@@ -103,8 +102,8 @@ def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     types = dict.fromkeys(("points_ptr", "start_ptr", "centers_ptr"), "*fp32") | {"tolerance": "fp32"}
     types |= dict.fromkeys(("num_points", "num_dims", "num_clusters", "max_iterations"), "i32")
-    tiles = (configuration(*tile) for tile in TILES)
-    return [Variant(_lloyd_centers, types, tile, NUM_WARPS) for tile in tiles if tile is not None]
+    tiles = (configuration(centers, dims) for centers, dims, _, _ in TILES)
+    return [Variant(_lloyd_centers, types, *tile) for tile in tiles if tile is not None]
 
 
 @custom_op(add_op_namespace_prefix("lloyd_centers"), mutates_args=())
