@@ -770,7 +770,11 @@ def test_tables_and_pictures_of_every_method(tmp_path):
 
 def test_the_starting_point_is_the_last_probe_of_stage_1():
     lines = [method_line("start-at-30", seed, 0.5 + 0.1 * seed) for seed in (0, 1)]
-    first, second = starts([*lines, method_line("joint", 0, 0.9)])
+    others = [method_line(f"start-at-{share}", 0, 0.5) for share in (50, 70)]
+    first, second, *rest = starts([*lines, method_line("joint", 0, 0.9), *others])
+    assert [run["share"] for run in rest] == [50, 70]
+    # One share alone, or two, sweep nothing.
+    assert starts([*lines, others[0]]) == []
     assert first == {
         "share": 30,
         "seed": 0,
