@@ -407,12 +407,11 @@ class TestExpectedCalibrationError:
 def test_a_head_is_fitted_alone_once_however_many_sets_it_is_in(monkeypatch) -> None:
     fits: list[int] = []
 
-    def counted(heads, *options):
-        fits.append(len(heads))
-        return fit(heads, *options)
+    def counted(objective, start, **options):
+        fits.append(len(start))
+        return minimize(objective, start, **options)
 
-    fit = readout_weights._fit_weights
-    monkeypatch.setattr(readout_weights, "_fit_weights", counted)
+    monkeypatch.setattr(readout_weights, "minimize", counted)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     hot = torch.nn.functional.one_hot(labels, 3)
@@ -424,31 +423,3 @@ def test_a_head_is_fitted_alone_once_however_many_sets_it_is_in(monkeypatch) -> 
     fewer = {"a": torch.ones(60, dtype=torch.bool), "b": torch.ones(60, dtype=torch.bool), "c": labels < 2}
     Readout.fit(heads, labels, fewer)
     assert fits.count(1) == 4 + 2
-
-
-@pytest.mark.parametrize(("rows", "scale"), [(1, 1.0), (7, 30.0), (200, 0.01), (200, 1.0)])
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_weights_are_those_of_an_independent_optimizer(heads: int, rows: int, scale: float) -> None:
-    generator = torch.Generator().manual_seed(heads)
-    targets = torch.arange(rows) % 3
-    logits = torch.randn(heads, rows, 3, generator=generator) * scale
-    # One head knows, one is wrong, one is a copy.
-    logits[0] += torch.nn.functional.one_hot(targets, 3)
-    logits[1:2] -= torch.nn.functional.one_hot(targets, 3)
-    logits[3:4] = logits[:1]
-    log_p = logits.log_softmax(-1).clamp_min(-36.0).double().numpy()
-    parts = readout_weights._Heads(log_p, targets.numpy())
-    pull = readout_weights.RIDGE / rows
-
-    def objective(weights):
-        away = weights - 1 / heads
-        loss, gradient, _ = parts.derivatives(weights)
-        return loss + pull / 2 * float(away @ away), gradient + pull * away
-
-    best = minimize(
-        objective, [1 / heads] * heads, jac=True, method="L-BFGS-B", bounds=[(0, None)] * heads, tol=1e-14
-    )
-    found = readout_weights._fit_weights(parts, rows)
-    assert (found >= 0).all()
-    assert objective(found)[0] <= best.fun + 1e-12
-    assert found.tolist() == pytest.approx(best.x.tolist(), abs=1e-3)

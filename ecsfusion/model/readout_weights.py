@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import minimize, nnls
 from threadpoolctl import ThreadpoolController
 
 RIDGE = 1.0
@@ -24,17 +24,6 @@ PULL = 10.0
 """Where there is a fused head, the pull is towards half of it and half of the mean of the others, each calibrated, with
 the weight of ten observations. The rows of validation may be of other subjects, voices or pictures than those of
 tomorrow: weights that fit few of these closely are wrong for the others."""
-
-
-MAX_STEPS = 100
-SETTLED = 1e-12
-"""Nats per sample that a step must promise to be judged by its loss."""
-SMALL = 1e-6
-"""A weight that is as good as 0."""
-LENGTHS = tuple(0.5**k for k in range(30))
-"""A step is halved until it brings"""
-MIN_DESCENT = 1e-4
-"""this share of what its slope promises (Armijo)."""
 
 MIN_WEIGHT_ALONE = 1e-3
 """The smallest weight of a head that answers alone. It leaves the probabilities near 1/C and keeps their order."""
@@ -152,14 +141,10 @@ class _Heads:
         """Mean cross-entropy in nats of the pool with these weights (H,)."""
         return self._loss_and_posteriors(weights)[0]
 
-    def derivatives(self, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """The cross-entropy, its gradient (H,), and its curvature (H, H)."""
+    def with_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """The cross-entropy, and its gradient (H,)."""
         loss, p = self._loss_and_posteriors(weights)
-        shares = self._by_class * p
-        means = shares.sum(axis=1)
-        curvature = shares.reshape(self._flat.shape) @ self._flat.T - means @ means.T
-        rows = len(self.targets)
-        return loss, means.sum(axis=1) / rows - self._mean_at_target, curvature / rows
+        return loss, self._flat @ p.ravel() / len(self.targets) - self._mean_at_target
 
     def _loss_and_posteriors(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         pooled = self._pooled(weights)
@@ -198,38 +183,22 @@ def _fit_useful(
 def _fit_weights(
     heads: _Heads, N: float, center: np.ndarray | None = None, strength: float = RIDGE
 ) -> np.ndarray:
-    """Weights (H,) >= 0 with the lowest cross-entropy plus pull: projected Newton steps (Bertsekas 1982).
+    """Weights (H,) >= 0 with the lowest cross-entropy plus pull: L-BFGS-B in float64.
 
     The samples count as N, which is less where they are not independent. The pull is towards `center` (H,), by default
     the plain mean.
     """
     H = len(heads)
     middle = np.full(H, 1 / H) if center is None else center
-    pull = strength / N
 
-    def at(weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        loss, gradient, curvature = heads.derivatives(weights)
-        away = pull * (weights - middle)
-        return loss + float(away @ (weights - middle)) / 2, gradient + away, curvature + pull * np.eye(H)
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, gradient = heads.with_gradient(weights)
+        pull = strength / N * (weights - middle)
+        return loss + float(pull @ (weights - middle)) / 2, gradient + pull
 
-    weights, (loss, gradient, curvature) = middle, at(middle)
-    for _ in range(MAX_STEPS):
-        # Weights that fall to 0 go there on their own, so that they do not shorten the step of the others.
-        free = (weights > SMALL) | (gradient <= 0)
-        direction = weights.copy()
-        direction[free] = np.linalg.solve(curvature[free][:, free], gradient[free])
-        if float(gradient @ direction) < SETTLED:
-            # What is left is rounding.
-            return np.maximum(weights - direction, 0.0)
-        for length in LENGTHS:
-            new = np.maximum(weights - length * direction, 0.0)
-            state = at(new)
-            if state[0] <= loss - MIN_DESCENT * float(gradient @ (weights - new)):
-                break
-        else:
-            return weights
-        weights, (loss, gradient, curvature) = new, state
-    return weights
+    options = {"ftol": 1e-14, "gtol": 1e-8, "maxiter": 1000}
+    result = minimize(objective, middle, jac=True, method="L-BFGS-B", bounds=[(0, None)] * H, options=options)
+    return result.x
 
 
 @_BLAS.wrap(limits=1, user_api="blas")
