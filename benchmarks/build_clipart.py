@@ -23,7 +23,6 @@ byte by byte; other versions scale a few pixels differently. The same packages a
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import html
 import random
@@ -37,6 +36,7 @@ from pathlib import Path, PurePath
 
 import datasets
 import numpy as np
+from natural_data.arguments import read_arguments
 from natural_data.debian import DebianPackage, unpacked
 from natural_data.embeddings import check_encoders, write_embeddings
 from natural_data.groups import MAX_GROUP_OF_EVALUATION, DisjointSets, split_groups
@@ -359,20 +359,7 @@ def build(svg: Path, png: Path, output: Path, report: Callable[[str], None] = pr
 
 def main(argv: Sequence[str]) -> None:
     """Build what the command line says; what the user can set right ends in one sentence."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--packages",
-        type=Path,
-        required=True,
-        help="folder with the two .deb files, or with their unpacked usr/",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="where to write")
-    parser.add_argument(
-        "--without-embeddings", action="store_true", help="no embeddings.npz: needs no encoders"
-    )
-    given = parser.parse_args(argv)
+    given = read_arguments(argv, __doc__, "folder with the two .deb files, or with their unpacked usr/")
     try:
         if not given.without_embeddings:
             check_encoders(("image", "text"))

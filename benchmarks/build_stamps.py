@@ -22,7 +22,6 @@ The same packages and versions give the same files.
 
 from __future__ import annotations
 
-import argparse
 import io
 import random
 import re
@@ -40,6 +39,7 @@ import datasets
 import numpy as np
 import soundfile
 from build_avmnist import with_serial
+from natural_data.arguments import read_arguments
 from natural_data.debian import DebianPackage, unpacked
 from natural_data.embeddings import check_encoders, write_embeddings
 from natural_data.groups import DisjointSets, split_groups
@@ -322,17 +322,7 @@ def build(folder: Path, output: Path, report: Callable[[str], None] = print) -> 
 
 def main(argv: Sequence[str]) -> None:
     """Build what the command line says; what the user can set right ends in one sentence."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--packages", type=Path, required=True, help="folder with the .deb file, or with its unpacked usr/"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="where to write")
-    parser.add_argument(
-        "--without-embeddings", action="store_true", help="no embeddings.npz: needs no encoders"
-    )
-    given = parser.parse_args(argv)
+    given = read_arguments(argv, __doc__, "folder with the .deb file, or with its unpacked usr/")
     modalities = ("image", "audio", "text")
     try:
         if shutil.which(CONVERTER) is None:
