@@ -81,7 +81,7 @@ CALLS = {
     "pid_tensors": lambda: pid_tensors(NAMED, LABELS, num_classes=NUM_CLASSES, bootstrap=0, **CLUSTERS),
     "stream_pid": streamed,
     "decompose": lambda: decompose(TABLES, tolerance=1e-3),
-    "union": lambda: union_information(POSTERIORS[:1], POSTERIORS[1:], LABELS, 8, 1e-3, 300, 0),
+    "union": lambda: union_information(POSTERIORS, LABELS, 8, 1e-3, 300, 0),
     "pool": lambda: pool(LOGITS, LABELS, torch.full((NUM_CLASSES,), -1.1, dtype=torch.float32, device="cpu")),
     "dependence": lambda: held_out_dependence(NAMED, LABELS, NUM_CLASSES, [(["image"], ["audio"])], 0),
     "loss": loss_and_gradients,

@@ -49,7 +49,7 @@ def rows_of(table, number, generator=None):
 
 
 def union_of(first, second, labels, number=16, tolerance=1e-5):
-    return union_information(first[None], second[None], labels, number, tolerance, 5000, 0)
+    return union_information(torch.stack([first, second]), labels, number, tolerance, 5000, 0)
 
 
 GATES = {
@@ -129,11 +129,10 @@ def test_the_parts_of_the_rows_add_up():
     first, second, labels = gaussian_posteriors(A_THOUSAND, 1)
     prior = torch.full((3,), 1 / 3, dtype=torch.float64)
     found = union_of(matched(first, prior), matched(second, prior), labels, 40, 1e-4)
-    assert found.pointwise.shape == found.expected.shape == (1, A_THOUSAND)
-    assert abs(float(found.expected.mean()) - float(found.low)) < 2e-3
+    assert found.pointwise.shape == (1, A_THOUSAND)
+    assert abs(float(found.pointwise.mean() - found.change) - float(found.low)) < 2e-3
     # Exact posteriors are calibrated: the labels say the same, within three standard errors.
-    difference = found.pointwise - found.expected
-    assert abs(float(difference.mean())) < 3 * float(difference.std()) / math.sqrt(A_THOUSAND)
+    assert abs(float(found.change)) < 3 * float(found.pointwise.std()) / math.sqrt(A_THOUSAND)
 
 
 def test_swapped_sides_have_the_same_union_information():
@@ -157,9 +156,7 @@ def test_pairs_in_a_batch_do_not_see_each_other():
     first, second, labels = gaussian_posteriors(400, 4)
     prior = torch.full((3,), 1 / 3, dtype=torch.float64)
     first, second = matched(first, prior), matched(second, prior)
-    both = union_information(
-        torch.stack([first, second]), torch.stack([second, second]), labels, 24, 1e-4, 2000, 0
-    )
+    both = union_information(torch.stack([first, second, second, second]), labels, 24, 1e-4, 2000, 0)
     alone = float(math.log2(3) + (second * second.clamp_min(1e-30).log2()).sum(-1).mean())
     assert abs(float(both.value[1]) - alone) < 0.02
     assert float(both.value[0]) > float(both.value[1]) + 0.1

@@ -18,6 +18,7 @@ from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, PID, entropy
 from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of
+from ecsfusion.pid.replayed import replayed
 from ecsfusion.pid.uncertainty import measure
 from ecsfusion.pid.union import matched, union_information
 
@@ -101,65 +102,46 @@ def information_of_heads(
         random_seed: of folds and clusters.
         groups: as in `head_pids`.
     """
-    every = dict(logits) if joint_logits is None else {**logits, JOINT: joint_logits}
-    folds = make_folds(row_keys(list(every.values()), random_seed), labels, groups, CALIBRATION_FOLDS)
-    independent = 0.0 if groups is None else independent_rows(groups, labels)
-    labels = labels[folds.order]
-    classes = next(iter(logits.values())).shape[1]
-    # `bincount` lets the host wait for the largest label.
-    counts = labels.new_zeros(classes).scatter_add_(0, labels, torch.ones_like(labels))
-    prior = counts.double() / len(labels)
-    log_prior = prior.clamp_min(TINY).log()
-    # A head may favour a class everywhere, as untrained ones do; that is taken from it before its weight is fitted.
-    told = torch.softmax(torch.stack(list(every.values()))[:, folds.order].double().nan_to_num(), -1)
-    # Each head ends as soon as its own mean is near the prior; on a GPU so it is in one call.
-    on_cpu = told.device.type == "cpu"
-    told = torch.stack([matched(one, prior) for one in told]) if on_cpu else matched(told, prior)
-    scores = dict(zip(every, told.clamp_min(TINY).log() - log_prior, strict=True))
+    names = list(logits)
+    every = [*logits.values(), *([] if joint_logits is None else [joint_logits])]
+    if groups is None:
+        folds = Folds(*replayed(_folds, [*every, labels], (random_seed,)))
+        independent = folds.num_groups.double()
+    else:
+        folds = make_folds(row_keys(every, random_seed), labels, groups, CALIBRATION_FOLDS)
+        independent = torch.tensor(independent_rows(groups, labels), dtype=torch.float64, device="cpu")
     alone = [frozenset(side) for pair in sides for side in pair]
     together = [frozenset([*first, *second]) for first, second in sides]
-    singles = [frozenset([name]) for pool_ in alone for name in logits if name in pool_]
+    singles = [frozenset([name]) for side in alone for name in names if name in side]
     pools = list(dict.fromkeys([*singles, *alone, *together]))
-    heads = [
-        [name for name in scores if name in pool_ or (name == JOINT and len(pool_) == len(logits))]
+    heads = tuple(
+        tuple(
+            k
+            for k in range(len(every))
+            if (k < len(names) and names[k] in pool_) or len(pool_) == k == len(names)
+        )
         for pool_ in pools
-    ]
-    calibrated = _calibrated(scores, heads, labels, log_prior, folds)
-    posteriors = dict(zip(pools, matched(calibrated, prior), strict=True))
-    for pool_ in alone:
-        if len(pool_) > 1:
-            # The weights of one fold may suit the other less than a single head does.
-            candidates = [
-                posteriors[pool_],
-                *(posteriors[frozenset([name])] for name in logits if name in pool_),
-            ]
-            each = torch.stack(candidates)
-            posteriors[pool_] = each[best_of(each.clamp_min(TINY).log(), labels)]
-    of_sides = torch.stack(
-        [
-            torch.stack([posteriors[frozenset(pair[0])] for pair in sides]),
-            torch.stack([posteriors[frozenset(pair[1])] for pair in sides]),
-            torch.stack([posteriors[names] for names in together]),
-        ]
     )
-    at_label = labels.expand(3, len(sides), -1).unsqueeze(-1)
-    rows = (of_sides.gather(-1, at_label).squeeze(-1).clamp_min(TINY).log() - log_prior[labels]) / LN2
+    # The weights of one fold may suit the other less than a single head does.
+    members = tuple(
+        tuple(pools.index(frozenset([name])) for name in names if name in pool_)
+        if pool_ in alone and len(pool_) > 1
+        else ()
+        for pool_ in pools
+    )
+    chosen = tuple(pools.index(pool_) for pool_ in [*alone[::2], *alone[1::2], *together])
+    labels, prior, of_sides, rows, known = replayed(
+        _of_sides, [*every, labels, folds.order, folds.fold], (heads, members, chosen)
+    )
     union = union_information(
-        of_sides[0], of_sides[1], labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
+        of_sides[:2].flatten(0, 1), labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
     )
-    label_bits, known, unsure, change = moved(
-        [
-            entropy(prior, 1),
-            rows.mean(-1),
-            entropy(of_sides[:2], 1).mean(-1),
-            (union.pointwise - union.expected).mean(-1),
-        ],
-        "cpu",
-    )
+    prior, known = moved([prior, known], "cpu")
+    label_bits, unsure = entropy(prior, 1), union.unsure.view(2, -1)
     known = known.clamp_min(0.0)
     # The labels in place of the posteriors; that moves the union by no more than it moves the sides.
     most = (known[:2] - (label_bits - unsure)).abs().sum(0)
-    value = union.value + torch.minimum(torch.maximum(change, -most), most)
+    value = union.value + torch.minimum(torch.maximum(union.change, -most), most)
 
     def twice(part: Tensor) -> Tensor:
         return part.expand(2, -1)
@@ -173,44 +155,94 @@ def information_of_heads(
             lost=twice(union.high - union.low),
             product=known[2],
             beyond_lines=torch.zeros_like(known),
-            rows=torch.cat([rows, union.pointwise.unsqueeze(0)]).unsqueeze(1).expand(-1, 2, -1, -1),
+            rows=torch.cat([rows, union.pointwise.unsqueeze(0)]).unsqueeze(1),
         ),
         folds.group,
         folds.num_groups,
         label_bits,
-        folds.num_groups.double() if groups is None else known.new_tensor(independent),
+        independent,
         sides,
     )
 
 
-def _calibrated(
-    scores: Mapping[str, Tensor],
-    heads: Sequence[Sequence[str]],
-    labels: Tensor,
-    log_prior: Tensor,
-    folds: Folds,
-) -> Tensor:
-    """Posteriors (B, N, C) float64 of pools of these heads; the weights of each fold are fitted on the other.
+def _folds(*given: Any) -> Folds:
+    """Folds for calibration, of the rows of logits (N, C), labels (N,), and a random seed."""
+    *logits, labels, random_seed = given
+    return make_folds(row_keys(logits, random_seed), labels, None, CALIBRATION_FOLDS)
+
+
+def _of_sides(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Calibrated posteriors of both sides of each pair and of both together.
 
     Args:
-        scores: (N, C) by head: the logarithm of its posterior over the prior.
-        heads: the names of B pools.
+        given: the logits (N, C) of each head; labels (N,); `order` and `fold` of `Folds`; the numbers of the heads of
+            each pool; those of the pools that may know more than this one, for each pool; and the pools of the first
+            sides of P pairs, of the second, and of both together.
+
+    Returns:
+        In the order of the folds: labels (N,), the prior (C,), posteriors (3, P, N, C), what they tell about the label
+        of each row in bits, (3, P, N), and the mean of that, (3, P).
+    """
+    *logits, labels, order, fold, heads, members, chosen = given
+    labels = labels[order]
+    # `bincount` lets the host wait for the largest label.
+    ones = torch.ones_like(labels, dtype=torch.float64)
+    prior = ones.new_zeros(logits[0].shape[1]).scatter_add_(0, labels, ones) / len(labels)
+    log_prior = prior.clamp_min(TINY).log()
+    # A head may favour a class everywhere, as untrained ones do; that is taken from it before its weight is fitted.
+    told = torch.softmax(torch.stack(logits)[:, order].double().nan_to_num(), -1)
+    # Each head ends as soon as its own mean is near the prior; on a GPU so it is in one call.
+    on_cpu = told.device.type == "cpu"
+    told = torch.stack([matched(one, prior) for one in told]) if on_cpu else matched(told, prior)
+    scores = (told.clamp_min(TINY).log() - log_prior).float()
+    posteriors = matched(_calibrated(scores, heads, labels, log_prior, fold), prior)
+    if any(members):
+        posteriors = torch.stack(
+            [
+                _best(torch.stack([posteriors[k] for k in (pool_, *others)]), labels)
+                for pool_, others in enumerate(members)
+            ]
+        )
+    of_sides = posteriors
+    if chosen != tuple(range(len(posteriors))):
+        of_sides = torch.stack([posteriors[pool_] for pool_ in chosen])
+    of_sides = of_sides.view(3, -1, *posteriors.shape[1:])
+    at_label = labels.expand(of_sides.shape[:-1]).unsqueeze(-1)
+    rows = (of_sides.gather(-1, at_label).squeeze(-1).clamp_min(TINY).log() - log_prior[labels]) / LN2
+    return labels, prior, of_sides, rows, rows.mean(-1)
+
+
+def _best(posteriors: Tensor, labels: Tensor) -> Tensor:
+    """That (N, C) of several posteriors (K, N, C) which tells most about the labels (N,)."""
+    if len(posteriors) == 1:
+        return posteriors[0]
+    return posteriors.index_select(0, best_of(posteriors.clamp_min(TINY).log(), labels).view(1))[0]
+
+
+def _calibrated(
+    scores: Tensor, heads: Sequence[Sequence[int]], labels: Tensor, log_prior: Tensor, fold: Tensor
+) -> Tensor:
+    """Posteriors (B, N, C) float64 of pools of heads; the weights of each fold are fitted on the other.
+
+    Args:
+        scores: (M, N, C) float32: the logarithm of the posterior of each head over the prior.
+        heads: the numbers of the heads of B pools.
         labels: (N,) int64.
         log_prior: (C,) float64.
-        folds: of the N rows.
+        fold: (N,) int64, 0 or 1.
     """
-    nothing = torch.zeros_like(next(iter(scores.values())))
-    most = max(len(names) for names in heads)
-    padded = [[*(scores[name] for name in names), *[nothing] * (most - len(names))] for names in heads]
-    parts = torch.stack([part for pool_ in padded for part in pool_]).float().unflatten(0, (len(heads), most))
+    most = max(len(numbers) for numbers in heads)
+    nothing = torch.zeros_like(scores[0])
+    padded = [[*(scores[k] for k in numbers), *[nothing] * (most - len(numbers))] for numbers in heads]
+    parts = torch.stack([part for pool_ in padded for part in pool_]).unflatten(0, (len(heads), most))
     # The rows of the first fold, then those of the other; a pool is fitted on each.
-    by_fold = folds.fold.argsort(stable=True)
+    by_fold = fold.argsort(stable=True)
     ends = torch.arange(CALIBRATION_FOLDS + 1, device=labels.device)
-    bounds = (folds.fold[:, None] < ends).sum(0)
+    bounds = (fold[:, None] < ends).sum(0)
     weights = pool_weights(parts, labels, log_prior.float(), by_fold, bounds)
     if parts.device.type != "cpu":
         # Without reading the number of rows on the host.
-        of_row = weights.flip(0)[folds.fold].permute(1, 2, 0).unsqueeze(-1)
+        of_row = weights.flip(0)[fold].permute(1, 2, 0).unsqueeze(-1)
         return torch.softmax((of_row * parts).sum(1) + log_prior, -1)
     result = log_prior.expand(len(heads), *nothing.shape).clone()
     sides = by_fold.tensor_split(bounds[1:-1])

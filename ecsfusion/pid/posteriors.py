@@ -103,7 +103,7 @@ class Known(NamedTuple):
     beyond_lines: Tensor
     """(3, P): what the first, the second and both sides know beyond their linear readouts."""
     rows: Tensor
-    """(4, 2, P, N): the part of each row in first, second, joint and union."""
+    """(4, 2, P, N), or (4, 1, P, N) where both are the same: the part of each row in first, second, joint and union."""
 
 
 class Posteriors(NamedTuple):
@@ -369,22 +369,17 @@ def known_of(
     rows = torch.stack([bits(part.log_posterior) for part in (first, second, pair)])
     # Every weight that was fitted adds about half a unit to the log-likelihood, however little it tells.
     optimism = 0.5 * FITTED_WEIGHTS / (len(labels) * LN2)
-    posteriors = [matched(side.log_posterior.double().exp(), prior) for side in (first, second)]
-    union = union_information(
-        posteriors[0], posteriors[1], labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
-    )
+    posteriors = torch.cat([matched(side.log_posterior.double().exp(), prior) for side in (first, second)])
+    union = union_information(posteriors, labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed)
     by_lines = torch.stack([bits(part.by_lines).mean() for part in (first, second, pair)])
-    change = (union.pointwise - union.expected).mean(-1)
-    known, by_lines, change, product = moved(
-        [rows.mean(-1), by_lines, change, bits(pair.product).mean()], "cpu"
-    )
+    known, by_lines, product = moved([rows.mean(-1), by_lines, bits(pair.product).mean()], "cpu")
     single = (known - optimism).clamp_min(0.0)
     return Known(
         first=single[0],
         second=single[1],
         joint=single[2],
         # The labels in place of the posteriors, as in the information of the sides.
-        union=union.value + change,
+        union=union.value + union.change,
         lost=union.high - union.low,
         product=product,
         beyond_lines=(known[:, 0] - by_lines).clamp_min(0.0),

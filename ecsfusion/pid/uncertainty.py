@@ -10,6 +10,7 @@ from torch import Tensor
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, Decomposition
 from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, limit
+from ecsfusion.pid.replayed import replayed
 
 DEVIATIONS = 2.0
 """Half the width of an interval in standard errors."""
@@ -45,12 +46,12 @@ def measure(posteriors: Posteriors) -> Measured:
     of launches on a GPU: it is done by the host, which waits for the sums once.
     """
     known, device = posteriors.known, posteriors.group.device
-    every = torch.cat([known.rows, _atom_rows(known.rows)])
-    varying = torch.cat([every[:, 0] - every[:, 1], every[4:, 0]])
-    squares = group_squares(varying.flatten(0, 1), posteriors.group).view(varying.shape[:-1])
+    (squares,) = replayed(_squares, [known.rows, posteriors.group], ())
     *parts, label_bits, num_groups, noise_rows, squares = moved(
         [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, squares], "cpu"
     )
+    if len(squares) == 4:
+        squares = torch.cat([squares.new_zeros(8, squares.shape[1]), squares])
     # The rows of a group count as one.
     errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / known.rows.shape[-1]
     known = known._replace(**dict(zip(Known._fields[:-1], parts, strict=True)))
@@ -67,6 +68,18 @@ def measure(posteriors: Posteriors) -> Measured:
         for each in decompositions
     )
     return Measured(limits, held_out, next(there))
+
+
+def _squares(rows: Tensor, group: Tensor) -> tuple[Tensor]:
+    """Squared sums over groups (12, P) of the growth of the information by row, of that of the atoms, and of the atoms.
+
+    Of rows (4, 1, P, N), which do not grow, those of the atoms alone: (4, P).
+    """
+    varying = atoms = _atom_rows(rows[:, 0])
+    if rows.shape[1] > 1:
+        grown = rows[:, 0] - rows[:, 1]
+        varying = torch.cat([grown, atoms - _atom_rows(rows[:, 1]), atoms])
+    return (group_squares(varying.flatten(0, 1), group).view(varying.shape[:-1]),)
 
 
 def _decomposed(

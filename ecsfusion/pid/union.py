@@ -8,6 +8,7 @@ the rows drawn within each cluster as they are, is one of the couplings of the r
 second, coarser clustering, because the union information falls in proportion to what is lost.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import entropy
 from ecsfusion.pid.mixtures import start_centers
+from ecsfusion.pid.replayed import replayed
 
 MAX_CLUSTERED_ROWS = 2048
 SHARE_OF_LOSS = 0.01
@@ -40,8 +42,10 @@ class Union(NamedTuple):
     """(B,): certified for the rows."""
     pointwise: Tensor
     """(B, N): the part of each row, from its own label; without what the clusters lose."""
-    expected: Tensor
-    """(B, N): the same, averaged over the labels by the row's posteriors; its mean is that of the table."""
+    change: Tensor
+    """(B,): the mean of `pointwise`, less what the rows' posteriors expect of it: that of the table."""
+    unsure: Tensor
+    """(2 B,): the mean entropy of the posteriors."""
 
 
 def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tensor:
@@ -56,7 +60,11 @@ def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tenso
 
 def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
     """Clusters (B, N) int64 of posteriors (B, N, C), by k-means of their square roots."""
-    points = posteriors.float().sqrt()
+    return _nearest_centers(posteriors.float().sqrt(), num_clusters, random_seed)
+
+
+def _nearest_centers(points: Tensor, num_clusters: int, random_seed: int) -> Tensor:
+    """Clusters (B, N) int64 of points (B, N, C) float32."""
     step = max(1, -(-points.shape[1] // MAX_CLUSTERED_ROWS))
     sample = points[:, ::step].contiguous()
     start = start_centers(sample, num_clusters, random_seed)
@@ -66,7 +74,8 @@ def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) 
 def cluster_sums(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
     """Sums (B, K, C) of the posteriors (B, N, C) of each cluster; clusters (B, N) int64."""
     batch, _, classes = posteriors.shape
-    place = clusters + num_clusters * torch.arange(batch, device=clusters.device)[:, None]
+    begins = torch.arange(0, batch * num_clusters, num_clusters, device=clusters.device)
+    place = clusters + begins[:, None]
     sums = posteriors.new_zeros(batch * num_clusters, classes)
     return sums.index_add_(0, place.flatten(), posteriors.flatten(0, 1)).view(batch, num_clusters, classes)
 
@@ -105,8 +114,7 @@ def information(tables: Tensor) -> Tensor:
 
 @in_full_precision
 def union_information(
-    first: Tensor,
-    second: Tensor,
+    posteriors: Tensor,
     labels: Tensor,
     num_clusters: int,
     tolerance: float,
@@ -116,56 +124,84 @@ def union_information(
     """The union information of B pairs of posteriors.
 
     Args:
-        first: (B, N, C) float64, of mean p(y) (`matched`).
-        second: the same of the other modality.
+        posteriors: (2 B, N, C) float64, of mean p(y) (`matched`): of the first sides of the pairs, then of the second.
         labels: (N,) int64.
         num_clusters: K of the finer clustering; the coarser has half.
         tolerance: certified width in bits at which the solver may stop.
         max_iterations: of the solver.
         random_seed: of the clustering.
     """
-    batch = len(first)
-    both = torch.cat([first, second])
-    prior = first[0].mean(0)
-    # Several times faster than by `xlogy`, and in float64.
-    rounded = both.float()
-    whole = torch.linalg.vecdot(rounded, rounded.clamp_min(TINY).log2()).double().mean(-1)
-    clusters = cluster_posteriors(both, num_clusters, random_seed)
+    batch = len(posteriors) // 2
+    prior, unsure, clusters, sums = replayed(_clustered, [posteriors], (num_clusters, random_seed))
     # Tables of clusters are small: the host makes them.
-    share, whole, sums = moved([prior, whole, cluster_sums(both, clusters, num_clusters)], "cpu")
+    share, unsure, sums = moved([prior, unsure, sums], "cpu")
     label_bits = entropy(share, 1)
-    whole = label_bits + whole
-    tables = soft_tables(sums, both.shape[1])
+    whole = label_bits - unsure
+    tables = soft_tables(sums, posteriors.shape[1])
     halved = halved_tables(tables, random_seed)
     lost, coarse_lost = ((whole - information(each)).clamp_min(0.0) for each in (tables, halved))
     lost, coarse_lost = lost[:batch] + lost[batch:], coarse_lost[:batch] + coarse_lost[batch:]
-    # Much closer than what the clusters lose the solver need not come.
-    tolerance = max(tolerance, SHARE_OF_LOSS * float(lost.amin()))
+    # Much closer than what the clusters lose the solver need not come; a power of two, so that calls are alike.
+    most = max(SHARE_OF_LOSS * float(lost.amin()), TINY)
+    tolerance = max(tolerance, 2.0 ** round(math.log2(most)))
+    solved = replayed(
+        _solved,
+        [tables.to(posteriors.device), halved.to(posteriors.device), posteriors, clusters, prior, labels],
+        (tolerance, max_iterations),
+    )
+    left, coarse_left, gap, change = moved(solved[:4], "cpu")
+    union, coarse = label_bits - left, label_bits - coarse_left
+    slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
+    slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
+    return Union(union + slope * lost, union - gap, union + lost, solved[4], change, unsure)
+
+
+def _clustered(
+    posteriors: Tensor, num_clusters: int, random_seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The prior (C,) of posteriors (B, N, C), their mean entropies (B,) in bits, clusters (B, N) and sums (B, K, C)."""
+    # Several times faster than by `xlogy`, and in float64.
+    rounded = posteriors.float()
+    unsure = -torch.linalg.vecdot(rounded, rounded.clamp_min(TINY).log2()).double().mean(-1)
+    clusters = _nearest_centers(rounded.sqrt(), num_clusters, random_seed)
+    return posteriors[0].mean(0), unsure, clusters, cluster_sums(posteriors, clusters, num_clusters)
+
+
+def _solved(
+    tables: Tensor,
+    halved: Tensor,
+    posteriors: Tensor,
+    clusters: Tensor,
+    prior: Tensor,
+    labels: Tensor,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the solver finds for B pairs of tables, and for those of half as many clusters; of the rows, too.
+
+    Returns:
+        In bits: the conditional entropies of both (B,), the certified width of the first (B,), the mean (B,) of the
+        union information of each row at its label, less that averaged over its posteriors, and the former (B, N).
+    """
+    batch, num_clusters = len(tables) // 2, tables.shape[1]
     if num_clusters <= MAX_SOLVED_TOGETHER:
         # The arithmetic of small tables costs less than its calls.
-        missing = tables.new_zeros(2 * batch, num_clusters - halved.shape[1], tables.shape[2])
-        every = torch.stack([tables, torch.cat([halved, missing], 1)]).to(both.device)
+        missing = num_clusters - halved.shape[1]
+        every = torch.stack([tables, torch.nn.functional.pad(halved, (0, 0, 0, missing))])
         sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
-        solved = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
+        both = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
         solution, coarse_solution = (
-            type(solved)(*(part[place] for part in solved)) for place in (slice(batch), slice(batch, None))
+            type(both)(*(part[place] for part in both)) for place in (slice(batch), slice(batch, None))
         )
     else:
         # The coarser one only gives a slope.
         solution, coarse_solution = (
             broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=most)
-            for each, most in (
-                (tables.to(both.device), max_iterations),
-                (halved.to(both.device), -(-max_iterations // 2)),
-            )
+            for each, most in ((tables, max_iterations), (halved, -(-max_iterations // 2)))
         )
-    entropies = solution.conditional_entropy, coarse_solution.conditional_entropy, solution.gap
-    left, coarse_left, gap = moved(entropies, "cpu")
-    union, coarse = label_bits - left, label_bits - coarse_left
-    slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
-    slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
-    low = union - gap
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
     logs = torch.cat([solution.factor1, solution.factor2]).clamp_min(1e-300).log2()
-    at_label, expected = pointwise_union(both, clusters, logs, prior.clamp_min(TINY).log2(), labels)
-    return Union(union + slope * lost, low, union + lost, at_label, expected)
+    at_label, expected = pointwise_union(posteriors, clusters, logs, prior.clamp_min(TINY).log2(), labels)
+    change = (at_label - expected).mean(-1)
+    left, coarse_left = solution.conditional_entropy, coarse_solution.conditional_entropy
+    return left, coarse_left, solution.gap, change, at_label
