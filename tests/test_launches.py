@@ -68,11 +68,11 @@ LARGE = {
     "poisson": lambda: poisson._launch_poisson(of(2**30, dtype=torch.float64), 256, 0),
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
     "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
-    "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), whole(3), 0, None),
+    "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), None, 0, None, 40),
     "lloyd_centers": lambda: lloyd_centers._launch_lloyd_centers(of(MANY, 9, 3), of(MANY, 4, 3), 2, 1e-3),
     "group_squares": lambda: group_squares._launch_group_squares(of(MANY, 3).double(), whole(3)),
     "pointwise_union": lambda: pointwise_union._launch_pointwise_union(
-        of(2 * MANY, 9, 3), whole(2 * MANY, 9), of(2 * MANY, 4, 3), of(3), whole(9)
+        of(2 * MANY, 9, 3), whole(2 * MANY, 9), of(MANY, 4, 3), of(MANY, 4, 3), of(3), whole(9)
     ),
     "groups_of_rows": lambda: groups_of_rows._launch_groups_of_rows(whole(2**30), whole(2**30)),
     "pool_weights": lambda: pool_weights._launch_pool_weights(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ecsfusion_kernels import groups_of_rows, hash_rows
 from ecsfusion_kernels.reference.groups_of_rows import LARGEST_CLASS, dealing_key, group_sizes
-from ecsfusion_kernels.reference.hash_rows import MULTIPLIER
+from ecsfusion_kernels.reference.hash_rows import MULTIPLIER, mixed
 from torch import Tensor
 
 HASHED_COLUMNS = 16
@@ -45,22 +45,22 @@ def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
 
     Rows that are equal in float32 have equal keys.
     """
-    keys = _with_modality(None, embeddings[0], random_seed + 1)
-    for number, rows in enumerate(embeddings[1:], 2):
-        keys = _with_modality(keys, rows, random_seed + number)
-    keys = (keys ^ (keys >> 29)) * 1442695040888963407
-    return (keys ^ (keys >> 31)) & ((1 << KEY_BITS) - 1)
+    *earlier, last = embeddings
+    keys = None
+    for number, rows in enumerate(earlier, 1):
+        keys = _with_modality(keys, rows, random_seed + number, 0)
+    return _with_modality(keys, last, random_seed + len(embeddings), KEY_BITS)
 
 
-def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int) -> Tensor:
-    """Keys (N,) int64 that depend on earlier keys and on the rows (N, D) of one more modality.
+def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: int) -> Tensor:
+    """Keys (N,) int64 that depend on earlier keys and on the rows (N, D) of one more modality, mixed to so many bits.
 
     By some columns, and by all columns where these do not tell rows apart.
     """
     dimension = rows.shape[1]
     # On a GPU the host does not wait to know whether some columns suffice.
     if rows.device.type != "cpu" or dimension <= HASHED_COLUMNS:
-        return hash_rows(rows, torch.arange(dimension, device=rows.device), random_seed, keys)
+        return hash_rows(rows, None, random_seed, keys, bits)
     some = torch.arange(HASHED_COLUMNS) * dimension // HASHED_COLUMNS
     found = hash_rows(rows[:, some], some, random_seed)
     ordered, order = found.sort()
@@ -70,8 +70,10 @@ def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int) -> Tenso
         repeated[1:] = repeats
         repeated[:-1] |= repeats
         place = order[repeated]
-        found[place] = hash_rows(rows[place], torch.arange(dimension), ~random_seed)
-    return found if keys is None else keys * MULTIPLIER + found
+        found[place] = hash_rows(rows[place], None, ~random_seed)
+    if keys is not None:
+        found = keys * MULTIPLIER + found
+    return mixed(found, bits) if bits else found
 
 
 def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: int) -> Folds:

@@ -200,8 +200,9 @@ def _solved(
             for each, most in ((tables, max_iterations), (halved, -(-max_iterations // 2)))
         )
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
-    logs = torch.cat([solution.factor1, solution.factor2]).clamp_min(1e-300).log2()
-    at_label, expected = pointwise_union(posteriors, clusters, logs, prior.clamp_min(TINY).log2(), labels)
+    at_label, expected = pointwise_union(
+        posteriors, clusters, solution.factor1, solution.factor2, prior, labels
+    )
     change = (at_label - expected).mean(-1)
     left, coarse_left = solution.conditional_entropy, coarse_solution.conditional_entropy
     return left, coarse_left, solution.gap, change, at_label

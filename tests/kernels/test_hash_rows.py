@@ -22,6 +22,20 @@ def test_the_kernel_has_the_bits_of_its_reference(device, shape, dtype, has_keys
     assert len(found.unique()) == len(rows)
 
 
+@pytest.mark.parametrize("bits", [0, 40, 63])
+def test_all_columns_and_mixed_bits(device, bits):
+    rows = rows_of(300, 40).to(device)
+    found = hash_rows(rows, None, 3, bits=bits)
+    assert torch.equal(found.cpu(), reference.hash_rows(rows.cpu(), torch.arange(40), 3, bits=bits))
+    assert torch.equal(found, hash_rows(rows, torch.arange(40).to(device), 3, bits=bits))
+    if bits:
+        assert int(found.min()) >= 0
+        assert int(found.max()) < 2**bits
+        # Each bit is set in about half of the rows.
+        of_bit = torch.stack([(found >> k) & 1 for k in range(bits)]).double().mean(1)
+        assert bool(((of_bit > 0.3) & (of_bit < 0.7)).all())
+
+
 def test_equal_values_have_equal_keys(device):
     rows = rows_of(4, 3)
     rows[1], rows[2] = rows[0], -rows[0]

@@ -14,8 +14,8 @@ def arguments(problems, rows, clusters, classes):
     return (
         random(2 * problems, rows, classes).softmax(-1),
         torch.randint(clusters, (2 * problems, rows), generator=generator),
-        random(2 * problems, clusters, classes).log2(),
-        random(classes).softmax(-1).log2(),
+        *random(2, problems, clusters, classes),
+        random(classes).softmax(-1),
         torch.randint(classes, (rows,), generator=generator),
     )
 
@@ -30,27 +30,23 @@ def test_the_kernel_has_the_bits_of_its_reference(device, shape):
 
 
 def test_what_both_sides_know_for_certain(device):
-    """Two classes of half a chance each, known from either side: one bit."""
-    posteriors, logs = (
-        torch.eye(2, dtype=torch.float64).expand(2, 2, 2),
-        torch.zeros(2, 2, 2, dtype=torch.float64),
-    )
-    logs[0, [0, 1], [1, 0]] = -1000
-    log_prior, labels = torch.full((2,), -1.0, dtype=torch.float64), torch.arange(2)
-    given = posteriors, labels.expand(2, 2), logs, log_prior, labels
+    """Two classes of half a chance each, known from either side: one bit, and one for a factor of 2."""
+    certain = torch.eye(2, dtype=torch.float64)
+    prior, labels = torch.full((2,), 0.5, dtype=torch.float64), torch.arange(2)
+    given = certain.expand(2, 2, 2), labels.expand(2, 2), certain[None], certain[None] + 1, prior, labels
     for found in pointwise_union(*(x.to(device) for x in given)):
-        assert found.tolist() == [[1.0, 1.0]]
+        assert found.tolist() == [[2.0, 2.0]]
 
 
 def test_no_pairs_no_rows_strides_and_other_dtypes(device):
-    posteriors, clusters, logs, log_prior, labels = (x.to(device) for x in arguments(2, 20, 3, 4))
-    expected = pointwise_union(posteriors, clusters, logs, log_prior, labels)
-    strided = (x.mT.contiguous().mT for x in (posteriors, clusters, logs))
-    for one, other in zip(pointwise_union(*strided, log_prior, labels), expected, strict=True):
+    posteriors, clusters, *factors, prior, labels = (x.to(device) for x in arguments(2, 20, 3, 4))
+    expected = pointwise_union(posteriors, clusters, *factors, prior, labels)
+    strided = (x.mT.contiguous().mT for x in (posteriors, clusters, *factors))
+    for one, other in zip(pointwise_union(*strided, prior, labels), expected, strict=True):
         assert torch.equal(one, other)
-    none = pointwise_union(posteriors[:0], clusters[:0], logs[:0], log_prior, labels)
+    none = pointwise_union(posteriors[:0], clusters[:0], *(x[:0] for x in factors), prior, labels)
     assert none[0].shape == (0, 20)
-    none = pointwise_union(posteriors[:, :0], clusters[:, :0], logs, log_prior, labels[:0])
+    none = pointwise_union(posteriors[:, :0], clusters[:, :0], *factors, prior, labels[:0])
     assert none[1].shape == (2, 0)
     with pytest.raises(TypeError, match=r"posteriors must be float64, got torch.float32"):
-        pointwise_union(posteriors.float(), clusters, logs, log_prior, labels)
+        pointwise_union(posteriors.float(), clusters, *factors, prior, labels)

@@ -118,7 +118,8 @@ def _group_squares(B: int, N: int) -> list[Launch]:
 
 
 def _pointwise_union(B: int, N: int, K: int, C: int) -> list[Launch]:
-    given = _double(2 * B, N, C), _integers(2 * B, N), _double(2 * B, K, C), _double(C), _integers(N)
+    factors = _double(B, K, C), _double(B, K, C)
+    given = _double(2 * B, N, C), _integers(2 * B, N), *factors, _double(C), _integers(N)
     return launches(pointwise_union.pointwise_union, *given)
 
 

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 from ptx_memory import UNSIGNED
-from ptx_program import WIDTHS, ExecutionError, parts
+from ptx_program import WIDTHS, ExecutionError, PartOfAWarpError, parts
 
 SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 FLOATS = {16: np.float16, 32: np.float32, 64: np.float64}
@@ -411,7 +411,7 @@ def of_all(value, block):
 
 def check_whole_warps(mask):
     if mask is not None and (mask.reshape(-1, 32) != mask.reshape(-1, 32)[:, :1]).any():
-        raise ExecutionError("some threads of a warp do not take part")
+        raise PartOfAWarpError("some threads of a warp do not take part")
 
 
 def cut_off(x):

@@ -21,7 +21,7 @@ from ptx_arithmetic import (
 )
 from ptx_hopper import fence, store_matrices, warpgroup
 from ptx_memory import UNSIGNED, Clocks, GlobalMemory, Region
-from ptx_program import WIDTHS, ExecutionError, parts
+from ptx_program import WIDTHS, ExecutionError, PartOfAWarpError, parts
 
 MAX_STEPS = 3_000_000
 """Instructions of one block; a kernel that waits for another block would never end."""
@@ -169,16 +169,30 @@ class Machine:
                 self._run(Block(self, index, position[::-1]))
 
     def _run(self, block):
-        """Threads at the same instruction run together: `paths` is a list of (instruction, mask)."""
-        paths, arrived, self.steps = [(0, None)], [], 0
+        """Threads at the same instruction run together: `paths` is a list of (instruction, mask).
+
+        Where an instruction wants whole warps, those that are there wait for the others of their warp.
+        """
+        paths, arrived, waiting, self.steps = [(0, None)], [], {}, 0
         while paths or arrived:
             if not paths:
                 block.synchronize()
                 paths, arrived = arrived, []
             paths = merged(paths, block.num_threads)
-            at, mask = paths.pop()
+            ready = [i for i, (at, mask) in enumerate(paths) if waiting.get(at, 0) != number_of(mask)]
+            # With nobody to wait for, the instruction says what is wrong.
+            at, mask = paths.pop(ready[-1] if ready else -1)
             # Those that are behind run until they reach the next.
-            at, kind, active, rest = self._advance(block, at, mask, paths[-1][0] if paths else len(self.code))
+            limit = min((other for other, _ in paths if other > at), default=len(self.code))
+            try:
+                at, kind, active, rest = self._advance(block, at, mask, limit)
+            except PartOfAWarpError as error:
+                if not ready:
+                    raise
+                paths.append((error.at, mask))
+                waiting[error.at] = number_of(mask)
+                continue
+            waiting.pop(at, None)
             if rest is not None and rest.any():
                 paths.append((at + 1, rest))
             if kind == "":
@@ -214,7 +228,9 @@ class Machine:
             except ExecutionError as error:
                 place = ", ".join(str(block.special[f"%ctaid.{axis}"][0]) for axis in "xyz")
                 text = self.program.instructions[at].text
-                raise type(error)(f"{self.program.name}, block ({place}): {error}: {text}") from error
+                found = type(error)(f"{self.program.name}, block ({place}): {error}: {text}")
+                found.at = at
+                raise found from error
             at += 1
         return at, "", mask, None
 
@@ -227,6 +243,11 @@ def merged(paths, num_threads):
     return [
         (at, None if mask is None or mask.all() else mask) for at, mask in sorted(masks.items(), reverse=True)
     ]
+
+
+def number_of(mask):
+    """How many threads a mask has; None for all."""
+    return None if mask is None else int(np.count_nonzero(mask))
 
 
 def is_shared(instruction):

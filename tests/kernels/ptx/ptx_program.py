@@ -12,6 +12,13 @@ WIDTHS = {
 class ExecutionError(Exception):
     """What no GPU promises to do, or what is not modelled."""
 
+    at: int
+    """The number of the instruction."""
+
+
+class PartOfAWarpError(ExecutionError):
+    """An instruction of whole warps, where some threads of a warp have not come."""
+
 
 class Instruction(NamedTuple):
     """One instruction.

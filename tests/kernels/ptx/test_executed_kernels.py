@@ -203,8 +203,8 @@ def pool_weights(number):
 
 
 def match_prior(classes):
-    """More rows than a tile has, where it is wide; one problem that is near at once, and one that is not."""
-    rows = make(2, 35, classes, dtype=torch.float64).softmax(-1)
+    """More rows than a tile has; one problem that is near at once, and one that is not."""
+    rows = make(2, 600 if classes == 3 else 35, classes, dtype=torch.float64).softmax(-1)
     prior = rows[0].mean(0)
     return Case(
         lambda: ops.match_prior.match_prior(unaligned(rows), prior, 1e-3, 2),
@@ -216,12 +216,13 @@ def match_prior(classes):
     )
 
 
-def hash_rows(has_keys):
-    rows, columns = make(70, 35), torch.arange(35)
-    keys = columns.repeat(2) << 40 if has_keys else None
+def hash_rows(has_columns, has_keys):
+    rows, columns = make(70, 35), 3 * torch.arange(35) if has_columns else None
+    keys = torch.arange(70) << 40 if has_keys else None
+    given = columns, 1, keys, 40 if has_keys else 0
     return Case(
-        lambda: ops.hash_rows.hash_rows(unaligned(rows), columns, 1, keys),
-        close(reference.hash_rows(rows, columns, 1, keys)),
+        lambda: ops.hash_rows.hash_rows(unaligned(rows), *given),
+        close(reference.hash_rows(rows, *given)),
     )
 
 
@@ -246,8 +247,9 @@ def group_squares():
 
 def pointwise_union():
     posteriors = make(2, 140, 18, dtype=torch.float64).softmax(-1)
-    logs = make(2, 4, 18, dtype=torch.float64)
-    given = posteriors, torch.arange(280).view(2, 140) % 4, logs, logs[0, 0], torch.arange(140) % 18
+    factors = make(2, 1, 4, 18, dtype=torch.float64).exp()
+    clusters, labels = torch.arange(280).view(2, 140) % 4, torch.arange(140) % 18
+    given = posteriors, clusters, *factors, factors[0, 0, 0], labels
     return Case(
         lambda: ops.pointwise_union.pointwise_union(*map(unaligned, given)),
         close(reference.pointwise_union(*given), rtol=1e-9, atol=1e-9),
@@ -319,7 +321,11 @@ CASES = {
     },
     **{f"pool_weights {number}": functools.partial(pool_weights, number) for number in (2, 3, 5)},
     **{f"match_prior {classes}": functools.partial(match_prior, classes) for classes in (3, 20, 140)},
-    **{f"hash_rows {has_keys}": functools.partial(hash_rows, has_keys) for has_keys in (False, True)},
+    **{
+        f"hash_rows {has_columns} {has_keys}": functools.partial(hash_rows, has_columns, has_keys)
+        for has_columns in (False, True)
+        for has_keys in (False, True)
+    },
     **{
         f"lloyd_centers {clusters} x {dims}": functools.partial(lloyd_centers, clusters, dims)
         for clusters, dims in ((5, 3), (5, 20))

@@ -238,6 +238,24 @@ $DONE:
         run("setp.eq.b32 %p1, %r1, 3; @%p1 shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;", integers(), integers())
 
 
+def test_threads_wait_for_those_of_their_warp_that_come_from_further_down():
+    body = """
+	and.b32 %r5, %r1, 1;
+	setp.eq.s32 %p1, %r5, 0;
+	@%p1 bra $SLOW;
+$JOIN:
+	shfl.sync.bfly.b32 %r6, %r1, 1, 31, -1;
+	st.global.b32 [%rd4], %r6;
+	bra.uni $DONE;
+$SLOW:
+	bra.uni $JOIN;
+$DONE:
+	bar.sync 0;
+"""
+    own = torch.arange(64, dtype=torch.int32)
+    assert torch.equal(run(body, integers(), integers()), own ^ 1)
+
+
 def test_a_number_from_a_thread_below():
     """The first threads of a warp keep their own."""
     body = "shfl.sync.up.b32 %r5, %r1, 3, 0, -1; st.global.b32 [%rd4], %r5;"

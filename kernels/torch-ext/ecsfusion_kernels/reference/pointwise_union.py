@@ -1,19 +1,25 @@
 """The union information of each row, in plain PyTorch."""
 
+import torch
 from torch import Tensor
 
 __all__ = ["pointwise_union"]
 
+LEAST = 1e-300
+"""Of a factor; there is no mass where it would count."""
+
 
 def pointwise_union(
-    posteriors: Tensor, clusters: Tensor, logs: Tensor, log_prior: Tensor, labels: Tensor
+    posteriors: Tensor, clusters: Tensor, factor1: Tensor, factor2: Tensor, prior: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log Q(y | clusters) / p(y) of each row, (B, N) at its label and (B, N) averaged over its posteriors.
+    """Log2 Q(y | clusters) / p(y) of each row, (B, N) at its label and (B, N) averaged over its posteriors.
 
-    Posteriors (2 B, N, C), clusters (2 B, N) and the logarithms (2 B, K, C) of the factors of Q are of the first sides
-    of B pairs and then of the second ones; see the op of this name.
+    Posteriors (2 B, N, C) and clusters (2 B, N) are of the first sides of B pairs and then of the second ones, the
+    factors of Q (B, K, C) of either side; see the op of this name.
     """
     batch = len(posteriors) // 2
+    logs = torch.cat([factor1, factor2]).clamp_min(LEAST).log2()
+    log_prior = prior.clamp_min(LEAST).log2()
     of_rows = logs.gather(1, clusters.unsqueeze(-1).expand(-1, -1, logs.shape[-1]))
     expected = -(posteriors[:batch] * log_prior).sum(-1)
     told = (posteriors * of_rows).sum(-1)
