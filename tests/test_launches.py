@@ -8,6 +8,7 @@ from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.launches import launches as launches_of
 from ecsfusion_kernels.ops import (
     broja,
+    gather_posteriors,
     group_squares,
     groups_of_rows,
     hash_rows,
@@ -67,6 +68,9 @@ LARGE = {
     "uniform": lambda: random._launch_uniform(whole(2**40), 0),
     "poisson": lambda: poisson._launch_poisson(of(2**30, dtype=torch.float64), 256, 0),
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
+    "gather_posteriors": lambda: gather_posteriors._launch_gather_posteriors(
+        of(MANY, 2**26, 3), whole(20_000)
+    ),
     "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
     "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), whole(3), 0, None),
     "lloyd_centers": lambda: lloyd_centers._launch_lloyd_centers(of(MANY, 9, 3), of(MANY, 4, 3), 2, 1e-3),
@@ -149,6 +153,12 @@ GIVEN = {
     "pool_weights": lambda to: pool_weights.pool_weights(
         to(points(3)[None]), to(torch.arange(70) % 3), to(of(3, device="cpu"))
     ),
+    **{
+        f"gather_posteriors {dtype}": lambda to, dtype=dtype: gather_posteriors.gather_posteriors(
+            to(points(3).to(dtype)), to(torch.arange(70))
+        )
+        for dtype in (torch.float16, torch.float32, torch.float64)
+    },
     "match_prior": lambda to: match_prior.match_prior(
         to(points(3).double()), to(of(3, dtype=torch.float64, device="cpu"))
     ),

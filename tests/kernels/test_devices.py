@@ -6,6 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import (
     broja,
+    gather_posteriors,
     group_squares,
     groups_of_rows,
     hash_rows,
@@ -48,6 +49,7 @@ OPS = {
     "pool_weights": lambda to: pool_weights(
         to(POINTS.view(2, 2, 35, 9)), to(CELLS[0, :35]), to(POINTS[0, 0])
     ),
+    "gather_posteriors": lambda to: gather_posteriors(to(POINTS), to(CELLS[0])),
     "match_prior": lambda to: match_prior(to(TABLES[0].flatten(0, 1)), to(TABLES[0, 0, 0])),
     "hash_rows": lambda to: hash_rows(to(POINTS[0]), to(CELLS[0, :9]), 1),
     "lloyd_centers": lambda to: lloyd_centers(to(POINTS), to(POINTS[:, :5]), max_iterations=3),

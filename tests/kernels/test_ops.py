@@ -43,6 +43,7 @@ CASES = {
         4096,
         1,
     ),
+    "gather_posteriors": ([real(2, 9, 3)], whole(9)),
     "match_prior": ([real(2, 8, 3, dtype=torch.float64)], real(3, dtype=torch.float64), 0.0, 2),
     "hash_rows": ([real(20, 9)], torch.arange(9), 3, None),
     "lloyd_centers": ([real(2, 30, 5), real(2, 3, 5)], 1, 1e-3),

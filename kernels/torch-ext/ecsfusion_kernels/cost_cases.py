@@ -11,6 +11,7 @@ from torch import Tensor
 from .launches import Launch, launches
 from .ops import (
     broja,
+    gather_posteriors,
     group_squares,
     hash_rows,
     histogram,
@@ -101,6 +102,10 @@ def _pool_weights(B: int, K: int, N: int, C: int) -> list[Launch]:
     return launches(pool_weights.pool_weights, _of(B, K, N, C), _integers(N), _of(C))
 
 
+def _gather_posteriors(M: int, N: int, C: int) -> list[Launch]:
+    return launches(gather_posteriors.gather_posteriors, _of(M, N, C), _integers(N))
+
+
 def _match_prior(B: int, N: int, C: int) -> list[Launch]:
     return launches(match_prior.match_prior, _double(B, N, C), _double(C))
 
@@ -131,6 +136,7 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "histogram": _histogram,
     "solver": _solver,
     "pool weights": _pool_weights,
+    "gather posteriors": _gather_posteriors,
     "match prior": _match_prior,
     "lloyd centers": _lloyd_centers,
     "hash rows": _hash_rows,
@@ -154,6 +160,7 @@ CASES: list[tuple[str, Shape]] = [
     ("solver", {"tables": 1024, "K": 20, "C": 6}),
     # Of a probe by the heads of two modalities and a joint one.
     ("pool weights", {"B": 6, "K": 3, "N": 3334, "C": 10}),
+    ("gather posteriors", {"M": 3, "N": 20_000, "C": 10}),
     ("match prior", {"B": 3, "N": 20_000, "C": 10}),
     ("lloyd centers", {"B": 2, "N": 2000, "K": 24, "d": 10}),
     ("hash rows", {"N": 20_000, "D": 10}),

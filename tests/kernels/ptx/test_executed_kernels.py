@@ -202,6 +202,18 @@ def pool_weights(number):
     )
 
 
+def gather_posteriors(dtype):
+    """More rows than a block has and more classes than a tile, what is no number or infinite, some rows again."""
+    logits = 5 * make(2, 40, 18, dtype=dtype)
+    logits[0, 7, [1, 17]] = torch.nan
+    logits[1, :3, 3], logits[1, 1:4, 17] = torch.inf, -torch.inf
+    order = torch.arange(70) % 40
+    return Case(
+        lambda: ops.gather_posteriors.gather_posteriors(unaligned(logits), unaligned(order)),
+        close(reference.gather_posteriors(logits, order), rtol=1e-12, atol=0),
+    )
+
+
 def match_prior(classes):
     """More rows than a tile has, where it is wide; one problem that is near at once, and one that is not."""
     rows = make(2, 35, classes, dtype=torch.float64).softmax(-1)
@@ -318,6 +330,10 @@ CASES = {
         for make_case in (histogram, uniform, poisson)
     },
     **{f"pool_weights {number}": functools.partial(pool_weights, number) for number in (2, 3, 5)},
+    **{
+        f"gather_posteriors {str(dtype)[6:]}": functools.partial(gather_posteriors, dtype)
+        for dtype in (torch.float32, torch.float64)
+    },
     **{f"match_prior {classes}": functools.partial(match_prior, classes) for classes in (3, 20, 140)},
     **{f"hash_rows {has_keys}": functools.partial(hash_rows, has_keys) for has_keys in (False, True)},
     **{
