@@ -19,6 +19,7 @@ from ecsfusion_kernels.ops import (
     match_prior,
     pointwise_union,
     poisson,
+    pool_posteriors,
     pool_weights,
     principal,
     random,
@@ -70,6 +71,9 @@ LARGE = {
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
     "gather_posteriors": lambda: gather_posteriors._launch_gather_posteriors(
         of(MANY, 2**26, 3), whole(20_000)
+    ),
+    "pool_posteriors": lambda: pool_posteriors._launch_pool_posteriors(
+        of(MANY, 3, 20_000, 3), of(2, MANY, 3), whole(20_000), of(3)
     ),
     "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
     "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), whole(3), 0, None),
@@ -159,6 +163,12 @@ GIVEN = {
         )
         for dtype in (torch.float16, torch.float32, torch.float64)
     },
+    "pool_posteriors": lambda to: pool_posteriors.pool_posteriors(
+        to(points(3)[None]),
+        to(of(2, 1, 4, dtype=torch.float64, device="cpu")),
+        to(torch.arange(70) % 2),
+        to(of(3, dtype=torch.float64, device="cpu")),
+    ),
     "match_prior": lambda to: match_prior.match_prior(
         to(points(3).double()), to(of(3, dtype=torch.float64, device="cpu"))
     ),

@@ -214,6 +214,16 @@ def gather_posteriors(dtype):
     )
 
 
+def pool_posteriors():
+    """More rows than a block has, and more classes than a tile."""
+    logits, weights = 5 * make(2, 3, 70, 18), make(2, 2, 3, dtype=torch.float64)
+    given = logits, weights, torch.arange(70) // 2 % 2, make(18, dtype=torch.float64)
+    return Case(
+        lambda: ops.pool_posteriors.pool_posteriors(*map(unaligned, given)),
+        close(reference.pool_posteriors(*given), rtol=1e-12, atol=0),
+    )
+
+
 def match_prior(classes):
     """More rows than a tile has, where it is wide; one problem that is near at once, and one that is not."""
     rows = make(2, 35, classes, dtype=torch.float64).softmax(-1)
@@ -340,6 +350,7 @@ CASES = {
         f"lloyd_centers {clusters} x {dims}": functools.partial(lloyd_centers, clusters, dims)
         for clusters, dims in ((5, 3), (5, 20))
     },
+    "pool_posteriors": pool_posteriors,
     "group_squares": group_squares,
     "pointwise_union": pointwise_union,
     "groups_of_rows": groups_of_rows,
