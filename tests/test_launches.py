@@ -8,6 +8,7 @@ from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.launches import launches as launches_of
 from ecsfusion_kernels.ops import (
     broja,
+    gather_posteriors,
     group_squares,
     groups_of_rows,
     hash_rows,
@@ -18,6 +19,7 @@ from ecsfusion_kernels.ops import (
     match_prior,
     pointwise_union,
     poisson,
+    pool_posteriors,
     pool_weights,
     principal,
     random,
@@ -67,6 +69,12 @@ LARGE = {
     "uniform": lambda: random._launch_uniform(whole(2**40), 0),
     "poisson": lambda: poisson._launch_poisson(of(2**30, dtype=torch.float64), 256, 0),
     "principal": lambda: principal._launch_orthonormalize(of(MANY, 9, 16), False),
+    "gather_posteriors": lambda: gather_posteriors._launch_gather_posteriors(
+        of(MANY, 2**26, 3), whole(20_000)
+    ),
+    "pool_posteriors": lambda: pool_posteriors._launch_pool_posteriors(
+        of(MANY, 3, 20_000, 3), of(2, MANY, 3), whole(20_000), of(3)
+    ),
     "match_prior": lambda: match_prior._launch_match_prior(of(MANY, 3, 4).double(), of(4).double(), 0.0, 3),
     "hash_rows": lambda: hash_rows._launch_hash_rows(of(2**23, 3), None, 0, None, 40),
     "lloyd_centers": lambda: lloyd_centers._launch_lloyd_centers(of(MANY, 9, 3), of(MANY, 4, 3), 2, 1e-3),
@@ -148,6 +156,18 @@ GIVEN = {
     "hash_rows": lambda to: hash_rows.hash_rows(to(points(3)[0]), to(torch.arange(3)), 0),
     "pool_weights": lambda to: pool_weights.pool_weights(
         to(points(3)[None]), to(torch.arange(70) % 3), to(of(3, device="cpu"))
+    ),
+    **{
+        f"gather_posteriors {dtype}": lambda to, dtype=dtype: gather_posteriors.gather_posteriors(
+            to(points(3).to(dtype)), to(torch.arange(70))
+        )
+        for dtype in (torch.float16, torch.float32, torch.float64)
+    },
+    "pool_posteriors": lambda to: pool_posteriors.pool_posteriors(
+        to(points(3)[None]),
+        to(of(2, 1, 4, dtype=torch.float64, device="cpu")),
+        to(torch.arange(70) % 2),
+        to(of(3, dtype=torch.float64, device="cpu")),
     ),
     "match_prior": lambda to: match_prior.match_prior(
         to(points(3).double()), to(of(3, dtype=torch.float64, device="cpu"))

@@ -96,6 +96,10 @@ CALLS = {
     "poisson": lambda: reference.poisson(50 * TABLES, 2, 0),
     "uniform": lambda: reference.uniform(COUNTER, 0),
     "pool_weights": lambda: reference.pool_weights(LOGITS, LABELS, LOGITS[0, 0, 0]),
+    "gather_posteriors": lambda: reference.gather_posteriors(LOGITS[0], COUNTER[:9]),
+    "pool_posteriors": lambda: reference.pool_posteriors(
+        LOGITS, POSTERIORS[:, :1, :2], LABELS % 2, POSTERIORS[0, 0].log()
+    ),
     "match_prior": lambda: reference.match_prior(POSTERIORS, POSTERIORS[0, 0]),
     "lloyd_centers": lambda: reference.lloyd_centers(POINTS, CENTERS),
     "pointwise_union": lambda: reference.pointwise_union(

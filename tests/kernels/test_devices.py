@@ -6,6 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import (
     broja,
+    gather_posteriors,
     group_squares,
     groups_of_rows,
     hash_rows,
@@ -17,6 +18,7 @@ from ecsfusion_kernels import (
     nearest,
     pointwise_union,
     poisson,
+    pool_posteriors,
     pool_weights,
     principal_directions,
     project,
@@ -47,6 +49,10 @@ OPS = {
     "loglinear": lambda to: loglinear(*(to(TABLES.sum(dim)) for dim in (3, 2, 1)), 3),
     "pool_weights": lambda to: pool_weights(
         to(POINTS.view(2, 2, 35, 9)), to(CELLS[0, :35]), to(POINTS[0, 0])
+    ),
+    "gather_posteriors": lambda to: gather_posteriors(to(POINTS), to(CELLS[0])),
+    "pool_posteriors": lambda to: pool_posteriors(
+        to(POINTS.view(2, 2, 35, 9)), to(TABLES[0, :2, :2]), to(CELLS[0, :35] // 2), to(POINTS[0, 0].double())
     ),
     "match_prior": lambda to: match_prior(to(TABLES[0].flatten(0, 1)), to(TABLES[0, 0, 0])),
     "hash_rows": lambda to: hash_rows(to(POINTS[0]), to(CELLS[0, :9]), 1),

@@ -16,7 +16,7 @@ def whole(*shape):
     return torch.randint(3, shape, generator=GENERATOR)
 
 
-# The arguments of each op; of tensors in a list the layout is changed.
+# The arguments of each op; of tensors in a list the layout is changed, and what a function returns fits the first one.
 CASES = {
     "uniform": ([whole(4, 6)], 3),
     "poisson": ([50 * real(4, 6)], 2, 0),
@@ -42,6 +42,13 @@ CASES = {
         torch.tensor([0, 7, 20]),
         4096,
         1,
+    ),
+    "gather_posteriors": ([real(2, 9, 3)], whole(9)),
+    "pool_posteriors": (
+        [real(2, 3, 9, 4)],
+        lambda logits: real(2, len(logits), 3, dtype=torch.float64),
+        whole(9) // 2,
+        real(4, dtype=torch.float64),
     ),
     "match_prior": ([real(2, 8, 3, dtype=torch.float64)], real(3, dtype=torch.float64), 0.0, 2),
     "hash_rows": ([real(20, 9)], torch.arange(9), 3, None, 0),
@@ -69,6 +76,7 @@ def arguments(name, layout, device):
     lists, *others = CASES[name]
     changed = [LAYOUTS[layout](x.to(device)) for x in lists]
     assert layout != "with gaps" or not changed[0].is_contiguous()
+    others = [x(changed[0]) if callable(x) else x for x in others]
     return [*changed, *(x.to(device) if isinstance(x, torch.Tensor) else x for x in others)]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .launches import Launch, launches
 from .ops import (
     broja,
+    gather_posteriors,
     group_squares,
     hash_rows,
     histogram,
@@ -20,6 +21,7 @@ from .ops import (
     match_prior,
     pointwise_union,
     poisson,
+    pool_posteriors,
     pool_weights,
     principal,
     project,
@@ -101,6 +103,15 @@ def _pool_weights(B: int, K: int, N: int, C: int) -> list[Launch]:
     return launches(pool_weights.pool_weights, _of(B, K, N, C), _integers(N), _of(C))
 
 
+def _gather_posteriors(M: int, N: int, C: int) -> list[Launch]:
+    return launches(gather_posteriors.gather_posteriors, _of(M, N, C), _integers(N))
+
+
+def _pool_posteriors(B: int, K: int, N: int, C: int) -> list[Launch]:
+    given = _of(B, K, N, C), _double(2, B, K), _integers(N), _double(C)
+    return launches(pool_posteriors.pool_posteriors, *given)
+
+
 def _match_prior(B: int, N: int, C: int) -> list[Launch]:
     return launches(match_prior.match_prior, _double(B, N, C), _double(C))
 
@@ -132,6 +143,8 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "histogram": _histogram,
     "solver": _solver,
     "pool weights": _pool_weights,
+    "gather posteriors": _gather_posteriors,
+    "pool posteriors": _pool_posteriors,
     "match prior": _match_prior,
     "lloyd centers": _lloyd_centers,
     "hash rows": _hash_rows,
@@ -155,6 +168,8 @@ CASES: list[tuple[str, Shape]] = [
     ("solver", {"tables": 1024, "K": 20, "C": 6}),
     # Of a probe by the heads of two modalities and a joint one.
     ("pool weights", {"B": 6, "K": 3, "N": 3334, "C": 10}),
+    ("gather posteriors", {"M": 3, "N": 20_000, "C": 10}),
+    ("pool posteriors", {"B": 3, "K": 3, "N": 20_000, "C": 10}),
     ("match prior", {"B": 3, "N": 20_000, "C": 10}),
     ("lloyd centers", {"B": 2, "N": 2000, "K": 24, "d": 10}),
     ("hash rows", {"N": 20_000, "D": 10}),

@@ -202,6 +202,28 @@ def pool_weights(number):
     )
 
 
+def gather_posteriors(dtype):
+    """More rows than a block has and more classes than a tile, what is no number or infinite, some rows again."""
+    logits = 5 * make(2, 40, 18, dtype=dtype)
+    logits[0, 7, [1, 17]] = torch.nan
+    logits[1, :3, 3], logits[1, 1:4, 17] = torch.inf, -torch.inf
+    order = torch.arange(70) % 40
+    return Case(
+        lambda: ops.gather_posteriors.gather_posteriors(unaligned(logits), unaligned(order)),
+        close(reference.gather_posteriors(logits, order), rtol=1e-12, atol=0),
+    )
+
+
+def pool_posteriors():
+    """More rows than a block has, and more classes than a tile."""
+    logits, weights = 5 * make(2, 3, 70, 18), make(2, 2, 3, dtype=torch.float64)
+    given = logits, weights, torch.arange(70) // 2 % 2, make(18, dtype=torch.float64)
+    return Case(
+        lambda: ops.pool_posteriors.pool_posteriors(*map(unaligned, given)),
+        close(reference.pool_posteriors(*given), rtol=1e-12, atol=0),
+    )
+
+
 def match_prior(classes):
     """More rows than a tile has; one problem that is near at once, and one that is not."""
     rows = make(2, 600 if classes == 3 else 35, classes, dtype=torch.float64).softmax(-1)
@@ -320,6 +342,10 @@ CASES = {
         for make_case in (histogram, uniform, poisson)
     },
     **{f"pool_weights {number}": functools.partial(pool_weights, number) for number in (2, 3, 5)},
+    **{
+        f"gather_posteriors {str(dtype)[6:]}": functools.partial(gather_posteriors, dtype)
+        for dtype in (torch.float32, torch.float64)
+    },
     **{f"match_prior {classes}": functools.partial(match_prior, classes) for classes in (3, 20, 140)},
     **{
         f"hash_rows {has_columns} {has_keys}": functools.partial(hash_rows, has_columns, has_keys)
@@ -330,6 +356,7 @@ CASES = {
         f"lloyd_centers {clusters} x {dims}": functools.partial(lloyd_centers, clusters, dims)
         for clusters, dims in ((5, 3), (5, 20))
     },
+    "pool_posteriors": pool_posteriors,
     "group_squares": group_squares,
     "pointwise_union": pointwise_union,
     "groups_of_rows": groups_of_rows,
