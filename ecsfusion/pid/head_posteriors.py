@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ecsfusion_kernels import pool_weights
+from ecsfusion_kernels import gather_posteriors, pool_posteriors, pool_weights
 from torch import Tensor
 
 from ecsfusion.pid.copies import moved
@@ -186,11 +186,11 @@ def _of_sides(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *logits, labels, order, fold, heads, members, chosen = given
     labels = labels[order]
     # `bincount` lets the host wait for the largest label.
-    ones = torch.ones_like(labels, dtype=torch.float64)
-    prior = ones.new_zeros(logits[0].shape[1]).scatter_add_(0, labels, ones) / len(labels)
+    counts = torch.zeros(logits[0].shape[1], dtype=torch.float64, device=labels.device)
+    prior = counts.scatter_(0, labels, 1.0, reduce="add") / len(labels)
     log_prior = prior.clamp_min(TINY).log()
     # A head may favour a class everywhere, as untrained ones do; that is taken from it before its weight is fitted.
-    told = torch.softmax(torch.stack(logits)[:, order].double().nan_to_num(), -1)
+    told = gather_posteriors(torch.stack(logits), order)
     # Each head ends as soon as its own mean is near the prior; on a GPU so it is in one call.
     on_cpu = told.device.type == "cpu"
     told = torch.stack([matched(one, prior) for one in told]) if on_cpu else matched(told, prior)
@@ -240,14 +240,4 @@ def _calibrated(
     ends = torch.arange(CALIBRATION_FOLDS + 1, device=labels.device)
     bounds = (fold[:, None] < ends).sum(0)
     weights = pool_weights(parts, labels, log_prior.float(), by_fold, bounds)
-    if parts.device.type != "cpu":
-        # Without reading the number of rows on the host.
-        of_row = weights.flip(0)[fold].permute(1, 2, 0).unsqueeze(-1)
-        return torch.softmax((of_row * parts).sum(1) + log_prior, -1)
-    result = log_prior.expand(len(heads), *nothing.shape).clone()
-    sides = by_fold.tensor_split(bounds[1:-1])
-    for own, other, fitted in zip(sides, sides[::-1], weights.flip(0), strict=True):
-        if len(own) and len(other):
-            pooled = (fitted[:, None] @ parts[:, :, own].double().flatten(2)).view(len(heads), len(own), -1)
-            result[:, own] = torch.log_softmax(pooled + log_prior, -1)
-    return result.exp()
+    return pool_posteriors(parts, weights, fold, log_prior)

@@ -194,5 +194,5 @@ def _atoms(first: Tensor, second: Tensor, joint: Tensor, union: Tensor) -> Decom
 
 def _atom_rows(parts: Tensor) -> Tensor:
     """Redundancy, both kinds of uniqueness and synergy by row, from information by row (4, ...)."""
-    first, second, joint, union = parts
-    return torch.stack([first + second - union, union - second, union - first, joint - union])
+    beside = parts[3] - parts[:2]
+    return torch.cat([parts[:1] - beside[1:], beside[1:], beside[:1], parts[2:3] - parts[3:]])

@@ -9,7 +9,7 @@ second, coarser clustering, because the union information falls in proportion to
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, pointwise_union
@@ -144,9 +144,16 @@ def union_information(
     # Much closer than what the clusters lose the solver need not come; a power of two, so that calls are alike.
     most = max(SHARE_OF_LOSS * float(lost.amin()), TINY)
     tolerance = max(tolerance, 2.0 ** round(math.log2(most)))
+    if num_clusters <= MAX_SOLVED_TOGETHER:
+        # The arithmetic of small tables costs less than its calls.
+        missing = tables.new_zeros(2 * batch, num_clusters - halved.shape[1], tables.shape[2])
+        sides = torch.stack([tables, torch.cat([halved, missing], 1)]).unflatten(1, (2, batch))
+        problems = [sides.transpose(0, 1).flatten(1, 2)]
+    else:
+        problems = [tables.unflatten(0, (2, batch)), halved.unflatten(0, (2, batch))]
     solved = replayed(
         _solved,
-        [tables.to(posteriors.device), halved.to(posteriors.device), posteriors, clusters, prior, labels],
+        [posteriors, clusters, prior, labels, *(each.to(posteriors.device) for each in problems)],
         (tolerance, max_iterations),
     )
     left, coarse_left, gap, change = moved(solved[:4], "cpu")
@@ -167,42 +174,27 @@ def _clustered(
     return posteriors[0].mean(0), unsure, clusters, cluster_sums(posteriors, clusters, num_clusters)
 
 
-def _solved(
-    tables: Tensor,
-    halved: Tensor,
-    posteriors: Tensor,
-    clusters: Tensor,
-    prior: Tensor,
-    labels: Tensor,
-    tolerance: float,
-    max_iterations: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _solved(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What the solver finds for B pairs of tables, and for those of half as many clusters; of the rows, too.
+
+    Args:
+        given: posteriors (2 B, N, C), clusters (2 B, N), prior (C,), labels (N,); tables of both sides, (2, B, K, C)
+            and then of half as many clusters, or (2, 2 B, K, C) of both; tolerance and iterations of the solver.
 
     Returns:
         In bits: the conditional entropies of both (B,), the certified width of the first (B,), the mean (B,) of the
         union information of each row at its label, less that averaged over its posteriors, and the former (B, N).
     """
-    batch, num_clusters = len(tables) // 2, tables.shape[1]
-    if num_clusters <= MAX_SOLVED_TOGETHER:
-        # The arithmetic of small tables costs less than its calls.
-        missing = num_clusters - halved.shape[1]
-        every = torch.stack([tables, torch.nn.functional.pad(halved, (0, 0, 0, missing))])
-        sides = every[:, :batch].flatten(0, 1), every[:, batch:].flatten(0, 1)
-        both = broja(*sides, tolerance=tolerance, max_iterations=max_iterations)
-        solution, coarse_solution = (
-            type(both)(*(part[place] for part in both)) for place in (slice(batch), slice(batch, None))
-        )
-    else:
-        # The coarser one only gives a slope.
-        solution, coarse_solution = (
-            broja(each[:batch], each[batch:], tolerance=tolerance, max_iterations=most)
-            for each, most in ((tables, max_iterations), (halved, -(-max_iterations // 2)))
-        )
+    posteriors, clusters, prior, labels, *problems, tolerance, max_iterations = given
+    # The coarser one only gives a slope.
+    found = [
+        broja(*sides, tolerance=tolerance, max_iterations=-(-max_iterations // (place + 1)))
+        for place, sides in enumerate(problems)
+    ]
+    batch = len(posteriors) // 2
+    left, solution, coarse_left = found[0].conditional_entropy, found[0], found[-1].conditional_entropy
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
     at_label, expected = pointwise_union(
-        posteriors, clusters, solution.factor1, solution.factor2, prior, labels
+        posteriors, clusters, solution.factor1[:batch], solution.factor2[:batch], prior, labels
     )
-    change = (at_label - expected).mean(-1)
-    left, coarse_left = solution.conditional_entropy, coarse_solution.conditional_entropy
-    return left, coarse_left, solution.gap, change, at_label
+    return left[:batch], coarse_left[-batch:], solution.gap[:batch], (at_label - expected).mean(-1), at_label
