@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from ecsfusion_kernels import histogram
+from ecsfusion_kernels.ops.broja import MIN_TOLERANCE
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ecsfusion.pid.checks import check_positive
 from ecsfusion.pid.correction import Information, correct
@@ -36,9 +38,14 @@ from ecsfusion.pid.inputs import (
     named_modalities,
 )
 from ecsfusion.pid.options import CLUSTERS, EstimatorOptions
+from ecsfusion.pid.replayed import replayed
 from ecsfusion.pid.replicates import bootstrap as resample
 
 MAX_ITERATIONS = 1000
+MAX_COMPONENTS_ON_DEVICE = 24
+"""More principal directions need host reads."""
+MAX_REPLAYED_VALUES = 1 << 25
+"""Numbers in embeddings whose estimate is kept as a CUDA graph, which keeps a copy of them."""
 
 
 def estimate_pairs(
@@ -48,7 +55,17 @@ def estimate_pairs(
     first = next(iter(named.values()))
     num_clusters = clusters_for(options, targets, num_classes)
     check_cells(num_clusters, num_clusters, num_classes)
-    estimated = _count_and_estimate(named, targets, num_clusters, num_classes, options)
+    runs_on_device = (
+        options.components(num_classes) <= MAX_COMPONENTS_ON_DEVICE and options.tolerance >= MIN_TOLERANCE
+    )
+    estimated = replayed(
+        _of_embeddings,
+        [*named.values(), targets],
+        (tuple(named), num_clusters, num_classes, options),
+        MAX_REPLAYED_VALUES if runs_on_device else 0,
+    )
+    # What is replayed writes these values anew in the next call.
+    estimated = tree_map(lambda part: part if part is None else part.clone(), estimated)
     counted, enough = torch.stack([estimated.counted, estimated.enough]).tolist()
     if min(counted) < len(first):
         check_classes(targets, num_classes)
@@ -133,6 +150,14 @@ def pid_tensors(
         first_rows = next(iter(embeddings.values()))
         labels = class_labels(labels, len(first_rows), first_rows.device, None)
     return _count_and_estimate(embeddings, labels, num_clusters, num_classes, options)
+
+
+def _of_embeddings(*given: Any) -> PIDTensors:
+    """`_count_and_estimate` of embeddings and labels, and then of the names of the former and the other arguments."""
+    *embeddings, labels, names, num_clusters, num_classes, options = given
+    return _count_and_estimate(
+        dict(zip(names, embeddings, strict=True)), labels, num_clusters, num_classes, options
+    )
 
 
 def _count_and_estimate(

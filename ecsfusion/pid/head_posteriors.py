@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from ecsfusion_kernels import gather_posteriors, pool_posteriors, pool_weights
+from ecsfusion_kernels.ops.pool_weights import MAX_READOUTS
 from torch import Tensor
 
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, PID, entropy
 from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of
-from ecsfusion.pid.replayed import replayed
+from ecsfusion.pid.replayed import MAX_VALUES, replayed
 from ecsfusion.pid.uncertainty import measure
 from ecsfusion.pid.union import matched, union_information
 
@@ -131,7 +132,11 @@ def information_of_heads(
     )
     chosen = tuple(pools.index(pool_) for pool_ in [*alone[::2], *alone[1::2], *together])
     labels, prior, of_sides, rows, known = replayed(
-        _of_sides, [*every, labels, folds.order, folds.fold], (heads, members, chosen)
+        _of_sides,
+        [*every, labels, folds.order, folds.fold],
+        (heads, members, chosen),
+        # The weights of more heads are not fitted by a kernel.
+        MAX_VALUES if len(every) <= MAX_READOUTS else 0,
     )
     union = union_information(
         of_sides[:2].flatten(0, 1), labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed

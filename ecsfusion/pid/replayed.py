@@ -7,18 +7,18 @@ by one they keep a GPU waiting for the host: 12 ms for 2.4 ms of work (H100, 5 0
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from ecsfusion_kernels.language import INTERPRETED, runs_kernels
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-MAX_GRAPHS = 32
+Result = TypeVar("Result")
+MAX_GRAPHS = 16
 """Graphs that are kept, each with the memory that it writes; the one that was not used for longest goes first."""
-MAX_VALUES = 1 << 22
+MAX_VALUES = 1 << 21
 """Numbers given to a graph. With more, launches cost little beside the work, and memory that is kept is large."""
-
-Parts = tuple[Tensor, ...]
 
 
 class _Graph(NamedTuple):
@@ -26,7 +26,7 @@ class _Graph(NamedTuple):
 
     graph: Any
     given: Sequence[Tensor]
-    result: Parts
+    result: Any
 
 
 _graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
@@ -35,20 +35,24 @@ _lock = threading.Lock()
 
 
 def replayed(
-    function: Callable[..., Parts], tensors: Sequence[Tensor], constants: tuple[Hashable, ...]
-) -> Parts:
+    function: Callable[..., Result],
+    tensors: Sequence[Tensor],
+    constants: tuple[Hashable, ...],
+    max_values: int = MAX_VALUES,
+) -> Result:
     """`function(*tensors, *constants)`, on a GPU as a CUDA graph from the third call with the same shapes on.
 
     The first call of a shape compiles kernels, the second is captured. What comes back lies in memory of the graph,
     which the next call with these shapes writes anew: it must not leave the estimate that asked for it.
 
     Args:
-        function: of tensors and constants, to a tuple of tensors; it reads no values on the host, and writes to none
-            of its arguments.
+        function: of tensors and constants, to tuples of tensors; it reads no values on the host, and writes to none of
+            its arguments.
         tensors: on one device.
         constants: what else the function depends on.
+        max_values: of the tensors together; with more it is called as it is.
     """
-    if not _can_be_captured(tensors):
+    if not _can_be_captured(tensors, max_values):
         return function(*tensors, *constants)
     device = tensors[0].device
     # A graph of its own for each thread and stream: nothing orders the calls of two.
@@ -75,7 +79,7 @@ def replayed(
     return result
 
 
-def _can_be_captured(tensors: Sequence[Tensor]) -> bool:
+def _can_be_captured(tensors: Sequence[Tensor], max_values: int) -> bool:
     """Whether these are tensors of a GPU with kernels, few enough, and nothing else records their operations."""
     if INTERPRETED or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
@@ -83,14 +87,14 @@ def _can_be_captured(tensors: Sequence[Tensor]) -> bool:
         return False
     if not runs_kernels(tensors[0]) or torch.cuda.is_current_stream_capturing():
         return False
-    return 0 < sum(tensor.numel() for tensor in tensors) <= MAX_VALUES
+    return 0 < sum(tensor.numel() for tensor in tensors) <= max_values
 
 
 def _captured(
-    function: Callable[..., Parts], tensors: Sequence[Tensor], constants: tuple[Hashable, ...]
-) -> tuple[_Graph, Parts]:
+    function: Callable[..., Result], tensors: Sequence[Tensor], constants: tuple[Hashable, ...]
+) -> tuple[_Graph, Result]:
     """The graph of a call, and the result of this one."""
-    results = [part for graph in _graphs.values() if graph is not None for part in graph.result]
+    results = [part for graph in _graphs.values() if graph is not None for part in tree_leaves(graph.result)]
     # What another graph writes stays in its place, and need not be copied.
     given = [
         tensor if any(tensor is part for part in results) and tensor.is_contiguous() else _copied(tensor)

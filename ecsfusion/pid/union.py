@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, pointwise_union
+from ecsfusion_kernels.ops.broja import MIN_TOLERANCE
 from ecsfusion_kernels.precision import in_full_precision
 from ecsfusion_kernels.reference.match_prior import MATCHED
 from ecsfusion_kernels.reference.match_prior import match_prior as reference_match_prior
@@ -21,7 +22,7 @@ from torch import Tensor
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import entropy
 from ecsfusion.pid.mixtures import start_centers
-from ecsfusion.pid.replayed import replayed
+from ecsfusion.pid.replayed import MAX_VALUES, replayed
 
 MAX_CLUSTERED_ROWS = 2048
 SHARE_OF_LOSS = 0.01
@@ -155,6 +156,8 @@ def union_information(
         _solved,
         [posteriors, clusters, prior, labels, *(each.to(posteriors.device) for each in problems)],
         (tolerance, max_iterations),
+        # With smaller tolerances the solver asks the host.
+        MAX_VALUES if tolerance >= MIN_TOLERANCE else 0,
     )
     left, coarse_left, gap, change = moved(solved[:4], "cpu")
     union, coarse = label_bits - left, label_bits - coarse_left
