@@ -40,9 +40,9 @@ def replayed(
     constants: tuple[Hashable, ...],
     max_values: int = MAX_VALUES,
 ) -> Result:
-    """`function(*tensors, *constants)`, on a GPU as a CUDA graph from the third call with the same shapes on.
+    """`function(*tensors, *constants)`, on a GPU as a CUDA graph from the second call with the same shapes on.
 
-    The first call of a shape compiles kernels, the second is captured. What comes back lies in memory of the graph,
+    The first call of a shape is made as it is, the second is captured. What comes back lies in memory of the graph,
     which the next call with these shapes writes anew: it must not leave the estimate that asked for it.
 
     Args:
@@ -65,9 +65,8 @@ def replayed(
         with torch.inference_mode(False), torch.no_grad():
             if is_new:
                 result = function(*tensors, *constants)
-            elif graph is None:
-                graph, result = _captured(function, tensors, constants)
             else:
+                graph = graph or _captured(function, tensors, constants)
                 for kept, tensor in zip(graph.given, tensors, strict=True):
                     if kept.data_ptr() != tensor.data_ptr() or not tensor.is_contiguous():
                         kept.copy_(tensor)
@@ -92,8 +91,8 @@ def _can_be_captured(tensors: Sequence[Tensor], max_values: int) -> bool:
 
 def _captured(
     function: Callable[..., Result], tensors: Sequence[Tensor], constants: tuple[Hashable, ...]
-) -> tuple[_Graph, Result]:
-    """The graph of a call, and the result of this one."""
+) -> _Graph:
+    """The graph of a call."""
     results = [part for graph in _graphs.values() if graph is not None for part in tree_leaves(graph.result)]
     # What another graph writes stays in its place, and need not be copied.
     given = [
@@ -101,12 +100,12 @@ def _captured(
         for tensor in tensors
     ]
     # Before the capture: with these very tensors, for which kernels may be compiled anew.
-    result = function(*given, *constants)
+    function(*given, *constants)
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as those of a data loader, go on meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         written = function(*given, *constants)
-    return _Graph(graph, given, written), result
+    return _Graph(graph, given, written)
 
 
 def _copied(tensor: Tensor) -> Tensor:

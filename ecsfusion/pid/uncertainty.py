@@ -93,7 +93,7 @@ def _decomposed(
     """`measure`, of sums over the rows.
 
     Args:
-        known: what is known; its rows are not read.
+        known: what is known; of its rows only the shape is read.
         label_bits: as in `Posteriors`.
         num_groups: likewise.
         noise_rows: likewise.
@@ -102,8 +102,11 @@ def _decomposed(
     """
     parts = (known.first, known.second, known.joint, known.union)
     bound = _atoms(*(part[0] for part in parts))
+    # Heads that were fitted on other rows have no limit to grow to.
+    grows = known.rows.shape[1] > 1
     values = [
-        limit(part[0], part[1], label_bits, error) for part, error in zip(parts, errors[0], strict=True)
+        limit(part[0], part[1], label_bits, error) if grows else part[0]
+        for part, error in zip(parts, errors[0], strict=True)
     ]
     values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.

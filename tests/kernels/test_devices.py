@@ -61,7 +61,8 @@ OPS = {
     "pointwise_union": lambda to: pointwise_union(
         to(TABLES[0].expand(2, 3, 4, 2)[..., 0]),
         to(CELLS[:2, :3]),
-        to(TABLES[..., 0]),
+        to(TABLES[:1, ..., 0]),
+        to(TABLES[1:, ..., 0]),
         to(TABLES[0, 0, :, 0]),
         to(CELLS[0, :3]),
     ),
