@@ -26,6 +26,7 @@ from .ops import (
     principal,
     project,
     random,
+    row_information,
     seed,
 )
 
@@ -133,6 +134,10 @@ def _pointwise_union(B: int, N: int, K: int, C: int) -> list[Launch]:
     return launches(pointwise_union.pointwise_union, *given)
 
 
+def _row_information(Q: int, N: int, C: int) -> list[Launch]:
+    return launches(row_information.row_information, _double(Q, N, C), _integers(N), _double(C))
+
+
 Shape = dict[str, Any]
 COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "project": _project,
@@ -149,6 +154,7 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "hash rows": _hash_rows,
     "group squares": _group_squares,
     "pointwise union": _pointwise_union,
+    "row information": _row_information,
     "probe kernels": lambda **shape: _kernels(launches(probe_kernels, **shape)),
 }
 """The launches of each line of benchmarks/results/kernels.jsonl, from its shape, and of the probe."""
@@ -174,5 +180,6 @@ CASES: list[tuple[str, Shape]] = [
     ("hash rows", {"N": 20_000, "D": 10}),
     ("group squares", {"B": 12, "N": 20_000}),
     ("pointwise union", {"B": 1, "N": 20_000, "K": 24, "C": 10}),
+    ("row information", {"Q": 3, "N": 20_000, "C": 10}),
     ("probe kernels", {"N": 20_000, "D": 768, "d": 8, "K": 20, "C": 10}),
 ]
