@@ -23,6 +23,7 @@ from ecsfusion_kernels.ops import (
     pool_weights,
     principal,
     random,
+    row_information,
     seed,
 )
 
@@ -81,6 +82,9 @@ LARGE = {
     "group_squares": lambda: group_squares._launch_group_squares(of(MANY, 3).double(), whole(3)),
     "pointwise_union": lambda: pointwise_union._launch_pointwise_union(
         of(2 * MANY, 9, 3), whole(2 * MANY, 9), of(MANY, 4, 3), of(MANY, 4, 3), of(3), whole(9)
+    ),
+    "row_information": lambda: row_information._launch_row_information(
+        of(MANY, 20_000, 3).double(), whole(20_000), of(3).double()
     ),
     "groups_of_rows": lambda: groups_of_rows._launch_groups_of_rows(whole(2**30), whole(2**30)),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
@@ -171,6 +175,9 @@ GIVEN = {
     ),
     "match_prior": lambda to: match_prior.match_prior(
         to(points(3).double()), to(of(3, dtype=torch.float64, device="cpu"))
+    ),
+    "row_information": lambda to: row_information.row_information(
+        to(points(3).double()), to(torch.arange(70) % 3), to(of(3, dtype=torch.float64, device="cpu"))
     ),
     "lloyd_centers": lambda to: lloyd_centers.lloyd_centers(to(points(8)), to(points(8)[:, :5]), 2),
     "lloyd": lambda to: kmeans.lloyd(to(points(8)), to(points(8)[:, :5]), max_iterations=2),

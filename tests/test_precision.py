@@ -105,6 +105,7 @@ CALLS = {
     "pointwise_union": lambda: reference.pointwise_union(
         POSTERIORS, LABELS.expand(2, -1), POSTERIORS[:, :3].log(), POSTERIORS[0, 0].log(), LABELS
     ),
+    "row_information": lambda: reference.row_information(POSTERIORS, LABELS, POSTERIORS[0, 0].log()),
     "group_squares": lambda: reference.group_squares(TABLES.flatten(1), torch.arange(540, device="cpu") // 2),
     "hash_rows": lambda: reference.hash_rows(POINTS[0], COUNTER[:9], 0),
 }

@@ -22,6 +22,7 @@ from ecsfusion_kernels import (
     pool_weights,
     principal_directions,
     project,
+    row_information,
     seed,
     uniform,
 )
@@ -65,6 +66,11 @@ OPS = {
         to(TABLES[1:, ..., 0]),
         to(TABLES[0, 0, :, 0]),
         to(CELLS[0, :3]),
+    ),
+    "row_information": lambda to: row_information(
+        to(TABLES[0].flatten(0, 1)[None]),
+        to(CELLS[0, :12] // 2),
+        to(TABLES[0, 0, 0]),
     ),
     "groups_of_rows": lambda to: groups_of_rows(to(torch.arange(70) // 3), to(CELLS[0])),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),

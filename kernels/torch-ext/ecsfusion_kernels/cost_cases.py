@@ -13,6 +13,7 @@ from .ops import (
     broja,
     gather_posteriors,
     group_squares,
+    groups_of_rows,
     hash_rows,
     histogram,
     kmeans,
@@ -26,6 +27,7 @@ from .ops import (
     principal,
     project,
     random,
+    row_information,
     seed,
 )
 
@@ -128,10 +130,18 @@ def _group_squares(B: int, N: int) -> list[Launch]:
     return launches(group_squares.group_squares, _double(B, N), _integers(N))
 
 
+def _groups_of_rows(N: int) -> list[Launch]:
+    return launches(groups_of_rows.groups_of_rows, _integers(N), _integers(N))
+
+
 def _pointwise_union(B: int, N: int, K: int, C: int) -> list[Launch]:
     factors = _double(B, K, C), _double(B, K, C)
     given = _double(2 * B, N, C), _integers(2 * B, N), *factors, _double(C), _integers(N)
     return launches(pointwise_union.pointwise_union, *given)
+
+
+def _row_information(Q: int, N: int, C: int) -> list[Launch]:
+    return launches(row_information.row_information, _double(Q, N, C), _integers(N), _double(C))
 
 
 Shape = dict[str, Any]
@@ -149,7 +159,9 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "lloyd centers": _lloyd_centers,
     "hash rows": _hash_rows,
     "group squares": _group_squares,
+    "groups of rows": _groups_of_rows,
     "pointwise union": _pointwise_union,
+    "row information": _row_information,
     "probe kernels": lambda **shape: _kernels(launches(probe_kernels, **shape)),
 }
 """The launches of each line of benchmarks/results/kernels.jsonl, from its shape, and of the probe."""
@@ -174,6 +186,8 @@ CASES: list[tuple[str, Shape]] = [
     ("lloyd centers", {"B": 2, "N": 2000, "K": 24, "d": 10}),
     ("hash rows", {"N": 20_000, "D": 10}),
     ("group squares", {"B": 12, "N": 20_000}),
+    ("groups of rows", {"N": 20_000}),
     ("pointwise union", {"B": 1, "N": 20_000, "K": 24, "C": 10}),
+    ("row information", {"Q": 3, "N": 20_000, "C": 10}),
     ("probe kernels", {"N": 20_000, "D": 768, "d": 8, "K": 20, "C": 10}),
 ]

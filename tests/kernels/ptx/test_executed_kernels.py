@@ -278,6 +278,17 @@ def pointwise_union():
     )
 
 
+def row_information():
+    """More rows than a block has, more classes than a tile, and some that have no chance."""
+    posteriors = (30 * make(2, 70, 18, dtype=torch.float64)).softmax(-1)
+    posteriors[:, :9, :7] = 0
+    given = posteriors, torch.arange(70) % 18, make(18, dtype=torch.float64)
+    return Case(
+        lambda: ops.row_information.row_information(*map(unaligned, given)),
+        close(reference.row_information(*given), rtol=1e-6, atol=1e-6),
+    )
+
+
 def groups_of_rows():
     """Pairs, and then a table of two categories, whose rows are dealt one by one."""
     keys, labels = torch.arange(1100) // 2, torch.arange(1100) % 2
@@ -359,6 +370,7 @@ CASES = {
     "pool_posteriors": pool_posteriors,
     "group_squares": group_squares,
     "pointwise_union": pointwise_union,
+    "row_information": row_information,
     "groups_of_rows": groups_of_rows,
     "histogram": histogram,
     "uniform": uniform,
