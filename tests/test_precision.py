@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from ecsfusion_kernels import reference
+from ecsfusion_kernels import reference, row_information
 from ecsfusion_kernels.precision import full_precision, in_full_precision
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -81,7 +81,15 @@ CALLS = {
     "pid_tensors": lambda: pid_tensors(NAMED, LABELS, num_classes=NUM_CLASSES, bootstrap=0, **CLUSTERS),
     "stream_pid": streamed,
     "decompose": lambda: decompose(TABLES, tolerance=1e-3),
-    "union": lambda: union_information(POSTERIORS, LABELS, 8, 1e-3, 300, 0),
+    "union": lambda: union_information(
+        POSTERIORS,
+        *row_information(POSTERIORS, LABELS, POSTERIORS[0].mean(0).log())[1:],
+        LABELS,
+        8,
+        1e-3,
+        300,
+        0,
+    ),
     "pool": lambda: pool(LOGITS, LABELS, torch.full((NUM_CLASSES,), -1.1, dtype=torch.float32, device="cpu")),
     "dependence": lambda: held_out_dependence(NAMED, LABELS, NUM_CLASSES, [(["image"], ["audio"])], 0),
     "loss": loss_and_gradients,
@@ -103,7 +111,7 @@ CALLS = {
     "match_prior": lambda: reference.match_prior(POSTERIORS, POSTERIORS[0, 0]),
     "lloyd_centers": lambda: reference.lloyd_centers(POINTS, CENTERS),
     "pointwise_union": lambda: reference.pointwise_union(
-        POSTERIORS, LABELS.expand(2, -1), POSTERIORS[:, :3].log(), POSTERIORS[0, 0].log(), LABELS
+        POSTERIORS, LABELS.expand(2, -1), POSTERIORS[:1, :3], POSTERIORS[1:, :3], POSTERIORS[0, 0], LABELS
     ),
     "row_information": lambda: reference.row_information(POSTERIORS, LABELS, POSTERIORS[0, 0].log()),
     "group_squares": lambda: reference.group_squares(TABLES.flatten(1), torch.arange(540, device="cpu") // 2),

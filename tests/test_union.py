@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from ecsfusion_kernels import row_information
 
 from ecsfusion.pid.decomposition import decompose
 from ecsfusion.pid.union import (
@@ -49,7 +50,14 @@ def rows_of(table, number, generator=None):
 
 
 def union_of(first, second, labels, number=16, tolerance=1e-5):
-    return union_information(torch.stack([first, second]), labels, number, tolerance, 5000, 0)
+    return union_of_sides(torch.stack([first, second]), labels, number, tolerance, 5000)
+
+
+def union_of_sides(posteriors, labels, *options):
+    log_prior = posteriors[0].mean(0).log()
+    return union_information(
+        posteriors, *row_information(posteriors, labels, log_prior)[1:], labels, *options, 0
+    )
 
 
 GATES = {
@@ -156,7 +164,7 @@ def test_pairs_in_a_batch_do_not_see_each_other():
     first, second, labels = gaussian_posteriors(400, 4)
     prior = torch.full((3,), 1 / 3, dtype=torch.float64)
     first, second = matched(first, prior), matched(second, prior)
-    both = union_information(torch.stack([first, second, second, second]), labels, 24, 1e-4, 2000, 0)
+    both = union_of_sides(torch.stack([first, second, second, second]), labels, 24, 1e-4, 2000)
     alone = float(math.log2(3) + (second * second.clamp_min(1e-30).log2()).sum(-1).mean())
     assert abs(float(both.value[1]) - alone) < 0.02
     assert float(both.value[0]) > float(both.value[1]) + 0.1

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ecsfusion_kernels import gather_posteriors, pool_posteriors, pool_weights
+from ecsfusion_kernels import gather_posteriors, pool_posteriors, pool_weights, row_information
 from ecsfusion_kernels.ops.pool_weights import MAX_READOUTS
 from torch import Tensor
 
 from ecsfusion.pid.copies import moved
-from ecsfusion.pid.decomposition import LN2, PID, entropy
+from ecsfusion.pid.decomposition import PID, entropy
 from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of
 from ecsfusion.pid.replayed import MAX_VALUES, replayed
@@ -131,7 +131,7 @@ def information_of_heads(
         for pool_ in pools
     )
     chosen = tuple(pools.index(pool_) for pool_ in [*alone[::2], *alone[1::2], *together])
-    labels, prior, of_sides, rows, known = replayed(
+    labels, prior, of_sides, unsure, roots, rows, known = replayed(
         _of_sides,
         [*every, labels, folds.order, folds.fold],
         (heads, members, chosen),
@@ -139,7 +139,14 @@ def information_of_heads(
         MAX_VALUES if len(every) <= MAX_READOUTS else 0,
     )
     union = union_information(
-        of_sides[:2].flatten(0, 1), labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
+        of_sides[: 2 * len(sides)],
+        unsure[: 2 * len(sides)],
+        roots[: 2 * len(sides)],
+        labels,
+        num_clusters,
+        tolerance,
+        MAX_ITERATIONS,
+        random_seed,
     )
     prior, known = moved([prior, known], "cpu")
     label_bits, unsure = entropy(prior, 1), union.unsure.view(2, -1)
@@ -176,7 +183,7 @@ def _folds(*given: Any) -> Folds:
     return make_folds(row_keys(logits, random_seed), labels, None, CALIBRATION_FOLDS)
 
 
-def _of_sides(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _of_sides(*given: Any) -> tuple[Tensor, ...]:
     """Calibrated posteriors of both sides of each pair and of both together.
 
     Args:
@@ -185,8 +192,9 @@ def _of_sides(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             sides of P pairs, of the second, and of both together.
 
     Returns:
-        In the order of the folds: labels (N,), the prior (C,), posteriors (3, P, N, C), what they tell about the label
-        of each row in bits, (3, P, N), and the mean of that, (3, P).
+        In the order of the folds: labels (N,), the prior (C,), posteriors (3 P, N, C), their entropies (3 P, N) in bits
+        and square roots (3 P, N, C), what they tell about the label of each row in bits, (3, P, N), and the mean of
+        that, (3, P).
     """
     *logits, labels, order, fold, heads, members, chosen = given
     labels = labels[order]
@@ -211,10 +219,9 @@ def _of_sides(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     of_sides = posteriors
     if chosen != tuple(range(len(posteriors))):
         of_sides = torch.stack([posteriors[pool_] for pool_ in chosen])
-    of_sides = of_sides.view(3, -1, *posteriors.shape[1:])
-    at_label = labels.expand(of_sides.shape[:-1]).unsqueeze(-1)
-    rows = (of_sides.gather(-1, at_label).squeeze(-1).clamp_min(TINY).log() - log_prior[labels]) / LN2
-    return labels, prior, of_sides, rows, rows.mean(-1)
+    rows, unsure, roots = row_information(of_sides, labels, log_prior)
+    rows = rows.view(3, -1, len(labels))
+    return labels, prior, of_sides, unsure, roots, rows, rows.mean(-1)
 
 
 def _best(posteriors: Tensor, labels: Tensor) -> Tensor:

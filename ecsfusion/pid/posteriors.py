@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from ecsfusion_kernels import row_information
 from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
@@ -370,7 +371,10 @@ def known_of(
     # Every weight that was fitted adds about half a unit to the log-likelihood, however little it tells.
     optimism = 0.5 * FITTED_WEIGHTS / (len(labels) * LN2)
     posteriors = torch.cat([matched(side.log_posterior.double().exp(), prior) for side in (first, second)])
-    union = union_information(posteriors, labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed)
+    _, unsure, roots = row_information(posteriors, labels, log_prior)
+    union = union_information(
+        posteriors, unsure, roots, labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
+    )
     by_lines = torch.stack([bits(part.by_lines).mean() for part in (first, second, pair)])
     known, by_lines, product = moved([rows.mean(-1), by_lines, bits(pair.product).mean()], "cpu")
     single = (known - optimism).clamp_min(0.0)

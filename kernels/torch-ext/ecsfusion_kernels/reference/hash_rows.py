@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .random import uniform
 
-__all__ = ["hash_rows", "mixed"]
+__all__ = ["hash_rows"]
 
 HASHED_VALUES = 1 << 18
 """Values that are hashed at a time."""
