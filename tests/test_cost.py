@@ -14,6 +14,7 @@ if language.triton is None:
     pytest.skip("Triton exists for Linux only", allow_module_level=True)
 
 from ecsfusion_kernels import cost, cost_cases, lloyd, nearest, project, ptx_walk, seed
+from ecsfusion_kernels.compile_check import all_variants
 from ecsfusion_kernels.launches import launcher_of, launches
 from ecsfusion_kernels.ops import kmeans, random
 
@@ -216,6 +217,12 @@ def test_the_probe_of_the_model_starts_the_kernels_of_the_library():
         == kernels
     )
     assert len(real) > sum(kernels.values())
+
+
+def test_every_kernel_has_a_case():
+    counted = [cost_cases.COUNTED[name](**shape) for name, shape in cost_cases.CASES]
+    kernels = {variant.kernel.__name__ for variant in all_variants()}
+    assert {launch.name for found in counted for launch in found if launch.kernel} == kernels
 
 
 def test_every_op_has_a_launcher():
