@@ -13,7 +13,8 @@ from ecsfusion_kernels import language
 if language.triton is None:
     pytest.skip("Triton exists for Linux only", allow_module_level=True)
 
-from ecsfusion_kernels import cost, cost_cases, lloyd, nearest, project, ptx_walk, seed
+from ecsfusion_kernels import cost, cost_cases, lloyd, nearest, project, ptx, ptx_walk, seed
+from ecsfusion_kernels.compile_check import all_variants
 from ecsfusion_kernels.launches import launcher_of, launches
 from ecsfusion_kernels.ops import kmeans, random
 
@@ -60,7 +61,7 @@ def of(*shape, dtype=torch.float32):
 
 
 def work(text=SMALL, passes=5, **options):
-    return ptx_walk.walk(ptx_walk.parse(text), [None, passes], RATES, **options)
+    return ptx_walk.walk(ptx.parse(text), [None, passes], RATES, **options)
 
 
 @pytest.mark.parametrize("passes", [1, 5, 40])
@@ -92,7 +93,11 @@ def test_a_walk_without_an_end_is_an_error(monkeypatch):
 
 def test_a_text_without_a_kernel_is_an_error():
     with pytest.raises(ValueError, match=r"no \.entry"):
-        ptx_walk.parse(".version 8.0")
+        ptx.parse(".version 8.0")
+    with pytest.raises(ValueError, match="no end of its kernel"):
+        ptx.parse(SMALL.rstrip("}\n"))
+    with pytest.raises(ValueError, match=r"'[(]ret[)]', which is no instruction"):
+        ptx.parse(SMALL.replace("ret;", "(ret);"))
 
 
 def test_a_scope_of_inline_assembly_has_labels_of_its_own():
@@ -104,7 +109,7 @@ waitLoop:
 }
 """
     text = SMALL.replace("\tld.global.b32", wait + wait + "\tld.global.b32")
-    program = ptx_walk.parse(text)
+    program = ptx.parse(text)
     assert set(program.labels) == {"$L__BB0_1", "$L__BB0_3", "waitLoop", "waitLoop.9"}
     # A wait is one pass, whatever is assumed of other loops.
     assert work(text, trips=(7,)).loops == {"": 7, "$L__BB0_1": 20, "waitLoop": 2, "waitLoop.9": 2}
@@ -216,6 +221,12 @@ def test_the_probe_of_the_model_starts_the_kernels_of_the_library():
         == kernels
     )
     assert len(real) > sum(kernels.values())
+
+
+def test_every_kernel_has_a_case():
+    counted = [cost_cases.COUNTED[name](**shape) for name, shape in cost_cases.CASES]
+    kernels = {variant.kernel.__name__ for variant in all_variants()}
+    assert {launch.name for found in counted for launch in found if launch.kernel} == kernels
 
 
 def test_every_op_has_a_launcher():

@@ -35,7 +35,8 @@ from .compile_check import all_variants, compile_variant, disassembled, resource
 from .cost_cases import CASES, COUNTED, Shape
 from .language import Variant
 from .launches import Launch
-from .ptx_walk import Program, Rates, Work, parse, walk
+from .ptx import Program, parse
+from .ptx_walk import Rates, Work, walk
 
 START_MICROSECONDS = 2.5
 """From the end of a launch that the next one waits for to the start of its work, in a queue or a graph."""

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .ptx import Instruction, Program
+
 POINTER = 40
 """Parameter number i points to i + 1 times 2^40, so that an address tells whose it is."""
 MAX_STEPS = 2_000_000
@@ -24,76 +26,6 @@ LATENCY = {
 }  # fmt: skip
 """Cycles from the issue of an instruction to its result, rounded from published microbenchmarks of A100 and H100; loads
 from global memory are the device's."""
-
-
-class Instruction(NamedTuple):
-    """One instruction of PTX.
-
-    Attributes:
-        predicate: the register that switches it on, "" for none.
-        negated: whether that register switches it off instead.
-        opcode: its parts between dots: ("ld", "global", "b32").
-        operands: as they are written: "%r1", "[%rd2+16]", "{%r3, %r4}".
-    """
-
-    predicate: str
-    negated: bool
-    opcode: tuple[str, ...]
-    operands: tuple[str, ...]
-
-
-class Program(NamedTuple):
-    """A kernel: its instructions, and the index of the one that follows each label."""
-
-    instructions: list[Instruction]
-    labels: dict[str, int]
-
-    def loops(self) -> dict[str, tuple[int, int]]:
-        """First and last instruction between a label and the last branch back to it, by label."""
-        found = {}
-        for place, instruction in enumerate(self.instructions):
-            if instruction.opcode[0] == "bra" and self.labels[instruction.operands[0]] <= place:
-                found[instruction.operands[0]] = (self.labels[instruction.operands[0]], place)
-        return found
-
-
-def parse(ptx: str) -> Program:
-    """Read the kernel of a PTX module as Triton writes it.
-
-    Raises:
-        ValueError: for a text without a kernel.
-    """
-    ptx = re.sub(r"//[^\n]*|^\s*\.(?:loc|file)\s[^\n]*", "", ptx, flags=re.MULTILINE)
-    head = re.search(r"\.entry\s+[\w$]+\s*\([^)]*\)[^{]*\{", ptx)
-    if head is None:
-        raise ValueError("ptx has no .entry; give the text of a compiled kernel, `compiled.asm['ptx']`")
-    instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
-    # A label in a scope of inline assembly may be there again; a branch means the one before it.
-    latest: dict[str, str] = {}
-    for statement in _body(ptx, head.end()).split(";"):
-        text = " ".join(statement.split()).lstrip("{} ")
-        while label := re.match(r"([\w$]+):\s*", text):
-            latest[label[1]] = f"{label[1]}.{len(instructions)}" if label[1] in labels else label[1]
-            labels[latest[label[1]]] = len(instructions)
-            text = text[label.end() :].lstrip("{} ")
-        match = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([a-z][\w.:]*)\s*(.*)", text)
-        if match is not None:
-            operands = [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", match[4])]
-            opcode = tuple(match[3].split("."))
-            operands = [latest.get(operand, operand) for operand in operands]
-            instructions.append(Instruction(match[2] or "", match[1] == "!", opcode, tuple(operands)))
-    return Program(instructions, labels)
-
-
-def _body(ptx: str, begin: int) -> str:
-    """The text from behind an opening brace to the closing one."""
-    depth = 1
-    for brace in re.finditer(r"[{}]", ptx[begin:]):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            return ptx[begin : begin + brace.start()]
-    raise ValueError("ptx has no end of its kernel; give the whole text")
 
 
 class Work(NamedTuple):

@@ -8,8 +8,8 @@ hardware's do, instead of rounding. What is not modelled is a fault.
 import functools
 
 import numpy as np
-from ptx_memory import UNSIGNED
-from ptx_program import WIDTHS, ExecutionError, PartOfAWarpError, parts
+from ecsfusion_kernels.ptx import WIDTHS, parts
+from ptx_memory import UNSIGNED, ExecutionError, PartOfAWarpError
 
 SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 FLOATS = {16: np.float16, 32: np.float32, 64: np.float64}

@@ -7,8 +7,9 @@ the wait, and the fence between stores and a product, are not modelled.
 import functools
 
 import numpy as np
+from ecsfusion_kernels.ptx import parts
 from ptx_arithmetic import MATRICES, check_whole_warps, cut_off, fragment, numbers_of, of_all, reader
-from ptx_program import ExecutionError, parts
+from ptx_memory import ExecutionError
 
 NUM_THREADS = 128
 """Of a warpgroup."""

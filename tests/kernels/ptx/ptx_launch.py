@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from ecsfusion_kernels import ops
 from ecsfusion_kernels.language import options
+from ecsfusion_kernels.ptx import parse
 from ptx_machine import Machine
-from ptx_program import parse
 from uninitialized import filled
 
 TYPES = {

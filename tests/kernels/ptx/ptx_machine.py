@@ -9,6 +9,7 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
+from ecsfusion_kernels.ptx import WIDTHS, parts
 from ptx_arithmetic import (
     COMPUTING,
     WHOLE_WARPS,
@@ -20,8 +21,7 @@ from ptx_arithmetic import (
     reader,
 )
 from ptx_hopper import fence, store_matrices, warpgroup
-from ptx_memory import UNSIGNED, Clocks, GlobalMemory, Region
-from ptx_program import WIDTHS, ExecutionError, PartOfAWarpError, parts
+from ptx_memory import UNSIGNED, Clocks, ExecutionError, GlobalMemory, PartOfAWarpError, Region
 
 MAX_STEPS = 3_000_000
 """Instructions of one block; a kernel that waits for another block would never end."""
@@ -129,7 +129,7 @@ class Machine:
     """Runs a program.
 
     Args:
-        program: from `ptx_program.parse`.
+        program: from `ecsfusion_kernels.ptx.parse`.
         num_warps: of a block.
         shared_bytes: of a block.
         races: whether accesses that may overtake one another are faults.

@@ -11,10 +11,20 @@ An asynchronous copy may land at any time between its issue and its wait: until 
 
 import numpy as np
 import torch
-from ptx_program import ExecutionError
 
 STEPS = np.arange(16)
 UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+
+
+class ExecutionError(Exception):
+    """What no GPU promises to do, or what is not modelled."""
+
+    at: int
+    """The number of the instruction."""
+
+
+class PartOfAWarpError(ExecutionError):
+    """An instruction of whole warps, where some threads of a warp have not come."""
 
 
 class RaceError(ExecutionError):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from ecsfusion_kernels import language
+from ecsfusion_kernels.ptx import parse
 from ptx_machine import Machine
-from ptx_memory import RaceError
-from ptx_program import ExecutionError, parse
+from ptx_memory import ExecutionError, RaceError
 
 MODULE = """
 .version 8.0

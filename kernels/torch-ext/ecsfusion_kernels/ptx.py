@@ -1,23 +1,14 @@
-"""PTX text as a list of instructions."""
+"""PTX text, as Triton's compiler writes it, as a list of instructions."""
+
+from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-# Bits of a type.
 WIDTHS = {
     f"{kind}{width}": width for kind in "busf" for width in (8, 16, 32, 64) if (kind, width) != ("f", 8)
 } | {"bf16": 16, "pred": 1, "tf32": 32, "bf16x2": 32, "f16x2": 32}
-
-
-class ExecutionError(Exception):
-    """What no GPU promises to do, or what is not modelled."""
-
-    at: int
-    """The number of the instruction."""
-
-
-class PartOfAWarpError(ExecutionError):
-    """An instruction of whole warps, where some threads of a warp have not come."""
+"""Bits of a type."""
 
 
 class Instruction(NamedTuple):
@@ -28,7 +19,7 @@ class Instruction(NamedTuple):
         predicate: the register that switches it on, "" for none.
         negated: whether that register switches it off instead.
         opcode: its parts between dots: ("ld", "global", "b32").
-        operands: as they were written: "%r1", "[%rd2+16]", "{%r3, %r4}".
+        operands: as they were written: "%r1", "[%rd2+16]", "{%r3, %r4}"; a label by its name in `Program.labels`.
     """
 
     text: str
@@ -55,6 +46,14 @@ class Program(NamedTuple):
     labels: dict[str, int]
     instructions: list[Instruction]
 
+    def loops(self) -> dict[str, tuple[int, int]]:
+        """First and last instruction between a label and the last branch back to it, by label."""
+        found = {}
+        for place, instruction in enumerate(self.instructions):
+            if instruction.opcode[0] == "bra" and self.labels[instruction.operands[0]] <= place:
+                found[instruction.operands[0]] = (self.labels[instruction.operands[0]], place)
+        return found
+
 
 def parts(text: str) -> tuple[str, ...]:
     """What commas separate, where they are not inside brackets."""
@@ -62,11 +61,15 @@ def parts(text: str) -> tuple[str, ...]:
 
 
 def parse(ptx: str) -> Program:
-    """Read the kernel of a PTX module as Triton's compiler writes it."""
+    """Read the kernel of a PTX module.
+
+    Raises:
+        ValueError: for a text without a whole kernel, and for a statement that is no instruction.
+    """
     ptx = re.sub(r"//[^\n]*|^\s*\.(?:loc|file)\s[^\n]*", "", ptx, flags=re.MULTILINE)
     head = re.search(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{]*\{", ptx)
     if head is None:
-        raise ExecutionError("the PTX has no kernel")
+        raise ValueError("ptx has no .entry; give the text of a compiled kernel, `compiled.asm['ptx']`")
     parameters = [
         (name, WIDTHS[type_] // 8)
         for type_, name in re.findall(r"\.param\s+\.(\w+)[^,]*?([\w$]+)\s*(?:,|$)", head[2])
@@ -74,11 +77,14 @@ def parse(ptx: str) -> Program:
     registers: dict[str, int] = {}
     labels: dict[str, int] = {}
     instructions: list[Instruction] = []
-    for statement in ptx[head.end() : ptx.index("\n}", head.end())].split(";"):
-        # Braces around statements are scopes; the names in them are used once.
+    # A label in a scope of inline assembly may be there again; a branch means the one before it.
+    latest: dict[str, str] = {}
+    for statement in _body(ptx, head.end()).split(";"):
+        # Braces around statements are scopes; the registers in them are used once.
         text = " ".join(statement.split()).lstrip("{} ")
         while label := re.match(r"([\w$]+):\s*", text):
-            labels[label[1]] = len(instructions)
+            latest[label[1]] = f"{label[1]}.{len(instructions)}" if label[1] in labels else label[1]
+            labels[latest[label[1]]] = len(instructions)
             text = text[label.end() :].lstrip("{} ")
         if declaration := re.match(r"\.reg\s*\.(\w+)\s+(.*)", text):
             for name in parts(declaration[2]):
@@ -88,7 +94,20 @@ def parse(ptx: str) -> Program:
         elif text and not text.startswith("."):
             match = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)\s*(.*)", text)
             if match is None:
-                raise ExecutionError(f"is no instruction: {text}")
+                raise ValueError(
+                    f"ptx has {text!r}, which is no instruction; give what Triton's compiler wrote"
+                )
             opcode = tuple(match[3].split("."))
-            instructions.append(Instruction(text, match[2] or "", match[1] == "!", opcode, parts(match[4])))
+            operands = tuple(latest.get(operand, operand) for operand in parts(match[4]))
+            instructions.append(Instruction(text, match[2] or "", match[1] == "!", opcode, operands))
     return Program(head[1], parameters, registers, labels, instructions)
+
+
+def _body(ptx: str, begin: int) -> str:
+    """The text from behind an opening brace to the closing one."""
+    depth = 1
+    for brace in re.finditer(r"[{}]", ptx[begin:]):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return ptx[begin : begin + brace.start()]
+    raise ValueError("ptx has no end of its kernel; give the whole text")
