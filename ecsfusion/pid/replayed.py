@@ -94,9 +94,12 @@ def _captured(
 ) -> _Graph:
     """The graph of a call."""
     results = [part for graph in _graphs.values() if graph is not None for part in tree_leaves(graph.result)]
+    sizes = {part.data_ptr(): part.nbytes for part in results if isinstance(part, Tensor)}
     # What another graph writes stays in its place, and need not be copied.
     given = [
-        tensor if any(tensor is part for part in results) and tensor.is_contiguous() else _copied(tensor)
+        tensor
+        if tensor.nbytes <= sizes.get(tensor.data_ptr(), -1) and tensor.is_contiguous()
+        else _copied(tensor)
         for tensor in tensors
     ]
     # Before the capture: with these very tensors, for which kernels may be compiled anew.

@@ -10,7 +10,6 @@ from torch import Tensor
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, Decomposition
 from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, limit
-from ecsfusion.pid.replayed import replayed
 
 DEVIATIONS = 2.0
 """Half the width of an interval in standard errors."""
@@ -46,7 +45,7 @@ def measure(posteriors: Posteriors) -> Measured:
     of launches on a GPU: it is done by the host, which waits for the sums once.
     """
     known, device = posteriors.known, posteriors.group.device
-    (squares,) = replayed(_squares, [known.rows, posteriors.group], ())
+    squares = _squares(known.rows, posteriors.group)
     *parts, label_bits, num_groups, noise_rows, squares = moved(
         [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, squares], "cpu"
     )
@@ -70,7 +69,7 @@ def measure(posteriors: Posteriors) -> Measured:
     return Measured(limits, held_out, next(there))
 
 
-def _squares(rows: Tensor, group: Tensor) -> tuple[Tensor]:
+def _squares(rows: Tensor, group: Tensor) -> Tensor:
     """Squared sums over groups (12, P) of the growth of the information by row, of that of the atoms, and of the atoms.
 
     Of rows (4, 1, P, N), which do not grow, those of the atoms alone: (4, P).
@@ -79,7 +78,7 @@ def _squares(rows: Tensor, group: Tensor) -> tuple[Tensor]:
     if rows.shape[1] > 1:
         grown = rows[:, 0] - rows[:, 1]
         varying = torch.cat([grown, atoms - _atom_rows(rows[:, 1]), atoms])
-    return (group_squares(varying.flatten(0, 1), group).view(varying.shape[:-1]),)
+    return group_squares(varying.flatten(0, 1), group).view(varying.shape[:-1])
 
 
 def _decomposed(
