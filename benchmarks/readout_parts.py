@@ -7,8 +7,9 @@ Trains the default and the calibrated ensemble as `compare.py` does, at the rate
 what every head answers at every evaluation. From these answers come, on validation and on test, the accuracy of each
 head at the end of stage 1 and from its best epoch, of the ensemble of the default's own heads, of the fused head, of
 the readout that was fitted, and of the one of these that hindsight would choose; and the accuracy and log-loss of
-readouts that were tried in its place (`candidates`). What is there is not trained again. One JSON line per suite and
-seed goes to benchmarks/results/readout_parts.jsonl.
+readouts that were tried in its place (`candidates`). Rows that are right are counted by group of the test rows, so that
+the interval of a difference can hold for other test rows, too: seeds and groups are drawn anew. What is there is not
+trained again. One JSON line per suite and seed goes to benchmarks/results/readout_parts.jsonl.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -25,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from environment import environment
-from protocol.methods import BEST_SINGLE, CALIBRATED, CALIBRATED_ENSEMBLE, METHODS
+from protocol.methods import BEST_SINGLE, CALIBRATED, CALIBRATED_ENSEMBLE, METHODS, STACKING
 from protocol.report import interval
 from protocol.results import Run, append_line, chosen_setting, read_lines, runs_path, settings_of
+from protocol.stacking import Stacking
 from protocol.training import answers, train
 from scipy.optimize import minimize
 from suites import Suite, load_suite
@@ -44,6 +46,8 @@ PULL = 10.0
 """Rows, or groups, that the pull towards the center counts as: that of the readout."""
 BIAS_PULL = 1.0
 """The same for biases of the classes, towards zero."""
+REPLICATES = 4000
+"""Draws of seeds and groups for an interval."""
 
 Heads = Mapping[str, Tensor]
 """Logits (N, C) by head."""
@@ -66,13 +70,27 @@ class Recorder(TrainerCallback):
         self.steps[state.global_step] = {name: answers(model, split) for name, split in self.splits.items()}
         model.train(was_training)
 
+    def at(self, steps: Mapping[str, int], name: str) -> Split:
+        """The split of this name with every head as it was at its step."""
+        rows = self.splits[name]
+        groups = None if rows.groups is None else rows.groups.unique(return_inverse=True)[1]
+        logits = {head: self.steps[step][name][head] for head, step in steps.items()}
+        return Split(logits, rows.labels, rows.masks(), groups)
+
+    def best(
+        self, loses: Callable[[Split, str], float], steps: Mapping[str, Sequence[int]]
+    ) -> dict[str, int]:
+        """For every head the first of its steps at which it loses least on validation."""
+        splits = {step: self.at(dict.fromkeys(steps, step), "validation") for step in self.steps}
+        return {head: min(own, key=lambda step: loses(splits[step], head)) for head, own in steps.items()}
+
 
 @dataclass(frozen=True)
 class Split:
     """The heads of one choice of epochs on a split.
 
     Attributes:
-        logits: (N, C) by head, the fused one among them.
+        logits: (N, C) by head.
         labels: (N,) class indices.
         masks: (N,) bool by modality.
         groups: (N,) whole numbers from 0, or None.
@@ -93,6 +111,12 @@ class Split:
         """Accuracy, and log-loss in nats."""
         hits = (log_p.argmax(dim=1) == self.labels).double()
         return float(hits.mean()), float(F.nll_loss(log_p.double().log_softmax(dim=1), self.labels))
+
+    def right_by_group(self, log_p: Tensor) -> list[int]:
+        """How many rows of each group are right; where rows stand alone, each is a group."""
+        hits = log_p.argmax(dim=1) == self.labels
+        groups = torch.arange(len(hits)) if self.groups is None else self.groups
+        return groups.bincount(weights=hits.double()).long().tolist()
 
 
 def convex_weights(
@@ -150,7 +174,7 @@ def candidate(split: Split, excluded: tuple[str, ...], half: str, slack: float) 
     heads = [*others, FUSED]
     rows = torch.stack([split.masks[name] for name in readout.modalities]).all(dim=0)
     labels = split.labels[rows].numpy()
-    N = float(len(labels)) if split.groups is None else float(len(split.groups[rows].unique()))
+    N = len(labels) if split.groups is None else len(split.groups[rows].unique())
     alone = np.array([readout.weights([name])[name] for name in heads])
     log_p = alone[:, None, None] * np.stack(
         [split.logits[name][rows].double().log_softmax(dim=1).numpy() for name in heads]
@@ -199,10 +223,10 @@ def calibrated_loss(split: Split, head: str) -> float:
     return float(F.cross_entropy(torch.from_numpy(weight * log_p[0]), labels))
 
 
-def accuracy(split: Split, head: str) -> float:
-    """The accuracy of a head in the rows that have its modality."""
+def error(split: Split, head: str) -> float:
+    """The share of wrong answers of a head in the rows that have its modality."""
     logits, labels = own_rows(split, head)
-    return float((logits.argmax(dim=1) == labels).double().mean())
+    return float((logits.argmax(dim=1) != labels).double().mean())
 
 
 def parts(suite: Suite, run: Run) -> dict[str, Any]:
@@ -222,28 +246,11 @@ def parts(suite: Suite, run: Run) -> dict[str, Any]:
             if step in of_stage_1
         }
     )
-    groups = suite.validation.groups
-    groups = None if groups is None else groups.unique(return_inverse=True)[1]
-
-    def at(steps: Mapping[str, int], name: str) -> Split:
-        rows = recorder.splits[name]
-        logits = {head: recorder.steps[step][name][head] for head, step in steps.items()}
-        return Split(logits, rows.labels, rows.masks(), groups if name == "validation" else None)
-
-    everything = {
-        step: at(dict.fromkeys((*suite.modalities, FUSED), step), "validation") for step in recorder.steps
-    }
-    joint = [step for step in recorder.steps if step not in of_stage_1]
-    epochs_of = {name: list(recorder.steps) for name in suite.modalities} | {FUSED: joint}
-    best = {
-        head: max(steps, key=lambda step: accuracy(everything[step], head))
-        for head, steps in epochs_of.items()
-    }
-    by_loss = {
-        head: min(steps, key=lambda step: calibrated_loss(everything[step], head))
-        for head, steps in epochs_of.items()
-    }
-    validation, test = at(best, "validation"), at(best, "test")
+    steps = list(recorder.steps)
+    epochs = dict.fromkeys(suite.modalities, steps)
+    epochs[FUSED] = [step for step in steps if step not in of_stage_1]
+    best, by_loss = recorder.best(error, epochs), recorder.best(calibrated_loss, epochs)
+    validation, test = recorder.at(best, "validation"), recorder.at(best, "test")
     tried = {
         "mean, loss alone": candidate(validation, excluded, "mean", np.inf),
         "fitted shares, one standard error": candidate(validation, excluded, "fitted", 1.0),
@@ -253,14 +260,15 @@ def parts(suite: Suite, run: Run) -> dict[str, Any]:
     candidates = {name: test.figures(readout(test.logits, test.masks)) for name, readout in tried.items()}
     readout = validation.fit(excluded)
     log_p = readout(test.logits, test.masks)
-    N = float(len(validation.labels)) if groups is None else float(len(groups.unique()))
+    groups = validation.groups
+    N = len(validation.labels) if groups is None else len(groups.unique())
     bias = class_biases(
         readout(validation.logits, validation.masks).double().numpy(), validation.labels.numpy(), N
     )
     candidates["class biases"] = test.figures(log_p.double() + torch.from_numpy(bias))
-    late = at(by_loss, "test")
+    late = recorder.at(by_loss, "test")
     candidates["epochs by calibrated loss"] = late.figures(
-        at(by_loss, "validation").fit(excluded)(late.logits, late.masks)
+        recorder.at(by_loss, "validation").fit(excluded)(late.logits, late.masks)
     )
     answered = {
         "own ensemble": line["test"][CALIBRATED_ENSEMBLE],
@@ -277,10 +285,35 @@ def parts(suite: Suite, run: Run) -> dict[str, Any]:
     }
     last = max(of_stage_1, default=None)
     if last is not None:
-        for name, part in (("validation", everything[last]), ("test", at(dict.fromkeys(best, last), "test"))):
+        for name in ("validation", "test"):
+            part = recorder.at(dict.fromkeys(best, last), name)
             for modality in suite.modalities:
-                figures[name][f"head {modality}, end of stage 1"] = accuracy(part, modality)
-    return {**figures, "kept": test.figures(log_p), "candidates": candidates}
+                figures[name][f"head {modality}, end of stage 1"] = 1 - error(part, modality)
+    return {
+        **figures,
+        "kept": test.figures(log_p),
+        "candidates": candidates,
+        "right": {"readout": test.right_by_group(log_p)},
+    }
+
+
+def rivals_right(suite: Suite, recorder: Recorder) -> dict[str, list[int]]:
+    """Right test rows by group of the calibrated ensemble and of a stacking of heads that were trained alone."""
+    best = recorder.best(error, {name: list(recorder.steps) for name in suite.modalities})
+    validation, test = recorder.at(best, "validation"), recorder.at(best, "test")
+    prior = suite.train.labels.bincount(minlength=suite.num_classes).log()
+    answered = [
+        {
+            name: z.where(split.masks[name][:, None], prior).log_softmax(dim=1)
+            for name, z in split.logits.items()
+        }
+        for split in (validation, test)
+    ]
+    stacking = Stacking(answered[0], validation.labels, validation.groups)
+    return {
+        "rival ensemble": test.right_by_group(validation.fit(())(test.logits, test.masks)),
+        "rival stacking": test.right_by_group(stacking(answered[1])),
+    }
 
 
 def train_both(suite: Suite, seed: int) -> dict[str, Any]:
@@ -292,15 +325,35 @@ def train_both(suite: Suite, seed: int) -> dict[str, Any]:
         setting = chosen_setting(lines, method, settings_of(method, suite, "adamw"), 0)
         if setting is None:
             raise SystemExit(
-                f"{name} has no chosen rate on {suite.name}; first run compare.py --suite {suite.name} --methods {name}."
+                f"{name} has no chosen rate on {suite.name}; run compare.py --suite {suite.name} --methods {name}."
             )
         runs[name] = Run(setting, seed)
-    rival = train(suite, runs["calibrated-ensemble"])
+    recorder = Recorder(suite)
+    rival = train(suite, runs["calibrated-ensemble"], [recorder])
     figures = parts(suite, runs["two-stage"])
     for split in ("test", "validation"):
         figures[split]["rival ensemble"] = rival[split][CALIBRATED_ENSEMBLE]
         figures[split]["rival best single"] = rival[split][BEST_SINGLE]
+        figures[split]["rival stacking"] = rival[split][STACKING]
+    figures["right"] |= rivals_right(suite, recorder)
+    groups = torch.arange(len(suite.test)) if suite.test.groups is None else suite.test.groups
+    figures["rows"] = groups.unique(return_counts=True)[1].tolist()
     return {"suite": suite.name, "seed": seed, **figures, **environment("transformers", "accelerate")}
+
+
+def interval_of_rows(lines: Sequence[Mapping[str, Any]], other: str) -> tuple[float, float]:
+    """95 % interval of the readout's accuracy minus another one's, in points, for other seeds and other test groups.
+
+    Seeds and groups are drawn with replacement, `REPLICATES` times.
+    """
+    rows = np.array(lines[0]["rows"])
+    ahead = np.array([np.subtract(line["right"]["readout"], line["right"][other]) for line in lines])
+    draw = np.random.default_rng(0)
+    drawn = []
+    for _ in range(REPLICATES):
+        seeds, groups = (draw.integers(size, size=size) for size in ahead.shape)
+        drawn.append(100 * ahead[seeds].mean(axis=0)[groups].sum() / rows[groups].sum())
+    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
 
 
 def report(lines: list[dict[str, Any]]) -> str:
@@ -320,6 +373,18 @@ def report(lines: list[dict[str, Any]]) -> str:
                 for split in ("test", "validation")
             ]
             texts.append(f"| {key} | {' | '.join(cells)} |")
+        texts += [
+            "",
+            "| default minus | points, 95 % of seeds | 95 % of seeds and groups |",
+            "| --- | --- | --- |",
+        ]
+        for name in mine[0]["right"]:
+            if name != "readout":
+                difference, half = interval(
+                    [100 * (line["test"]["readout"] - line["test"][name]) for line in mine]
+                )
+                low, high = interval_of_rows(mine, name)
+                texts.append(f"| {name} | {difference:+.1f} ± {half:.1f} | {low:+.1f} to {high:+.1f} |")
         texts += ["", "| in place of the readout | accuracy | log-loss, nats |", "| --- | --- | --- |"]
         for name in mine[0]["candidates"]:
             cells = []
