@@ -184,3 +184,17 @@ def test_the_product_of_independent_sides_is_fitted_once(monkeypatch):
     torch.testing.assert_close(pair.product, product.log_posterior[0], rtol=0, atol=1e-3)
     # One by halves and one by folds.
     assert len(shapes) == 2
+
+
+def test_what_many_wide_directions_hide_is_found_with_few_rows():
+    """Only the least shrinkage finds it, and what is tried first tells nothing."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(1200) % 2
+    rows = torch.randn(1200, 400, generator=generator)
+    rows[:, 0] += 8.0 * labels
+    rows[:, 1:300] *= 100.0
+    rows = rows @ torch.linalg.qr(torch.randn(400, 400, generator=generator)).Q
+    noise = torch.randn(1200, 400, generator=generator)
+    pid = fast_pid([rows, noise], labels)
+    assert float(pid.held_out.mutual_information[0]) > 0.9
+    assert float(pid.held_out.mutual_information[1]) < 0.01

@@ -539,13 +539,15 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple
         losses = loss(list(range(len(SHRINKAGE))))
         place = torch.where(losses.amin() < nothing, losses.argmin(), untold)
         return place, float(losses.amin()) if on_cpu else None
-    # From a likely place as long as it gets better.
+    # From a likely place as long as it gets better. Where all around tells nothing, everywhere: beside directions of
+    # large variance a side may tell something by the least shrinkage alone.
     losses_at: dict[int, float] = {}
     missing = [untold, untold + 1]
     while missing:
         losses_at.update(zip(missing, loss(missing).tolist(), strict=True))
         best = min(losses_at, key=lambda place: losses_at[place])
-        missing = [p for p in (best - 1, best + 1) if 0 <= p < len(SHRINKAGE) and p not in losses_at]
+        near = (best - 1, best + 1) if losses_at[best] < float(nothing) else range(len(SHRINKAGE))
+        missing = [p for p in near if 0 <= p < len(SHRINKAGE) and p not in losses_at]
     return torch.tensor(best if losses_at[best] < float(nothing) else untold), losses_at[best]
 
 
