@@ -55,6 +55,9 @@ MANY_COLUMNS = 256
 """With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely."""
 ENOUGH_JUDGED_ROWS = 2048
 """Rows of a fold that judge it alone."""
+MAX_FITTED = 0.8
+"""The largest share of its rows that a covariance is taken to be fitted to."""
+TINY = 1e-12
 JITTER = 1e-6
 BLOCK_VALUES = 1 << 16
 """Values that are standardized at a time, so many that they stay in the cache of a core,"""
@@ -445,11 +448,86 @@ def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     logits = [sums.read(weights, offset)]
     if tells_all:
         return LinearReadouts(logits, shrinkage, factor, weights, tells_all)
+    logits += without_noise(sums, sums.deviation @ weights, logits[0], shrinkage, log_prior)
     # With many rows per column the shrinkage hardly matters.
     few = len(sums.rows) < FEW_ROWS_PER_COLUMN * sums.rows.shape[1]
     factors = [factor, sums.factor(other)] if few else [factor]
-    logits += told_by_half([sums], [[each] for each in factors], [logits[0]], log_prior)
+    logits += told_by_half([sums], [[each] for each in factors], logits, log_prior)
     return LinearReadouts(logits, shrinkage, factor, weights, tells_all)
+
+
+def without_noise(
+    sums: LinearSums, gram: Tensor, logits: Tensor, shrinkage: Tensor, log_prior: Tensor
+) -> list[Tensor]:
+    """Held-out logits (2, N, C) of a discriminant analysis whose class means are freed of noise, or none.
+
+    There are none of two classes, where noise changes nothing but the length of the one direction, and where by halves
+    they do not tell what the discriminant analysis does not. On a GPU, where no one waits to know, there are.
+
+    Args:
+        sums: of standardized rows, for all training sets.
+        gram: (T, C, C), see `class_mixing`.
+        logits: (2, N, C), held-out logits of the discriminant analysis.
+        shrinkage: () of its covariance.
+        log_prior: (C,).
+    """
+    sets, number = sums.sets, sums.sets.num_folds
+    if sets.num_classes < 3:
+        return []
+    mixing, shift = class_mixing(gram, sets, sums.rows.shape[1], shrinkage)
+    half = mixed(logits[1:], mixing[number:], shift[number:], sets.halves())
+    if logits.device.type == "cpu" and not tells_more([logits[1]], [half[0]], sets.labels, log_prior):
+        return []
+    return [torch.cat([mixed(logits[:1], mixing[:number], shift[:number], sets.folds()), half])]
+
+
+def class_mixing(gram: Tensor, sets: TrainingSets, columns: int, shrinkage: Tensor) -> tuple[Tensor, Tensor]:
+    """How the logits of a discriminant analysis are mixed across classes, so that its class means are freed of noise.
+
+    In the metric of the covariance the means of C classes, each times the root of its share, are a matrix of C - 1
+    directions, most of which may be noise of variance 1 / n, or larger where the metric is fitted to few rows. Its
+    singular values are shrunk as is optimal for large matrices (Gavish and Donoho 2017, "Optimal shrinkage of singular
+    values").
+
+    Args:
+        gram: (T, C, C) products of the means in the metric, each less the mean of all rows.
+        sets: T training sets.
+        columns: D.
+        shrinkage: () of the covariance.
+
+    Returns:
+        (T, C, C), which logits (N, C) are multiplied with, and (T, C), which is then added.
+    """
+    root = (sets.counts / sets.sizes[:, None].clamp_min(1)).sqrt().double()
+    values, vectors = torch.linalg.eigh(root[:, :, None] * gram.double() * root[:, None])
+    sizes = sets.sizes.double()[:, None].clamp_min(1)
+    fitted = ((1 - shrinkage.double()) * columns / sizes).clamp_max(MAX_FITTED)
+    less, more = sorted((sets.num_classes - 1, columns))
+    ratio = less / more
+    # In units of the noise.
+    size = values * sizes * (1 - fitted) / more
+    kept = ((size - ratio - 1).square() - 4 * ratio).clamp_min(0.0).sqrt() / size.clamp_min(TINY)
+    kept = torch.where(size > (1 + ratio**0.5) ** 2, kept, 0.0)
+    mixing = (vectors * kept[:, None]) @ vectors.mT
+    mixing = (root[:, :, None] * mixing / root[:, None].clamp_min(TINY)).to(gram.dtype)
+    length = gram.diagonal(dim1=1, dim2=2)[:, None] @ mixing
+    return mixing, 0.5 * (length[:, 0] - (mixing * (gram @ mixing)).sum(1))
+
+
+def mixed(logits: Tensor, mixing: Tensor, shift: Tensor, sets: TrainingSets) -> Tensor:
+    """Held-out logits (R, N, C) by T training sets, mixed across classes as `class_mixing` (T, C, C), (T, C) says."""
+    found = torch.empty_like(logits)
+    if sets.cells is not None:
+        for part, readers in zip(sets.slices(), zip(*sets.readers, strict=True), strict=True):
+            for place, reader in enumerate(readers):
+                found[place, part] = torch.addmm(shift[reader], logits[place, part], mixing[reader])
+        return found
+    for number in range(len(mixing)):
+        # Without reading the number of rows on the host.
+        found = torch.where(
+            (sets.reader == number)[..., None], logits @ mixing[number] + shift[number], found
+        )
+    return found
 
 
 def told_by_half(
