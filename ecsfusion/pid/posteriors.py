@@ -38,7 +38,7 @@ from ecsfusion.pid.pooling import Pool, pool
 from ecsfusion.pid.union import matched, union_information
 
 NUM_FOLDS = 6
-MAX_GROWTH = 3.0
+MAX_GROWTH = 2.0
 """The limit for many rows is at most what so many times the separation of the held-out posteriors would know."""
 MAX_ITERATIONS = 60
 """Of the solver. The end of its certificate that is the value is exact to 1e-3 of it long before the other end, which
