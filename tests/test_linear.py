@@ -1,5 +1,7 @@
 """Sums and screens of linear readouts: the fast ways give what the plain ones do."""
 
+import math
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from ecsfusion.pid.linear import (
     TrainingSets,
     _cholesky,
     are_dependent,
+    class_mixing,
     fold_products,
     linear_readouts,
+    mixed,
     standardize,
 )
 
@@ -198,3 +202,51 @@ def test_what_many_wide_directions_hide_is_found_with_few_rows():
     pid = fast_pid([rows, noise], labels)
     assert float(pid.held_out.mutual_information[0]) > 0.9
     assert float(pid.held_out.mutual_information[1]) < 0.01
+
+
+def test_means_without_noise_are_those_of_shrunk_singular_values():
+    """By mixing the logits, and by the means themselves; in slices, and of rows in any order."""
+    rows, fold, labels = drawn(12, strength=0.4)
+    sums = sums_of(rows, fold, labels)
+    shrinkage = torch.tensor(0.2)
+    factor = sums.factor(shrinkage)
+    weights, offset = sums.discriminant(factor)
+    mixing, shift = class_mixing(sums.deviation @ weights, sums.sets, 12, shrinkage)
+    found = mixed(sums.read(weights, offset), mixing, shift, sums.sets)
+
+    root = sums.share.sqrt().double()
+    metric = torch.linalg.solve_triangular(factor.double(), sums.deviation.double().mT, upper=False)
+    left, values, right = torch.linalg.svd(metric * root[:, None], full_matrices=False)
+    sizes = sums.sets.sizes.double()[:, None]
+    size = values * (sizes * (1 - 0.8 * 12 / sizes) / 12).sqrt()
+    ratio = (CLASSES - 1) / 12
+    shrunk = ((size.square() - ratio - 1).square() - 4 * ratio).clamp_min(0).sqrt() / size
+    shrunk = torch.where(size > 1 + ratio**0.5, shrunk, 0.0)
+    kept = (left * (values * shrunk / size)[:, None]) @ right / root[:, None]
+    assert (shrunk == 0).any()
+    assert (shrunk > 0).any()
+    means = torch.linalg.solve_triangular(factor.double().mT, kept, upper=True).float()
+    plain = -0.5 * kept.square().sum(1).float() - (sums.center[:, None] @ means)[:, 0]
+    torch.testing.assert_close(found, sums.read(means, plain), rtol=1e-3, atol=1e-3)
+
+    unsorted = sums.sets._replace(cells=None)
+    torch.testing.assert_close(mixed(sums.read(weights, offset), mixing, shift, unsorted), found)
+
+
+def test_many_classes_along_a_few_directions_are_told_with_few_rows():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4000) % 40
+    means = torch.zeros(40, 200)
+    means[:, :2] = 4.0 * torch.randn(40, 2, generator=generator)
+    sides = [
+        (means[labels] + torch.randn(4000, 200, generator=generator))
+        @ torch.linalg.qr(torch.randn(200, 200, generator=generator)).Q
+        for _ in range(2)
+    ]
+    points = torch.randn(20000, 2, generator=generator) + means[torch.arange(20000) % 40, :2]
+    log_posterior = torch.log_softmax(-0.5 * torch.cdist(points, means[:, :2]).square(), 1)
+    told = log_posterior.gather(1, (torch.arange(20000) % 40)[:, None]).mean()
+    truth = float(told) / math.log(2) + math.log2(40)
+    pid = fast_pid(sides, labels)
+    assert float(pid.held_out.mutual_information.min()) > 0.95 * truth
+    assert float(pid.mutual_information.max()) < 1.05 * truth
