@@ -24,7 +24,7 @@ def test_the_kernel_says_what_its_reference_says(device, shape, sharpness):
     posteriors, labels, log_prior = given = arguments(*shape, sharpness)
     told, unsure, roots = (x.cpu() for x in row_information(*(x.to(device) for x in given)))
     expected = reference.row_information(*given)
-    torch.testing.assert_close(told, expected[0], rtol=1e-10, atol=1e-8)
+    torch.testing.assert_close(told, expected[0], rtol=1e-13, atol=1e-13)
     assert torch.equal(roots, posteriors.float().double().sqrt().float())
     # PyTorch's root on a CPU is not always the nearest number.
     torch.testing.assert_close(expected[2], roots, rtol=2e-7, atol=0)
@@ -44,8 +44,7 @@ def test_by_hand(device):
     found = row_information(*(x.to(device) for x in (posteriors, labels, log_prior)))
     told, unsure, roots = (x.cpu()[0] for x in found)
     expected = torch.tensor([2.0, -1.0, 2.0, math.log2(1e-30) + 1], dtype=torch.float64)
-    # The compiler takes 1e-30 as a float32 number.
-    torch.testing.assert_close(told, expected, rtol=1e-10, atol=1e-8)
+    torch.testing.assert_close(told, expected, rtol=1e-14, atol=1e-14)
     assert unsure.tolist() == [0.0, 2.0, 1.0, 0.0]
     assert roots.dtype == torch.float32
     assert torch.equal(roots.square()[[0, 1, 3]], posteriors[0, [0, 1, 3]].float())

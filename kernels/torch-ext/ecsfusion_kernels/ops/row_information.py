@@ -44,7 +44,9 @@ def _row_information(
     label = tl.load(labels_ptr + row, inside, other=0)
     at_label = tl.load(posteriors_ptr + label, inside, other=1.0)
     log_prior = tl.load(log_prior_ptr + label, inside, other=0.0)
-    tl.store(told_ptr + here, (tl.log(tl.maximum(at_label, TINY)) - log_prior) / LN2, inside)
+    # As it stands a small constant would be a float32 number.
+    least = tl.full((ROWS,), TINY, tl.float64)
+    tl.store(told_ptr + here, (tl.log(tl.maximum(at_label, least)) - log_prior) / LN2, inside)
     unsure = tl.zeros((ROWS,), tl.float64)
     for start in range(0, num_classes, CLASSES):
         place = (start + tl.arange(0, CLASSES))[None, :]
