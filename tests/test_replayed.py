@@ -46,17 +46,19 @@ def test_without_a_gpu_it_is_the_call():
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("modalities", [2, 3])
-def test_a_probe_that_comes_again_has_the_values_of_its_rows(modalities):
+def test_a_probe_that_comes_again_has_the_values_of_its_rows(monkeypatch, modalities):
     """Other rows of the same shape, and other shapes between."""
     names = [f"m{i}" for i in range(modalities)]
     pairs = [("m0", "m1")] if modalities == 2 else [(name, "rest") for name in names]
     for seed in range(4):
         for rows, classes in ((900, 5), (1300, 4)):
-            on_gpu = heads_of(rows, classes, seed, "cuda", modalities)
-            on_cpu = heads_of(rows, classes, seed, "cpu", modalities)
-            found = values(head_pids(*on_gpu, pairs))
-            for name, expected in values(head_pids(*on_cpu, pairs)).items():
-                torch.testing.assert_close(found[name], expected, rtol=0, atol=0.02)
+            given = heads_of(rows, classes, seed, "cuda", modalities)
+            found = values(head_pids(*given, pairs))
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "_can_be_captured", lambda *_: False)
+                called = values(head_pids(*given, pairs))
+            for name, expected in called.items():
+                torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-6)
     assert any(graph is not None for graph in module._graphs.values())
 
 
