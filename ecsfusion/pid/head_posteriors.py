@@ -277,7 +277,8 @@ def _calibrated(
     padded = [[*(scores[k] for k in numbers), *[nothing] * (most - len(numbers))] for numbers in heads]
     parts = torch.stack([part for pool_ in padded for part in pool_]).unflatten(0, (len(heads), most))
     # The rows of the first fold, then those of the other; a pool is fitted on each.
-    by_fold = fold.argsort(stable=True)
+    # Sorted as bytes, which is an eighth of the work.
+    by_fold = fold.to(torch.uint8).argsort(stable=True)
     ends = torch.arange(CALIBRATION_FOLDS + 1, device=labels.device)
     bounds = (fold[:, None] < ends).sum(0)
     weights = pool_weights(parts, labels, log_prior.float(), by_fold, bounds)
