@@ -3,8 +3,8 @@
     python benchmarks/bench_heads.py
 
 writes benchmarks/results/heads.jsonl, one JSON line per measurement: milliseconds as a caller waits for them (median
-and spread), how long the GPU works for it, how far the atoms are from those of the same call on the CPU, in bits, and the intervals there. On a GPU if
-there is one. Logits are those of a linear model of the label in noise.
+and spread), how long the GPU works for it, how far the atoms are from those of the same call on the CPU, in bits, and
+the intervals there. On a GPU if there is one. Logits are those of a linear model of the label in noise.
 """
 
 import argparse
