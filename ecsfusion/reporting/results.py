@@ -58,8 +58,8 @@ def run_summary(run: ReportedRun, metrics: Mapping[str, float]) -> str:
         ]
     share, measuring = metrics["probe_share"], metrics["measuring_share"]
     lines.append(
-        f"  probes took {metrics['probe_seconds']:.1f} s, {share:.1%} of training: {share - measuring:.1%} the passes of the "
-        f"evaluations, {measuring:.1%} what is measured on them"
+        f"  probes took {metrics['probe_seconds']:.1f} s, {share:.1%} of training: the passes of the evaluations "
+        f"{share - measuring:.1%}, what is measured on them {measuring:.1%}"
     )
     return "\n".join(lines)
 
