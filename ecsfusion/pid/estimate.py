@@ -28,6 +28,7 @@ from ecsfusion.pid.inputs import (
 )
 from ecsfusion.pid.options import EstimatorOptions
 from ecsfusion.pid.posteriors import held_out_information
+from ecsfusion.pid.threads import few_threads
 from ecsfusion.pid.uncertainty import Measured, measure
 
 MAX_REPEATS = 0.2
@@ -210,11 +211,12 @@ def _by_posteriors(
     sides = [([a], others[a] if b == "rest" and len(names) > 2 else [b]) for a, b in pairs]
     num_clusters = options.posterior_clusters(len(targets))
     measured: list[Measured] = []
-    for column in targets.reshape(len(targets), -1).T:
-        posteriors = held_out_information(
-            named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
-        )
-        measured.append(measure(posteriors))
+    with few_threads():
+        for column in targets.reshape(len(targets), -1).T:
+            posteriors = held_out_information(
+                named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
+            )
+            measured.append(measure(posteriors))
     shape = (len(pairs), *targets.shape[1:])
 
     def tensor(values: list[Tensor]) -> Tensor:
