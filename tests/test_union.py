@@ -7,6 +7,7 @@ import torch
 from ecsfusion_kernels import cluster_tables, row_information
 
 from ecsfusion.pid.decomposition import decompose
+from ecsfusion.pid.uncertainty import SHARE_OF_LOSS
 from ecsfusion.pid.union import (
     cluster_posteriors,
     cluster_sums,
@@ -223,3 +224,19 @@ def test_tables_of_certain_rows_have_one_prior():
     found = union_of(sides[0], sides[1], labels, 8)
     assert float(found.low) <= float(found.value) <= float(found.high) + 1e-9
     assert float(found.high - found.low) > 0
+
+
+@pytest.mark.parametrize("random_seed", [3, 4, 5, 6])
+def test_what_clusters_lose_of_many_classes_is_not_taken_for_redundancy(random_seed):
+    """Twenty clusters of sixteen classes against 400: half of the twenty hardly tell the classes apart."""
+    generator = torch.Generator().manual_seed(random_seed)
+    labels = torch.randint(16, (3000,), generator=generator)
+    sides = []
+    for _ in range(2):
+        means = 0.7 * torch.randn(16, 16, generator=generator)
+        rows = means[labels] + torch.randn(3000, 16, generator=generator)
+        sides.append((rows @ means.T - means.square().sum(1) / 2).double().softmax(-1))
+    posteriors = matched(torch.stack(sides), torch.bincount(labels).double() / 3000)
+    few, many = (union_of_sides(posteriors, labels, number, 2e-3, 200) for number in (20, 400))
+    # As close as intervals say: to a tenth of what the clusters lose.
+    assert abs(float(few.value - many.value)) < SHARE_OF_LOSS * float(few.high - few.low)

@@ -183,11 +183,15 @@ def solve_union(
 def union_of(solved: Solved) -> Union:
     """The union information of the rows from that of two clusterings, on the host; `pointwise` may be elsewhere."""
     label_bits = entropy(solved.prior, 1)
-    lost = (label_bits - solved.unsure).unsqueeze(-1) - solved.told
-    lost, coarse_lost = lost.clamp_min(0.0).view(2, -1, 2).sum(0).unbind(-1)
+    of_sides = ((label_bits - solved.unsure).unsqueeze(-1) - solved.told).clamp_min(0.0).view(2, -1, 2)
+    lost, coarse_lost = of_sides.sum(0).unbind(-1)
     union, coarse = (label_bits - solved.left).unbind(-1)
     slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
     slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
+    # What both sides lose, as of a copy, the union loses. The coarser clusters may hardly tell the classes apart, and
+    # show less: half of the distance is taken to be theirs.
+    both = of_sides[..., 0].amin(0) / lost.clamp_min(1e-9)
+    slope = torch.maximum(slope, 0.5 * (slope + both))
     return Union(
         union + slope * lost, union - solved.gap, union + lost, solved.pointwise, solved.change, solved.unsure
     )
