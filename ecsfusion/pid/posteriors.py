@@ -121,6 +121,8 @@ class Posteriors(NamedTuple):
     """() float64: the rows over which noise is averaged."""
     sides: Sequence[tuple[Sequence[str], Sequence[str]]]
     """The modalities of both sides of each pair."""
+    unseen: Tensor | None = None
+    """(C,) float64: the part of H(Y) of each class whose rows were read without another row of it; None of heads."""
 
 
 @in_full_precision
@@ -161,8 +163,15 @@ def held_out_information(
     by_group = folds.group.argsort(stable=True)
     stacked["rows"] = torch.stack([v.rows[..., by_group] for v in values], 2)
     known = Known(**stacked, product=torch.stack([v.product for v in values]))
+    counts = next(iter(read.values())).sums.sets.folds().counts
     return Posteriors(
-        known, folds.group[by_group], folds.num_groups, entropy(prior, 1), folds.num_groups.double(), sides
+        known,
+        folds.group[by_group],
+        folds.num_groups,
+        entropy(prior, 1),
+        folds.num_groups.double(),
+        sides,
+        torch.where((counts == 0).any(0), -prior * log_prior.double() / LN2, 0.0),
     )
 
 
