@@ -22,6 +22,7 @@ from ecsfusion.pid.binned import binned_columns
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
 from ecsfusion.pid.folds import Folds, make_folds, row_keys
+from ecsfusion.pid.lifting import lifted
 from ecsfusion.pid.linear import (
     LinearReadouts,
     LinearSums,
@@ -194,7 +195,7 @@ def read_sides(
     sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels[folds.order], num_classes)
     prior = sets.one_hot.double().mean(0)
     log_prior = prior.clamp_min(TINY).log().float()
-    columns = {name: standardize(rows, folds.order) for name, rows in embeddings.items()}
+    columns = {name: lifted(standardize(rows, folds.order)) for name, rows in embeddings.items()}
     read: dict[tuple[str, ...], Side] = {}
     every = [tuple(side) for pair in sides for side in pair]
     singles = [(name,) for side in every for name in side]
