@@ -127,8 +127,8 @@ def row_groups(groups: Array | Sequence[Any], num_rows: int, device: torch.devic
     array = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
     if array.dtype.kind not in "biuOUS":
         raise TypeError(
-            f"groups must be integers or strings, got dtype {array.dtype}; convert whole numbers, as"
-            " groups.astype(int) does, or name the sources by strings"
+            f"groups must be integers or strings, got dtype {array.dtype}; number the"
+            " sources, or name them by strings"
         )
     if array.dtype.kind == "O":
         for row, value in enumerate(array.ravel()):
