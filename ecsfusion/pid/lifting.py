@@ -13,12 +13,13 @@ LEAST_VARIANCE = 1e-3
 """Directions of less variance are lifted to it; that of a column is 1."""
 ROUNDING = 1e-12
 """Directions of less variance are what rounding leaves of columns that are copies or sums of others."""
-MAX_COLUMNS = 128
-"""With more columns the covariance in float64 would cost as much as all readouts."""
+MAX_COLUMNS = 256
+"""Of more columns the covariance in float64 and its directions would cost too much beside the readouts."""
 MIN_ROWS_PER_COLUMN = 4
 """With fewer rows per column some directions have little variance by chance."""
-MAX_ROWS = 4096
-"""The most rows that the covariance is taken of."""
+ENOUGH_ROWS_PER_COLUMN = 8
+ENOUGH_VALUES = 1 << 18
+"""The covariance is taken of so many rows per column, or of so many values where these are more rows."""
 
 
 def lifted(rows: Tensor) -> Tensor:
@@ -26,7 +27,8 @@ def lifted(rows: Tensor) -> Tensor:
     number, columns = rows.shape
     if columns > MAX_COLUMNS or number < MIN_ROWS_PER_COLUMN * columns:
         return rows
-    some = rows[:: max(1, -(-number // MAX_ROWS))].double()
+    enough = max(ENOUGH_ROWS_PER_COLUMN * columns, ENOUGH_VALUES // columns)
+    some = rows[:: max(1, number // enough)].double()
     variance, directions = torch.linalg.eigh(some.T @ some / len(some))
     is_small = (variance > ROUNDING) & (variance < LEAST_VARIANCE)
     if rows.device.type == "cpu" and not bool(is_small.any()):
