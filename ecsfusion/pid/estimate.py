@@ -211,6 +211,7 @@ def _by_posteriors(
     others = {name: [other for other in names if other != name] for name in names}
     sides = [([a], others[a] if b == "rest" and len(names) > 2 else [b]) for a, b in pairs]
     num_clusters = options.posterior_clusters(len(targets))
+    number = num_groups or len(targets)
     measured: list[Measured] = []
     unseen: Tensor | None = None
     for column in targets.reshape(len(targets), -1).T:
@@ -218,8 +219,10 @@ def _by_posteriors(
             named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
         )
         measured.append(measure(posteriors))
-        if unseen is None and hides_much(posteriors):
-            unseen = posteriors.unseen
+        if hides_much(posteriors):
+            unseen = posteriors.unseen if unseen is None else unseen
+            # How many would do, nobody can know: not those that there are.
+            measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])
 
     def tensor(values: list[Tensor]) -> Tensor:
@@ -244,7 +247,7 @@ def _by_posteriors(
     if unseen is not None:
         _warn_of_unseen_classes(unseen, groups)
     else:
-        _warn_of_few_samples(num_groups or len(targets), float(enough.max()), groups)
+        _warn_of_few_samples(number, float(enough.max()), groups)
     return pid(
         [part.limit for part in measured],
         held_out=pid([part.held_out for part in measured]),

@@ -35,7 +35,7 @@ class Measured(NamedTuple):
     held_out: Decomposition
     """What the readouts know about rows that they were not fitted on: lower bounds of the information."""
     enough: Tensor
-    """The rows with which the limit would be settled; twice as many as there are where classes were not seen."""
+    """The rows with which the limit would be settled."""
 
 
 def measure(posteriors: Posteriors) -> Measured:
@@ -55,8 +55,6 @@ def measure(posteriors: Posteriors) -> Measured:
     errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / known.rows.shape[-1]
     known = known._replace(**dict(zip(Known._fields[:-1], parts, strict=True)))
     measured = _decomposed(known, label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides)
-    if hides_much(posteriors):
-        measured = measured._replace(enough=measured.enough.clamp_min(2 * num_groups))
     decompositions = measured.limit, measured.held_out
     there = iter(
         moved(
