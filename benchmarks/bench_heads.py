@@ -3,8 +3,8 @@
     python benchmarks/bench_heads.py
 
 writes benchmarks/results/heads.jsonl, one JSON line per measurement: milliseconds as a caller waits for them (median
-and spread), how far the atoms are from those of the same call on the CPU, in bits, and the intervals there. On a GPU if
-there is one. Logits are those of a linear model of the label in noise.
+and spread), how long the GPU works for it, how far the atoms are from those of the same call on the CPU, in bits, and
+the intervals there. On a GPU if there is one. Logits are those of a linear model of the label in noise.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import torch
 from environment import environment
 from timing import timed
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.pid.estimate import fast_pid
@@ -29,6 +31,8 @@ BY_HEADS = ((1_200, 10), (5_000, 10), (20_000, 10), (5_000, 100))
 OF_EMBEDDINGS = ((1_280, 64), (20_000, 768))
 """Rows and columns."""
 NUM_CLASSES, NUM_FACTORS = 10, 8
+PROFILED = 5
+"""Probes that the time on a GPU is averaged over."""
 Probe = Callable[[], PID]
 
 
@@ -67,6 +71,18 @@ def of_embeddings(rows: int, columns: int) -> Callable[[torch.device], Probe]:
     return on
 
 
+def milliseconds_on_gpu(probe: Probe, device: torch.device) -> float | None:
+    """How long a GPU works for a probe, without the host; None without a GPU."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(PROFILED):
+            probe()
+        torch.cuda.synchronize(device)
+    works = [event for event in recorded.events() if event.device_type == DeviceType.CUDA]
+    return 1e-3 * sum(event.time_range.elapsed_us() for event in works) / PROFILED
+
+
 def measured(
     what: dict[str, Any], run: Callable[[torch.device], Probe], device: torch.device
 ) -> dict[str, Any]:
@@ -80,6 +96,7 @@ def measured(
         **what,
         "milliseconds": timing.milliseconds,
         "spread": timing.spread,
+        "milliseconds_on_gpu": milliseconds_on_gpu(probe, device),
         "bits_from_cpu": float((atoms[0] - atoms[1]).abs().max()),
         "redundancy_interval": [low, high],
     }
@@ -106,7 +123,11 @@ def main() -> int:
             file.write(json.dumps(line) + "\n")
             file.flush()
             print(
-                {name: line[name] for name in (*what, "milliseconds", "spread", "bits_from_cpu")}, flush=True
+                {
+                    name: line[name]
+                    for name in (*what, "milliseconds", "spread", "milliseconds_on_gpu", "bits_from_cpu")
+                },
+                flush=True,
             )
     return 0
 

@@ -20,7 +20,7 @@ best weights to a temporary folder, which takes 3 GB. With `--smoke` the files a
 made anew.
 
 In a line: `seconds_per_step` (without the data loader: median, and half of the distance between the quartiles) by stage
-and by who trains; `probe_share` (the decompositions) and `shares` of the time of training (steps, waiting for the
+and by who trains; `probe_share` (scores, decompositions) and `shares` of the time of training (steps, waiting for the
 loader, evaluation with the probe and what it writes to disk, the rest); `peak_memory_bytes` of training and of all (the
 second copies of encoders that `keep_best_heads` makes included): what PyTorch allocated on the GPU, on the CPU the
 largest size of the process so far. `curve`: accuracies at each evaluation, against seconds since training began (all
@@ -388,7 +388,7 @@ def train(
         "modality_steps": watch.modality_steps,
         "seconds": round(metrics["train_runtime"], 3),
         "seconds_per_step": watch.seconds_per_step(),
-        "probe_share": metrics["probe_share"],
+        "probe_share": metrics["measuring_share"],
         "shares": watch.shares(metrics["train_runtime"]),
         "peak_memory_bytes": {"training": watch.training_memory, "all": peak_memory(device)},
         "answer": METHODS[strategy].answer,

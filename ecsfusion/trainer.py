@@ -741,9 +741,10 @@ class FusionTrainer(ResumableTrainer):
                 groups = self.optimizer.param_groups
                 logs |= {f"learning_rate_{group['name']}": group["lr"] for group in groups}
         if "train_runtime" in logs:
-            seconds = self.evaluator.seconds
-            logs["probe_seconds"] = round(seconds, 3)
-            logs["probe_share"] = round(seconds / max(logs["train_runtime"], 1e-9), 4)
+            took = {"probe": self.evaluator.seconds, "measuring": self.evaluator.seconds_measuring}
+            for what, seconds in took.items():
+                logs[f"{what}_seconds"] = round(seconds, 3)
+                logs[f"{what}_share"] = round(seconds / max(logs["train_runtime"], 1e-9), 4)
         super().log(logs, start_time)
 
     # ---- an evaluation ----

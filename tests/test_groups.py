@@ -123,7 +123,7 @@ def test_groups_that_were_trained_on_are_found_though_the_rows_are_made_one_by_o
 def test_summary_and_card_say_how_many_groups_there_are(run) -> None:
     from ecsfusion.reporting.results import run_summary
 
-    metrics = {"train_runtime": 1.0, "probe_seconds": 0.5, "probe_share": 0.5}
+    metrics = {"train_runtime": 1.0, "probe_seconds": 0.5, "probe_share": 0.5, "measuring_share": 0.1}
     assert "on 96 validation rows of 48 groups: accuracy" in run_summary(run, metrics)
     run.create_model_card(dataset="two views")
     card = Path(run.args.output_dir, "README.md").read_text()

@@ -6,6 +6,7 @@ from ecsfusion_kernels.reference.broja import LN2
 from known_answers import intervals, true_values, values
 
 from benchmarks.known_truth.problems import find
+from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.head_posteriors import head_pids
 from ecsfusion.pid.posteriors import Known, Posteriors
@@ -160,10 +161,11 @@ def test_each_pair_has_its_own_dependence():
     """What both sides know beyond the product of their posteriors; of two pairs."""
     same = torch.tensor([[0.5, 0.2]] * 2, dtype=torch.float64)
     joint, product = torch.tensor([[1.0, 0.9]] * 2, dtype=torch.float64), torch.tensor([0.7, 0.4]).double()
-    rows = torch.randn(4, 2, 2, 12, dtype=torch.float64)
-    known = Known(same, same, joint, same, 0 * same, product, torch.zeros(3, 2).double(), rows)
+    known = Known(same, same, joint, same, 0 * same, product, torch.zeros(3, 2).double())
+    squares = squared_sums(torch.randn(4, 2, 2, 12, dtype=torch.float64), torch.arange(12))
     one = torch.ones((), dtype=torch.float64)
     sides = [(["a"], ["b"]), (["a"], ["c"])]
-    found = measure(Posteriors(known, torch.arange(12), torch.tensor(12), 2 * one, 12 * one, sides))
+    device = torch.device("cpu")
+    found = measure(Posteriors(known, squares, 12, torch.tensor(12), 2 * one, 12 * one, sides, device))
     torch.testing.assert_close(found.limit.dependence, torch.tensor([0.3, 0.5]).double())
     torch.testing.assert_close(found.held_out.dependence, torch.tensor([0.3, 0.5]).double())

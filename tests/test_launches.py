@@ -8,6 +8,7 @@ from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.launches import launches as launches_of
 from ecsfusion_kernels.ops import (
     broja,
+    cluster_tables,
     gather_posteriors,
     group_squares,
     groups_of_rows,
@@ -86,6 +87,7 @@ LARGE = {
     "row_information": lambda: row_information._launch_row_information(
         of(MANY, 20_000, 3).double(), whole(20_000), of(3).double()
     ),
+    "cluster_tables": lambda: cluster_tables._launch_cluster_tables(of(MANY, 64, 32).double()),
     "groups_of_rows": lambda: groups_of_rows._launch_groups_of_rows(whole(2**30), whole(2**30)),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
         of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
@@ -118,6 +120,7 @@ def test_a_probe_by_heads_is_few_launches():
         "_row_information": 1,
         "_lloyd_centers": 1,
         "_assign": 1,
+        "_cluster_tables": 1,
         "_marginals": 1,
         "_broja": 1,
         "_certify": 1,
@@ -182,6 +185,7 @@ GIVEN = {
     "row_information": lambda to: row_information.row_information(
         to(points(3).double()), to(torch.arange(70) % 3), to(of(3, dtype=torch.float64, device="cpu"))
     ),
+    "cluster_tables": lambda to: cluster_tables.cluster_tables(to(points(3)[:, :20].double())),
     "lloyd_centers": lambda to: lloyd_centers.lloyd_centers(to(points(8)), to(points(8)[:, :5]), 2),
     "lloyd": lambda to: kmeans.lloyd(to(points(8)), to(points(8)[:, :5]), max_iterations=2),
 }

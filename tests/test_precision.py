@@ -114,6 +114,7 @@ CALLS = {
         POSTERIORS, LABELS.expand(2, -1), POSTERIORS[:1, :3], POSTERIORS[1:, :3], POSTERIORS[0, 0], LABELS
     ),
     "row_information": lambda: reference.row_information(POSTERIORS, LABELS, POSTERIORS[0, 0].log()),
+    "cluster_tables": lambda: reference.cluster_tables(POSTERIORS[:, :9]),
     "group_squares": lambda: reference.group_squares(TABLES.flatten(1), torch.arange(540, device="cpu") // 2),
     "hash_rows": lambda: reference.hash_rows(POINTS[0], COUNTER[:9], 0),
 }

@@ -402,7 +402,7 @@ def test_the_best_checkpoint_is_looked_for_beside_the_one_that_is_resumed(tmp_pa
     run._find_best_checkpoint()
     assert run.state.best_model_checkpoint is None
     # Nothing was loaded, and so nothing says so.
-    metrics = {"train_runtime": 1.0, "probe_seconds": 0.0, "probe_share": 0.0}
+    metrics = {"train_runtime": 1.0, "probe_seconds": 0.0, "probe_share": 0.0, "measuring_share": 0.0}
     assert run.loaded_best_step is None
     assert "best weights" not in run_summary(run, metrics)
 

@@ -28,6 +28,7 @@ from ecsfusion.pid.inputs import (
 )
 from ecsfusion.pid.options import EstimatorOptions
 from ecsfusion.pid.posteriors import held_out_information
+from ecsfusion.pid.threads import few_threads
 from ecsfusion.pid.uncertainty import Measured, hides_much, measure
 
 MAX_REPEATS = 0.2
@@ -214,15 +215,16 @@ def _by_posteriors(
     number = num_groups or len(targets)
     measured: list[Measured] = []
     unseen: Tensor | None = None
-    for column in targets.reshape(len(targets), -1).T:
-        posteriors = held_out_information(
-            named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
-        )
-        measured.append(measure(posteriors))
-        if hides_much(posteriors):
-            unseen = posteriors.unseen if unseen is None else unseen
-            # How many would do, nobody can know: not those that there are.
-            measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
+    with few_threads():
+        for column in targets.reshape(len(targets), -1).T:
+            posteriors = held_out_information(
+                named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
+            )
+            measured.append(measure(posteriors))
+            if hides_much(posteriors):
+                unseen = posteriors.unseen if unseen is None else unseen
+                # How many would do, nobody can know: not those that there are.
+                measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])
 
     def tensor(values: list[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.binned import binned_columns
+from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
 from ecsfusion.pid.folds import Folds, make_folds, row_keys
@@ -104,24 +105,26 @@ class Known(NamedTuple):
     """(P,): what the product of the posteriors of both sides knows."""
     beyond_lines: Tensor
     """(3, P): what the first, the second and both sides know beyond their linear readouts."""
-    rows: Tensor
-    """(4, 2, P, N), or (4, 1, P, N) where both are the same: the part of each row in first, second, joint and union."""
 
 
 class Posteriors(NamedTuple):
-    """What is known, and the groups of rows that it is known from."""
+    """What is known, and how much it varies from row to row."""
 
     known: Known
-    group: Tensor
-    """(N,) int64: the group of each row, ascending from 0."""
+    squares: Tensor
+    """(12, P) float64, or (4, P) where nothing grows, see `squared_sums`."""
+    num_rows: int
+    """N."""
     num_groups: Tensor
-    """() int64."""
+    """() int64: the groups of rows."""
     label_bits: Tensor
     """() float64: H(Y)."""
     noise_rows: Tensor
     """() float64: the rows over which noise is averaged."""
     sides: Sequence[tuple[Sequence[str], Sequence[str]]]
     """The modalities of both sides of each pair."""
+    device: torch.device
+    """Of the embeddings or heads, where the result is to be."""
     unseen: Tensor | None = None
     """(C,) float64: the part of H(Y) of each class whose rows were read without another row of it; None of heads."""
 
@@ -151,27 +154,29 @@ def held_out_information(
     """
     folds, prior, read = read_sides(embeddings, labels, num_classes, sides, groups, random_seed)
     log_prior = prior.clamp_min(TINY).log().float()
-    values = []
+    values, rows = [], []
     for names in sides:
         first, second = (read[tuple(side)] for side in names)
         both = read_pair(first, second, log_prior, random_seed)
-        values.append(known_of(first, second, both, prior, num_clusters, tolerance, random_seed))
+        known, by_row = known_of(first, second, both, prior, num_clusters, tolerance, random_seed)
+        values.append(known)
+        rows.append(by_row)
     stacked = {
         name: torch.stack([getattr(v, name) for v in values], 1)
         for name in Known._fields
         if name != "product"
     }
     by_group = folds.group.argsort(stable=True)
-    stacked["rows"] = torch.stack([v.rows[..., by_group] for v in values], 2)
-    known = Known(**stacked, product=torch.stack([v.product for v in values]))
     counts = next(iter(read.values())).sums.sets.folds().counts
     return Posteriors(
-        known,
-        folds.group[by_group],
+        Known(**stacked, product=torch.stack([v.product for v in values])),
+        squared_sums(torch.stack(rows, 2)[..., by_group], folds.group[by_group]),
+        len(labels),
         folds.num_groups,
         entropy(prior, 1),
         folds.num_groups.double(),
         sides,
+        labels.device,
         torch.where((counts == 0).any(0), -prior * log_prior.double() / LN2, 0.0),
     )
 
@@ -367,8 +372,8 @@ def known_of(
     num_clusters: int,
     tolerance: float,
     random_seed: int,
-) -> Known:
-    """What the posteriors of two sides know; the tensors have no dimension P."""
+) -> tuple[Known, Tensor]:
+    """What the posteriors of two sides know, and by row (4, 2, N); the tensors have no dimension P."""
     labels = first.sums.sets.labels
     log_prior = prior.clamp_min(TINY).log()
 
@@ -388,7 +393,7 @@ def known_of(
     by_lines = torch.stack([bits(part.by_lines).mean() for part in (first, second, pair)])
     known, by_lines, product = moved([rows.mean(-1), by_lines, bits(pair.product).mean()], "cpu")
     single = (known - optimism).clamp_min(0.0)
-    return Known(
+    found = Known(
         first=single[0],
         second=single[1],
         joint=single[2],
@@ -397,8 +402,8 @@ def known_of(
         lost=union.high - union.low,
         product=product,
         beyond_lines=(known[:, 0] - by_lines).clamp_min(0.0),
-        rows=torch.cat([rows, union.pointwise.unsqueeze(0)]),
     )
+    return found, torch.cat([rows, union.pointwise.unsqueeze(0)])
 
 
 def limit(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import group_squares
 from torch import Tensor
 
 from ecsfusion.pid.copies import moved
@@ -41,20 +40,23 @@ class Measured(NamedTuple):
 def measure(posteriors: Posteriors) -> Measured:
     """Decompose what is known.
 
-    Rows are summed on their device. What follows is the algebra of a few numbers for each pair, which would be hundreds
-    of launches on a GPU: it is done by the host, which waits for the sums once.
+    This is the algebra of a few numbers for each pair, which would be hundreds of launches on a GPU: it is done by the
+    host, which waits for them once.
     """
-    known, device = posteriors.known, posteriors.group.device
-    squares = _squares(known.rows, posteriors.group)
+    known, device = posteriors.known, posteriors.device
     *parts, label_bits, num_groups, noise_rows, squares = moved(
-        [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, squares], "cpu"
+        [*known, posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, posteriors.squares],
+        "cpu",
     )
-    if len(squares) == 4:
+    # Heads that were fitted on other rows have no limit to grow to.
+    grows = len(squares) > 4
+    if not grows:
         squares = torch.cat([squares.new_zeros(8, squares.shape[1]), squares])
     # The rows of a group count as one.
-    errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / known.rows.shape[-1]
-    known = known._replace(**dict(zip(Known._fields[:-1], parts, strict=True)))
-    measured = _decomposed(known, label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides)
+    errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / posteriors.num_rows
+    measured = _decomposed(
+        Known(*parts), label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides, grows
+    )
     decompositions = measured.limit, measured.held_out
     there = iter(
         moved(
@@ -80,18 +82,6 @@ def _settled(label_bits: Tensor) -> Tensor:
     return (SETTLED_SHARE * label_bits).clamp_min(SETTLED_BITS)
 
 
-def _squares(rows: Tensor, group: Tensor) -> Tensor:
-    """Squared sums over groups (12, P) of the growth of the information by row, of that of the atoms, and of the atoms.
-
-    Of rows (4, 1, P, N), which do not grow, those of the atoms alone: (4, P).
-    """
-    varying = atoms = _atom_rows(rows[:, 0])
-    if rows.shape[1] > 1:
-        grown = rows[:, 0] - rows[:, 1]
-        varying = torch.cat([grown, atoms - _atom_rows(rows[:, 1]), atoms])
-    return group_squares(varying.flatten(0, 1), group).view(varying.shape[:-1])
-
-
 def _decomposed(
     known: Known,
     label_bits: Tensor,
@@ -99,21 +89,21 @@ def _decomposed(
     noise_rows: Tensor,
     errors: Sequence[Tensor],
     sides: Sequence[tuple[Sequence[str], Sequence[str]]],
+    grows: bool,
 ) -> Measured:
     """`measure`, of sums over the rows.
 
     Args:
-        known: what is known; of its rows only the shape is read.
+        known: what is known.
         label_bits: as in `Posteriors`.
         num_groups: likewise.
         noise_rows: likewise.
         errors: standard errors (4, P) of the growth of the information, of that of the atoms, and of the atoms.
         sides: as in `Posteriors`.
+        grows: whether more rows would tell more.
     """
     parts = (known.first, known.second, known.joint, known.union)
     bound = _atoms(*(part[0] for part in parts))
-    # Heads that were fitted on other rows have no limit to grow to.
-    grows = known.rows.shape[1] > 1
     values = [
         limit(part[0], part[1], label_bits, error) if grows else part[0]
         for part, error in zip(parts, errors[0], strict=True)
@@ -202,9 +192,3 @@ def _atoms(first: Tensor, second: Tensor, joint: Tensor, union: Tensor) -> Decom
         conditional_mutual_information=None,
         gap=torch.zeros_like(joint),
     )
-
-
-def _atom_rows(parts: Tensor) -> Tensor:
-    """Redundancy, both kinds of uniqueness and synergy by row, from information by row (4, ...)."""
-    beside = parts[3] - parts[:2]
-    return torch.cat([parts[:1] - beside[1:], beside[1:], beside[:1], parts[2:3] - parts[3:]])

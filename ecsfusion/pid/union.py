@@ -8,13 +8,14 @@ the rows drawn within each cluster as they are, is one of the couplings of the r
 second, coarser clustering, because the union information falls in proportion to what is lost.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import broja, lloyd_centers, match_prior, nearest, pointwise_union
+from ecsfusion_kernels import broja, cluster_tables, lloyd_centers, match_prior, nearest, pointwise_union
 from ecsfusion_kernels.ops.broja import MIN_TOLERANCE
 from ecsfusion_kernels.precision import in_full_precision
+from ecsfusion_kernels.reference.broja import BrojaSolution
+from ecsfusion_kernels.reference.cluster_tables import half_of
 from ecsfusion_kernels.reference.match_prior import MATCHED
 from ecsfusion_kernels.reference.match_prior import match_prior as reference_match_prior
 from torch import Tensor
@@ -25,11 +26,8 @@ from ecsfusion.pid.mixtures import start_centers
 from ecsfusion.pid.replayed import MAX_VALUES, replayed
 
 MAX_CLUSTERED_ROWS = 2048
-SHARE_OF_LOSS = 0.01
-"""Of what the clusters lose, as the width in which the solver certifies its value."""
 MAX_SOLVED_TOGETHER = 64
 """The most clusters whose tables are solved together with their halves."""
-TINY = 1e-30
 
 
 class Union(NamedTuple):
@@ -47,6 +45,29 @@ class Union(NamedTuple):
     """(B,): the mean of `pointwise`, less what the rows' posteriors expect of it: that of the table."""
     unsure: Tensor
     """(2 B,): the mean entropy of the posteriors."""
+
+
+class Solved(NamedTuple):
+    """What the device finds of B pairs of posteriors; float64, in bits."""
+
+    prior: Tensor
+    """(C,): the mean of the posteriors."""
+    unsure: Tensor
+    """(2 B,): their mean entropy."""
+    told: Tensor
+    """(2 B, 2): what the clusters of each side know about the label, and half as many."""
+    left: Tensor
+    """(B, 2): the largest conditional entropy H(Y | X1, X2) of both."""
+    gap: Tensor
+    """(B,): the certified width of the first."""
+    change: Tensor
+    """(B,): as in `Union`."""
+    pointwise: Tensor
+    """(B, N): as in `Union`."""
+
+
+ON_HOST = Solved._fields[:-1]
+"""What `union_of` reads on the host."""
 
 
 def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tensor:
@@ -81,38 +102,6 @@ def cluster_sums(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Ten
     return sums.index_add_(0, place.flatten(), posteriors.flatten(0, 1)).view(batch, num_clusters, classes)
 
 
-def soft_tables(sums: Tensor, num_rows: int) -> Tensor:
-    """Joint tables (B, K, C) of cluster and label, of sum 1, all with the same share of each class.
-
-    Only such tables are marginals of one distribution. Posteriors of rows that are certain cannot be scaled to have the
-    prior as their mean, so the tables are.
-
-    Args:
-        sums: (B, K, C) of the posteriors of each cluster.
-        num_rows: N.
-    """
-    tables = sums / num_rows
-    share = tables.sum(1, keepdim=True)
-    prior = share[:1]
-    possible = (share > 0).all(0, keepdim=True)
-    tables = torch.where(possible, tables * (prior / share.clamp_min(TINY)), 0.0)
-    return tables / tables.sum((1, 2), keepdim=True)
-
-
-def halved_tables(tables: Tensor, random_seed: int) -> Tensor:
-    """Tables (B, max(K / 2, 2), C) of clusters that are joined from those of tables (B, K, C)."""
-    number = max(tables.shape[1] // 2, min(2, tables.shape[1]))
-    posteriors = tables / tables.sum(-1, keepdim=True).clamp_min(TINY)
-    clusters = cluster_posteriors(posteriors, number, random_seed)
-    place = clusters.unsqueeze(-1).expand_as(tables)
-    return tables.new_zeros(len(tables), number, tables.shape[2]).scatter_add_(1, place, tables)
-
-
-def information(tables: Tensor) -> Tensor:
-    """I(K; Y) in bits of tables (..., K, C)."""
-    return entropy(tables.sum(-2), 1) + entropy(tables.sum(-1), 1) - entropy(tables, 2)
-
-
 @in_full_precision
 def union_information(
     posteriors: Tensor,
@@ -136,72 +125,69 @@ def union_information(
         max_iterations: of the solver.
         random_seed: of the clustering.
     """
-    batch = len(posteriors) // 2
-    prior, unsure, clusters, sums = replayed(
-        _clustered, [posteriors, unsure, roots], (num_clusters, random_seed)
+    solved = replayed(
+        solve_union,
+        [posteriors, unsure, roots, labels],
+        (num_clusters, tolerance, max_iterations, random_seed),
+        most_captured(tolerance),
     )
-    # Tables of clusters are small: the host makes them.
-    share, unsure, sums = moved([prior, unsure, sums], "cpu")
-    label_bits = entropy(share, 1)
-    whole = label_bits - unsure
-    tables = soft_tables(sums, posteriors.shape[1])
-    halved = halved_tables(tables, random_seed)
-    lost, coarse_lost = ((whole - information(each)).clamp_min(0.0) for each in (tables, halved))
-    lost, coarse_lost = lost[:batch] + lost[batch:], coarse_lost[:batch] + coarse_lost[batch:]
-    # Much closer than what the clusters lose the solver need not come; a power of two, so that calls are alike.
-    most = max(SHARE_OF_LOSS * float(lost.amin()), TINY)
-    tolerance = max(tolerance, 2.0 ** round(math.log2(most)))
+    on_host = moved([getattr(solved, name) for name in ON_HOST], "cpu")
+    return union_of(Solved._make([*on_host, solved.pointwise]))
+
+
+def most_captured(tolerance: float) -> int:
+    """The most numbers of which `solve_union` becomes a graph: with smaller tolerances the solver asks the host."""
+    return MAX_VALUES if tolerance >= MIN_TOLERANCE else 0
+
+
+@in_full_precision
+def solve_union(
+    posteriors: Tensor,
+    unsure: Tensor,
+    roots: Tensor,
+    labels: Tensor,
+    num_clusters: int,
+    tolerance: float,
+    max_iterations: int,
+    random_seed: int,
+) -> Solved:
+    """`union_information` as far as the host need not read it, with the same arguments."""
+    batch = len(posteriors) // 2
+    clusters = _nearest_centers(roots, num_clusters, random_seed)
+    tables, told = cluster_tables(cluster_sums(posteriors, clusters, num_clusters))
+    prior = posteriors[0].mean(0)
     if num_clusters <= MAX_SOLVED_TOGETHER:
         # The arithmetic of small tables costs less than its calls.
-        missing = tables.new_zeros(2 * batch, num_clusters - halved.shape[1], tables.shape[2])
-        sides = torch.stack([tables, torch.cat([halved, missing], 1)]).unflatten(1, (2, batch))
-        problems = [sides.transpose(0, 1).flatten(1, 2)]
+        problems = [tables.view(2, 2 * batch, *tables.shape[2:])]
     else:
-        problems = [tables.unflatten(0, (2, batch)), halved.unflatten(0, (2, batch))]
-    solved = replayed(
-        _solved,
-        [posteriors, clusters, prior, labels, *(each.to(posteriors.device) for each in problems)],
-        (tolerance, max_iterations),
-        # With smaller tolerances the solver asks the host.
-        MAX_VALUES if tolerance >= MIN_TOLERANCE else 0,
-    )
-    left, coarse_left, gap, change = moved(solved[:4], "cpu")
-    union, coarse = label_bits - left, label_bits - coarse_left
-    slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
-    slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
-    return Union(union + slope * lost, union - gap, union + lost, solved[4], change, unsure)
-
-
-def _clustered(
-    posteriors: Tensor, unsure: Tensor, roots: Tensor, num_clusters: int, random_seed: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The prior (C,) of posteriors (B, N, C), their mean entropy (B,), clusters (B, N) and their sums (B, K, C)."""
-    clusters = _nearest_centers(roots, num_clusters, random_seed)
-    sums = cluster_sums(posteriors, clusters, num_clusters)
-    return posteriors[0].mean(0), unsure.mean(-1), clusters, sums
-
-
-def _solved(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What the solver finds for B pairs of tables, and for those of half as many clusters; of the rows, too.
-
-    Args:
-        given: posteriors (2 B, N, C), clusters (2 B, N), prior (C,), labels (N,); tables of both sides, (2, B, K, C)
-            and then of half as many clusters, or (2, 2 B, K, C) of both; tolerance and iterations of the solver.
-
-    Returns:
-        In bits: the conditional entropies of both (B,), the certified width of the first (B,), the mean (B,) of the
-        union information of each row at its label, less that averaged over its posteriors, and the former (B, N).
-    """
-    posteriors, clusters, prior, labels, *problems, tolerance, max_iterations = given
+        sides = tables.unflatten(0, (2, batch))
+        problems = [sides[:, :, 0], sides[:, :, 1, : half_of(num_clusters)]]
     # The coarser one only gives a slope.
     found = [
         broja(*sides, tolerance=tolerance, max_iterations=-(-max_iterations // (place + 1)))
         for place, sides in enumerate(problems)
     ]
-    batch = len(posteriors) // 2
-    left, solution, coarse_left = found[0].conditional_entropy, found[0], found[-1].conditional_entropy
+    # Of problems that are solved together every other one is coarse.
+    apart = 2 // len(found)
+    fine = [part[::apart] for part in found[0]]
+    left = torch.stack([fine[0], found[-1].conditional_entropy[apart - 1 :: apart]], 1)
+    solution = BrojaSolution(*fine)
     # Each row's part: the logarithm of the optimal Q(y | clusters) is log A + log B wherever Q has mass.
     at_label, expected = pointwise_union(
-        posteriors, clusters, solution.factor1[:batch], solution.factor2[:batch], prior, labels
+        posteriors, clusters, solution.factor1, solution.factor2, prior, labels
     )
-    return left[:batch], coarse_left[-batch:], solution.gap[:batch], (at_label - expected).mean(-1), at_label
+    change = (at_label - expected).mean(-1)
+    return Solved(prior, unsure.mean(-1), told, left, solution.gap, change, at_label)
+
+
+def union_of(solved: Solved) -> Union:
+    """The union information of the rows from that of two clusterings, on the host; `pointwise` may be elsewhere."""
+    label_bits = entropy(solved.prior, 1)
+    lost = (label_bits - solved.unsure).unsqueeze(-1) - solved.told
+    lost, coarse_lost = lost.clamp_min(0.0).view(2, -1, 2).sum(0).unbind(-1)
+    union, coarse = (label_bits - solved.left).unbind(-1)
+    slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
+    slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
+    return Union(
+        union + slope * lost, union - solved.gap, union + lost, solved.pointwise, solved.change, solved.unsure
+    )

@@ -20,7 +20,8 @@ def run_summary(run: ReportedRun, metrics: Mapping[str, float]) -> str:
 
     Args:
         run: the trainer, which has trained.
-        metrics: what `Trainer.train` returns; with `train_runtime`, `probe_seconds` and `probe_share`.
+        metrics: what `Trainer.train` returns; with `train_runtime`, `probe_seconds`, `probe_share` and
+            `measuring_share`.
     """
     record, state = run.record, run.state
     modalities = run.model.modalities
@@ -55,7 +56,11 @@ def run_summary(run: ReportedRun, metrics: Mapping[str, float]) -> str:
             f"    step {warning['step']}, {warning['diagnostic']}: {warning['sentence']}"
             for warning in record.warnings
         ]
-    lines.append(f"  probes took {metrics['probe_seconds']:.1f} s, {metrics['probe_share']:.1%} of training")
+    share, measuring = metrics["probe_share"], metrics["measuring_share"]
+    lines.append(
+        f"  probes took {metrics['probe_seconds']:.1f} s, {share:.1%} of training: the passes of the evaluations "
+        f"{share - measuring:.1%}, what is measured on them {measuring:.1%}"
+    )
     return "\n".join(lines)
 
 

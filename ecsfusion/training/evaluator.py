@@ -95,6 +95,8 @@ class Evaluator:
             decisions.
         pid: the decomposition of the latest evaluation, with its tensors.
         seconds: time that the probes of this run took: all passes in training, with what is computed from them.
+        seconds_measuring: the part of it for what is computed: scores, and the decomposition. The rest is the passes,
+            which an evaluation without a probe would take as well.
     """
 
     def __init__(self, user_metrics: Callable[[EvalPrediction], dict] | None) -> None:
@@ -103,7 +105,7 @@ class Evaluator:
         self.probes = True
         self.decides = False
         self.pid: PID | None = None
-        self.seconds = 0.0
+        self.seconds = self.seconds_measuring = 0.0
         self._passes: list[Pass] = []
         """The passes that run now, the innermost last: a callback may begin one during another one."""
         self._measured: list[tuple[Evaluation, Measurement, frozenset[str], bool]] = []
@@ -113,7 +115,7 @@ class Evaluator:
 
     def begin(self) -> None:
         """Start a run."""
-        self.seconds = 0.0
+        self.seconds = self.seconds_measuring = 0.0
         self._kept.clear()
 
     @contextmanager
@@ -243,6 +245,8 @@ class Evaluator:
         measurement, pid = broadcast_object_list(measured)[0]
         if rows is not None:
             self.pid = pid
+        if run.is_in_train:
+            self.seconds_measuring += measurement.seconds
         return measurement
 
     def _measure_here(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import (
     broja,
+    cluster_tables,
     gather_posteriors,
     group_squares,
     groups_of_rows,
@@ -72,6 +73,7 @@ OPS = {
         to(CELLS[0, :12] // 2),
         to(TABLES[0, 0, 0]),
     ),
+    "cluster_tables": lambda to: cluster_tables(to(TABLES[0])),
     "groups_of_rows": lambda to: groups_of_rows(to(torch.arange(70) // 3), to(CELLS[0])),
     "poisson": lambda to: poisson(to(50 * TABLES), 2, 0),
     "uniform": lambda to: uniform(to(CELLS), 0),

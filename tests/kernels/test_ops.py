@@ -60,6 +60,7 @@ CASES = {
         whole(9),
     ),
     "row_information": ([real(2, 9, 4, dtype=torch.float64)], whole(9), real(4, dtype=torch.float64)),
+    "cluster_tables": ([real(4, 6, 5, dtype=torch.float64).exp()],),
     "groups_of_rows": ([whole(4, 9)[0], whole(4, 9)[1]],),
     "loglinear": ([real(2, 3, 4) / 12, real(2, 3, 5) / 15, real(2, 4, 5) / 20], 1),
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from .launches import Launch, launches
 from .ops import (
     broja,
+    cluster_tables,
     gather_posteriors,
     group_squares,
     groups_of_rows,
@@ -144,6 +145,10 @@ def _row_information(Q: int, N: int, C: int) -> list[Launch]:
     return launches(row_information.row_information, _double(Q, N, C), _integers(N), _double(C))
 
 
+def _cluster_tables(B: int, K: int, C: int) -> list[Launch]:
+    return launches(cluster_tables.cluster_tables, _double(B, K, C))
+
+
 Shape = dict[str, Any]
 COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "project": _project,
@@ -162,6 +167,7 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "groups of rows": _groups_of_rows,
     "pointwise union": _pointwise_union,
     "row information": _row_information,
+    "cluster tables": _cluster_tables,
     "probe kernels": lambda **shape: _kernels(launches(probe_kernels, **shape)),
 }
 """The launches of each line of benchmarks/results/kernels.jsonl, from its shape, and of the probe."""
@@ -189,5 +195,6 @@ CASES: list[tuple[str, Shape]] = [
     ("groups of rows", {"N": 20_000}),
     ("pointwise union", {"B": 1, "N": 20_000, "K": 24, "C": 10}),
     ("row information", {"Q": 3, "N": 20_000, "C": 10}),
+    ("cluster tables", {"B": 2, "K": 24, "C": 10}),
     ("probe kernels", {"N": 20_000, "D": 768, "d": 8, "K": 20, "C": 10}),
 ]

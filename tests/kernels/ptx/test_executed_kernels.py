@@ -293,6 +293,16 @@ def row_information():
     return Case(lambda: ops.row_information.row_information(*map(unaligned, given)), check)
 
 
+def cluster_tables(clusters, classes):
+    """Three problems, of which one has not every class, and an empty cluster."""
+    sums = make(3, clusters, classes, dtype=torch.float64).mul(2).exp()
+    sums[1, :, 1], sums[2, 3] = 0, 0
+    return Case(
+        lambda: ops.cluster_tables.cluster_tables(unaligned(sums)),
+        close(reference.cluster_tables(sums), rtol=1e-11, atol=1e-14),
+    )
+
+
 def groups_of_rows():
     """Pairs, and then a table of two categories, whose rows are dealt one by one."""
     keys, labels = torch.arange(1100) // 2, torch.arange(1100) % 2
@@ -375,6 +385,8 @@ CASES = {
     "group_squares": group_squares,
     "pointwise_union": pointwise_union,
     "row_information": row_information,
+    "cluster_tables": lambda: cluster_tables(19, 5),
+    "cluster_tables, large": lambda: cluster_tables(33, 18),
     "groups_of_rows": groups_of_rows,
     "histogram": histogram,
     "uniform": uniform,

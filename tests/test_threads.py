@@ -1,0 +1,51 @@
+"""The default estimate uses few threads of a CPU, and leaves as many as it found."""
+
+import pytest
+import torch
+
+from ecsfusion import fast_pid
+from ecsfusion.pid import estimate
+from ecsfusion.pid.threads import MOST, few_threads
+
+
+@pytest.fixture
+def many():
+    """More threads than an estimate uses."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(MOST + 3)
+    yield MOST + 3
+    torch.set_num_threads(before)
+
+
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    return [torch.randn(300, 4, generator=generator) + labels[:, None] for _ in range(2)], labels
+
+
+def test_an_estimate_uses_few_threads_and_leaves_as_many_as_before(many, monkeypatch):
+    seen = []
+    measure = estimate.measure
+    monkeypatch.setattr(
+        estimate, "measure", lambda posteriors: (seen.append(torch.get_num_threads()), measure(posteriors))[1]
+    )
+    fast_pid(*rows())
+    assert seen == [MOST]
+    assert torch.get_num_threads() == many
+
+
+def test_also_where_it_fails(many, monkeypatch):
+    def fail(*_):
+        raise ValueError("not today")
+
+    monkeypatch.setattr(estimate, "measure", fail)
+    with pytest.raises(ValueError, match="not today"):
+        fast_pid(*rows())
+    assert torch.get_num_threads() == many
+
+
+def test_fewer_threads_stay_fewer(many):
+    torch.set_num_threads(1)
+    with few_threads():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 1
