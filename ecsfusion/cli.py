@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _train(words[1:])
     options = _parser().parse_args(words)
     interrupts: list[int] = []
-    with _noting_interrupts(interrupts):
+    with _noting_interrupts(interrupts), _warnings_as_sentences(options.command):
         try:
             return {"pid": _pid, "push": _push, "export": _export, "demo": _demo}[options.command](options)
         except BaseException as error:
@@ -76,6 +77,17 @@ def _noting_interrupts(interrupts: list[int]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _warnings_as_sentences(command: str) -> Iterator[None]:
+    """A context in which a warning is printed as one sentence, without the place in the code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_args, **_more: f"ecsfusion {command}: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _pid(options: argparse.Namespace) -> int:

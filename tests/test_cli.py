@@ -168,6 +168,8 @@ def test_text_files_several_files_and_patterns_hold_the_same_rows(columns, capsy
             "y,a,b\n0,1,1\n1,x,1\n",
             "column 'a' must hold numbers or lists of numbers, got 'x' in row 1 of t.csv",
         ),
+        ("t.csv", "y,a,b\n0,[1],1\n1,[x],1\n", "lists of numbers, got '[x]' in row 1 of t.csv"),
+        ("t.csv", "y,a,b\n0,[1],1\n1,1,1\n", "lists of numbers, got '1' in row 1 of t.csv"),
         ("t.csv", "y;a;b\n0;1;1\n", "one cell with semicolons, 'y;a;b'"),
         ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 1, "b": [1]}\n', "no value in row 1 of t.jsonl"),
         ("t.jsonl", '{"y": 0, "a": [1], "b": [1]}\n{"y": 1\n', "line 2 of t.jsonl is no JSON"),
@@ -184,6 +186,19 @@ def test_what_is_wrong_in_a_text_file_is_named(capsys, tmp_path, monkeypatch, na
     code, _, err = run(capsys, name, "--label", "y", "--modality", "a=a", "--modality", "b=b")
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
+
+
+def test_a_warning_is_one_sentence_without_a_place_in_the_code(files):
+    options = ["--label", "label", *MODALITIES, "--group", "label"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ecsfusion", "pid", "data.npz", *options],
+        cwd=files,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ecsfusion pid: warning: labels have only one source of each of these classes")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])

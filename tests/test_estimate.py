@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecsfusion.pid.clusters import choose_clusters, enough_samples, estimate, pid_tensors
+from ecsfusion.pid.clusters import FewSamplesWarning, choose_clusters, enough_samples, estimate, pid_tensors
 from ecsfusion.pid.decomposition import decompose
 from ecsfusion.pid.estimate import RepeatedRowsWarning, fast_pid, fast_pids
 from ecsfusion.pid.options import METHODS, EstimatorOptions
@@ -395,6 +395,48 @@ def test_rows_that_repeat_in_one_modality_ask_for_groups():
         grouped = fast_pid({"image": image, "text": text}, labels, groups=[f"picture {i}" for i in picture])
     assert float(leaking.mutual_information[0]) > 0.2
     assert float(grouped.mutual_information[0]) <= float(grouped.unique_floor[0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "sentence"),
+    [
+        (np.arange(300), None, r"one distinct row of .*\(300 in all\): 0, 1, 2, 3, 4, \.\.\.;"),
+        (np.arange(300) % 3, np.arange(300) % 3, r"one source of .*\(3 in all\): 0, 1, 2;"),
+        (
+            np.arange(300) % 3,
+            np.minimum(np.arange(300) % 3, 1) * np.arange(300),
+            r"one source of .*\(1 in all\): 0;",
+        ),
+    ],
+)
+def test_classes_of_which_nothing_can_be_known_are_said(labels, groups, sentence):
+    """Their modalities tell all; what is reported is 0, and its interval cannot hold that."""
+    generator = np.random.default_rng(0)
+    first, second = (labels[:, None] + 0.01 * generator.normal(size=(300, 3)) for _ in range(2))
+    with pytest.warns(FewSamplesWarning, match=sentence) as caught:
+        pid = fast_pid({"first": first, "second": second}, labels, groups=groups)
+    assert len(caught) == 1
+    assert float(pid.enough_samples) >= 2 * (len(np.unique(labels if groups is None else groups)))
+    # A class of one row among many is nothing to speak of.
+    rare = np.append(np.arange(299) % 3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast_pid([rare[:, None] + 0.1 * first, rare[:, None] + 0.1 * second], rare)
+
+
+def test_few_groups_are_said_where_the_result_is_read():
+    """600 rows of 40 groups ask for some hundred groups, which are fewer than the rows."""
+    generator = np.random.default_rng(0)
+    group = np.arange(600) % 40
+    labels = group % 4
+    first, second = (
+        2.0 * (labels[:, None] == np.arange(20)) + generator.normal(size=(40, 20))[group] for _ in range(2)
+    )
+    pid = fast_pid([first, second], labels, groups=group)
+    assert 40 < float(pid.enough_samples) < 600
+    assert pid.num_groups == pid.to_dict()["num_groups"] == 40
+    assert str(pid).startswith("PID in bits, 600 samples of 40 groups, ")
+    assert f"few groups: {float(pid.enough_samples):.3g} would settle" in str(pid)
 
 
 @pytest.mark.parametrize("number", [300, 17_000])

@@ -1,5 +1,7 @@
 """The decomposition of the outputs of two heads, and its gradient."""
 
+import random
+
 import pytest
 import torch
 
@@ -48,6 +50,53 @@ def test_the_values_are_those_of_the_table_of_these_posteriors() -> None:
     table[0, 0], table[1, 1] = kinds[0] / 2, kinds[1] / 2
     expected = decompose(table, tolerance=1e-6)
     assert float(pid.redundancy) == pytest.approx(float(expected.redundancy), abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [100.0, 700.0, 1e4, 1e6])
+def test_a_head_that_prefers_a_class_everywhere_claims_no_more(size: float) -> None:
+    first, second, labels = heads(0, rows=60)
+    expected = logit_pid(first, second, labels)
+    found = logit_pid(first + size * torch.tensor([1.0, 0.0, -0.5]), second, labels)
+    torch.testing.assert_close(found.mutual_information, expected.mutual_information, rtol=0, atol=1e-5)
+    assert float(found.redundancy) == pytest.approx(float(expected.redundancy), abs=2e-4)
+    # One that says nothing else knows nothing.
+    constant = (size * torch.tensor([1.0, 0.0, 0.0])).expand(60, 3)
+    nothing = logit_pid(constant, second, labels)
+    assert float(nothing.mutual_information[0]) == pytest.approx(0.0, abs=1e-9)
+    assert float(nothing.redundancy) == pytest.approx(0.0, abs=1e-9)
+
+
+def extreme_heads(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Heads that may be certain, prefer a class, tell one or two classes alone or nothing; and labels, some rare."""
+    generator, chance = torch.Generator().manual_seed(seed), random.Random(seed)  # noqa: S311
+    classes, rows = chance.choice([2, 3, 5, 10]), chance.choice([5, 20, 100])
+    frequency = torch.rand(classes, generator=generator) ** 3 + 0.01
+    labels = torch.multinomial(frequency, rows, replacement=True, generator=generator)
+    logits = []
+    for _ in range(2):
+        knows, told = chance.choice([0, 1, 3, 10]), labels % chance.choice([1, 2, classes])
+        z = knows * torch.nn.functional.one_hot(told, classes) + torch.randn(
+            rows, classes, generator=generator
+        )
+        scale, preference = chance.choice([1, 30, 1e3, 1e6]), chance.choice([0, 1, 100, 1e5])
+        z = scale * z + preference * torch.randn(classes, generator=generator)
+        logits.append(z.requires_grad_())
+    return logits[0], logits[1], labels
+
+
+def test_heads_that_are_certain_share_no_more_than_each_says() -> None:
+    for seed in [*range(20), 50, 141, 173, 280, 285, 300]:
+        first, second, labels = extreme_heads(seed)
+        pid = logit_pid(first, second, labels)
+        redundancy, *unique, most = (
+            float(part.detach()) for part in (pid.redundancy, *pid.unique, pid.mutual_information.min())
+        )
+        least = -float(pid.gap) - 1e-9
+        assert least < redundancy < most - least, seed
+        assert min(unique) > least, seed
+        (pid.redundancy + pid.unique[0]).backward()
+        assert bool(first.grad.isfinite().all()), seed
+        assert bool(second.grad.isfinite().all()), seed
 
 
 @pytest.mark.parametrize("atom", ["redundancy", "unique", "synergy"])

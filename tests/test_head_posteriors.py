@@ -103,6 +103,38 @@ def test_a_head_that_overflowed_in_some_rows_keeps_what_it_knows_in_others():
     assert (values(again) - values(found)).abs().amax() < 0.2
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        (
+            {"labels": torch.tensor([0, 1, 0], dtype=torch.int32)},
+            TypeError,
+            r"labels.*int32.*labels.long\(\)",
+        ),
+        ({"labels": torch.tensor([0, 1])}, ValueError, r"logits\['a'\].*each of the 2 labels.*\(3, 2\)"),
+        ({"labels": torch.tensor([[0], [1], [0]])}, ValueError, r"labels.*\(3, 1\)"),
+        (
+            {"labels": torch.tensor([0, 2, 0])},
+            ValueError,
+            "labels must be below num_classes=2, found 2 in row 1",
+        ),
+        ({"labels": torch.tensor([0, -1, 0])}, ValueError, "found -1 in row 1"),
+        ({"joint_logits": torch.zeros(3, 3)}, ValueError, r"joint_logits.*\(3, 3\)"),
+        ({"joint_logits": torch.zeros(3, 2).long()}, TypeError, "joint_logits.*int64.*float"),
+        ({"pairs": [("a", "c")]}, ValueError, "pairs name 'c'.*'a', 'b'"),
+    ],
+)
+def test_what_cannot_be_read_is_named(change, error, sentence):
+    given = {
+        "logits": {"a": torch.zeros(3, 2), "b": torch.zeros(3, 2)},
+        "joint_logits": None,
+        "labels": torch.tensor([0, 1, 0]),
+        "pairs": [("a", "b")],
+    }
+    with pytest.raises(error, match=sentence):
+        head_pids(**{**given, **change})
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_few_rows_give_finite_values_that_are_not_negative(rows):
     logits = torch.randn(3, rows, 4, generator=torch.Generator().manual_seed(0))

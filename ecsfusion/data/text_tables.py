@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,24 @@ def _list_of(cell: str) -> NDArray[Any]:
     if "," in text:
         return np.array(json.loads(text), dtype=np.float64)
     return np.array([float(word) for word in text.strip("[]").split()])
+
+
+def first_that_is_unlike(cells: Iterable[Any]) -> int:
+    """The first cell that is neither a number nor a list of numbers; else the first of another kind than the first."""
+    kinds = [_kind_of_text(cell) for cell in cells]
+    if "word" in kinds:
+        return kinds.index("word")
+    return next((row for row, kind in enumerate(kinds) if kind != kinds[0]), 0)
+
+
+def _kind_of_text(cell: Any) -> str:
+    for kind, parse in (("number", float), ("list", _list_of)):
+        try:
+            parse(cell)
+        except (TypeError, ValueError, AttributeError):
+            continue
+        return kind
+    return "word"
 
 
 def _json_rows(path: str) -> Iterator[dict[str, Any]]:

@@ -77,6 +77,8 @@ class PID:
     values here. With fewer, `held_out` is what is proven. None by clusters."""
     num_samples: int | None = None
     """The samples behind the table; None where it may hold probabilities."""
+    num_groups: int | None = None
+    """The groups of these samples, where they were given; `enough_samples` then counts groups."""
     num_clusters: tuple[int, ...] = ()
     """Rows and columns of the table: the number of clusters of each modality."""
     num_classes: int = 0
@@ -108,8 +110,9 @@ class PID:
             proven = [f"  at least {bound:.4f}" for bound in bounds]
         for name, value, bound in zip([*self.names, "all"], known, proven, strict=True):
             lines.append(f"  {f'I({name}; label)':<{width}}  {value:7.4f}{bound}")
-        if self.enough_samples is not None and float(self.enough_samples) > (self.num_samples or 0):
-            lines.append(f"  few rows: {float(self.enough_samples):.3g} would settle these values")
+        what, number = ("rows", self.num_samples) if self.num_groups is None else ("groups", self.num_groups)
+        if self.enough_samples is not None and float(self.enough_samples) > (number or 0):
+            lines.append(f"  few {what}: {float(self.enough_samples):.3g} would settle these values")
         lines.append(f"  certified to {float(self.gap):.1e} bits, {self.seconds:.3g} s")
         return "\n".join(lines)
 
@@ -147,7 +150,10 @@ class PID:
         clusters = " x ".join(str(k) for k in self.num_clusters)
         table = f"{clusters} clusters" if clusters else "held-out posteriors"
         size = f"{table}, {self.num_classes} classes"
-        return size if self.num_samples is None else f"{self.num_samples} samples, {size}"
+        if self.num_samples is None:
+            return size
+        groups = "" if self.num_groups is None else f" of {self.num_groups} groups"
+        return f"{self.num_samples} samples{groups}, {size}"
 
     def to_dict(self) -> dict[str, Any]:
         """The values as plain floats, lists and dictionaries, ready for JSON.
@@ -186,6 +192,7 @@ class PID:
             "dependence": plain(self.dependence),
             "enough_samples": plain(self.enough_samples),
             "num_samples": self.num_samples,
+            "num_groups": self.num_groups,
             "num_clusters": list(self.num_clusters),
             "num_classes": self.num_classes,
             "seconds": self.seconds,

@@ -29,7 +29,7 @@ from ecsfusion.pid.inputs import (
 from ecsfusion.pid.options import EstimatorOptions
 from ecsfusion.pid.posteriors import held_out_information
 from ecsfusion.pid.threads import few_threads
-from ecsfusion.pid.uncertainty import Measured, measure
+from ecsfusion.pid.uncertainty import Measured, hides_much, measure
 
 MAX_REPEATS = 0.2
 """The share of the rows of a modality that may repeat others before a warning asks for groups."""
@@ -98,7 +98,8 @@ def fast_pid(
         ValueError: for anything else that is not two finite matrices and N class indices, and for bad options.
 
     Warns:
-        FewSamplesWarning: when there are fewer samples than `enough_samples` asks for.
+        FewSamplesWarning: when there are fewer samples than `enough_samples` asks for, and when classes of one row
+            or of one source hold much of the label's entropy.
         RepeatedRowsWarning: when many rows of one modality are equal and `groups` is not given.
     """
     named = named_modalities(embeddings)
@@ -205,18 +206,25 @@ def _by_posteriors(
     options: EstimatorOptions,
 ) -> PID:
     """One PID of all pairs and labels, from held-out posteriors."""
+    num_groups = None if groups is None else int(groups.max()) + 1
     names = list(named)
     pairs = pair_names(names)
     others = {name: [other for other in names if other != name] for name in names}
     sides = [([a], others[a] if b == "rest" and len(names) > 2 else [b]) for a, b in pairs]
     num_clusters = options.posterior_clusters(len(targets))
+    number = num_groups or len(targets)
     measured: list[Measured] = []
+    unseen: Tensor | None = None
     with few_threads():
         for column in targets.reshape(len(targets), -1).T:
             posteriors = held_out_information(
                 named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
             )
             measured.append(measure(posteriors))
+            if hides_much(posteriors):
+                unseen = posteriors.unseen if unseen is None else unseen
+                # How many would do, nobody can know: not those that there are.
+                measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])
 
     def tensor(values: list[Tensor]) -> Tensor:
@@ -228,12 +236,20 @@ def _by_posteriors(
             name: None if getattr(parts[0], name) is None else tensor([getattr(part, name) for part in parts])
             for name in Decomposition._fields
         }
-        return PID(**each, names=("x1", "x2"), num_samples=len(targets), num_classes=num_classes, **more)
+        return PID(
+            **each,
+            names=("x1", "x2"),
+            num_samples=len(targets),
+            num_groups=num_groups,
+            num_classes=num_classes,
+            **more,
+        )
 
     enough = tensor([part.enough for part in measured])
-    _warn_of_few_samples(
-        len(targets) if groups is None else int(groups.max()) + 1, float(enough.max()), groups
-    )
+    if unseen is not None:
+        _warn_of_unseen_classes(unseen, groups)
+    else:
+        _warn_of_few_samples(number, float(enough.max()), groups)
     return pid(
         [part.limit for part in measured],
         held_out=pid([part.held_out for part in measured]),
@@ -251,6 +267,27 @@ def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None)
             FewSamplesWarning,
             stacklevel=5,
         )
+
+
+def _warn_of_unseen_classes(unseen: Tensor, groups: Tensor | None) -> None:
+    """Warn of classes of one row or of one source, of which nothing can be known; (C,) as in `Posteriors`."""
+    classes = unseen.nonzero()[:, 0].tolist()
+    named = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+    what, todo = (
+        (
+            "distinct row",
+            "give more rows of each class, or fewer classes (numbers that name rows are no labels)",
+        )
+        if groups is None
+        else ("source", "give rows of more sources of each class; groups= must not follow from the labels")
+    )
+    warnings.warn(
+        f"labels have only one {what} of each of these classes ({len(classes)} in all): {named}; no readout can see"
+        " such a class and be judged on it, so nothing is known of them, and the intervals do not hold what they tell;"
+        f" {todo}",
+        FewSamplesWarning,
+        stacklevel=5,
+    )
 
 
 def _warn_of_repeated_rows(named: dict[str, Tensor], random_seed: int) -> None:

@@ -31,7 +31,8 @@ def logit_pid(
 
     The values are those that the posteriors claim: an overconfident head claims too much. Beside a cross-entropy they
     stay honest. All posteriors are scaled until their means are the class frequencies of `labels`, because a
-    decomposition needs modalities that agree on the label's distribution.
+    decomposition needs modalities that agree on the label's distribution. Where a head is too certain for that, rows
+    count more whose classes it says too rarely.
 
     Args:
         logits1: (N, C) floating point; the outputs of the head of the first modality.
@@ -73,10 +74,11 @@ def logit_pid(
     check_positive(classes, "C")
     check_classes(targets, classes)
     prior = torch.bincount(targets, minlength=classes).double() / len(targets)
-    posteriors = [matched(torch.softmax(values.double(), -1), prior, 0.0) for values in given.values()]
+    tables = [_table(values, prior) for values in given.values()]
     label = entropy_with_gradient(prior, 1)
-    conditional = [entropy_with_gradient(posterior, 1).mean() for posterior in posteriors]
-    tables = [posterior / len(targets) for posterior in posteriors]
+    conditional = [
+        entropy_with_gradient(table, 2) - entropy_with_gradient(table.sum(-1), 1) for table in tables
+    ]
     largest, gap = largest_conditional_entropy(tables[0], tables[1], tolerance, max_iterations)
     both = conditional[2] if joint_logits is not None else largest
     return Decomposition(
@@ -88,3 +90,17 @@ def logit_pid(
         conditional_mutual_information=None,
         gap=gap,
     )
+
+
+def _table(logits: Tensor, prior: Tensor) -> Tensor:
+    """The joint table (N, C) float64 of row and label that logits (N, C) claim, of which each class has its share.
+
+    The first scaling is made of logarithms: of a head that prefers one class by hundreds the other posteriors are 0 in
+    float64. The last is of the classes alone: if every row is certain, no scaling of its posterior changes it.
+    """
+    told = torch.log_softmax(logits.double(), -1)
+    # A shift of a class in all rows changes nothing that is matched, so it has no gradient.
+    shift = prior.log() - told.detach().logsumexp(0)
+    posteriors = matched(torch.softmax(told + shift, -1), prior, 0.0)
+    share = posteriors.sum(0)
+    return posteriors * torch.where(prior > 0, prior / torch.where(prior > 0, share, 1.0), 0.0)

@@ -19,6 +19,7 @@ from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import PID, entropy
 from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
+from ecsfusion.pid.inputs import check_classes
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of
 from ecsfusion.pid.replayed import replayed
 from ecsfusion.pid.uncertainty import measure
@@ -62,8 +63,16 @@ def head_pids(
     Returns:
         A PID for each pair, by name ("image, audio"), with floors and intervals. Its values are what the heads prove on
         these rows, to the interval of the union information. `conditional_mutual_information` and `dependence` are
-        None: heads do not show whether the label ties the modalities (`ecsfusion.pid.dependence`).
+        None: heads do not show whether the label ties the modalities (`ecsfusion.pid.dependence`). A row that a head
+        does not answer with finite numbers tells nothing by this head.
+
+    Raises:
+        TypeError: for labels that are not int64, and logits that are no floating point numbers.
+        ValueError: for shapes that do not fit, names that no head has, and, on a CPU, labels that are no classes.
     """
+    _check(logits, joint_logits, labels, pairs)
+    logits = {name: rows.detach() for name, rows in logits.items()}
+    joint_logits = None if joint_logits is None else joint_logits.detach()
     others = {name: [other for other in logits if other != name] for name in logits}
     sides = [([a], others[a] if b == "rest" else [b]) for a, b in pairs]
     classes = next(iter(logits.values())).shape[1]
@@ -81,6 +90,38 @@ def head_pids(
         }
         pids[f"{a}, {b}"] = PID(**atoms, names=(a, b), num_samples=len(labels), num_classes=classes)
     return pids
+
+
+def _check(
+    logits: Mapping[str, Tensor],
+    joint_logits: Tensor | None,
+    labels: Tensor,
+    pairs: Sequence[tuple[str, str]],
+) -> None:
+    """Check what `head_pids` is given; the host reads labels that are on a CPU, and nothing of a GPU."""
+    unknown = next((name for pair in pairs for name in pair if name not in (*logits, "rest")), None)
+    if unknown is not None:
+        raise ValueError(
+            f'pairs name {unknown!r}, but logits hold {list(logits)}; name one of them, or "rest"'
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}; convert classes with labels.long()")
+    if labels.ndim != 1 or not len(labels):
+        raise ValueError(
+            f"labels must hold one class for each of N > 0 rows, got shape {tuple(labels.shape)}"
+        )
+    first = next(iter(logits.values()))
+    every = {f"logits[{name!r}]": rows for name, rows in logits.items()}
+    for name, rows in (every if joint_logits is None else {**every, "joint_logits": joint_logits}).items():
+        if not rows.is_floating_point():
+            raise TypeError(f"{name} must be floating point numbers, got {rows.dtype}; convert with .float()")
+        if rows.ndim != 2 or rows.shape != (len(labels), first.shape[1]):
+            raise ValueError(
+                f"{name} must have a row for each of the {len(labels)} labels, and the classes of every other head, "
+                f"got the shape {tuple(rows.shape)}"
+            )
+    if labels.device.type == "cpu":
+        check_classes(labels, first.shape[1])
 
 
 def information_of_heads(

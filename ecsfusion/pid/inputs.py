@@ -126,7 +126,10 @@ def row_groups(groups: Array | Sequence[Any], num_rows: int, device: torch.devic
     """
     array = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
     if array.dtype.kind not in "biuOUS":
-        raise TypeError(f"groups must be integers or strings, got dtype {array.dtype}")
+        raise TypeError(
+            f"groups must be integers or strings, got dtype {array.dtype}; number the"
+            " sources, or name them by strings"
+        )
     if array.dtype.kind == "O":
         for row, value in enumerate(array.ravel()):
             if not isinstance(value, (str, bytes)) and not is_whole(value):

@@ -23,6 +23,7 @@ from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
 from ecsfusion.pid.folds import Folds, make_folds, row_keys
+from ecsfusion.pid.lifting import lifted
 from ecsfusion.pid.linear import (
     LinearReadouts,
     LinearSums,
@@ -124,6 +125,8 @@ class Posteriors(NamedTuple):
     """The modalities of both sides of each pair."""
     device: torch.device
     """Of the embeddings or heads, where the result is to be."""
+    unseen: Tensor | None = None
+    """(C,) float64: the part of H(Y) of each class whose rows were read without another row of it; None of heads."""
 
 
 @in_full_precision
@@ -164,6 +167,7 @@ def held_out_information(
         if name != "product"
     }
     by_group = folds.group.argsort(stable=True)
+    counts = next(iter(read.values())).sums.sets.folds().counts
     return Posteriors(
         Known(**stacked, product=torch.stack([v.product for v in values])),
         squared_sums(torch.stack(rows, 2)[..., by_group], folds.group[by_group]),
@@ -173,6 +177,7 @@ def held_out_information(
         folds.num_groups.double(),
         sides,
         labels.device,
+        torch.where((counts == 0).any(0), -prior * log_prior.double() / LN2, 0.0),
     )
 
 
@@ -195,7 +200,7 @@ def read_sides(
     sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels[folds.order], num_classes)
     prior = sets.one_hot.double().mean(0)
     log_prior = prior.clamp_min(TINY).log().float()
-    columns = {name: standardize(rows, folds.order) for name, rows in embeddings.items()}
+    columns = {name: lifted(standardize(rows, folds.order)) for name, rows in embeddings.items()}
     read: dict[tuple[str, ...], Side] = {}
     every = [tuple(side) for pair in sides for side in pair]
     singles = [(name,) for side in every for name in side]

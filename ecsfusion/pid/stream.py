@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ecsfusion.data.embedding_files import Table, as_rows
+from ecsfusion.data.text_tables import first_that_is_unlike
 from ecsfusion.pid.checks import check_positive
 from ecsfusion.pid.clusters import choose_clusters, estimate, split_by_pair
 from ecsfusion.pid.decomposition import PID
@@ -151,7 +152,7 @@ class _Source:
         """
         is_modality = column in self.modalities.values()
         if is_modality and values.dtype.kind not in "biuf":
-            row = next((index for index, value in enumerate(values) if not _is_number(value)), 0)
+            row = first_that_is_unlike(values)
             raise TypeError(
                 f"column {column!r} must hold numbers or lists of numbers, got {str(values[row])[:60]!r} in "
                 f"{self.table.place(first_row + row)}"
@@ -247,14 +248,6 @@ def _by_clusters(source: _Source, num_rows: int, options: EstimatorOptions) -> d
 
 def _is_text(values: NDArray[Any]) -> bool:
     return values.dtype.kind in "OUS"
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _described(values: NDArray[Any]) -> str:

@@ -21,9 +21,9 @@ SHARE_OF_TABLES = 0.05
 NOISE = 8.0
 """Log-likelihood, in nats, that pooled readouts of pure noise exceed in 1 to 2 of 100 estimates."""
 SETTLED_SHARE = 0.05
-"""The limit is settled where it exceeds the held-out information by at most this share of H(Y)."""
+"""The limit is settled where it exceeds the held-out information by at most this share of H(Y), or"""
 SETTLED_BITS = 0.05
-"""And where it exceeds it by at most so many bits."""
+"""by at most so many bits."""
 
 
 class Measured(NamedTuple):
@@ -69,6 +69,17 @@ def measure(posteriors: Posteriors) -> Measured:
         for each in decompositions
     )
     return Measured(limits, held_out, next(there))
+
+
+def hides_much(posteriors: Posteriors) -> bool:
+    """Whether classes that no readout could see may tell more than is settled."""
+    unseen = posteriors.unseen
+    return unseen is not None and bool(unseen.sum() > _settled(posteriors.label_bits))
+
+
+def _settled(label_bits: Tensor) -> Tensor:
+    """How many bits may be missing from what is known, of a label of so many bits."""
+    return (SETTLED_SHARE * label_bits).clamp_min(SETTLED_BITS)
 
 
 def _decomposed(
@@ -121,7 +132,6 @@ def _decomposed(
     shortfall = torch.stack(
         [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
     ).amax(0)
-    allowed = (SETTLED_SHARE * label_bits).clamp_min(SETTLED_BITS)
     dependence = (known.joint[0] - known.product).clamp_min(0.0)
     floors = floor.expand_as(dependence)
     decomposition = reached._replace(
@@ -137,7 +147,7 @@ def _decomposed(
     return Measured(
         decomposition,
         bound._replace(gap=gap, dependence=dependence),
-        torch.ceil(num_groups * shortfall / allowed),
+        torch.ceil(num_groups * shortfall / _settled(label_bits)),
     )
 
 
