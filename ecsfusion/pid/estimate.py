@@ -211,8 +211,10 @@ def _by_posteriors(
     num_clusters = options.posterior_clusters(len(targets))
     measured: list[Measured] = []
     for column in targets.reshape(len(targets), -1).T:
+        # A class without rows is no part of the label.
+        classes, label = column.unique(return_inverse=True)
         posteriors = held_out_information(
-            named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
+            named, label, len(classes), sides, groups, num_clusters, options.tolerance, options.seed
         )
         measured.append(measure(posteriors))
     shape = (len(pairs), *targets.shape[1:])
