@@ -19,6 +19,10 @@ SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
 """Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
+SHARE_OF_DISPLACED = 0.5
+"""The union information may be wrong by this share of how far labels and posteriors disagree about it alone,"""
+CLEARLY = 4.0
+"""less what so many standard errors of the redundancy explain."""
 NOISE = 8.0
 """Log-likelihood, in nats, that pooled readouts of pure noise exceed in 1 to 2 of 100 estimates."""
 SETTLED_SHARE = 0.05
@@ -46,14 +50,16 @@ def measure(posteriors: Posteriors) -> Measured:
     """
     known, device = posteriors.known, posteriors.group.device
     squares = _squares(known.rows, posteriors.group)
+    numbers = {name: part for name, part in known._asdict().items() if name != "rows" and part is not None}
     *parts, label_bits, num_groups, noise_rows, squares = moved(
-        [*known[:-1], posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, squares], "cpu"
+        [*numbers.values(), posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, squares],
+        "cpu",
     )
     if len(squares) == 4:
         squares = torch.cat([squares.new_zeros(8, squares.shape[1]), squares])
     # The rows of a group count as one.
     errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / known.rows.shape[-1]
-    known = known._replace(**dict(zip(Known._fields[:-1], parts, strict=True)))
+    known = known._replace(**dict(zip(numbers, parts, strict=True)))
     measured = _decomposed(known, label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides)
     decompositions = measured.limit, measured.held_out
     there = iter(
@@ -119,6 +125,8 @@ def _decomposed(
     floor = NOISE / (noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
     doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
+    if known.displaced is not None:
+        doubt = doubt + SHARE_OF_DISPLACED * (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
 
     def interval(one: Tensor, other: Tensor, place: int) -> Tensor:
         """Around both the held-out value and the limit."""
