@@ -217,12 +217,14 @@ def _by_posteriors(
     unseen: Tensor | None = None
     with few_threads():
         for column in targets.reshape(len(targets), -1).T:
+            # A class without rows is no part of the label.
+            classes, label = column.unique(return_inverse=True)
             posteriors = held_out_information(
-                named, column, num_classes, sides, groups, num_clusters, options.tolerance, options.seed
+                named, label, len(classes), sides, groups, num_clusters, options.tolerance, options.seed
             )
             measured.append(measure(posteriors))
-            if hides_much(posteriors):
-                unseen = posteriors.unseen if unseen is None else unseen
+            if posteriors.unseen is not None and hides_much(posteriors):
+                unseen = classes[posteriors.unseen > 0] if unseen is None else unseen
                 # How many would do, nobody can know: not those that there are.
                 measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])
@@ -270,8 +272,8 @@ def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None)
 
 
 def _warn_of_unseen_classes(unseen: Tensor, groups: Tensor | None) -> None:
-    """Warn of classes of one row or of one source, of which nothing can be known; (C,) as in `Posteriors`."""
-    classes = unseen.nonzero()[:, 0].tolist()
+    """Warn of classes of one row or of one source, of which nothing can be known; their numbers."""
+    classes = unseen.tolist()
     named = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
     what, todo = (
         (

@@ -20,7 +20,7 @@ from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import PID, entropy
 from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
 from ecsfusion.pid.inputs import check_classes
-from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of
+from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of, change_by_labels
 from ecsfusion.pid.replayed import replayed
 from ecsfusion.pid.uncertainty import measure
 from ecsfusion.pid.union import Solved, matched, most_captured, solve_union, union_of
@@ -185,11 +185,9 @@ def information_of_heads(
     # The host reads all that it needs at once.
     prior, known, squares, num_groups, *solved = moved(found[:-1], "cpu")
     union = union_of(Solved._make([*solved, found[-1]]))
-    label_bits, unsure = entropy(prior, 1), union.unsure.view(2, -1)
+    label_bits = entropy(prior, 1)
     known = known.clamp_min(0.0)
-    # The labels in place of the posteriors; that moves the union by no more than it moves the sides.
-    most = (known[:2] - (label_bits - unsure)).abs().sum(0)
-    value = union.value + torch.minimum(torch.maximum(union.change, -most), most)
+    change = change_by_labels(union, known[:2], label_bits)
 
     def twice(part: Tensor) -> Tensor:
         return part.expand(2, -1)
@@ -199,10 +197,12 @@ def information_of_heads(
             first=twice(known[0]),
             second=twice(known[1]),
             joint=twice(known[2]),
-            union=twice(value),
+            # The labels in place of the posteriors.
+            union=twice(union.value + change),
             lost=twice(union.high - union.low),
             product=known[2],
             beyond_lines=torch.zeros_like(known),
+            displaced=(union.change - change).abs(),
         ),
         squares,
         len(labels),

@@ -38,7 +38,7 @@ from ecsfusion.pid.linear import (
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool
-from ecsfusion.pid.union import matched, union_information
+from ecsfusion.pid.union import Union, matched, union_information
 
 NUM_FOLDS = 6
 MAX_GROWTH = 2.0
@@ -105,6 +105,8 @@ class Known(NamedTuple):
     """(P,): what the product of the posteriors of both sides knows."""
     beyond_lines: Tensor
     """(3, P): what the first, the second and both sides know beyond their linear readouts."""
+    displaced: Tensor
+    """(P,): how far the labels disagree with the posteriors about the union information and not about the sides."""
 
 
 class Posteriors(NamedTuple):
@@ -161,15 +163,15 @@ def held_out_information(
         known, by_row = known_of(first, second, both, prior, num_clusters, tolerance, random_seed)
         values.append(known)
         rows.append(by_row)
+    of_pair = ("product", "displaced")
     stacked = {
-        name: torch.stack([getattr(v, name) for v in values], 1)
+        name: torch.stack([getattr(v, name) for v in values], 0 if name in of_pair else 1)
         for name in Known._fields
-        if name != "product"
     }
     by_group = folds.group.argsort(stable=True)
     counts = next(iter(read.values())).sums.sets.folds().counts
     return Posteriors(
-        Known(**stacked, product=torch.stack([v.product for v in values])),
+        Known(**stacked),
         squared_sums(torch.stack(rows, 2)[..., by_group], folds.group[by_group]),
         len(labels),
         folds.num_groups,
@@ -391,19 +393,40 @@ def known_of(
         posteriors, unsure, roots, labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
     )
     by_lines = torch.stack([bits(part.by_lines).mean() for part in (first, second, pair)])
-    known, by_lines, product = moved([rows.mean(-1), by_lines, bits(pair.product).mean()], "cpu")
+    known, by_lines, product, label_bits = moved(
+        [rows.mean(-1), by_lines, bits(pair.product).mean(), entropy(prior, 1)], "cpu"
+    )
     single = (known - optimism).clamp_min(0.0)
+    change = change_by_labels(union, known[:2], label_bits)
     found = Known(
         first=single[0],
         second=single[1],
         joint=single[2],
-        # The labels in place of the posteriors, as in the information of the sides.
-        union=union.value + union.change,
+        union=union.value + change,
         lost=union.high - union.low,
         product=product,
         beyond_lines=(known[:, 0] - by_lines).clamp_min(0.0),
+        displaced=(union.change - change).abs()[0],
     )
     return found, torch.cat([rows, union.pointwise.unsqueeze(0)])
+
+
+def change_by_labels(union: Union, told: Tensor, label_bits: Tensor) -> Tensor:
+    """How far the labels in place of the posteriors move the union information (B,): no more than they move the sides.
+
+    A weight is fitted to the labels, so that a side expects to tell what it does tell. Which classes it takes for one
+    another no weight corrects: readouts of a few rows misplace the classes, and those of two sides do so independently,
+    as if each knew what the other does not. The labels would then raise the union information, which grows with any
+    disagreement, and leave the sides as they are, and the redundancy would pay for it.
+
+    Args:
+        union: of B pairs of posteriors.
+        told: (2, B), what each side tells about the labels, in bits.
+        label_bits: () H(Y).
+    """
+    expected = label_bits - union.unsure.view(2, -1)
+    most = (told - expected).abs().sum(0)
+    return torch.minimum(torch.maximum(union.change, -most), most)
 
 
 def limit(

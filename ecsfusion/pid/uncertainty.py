@@ -18,6 +18,10 @@ SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
 """Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
+SHARE_OF_DISPLACED = 0.5
+"""The union information may be wrong by this share of how far labels and posteriors disagree about it alone,"""
+CLEARLY = 4.0
+"""less what so many standard errors of the redundancy explain."""
 NOISE = 8.0
 """Log-likelihood, in nats, that pooled readouts of pure noise exceed in 1 to 2 of 100 estimates."""
 SETTLED_SHARE = 0.05
@@ -120,6 +124,7 @@ def _decomposed(
     floor = NOISE / (noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
     doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
+    doubt += SHARE_OF_DISPLACED * (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
 
     def interval(one: Tensor, other: Tensor, place: int) -> Tensor:
         """Around both the held-out value and the limit."""

@@ -1,0 +1,92 @@
+"""fast_pid of many classes with a few rows each, whose readouts misplace the classes independently on either side."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from known_answers import assert_consistent, intervals, true_values, values
+
+from benchmarks.known_truth.problems import gaussian
+from ecsfusion import fast_pid
+from ecsfusion.pid.posteriors import Known, Posteriors, change_by_labels
+from ecsfusion.pid.uncertainty import measure
+from ecsfusion.pid.union import Union
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*are few for these embeddings")
+
+
+def degraded(columns, share):
+    """100 Gaussian classes; the second modality shows a share of the distances of the first, and nothing of its own."""
+    base = gaussian(f"degraded-{columns}", "few", 100, columns, (2.5, 2.5), directions=8)
+    means = base.means[0], share * base.means[0]
+    # All that a noisier copy knows is redundant, whatever couples it to the original.
+    return replace(base, means=means, closed_form="better")
+
+
+@pytest.mark.parametrize("columns", [8, 32])
+def test_a_noisier_copy_knows_hardly_anything_of_its_own_by_twenty_rows_a_class(columns):
+    problem = degraded(columns, 0.7)
+    truth = true_values(problem.truth(num_rows=50_000))
+    first, second, labels = problem.draw(2000, 1)
+    pid = fast_pid([first, second], labels)
+    assert_consistent(pid)
+    # What readouts of few rows know is less than all, but hardly unique.
+    assert float(pid.held_out.unique[1]) < 0.25
+    assert float(pid.held_out.redundancy) > 0.85 * float(pid.held_out.mutual_information[1])
+    torch.testing.assert_close(values(pid), truth, rtol=0, atol=0.2)
+    ends = intervals(pid)
+    assert (ends[:, 0] <= truth[3:]).all()
+    assert (truth[3:] <= ends[:, 1]).all()
+
+
+def union_of(value, change, unsure):
+    """A `Union` of one pair: its value, what the labels add, and the entropies that its sides leave, in bits."""
+    value = torch.tensor([value], dtype=torch.float64)
+    return Union(
+        value, value, value, torch.zeros(1, 4), torch.full_like(value, change), torch.tensor(unsure).double()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(0.5, 0.3), (-0.5, -0.3), (0.2, 0.2), (0.0, 0.0)],
+    ids=["up", "down", "near", "none"],
+)
+def test_labels_move_the_union_information_no_more_than_the_sides(change, expected):
+    """Of 3 bits the sides expect to know 2 and 1.5; the labels say 2.1 and 1.3."""
+    told = torch.tensor([[2.1], [1.3]], dtype=torch.float64)
+    found = change_by_labels(union_of(2.4, change, [1.0, 1.5]), told, torch.tensor(3.0).double())
+    torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
+
+
+def test_intervals_are_wider_where_labels_and_posteriors_disagree():
+    """The same decomposition, once with posteriors that are right about the union information and once without."""
+    squares = torch.zeros(12, 1, dtype=torch.float64)
+    two = torch.ones(2, 1, dtype=torch.float64)
+    widths = []
+    for displaced in (0.0, 0.4):
+        known = Known(
+            two,
+            0.8 * two,
+            1.5 * two,
+            1.2 * two,
+            0 * two,
+            1.5 * two[0],
+            torch.zeros(3, 1).double(),
+            displaced * two[0],
+        )
+        number = torch.tensor(1000)
+        posteriors = Posteriors(
+            known,
+            squares,
+            1000,
+            number,
+            torch.tensor(3.0).double(),
+            number.double(),
+            [(["a"], ["b"])],
+            torch.device("cpu"),
+        )
+        found = measure(posteriors).limit
+        widths.append((found.redundancy_interval[:, 1] - found.redundancy_interval[:, 0]).item())
+    # Half of it on either side.
+    assert widths[1] - widths[0] == pytest.approx(0.4)
