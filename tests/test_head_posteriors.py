@@ -122,6 +122,10 @@ def test_a_head_that_overflowed_in_some_rows_keeps_what_it_knows_in_others():
         ({"joint_logits": torch.zeros(3, 3)}, ValueError, r"joint_logits.*\(3, 3\)"),
         ({"joint_logits": torch.zeros(3, 2).long()}, TypeError, "joint_logits.*int64.*float"),
         ({"pairs": [("a", "c")]}, ValueError, "pairs name 'c'.*'a', 'b'"),
+        ({"pairs": []}, ValueError, "pairs must hold at least one pair"),
+        ({"pairs": [("rest", "a")]}, ValueError, r"pairs must name a modality and.*\('rest', 'a'\)"),
+        ({"pairs": [("a", "a")]}, ValueError, r"pairs must name a modality and another.*\('a', 'a'\)"),
+        ({"groups": torch.tensor([0, 1])}, ValueError, r"groups.*each of the 3 rows.*\(2,\)"),
     ],
 )
 def test_what_cannot_be_read_is_named(change, error, sentence):

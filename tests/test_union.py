@@ -240,3 +240,19 @@ def test_what_clusters_lose_of_many_classes_is_not_taken_for_redundancy(random_s
     few, many = (union_of_sides(posteriors, labels, number, 2e-3, 200) for number in (20, 400))
     # As close as intervals say: to a tenth of what the clusters lose.
     assert abs(float(few.value - many.value)) < SHARE_OF_LOSS * float(few.high - few.low)
+
+
+@pytest.mark.parametrize("random_seed", [0, 1, 2])
+def test_what_clusters_lose_of_a_copy_is_not_unique(random_seed):
+    """Two views of 100 classes with equal centers and noise of their own: neither knows what the other does not."""
+    generator = torch.Generator().manual_seed(random_seed)
+    means = 0.7 * torch.randn(100, 16, generator=generator)
+    labels = torch.randint(100, (5000,), generator=generator)
+    sides = []
+    for _ in range(2):
+        rows = means[labels] + torch.randn(5000, 16, generator=generator)
+        sides.append((rows @ means.T - means.square().sum(1) / 2).double().softmax(-1))
+    posteriors = matched(torch.stack(sides), torch.bincount(labels, minlength=100).double() / 5000)
+    found = union_of_sides(posteriors, labels, 128, 1e-2, 100)
+    larger = float((-(posteriors[0].mean(0) * posteriors[0].mean(0).log2()).sum() - found.unsure).amax())
+    assert abs(float(found.value) - larger) < 0.05

@@ -54,7 +54,7 @@ def head_pids(
         logits: (N, C) floating point, by modality: of the head that reads this modality alone.
         joint_logits: (N, C) of a head that reads all modalities; None where there is none.
         labels: (N,) int64 class indices.
-        pairs: names of two modalities, or of one and "rest", all the others.
+        pairs: names of two modalities, or of one and then "rest", all the others.
         num_clusters: clusters of posteriors in the union information; None for 24, and four more for each class
             beyond 10, up to 192.
         random_seed: of folds and clusters.
@@ -63,14 +63,15 @@ def head_pids(
     Returns:
         A PID for each pair, by name ("image, audio"), with floors and intervals. Its values are what the heads prove on
         these rows, to the interval of the union information. `conditional_mutual_information` and `dependence` are
-        None: heads do not show whether the label ties the modalities (`ecsfusion.pid.dependence`). A row that a head
-        does not answer with finite numbers tells nothing by this head.
+        None: heads do not show whether the label ties the modalities (`ecsfusion.pid.dependence`). A logit that is NaN
+        is read as 0, and an infinite one as the largest finite number.
 
     Raises:
         TypeError: for labels that are not int64, and logits that are no floating point numbers.
-        ValueError: for shapes that do not fit, names that no head has, and, on a CPU, labels that are no classes.
+        ValueError: for shapes that do not fit, pairs that are not of two sides, and, on a CPU, labels that are no
+            classes.
     """
-    _check(logits, joint_logits, labels, pairs)
+    _check(logits, joint_logits, labels, pairs, groups)
     logits = {name: rows.detach() for name, rows in logits.items()}
     joint_logits = None if joint_logits is None else joint_logits.detach()
     others = {name: [other for other in logits if other != name] for name in logits}
@@ -97,13 +98,19 @@ def _check(
     joint_logits: Tensor | None,
     labels: Tensor,
     pairs: Sequence[tuple[str, str]],
+    groups: Tensor | None,
 ) -> None:
     """Check what `head_pids` is given; the host reads labels that are on a CPU, and nothing of a GPU."""
-    unknown = next((name for pair in pairs for name in pair if name not in (*logits, "rest")), None)
-    if unknown is not None:
-        raise ValueError(
-            f'pairs name {unknown!r}, but logits hold {list(logits)}; name one of them, or "rest"'
-        )
+    if not pairs:
+        raise ValueError('pairs must hold at least one pair, such as ("image", "audio") or ("image", "rest")')
+    for a, b in pairs:
+        unknown = next((name for name in (a, b) if name not in (*logits, "rest")), None)
+        if unknown is not None:
+            raise ValueError(
+                f'pairs name {unknown!r}, but logits hold {list(logits)}; name one of them, or "rest"'
+            )
+        if a not in logits or a == b:
+            raise ValueError(f'pairs must name a modality and another one or "rest", got {(a, b)}')
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}; convert classes with labels.long()")
     if labels.ndim != 1 or not len(labels):
@@ -120,6 +127,10 @@ def _check(
                 f"{name} must have a row for each of the {len(labels)} labels, and the classes of every other head, "
                 f"got the shape {tuple(rows.shape)}"
             )
+    if groups is not None and groups.shape != labels.shape:
+        raise ValueError(
+            f"groups must hold one number for each of the {len(labels)} rows, got shape {tuple(groups.shape)}"
+        )
     if labels.device.type == "cpu":
         check_classes(labels, first.shape[1])
 

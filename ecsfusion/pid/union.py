@@ -188,10 +188,12 @@ def union_of(solved: Solved) -> Union:
     union, coarse = (label_bits - solved.left).unbind(-1)
     slope = ((union - coarse) / (coarse_lost - lost).clamp_min(1e-9)).clamp(0.0, 1.0)
     slope = torch.where(coarse_lost - lost > 1e-4, slope, 0.5)
+    value = union + slope * lost
     # What both sides lose, as of a copy, the union loses. The coarser clusters may hardly tell the classes apart, and
-    # show less: half of the distance is taken to be theirs.
+    # show less: half of the distance is taken to be theirs. But what the union has beyond the larger side is at most
+    # tripled: of a copy that is nothing, and no loss makes it unique.
     both = of_sides[..., 0].amin(0) / lost.clamp_min(1e-9)
-    slope = torch.maximum(slope, 0.5 * (slope + both))
-    return Union(
-        union + slope * lost, union - solved.gap, union + lost, solved.pointwise, solved.change, solved.unsure
-    )
+    raised = value + 0.5 * (both - slope).clamp_min(0.0) * lost
+    larger = (label_bits - solved.unsure).view(2, -1).amax(0)
+    value = torch.minimum(raised, torch.maximum(larger, 3 * value - 2 * larger))
+    return Union(value, union - solved.gap, union + lost, solved.pointwise, solved.change, solved.unsure)

@@ -91,5 +91,8 @@ def test_strides_and_nothing(device):
 def test_arguments_that_do_not_fit_are_named(device):
     with pytest.raises(TypeError, match=r"sums must be float64, got torch.float32; convert with"):
         cluster_tables(torch.ones(1, 2, 3, device=device))
-    with pytest.raises(ValueError, match=r"sums must be \(B, K, C\), got shape \(2, 3\)"):
-        cluster_tables(torch.ones(2, 3, dtype=torch.float64, device=device))
+    for shape in ((2, 3), (2, 0, 3), (2, 3, 0)):
+        with pytest.raises(
+            ValueError, match=rf"sums must be \(B, K, C\).*at least 1, got shape \({shape[0]}, "
+        ):
+            cluster_tables(torch.ones(shape, dtype=torch.float64, device=device))

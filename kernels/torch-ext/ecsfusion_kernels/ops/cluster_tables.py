@@ -168,11 +168,11 @@ def cluster_tables(sums: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         TypeError: the sums are not float64.
-        ValueError: they have not three dimensions.
+        ValueError: they have not three dimensions, or no cluster or class.
     """
     if sums.dtype != torch.float64:
         raise TypeError(f"sums must be float64, got {sums.dtype}; convert with .double()")
-    if sums.ndim != 3:
-        raise ValueError(f"sums must be (B, K, C), got shape {tuple(sums.shape)}")
+    if sums.ndim != 3 or not sums.shape[1] or not sums.shape[2]:
+        raise ValueError(f"sums must be (B, K, C) with K and C at least 1, got shape {tuple(sums.shape)}")
     function = reference_cluster_tables if skips_dispatch(sums) else _cluster_tables_op
     return function(sums)
