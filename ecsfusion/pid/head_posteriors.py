@@ -26,10 +26,9 @@ from ecsfusion.pid.uncertainty import measure
 from ecsfusion.pid.union import Solved, matched, most_captured, solve_union, union_of
 
 CALIBRATION_FOLDS = 2
-MIN_CLUSTERS, MAX_CLUSTERS = 24, 192
-"""Clusters of posteriors in the union information: the first for up to 10 classes, four more for each further class,
-since half of them must still tell the classes apart. What they lose is part of the interval."""
-FEW_CLASSES, CLUSTERS_PER_CLASS = 10, 4
+MIN_CLUSTERS, MAX_CLUSTERS = 24, 128
+"""Clusters of posteriors in the union information: two per class within these bounds. What they lose is part of the
+interval; with more of them few rows seem to know what is not in them."""
 TOLERANCE = 1e-2
 """Certified width in bits at which the solver may stop, which is less than the posteriors are known to."""
 MAX_ITERATIONS = 100
@@ -55,8 +54,7 @@ def head_pids(
         joint_logits: (N, C) of a head that reads all modalities; None where there is none.
         labels: (N,) int64 class indices.
         pairs: names of two modalities, or of one and then "rest", all the others.
-        num_clusters: clusters of posteriors in the union information; None for 24, and four more for each class
-            beyond 10, up to 192.
+        num_clusters: clusters of posteriors in the union information; None for two per class, at least 24.
         random_seed: of folds and clusters.
         groups: (N,) int64 numbers from 0 of the source of each row, see `make_folds`; None where every row has its own.
 
@@ -78,8 +76,7 @@ def head_pids(
     sides = [([a], others[a] if b == "rest" else [b]) for a, b in pairs]
     classes = next(iter(logits.values())).shape[1]
     if num_clusters is None:
-        more = CLUSTERS_PER_CLASS * max(classes - FEW_CLASSES, 0)
-        num_clusters = min(MIN_CLUSTERS + more, MAX_CLUSTERS)
+        num_clusters = min(max(2 * classes, MIN_CLUSTERS), MAX_CLUSTERS)
     posteriors = information_of_heads(
         logits, joint_logits, labels, sides, min(num_clusters, len(labels)), TOLERANCE, random_seed, groups
     )
