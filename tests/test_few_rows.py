@@ -43,7 +43,13 @@ def union_of(value, change, unsure):
     """A `Union` of one pair: its value, what the labels add, and the entropies that its sides leave, in bits."""
     value = torch.tensor([value], dtype=torch.float64)
     return Union(
-        value, value, value, torch.zeros(1, 4), torch.full_like(value, change), torch.tensor(unsure).double()
+        value,
+        value,
+        value,
+        torch.zeros(1, 4),
+        torch.full_like(value, change),
+        torch.tensor(unsure).double(),
+        torch.zeros_like(value),
     )
 
 
@@ -73,6 +79,7 @@ def test_intervals_are_wider_where_labels_and_posteriors_disagree():
             0 * two,
             1.5 * two[0],
             torch.zeros(3, 1).double(),
+            0 * two[0],
             displaced * two[0],
         )
         number = torch.tensor(1000)

@@ -256,3 +256,21 @@ def test_what_clusters_lose_of_a_copy_is_not_unique(random_seed):
     found = union_of_sides(posteriors, labels, 128, 1e-2, 100)
     larger = float((-(posteriors[0].mean(0) * posteriors[0].mean(0).log2()).sum() - found.unsure).amax())
     assert abs(float(found.value) - larger) < 0.05
+
+
+@pytest.mark.parametrize("random_seed", [3, 4])
+def test_what_clusters_leave_open_holds_views_of_one_code_and_of_two(random_seed):
+    """Clusters cannot tell noisy views of the same centers from views of other centers; their doubt holds both."""
+    generator = torch.Generator().manual_seed(random_seed)
+    labels = torch.randint(28, (3000,), generator=generator)
+    centers = 0.3 * torch.randn(2, 28, 64, generator=generator)
+    for other in (0, 1):
+        sides = []
+        for means in (centers[0], centers[other]):
+            rows = means[labels] + torch.randn(3000, 64, generator=generator)
+            sides.append((rows @ means.T - means.square().sum(1) / 2).double().softmax(-1))
+        posteriors = matched(torch.stack(sides), torch.bincount(labels, minlength=28).double() / 3000)
+        few, many = (union_of_sides(posteriors, labels, number, 2e-3, 200) for number in (56, 600))
+        truth = many if other else few._replace(value=(math.log2(28) - few.unsure).amax().view(1))
+        around = few.unresolved + SHARE_OF_LOSS * (few.high - few.low)
+        assert abs(float(few.value - truth.value)) < float(around)

@@ -210,6 +210,7 @@ def information_of_heads(
             lost=twice(union.high - union.low),
             product=known[2],
             beyond_lines=torch.zeros_like(known),
+            unresolved=union.unresolved,
             displaced=(union.change - change).abs(),
         ),
         squares,

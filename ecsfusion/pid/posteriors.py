@@ -105,6 +105,8 @@ class Known(NamedTuple):
     """(P,): what the product of the posteriors of both sides knows."""
     beyond_lines: Tensor
     """(3, P): what the first, the second and both sides know beyond their linear readouts."""
+    unresolved: Tensor
+    """(P,): how far what clusters lose leaves the union information open."""
     displaced: Tensor
     """(P,): how far the labels disagree with the posteriors about the union information and not about the sides."""
 
@@ -163,7 +165,7 @@ def held_out_information(
         known, by_row = known_of(first, second, both, prior, num_clusters, tolerance, random_seed)
         values.append(known)
         rows.append(by_row)
-    of_pair = ("product", "displaced")
+    of_pair = ("product", "unresolved", "displaced")
     stacked = {
         name: torch.stack([getattr(v, name) for v in values], 0 if name in of_pair else 1)
         for name in Known._fields
@@ -406,6 +408,7 @@ def known_of(
         lost=union.high - union.low,
         product=product,
         beyond_lines=(known[:, 0] - by_lines).clamp_min(0.0),
+        unresolved=union.unresolved[0],
         displaced=(union.change - change).abs()[0],
     )
     return found, torch.cat([rows, union.pointwise.unsqueeze(0)])

@@ -124,6 +124,7 @@ def _decomposed(
     floor = NOISE / (noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
     doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
+    doubt += known.unresolved
     doubt += SHARE_OF_DISPLACED * (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
 
     def interval(one: Tensor, other: Tensor, place: int) -> Tensor:

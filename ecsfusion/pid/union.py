@@ -45,6 +45,8 @@ class Union(NamedTuple):
     """(B,): the mean of `pointwise`, less what the rows' posteriors expect of it: that of the table."""
     unsure: Tensor
     """(2 B,): the mean entropy of the posteriors."""
+    unresolved: Tensor
+    """(B,): how far what the clusters lose leaves `value` open, either way."""
 
 
 class Solved(NamedTuple):
@@ -193,7 +195,8 @@ def union_of(solved: Solved) -> Union:
     # show less: half of the distance is taken to be theirs. But what the union has beyond the larger side is at most
     # tripled: of a copy that is nothing, and no loss makes it unique.
     both = of_sides[..., 0].amin(0) / lost.clamp_min(1e-9)
-    raised = value + 0.5 * (both - slope).clamp_min(0.0) * lost
+    unresolved = 0.5 * (both - slope).clamp_min(0.0) * lost
     larger = (label_bits - solved.unsure).view(2, -1).amax(0)
-    value = torch.minimum(raised, torch.maximum(larger, 3 * value - 2 * larger))
-    return Union(value, union - solved.gap, union + lost, solved.pointwise, solved.change, solved.unsure)
+    value = torch.minimum(value + unresolved, torch.maximum(larger, 3 * value - 2 * larger))
+    low, high = union - solved.gap, union + lost
+    return Union(value, low, high, solved.pointwise, solved.change, solved.unsure, unresolved)
