@@ -189,7 +189,8 @@ def test_matched_posteriors_are_the_same_with_a_gradient_and_without():
 
 
 def tables_of(posteriors, number):
-    sums = cluster_sums(posteriors, cluster_posteriors(posteriors, number, 0), number)
+    clusters = cluster_posteriors(posteriors.float().sqrt(), number, 0)
+    sums = cluster_sums(posteriors, clusters, number)
     tables, told = cluster_tables(sums)
     return tables[:, 0], told[:, 0]
 

@@ -82,17 +82,12 @@ def matched(posteriors: Tensor, prior: Tensor, nearly: float = MATCHED) -> Tenso
     return match_prior(posteriors, prior, nearly)
 
 
-def cluster_posteriors(posteriors: Tensor, num_clusters: int, random_seed: int) -> Tensor:
-    """Clusters (B, N) int64 of posteriors (B, N, C), by k-means of their square roots."""
-    return _nearest_centers(posteriors.float().sqrt(), num_clusters, random_seed)
-
-
-def _nearest_centers(points: Tensor, num_clusters: int, random_seed: int) -> Tensor:
-    """Clusters (B, N) int64 of points (B, N, C) float32."""
-    step = max(1, -(-points.shape[1] // MAX_CLUSTERED_ROWS))
-    sample = points[:, ::step].contiguous()
+def cluster_posteriors(roots: Tensor, num_clusters: int, random_seed: int) -> Tensor:
+    """Clusters (B, N) int64 of posteriors, by k-means of their square roots (B, N, C) float32."""
+    step = max(1, -(-roots.shape[1] // MAX_CLUSTERED_ROWS))
+    sample = roots[:, ::step].contiguous()
     start = start_centers(sample, num_clusters, random_seed)
-    return nearest(points, lloyd_centers(sample, start, max_iterations=6))[0]
+    return nearest(roots, lloyd_centers(sample, start, max_iterations=6))[0]
 
 
 def cluster_sums(posteriors: Tensor, clusters: Tensor, num_clusters: int) -> Tensor:
@@ -155,7 +150,7 @@ def solve_union(
 ) -> Solved:
     """`union_information` as far as the host need not read it, with the same arguments."""
     batch = len(posteriors) // 2
-    clusters = _nearest_centers(roots, num_clusters, random_seed)
+    clusters = cluster_posteriors(roots, num_clusters, random_seed)
     tables, told = cluster_tables(cluster_sums(posteriors, clusters, num_clusters))
     prior = posteriors[0].mean(0)
     if num_clusters <= MAX_SOLVED_TOGETHER:
