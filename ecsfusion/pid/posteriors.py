@@ -450,13 +450,19 @@ def limit(
     """
     growth = (folds - halves).clamp_min(0.0)
     halves = folds - growth * (1 - (error / growth.clamp_min(1e-12)) ** 2).clamp_min(0.0)
-    share = (
-        (folds / label_bits.clamp_min(1e-12)).clamp(1e-9, 0.9999),
-        (halves / label_bits).clamp(1e-9, 0.9999),
-    )
-    inverse = [-1 / torch.log1p(-s) for s in share]
+    inverse = [1 / _separation(bits, label_bits) for bits in (folds, halves)]
     near, far = num_folds / (num_folds - 1), 2.0
     slope = near / (far - near)
     reached = torch.maximum(inverse[0] - slope * (inverse[1] - inverse[0]), inverse[0] / MAX_GROWTH)
     found = label_bits * -torch.expm1(-1 / reached)
     return torch.where((halves < folds) & (folds > 1e-6), torch.maximum(found, folds), folds)
+
+
+def largest_limit(folds: Tensor, label_bits: Tensor) -> Tensor:
+    """The largest `limit` that is believed; the arguments are as there."""
+    return label_bits * -torch.expm1(-MAX_GROWTH * _separation(folds, label_bits))
+
+
+def _separation(bits: Tensor, label_bits: Tensor) -> Tensor:
+    """The squared separation of classes in units of noise, as `limit` takes it."""
+    return -torch.log1p(-(bits / label_bits.clamp_min(1e-12)).clamp(1e-9, 0.9999))

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, Decomposition
-from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, limit
+from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, largest_limit, limit
 
-DEVIATIONS = 2.0
-"""Half the width of an interval in standard errors."""
+DEVIATIONS = 2.5
+"""Half the width of an interval in standard errors, where nothing but the rows is uncertain."""
 SHARE_OF_GROWTH = 0.5
-"""The limit for many rows may be wrong by this share of its distance from the held-out values."""
+"""Where a limit for many rows stops at the largest that is believed, an atom may be wrong by this share of what a limit
+adds to the held-out information."""
 SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
@@ -28,6 +29,9 @@ SETTLED_SHARE = 0.05
 """The limit is settled where it exceeds the held-out information by at most this share of H(Y), or"""
 SETTLED_BITS = 0.05
 """by at most so many bits."""
+
+
+TINY = 1e-9
 
 
 class Measured(NamedTuple):
@@ -112,6 +116,12 @@ def _decomposed(
         limit(part[0], part[1], label_bits, error) if grows else part[0]
         for part, error in zip(parts, errors[0], strict=True)
     ]
+    is_stopped = torch.stack(
+        [
+            value >= (1 - TINY) * largest_limit(part[0], label_bits)
+            for value, part in zip(values, parts, strict=True)
+        ]
+    ).any(0)
     values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
@@ -123,21 +133,26 @@ def _decomposed(
     error = torch.hypot(errors[2], near / (2 - near) * errors[1])
     floor = NOISE / (noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
-    doubt = torch.stack([blind[0] + blind[1]] * 3 + [blind.sum(0)])
-    doubt += known.unresolved
-    doubt += SHARE_OF_DISPLACED * (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
-
-    def interval(one: Tensor, other: Tensor, place: int) -> Tensor:
-        """Around both the held-out value and the limit."""
-        ends = torch.minimum(one, other), torch.maximum(one, other)
-        around = DEVIATIONS * error[place] + SHARE_OF_LOSS * gap + floor + doubt[place]
-        growth = SHARE_OF_GROWTH * (ends[1] - ends[0])
-        return torch.stack([ends[0] - around - growth, ends[1] + around + growth], -1).clamp_min(0.0)
-
-    unique = torch.stack([interval(bound.unique[:, m], reached.unique[:, m], 1 + m) for m in range(2)], -2)
+    disagreement = (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
     shortfall = torch.stack(
         [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
     ).amax(0)
+    # Of all atoms.
+    doubts = [
+        SHARE_OF_LOSS * gap,
+        known.unresolved,
+        SHARE_OF_DISPLACED * disagreement,
+        SHARE_OF_GROWTH * shortfall * is_stopped,
+    ]
+
+    def interval(held_out: Tensor, value: Tensor, place: int) -> Tensor:
+        """Around the limit, and never without the held-out value; unrelated reasons of doubt add by squares."""
+        tables = blind.sum(0) if place == 3 else blind[0] + blind[1]
+        apart = torch.stack([DEVIATIONS * error[place], value - held_out, tables, *doubts])
+        around = apart.square().sum(0).sqrt() + floor
+        return torch.stack([value - around, value + around], -1).clamp_min(0.0)
+
+    unique = torch.stack([interval(bound.unique[:, m], reached.unique[:, m], 1 + m) for m in range(2)], -2)
     dependence = (known.joint[0] - known.product).clamp_min(0.0)
     floors = floor.expand_as(dependence)
     decomposition = reached._replace(
