@@ -38,6 +38,7 @@ from ecsfusion.pid.linear import (
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool
+from ecsfusion.pid.span import in_their_span
 from ecsfusion.pid.union import Union, matched, union_information
 
 NUM_FOLDS = 6
@@ -204,12 +205,14 @@ def read_sides(
     sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels[folds.order], num_classes)
     prior = sets.one_hot.double().mean(0)
     log_prior = prior.clamp_min(TINY).log().float()
-    columns = {name: lifted(standardize(rows, folds.order)) for name, rows in embeddings.items()}
+    columns = {
+        name: in_their_span(lifted(standardize(rows, folds.order))) for name, rows in embeddings.items()
+    }
     read: dict[tuple[str, ...], Side] = {}
     every = [tuple(side) for pair in sides for side in pair]
     singles = [(name,) for side in every for name in side]
     for side in dict.fromkeys([*singles, *every]):
-        rows = columns[side[0]] if len(side) == 1 else torch.cat([columns[name] for name in side], 1)
+        rows = in_their_span(torch.cat([columns[name] for name in side], 1))
         members = [read[(name,)] for name in side] if len(side) > 1 else []
         read[side] = read_side(rows, sets, log_prior, random_seed, members)
     return folds, prior, read
