@@ -23,6 +23,7 @@ from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
 from ecsfusion.pid.folds import Folds, make_folds, row_keys
+from ecsfusion.pid.landmarks import landmark_readouts
 from ecsfusion.pid.lifting import lifted
 from ecsfusion.pid.linear import (
     LinearReadouts,
@@ -38,6 +39,8 @@ from ecsfusion.pid.linear import (
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool
+from ecsfusion.pid.quadratic import quadratic_readouts
+from ecsfusion.pid.ranks import rank_readouts
 from ecsfusion.pid.span import in_their_span
 from ecsfusion.pid.union import Union, matched, union_information
 
@@ -237,6 +240,10 @@ def read_side(
     bins = None if linear.tells_all else binned_columns(sums)
     if bins is not None:
         lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
+    if not linear.tells_all:
+        lines += rank_readouts(rows, sets, lines, log_prior)
+        lines += quadratic_readouts(sums, lines, log_prior)
+        lines += landmark_readouts(rows, sets, lines, log_prior, random_seed)
     searches: tuple[list[Search], list[Search]] = ([], [])
     if not linear.tells_all:
         number = sets.num_folds

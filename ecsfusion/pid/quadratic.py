@@ -1,0 +1,83 @@
+"""Quadratic readouts: classes that differ in their covariance, which a line does not see.
+
+Regularized discriminant analysis (Friedman 1989): each class has a Gaussian of its own, whose covariance is drawn
+towards the shape of that of all classes, by as many rows as are few for its columns. Closed form, from products of the
+rows by class.
+"""
+
+import torch
+from torch import Tensor
+
+from ecsfusion.pid.linear import JITTER, LinearSums
+from ecsfusion.pid.mixtures import class_products
+from ecsfusion.pid.trial import is_worth, some_rows
+
+MAX_COLUMNS = 128
+"""Of more columns the covariance of every class costs too much; a few directions of them are read in `mixtures`."""
+MAX_VALUES = 1 << 22
+"""The most values C x D x D of the covariances of one training set."""
+MIN_ROWS_PER_COLUMN = 2.0
+"""Rows per class and column below which covariances by class are noise."""
+ROWS_OF_ALL = (0.3, 3.0)
+"""Rows per column that the covariance of all classes counts for in that of each class."""
+SHRINKAGE = 0.01
+"""Share of the identity in every covariance."""
+TINY = 1e-12
+
+
+def quadratic_readouts(sums: LinearSums, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
+    """Held-out logits (2, N, C) by quadratic functions of the rows, or none where by halves they tell nothing new.
+
+    Args:
+        sums: of standardized rows, for all training sets.
+        known: (2, N, C) each, held-out logits of other readouts.
+        log_prior: (C,).
+    """
+    rows, sets = sums.rows, sums.sets
+    columns, classes = rows.shape[1], sets.num_classes
+    if columns > MAX_COLUMNS or classes * columns**2 > MAX_VALUES:
+        return []
+    if len(rows) < MIN_ROWS_PER_COLUMN * classes * columns:
+        return []
+    places = some_rows(len(rows), rows.device)
+    halves = sums.halves()
+    differences = class_products(halves, halves)
+    part = halves._replace(
+        rows=rows[places],
+        sets=halves.sets._replace(fold=sets.fold[places], labels=sets.labels[places], cells=None),
+    )
+    tried = [_read(part, differences, share)[0] for share in ROWS_OF_ALL]
+    if not is_worth(tried, known, sets, places, log_prior):
+        return []
+    differences = class_products(sums, sums)
+    return [_read(sums, differences, share) for share in ROWS_OF_ALL]
+
+
+def _read(sums: LinearSums, differences: Tensor, rows_of_all: float) -> Tensor:
+    """Held-out logits (R, N, C), without the prior.
+
+    Args:
+        sums: of the rows that are read.
+        differences: (T, C, D, D), the covariance of each class minus that of all.
+        rows_of_all: how many rows per column the covariance of all counts for.
+    """
+    sets, columns = sums.sets, sums.rows.shape[1]
+    kept = (sets.counts / (sets.counts + rows_of_all * columns))[..., None, None]
+    spread = sums.within.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
+    within = sums.within[:, None]
+    # Towards that of all classes, of the size of their own.
+    change = differences.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None] / spread[..., None].clamp_min(TINY)
+    covariance = (1 - SHRINKAGE) * (within + kept * differences + (1 - kept) * change * within)
+    covariance.diagonal(dim1=2, dim2=3).add_(SHRINKAGE * spread + JITTER)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    factor = torch.where((failed > 0)[..., None, None], 1e6 * torch.eye(columns, device=factor.device), factor)
+    size = factor.diagonal(dim1=2, dim2=3).log().sum(-1)
+    mean = sums.center[:, None] + sums.deviation
+    logits = sums.rows.new_zeros(len(sets.readers), len(sums.rows), sets.num_classes)
+    for place, readers in enumerate(sets.readers):
+        for number in sorted(set(readers)):
+            away = sums.rows.T - mean[number, :, :, None]
+            distance = torch.linalg.solve_triangular(factor[number], away, upper=False).square().sum(1)
+            found = (-0.5 * distance - size[number, :, None]).T
+            logits[place] = torch.where((sets.reader[place] == number)[:, None], found, logits[place])
+    return logits

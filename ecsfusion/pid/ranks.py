@@ -1,0 +1,51 @@
+"""Ranks of columns in place of their values: what skewed columns and heavy tails hide from a line.
+
+A column's ranks, as quantiles of a Gaussian, are the same for every increasing function of it, such as a probability and
+its logarithm. They are looked at only of columns that are no Gaussians themselves.
+"""
+
+import torch
+from torch import Tensor
+
+from ecsfusion.pid.linear import LinearSums, TrainingSets, linear_readouts, standardize
+from ecsfusion.pid.trial import is_worth, some_rows, told_by
+
+MAX_COLUMNS = 128
+"""With more columns none is looked at: their covariances would cost as much again."""
+MAX_SAMPLED_ROWS = 2048
+"""The most rows that quantiles are taken of."""
+MAX_QUANTILES = 256
+MIN_CHANGE = 0.02
+"""Share of a column's variance that its ranks do not tell by a line, above which it is no Gaussian."""
+
+
+def rank_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
+    """Held-out logits (2, N, C) by lines of the ranks, or none where by halves they tell nothing new.
+
+    Args:
+        rows: (N, D) standardized rows.
+        sets: all training sets.
+        known: (2, N, C) each, held-out logits of other readouts.
+        log_prior: (C,).
+    """
+    if rows.shape[1] > MAX_COLUMNS or len(rows) < 2:
+        return []
+    places = some_rows(len(rows), rows.device)
+    some = rows[places]
+    sample = some[:: max(1, -(-len(some) // MAX_SAMPLED_ROWS))].T.contiguous().sort(1).values
+    share = torch.linspace(0, 1, min(MAX_QUANTILES, sample.shape[1]), device=rows.device)
+    edges = sample[:, (share * (sample.shape[1] - 1)).long()].contiguous()
+    tried = standardize(_ranks(some, edges))
+    told = (tried * (some - some.mean(0))).mean(0).square() / some.var(0, unbiased=False).clamp_min(1e-12)
+    if not bool((told < 1 - MIN_CHANGE).any()):
+        return []
+    if not is_worth(told_by(tried, sets, places), known, sets, places, log_prior):
+        return []
+    return linear_readouts(LinearSums.make(standardize(_ranks(rows, edges)), sets), log_prior).logits
+
+
+def _ranks(rows: Tensor, edges: Tensor) -> Tensor:
+    """The quantiles (N, D) of a Gaussian that have the ranks of the values among edges (D, E); of ties, the middle."""
+    values = rows.T.contiguous()
+    place = torch.searchsorted(edges, values) + torch.searchsorted(edges, values, right=True)
+    return torch.special.ndtri((0.5 * place + 0.5) / (edges.shape[1] + 1)).T.contiguous()
