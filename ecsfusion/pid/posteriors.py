@@ -39,7 +39,7 @@ from ecsfusion.pid.linear import (
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool
-from ecsfusion.pid.quadratic import quadratic_readouts
+from ecsfusion.pid.quadratic import has_few_columns, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
 from ecsfusion.pid.span import in_their_span
 from ecsfusion.pid.union import Union, matched, union_information
@@ -65,6 +65,8 @@ SMALL_SHRINKAGE = 1e-3
 """at most this share of the identity;"""
 LARGEST_SHRINKAGE = 0.2
 """and with fewer at most this."""
+MOST_COLUMNS_OF_BOTH = 64
+"""With more columns both sides together are read by lines and along a few directions alone."""
 
 
 class Side(NamedTuple):
@@ -273,6 +275,12 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     is_told = any(readouts.tells_all for readouts in linear)
     if sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear)):
         lines += _lines_of_both(first, second, alone, log_prior)
+    columns = first.sums.rows.shape[1] + second.sums.rows.shape[1]
+    if not is_told and columns <= MOST_COLUMNS_OF_BOTH:
+        rows = torch.cat([first.sums.rows, second.sums.rows], 1)
+        if has_few_columns(columns, sets):
+            lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior)
+        lines += landmark_readouts(rows, sets, lines, log_prior, random_seed)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = [

@@ -8,7 +8,7 @@ rows by class.
 import torch
 from torch import Tensor
 
-from ecsfusion.pid.linear import JITTER, LinearSums
+from ecsfusion.pid.linear import JITTER, LinearSums, TrainingSets
 from ecsfusion.pid.mixtures import class_products
 from ecsfusion.pid.trial import is_worth, some_rows
 
@@ -34,10 +34,7 @@ def quadratic_readouts(sums: LinearSums, known: list[Tensor], log_prior: Tensor)
         log_prior: (C,).
     """
     rows, sets = sums.rows, sums.sets
-    columns, classes = rows.shape[1], sets.num_classes
-    if columns > MAX_COLUMNS or classes * columns**2 > MAX_VALUES:
-        return []
-    if len(rows) < MIN_ROWS_PER_COLUMN * classes * columns:
+    if not has_few_columns(rows.shape[1], sets):
         return []
     places = some_rows(len(rows), rows.device)
     halves = sums.halves()
@@ -51,6 +48,13 @@ def quadratic_readouts(sums: LinearSums, known: list[Tensor], log_prior: Tensor)
         return []
     differences = class_products(sums, sums)
     return [_read(sums, differences, share) for share in ROWS_OF_ALL]
+
+
+def has_few_columns(columns: int, sets: TrainingSets) -> bool:
+    """Whether there are rows enough, and not too many values, for a covariance of so many columns for every class."""
+    rows, classes = sets.one_hot.shape
+    enough = rows >= MIN_ROWS_PER_COLUMN * classes * columns
+    return enough and columns <= MAX_COLUMNS and classes * columns**2 <= MAX_VALUES
 
 
 def _read(sums: LinearSums, differences: Tensor, rows_of_all: float) -> Tensor:
