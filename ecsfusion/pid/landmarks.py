@@ -1,7 +1,7 @@
 """Readouts of a few columns by their nearness to landmarks: islands, spirals and boards, which no direction shows.
 
 Of a few columns every row is described by its nearness exp(-|x - l|^2 / 2 h^2) to some rows, the landmarks (the
-Nystroem method, Williams and Seeger 2001, without its rotation), and a linear readout of these columns is a readout by a
+Nystroem method, Williams and Seeger 2001, without its rotation). A linear readout of these columns is a readout by a
 Gaussian kernel. Which widths h tell anything is tried on some of the rows first.
 """
 

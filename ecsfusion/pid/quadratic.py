@@ -70,11 +70,15 @@ def _read(sums: LinearSums, differences: Tensor, rows_of_all: float) -> Tensor:
     spread = sums.within.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
     within = sums.within[:, None]
     # Towards that of all classes, of the size of their own.
-    change = differences.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None] / spread[..., None].clamp_min(TINY)
+    change = differences.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None] / spread[..., None].clamp_min(
+        TINY
+    )
     covariance = (1 - SHRINKAGE) * (within + kept * differences + (1 - kept) * change * within)
     covariance.diagonal(dim1=2, dim2=3).add_(SHRINKAGE * spread + JITTER)
     factor, failed = torch.linalg.cholesky_ex(covariance)
-    factor = torch.where((failed > 0)[..., None, None], 1e6 * torch.eye(columns, device=factor.device), factor)
+    factor = torch.where(
+        (failed > 0)[..., None, None], 1e6 * torch.eye(columns, device=factor.device), factor
+    )
     size = factor.diagonal(dim1=2, dim2=3).log().sum(-1)
     mean = sums.center[:, None] + sums.deviation
     logits = sums.rows.new_zeros(len(sets.readers), len(sums.rows), sets.num_classes)

@@ -1,7 +1,7 @@
 """Ranks of columns in place of their values: what skewed columns and heavy tails hide from a line.
 
-A column's ranks, as quantiles of a Gaussian, are the same for every increasing function of it, such as a probability and
-its logarithm. They are looked at only of columns that are no Gaussians themselves.
+A column's ranks, as quantiles of a Gaussian, are the same for every increasing function of it, such as a probability
+and its logarithm. They are looked at only of columns that are no Gaussians themselves.
 """
 
 import torch

@@ -30,7 +30,9 @@ def told_by(columns: Tensor, sets: TrainingSets, places: Tensor) -> list[Tensor]
     return [sums.read(*sums.discriminant(sums.factor(shrinkage)))[0] for shrinkage in shrinkages]
 
 
-def is_worth(new: list[Tensor], known: list[Tensor], sets: TrainingSets, places: Tensor, log_prior: Tensor) -> bool:
+def is_worth(
+    new: list[Tensor], known: list[Tensor], sets: TrainingSets, places: Tensor, log_prior: Tensor
+) -> bool:
     """Whether held-out logits (n, C) of some rows tell what is not known of them.
 
     Args:
