@@ -2,8 +2,9 @@
 
 Directions come first. Inside a modality they are those along which the covariance differs most from class to class
 (sliced average variance estimation, Cook and Weisberg 1991), between modalities those along which the cross-covariance
-does. Along them the rows are clustered softly, and a table tells the label from the clusters: p(y | k), or p(y | k, l)
-for both modalities. A parity or a sum of hidden states is exactly such a table.
+does; and in both cases those along which the rows are no Gaussian, whatever the label (`ecsfusion.pid.sources`). Along
+them the rows are clustered softly, and a table tells the label from the clusters: p(y | k), or p(y | k, l) for both
+modalities. A parity or a sum of hidden states is exactly such a table.
 """
 
 from collections.abc import Callable, Sequence
@@ -406,12 +407,23 @@ class Search(NamedTuple):
     """Whether a smooth readout of the coordinates of all sides is made, too."""
 
 
-def inner_searches(side: LinearSums, factor: Tensor) -> list[Search]:
-    """Where the structure inside one side is sought; `factor` is that of its discriminant analysis.
+def _side_by_side(points: Sequence[Tensor]) -> Tensor | None:
+    """Coordinates (N, T or 1, q) of all sides as one (N, T or 1, sum of q); None where there are none."""
+    number = max((part.shape[1] for part in points), default=0)
+    return torch.cat([part.expand(-1, number, -1) for part in points], 2) if points else None
 
-    Along the directions of the largest variance and of the length of the rows, which see what is there before the label
-    is known; along the directions in which the covariance changes from class to class; and along these and those of
-    the discriminant analysis, by a smooth function.
+
+def inner_searches(side: LinearSums, factor: Tensor, sources: tuple[Tensor, ...]) -> list[Search]:
+    """Where the structure inside one side is sought.
+
+    Along the directions of the largest variance and of the length of the rows, and those that are no Gaussian, which
+    see what is there before the label is known; along the directions in which the covariance changes from class to
+    class; and along these and those of the discriminant analysis, by a smooth function.
+
+    Args:
+        side: its sums.
+        factor: of its discriminant analysis.
+        sources: its coordinates along directions that are no Gaussian.
     """
     enough = has_enough_rows(side, side)
 
@@ -425,11 +437,25 @@ def inner_searches(side: LinearSums, factor: Tensor) -> list[Search]:
     searches = [Search(lambda: (leading_coordinates(side),), (MANY_CLUSTERS,))]
     if enough:
         searches.append(Search(changing, INNER_CLUSTERS))
+    searches.append(Search(lambda: sources, (MANY_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 
 
-def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor]) -> list[Search]:
-    """Where the interaction between two sides is sought; `factors` are those of their discriminant analysis."""
+def cross_searches(
+    first: LinearSums,
+    second: LinearSums,
+    factors: tuple[Tensor, Tensor],
+    sources: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+) -> list[Search]:
+    """Where the interaction between two sides is sought.
+
+    Args:
+        first: the sums of one side.
+        second: those of the other.
+        factors: of their discriminant analysis.
+        sources: their coordinates along directions that are no Gaussian. In place of those of a side without any stand
+            those of its discriminant analysis.
+    """
     classes = first.sets.one_hot.shape[1]
     enough = has_enough_rows(first, second)
 
@@ -442,12 +468,18 @@ def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor,
     def changing() -> tuple[Tensor, ...]:
         return coordinates(first, second, min(max(classes - 1, 2), 9)) if enough else ()
 
+    def shaped() -> tuple[Tensor, ...]:
+        if not sources[0] and not sources[1]:
+            return ()
+        return tuple(own[0] if own else other for own, other in zip(sources, by_class(), strict=True))
+
     def known() -> tuple[Tensor, ...]:
         return (*by_class(), *(part[..., :3] for part in changing()))
 
     searches = [Search(by_class, (12,))]
     if enough:
         searches.append(Search(changing, (min(max(classes + 1, 4), 16), MANY_CLUSTERS)))
+    searches.append(Search(shaped, (MANY_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 
 
@@ -488,8 +520,10 @@ def table_readouts(
             place += 1
         if search.is_smooth:
             if not skips or (wanted is not None and bool(wanted[place])):
-                every = torch.cat(search.coordinates(), 2)
-                if known is None or is_worth(every, known, sets, log_prior, random_seed):
+                every = _side_by_side(search.coordinates())
+                if every is not None and (
+                    known is None or is_worth(every, known, sets, log_prior, random_seed)
+                ):
                     logits = smooth_readout(every, sets, log_prior, random_seed)
                     readouts.append(logits if wanted is None or skips else logits * wanted[place])
                     places.append(place)

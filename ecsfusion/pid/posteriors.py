@@ -38,6 +38,7 @@ from ecsfusion.pid.linear import (
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool
+from ecsfusion.pid.sources import source_coordinates
 from ecsfusion.pid.union import Union, matched, union_information
 
 NUM_FOLDS = 6
@@ -48,7 +49,7 @@ MAX_ITERATIONS = 60
 counts in the interval, comes close: in twice as many it comes hundredths of a bit closer."""
 FITTED_WEIGHTS = 3
 """The weights that pooling fits in effect; of more readouts some get none."""
-MAX_TABLES = 8
+MAX_TABLES = 10
 """More than any side or pair of sides has."""
 MIN_TOLD = 4.0
 """Log-likelihood, in nats, that tables must add by halves to be made for the folds,"""
@@ -72,6 +73,8 @@ class Side(NamedTuple):
     """(2, N, C) float32: of readouts fitted on all but one fold, and on half of the folds."""
     by_lines: Tensor
     """(N, C) float32: the first by the linear readouts alone."""
+    sources: tuple[Tensor, ...] = ()
+    """(N, 1, q): coordinates along directions that are no Gaussian; none where there are none."""
 
 
 class Pair(NamedTuple):
@@ -235,17 +238,18 @@ def read_side(
     if bins is not None:
         lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
     searches: tuple[list[Search], list[Search]] = ([], [])
+    sources = () if linear.tells_all else source_coordinates(sums)
     if not linear.tells_all:
         number = sets.num_folds
         searches = (
-            inner_searches(sums.folds(), linear.factor[:number]),
-            inner_searches(sums.halves(), linear.factor[number:]),
+            inner_searches(sums.folds(), linear.factor[:number], sources),
+            inner_searches(sums.halves(), linear.factor[number:], sources),
         )
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
     if members:
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
         pooled = own[best_of(own[:, 0], sets.labels)]
-    return Side(sums, linear, pooled[:2], pooled[2])
+    return Side(sums, linear, pooled[:2], pooled[2], sources)
 
 
 def best_of(log_posteriors: Tensor, labels: Tensor) -> Tensor:
@@ -266,7 +270,11 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = [
-        [] if is_told else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]))
+        []
+        if is_told
+        else cross_searches(
+            *both, (linear[0].factor[part], linear[1].factor[part]), (first.sources, second.sources)
+        )
         for both, part in zip(sums, folds, strict=True)
     ]
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
