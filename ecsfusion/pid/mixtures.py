@@ -2,7 +2,7 @@
 
 Directions come first. Inside a modality they are those along which the covariance differs most from class to class
 (sliced average variance estimation, Cook and Weisberg 1991), between modalities those along which the cross-covariance
-does; and in both cases those along which the rows are no Gaussian, whatever the label (`ecsfusion.pid.sources`). Along
+does; and in both cases those along which the rows are no Gaussian, whatever the label (`ecsfusion.pid.shape`). Along
 them the rows are clustered softly, and a table tells the label from the clusters: p(y | k), or p(y | k, l) for both
 modalities. A parity or a sum of hidden states is exactly such a table.
 """
@@ -17,6 +17,7 @@ from ecsfusion_kernels import nearest, seed, uniform
 from torch import Tensor
 
 from ecsfusion.pid.linear import LinearSums, TrainingSets
+from ecsfusion.pid.shape import Shape
 from ecsfusion.pid.smooth import is_worth, smooth_readout
 
 WHITENING = 1e-4
@@ -31,7 +32,6 @@ ITERATIONS = 3
 """Of the search for directions."""
 INNER_CLUSTERS = (8, 24)
 MANY_CLUSTERS = 20
-LEADING_DIRECTIONS = 3
 MAX_CLUSTERED_ROWS = 2048
 MAX_SEEDED = 8
 """The most clusters that k-means++ chooses; it takes one step for each."""
@@ -262,24 +262,6 @@ def _leading_left_vectors(matrix: Tensor, number: int) -> Tensor:
     return (vectors / vectors.norm(dim=1, keepdim=True).clamp_min(TINY)).to(matrix.dtype)
 
 
-def leading_coordinates(side: LinearSums) -> Tensor:
-    """A side along its directions of largest variance, and its length: (N, 1, q + 1). No label is needed for them."""
-    dimension = side.rows.shape[1]
-    number = min(LEADING_DIRECTIONS, dimension)
-    start = (
-        uniform(torch.arange(dimension * number, device=side.rows.device), 11).view(dimension, number) - 0.5
-    )
-    vectors = torch.linalg.qr(start).Q
-    sample = side.rows[:: max(1, -(-len(side.rows) // MAX_CLUSTERED_ROWS))]
-    for _ in range(ITERATIONS):
-        vectors = torch.linalg.qr(((sample @ vectors).T @ sample).T).Q
-    along = side.rows @ vectors.T.contiguous().T
-    along = along / along.std(0, keepdim=True, correction=0).clamp_min(TINY)
-    length = torch.linalg.vector_norm(side.rows, dim=1).clamp_min(TINY).log()
-    length = (length - length.mean()) / length.std(correction=0).clamp_min(1e-6)
-    return torch.cat([along, length[:, None]], 1).unsqueeze(1)
-
-
 def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> Tensor:
     """A side along the leading directions of its discriminant analysis, (N, T, q), scaled by what they separate."""
     span = torch.linalg.solve_triangular(
@@ -413,7 +395,7 @@ def _side_by_side(points: Sequence[Tensor]) -> Tensor | None:
     return torch.cat([part.expand(-1, number, -1) for part in points], 2) if points else None
 
 
-def inner_searches(side: LinearSums, factor: Tensor, sources: tuple[Tensor, ...]) -> list[Search]:
+def inner_searches(side: LinearSums, factor: Tensor, shape: Shape) -> list[Search]:
     """Where the structure inside one side is sought.
 
     Along the directions of the largest variance and of the length of the rows, and those that are no Gaussian, which
@@ -423,7 +405,7 @@ def inner_searches(side: LinearSums, factor: Tensor, sources: tuple[Tensor, ...]
     Args:
         side: its sums.
         factor: of its discriminant analysis.
-        sources: its coordinates along directions that are no Gaussian.
+        shape: of its rows.
     """
     enough = has_enough_rows(side, side)
 
@@ -434,10 +416,10 @@ def inner_searches(side: LinearSums, factor: Tensor, sources: tuple[Tensor, ...]
     def known() -> tuple[Tensor, ...]:
         return (discriminant_coordinates(side, factor, 3), *changing())
 
-    searches = [Search(lambda: (leading_coordinates(side),), (MANY_CLUSTERS,))]
+    searches = [Search(lambda: (shape.leading,), (MANY_CLUSTERS,))]
     if enough:
         searches.append(Search(changing, INNER_CLUSTERS))
-    searches.append(Search(lambda: sources, (MANY_CLUSTERS,), is_smooth=True))
+    searches.append(Search(lambda: shape.sources, (MANY_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 
 
@@ -445,7 +427,7 @@ def cross_searches(
     first: LinearSums,
     second: LinearSums,
     factors: tuple[Tensor, Tensor],
-    sources: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    shapes: tuple[Shape, Shape],
 ) -> list[Search]:
     """Where the interaction between two sides is sought.
 
@@ -453,8 +435,8 @@ def cross_searches(
         first: the sums of one side.
         second: those of the other.
         factors: of their discriminant analysis.
-        sources: their coordinates along directions that are no Gaussian. In place of those of a side without any stand
-            those of its discriminant analysis.
+        shapes: of their rows. In place of the sources of a side without any stand the directions of its discriminant
+            analysis.
     """
     classes = first.sets.one_hot.shape[1]
     enough = has_enough_rows(first, second)
@@ -469,9 +451,10 @@ def cross_searches(
         return coordinates(first, second, min(max(classes - 1, 2), 9)) if enough else ()
 
     def shaped() -> tuple[Tensor, ...]:
-        if not sources[0] and not sources[1]:
+        if not any(shape.sources for shape in shapes):
             return ()
-        return tuple(own[0] if own else other for own, other in zip(sources, by_class(), strict=True))
+        both = zip(shapes, by_class(), strict=True)
+        return tuple(shape.sources[0] if shape.sources else known for shape, known in both)
 
     def known() -> tuple[Tensor, ...]:
         return (*by_class(), *(part[..., :3] for part in changing()))

@@ -38,7 +38,7 @@ from ecsfusion.pid.linear import (
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool
-from ecsfusion.pid.sources import source_coordinates
+from ecsfusion.pid.shape import Shape, shape_of
 from ecsfusion.pid.union import Union, matched, union_information
 
 NUM_FOLDS = 6
@@ -73,8 +73,8 @@ class Side(NamedTuple):
     """(2, N, C) float32: of readouts fitted on all but one fold, and on half of the folds."""
     by_lines: Tensor
     """(N, C) float32: the first by the linear readouts alone."""
-    sources: tuple[Tensor, ...] = ()
-    """(N, 1, q): coordinates along directions that are no Gaussian; none where there are none."""
+    shape: Shape | None
+    """Of its rows; None where hardly anything of the label is left to tell."""
 
 
 class Pair(NamedTuple):
@@ -238,18 +238,18 @@ def read_side(
     if bins is not None:
         lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
     searches: tuple[list[Search], list[Search]] = ([], [])
-    sources = () if linear.tells_all else source_coordinates(sums)
-    if not linear.tells_all:
+    shape = None if linear.tells_all else shape_of(rows, sets.one_hot)
+    if shape is not None:
         number = sets.num_folds
         searches = (
-            inner_searches(sums.folds(), linear.factor[:number], sources),
-            inner_searches(sums.halves(), linear.factor[number:], sources),
+            inner_searches(sums.folds(), linear.factor[:number], shape),
+            inner_searches(sums.halves(), linear.factor[number:], shape),
         )
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
     if members:
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
         pooled = own[best_of(own[:, 0], sets.labels)]
-    return Side(sums, linear, pooled[:2], pooled[2], sources)
+    return Side(sums, linear, pooled[:2], pooled[2], shape)
 
 
 def best_of(log_posteriors: Tensor, labels: Tensor) -> Tensor:
@@ -264,7 +264,8 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     alone = [side.log_posterior - log_prior for side in (first, second)]
     linear = (first.linear, second.linear)
     lines = list(alone)
-    is_told = any(readouts.tells_all for readouts in linear)
+    shapes = [side.shape for side in (first, second) if side.shape is not None]
+    is_told = len(shapes) < 2
     if sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear)):
         lines += _lines_of_both(first, second, alone, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
@@ -272,9 +273,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     searches = [
         []
         if is_told
-        else cross_searches(
-            *both, (linear[0].factor[part], linear[1].factor[part]), (first.sources, second.sources)
-        )
+        else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]), (shapes[0], shapes[1]))
         for both, part in zip(sums, folds, strict=True)
     ]
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
