@@ -32,6 +32,8 @@ ITERATIONS = 3
 """Of the search for directions."""
 INNER_CLUSTERS = (8, 24)
 MANY_CLUSTERS = 20
+SOURCE_CLUSTERS = 32
+"""Along directions that are no Gaussian; four bits, and angles of a circle, are about half as many places."""
 MAX_CLUSTERED_ROWS = 2048
 MAX_SEEDED = 8
 """The most clusters that k-means++ chooses; it takes one step for each."""
@@ -419,7 +421,7 @@ def inner_searches(side: LinearSums, factor: Tensor, shape: Shape) -> list[Searc
     searches = [Search(lambda: (shape.leading,), (MANY_CLUSTERS,))]
     if enough:
         searches.append(Search(changing, INNER_CLUSTERS))
-    searches.append(Search(lambda: shape.sources, (MANY_CLUSTERS,), is_smooth=True))
+    searches.append(Search(lambda: shape.sources, (SOURCE_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 
 
@@ -462,7 +464,7 @@ def cross_searches(
     searches = [Search(by_class, (12,))]
     if enough:
         searches.append(Search(changing, (min(max(classes + 1, 4), 16), MANY_CLUSTERS)))
-    searches.append(Search(shaped, (MANY_CLUSTERS,), is_smooth=True))
+    searches.append(Search(shaped, (SOURCE_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 
 
