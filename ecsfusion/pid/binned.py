@@ -18,6 +18,8 @@ MAX_BINNED = 16
 MAX_BINS = 32
 MAX_JUDGED_BINS = 16
 """The most bins by which columns are judged; neighbours are joined."""
+MAX_JUDGED_ROWS = 8192
+"""The most rows that judge a column; they resolve the least that bins must tell."""
 MIN_BINS = 4
 ROWS_PER_CELL = 8
 """Rows for each bin and class of a column."""
@@ -64,13 +66,14 @@ def _sorted(columns: Tensor) -> Tensor:
     return columns.sort(1).values
 
 
-def _halves(sets: TrainingSets) -> list[tuple[slice, Tensor]]:
-    """For each half a slice with all of its rows, and (n, 1) float32: 1 where a row of the slice is in it."""
+def _halves(sets: TrainingSets, step: int) -> list[tuple[slice, Tensor]]:
+    """For each half a slice with all of its rows among every so many, and (n, 1) float32: 1 where a row is in it."""
     if sets.cells is None:
-        return [(slice(None), sets.member[:, half, None]) for half in range(2)]
-    middle = sets.slices()[sets.num_folds // 2].start
+        return [(slice(None), sets.member[::step, half, None]) for half in range(2)]
+    middle = -(-sets.slices()[sets.num_folds // 2].start // step)
+    one_hot = sets.one_hot[::step]
     parts = slice(0, middle), slice(middle, None)
-    return [(part, torch.ones_like(sets.one_hot[part, :1])) for part in parts]
+    return [(part, torch.ones_like(one_hot[part, :1])) for part in parts]
 
 
 def _gain(sums: LinearSums, edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,11 +92,13 @@ def _gain(sums: LinearSums, edges: Tensor) -> tuple[Tensor, Tensor]:
         (D,) float64 each.
     """
     halves = sums.halves()
-    sets, rows = halves.sets, sums.rows
+    sets = halves.sets
+    step = max(1, -(-len(sums.rows) // MAX_JUDGED_ROWS))
+    rows, one_hot = sums.rows[::step].contiguous(), sets.one_hot[::step]
     # Of each half, what lies above each edge, from everything to nothing: rows by class, and the sum of their values.
     halved = [
-        ((sets.one_hot[part] * mine).T.contiguous(), mine.T.contiguous(), part)
-        for part, mine in _halves(sets)
+        ((one_hot[part] * mine).T.contiguous(), mine.T.contiguous(), part)
+        for part, mine in _halves(sets, step)
     ]
     above = torch.ones_like(rows)
     sums_above = []

@@ -2,8 +2,9 @@
 
 Directions come first. Inside a modality they are those along which the covariance differs most from class to class
 (sliced average variance estimation, Cook and Weisberg 1991), between modalities those along which the cross-covariance
-does. Along them the rows are clustered softly, and a table tells the label from the clusters: p(y | k), or p(y | k, l)
-for both modalities. A parity or a sum of hidden states is exactly such a table.
+does; and in both cases those along which the rows are no Gaussian, whatever the label (`ecsfusion.pid.shape`). Along
+them the rows are clustered softly, and a table tells the label from the clusters: p(y | k), or p(y | k, l) for both
+modalities. A parity or a sum of hidden states is exactly such a table.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from ecsfusion_kernels import nearest, seed, uniform
 from torch import Tensor
 
 from ecsfusion.pid.linear import LinearSums, TrainingSets
+from ecsfusion.pid.shape import Shape
 from ecsfusion.pid.smooth import is_worth, smooth_readout
 
 WHITENING = 1e-4
@@ -30,7 +32,8 @@ ITERATIONS = 3
 """Of the search for directions."""
 INNER_CLUSTERS = (8, 24)
 MANY_CLUSTERS = 20
-LEADING_DIRECTIONS = 3
+SOURCE_CLUSTERS = 32
+"""Along directions that are no Gaussian; four bits, and angles of a circle, are about half as many places."""
 MAX_CLUSTERED_ROWS = 2048
 MAX_SEEDED = 8
 """The most clusters that k-means++ chooses; it takes one step for each."""
@@ -261,24 +264,6 @@ def _leading_left_vectors(matrix: Tensor, number: int) -> Tensor:
     return (vectors / vectors.norm(dim=1, keepdim=True).clamp_min(TINY)).to(matrix.dtype)
 
 
-def leading_coordinates(side: LinearSums) -> Tensor:
-    """A side along its directions of largest variance, and its length: (N, 1, q + 1). No label is needed for them."""
-    dimension = side.rows.shape[1]
-    number = min(LEADING_DIRECTIONS, dimension)
-    start = (
-        uniform(torch.arange(dimension * number, device=side.rows.device), 11).view(dimension, number) - 0.5
-    )
-    vectors = torch.linalg.qr(start).Q
-    sample = side.rows[:: max(1, -(-len(side.rows) // MAX_CLUSTERED_ROWS))]
-    for _ in range(ITERATIONS):
-        vectors = torch.linalg.qr(((sample @ vectors).T @ sample).T).Q
-    along = side.rows @ vectors.T.contiguous().T
-    along = along / along.std(0, keepdim=True, correction=0).clamp_min(TINY)
-    length = torch.linalg.vector_norm(side.rows, dim=1).clamp_min(TINY).log()
-    length = (length - length.mean()) / length.std(correction=0).clamp_min(1e-6)
-    return torch.cat([along, length[:, None]], 1).unsqueeze(1)
-
-
 def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> Tensor:
     """A side along the leading directions of its discriminant analysis, (N, T, q), scaled by what they separate."""
     span = torch.linalg.solve_triangular(
@@ -406,12 +391,23 @@ class Search(NamedTuple):
     """Whether a smooth readout of the coordinates of all sides is made, too."""
 
 
-def inner_searches(side: LinearSums, factor: Tensor) -> list[Search]:
-    """Where the structure inside one side is sought; `factor` is that of its discriminant analysis.
+def _side_by_side(points: Sequence[Tensor]) -> Tensor | None:
+    """Coordinates (N, T or 1, q) of all sides as one (N, T or 1, sum of q); None where there are none."""
+    number = max((part.shape[1] for part in points), default=0)
+    return torch.cat([part.expand(-1, number, -1) for part in points], 2) if points else None
 
-    Along the directions of the largest variance and of the length of the rows, which see what is there before the label
-    is known; along the directions in which the covariance changes from class to class; and along these and those of
-    the discriminant analysis, by a smooth function.
+
+def inner_searches(side: LinearSums, factor: Tensor, shape: Shape) -> list[Search]:
+    """Where the structure inside one side is sought.
+
+    Along the directions of the largest variance and of the length of the rows, and those that are no Gaussian, which
+    see what is there before the label is known; along the directions in which the covariance changes from class to
+    class; and along these and those of the discriminant analysis, by a smooth function.
+
+    Args:
+        side: its sums.
+        factor: of its discriminant analysis.
+        shape: of its rows.
     """
     enough = has_enough_rows(side, side)
 
@@ -422,14 +418,28 @@ def inner_searches(side: LinearSums, factor: Tensor) -> list[Search]:
     def known() -> tuple[Tensor, ...]:
         return (discriminant_coordinates(side, factor, 3), *changing())
 
-    searches = [Search(lambda: (leading_coordinates(side),), (MANY_CLUSTERS,))]
+    searches = [Search(lambda: (shape.leading,), (MANY_CLUSTERS,))]
     if enough:
         searches.append(Search(changing, INNER_CLUSTERS))
+    searches.append(Search(lambda: shape.sources, (SOURCE_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 
 
-def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor, Tensor]) -> list[Search]:
-    """Where the interaction between two sides is sought; `factors` are those of their discriminant analysis."""
+def cross_searches(
+    first: LinearSums,
+    second: LinearSums,
+    factors: tuple[Tensor, Tensor],
+    shapes: tuple[Shape, Shape],
+) -> list[Search]:
+    """Where the interaction between two sides is sought.
+
+    Args:
+        first: the sums of one side.
+        second: those of the other.
+        factors: of their discriminant analysis.
+        shapes: of their rows. In place of the sources of a side without any stand the directions of its discriminant
+            analysis.
+    """
     classes = first.sets.one_hot.shape[1]
     enough = has_enough_rows(first, second)
 
@@ -442,12 +452,19 @@ def cross_searches(first: LinearSums, second: LinearSums, factors: tuple[Tensor,
     def changing() -> tuple[Tensor, ...]:
         return coordinates(first, second, min(max(classes - 1, 2), 9)) if enough else ()
 
+    def shaped() -> tuple[Tensor, ...]:
+        if not any(shape.sources for shape in shapes):
+            return ()
+        both = zip(shapes, by_class(), strict=True)
+        return tuple(shape.sources[0] if shape.sources else known for shape, known in both)
+
     def known() -> tuple[Tensor, ...]:
         return (*by_class(), *(part[..., :3] for part in changing()))
 
     searches = [Search(by_class, (12,))]
     if enough:
         searches.append(Search(changing, (min(max(classes + 1, 4), 16), MANY_CLUSTERS)))
+    searches.append(Search(shaped, (SOURCE_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 
 
@@ -488,8 +505,10 @@ def table_readouts(
             place += 1
         if search.is_smooth:
             if not skips or (wanted is not None and bool(wanted[place])):
-                every = torch.cat(search.coordinates(), 2)
-                if known is None or is_worth(every, known, sets, log_prior, random_seed):
+                every = _side_by_side(search.coordinates())
+                if every is not None and (
+                    known is None or is_worth(every, known, sets, log_prior, random_seed)
+                ):
                     logits = smooth_readout(every, sets, log_prior, random_seed)
                     readouts.append(logits if wanted is None or skips else logits * wanted[place])
                     places.append(place)

@@ -41,6 +41,7 @@ from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table
 from ecsfusion.pid.pooling import Pool, pool
 from ecsfusion.pid.quadratic import has_few_columns, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
+from ecsfusion.pid.shape import Shape, shape_of
 from ecsfusion.pid.span import in_their_span
 from ecsfusion.pid.union import Union, matched, union_information
 
@@ -52,7 +53,7 @@ MAX_ITERATIONS = 60
 counts in the interval, comes close: in twice as many it comes hundredths of a bit closer."""
 FITTED_WEIGHTS = 3
 """The weights that pooling fits in effect; of more readouts some get none."""
-MAX_TABLES = 8
+MAX_TABLES = 10
 """More than any side or pair of sides has."""
 MIN_TOLD = 4.0
 """Log-likelihood, in nats, that tables must add by halves to be made for the folds,"""
@@ -78,6 +79,8 @@ class Side(NamedTuple):
     """(2, N, C) float32: of readouts fitted on all but one fold, and on half of the folds."""
     by_lines: Tensor
     """(N, C) float32: the first by the linear readouts alone."""
+    shape: Shape | None
+    """Of its rows; None where hardly anything of the label is left to tell."""
 
 
 class Pair(NamedTuple):
@@ -247,17 +250,18 @@ def read_side(
         lines += quadratic_readouts(sums, lines, log_prior)
         lines += landmark_readouts(rows, sets, lines, log_prior, random_seed)
     searches: tuple[list[Search], list[Search]] = ([], [])
-    if not linear.tells_all:
+    shape = None if linear.tells_all else shape_of(rows, sets.one_hot)
+    if shape is not None:
         number = sets.num_folds
         searches = (
-            inner_searches(sums.folds(), linear.factor[:number]),
-            inner_searches(sums.halves(), linear.factor[number:]),
+            inner_searches(sums.folds(), linear.factor[:number], shape),
+            inner_searches(sums.halves(), linear.factor[number:], shape),
         )
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
     if members:
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
         pooled = own[best_of(own[:, 0], sets.labels)]
-    return Side(sums, linear, pooled[:2], pooled[2])
+    return Side(sums, linear, pooled[:2], pooled[2], shape)
 
 
 def best_of(log_posteriors: Tensor, labels: Tensor) -> Tensor:
@@ -272,7 +276,8 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     alone = [side.log_posterior - log_prior for side in (first, second)]
     linear = (first.linear, second.linear)
     lines = list(alone)
-    is_told = any(readouts.tells_all for readouts in linear)
+    shapes = [side.shape for side in (first, second) if side.shape is not None]
+    is_told = len(shapes) < 2
     if sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear)):
         lines += _lines_of_both(first, second, alone, log_prior)
     columns = first.sums.rows.shape[1] + second.sums.rows.shape[1]
@@ -284,7 +289,9 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = [
-        [] if is_told else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]))
+        []
+        if is_told
+        else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]), (shapes[0], shapes[1]))
         for both, part in zip(sums, folds, strict=True)
     ]
     pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)

@@ -77,7 +77,9 @@ def _read(sums: LinearSums, differences: Tensor, rows_of_all: float) -> Tensor:
     covariance.diagonal(dim1=2, dim2=3).add_(SHRINKAGE * spread + JITTER)
     factor, failed = torch.linalg.cholesky_ex(covariance)
     factor = torch.where(
-        (failed > 0)[..., None, None], 1e6 * torch.eye(columns, device=factor.device), factor
+        (failed > 0)[..., None, None],
+        1e6 * torch.eye(columns, dtype=factor.dtype, device=factor.device),
+        factor,
     )
     size = factor.diagonal(dim1=2, dim2=3).log().sum(-1)
     mean = sums.center[:, None] + sums.deviation

@@ -33,7 +33,8 @@ def rank_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_pri
     places = some_rows(len(rows), rows.device)
     some = rows[places]
     sample = some[:: max(1, -(-len(some) // MAX_SAMPLED_ROWS))].T.contiguous().sort(1).values
-    share = torch.linspace(0, 1, min(MAX_QUANTILES, sample.shape[1]), device=rows.device)
+    number = min(MAX_QUANTILES, sample.shape[1])
+    share = torch.linspace(0, 1, number, dtype=torch.float64, device=rows.device)
     edges = sample[:, (share * (sample.shape[1] - 1)).long()].contiguous()
     tried = standardize(_ranks(some, edges))
     told = (tried * (some - some.mean(0))).mean(0).square() / some.var(0, unbiased=False).clamp_min(1e-12)
@@ -48,4 +49,4 @@ def _ranks(rows: Tensor, edges: Tensor) -> Tensor:
     """The quantiles (N, D) of a Gaussian that have the ranks of the values among edges (D, E); of ties, the middle."""
     values = rows.T.contiguous()
     place = torch.searchsorted(edges, values) + torch.searchsorted(edges, values, right=True)
-    return torch.special.ndtri((0.5 * place + 0.5) / (edges.shape[1] + 1)).T.contiguous()
+    return torch.special.ndtri((0.5 * place.float() + 0.5) / (edges.shape[1] + 1)).T.contiguous()

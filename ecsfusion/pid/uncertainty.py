@@ -19,6 +19,8 @@ SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
 """Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
+SHARE_OF_CROSS_TABLES = 0.25
+"""The synergy may be larger by this share of what only tables of both sides tell: their clusters are coarse."""
 SHARE_OF_DISPLACED = 0.5
 """The union information may be wrong by this share of how far labels and posteriors disagree about it alone,"""
 CLEARLY = 4.0
@@ -134,6 +136,8 @@ def _decomposed(
     floor = NOISE / (noise_rows * LN2)
     blind = SHARE_OF_TABLES * known.beyond_lines
     disagreement = (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
+    alone, together = known.beyond_lines[:2].sum(0), known.beyond_lines[2]
+    across = SHARE_OF_CROSS_TABLES * (together - alone).clamp_min(0.0)
     shortfall = torch.stack(
         [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
     ).amax(0)
@@ -153,6 +157,8 @@ def _decomposed(
         return torch.stack([value - around, value + around], -1).clamp_min(0.0)
 
     unique = torch.stack([interval(bound.unique[:, m], reached.unique[:, m], 1 + m) for m in range(2)], -2)
+    synergy = interval(bound.synergy, reached.synergy, 3)
+    synergy[..., 1] += across
     dependence = (known.joint[0] - known.product).clamp_min(0.0)
     floors = floor.expand_as(dependence)
     decomposition = reached._replace(
@@ -163,7 +169,7 @@ def _decomposed(
         synergy_floor=floors,
         redundancy_interval=interval(bound.redundancy, reached.redundancy, 0),
         unique_interval=unique,
-        synergy_interval=interval(bound.synergy, reached.synergy, 3),
+        synergy_interval=synergy,
     )
     return Measured(
         decomposition,
