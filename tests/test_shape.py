@@ -88,6 +88,17 @@ def test_tiny_and_constant_rows_have_a_shape(rows):
     assert all(found.isfinite().all() for found in shape.sources)
 
 
+def test_columns_that_are_sums_of_others_hide_no_source():
+    signal, _ = bits_of(3000, 2, 45)
+    rows = rows_of(signal, 4, 3.0, 46)
+    (found,) = shape_of(
+        standardize(rows @ torch.randn(4, 12, generator=torch.Generator().manual_seed(47))),
+        labels_at_random(3000),
+    ).sources
+    assert found.shape[2] == 2
+    assert (explained(found[:, 0], signal) > 0.95).all()
+
+
 def test_leading_directions_hold_the_largest_variance():
     generator = np.random.default_rng(51)
     rows = rows_of(5 * generator.normal(size=(800, 4)), 30, 1.0, 52)
