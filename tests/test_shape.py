@@ -88,6 +88,17 @@ def test_tiny_and_constant_rows_have_a_shape(rows):
     assert all(found.isfinite().all() for found in shape.sources)
 
 
+def test_columns_that_are_sums_of_others_hide_no_source():
+    signal, _ = bits_of(3000, 2, 45)
+    rows = rows_of(signal, 4, 3.0, 46)
+    (found,) = shape_of(
+        standardize(rows @ torch.randn(4, 12, generator=torch.Generator().manual_seed(47))),
+        labels_at_random(3000),
+    ).sources
+    assert found.shape[2] == 2
+    assert (explained(found[:, 0], signal) > 0.95).all()
+
+
 def test_leading_directions_hold_the_largest_variance():
     generator = np.random.default_rng(51)
     rows = rows_of(5 * generator.normal(size=(800, 4)), 30, 1.0, 52)
@@ -141,6 +152,21 @@ def test_angles_of_two_modalities_are_compared(width):
     assert low <= truth.S <= high
     assert float(pid.redundancy) < 0.03
     assert float(pid.unique.max()) < 0.03
+
+
+def test_the_interval_knows_that_tables_across_are_coarse():
+    """Few rows: tables miss a fifth of a narrow band of angles. Where nothing is left to tell, nothing is missed."""
+    problem = angles("angles-2", 2)
+    truth = problem.truth(50_000)
+    first, second, labels = problem.draw(1500, 71)
+    pid = fast_pid([first, second], labels)
+    low, high = pid.synergy_interval.tolist()
+    assert float(pid.synergy) < truth.S - 0.05
+    assert low <= truth.S <= high
+    (one, first_signs), (two, second_signs) = bits_of(1500, 1, 73), bits_of(1500, 1, 74)
+    labels = (first_signs * second_signs > 0)[:, 0].astype(np.int64)
+    clear = [rows_of(2 * signal, 6, 2.0, 75) for signal in (one, two)]
+    assert float(fast_pid(clear, labels).synergy_interval[1]) < 1.15
 
 
 def test_what_no_label_depends_on_tells_nothing():

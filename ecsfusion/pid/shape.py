@@ -42,6 +42,8 @@ GAUSSIAN = 0.3745672
 """E[log cosh] of a standard normal."""
 LEAST_VARIANCE = 1e-6
 """Directions of less variance, as a share of the largest, are what rounding leaves."""
+MIN_VARIANCE = 0.5
+"""Of a direction that was scaled to variance 1."""
 TINY = 1e-12
 
 
@@ -126,9 +128,9 @@ def source_directions(points: Tensor) -> Tensor | None:
     is_there = variance > LEAST_VARIANCE * variance[-1]
     weights = torch.where(is_there, directions / variance.clamp_min(TINY).sqrt(), 0.0).to(points.dtype)
     white = torch.addmm(-(center @ weights), points, weights)
-    far = white.square().sum(1, keepdim=True) - (columns + 2)
+    far = white.square().sum(1, keepdim=True) - (is_there.sum() + 2)
     moments, found = torch.linalg.eigh(((white * far).T @ white / number).double())
-    order = (moments * is_there.any()).abs().argsort(descending=True)
+    order = moments.abs().argsort(descending=True)
     along = found[:, order[:FOLLOWED]].to(points.dtype).T
     for _ in range(STEPS):
         bent = (along @ white.T).tanh_()
@@ -136,6 +138,8 @@ def source_directions(points: Tensor) -> Tensor | None:
     size = (along @ white.T).abs_()
     # log cosh
     contrast = ((size + torch.log1p((-2 * size).exp_())).mean(1) - math.log(2) - GAUSSIAN).abs()
+    # Where rounding is all that is left of a direction, there is none.
+    contrast *= size.square().mean(1) > MIN_VARIANCE
     best = contrast.topk(min(MAX_SOURCES, len(contrast))).indices
     is_source = contrast[best] > MIN_CONTRAST * (columns / number) ** 0.5
     if points.device.type == "cpu":

@@ -19,8 +19,8 @@ SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
 """Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
-SHARE_OF_CROSS_TABLES = 0.25
-"""The synergy may be larger by this share of what only tables of both sides tell: their clusters are coarse."""
+SHARE_OF_CROSS_TABLES = 0.2
+"""The synergy may be larger by this share of what only tables of both sides tell, whose clusters are coarse."""
 SHARE_OF_DISPLACED = 0.5
 """The union information may be wrong by this share of how far labels and posteriors disagree about it alone,"""
 CLEARLY = 4.0
@@ -137,7 +137,9 @@ def _decomposed(
     blind = SHARE_OF_TABLES * known.beyond_lines
     disagreement = (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
     alone, together = known.beyond_lines[:2].sum(0), known.beyond_lines[2]
-    across = SHARE_OF_CROSS_TABLES * (together - alone).clamp_min(0.0)
+    # No more than what is left of the label.
+    left = (label_bits - reached.joint_mutual_information).clamp_min(0.0)
+    across = torch.minimum(SHARE_OF_CROSS_TABLES * (together - alone).clamp_min(0.0), left)
     shortfall = torch.stack(
         [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
     ).amax(0)
