@@ -28,7 +28,7 @@ MIN_ROWS_PER_PAIR = 1
 FEW_COLUMNS = 128
 MAX_DIRECTIONS = (64, 24)
 """The most directions in which sources are sought, of few columns and of more, whose products cost,"""
-MAX_ROWS = (10_240, 2048)
+MAX_ROWS = (8192, 2048)
 """and the most rows."""
 ITERATIONS = 2
 """Of the search for them."""
@@ -98,8 +98,8 @@ def leading_directions(rows: Tensor, number: int) -> Tensor:
         vectors = torch.linalg.qr(uniform(places, 11).view(dimension, number) - 0.5).Q
         for _ in range(ITERATIONS):
             vectors = torch.linalg.qr((_along(rows, vectors).T @ rows).T).Q
-    along = _along(rows, vectors).double()
-    rotation = torch.linalg.eigh(along.T @ along).eigenvectors.flip(-1)
+    along = _along(rows, vectors) if number < dimension else rows
+    rotation = torch.linalg.eigh((along.T @ along).double()).eigenvectors.flip(-1)
     return vectors @ rotation.to(rows.dtype)
 
 
