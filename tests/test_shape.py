@@ -42,7 +42,7 @@ def labels_at_random(number, classes=2):
 
 
 @pytest.mark.parametrize(
-    ("number", "columns", "spread"), [(4000, 24, 5.0), (20_000, 32, 5.0), (4000, 64, 1.0)], ids=str
+    ("number", "columns", "spread"), [(4000, 24, 5.0), (20_000, 48, 5.0), (4000, 64, 1.0)], ids=str
 )
 def test_bits_are_found_however_the_columns_mix_them(number, columns, spread):
     """With few rows a column they are found where they vary most."""

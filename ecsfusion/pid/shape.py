@@ -28,7 +28,7 @@ MIN_ROWS_PER_PAIR = 1
 FEW_COLUMNS = 128
 MAX_DIRECTIONS = (64, 24)
 """The most directions in which sources are sought, of few columns and of more, whose products cost,"""
-MAX_ROWS = (8192, 2048)
+MAX_ROWS = (10_240, 2048)
 """and the most rows."""
 ITERATIONS = 2
 """Of the search for them."""

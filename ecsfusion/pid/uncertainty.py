@@ -19,7 +19,7 @@ SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
 """Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
-SHARE_OF_CROSS_TABLES = 0.2
+SHARE_OF_CROSS_TABLES = 0.25
 """The synergy may be larger by this share of what only tables of both sides tell, whose clusters are coarse."""
 SHARE_OF_DISPLACED = 0.5
 """The union information may be wrong by this share of how far labels and posteriors disagree about it alone,"""
