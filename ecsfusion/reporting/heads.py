@@ -56,8 +56,10 @@ def _compare(split: str, rows: int | None, head: str, value: float, parts: Mappi
     best = max(parts, key=lambda part: parts[part])
     figures = " against ".join(told_apart(value, parts[best], digits=1, percent=True))
     if value == parts[best]:
-        same = percent(value)
-        return f"On {split} the {head_label(head)} equals {_with_article(best)}, the best of its parts: {same}."
+        return (
+            f"On {split} the {head_label(head)} equals {_with_article(best)}, the best of its parts: "
+            f"{percent(value)}."
+        )
     gap = f" ({round(abs(value - parts[best]) * rows):,} of {rows:,} rows)" if rows else ""
     if value < parts[best]:
         return f"**On {split} the {head_label(head)} is worse than {_with_article(best)}: {figures}{gap}.**"
