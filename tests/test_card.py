@@ -201,7 +201,10 @@ def test_three_modalities(facts):
 def test_fusion_ahead_of_its_parts_is_not_called_worse(facts):
     card = render_card(facts)
     assert "worse" not in card
-    assert "On test the fused head is better than image alone, the best part: 94.0 % against 91.0 %." in card
+    assert (
+        "On test the fused head is better than image alone, the best of its parts: 94.0 % against 91.0 % "
+        "(8 of 270 rows)." in card
+    )
 
 
 def test_fusion_behind_a_part_is_said_at_the_top_and_below_the_table(facts):

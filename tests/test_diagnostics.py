@@ -19,6 +19,7 @@ from ecsfusion.diagnostics.duplicate import MIN_TOLD, duplicate
 from ecsfusion.diagnostics.estimate import atoms_below_noise, few_rows, wide_certificate
 from ecsfusion.diagnostics.finding import Finding
 from ecsfusion.diagnostics.late_decision import late_end_of_stage, late_pause
+from ecsfusion.diagnostics.long_warm_up import long_warm_up
 from ecsfusion.diagnostics.memorization import memorized
 from ecsfusion.diagnostics.no_information import information_lost, no_information
 from ecsfusion.diagnostics.short_stage import only_scouting, short_stage
@@ -603,3 +604,15 @@ def test_fresh_heads_behind_pretrained_encoders_at_a_rate_for_fine_tuning() -> N
     assert not findings({"text": 1e-3, "image": 2e-5, "fusion": 1e-3})
     assert not findings(small, _name_or_path="a/fusion-model")
     assert not findings(small, readout={})
+
+
+def test_a_warm_up_of_all_steps() -> None:
+    (found,) = long_warm_up("stage 2", 45, 50, "linear")
+    assert found.about == "stage 2"
+    assert "has 45 steps, and warms up for 50: its rate rises to the last step" in found.sentence
+    assert [*long_warm_up("stage 2", 50, 50, "cosine")]
+    assert not [*long_warm_up("stage 2", 51, 50, "linear")]
+    # A share of one step is that step.
+    assert not [*long_warm_up("stage 2", 1, 0.1, "linear")]
+    assert not [*long_warm_up("stage 2", 45, 0, "linear")]
+    assert not [*long_warm_up("stage 2", 45, 50, "constant")]

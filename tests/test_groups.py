@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +130,7 @@ def test_summary_and_card_say_how_many_groups_there_are(run) -> None:
     card = Path(run.args.output_dir, "README.md").read_text()
     assert "| split | rows | groups |" in card
     assert "| validation | 96 | 48 |" in card
+    assert re.search(r"\| train \| \d+ \| not counted \|", card)
     assert "| `group_column_name` | subject |" in card
 
 

@@ -617,6 +617,10 @@ def test_an_encoder_of_the_wrong_kind_for_its_column_is_refused(stored, tmp_path
         ),
         ({"encoder": "absent/folder"}, r"modalities\.image: the encoder 'absent/folder' cannot be loaded"),
         (
+            {"encoder": "absent/folder"},
+            r"a folder with a saved model \(--modalities\.image\.encoder FOLDER\)",
+        ),
+        (
             {"encoder": {"model_type": "bert", "hidden_size": 12}},
             "has no vocabulary; give the name or folder of a tok",
         ),

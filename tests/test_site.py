@@ -95,9 +95,9 @@ def test_the_pictures_of_the_page_on_reading_are_those_of_its_code():
 
 
 def texts_of_the_code() -> list[list[str | None]]:
-    """Every long text of the library as its parts, with None for a value that is put in."""
+    """Every long text of library and recipe as its parts, with None for a value that is put in."""
     texts = []
-    for path in (ROOT / "ecsfusion").rglob("*.py"):
+    for path in [*(ROOT / "ecsfusion").rglob("*.py"), *(ROOT / "hf_recipes").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 texts.append([part.value if is_text(part) else None for part in node.values])

@@ -128,6 +128,19 @@ def test_the_joint_stage_starts_with_a_fresh_optimizer_and_schedule(tmp_path):
     assert run.record.stage_start == change
 
 
+def test_a_stage_that_only_warms_up_is_told(tmp_path):
+    seen = Snapshots()
+    few = 2 * STEPS_PER_EPOCH
+    run = trainer(tmp_path, strategy=Scripted(PEAK_FIRST_THEN_RESTORE), callbacks=[seen], warmup_steps=few)
+    run.train()
+    # The schedule of stage 1 is that of the whole run, and stage 2 is its last epoch.
+    (told,) = [each for each in run.record.warnings if each["diagnostic"] == "long warm-up"]
+    assert (told["step"], told["about"]) == (3 * STEPS_PER_EPOCH, "stage 2")
+    rates = [seen.rates[step] for step in range(3 * STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH)]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(3e-3 * (STEPS_PER_EPOCH - 1) / few)
+
+
 def test_pausing_leaves_weights_and_optimizer_state_bit_identical(tmp_path):
     seen = Snapshots()
     script = [{"training": ("right",)}, {"training": ("right",)}, {}]

@@ -159,8 +159,8 @@ class RunDiagnostics:
     def __init__(self, run: ObservedRun) -> None:
         self.run = run
 
-    def before_training(self, findings: Iterable[Finding]) -> None:
-        """Report what was found about the data sets."""
+    def before_rows(self, findings: Iterable[Finding]) -> None:
+        """Report what was found of the data sets, the model and a schedule, before rows are trained on."""
         self._warn(findings)
 
     def after_probe(

@@ -391,7 +391,7 @@ def _data_table(facts: CardFacts) -> str:
     rows = [[split, f"{number:,}"] for split, number in facts.rows.items()]
     if not facts.groups:
         return _table(["split", "rows"], rows)
-    groups = [f"{facts.groups[split]:,}" if split in facts.groups else "" for split in facts.rows]
+    groups = [f"{facts.groups[split]:,}" if split in facts.groups else "not counted" for split in facts.rows]
     return _table(["split", "rows", "groups"], [[*row, each] for row, each in zip(rows, groups, strict=True)])
 
 

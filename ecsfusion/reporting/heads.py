@@ -33,7 +33,7 @@ def compare_heads(
     Args:
         accuracy: `{split: {head: accuracy}}`, accuracies between 0 and 1.
         modalities: names of the modalities.
-        rows: number of rows by split, so that a shortfall is also counted in rows; a split may be absent.
+        rows: number of rows by split, so that a difference is also counted in rows; a split may be absent.
         last_only: whether only the last split is compared.
     """
     sentences = []
@@ -55,12 +55,18 @@ def percent(share: float) -> str:
 def _compare(split: str, rows: int | None, head: str, value: float, parts: Mapping[str, float]) -> str:
     best = max(parts, key=lambda part: parts[part])
     figures = " against ".join(told_apart(value, parts[best], digits=1, percent=True))
+    if value == parts[best]:
+        return (
+            f"On {split} the {head_label(head)} equals {_with_article(best)}, the best of its parts: "
+            f"{percent(value)}."
+        )
+    gap = f" ({round(abs(value - parts[best]) * rows):,} of {rows:,} rows)" if rows else ""
     if value < parts[best]:
-        short = f" ({round((parts[best] - value) * rows):,} of {rows:,} rows)" if rows else ""
-        return f"**On {split} the {head_label(head)} is worse than {_with_article(best)}: {figures}{short}.**"
-    relation = "equals" if value == parts[best] else "is better than"
-    figures = percent(value) if value == parts[best] else figures
-    return f"On {split} the {head_label(head)} {relation} {_with_article(best)}, the best part: {figures}."
+        return f"**On {split} the {head_label(head)} is worse than {_with_article(best)}: {figures}{gap}.**"
+    return (
+        f"On {split} the {head_label(head)} is better than {_with_article(best)}, the best of its parts: "
+        f"{figures}{gap}."
+    )
 
 
 def _with_article(head: str) -> str:
