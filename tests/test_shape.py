@@ -158,11 +158,13 @@ def test_the_interval_knows_that_tables_across_are_coarse():
     """Few rows: tables miss a fifth of a narrow band of angles. Where nothing is left to tell, nothing is missed."""
     problem = angles("angles-2", 2)
     truth = problem.truth(50_000)
-    first, second, labels = problem.draw(1500, 71)
-    pid = fast_pid([first, second], labels)
-    low, high = pid.synergy_interval.tolist()
-    assert float(pid.synergy) < truth.S - 0.05
-    assert low <= truth.S <= high
+    found = []
+    for seed in range(71, 79):
+        first, second, labels = problem.draw(1500, seed)
+        found.append(fast_pid([first, second], labels))
+    assert float(torch.stack([pid.synergy for pid in found]).mean()) < truth.S - 0.03
+    held = [pid.synergy_interval[0] <= truth.S <= pid.synergy_interval[1] for pid in found]
+    assert sum(map(bool, held)) >= len(found) - 1
     (one, first_signs), (two, second_signs) = bits_of(1500, 1, 73), bits_of(1500, 1, 74)
     labels = (first_signs * second_signs > 0)[:, 0].astype(np.int64)
     clear = [rows_of(2 * signal, 6, 2.0, 75) for signal in (one, two)]
