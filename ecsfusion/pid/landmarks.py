@@ -16,6 +16,8 @@ MAX_COLUMNS = 32
 """Of more columns all rows are about equally far from each other."""
 MAX_LANDMARKS = 256
 ROWS_PER_LANDMARK = 4
+MIN_LANDMARKS = 8
+"""With fewer, of a few tens of rows, a half of them cannot judge whether they tell anything."""
 WIDTHS = (1.0, 0.5, 0.25)
 """In median distances of rows."""
 MAX_SAMPLED_ROWS = 512
@@ -35,7 +37,7 @@ def landmark_readouts(
         random_seed: of the choice of landmarks.
     """
     number = min(MAX_LANDMARKS, len(rows) // ROWS_PER_LANDMARK)
-    if rows.shape[1] > MAX_COLUMNS or number < 2:
+    if rows.shape[1] > MAX_COLUMNS or number < MIN_LANDMARKS:
         return []
     chosen = uniform(torch.arange(len(rows), device=rows.device), random_seed + 29).argsort()
     landmarks = rows[chosen[:number]]
