@@ -10,7 +10,7 @@ from torch import Tensor
 from ecsfusion import fast_pid
 from ecsfusion.pid.landmarks import landmark_readouts
 from ecsfusion.pid.linear import LinearSums, TrainingSets, standardize
-from ecsfusion.pid.quadratic import quadratic_readouts
+from ecsfusion.pid.quadratic import MAX_VALUES, _log_densities, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
 
 ROWS = 2400
@@ -104,6 +104,25 @@ def test_spirals(generator: torch.Generator) -> None:
     columns = turn[:, None] * torch.stack([angle.cos(), angle.sin()], 1) + 0.5 * noise(2, generator)
     found = fast_pid([columns, noise(2, generator)], labels)
     assert float(found.held_out.mutual_information[0]) > 0.8
+
+
+def test_of_many_rows_few_are_under_all_classes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are C x D values for each: of 50 000 rows, 128 columns and 100 classes, gigabytes."""
+    solve, largest = torch.linalg.solve_triangular, 0
+
+    def counted(factor: Tensor, right: Tensor, *, upper: bool) -> Tensor:
+        nonlocal largest
+        largest = max(largest, right.numel())
+        return solve(factor, right, upper=upper)
+
+    generator = torch.Generator().manual_seed(13)
+    mean, rows = torch.randn(10, 50, generator=generator), torch.randn(10_000, 50, generator=generator)
+    spread = 0.5 + torch.rand(10, 50, generator=generator)
+    monkeypatch.setattr(torch.linalg, "solve_triangular", counted)
+    found = _log_densities(rows, mean, spread.diag_embed())
+    assert 0 < largest <= MAX_VALUES < rows.numel() * 10
+    exact = torch.distributions.Normal(mean, spread).log_prob(rows[:, None]).sum(2)
+    assert (found - exact - 25 * math.log(2 * math.pi)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])

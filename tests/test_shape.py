@@ -52,6 +52,17 @@ def test_bits_are_found_however_the_columns_mix_them(number, columns, spread):
     assert (explained(found[:, 0], signal) > 0.9).all()
 
 
+@pytest.mark.parametrize("more", ["constant", "copies"])
+def test_columns_that_add_nothing_hide_no_sources(more):
+    generator = np.random.default_rng(13)
+    board = generator.random((1000, 2))
+    rows = torch.from_numpy(np.concatenate([board, generator.normal(size=(1000, 2))], 1).astype(np.float32))
+    added = rows if more == "copies" else torch.full((1000, 4), 7.0)
+    (found,) = shape_of(standardize(torch.cat([rows, added], 1)), labels_at_random(1000)).sources
+    assert (found[:, 0].var(0) > 0.5).all()
+    assert (explained(found[:, 0], board) > 0.9).all()
+
+
 def test_among_many_columns_sources_are_those_of_large_variance():
     generator = np.random.default_rng(21)
     place = generator.integers(16, size=6000)

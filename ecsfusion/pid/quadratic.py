@@ -15,9 +15,11 @@ from ecsfusion.pid.trial import MIN_ROWS, is_worth, some_rows
 MAX_COLUMNS = 128
 """Of more columns the covariance of every class costs too much; a few directions of them are read in `mixtures`."""
 MAX_VALUES = 1 << 22
-"""The most values C x D x D of the covariances of one training set."""
+"""The most values C x D x D of the covariances of one training set, and C x D of the rows that are read at a time."""
 MIN_ROWS_PER_COLUMN = 2.0
 """Rows per class and column below which covariances by class are noise."""
+MAX_PRODUCTS = 1 << 34
+"""The most products N x C x D x D of reading all rows, which are seconds of a core."""
 ROWS_OF_ALL = (0.3, 3.0)
 """Rows per column that the covariance of all classes counts for in that of each class."""
 SHRINKAGE = 0.01
@@ -54,7 +56,8 @@ def has_few_columns(columns: int, sets: TrainingSets) -> bool:
     """Whether there are rows enough, and not too many values, for a covariance of so many columns for every class."""
     rows, classes = sets.one_hot.shape
     enough = rows >= max(MIN_ROWS, MIN_ROWS_PER_COLUMN * classes * columns)
-    return enough and columns <= MAX_COLUMNS and classes * columns**2 <= MAX_VALUES
+    values = classes * columns**2
+    return enough and columns <= MAX_COLUMNS and values <= MAX_VALUES and rows * values <= MAX_PRODUCTS
 
 
 def _read(sums: LinearSums, differences: Tensor, rows_of_all: float) -> Tensor:
@@ -81,13 +84,28 @@ def _read(sums: LinearSums, differences: Tensor, rows_of_all: float) -> Tensor:
         1e6 * torch.eye(columns, dtype=factor.dtype, device=factor.device),
         factor,
     )
-    size = factor.diagonal(dim1=2, dim2=3).log().sum(-1)
     mean = sums.center[:, None] + sums.deviation
     logits = sums.rows.new_zeros(len(sets.readers), len(sums.rows), sets.num_classes)
     for place, readers in enumerate(sets.readers):
         for number in sorted(set(readers)):
-            away = sums.rows.T - mean[number, :, :, None]
-            distance = torch.linalg.solve_triangular(factor[number], away, upper=False).square().sum(1)
-            found = (-0.5 * distance - size[number, :, None]).T
-            logits[place] = torch.where((sets.reader[place] == number)[:, None], found, logits[place])
+            is_read = sets.reader[place] == number
+            if is_read.device.type == "cpu":
+                logits[place, is_read] = _log_densities(sums.rows[is_read], mean[number], factor[number])
+            else:
+                # Without reading the number of rows on the host.
+                found = _log_densities(sums.rows, mean[number], factor[number])
+                logits[place] = torch.where(is_read[:, None], found, logits[place])
     return logits
+
+
+def _log_densities(rows: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    """Rows (N, D) under Gaussians of means (C, D) and Cholesky factors (C, D, D): (N, C), up to a constant.
+
+    Few rows at a time: there are C D values for each.
+    """
+    size = factor.diagonal(dim1=1, dim2=2).log().sum(-1)[:, None]
+    found = []
+    for part in rows.split(max(1, MAX_VALUES // mean.numel())):
+        away = torch.linalg.solve_triangular(factor, part.T - mean[:, :, None], upper=False)
+        found.append((-0.5 * away.square_().sum(1) - size).T)
+    return torch.cat(found)

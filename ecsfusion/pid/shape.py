@@ -122,13 +122,15 @@ def source_directions(points: Tensor) -> Tensor | None:
 
     None on a CPU where there are none. On a GPU zeros in place of those that are none.
     """
-    number, columns = points.shape
+    number = len(points)
     center = points.mean(0)
     variance, directions = torch.linalg.eigh((points.T @ points / number - center[:, None] * center).double())
     is_there = variance > LEAST_VARIANCE * variance[-1]
     weights = torch.where(is_there, directions / variance.clamp_min(TINY).sqrt(), 0.0).to(points.dtype)
     white = torch.addmm(-(center @ weights), points, weights)
-    far = white.square().sum(1, keepdim=True) - (is_there.sum() + 2)
+    # Columns that are constant or copies of others are no directions.
+    rank = is_there.sum().to(points.dtype)
+    far = white.square().sum(1, keepdim=True) - (rank + 2)
     moments, found = torch.linalg.eigh(((white * far).T @ white / number).double())
     order = moments.abs().argsort(descending=True)
     along = found[:, order[:FOLLOWED]].to(points.dtype).T
@@ -141,7 +143,7 @@ def source_directions(points: Tensor) -> Tensor | None:
     # Where rounding is all that is left of a direction, there is none.
     contrast *= size.square().mean(1) > MIN_VARIANCE
     best = contrast.topk(min(MAX_SOURCES, len(contrast))).indices
-    is_source = contrast[best] > MIN_CONTRAST * (columns / number) ** 0.5
+    is_source = contrast[best] > MIN_CONTRAST * (rank / number).sqrt()
     if points.device.type == "cpu":
         best = best[is_source]
         return weights @ along[best].T if len(best) else None
