@@ -10,7 +10,7 @@ from ecsfusion_kernels import uniform
 from torch import Tensor
 
 from ecsfusion.pid.linear import LinearSums, TrainingSets, linear_readouts
-from ecsfusion.pid.trial import MIN_ROWS, is_worth, some_rows, told_by
+from ecsfusion.pid.trial import is_worth, some_rows, told_by
 
 MAX_COLUMNS = 32
 """Of more columns all rows are about equally far from each other."""
@@ -34,7 +34,7 @@ def landmark_readouts(
         log_prior: (C,).
         random_seed: of the choice of landmarks.
     """
-    if rows.shape[1] > MAX_COLUMNS or len(rows) < MIN_ROWS:
+    if rows.shape[1] > MAX_COLUMNS:
         return []
     number = min(MAX_LANDMARKS, len(rows) // ROWS_PER_LANDMARK)
     chosen = uniform(torch.arange(len(rows), device=rows.device), random_seed + 29).argsort()

@@ -43,6 +43,7 @@ from ecsfusion.pid.quadratic import has_few_columns, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
 from ecsfusion.pid.shape import Shape, shape_of
 from ecsfusion.pid.span import in_their_span
+from ecsfusion.pid.trial import MIN_ROWS
 from ecsfusion.pid.union import Union, matched, union_information
 
 NUM_FOLDS = 6
@@ -81,6 +82,8 @@ class Side(NamedTuple):
     """(N, C) float32: the first by the linear readouts alone."""
     shape: Shape | None
     """Of its rows; None where hardly anything of the label is left to tell."""
+    is_tried: bool
+    """Whether there are rows enough, of enough sources, to try further readouts."""
 
 
 class Pair(NamedTuple):
@@ -216,18 +219,24 @@ def read_sides(
     columns = {
         name: in_their_span(lifted(standardize(rows, folds.order))) for name, rows in embeddings.items()
     }
+    is_tried = (len(labels) if groups is None else int(folds.num_groups)) >= MIN_ROWS
     read: dict[tuple[str, ...], Side] = {}
     every = [tuple(side) for pair in sides for side in pair]
     singles = [(name,) for side in every for name in side]
     for side in dict.fromkeys([*singles, *every]):
         rows = in_their_span(torch.cat([columns[name] for name in side], 1))
         members = [read[(name,)] for name in side] if len(side) > 1 else []
-        read[side] = read_side(rows, sets, log_prior, random_seed, members)
+        read[side] = read_side(rows, sets, log_prior, random_seed, members, is_tried)
     return folds, prior, read
 
 
 def read_side(
-    rows: Tensor, sets: TrainingSets, log_prior: Tensor, random_seed: int, members: Sequence[Side] = ()
+    rows: Tensor,
+    sets: TrainingSets,
+    log_prior: Tensor,
+    random_seed: int,
+    members: Sequence[Side] = (),
+    is_tried: bool = True,
 ) -> Side:
     """Fit the readouts of standardized rows (N, D) and pool them.
 
@@ -238,6 +247,7 @@ def read_side(
         random_seed: of the clusters.
         members: the sides of its modalities, if it has several. Their posteriors are pooled, too, and where the pool
             knows less than one of them, that is its posterior: columns of noise must not hide what a member knows.
+        is_tried: whether readouts of ranks, of covariances by class and of landmarks are tried.
     """
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
@@ -245,7 +255,7 @@ def read_side(
     bins = None if linear.tells_all else binned_columns(sums)
     if bins is not None:
         lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
-    if not linear.tells_all:
+    if is_tried and not linear.tells_all:
         lines += rank_readouts(rows, sets, lines, log_prior)
         lines += quadratic_readouts(sums, lines, log_prior)
         lines += landmark_readouts(rows, sets, lines, log_prior, random_seed)
@@ -261,7 +271,7 @@ def read_side(
     if members:
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
         pooled = own[best_of(own[:, 0], sets.labels)]
-    return Side(sums, linear, pooled[:2], pooled[2], shape)
+    return Side(sums, linear, pooled[:2], pooled[2], shape, is_tried)
 
 
 def best_of(log_posteriors: Tensor, labels: Tensor) -> Tensor:
@@ -281,7 +291,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     if sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear)):
         lines += _lines_of_both(first, second, alone, log_prior)
     columns = first.sums.rows.shape[1] + second.sums.rows.shape[1]
-    if not is_told and columns <= MOST_COLUMNS_OF_BOTH:
+    if first.is_tried and not is_told and columns <= MOST_COLUMNS_OF_BOTH:
         rows = torch.cat([first.sums.rows, second.sums.rows], 1)
         if has_few_columns(columns, sets):
             lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ecsfusion.pid.linear import JITTER, LinearSums, TrainingSets
 from ecsfusion.pid.mixtures import class_products
-from ecsfusion.pid.trial import MIN_ROWS, is_worth, some_rows
+from ecsfusion.pid.trial import is_worth, some_rows
 
 MAX_COLUMNS = 128
 """Of more columns the covariance of every class costs too much; a few directions of them are read in `mixtures`."""
@@ -55,7 +55,7 @@ def quadratic_readouts(sums: LinearSums, known: list[Tensor], log_prior: Tensor)
 def has_few_columns(columns: int, sets: TrainingSets) -> bool:
     """Whether there are rows enough, and not too many values, for a covariance of so many columns for every class."""
     rows, classes = sets.one_hot.shape
-    enough = rows >= max(MIN_ROWS, MIN_ROWS_PER_COLUMN * classes * columns)
+    enough = rows >= MIN_ROWS_PER_COLUMN * classes * columns
     values = classes * columns**2
     return enough and columns <= MAX_COLUMNS and values <= MAX_VALUES and rows * values <= MAX_PRODUCTS
 

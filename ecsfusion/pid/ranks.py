@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ecsfusion.pid.linear import LinearSums, TrainingSets, linear_readouts, standardize
-from ecsfusion.pid.trial import MIN_ROWS, is_worth, some_rows, told_by
+from ecsfusion.pid.trial import is_worth, some_rows, told_by
 
 MAX_COLUMNS = 128
 """With more columns none is looked at: their covariances would cost as much again."""
@@ -28,7 +28,7 @@ def rank_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_pri
         known: (2, N, C) each, held-out logits of other readouts.
         log_prior: (C,).
     """
-    if rows.shape[1] > MAX_COLUMNS or len(rows) < MIN_ROWS:
+    if rows.shape[1] > MAX_COLUMNS:
         return []
     places = some_rows(len(rows), rows.device)
     some = rows[places]

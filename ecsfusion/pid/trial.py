@@ -6,7 +6,7 @@ from torch import Tensor
 from ecsfusion.pid.linear import LinearSums, TrainingSets, tells_more
 
 MIN_ROWS = 256
-"""With fewer rows half of them do not show what is worth it."""
+"""With fewer rows, or rows of fewer sources, half of them do not show what is worth it."""
 MAX_ROWS = 4096
 """The most rows of a trial; half of them are fitted on, and half judge."""
 SHRINKAGE = (1e-3, 0.03, 0.3)
