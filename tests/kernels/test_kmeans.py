@@ -3,6 +3,14 @@
 import pytest
 import torch
 from ecsfusion_kernels import lloyd, nearest, reference, seed
+from ecsfusion_kernels.ops import kmeans
+
+
+@pytest.fixture(autouse=True, params=["few points", "many points"])
+def number_of_points(request, monkeypatch):
+    """Few points go the way of many as well."""
+    if request.param == "many points":
+        monkeypatch.setattr(kmeans, "MIN_POINTS_BY_THREAD", 0)
 
 
 def make(*shape, random_seed=0):
@@ -40,7 +48,9 @@ def assert_nearest(labels, distance, points, centers):
     [
         (1, 1, 1),
         (17, 2, 3),
+        (1030, 5, 4),
         (129, 20, 8),
+        (130, 70, 8),
         (127, 32, 16),
         (257, 31, 9),
         (65, 33, 16),
@@ -80,8 +90,9 @@ def test_the_first_of_equal_centres_wins(device):
         assert not nearest(points.to(device), centers.to(device))[0].any()
 
 
-def test_points_and_centres_that_are_not_finite(device):
-    points, centers = make(1, 130, 5), make(1, 40, 5, random_seed=1)
+@pytest.mark.parametrize("dimension", [5, 8])
+def test_points_and_centres_that_are_not_finite(device, dimension):
+    points, centers = make(1, 130, dimension), make(1, 40, dimension, random_seed=1)
     points[0, 3, 2], points[0, 77, 4], points[0, 129, 0] = torch.nan, torch.inf, 1e25
     centers[0, 7, 1], centers[0, 0, 0] = torch.nan, -torch.inf
     for kept in (slice(None, 20), slice(None)):

@@ -5,6 +5,9 @@ A problem is one set of points with one set of centers; restarts are problems on
 reads nothing: a problem that has converged is marked on the device, and its blocks return at once.
 """
 
+# Tuples grow in kernels, where an annotation of their type means something else.
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import torch
@@ -34,6 +37,11 @@ MAX_ASSIGN_BLOCKS = (
     # The most blocks that share the points: 8 for each of the 132 multiprocessors of an H100 or H200.
     1056
 )
+
+POINTS_BY_THREAD = 1024
+"""Of the tiles whose points are compared by one thread each: 8 points of up to 8 dimensions stay in its registers."""
+MIN_POINTS_BY_THREAD = 100_000
+"""With fewer, tiles of so many points leave multiprocessors without work."""
 
 
 @jit
@@ -153,6 +161,78 @@ def _assign(
                 label = tl.where(lowest < best, first + is_member, label)
                 best = tl.minimum(best, lowest)
             _store_nearest(labels_ptr, distance_ptr, point, num_points, best, label, length)
+
+
+@jit
+def _coordinates(pointer, DIMS: tl.constexpr):
+    """A tuple of the numbers that lie at each pointer and behind it."""
+    found = ()
+    for j in tl.static_range(DIMS):
+        found += (tl.load(pointer + j),)
+    return found
+
+
+@jit
+def _squares(x, DIMS: tl.constexpr):
+    total = x[0] * x[0]
+    for j in tl.static_range(1, DIMS):
+        total += x[j] * x[j]
+    return total
+
+
+@jit(
+    do_not_specialize=[
+        "num_points",
+        "num_clusters",
+        "num_programs",
+        "skip_inactive",
+        "problem_stride",
+        "point_stride",
+    ]
+)
+def _assign_by_thread(
+    points_ptr,
+    centers_ptr,
+    active_ptr,
+    labels_ptr,
+    distance_ptr,
+    num_points: tl.int64,
+    num_clusters: tl.int32,
+    num_programs: tl.int32,
+    skip_inactive: tl.int32,
+    problem_stride: tl.int64,
+    point_stride: tl.int64,
+    BLOCK_N: tl.constexpr,
+    DIMS: tl.constexpr,
+):
+    """The same of few dimensions that lie side by side, in float32: a thread compares its points with each center.
+
+    It finds the largest <x, c_k> - |c_k|^2 / 2, and needs no other thread.
+    """
+    problem, program = (tl.program_id(0) // num_programs).to(tl.int64), tl.program_id(0) % num_programs
+    if skip_inactive != 0:  # noqa: SIM102
+        if tl.load(active_ptr + problem) == 0:
+            return
+    points_ptr += problem * problem_stride
+    centers_ptr += problem * num_clusters * DIMS
+    labels_ptr += problem * num_points
+    distance_ptr += problem * num_points
+    infinity = float("inf")
+    for tile in range(program, tl.cdiv(num_points, BLOCK_N), num_programs):
+        point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        # Those beyond the last are the last again; nothing is stored for them.
+        x = _coordinates(points_ptr + tl.minimum(point, num_points - 1) * point_stride, DIMS)
+        best, label = tl.full((BLOCK_N,), -infinity, tl.float32), tl.zeros((BLOCK_N,), tl.int32)
+        for k in tl.range(0, num_clusters, loop_unroll_factor=4):
+            center = _coordinates(centers_ptr + k * DIMS, DIMS)
+            bias = _squares(center, DIMS)
+            # No point is assigned to a center that is not finite: neither -inf nor a NaN is above -inf.
+            score = tl.zeros((BLOCK_N,), tl.float32) + tl.where(bias < infinity, -0.5 * bias, -infinity)
+            for j in tl.static_range(DIMS):
+                score += x[j] * center[j]
+            label = tl.where(score > best, k, label)
+            best = tl.maximum(best, score)
+        _store_nearest(labels_ptr, distance_ptr, point, num_points, -2.0 * best, label, _squares(x, DIMS))
 
 
 @jit(
@@ -323,24 +403,23 @@ def _launch_assign(
     (num_problems, num_points, num_dims), num_clusters = points.shape, centers.shape[1]
     if labels.numel() == 0:
         return
-    constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
-    num_programs = min(-(-num_points // constants["BLOCK_N"]), max(1, MAX_ASSIGN_BLOCKS // num_problems))
-    _assign[(num_problems * num_programs,)](
-        points,
-        centers,
-        # Not read then, but of the type that the kernel is compiled for.
-        labels.view(torch.int32) if active is None else active,
-        labels,
-        distance,
-        num_points,
-        num_dims,
-        num_clusters,
-        num_programs,
-        int(active is not None),
-        *points.stride(),
-        **constants,
-        **options(num_warps, num_stages),
-    )
+    # By the points of a problem: how one is compared must not depend on the batch.
+    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims <= 8 and _vector(points) > 1
+    tile = POINTS_BY_THREAD
+    if not by_thread:
+        constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
+        tile = constants["BLOCK_N"]
+    num_programs = min(-(-num_points // tile), max(1, MAX_ASSIGN_BLOCKS // num_problems))
+    grid = (num_problems * num_programs,)
+    # Without flags they are not read, but are of the type that the kernel is compiled for.
+    tensors = (points, centers, labels.view(torch.int32) if active is None else active, labels, distance)
+    skip_inactive = int(active is not None)
+    if by_thread:
+        sizes = (num_points, num_clusters, num_programs, skip_inactive, *points.stride()[:2])
+        _assign_by_thread[grid](*tensors, *sizes, BLOCK_N=tile, DIMS=num_dims, **options(4))
+    else:
+        sizes = (num_points, num_dims, num_clusters, num_programs, skip_inactive, *points.stride())
+        _assign[grid](*tensors, *sizes, **constants, **options(num_warps, num_stages))
 
 
 def update_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
@@ -437,7 +516,13 @@ def variants() -> list[Variant]:
         "move_centers": "i32",
     }
     update_types |= steps
-    configurations = []
+    by_thread = {
+        name: type_ for name, type_ in assign_types.items() if name not in ("num_dims", "dim_stride")
+    }
+    configurations = [
+        Variant(_assign_by_thread, by_thread, {"BLOCK_N": POINTS_BY_THREAD, "DIMS": dims}, 4)
+        for dims in (4, 8)
+    ]
     for vector in (4, 1):
         # Points that are loaded by 16 bytes begin at a multiple of them.
         unaligned = () if vector > 1 else ("points_ptr",)
