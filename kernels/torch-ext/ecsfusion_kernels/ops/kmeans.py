@@ -328,8 +328,9 @@ def _update(
         # A number rounded to 11 bits, and what is left, of 12 bits and a sign: two products of TF32 numbers.
         leading = ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
         member = is_member.to(tl.float32)
-        sums = tl.dot(member, leading, sums, input_precision="tf32")
-        sums = tl.dot(member, x - leading, sums, input_precision="tf32")
+        # Of these points alone at first: a sum of many has fewer roundings so.
+        of_tile = tl.dot(member, x - leading, input_precision="tf32")
+        sums += tl.dot(member, leading, of_tile, input_precision="tf32")
         counts += tl.sum(is_member.to(tl.int32), 2)
         errors += tl.where(label >= 0, distance, 0.0)
 
@@ -432,13 +433,14 @@ def _launch_assign(
 
 
 WARPS_OF_UPDATE = 4
-"""Each multiplies 32 points by itself: shared by the warps, so small a product would be computed several times."""
+"""Each multiplies points by itself: shared by the warps, so small a product would be computed several times."""
 
 
 def update_configuration(num_clusters: int, num_dims: int, vector: int) -> dict[str, int]:
-    """Constants of `_update`: a warp has at most 64 x 32 sums, 64 registers of each thread."""
+    """Constants of `_update`: a warp has at most 64 x 32 sums, 64 registers of each thread, and then fewer points."""
     block_k, block_d = min(padded(num_clusters, 32), 64), min(padded(num_dims), 32)
-    blocks = {"BLOCK_N": 32 * WARPS_OF_UPDATE, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    points = (16 if block_k == 2 * block_d == 64 else 32) * WARPS_OF_UPDATE
+    blocks = {"BLOCK_N": points, "BLOCK_K": block_k, "BLOCK_D": block_d}
     return {"VECTOR": vector, "WARPS": WARPS_OF_UPDATE, **blocks, "BLOCK_G": 4096 // (block_k * block_d)}
 
 
