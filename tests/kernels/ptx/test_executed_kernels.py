@@ -367,7 +367,7 @@ CASES = {
         f"nearest by thread {clusters} x {dims}": functools.partial(
             nearest, clusters, dims, as_it_is, 1100, (BY_THREAD,)
         )
-        for clusters, dims in ((5, 8), (40, 4))
+        for clusters, dims in ((1, 4), (3, 8), (5, 8), (40, 4))
     },
     "lloyd by thread": lambda: lloyd(1100, 5, 8, (BY_THREAD, ONE_PROGRAM)),
     **{f"seed {dims} unaligned": functools.partial(seed, 300, dims, (), unaligned) for dims in (5, 12, 40)},

@@ -414,7 +414,7 @@ def _launch_assign(
     if labels.numel() == 0:
         return
     # By the points of a problem: how one is compared must not depend on the batch.
-    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims <= 8 and _vector(points) > 1
+    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims in (4, 8) and _vector(points) > 1
     tile = POINTS_BY_THREAD
     if not by_thread:
         constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
