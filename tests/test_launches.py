@@ -132,7 +132,7 @@ def test_a_probe_by_heads_is_few_launches():
 
 def test_every_part_of_k_means_has_a_block(launches):
     LARGE["k-means of many parts"]()
-    parts = (19_200 // 64) ** 2
+    parts = 19_200 // 64 * (19_200 // 32)
     assert [grid for kernel, _, grid in launches if kernel is kmeans._update] == [(parts,)] * 2
 
 
@@ -147,6 +147,31 @@ def shifted(x):
 
 def points(width):
     return torch.ones(4, 70, width)
+
+
+@pytest.mark.parametrize(
+    ("given", "kernel"),
+    [
+        (points(4), kmeans._assign_by_thread),
+        (points(8), kmeans._assign_by_thread),
+        (points(8)[:1].expand(3, -1, -1), kmeans._assign_by_thread),
+        (points(16)[..., 4:12], kmeans._assign_by_thread),
+        (points(8)[:, :69], kmeans._assign),
+        (points(12), kmeans._assign),
+        (points(11)[..., 3:], kmeans._assign),
+        (points(16)[..., ::2], kmeans._assign),
+        (shifted(points(8)), kmeans._assign),
+    ],
+)
+def test_many_points_of_4_or_8_numbers_side_by_side_are_compared_by_threads(
+    launches, monkeypatch, given, kernel
+):
+    monkeypatch.setattr(kmeans, "MIN_POINTS_BY_THREAD", 70)
+    kmeans.nearest(given, torch.ones(len(given), 5, given.shape[2]))
+    ((launched, arguments, _),) = launches
+    assert launched is kernel
+    assert arguments["point_stride"] == given.stride(1)
+    assert arguments["problem_stride"] == given.stride(0)
 
 
 VARIANTS = [variant for module in ops.modules() for variant in module.variants()]

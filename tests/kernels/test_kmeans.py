@@ -3,6 +3,14 @@
 import pytest
 import torch
 from ecsfusion_kernels import lloyd, nearest, reference, seed
+from ecsfusion_kernels.ops import kmeans
+
+
+@pytest.fixture(autouse=True, params=["few points", "many points"])
+def number_of_points(request, monkeypatch):
+    """Few points go the way of many as well."""
+    if request.param == "many points":
+        monkeypatch.setattr(kmeans, "MIN_POINTS_BY_THREAD", 0)
 
 
 def make(*shape, random_seed=0):
@@ -40,7 +48,11 @@ def assert_nearest(labels, distance, points, centers):
     [
         (1, 1, 1),
         (17, 2, 3),
+        (1, 3, 8),
+        (1025, 1, 4),
+        (1030, 5, 4),
         (129, 20, 8),
+        (130, 70, 8),
         (127, 32, 16),
         (257, 31, 9),
         (65, 33, 16),
@@ -80,8 +92,9 @@ def test_the_first_of_equal_centres_wins(device):
         assert not nearest(points.to(device), centers.to(device))[0].any()
 
 
-def test_points_and_centres_that_are_not_finite(device):
-    points, centers = make(1, 130, 5), make(1, 40, 5, random_seed=1)
+@pytest.mark.parametrize("dimension", [5, 8])
+def test_points_and_centres_that_are_not_finite(device, dimension):
+    points, centers = make(1, 130, dimension), make(1, 40, dimension, random_seed=1)
     points[0, 3, 2], points[0, 77, 4], points[0, 129, 0] = torch.nan, torch.inf, 1e25
     centers[0, 7, 1], centers[0, 0, 0] = torch.nan, -torch.inf
     for kept in (slice(None, 20), slice(None)):
@@ -141,9 +154,10 @@ def test_points_left_out_and_empty_clusters(device):
     assert torch.isfinite(found.centers).all()
 
 
-def test_a_problem_does_not_depend_on_its_batch(device):
+@pytest.mark.parametrize("dimension", [7, 8])
+def test_a_problem_does_not_depend_on_its_batch(device, dimension):
     """One problem settles at once, the others go on: each as if it were alone, bit by bit."""
-    points = make(3, 130, 7)
+    points = make(3, 130, dimension)
     points[1] = points[1, :1]
     start = points[:, :4].contiguous()
     together = lloyd(points.to(device), start.to(device), 5, 0.0)
@@ -153,15 +167,36 @@ def test_a_problem_does_not_depend_on_its_batch(device):
             assert torch.equal(x[b : b + 1], y)
 
 
-def test_runs_are_equal_bit_by_bit(device, large):
-    points = make(2, 300_000 if large else 300, 9).to(device)
+@pytest.mark.parametrize("dimension", [7, 8])
+def test_problems_that_share_their_points(device, dimension):
+    """The bits are those of copied points, and one problem goes on when the other has ended, before all iterations."""
+    points = make(1, 200, dimension)
+    starts = torch.cat([points[:, :5], 3 * points[:, :5]])
+    shared = points.to(device).expand(2, -1, -1)
+    found = lloyd(shared, starts.to(device), 9, 0.02)
+    for x, y in zip(found, lloyd(shared.contiguous(), starts.to(device), 9, 0.02), strict=True):
+        assert torch.equal(x, y)
+    last = []
+    for b in range(2):
+        centers = [reference.lloyd(points, starts[b : b + 1], n, 0.0).centers[0] for n in range(10)]
+        equal = [torch.allclose(found.centers[b].cpu(), each, rtol=1e-5, atol=1e-5) for each in centers]
+        assert equal.count(True) == 1
+        last.append(equal.index(True))
+    assert last[0] != last[1]
+
+
+@pytest.mark.parametrize("dimension", [8, 9])
+def test_runs_are_equal_bit_by_bit(device, large, dimension):
+    points = make(2, 300_000 if large else 300, dimension).to(device)
     first, second = (lloyd(points, seed(points, 20 if large else 5, 3), 5 if large else 2) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
     assert_clustering(first, points.cpu())
 
 
-def test_no_iterations_and_no_points(device):
-    points, start = make(1, 20, 3).to(device), make(1, 4, 3, random_seed=1).to(device)
+@pytest.mark.parametrize("dimension", [3, 4])
+def test_no_iterations_and_no_points(device, dimension):
+    points = make(1, 20, dimension).to(device)
+    start = make(1, 4, dimension, random_seed=1).to(device)
     found = lloyd(points, start, 0)
     assert torch.equal(found.centers, start)
     assert torch.equal(found.labels, nearest(points, start)[0])
@@ -170,7 +205,7 @@ def test_no_iterations_and_no_points(device):
     assert empty.labels.shape == (1, 0)
     assert not empty.sizes.any()
     assert nearest(points[:0], start[:0])[0].shape == (0, 20)
-    assert seed(points[:0], 4).shape == (0, 4, 3)
+    assert seed(points[:0], 4).shape == (0, 4, dimension)
 
 
 def test_what_is_wrong_is_said(device):
@@ -222,11 +257,12 @@ def test_nothing_waits_and_a_graph_replays(device):
         assert all(torch.equal(x, y) for x, y in zip(captured, expected, strict=True))
 
 
-def test_more_numbers_than_32_bits_count(device, large):
+@pytest.mark.parametrize("dimension", [8, 16])
+def test_more_numbers_than_32_bits_count(device, large, dimension):
     if not large:
         pytest.skip("needs a GPU")
-    number = (1 << 31) // 16 + 5000
-    points = torch.randn(1, number, 16, device=device)
+    number = (1 << 31) // dimension + 5000
+    points = torch.randn(1, number, dimension, device=device)
     start = points[:, -20:].contiguous()
     labels, distance = nearest(points, start)
     for part in (slice(0, 1000), slice(number - 1000, number)):

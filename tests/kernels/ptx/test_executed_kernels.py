@@ -91,12 +91,13 @@ def lloyd(num_points, num_clusters, num_dims, limits=(), placed=as_it_is):
     return Case(lambda: kmeans.lloyd(placed(points), start, iterations), check, limits)
 
 
-def nearest(num_clusters, num_dims, placed):
+def nearest(num_clusters, num_dims, placed, num_points=70, limits=()):
     """Centers that are not aligned."""
-    points, centers = make(1, 70, num_dims), make(1, num_clusters, num_dims, random_seed=1)
+    points, centers = make(1, num_points, num_dims), make(1, num_clusters, num_dims, random_seed=1)
     return Case(
         lambda: kmeans.nearest(placed(points), unaligned(centers)),
         close(tuple(reference.nearest(points, centers)), rtol=1e-4, atol=1e-4),
+        limits,
     )
 
 
@@ -318,6 +319,7 @@ def groups_of_rows():
 
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
+BY_THREAD = (kmeans, "MIN_POINTS_BY_THREAD", 0)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CASES = {
@@ -361,6 +363,13 @@ CASES = {
         for placed in (as_it_is, unaligned)
     },
     "nearest 70 x 24": lambda: nearest(70, 24, as_it_is),
+    **{
+        f"nearest by thread {clusters} x {dims}": functools.partial(
+            nearest, clusters, dims, as_it_is, 1100, (BY_THREAD,)
+        )
+        for clusters, dims in ((1, 4), (3, 8), (5, 8), (40, 4))
+    },
+    "lloyd by thread": lambda: lloyd(1100, 5, 8, (BY_THREAD, ONE_PROGRAM)),
     **{f"seed {dims} unaligned": functools.partial(seed, 300, dims, (), unaligned) for dims in (5, 12, 40)},
     **{
         f"{make_case.__name__} unaligned": functools.partial(make_case, unaligned)

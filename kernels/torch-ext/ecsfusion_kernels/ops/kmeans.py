@@ -5,6 +5,9 @@ A problem is one set of points with one set of centers; restarts are problems on
 reads nothing: a problem that has converged is marked on the device, and its blocks return at once.
 """
 
+# Tuples grow in kernels, where an annotation of their type means something else.
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import torch
@@ -34,6 +37,11 @@ MAX_ASSIGN_BLOCKS = (
     # The most blocks that share the points: 8 for each of the 132 multiprocessors of an H100 or H200.
     1056
 )
+
+POINTS_BY_THREAD = 1024
+"""Of the tiles whose points are compared by one thread each: 8 points of up to 8 dimensions stay in its registers."""
+MIN_POINTS_BY_THREAD = 100_000
+"""With fewer, tiles of so many points leave multiprocessors without work."""
 
 
 @jit
@@ -155,6 +163,78 @@ def _assign(
             _store_nearest(labels_ptr, distance_ptr, point, num_points, best, label, length)
 
 
+@jit
+def _coordinates(pointer, DIMS: tl.constexpr):
+    """A tuple of the numbers that lie at each pointer and behind it."""
+    found = ()
+    for j in tl.static_range(DIMS):
+        found += (tl.load(pointer + j),)
+    return found
+
+
+@jit
+def _squares(x, DIMS: tl.constexpr):
+    total = x[0] * x[0]
+    for j in tl.static_range(1, DIMS):
+        total += x[j] * x[j]
+    return total
+
+
+@jit(
+    do_not_specialize=[
+        "num_points",
+        "num_clusters",
+        "num_programs",
+        "skip_inactive",
+        "problem_stride",
+        "point_stride",
+    ]
+)
+def _assign_by_thread(
+    points_ptr,
+    centers_ptr,
+    active_ptr,
+    labels_ptr,
+    distance_ptr,
+    num_points: tl.int64,
+    num_clusters: tl.int32,
+    num_programs: tl.int32,
+    skip_inactive: tl.int32,
+    problem_stride: tl.int64,
+    point_stride: tl.int64,
+    BLOCK_N: tl.constexpr,
+    DIMS: tl.constexpr,
+):
+    """The same of few dimensions that lie side by side, in float32: a thread compares its points with each center.
+
+    It finds the largest <x, c_k> - |c_k|^2 / 2, and needs no other thread.
+    """
+    problem, program = (tl.program_id(0) // num_programs).to(tl.int64), tl.program_id(0) % num_programs
+    if skip_inactive != 0:  # noqa: SIM102
+        if tl.load(active_ptr + problem) == 0:
+            return
+    points_ptr += problem * problem_stride
+    centers_ptr += problem * num_clusters * DIMS
+    labels_ptr += problem * num_points
+    distance_ptr += problem * num_points
+    infinity = float("inf")
+    for tile in range(program, tl.cdiv(num_points, BLOCK_N), num_programs):
+        point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        # Those beyond the last are the last again; nothing is stored for them.
+        x = _coordinates(points_ptr + tl.minimum(point, num_points - 1) * point_stride, DIMS)
+        best, label = tl.full((BLOCK_N,), -infinity, tl.float32), tl.zeros((BLOCK_N,), tl.int32)
+        for k in tl.range(0, num_clusters, loop_unroll_factor=4):
+            center = _coordinates(centers_ptr + k * DIMS, DIMS)
+            bias = _squares(center, DIMS)
+            # No point is assigned to a center that is not finite: neither -inf nor a NaN is above -inf.
+            score = tl.zeros((BLOCK_N,), tl.float32) + tl.where(bias < infinity, -0.5 * bias, -infinity)
+            for j in tl.static_range(DIMS):
+                score += x[j] * center[j]
+            label = tl.where(score > best, k, label)
+            best = tl.maximum(best, score)
+        _store_nearest(labels_ptr, distance_ptr, point, num_points, -2.0 * best, label, _squares(x, DIMS))
+
+
 @jit(
     do_not_specialize=[
         "num_points",
@@ -194,6 +274,7 @@ def _update(
     point_stride: tl.int64,
     dim_stride: tl.int64,
     VECTOR: tl.constexpr,
+    WARPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -202,13 +283,14 @@ def _update(
     """Stores c_k = mean of the points of label k (if `move_centers`), sizes, inertia, and whether the problem goes on.
 
     One block handles a group of points and a part (BLOCK_K centers times BLOCK_D dimensions). It stores its sums, the
-    product of the one-hot labels with the points. The last block of a part to finish adds up the sums of all groups, in
-    an order that does not depend on which block is last. Whether the problem goes on is stored for the next iteration
-    in a separate array, because blocks of other parts may still have to read whether they are active in this one.
+    product of the one-hot labels with the points, of which each warp has a share. The last block of a part to finish
+    adds up the sums of all groups, in an order that does not depend on which block is last. Whether the problem goes on
+    is stored for the next iteration in a separate array, because blocks of other parts may still have to read whether
+    they are active in this one.
     """
     # All in one axis of the grid: the others end at 65 535. The parts of a group read the same points.
-    part, place = tl.program_id(0) % num_parts, tl.program_id(0) // num_parts
-    problem, group = (place // num_groups).to(tl.int64), place % num_groups
+    part, of_part = tl.program_id(0) % num_parts, tl.program_id(0) // num_parts
+    problem, group = (of_part // num_groups).to(tl.int64), of_part % num_groups
     if move_centers != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
@@ -227,28 +309,36 @@ def _update(
     labels_ptr += problem * num_points
     distance_ptr += problem * num_points
 
-    sums = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
-    counts = tl.zeros((BLOCK_K, BLOCK_N), tl.int32)
-    errors = tl.zeros((BLOCK_N,), tl.float32)
+    NUMBER: tl.constexpr = BLOCK_N // WARPS
+    sums = tl.zeros((WARPS, BLOCK_K, BLOCK_D), tl.float32)
+    counts = tl.zeros((WARPS, BLOCK_K), tl.int32)
+    errors = tl.zeros((WARPS, NUMBER), tl.float32)
     begin = group * points_per_group
     end = tl.minimum(begin + points_per_group, num_points)
     for tile in range(begin, end, BLOCK_N):
-        point = tile + tl.arange(0, BLOCK_N)
+        point = tile + tl.arange(0, WARPS)[:, None] * NUMBER + tl.arange(0, NUMBER)[None, :]
         label = tl.load(labels_ptr + point, point < end, other=-1).to(tl.int32)
         distance = tl.load(distance_ptr + point, point < end, other=0.0)
-        x = _load_tile(points_ptr, point, end, entry, num_dims, point_stride, dim_stride)
-        is_member = label[None, :] == index[:, None]
+        inside = (point < end)[:, :, None] & (entry < num_dims)[None, None, :]
+        place = points_ptr + point[:, :, None] * point_stride + entry[None, None, :] * dim_stride
+        x = tl.load(place, inside, other=0.0)
+        is_member = label[:, None, :] == index[None, :, None]
         # A NaN times zero is NaN: points left out must not reach the product.
-        x = tl.where((label >= 0)[:, None], x, 0.0)
-        sums = tl.dot(is_member.to(tl.float32), x, sums, input_precision="tf32x3")
-        counts += is_member.to(tl.int32)
+        x = tl.where((label >= 0)[:, :, None], x, 0.0)
+        # A number rounded to 11 bits, and what is left, of 12 bits and a sign: two products of TF32 numbers.
+        leading = ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+        member = is_member.to(tl.float32)
+        # Of these points alone at first: a sum of many has fewer roundings so.
+        of_tile = tl.dot(member, x - leading, input_precision="tf32")
+        sums += tl.dot(member, leading, of_tile, input_precision="tf32")
+        counts += tl.sum(is_member.to(tl.int32), 2)
         errors += tl.where(label >= 0, distance, 0.0)
 
     first_group = (problem * num_parts + part) * num_groups
     offsets = outer[:, None] * BLOCK_D + inner[None, :]
-    tl.store(sums_ptr + (first_group + group) * (BLOCK_K * BLOCK_D) + offsets, sums)
-    tl.store(counts_ptr + (first_group + group) * BLOCK_K + outer, tl.sum(counts, 1))
-    tl.store(errors_ptr + first_group + group, tl.sum(errors, 0))
+    tl.store(sums_ptr + (first_group + group) * (BLOCK_K * BLOCK_D) + offsets, tl.sum(sums, 0))
+    tl.store(counts_ptr + (first_group + group) * BLOCK_K + outer, tl.sum(counts, 0))
+    tl.store(errors_ptr + first_group + group, tl.sum(tl.sum(errors, 1), 0))
     # After the barrier all threads have stored, and one of them announces it (release). The block that sees all
     # announcements reads what was stored (acquire); .cg reads from the L2 cache, which all blocks share.
     tl.debug_barrier()
@@ -323,31 +413,35 @@ def _launch_assign(
     (num_problems, num_points, num_dims), num_clusters = points.shape, centers.shape[1]
     if labels.numel() == 0:
         return
-    constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
-    num_programs = min(-(-num_points // constants["BLOCK_N"]), max(1, MAX_ASSIGN_BLOCKS // num_problems))
-    _assign[(num_problems * num_programs,)](
-        points,
-        centers,
-        # Not read then, but of the type that the kernel is compiled for.
-        labels.view(torch.int32) if active is None else active,
-        labels,
-        distance,
-        num_points,
-        num_dims,
-        num_clusters,
-        num_programs,
-        int(active is not None),
-        *points.stride(),
-        **constants,
-        **options(num_warps, num_stages),
-    )
+    # By the points of a problem: how one is compared must not depend on the batch.
+    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims in (4, 8) and _vector(points) > 1
+    tile = POINTS_BY_THREAD
+    if not by_thread:
+        constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
+        tile = constants["BLOCK_N"]
+    num_programs = min(-(-num_points // tile), max(1, MAX_ASSIGN_BLOCKS // num_problems))
+    grid = (num_problems * num_programs,)
+    # Without flags they are not read, but are of the type that the kernel is compiled for.
+    tensors = (points, centers, labels.view(torch.int32) if active is None else active, labels, distance)
+    skip_inactive = int(active is not None)
+    if by_thread:
+        sizes = (num_points, num_clusters, num_programs, skip_inactive, *points.stride()[:2])
+        _assign_by_thread[grid](*tensors, *sizes, BLOCK_N=tile, DIMS=num_dims, **options(4))
+    else:
+        sizes = (num_points, num_dims, num_clusters, num_programs, skip_inactive, *points.stride())
+        _assign[grid](*tensors, *sizes, **constants, **options(num_warps, num_stages))
 
 
-def update_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
-    """Constants of `_update`, warps and pipeline stages: at most 64 x 64 sums, 16 registers of each of 256 threads."""
-    block_k, block_d = min(padded(num_clusters, 32), 64), min(padded(num_dims), 64)
-    blocks = {"BLOCK_N": 32 if block_k == block_d == 64 else 64, "BLOCK_K": block_k, "BLOCK_D": block_d}
-    return {"VECTOR": vector, **blocks, "BLOCK_G": 4096 // (block_k * block_d)}, 8, 3
+WARPS_OF_UPDATE = 4
+"""Each multiplies points by itself: shared by the warps, so small a product would be computed several times."""
+
+
+def update_configuration(num_clusters: int, num_dims: int, vector: int) -> dict[str, int]:
+    """Constants of `_update`: a warp has at most 64 x 32 sums, 64 registers of each thread, and then fewer points."""
+    block_k, block_d = min(padded(num_clusters, 32), 64), min(padded(num_dims), 32)
+    points = (16 if block_k == 2 * block_d == 64 else 32) * WARPS_OF_UPDATE
+    blocks = {"BLOCK_N": points, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    return {"VECTOR": vector, "WARPS": WARPS_OF_UPDATE, **blocks, "BLOCK_G": 4096 // (block_k * block_d)}
 
 
 def _launch_lloyd(
@@ -361,11 +455,11 @@ def _launch_lloyd(
     sizes = torch.empty(num_problems, num_clusters, dtype=torch.int64, device=device)
     if num_problems == 0:
         return centers, labels, inertia, sizes
-    constants, num_warps, num_stages = update_configuration(num_clusters, num_dims, _vector(points))
+    constants = update_configuration(num_clusters, num_dims, _vector(points))
     block_n, block_k, block_d = (constants[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_D"))
     # A function of N alone: the order of the sums must not depend on the batch.
     tiles = max(1, -(-num_points // block_n))
-    points_per_group = block_n * max(2, -(-tiles // MAX_GROUPS))
+    points_per_group = block_n * -(-tiles // MAX_GROUPS)
     num_groups = max(1, -(-num_points // points_per_group))
     num_parts = -(-num_clusters // block_k) * -(-num_dims // block_d)
     sums = torch.empty(
@@ -403,7 +497,7 @@ def _launch_lloyd(
             int(move_centers),
             *points.stride(),
             **constants,
-            **options(num_warps, num_stages),
+            **options(WARPS_OF_UPDATE),
         )
 
     for iteration in range(max_iterations):
@@ -437,7 +531,13 @@ def variants() -> list[Variant]:
         "move_centers": "i32",
     }
     update_types |= steps
-    configurations = []
+    by_thread = {
+        name: type_ for name, type_ in assign_types.items() if name not in ("num_dims", "dim_stride")
+    }
+    configurations = [
+        Variant(_assign_by_thread, by_thread, {"BLOCK_N": POINTS_BY_THREAD, "DIMS": dims}, 4)
+        for dims in (4, 8)
+    ]
     for vector in (4, 1):
         # Points that are loaded by 16 bytes begin at a multiple of them.
         unaligned = () if vector > 1 else ("points_ptr",)
@@ -446,10 +546,9 @@ def variants() -> list[Variant]:
             variant = Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
             configurations += with_unaligned(variant, unaligned)
         for num_clusters in (32, 64):
-            for num_dims in (16, 32, 64):
-                variant = Variant(
-                    _update, update_types, *update_configuration(num_clusters, num_dims, vector)
-                )
+            for num_dims in (16, 32):
+                constants = update_configuration(num_clusters, num_dims, vector)
+                variant = Variant(_update, update_types, constants, WARPS_OF_UPDATE)
                 configurations += with_unaligned(variant, unaligned)
     return configurations
 
