@@ -17,6 +17,7 @@ from ecsfusion_kernels import nearest, seed, uniform
 from torch import Tensor
 
 from ecsfusion.pid.linear import LinearSums, TrainingSets
+from ecsfusion.pid.reading import may_read
 from ecsfusion.pid.shape import Shape
 from ecsfusion.pid.smooth import is_worth, smooth_readout
 
@@ -483,34 +484,38 @@ def table_readouts(
         sets: T training sets, one of which reads each row.
         log_prior: (C,).
         random_seed: of the clusters.
-        wanted: boolean, one for each table; None for all of them. On a CPU the others are not made. On a GPU, where the
-            host does not wait to know, they are zeros.
+        wanted: boolean, one for each table; None for all of them. The others are not made; in a graph on a GPU, where
+            the host cannot know them, they are zeros.
         known: (K, N, C) held-out logits of the linear readouts, by halves, where a smooth readout is tried on few rows
             before it is made; else None.
     """
-    skips = wanted is not None and wanted.device.type == "cpu"
+    chosen = wanted.tolist() if wanted is not None and may_read(wanted) else None
     readouts: list[Tensor] = []
     places: list[int] = []
     place = 0
     for search in searches:
         points: tuple[Tensor, ...] | None = None
         for number in search.num_clusters:
-            if not skips or (wanted is not None and bool(wanted[place])):
+            if chosen is None or chosen[place]:
                 points = search.coordinates() if points is None else points
                 if points:
                     shares = [soft_clusters(part, number, random_seed) for part in points]
                     logits = table_readout(shares, sets, log_prior)
-                    readouts.append(logits if wanted is None or skips else logits * wanted[place])
+                    readouts.append(
+                        logits if wanted is None or chosen is not None else logits * wanted[place]
+                    )
                     places.append(place)
             place += 1
         if search.is_smooth:
-            if not skips or (wanted is not None and bool(wanted[place])):
+            if chosen is None or chosen[place]:
                 every = _side_by_side(search.coordinates())
                 if every is not None and (
                     known is None or is_worth(every, known, sets, log_prior, random_seed)
                 ):
                     logits = smooth_readout(every, sets, log_prior, random_seed)
-                    readouts.append(logits if wanted is None or skips else logits * wanted[place])
+                    readouts.append(
+                        logits if wanted is None or chosen is not None else logits * wanted[place]
+                    )
                     places.append(place)
             place += 1
     return readouts, places

@@ -41,6 +41,7 @@ from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table
 from ecsfusion.pid.pooling import Pool, pool
 from ecsfusion.pid.quadratic import has_few_columns, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
+from ecsfusion.pid.reading import may_read
 from ecsfusion.pid.shape import Shape, shape_of
 from ecsfusion.pid.span import in_their_span
 from ecsfusion.pid.trial import MIN_ROWS
@@ -347,7 +348,7 @@ def _pooled(
     """
     fold_searches, half_searches = searches
     number = lines.shape[1]
-    tried = lines[1] if lines.device.type == "cpu" else None
+    tried = lines[1] if may_read(lines) else None
     tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed, known=tried)
     half = _pools(lines[1], tables, sets, log_prior)
     told = half.log_posterior.gather(2, sets.labels.expand(2, -1).unsqueeze(2)).sum((1, 2))

@@ -15,6 +15,8 @@ import torch
 from ecsfusion_kernels import uniform
 from torch import Tensor
 
+from ecsfusion.pid.reading import may_read
+
 LEADING_DIRECTIONS = 3
 MAX_SOURCES = 4
 """The most directions that are no Gaussian."""
@@ -74,7 +76,7 @@ def shape_of(rows: Tensor, one_hot: Tensor) -> Shape:
         return Shape(leading, ())
     along = _along(rows, directions[:, :number] @ sources)
     is_news = (_told(along, one_hot) < MAX_TOLD).any()
-    if rows.device.type == "cpu":
+    if may_read(rows):
         return Shape(leading, (along.unsqueeze(1),) if bool(is_news) else ())
     return Shape(leading, ((along * is_news).unsqueeze(1),))
 
@@ -120,7 +122,7 @@ def _leading_coordinates(rows: Tensor, directions: Tensor) -> Tensor:
 def source_directions(points: Tensor) -> Tensor | None:
     """The directions (d, q) of points (n, d) that are no Gaussian, each scaled to variance 1.
 
-    None on a CPU where there are none. On a GPU zeros in place of those that are none.
+    None where there are none. In a graph on a GPU zeros in place of those that are none.
     """
     number = len(points)
     center = points.mean(0)
@@ -144,7 +146,7 @@ def source_directions(points: Tensor) -> Tensor | None:
     contrast *= size.square().mean(1) > MIN_VARIANCE
     best = contrast.topk(min(MAX_SOURCES, len(contrast))).indices
     is_source = contrast[best] > MIN_CONTRAST * (rank / number).sqrt()
-    if points.device.type == "cpu":
+    if may_read(points):
         best = best[is_source]
         return weights @ along[best].T if len(best) else None
     return weights @ along[best].T * is_source
