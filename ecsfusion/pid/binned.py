@@ -45,7 +45,7 @@ def binned_columns(sums: LinearSums) -> Tensor | None:
     if rows.shape[1] > MAX_COLUMNS or number < MIN_BINS:
         return None
     step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
-    sample = _sorted(rows[::step].T.contiguous())
+    sample = sorted_columns(rows[::step].T.contiguous())
     places = torch.linspace(0, sample.shape[1] - 1, number + 1, dtype=torch.float32, device=rows.device)
     edges = sample[:, places.long()[1:-1]]
     gain, error = _gain(sums, edges[:, :: -(-number // MAX_JUDGED_BINS)])
@@ -58,7 +58,7 @@ def binned_columns(sums: LinearSums) -> Tensor | None:
     return torch.nn.functional.one_hot(bins, number).transpose(0, 1).flatten(1).float()
 
 
-def _sorted(columns: Tensor) -> Tensor:
+def sorted_columns(columns: Tensor) -> Tensor:
     """The values of each column (D, n), ascending."""
     if columns.device.type == "cpu":
         # NumPy sorts without the places, ten times faster.

@@ -7,6 +7,7 @@ and its logarithm. They are looked at only of columns that are no Gaussians them
 import torch
 from torch import Tensor
 
+from ecsfusion.pid.binned import sorted_columns
 from ecsfusion.pid.linear import LinearSums, TrainingSets, linear_readouts, standardize
 from ecsfusion.pid.trial import is_worth, some_rows, told_by
 
@@ -17,6 +18,7 @@ MAX_SAMPLED_ROWS = 2048
 MAX_QUANTILES = 256
 MIN_CHANGE = 0.02
 """Share of a column's variance that its ranks do not tell by a line, above which it is no Gaussian."""
+TINY = 1e-12
 
 
 def rank_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
@@ -30,19 +32,30 @@ def rank_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_pri
     """
     if rows.shape[1] > MAX_COLUMNS:
         return []
-    places = some_rows(len(rows), rows.device)
-    some = rows[places]
-    sample = some[:: max(1, -(-len(some) // MAX_SAMPLED_ROWS))].T.contiguous().sort(1).values
+    sample = sorted_columns(rows[:: max(1, -(-len(rows) // MAX_SAMPLED_ROWS))].T.contiguous())
+    if not bool((_told_by_ranks(sample) < 1 - MIN_CHANGE).any()):
+        return []
     number = min(MAX_QUANTILES, sample.shape[1])
     share = torch.linspace(0, 1, number, dtype=torch.float64, device=rows.device)
     edges = sample[:, (share * (sample.shape[1] - 1)).long()].contiguous()
-    tried = standardize(_ranks(some, edges))
-    told = (tried * (some - some.mean(0))).mean(0).square() / some.var(0, unbiased=False).clamp_min(1e-12)
-    if not bool((told < 1 - MIN_CHANGE).any()):
-        return []
+    places = some_rows(len(rows), rows.device)
+    tried = standardize(_ranks(rows[places], edges))
     if not is_worth(told_by(tried, sets, places), known, sets, places, log_prior):
         return []
     return linear_readouts(LinearSums.make(standardize(_ranks(rows, edges)), sets), log_prior).logits
+
+
+def _told_by_ranks(columns: Tensor) -> Tensor:
+    """The share (D,) of the variance of ascending columns (D, n) that a line of their ranks tells.
+
+    It is the statistic of Shapiro and Francia (1972), near 1 of a Gaussian.
+    """
+    number = columns.shape[1]
+    place = torch.arange(number, dtype=torch.float32, device=columns.device)
+    scores = torch.special.ndtri((place + 0.5) / number)
+    away = columns - columns.mean(1, keepdim=True)
+    size = away.square().sum(1) * scores.square().sum()
+    return torch.where(size > 0, (away @ scores).square() / size.clamp_min(TINY), 1.0)
 
 
 def _ranks(rows: Tensor, edges: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ SHRINKAGE = (1e-3, 0.03, 0.3)
 """Shares of the identity in the covariance, all of which are pooled."""
 
 
-def some_rows(number: int, device: torch.device) -> Tensor:
-    """The places (n,) int64 of the rows of a trial, of so many that are sorted by fold and class."""
-    return torch.arange(0, number, max(1, -(-number // MAX_ROWS)), device=device)
+def some_rows(number: int, device: torch.device, most: int = MAX_ROWS) -> Tensor:
+    """The places (n,) int64 of at most so many rows for a trial, of all that are sorted by fold and class."""
+    return torch.arange(0, number, max(1, -(-number // most)), device=device)
 
 
 def told_by(columns: Tensor, sets: TrainingSets, places: Tensor) -> list[Tensor]:
