@@ -148,5 +148,5 @@ def test_they_are_not_read_by_rows_that_they_were_fitted_on(generator: torch.Gen
     island = torch.randint(60, (ROWS,), generator=generator)
     columns = 5 * torch.randn(60, 3, generator=generator)[island] + 0.1 * noise(3, generator)
     found = fast_pid([columns, columns.exp()], labels)
-    assert float(found.held_out.joint_mutual_information) == 0
+    assert float(found.held_out.joint_mutual_information) < float(found.synergy_floor)
     assert float(values(found).abs().max()) < 0.02
