@@ -250,3 +250,21 @@ def test_many_classes_along_a_few_directions_are_told_with_few_rows():
     pid = fast_pid(sides, labels)
     assert float(pid.held_out.mutual_information.min()) > 0.95 * truth
     assert float(pid.mutual_information.max()) < 1.05 * truth
+
+
+def test_with_several_threads_one_library_computes(monkeypatch):
+    """Threads of two libraries wait for each other."""
+    rows = torch.randn(600, linear.MANY_COLUMNS, generator=torch.Generator().manual_seed(4))
+    sets = TrainingSets.make(torch.arange(600) // 100, 6, torch.arange(600) % 50 // 25, 2)
+    sets = sets._replace(cells=tuple(range(0, 601, 50)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = linear.fold_products(rows, rows, sets)
+    factor, failed = linear._cholesky(alone / 500 + torch.eye(rows.shape[1]))
+    assert not failed.any()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(linear, "np", None)
+    monkeypatch.setattr(torch.Tensor, "numpy", None)
+    torch.testing.assert_close(linear.fold_products(rows, rows, sets), alone, rtol=1e-5, atol=1e-3)
+    again, failed = linear._cholesky(alone / 500 + torch.eye(rows.shape[1]))
+    assert not failed.any()
+    torch.testing.assert_close(again, factor, rtol=1e-4, atol=1e-4)

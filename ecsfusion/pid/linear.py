@@ -52,7 +52,8 @@ MAX_JUDGED_ROWS = 4096
 FEW_COLUMNS = 128
 """With so few columns every shrinkage is tried at once; with more their factors cost."""
 MANY_COLUMNS = 256
-"""With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely."""
+"""With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely, to one
+thread: the threads of two libraries wait for each other, and an estimate took up to four times as long."""
 ENOUGH_JUDGED_ROWS = 2048
 """Rows of a fold that judge it alone."""
 MAX_FITTED = 0.8
@@ -363,9 +364,13 @@ class LinearSums(NamedTuple):
         return logits
 
 
+def _is_for_another_library(columns: int) -> bool:
+    return columns >= MANY_COLUMNS and torch.get_num_threads() == 1
+
+
 def _cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factors (t, D, D) of matrices, which they may replace, and (t,) where there is none: not 0."""
-    if matrices.device.type != "cpu" or matrices.shape[1] < MANY_COLUMNS:
+    if matrices.device.type != "cpu" or not _is_for_another_library(matrices.shape[1]):
         return torch.linalg.cholesky_ex(matrices)
     # SciPy factors a large matrix in half of the time; it is loaded where it is needed.
     from scipy.linalg import lapack
@@ -390,8 +395,8 @@ def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
     if sets.cells is None:
         # Without reading the sizes of the folds on the host.
         parts = [(left * (sets.fold == k)[:, None]).T @ right for k in range(sets.num_folds)]
-    elif left is right and left.shape[1] >= MANY_COLUMNS:
-        # NumPy computes half of a product of a matrix with itself.
+    elif left is right and _is_for_another_library(left.shape[1]):
+        # NumPy computes half of the product of a matrix with itself.
         wide = left.numpy()
         parts = [torch.from_numpy(wide[part].T @ wide[part]) for part in sets.slices()]
     else:
