@@ -44,11 +44,11 @@ from protocol.results import (
 from protocol.starts import starts
 from protocol.training import Snapshots, answers, judge, modality_steps, training_arguments
 from suites import SUITES, Split, Suite
+from tiny_suites import CLASSES, NAMES, WIDTH, patterns
 
 from ecsfusion import FusionForClassification
 
-NAMES = ("left", "right")
-CLASSES, WIDTH, ROWS, BATCH, EPOCHS = 3, 6, 64, 16, 2
+ROWS, BATCH, EPOCHS = 64, 16, 2
 STEPS = EPOCHS * ROWS // BATCH
 READOUTS = (FUSED, *NAMES, AVERAGE, BEST_SINGLE, CALIBRATED_ENSEMBLE, CALIBRATED, ONE_EPOCH)
 ON_DEMAND = (STACKING, SOUP)
@@ -56,14 +56,7 @@ ON_DEMAND = (STACKING, SOUP)
 
 def split(rows: int, seed: int) -> Split:
     """A pattern for each class, under little noise on the left and more on the right."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(rows) % CLASSES
-    patterns = torch.randn(2, CLASSES, WIDTH, generator=torch.Generator().manual_seed(7))
-    inputs = {
-        name: pattern[labels] + noise * torch.randn(rows, WIDTH, generator=generator)
-        for name, pattern, noise in zip(NAMES, patterns, (0.5, 1.5), strict=True)
-    }
-    return Split(inputs, labels)
+    return patterns(rows, seed, (0.5, 1.5))
 
 
 TINY = Suite(

@@ -17,22 +17,14 @@ import readout_parts
 from protocol.methods import BEST_SINGLE, CALIBRATED, CALIBRATED_ENSEMBLE, FUSED, METHODS, STACKING
 from protocol.results import Run, runs_path, settings_of
 from suites import SUITES, Split, Suite
-
-NAMES = ("left", "right")
-CLASSES, WIDTH = 3, 6
+from tiny_suites import CLASSES, NAMES, WIDTH, patterns
 
 
 def split(rows: int, seed: int) -> Split:
     """Patterns under noise, two rows of a group; a fifth of the rows lacks the right one, which is noisier."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(rows) % CLASSES
-    patterns = torch.randn(2, CLASSES, WIDTH, generator=torch.Generator().manual_seed(7))
-    inputs = {
-        name: pattern[labels] + noise * torch.randn(rows, WIDTH, generator=generator)
-        for name, pattern, noise in zip(NAMES, patterns, (1.5, 2.0), strict=True)
-    }
-    groups = 1000 * seed + torch.arange(rows) // 2
-    return Split(inputs, labels, groups, {"right": torch.arange(rows) % 5 != 0})
+    shown = patterns(rows, seed, (1.5, 2.0))
+    number = torch.arange(rows)
+    return Split(shown.inputs, shown.labels, 1000 * seed + number // 2, {"right": number % 5 != 0})
 
 
 TINY = Suite(
