@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from ecsfusion_kernels import language, ops
+from ecsfusion_kernels import grid_barrier, language, ops
 from ecsfusion_kernels.launches import launches as launches_of
 from ecsfusion_kernels.ops import (
     broja,
@@ -128,6 +128,17 @@ def test_a_probe_by_heads_is_few_launches():
         "_group_squares": 1,
     }
     assert len(found) <= 80
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+@pytest.mark.parametrize("problems", [1, 3, 40, 132, 133, MANY])
+def test_programs_that_wait_for_each_other_are_all_resident(launches, monkeypatch, problems, classes):
+    monkeypatch.setattr(language, "INTERPRETED", False)
+    match_prior._launch_match_prior(of(problems, 100_000, classes).double(), of(classes).double(), 0.0, 3)
+    ((_, arguments, (blocks,)),) = launches
+    assert blocks == problems * arguments["num_programs"]
+    assert arguments["launch_cooperative_grid"] == (arguments["num_programs"] > 1) == (problems <= 66)
+    assert blocks <= grid_barrier.MULTIPROCESSORS or problems > 132
 
 
 def test_every_part_of_k_means_has_a_block(launches):

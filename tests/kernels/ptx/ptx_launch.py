@@ -145,7 +145,16 @@ class Kernel:
     def __getitem__(self, grid):
         return functools.partial(self._launch, grid)
 
-    def _launch(self, grid, *arguments, num_warps, num_stages, enable_fp_fusion, **constants):
+    def _launch(
+        self,
+        grid,
+        *arguments,
+        num_warps,
+        num_stages,
+        enable_fp_fusion,
+        launch_cooperative_grid=False,
+        **constants,
+    ):
         assert enable_fp_fusion == options(num_warps, num_stages)["enable_fp_fusion"]
         values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
         this = of_launch(self.kernel, values, num_warps, num_stages)
@@ -156,7 +165,8 @@ class Kernel:
             run_time = [
                 float(values[name]) if type_.startswith("fp") else values[name] for name, type_ in this.types
             ]
-            machine(ptx, num_warps, shared_bytes, self.races).launch(grid, run_time, seed=len(self.launches))
+            this_machine = machine(ptx, num_warps, shared_bytes, self.races)
+            this_machine.launch(grid, run_time, len(self.launches), launch_cooperative_grid)
 
 
 def unchanged(_, ptx):

@@ -1,8 +1,9 @@
 """A GPU of one multiprocessor that executes a kernel's PTX, with numpy over the threads of a block.
 
-The blocks run one after another in a random order. The threads of a block run in step wherever they are at the same
-instruction, and those that are behind first. That hides nothing: `ptx_memory` finds accesses of which another order of
-warps would change the result. Registers and shared memory begin as NaN, and an asynchronous copy lands at any time.
+The blocks run one after another in a random order, and those of a cooperative launch by turns. The threads of a block
+run in step wherever they are at the same instruction, and those that are behind first. That hides nothing: `ptx_memory`
+finds accesses of which another order of warps would change the result. Registers and shared memory begin as NaN, and an
+asynchronous copy lands at any time.
 """
 
 import re
@@ -89,6 +90,7 @@ class Block:
             machine.races,
             machine.random,
         )
+        self.steps = 0
         # Groups of copies and of products: those that are not committed yet are the last one.
         self.copies, self.products = [[]], [[]]
 
@@ -141,7 +143,7 @@ class Machine:
         accesses = [i for i in program.instructions if i.opcode[0] in ("ld", "st") and is_shared(i)]
         self.granule = min([4, *(WIDTHS[access.opcode[-1]] // 8 for access in accesses)])
 
-    def launch(self, grid, arguments, seed=0):
+    def launch(self, grid, arguments, seed=0, cooperative=False):
         """Run all blocks in an order that depends on `seed`.
 
         Args:
@@ -149,6 +151,7 @@ class Machine:
             arguments: tensors (changed in place), whole numbers and floats, one per parameter; those that Triton adds
                 for its own use may be missing.
             seed: of the order of blocks and of the copies' landing.
+            cooperative: whether all blocks are there at once, so that one may wait for another.
         """
         self.grid, self.random = (*grid, 1, 1)[:3], np.random.default_rng(seed)
         num_blocks = int(np.prod(self.grid))
@@ -165,15 +168,20 @@ class Machine:
         order = list(np.ndindex(self.grid[::-1]))
         self.random.shuffle(order)
         with np.errstate(all="ignore"):
-            for index, position in enumerate(order):
-                self._run(Block(self, index, position[::-1]))
+            runs = [self._run(index, position[::-1]) for index, position in enumerate(order)]
+            while runs:
+                run = runs[self.random.integers(len(runs)) if cooperative else 0]
+                if next(run, "ended") == "ended":
+                    runs.remove(run)
 
-    def _run(self, block):
-        """Threads at the same instruction run together: `paths` is a list of (instruction, mask).
+    def _run(self, index, position):
+        """Run a block; at each of its branches another one may go on.
 
+        Threads at the same instruction run together: `paths` is a list of (instruction, mask).
         Where an instruction wants whole warps, those that are there wait for the others of their warp.
         """
-        paths, arrived, waiting, self.steps = [(0, None)], [], {}, 0
+        block = Block(self, index, position)
+        paths, arrived, waiting = [(0, None)], [], {}
         while paths or arrived:
             if not paths:
                 block.synchronize()
@@ -201,6 +209,7 @@ class Machine:
                 arrived.append((at + 1, active))
             elif kind == "bra":
                 paths.append((self.code[at].execute, active))
+                yield
 
     def _advance(self, block, at, mask, limit):
         """Execute up to a branch, a barrier, the end or `limit`: its place, its kind, who follows it, who does not."""
@@ -217,8 +226,8 @@ class Machine:
                     at += 1
                     continue
                 active = None if count == block.num_threads else active
-            self.steps += 1
-            if self.steps > MAX_STEPS:
+            block.steps += 1
+            if block.steps > MAX_STEPS:
                 raise ExecutionError(f"{self.program.name} does not end in {MAX_STEPS} instructions")
             if code.kind:
                 rest = None if active is None else ~active if mask is None else mask & ~active
@@ -369,6 +378,8 @@ def load(instruction, program):
     type_ = instruction.opcode[-1]
     if "param" in instruction.opcode:
         return load_parameter(instruction, program)
+    if instruction.opcode[1:3] == ("global", "gpu"):
+        return load_atomically(instruction, program)
     allow(instruction, *PLAIN_ACCESS)
     names, size = parts(instruction.operands[0].strip("{} ")), WIDTHS[type_] // 8
     shared = is_shared(instruction)
@@ -382,6 +393,24 @@ def load(instruction, program):
         for name, value in zip(names, values.T, strict=True):
             value = value.view(np.dtype(f"i{size}")) if type_[0] == "s" else np.ascontiguousarray(value)
             block.put(name, spread(value, mask, block.num_threads), mask)
+
+    return execute
+
+
+def load_atomically(instruction, program):
+    """What an atomic of another block has left; with acquire also what that block had stored before it."""
+    name, type_ = instruction.operands[0].strip("{} "), instruction.opcode[-1]
+    allow(instruction, "global", "gpu", "acquire", "relaxed")
+    places, size = address(instruction.operands[1], program, False), WIDTHS[type_] // 8
+    acquires = "acquire" in instruction.opcode
+
+    def execute(block, mask):
+        addresses, found = places(block), np.zeros(block.num_threads, UNSIGNED[8 * size])
+        for thread in range(block.num_threads) if mask is None else np.flatnonzero(mask):
+            region, offset = block.machine.memory.find(addresses[thread : thread + 1])
+            warp = int(block.warps[thread])
+            found[thread] = region.atomic(offset, size, lambda old: old, warp, acquires, releases=False)
+        block.put(name, found, mask)
 
     return execute
 

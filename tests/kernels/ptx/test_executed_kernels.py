@@ -226,7 +226,7 @@ def pool_posteriors():
 
 
 def match_prior(classes):
-    """More rows than a tile has; one problem that is near at once, and one that is not."""
+    """More rows than a tile has, so that programs wait for each other; one problem is near at once, and one is not."""
     rows = make(2, 600 if classes == 3 else 35, classes, dtype=torch.float64).softmax(-1)
     prior = rows[0].mean(0)
     return Case(
@@ -236,6 +236,7 @@ def match_prior(classes):
             rtol=1e-10,
             atol=1e-14,
         ),
+        ((ops.match_prior, "TILES_OF_PART", 1),),
     )
 
 

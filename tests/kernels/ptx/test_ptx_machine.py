@@ -39,8 +39,9 @@ MODULE = """
 """
 
 
-def run(body, first, second, blocks=1, num_warps=2, races=True, seed=0):
-    Machine(parse(MODULE.format(body)), num_warps, 1024, races).launch((blocks,), [first, second], seed)
+def run(body, first, second, blocks=1, num_warps=2, races=True, seed=0, cooperative=False):
+    machine = Machine(parse(MODULE.format(body)), num_warps, 1024, races)
+    machine.launch((blocks,), [first, second], seed, cooperative)
     return second
 
 
@@ -205,6 +206,55 @@ def test_without_the_order_of_the_atomic_it_is_a_race(right, wrong):
             )
 
 
+# Each block announces itself, waits for all three, and copies what the next one has stored.
+ALL_BLOCKS = """
+	st.global.b32 [%rd3], %r4;
+	bar.sync 0;
+	setp.ne.b32 %p1, %r1, 0;
+	@%p1 bra $THERE;
+	add.s64 %rd5, %rd2, 768;
+	mov.b32 %r5, 1;
+	atom.global.gpu.release.add.u32 %r6, [ %rd5 + 0 ], %r5;
+	mov.b32 %r5, 0;
+$WAIT:
+	atom.global.gpu.acquire.add.u32 %r6, [ %rd5 + 0 ], %r5;
+	setp.lt.s32 %p2, %r6, 3;
+	@%p2 bra $WAIT;
+$THERE:
+	bar.sync 0;
+	add.s32 %r7, %r4, 64;
+	rem.u32 %r8, %r7, 192;
+	mad.wide.s32 %rd6, %r8, 4, %rd1;
+	ld.global.cg.b32 %r9, [%rd6];
+	st.global.b32 [%rd4], %r9;
+"""
+
+
+def wait_for_all_blocks(body, cooperative=True, seed=0):
+    first, second = integers(size=192) * 0 - 9, integers(size=193) * 0
+    return run(body, first, second, blocks=3, cooperative=cooperative, seed=seed)[:-1]
+
+
+def test_blocks_of_a_cooperative_launch_wait_for_each_other():
+    for seed in range(4):
+        assert torch.equal(wait_for_all_blocks(ALL_BLOCKS, seed=seed), integers(size=192).roll(-64))
+
+
+def test_blocks_of_another_launch_must_not_wait(monkeypatch):
+    monkeypatch.setattr("ptx_machine.MAX_STEPS", 1000)
+    with pytest.raises(ExecutionError, match="does not end"):
+        wait_for_all_blocks(ALL_BLOCKS, cooperative=False)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("release", "relaxed"), ("acquire", "relaxed"), ("bar.sync 0;", "")]
+)
+def test_blocks_that_wait_without_order_are_a_race(right, wrong):
+    for seed in range(4):
+        with pytest.raises(RaceError):
+            wait_for_all_blocks(ALL_BLOCKS.replace(right, wrong), seed=seed)
+
+
 def test_a_fixed_block_in_the_place_of_the_last_is_right_by_chance_only():
     wrong, outcomes = LAST_BLOCK.replace("%r6, 2;", "%r3, 2;"), set()
     for seed in range(8):
@@ -363,6 +413,8 @@ def outcome(monkeypatch):
 
     def execute(name, kernel, change, **options):
         case = test_executed_kernels.CASES[name]()
+        for limit in case.limits:
+            monkeypatch.setattr(*limit)
 
         def change_one(launched, ptx):
             return change(ptx) if launched == kernel else ptx
@@ -440,6 +492,12 @@ def test_the_last_block_is_not_the_one_with_the_highest_number(outcome):
     for pattern, replacement in ((atomic, r"mov.u32 \1, %ctaid.x"), (r"\.acq_rel\.", ".relaxed.")):
         (found,) = outcomes(outcome, "lloyd 5 x 8", "_update", pattern, replacement)
         assert "a tensor that is not ordered after" in found
+
+
+def test_programs_that_wait_for_each_other_need_the_order_of_their_atomics(outcome):
+    found = outcomes(outcome, "match_prior 20", "_match_prior", r"gpu\.(acq_rel|acquire)", "gpu.relaxed")
+    assert len(found) == 4
+    assert all("a tensor that is not ordered after" in text for text in found)
 
 
 def test_a_mask_that_is_missing(outcome):
