@@ -7,10 +7,10 @@ import torch
 
 from ecsfusion import fast_pid
 from ecsfusion.pid import linear, mixtures, posteriors
+from ecsfusion.pid.cholesky import _cholesky
 from ecsfusion.pid.linear import (
     LinearSums,
     TrainingSets,
-    _cholesky,
     are_dependent,
     class_mixing,
     fold_products,
@@ -18,6 +18,7 @@ from ecsfusion.pid.linear import (
     mixed,
     standardize,
 )
+from ecsfusion.pid.threads import MANY_COLUMNS
 
 ROWS, FOLDS, CLASSES = 600, 6, 3
 
@@ -147,15 +148,6 @@ def test_forms_read_by_slices_are_those_read_at_once(alone):
     torch.testing.assert_close(found, mixtures._told(left, right, forms, sets), rtol=1e-4, atol=1e-4)
 
 
-def test_large_matrices_without_a_factor_are_found_and_the_others_factored():
-    rows = torch.randn(400, 300, generator=torch.Generator().manual_seed(9))
-    matrix = rows.T @ rows / 400 + 0.1 * torch.eye(300)
-    factor, failed = _cholesky(torch.stack([matrix, -matrix]))
-    assert failed.bool().tolist() == [False, True]
-    torch.testing.assert_close(factor[0] @ factor[0].T, matrix, rtol=1e-4, atol=1e-4)
-    assert (factor[0].triu(1) == 0).all()
-
-
 def test_scores_of_blocks_of_rows_are_those_of_all(monkeypatch):
     sums = sums_of(*drawn(5))
     generator = torch.Generator().manual_seed(0)
@@ -254,17 +246,17 @@ def test_many_classes_along_a_few_directions_are_told_with_few_rows():
 
 def test_with_several_threads_one_library_computes(monkeypatch):
     """Threads of two libraries wait for each other."""
-    rows = torch.randn(600, linear.MANY_COLUMNS, generator=torch.Generator().manual_seed(4))
+    rows = torch.randn(600, MANY_COLUMNS, generator=torch.Generator().manual_seed(4))
     sets = TrainingSets.make(torch.arange(600) // 100, 6, torch.arange(600) % 50 // 25, 2)
     sets = sets._replace(cells=tuple(range(0, 601, 50)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     alone = linear.fold_products(rows, rows, sets)
-    factor, failed = linear._cholesky(alone / 500 + torch.eye(rows.shape[1]))
+    factor, failed = _cholesky(alone / 500 + torch.eye(rows.shape[1]))
     assert not failed.any()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(linear, "np", None)
     monkeypatch.setattr(torch.Tensor, "numpy", None)
     torch.testing.assert_close(linear.fold_products(rows, rows, sets), alone, rtol=1e-5, atol=1e-3)
-    again, failed = linear._cholesky(alone / 500 + torch.eye(rows.shape[1]))
+    again, failed = _cholesky(alone / 500 + torch.eye(rows.shape[1]))
     assert not failed.any()
     torch.testing.assert_close(again, factor, rtol=1e-4, atol=1e-4)

@@ -6,7 +6,7 @@ import torch
 
 from ecsfusion.pid.estimate import fast_pid
 from ecsfusion.pid.linear import TrainingSets
-from ecsfusion.pid.smooth import SmoothFit, is_worth, smooth_readout, waves
+from ecsfusion.pid.smooth import is_worth, smooth_readout, waves
 
 FOLDS = 6
 
@@ -76,20 +76,6 @@ def test_a_product_is_worth_a_readout():
     assert is_worth(points, torch.zeros(1, 800, 2), sets.halves(), log_prior, 0)
     logits = smooth_readout(points, sets.folds(), log_prior, 0)
     assert float((logits.argmax(1) == labels[order]).float().mean()) > 0.85
-
-
-def test_rows_that_do_not_count_change_nothing():
-    """A GPU counts rows by weights of 0 and 1, where a CPU selects them."""
-    generator = torch.Generator().manual_seed(2)
-    points = torch.randn(300, 1, 3, generator=generator)
-    labels = torch.randint(2, (300,), generator=generator)
-    _, sets = sets_of(labels, 2)
-    log_prior = torch.full((2,), -np.log(2.0))
-    member = sets.member[:, :1]
-    fitted = member[:, 0].nonzero().squeeze(1)
-    one = SmoothFit(points[fitted, 0], sets.one_hot[fitted], None, log_prior, 0)
-    other = SmoothFit(points[:, 0], sets.one_hot, member, log_prior, 0)
-    torch.testing.assert_close(one.logits(points[:, 0]), other.logits(points[:, 0]), rtol=1e-3, atol=1e-3)
 
 
 def test_waves_are_drawn_by_the_seed():

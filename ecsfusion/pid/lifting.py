@@ -31,7 +31,7 @@ def lifted(rows: Tensor) -> Tensor:
     some = rows[:: max(1, number // enough)].double()
     variance, directions = torch.linalg.eigh(some.T @ some / len(some))
     is_small = (variance > ROUNDING) & (variance < LEAST_VARIANCE)
-    if rows.device.type == "cpu" and not bool(is_small.any()):
+    if not bool(is_small.any()):
         return rows
     more = torch.where(is_small, (LEAST_VARIANCE / variance.clamp_min(ROUNDING)).sqrt() - 1, 0.0)
     return (rows.double() + (rows.double() @ directions * more) @ directions.T).float()

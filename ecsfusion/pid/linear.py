@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ecsfusion.pid.cholesky import factored, half_solved, solved, transposed_solved
 from ecsfusion.pid.pooling import pool
+from ecsfusion.pid.threads import is_for_another_library
 
 SHRINKAGE = (1e-5, 1e-3, 0.03, 0.2, 0.6, 1.0)
 """Shares of the identity in the covariance that are tried on two folds."""
@@ -51,9 +53,6 @@ MAX_JUDGED_ROWS = 4096
 """The most rows that judge a shrinkage, or whether a readout tells more than others."""
 FEW_COLUMNS = 128
 """With so few columns every shrinkage is tried at once; with more their factors cost."""
-MANY_COLUMNS = 256
-"""With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely, to one
-thread: the threads of two libraries wait for each other, and an estimate took up to four times as long."""
 ENOUGH_JUDGED_ROWS = 2048
 """Rows of a fold that judge it alone."""
 MAX_FITTED = 0.8
@@ -82,7 +81,7 @@ class TrainingSets(NamedTuple):
     counts: Tensor
     """(T, C) float32: the rows of each class."""
     cells: tuple[int, ...] | None
-    """On a CPU, where the rows are sorted by fold and class: F C + 1 places where a fold and class begins."""
+    """Where the rows are sorted by fold and class: F C + 1 places where a fold and class begins."""
 
     @classmethod
     def make(cls, fold: Tensor, num_folds: int, labels: Tensor, num_classes: int) -> "TrainingSets":
@@ -103,10 +102,15 @@ class TrainingSets(NamedTuple):
         sizes = torch.zeros(num_folds * num_classes, dtype=torch.int64, device=fold.device)
         sizes.index_add_(0, cell, torch.ones_like(cell))
         cells = None
-        if fold.device.type == "cpu" and bool((cell[1:] >= cell[:-1]).all()):
+        if bool((cell[1:] >= cell[:-1]).all()):
             cells = (0, *sizes.cumsum(0).tolist())
         counts = folds_in @ sizes.view(num_folds, num_classes).float()
         return cls(fold, labels, one_hot, folds_in, readers, counts, cells)
+
+    @property
+    def is_in_pieces(self) -> bool:
+        """Whether sorted rows are read piece by piece: from the caches of a CPU. A GPU reads all at once."""
+        return self.cells is not None and self.fold.device.type == "cpu"
 
     @property
     def num_folds(self) -> int:
@@ -315,11 +319,7 @@ class LinearSums(NamedTuple):
 
     def factor(self, shrinkage: Tensor, index: list[int] | None = None) -> Tensor:
         """Cholesky factors (t, D, D) of the shrunk covariance; a factor that cannot be found makes its readout flat."""
-        factor, failed = _cholesky(self.shrunk(shrinkage, index))
-        if failed.device.type == "cpu" and not bool(failed.any()):
-            return factor
-        flat = 1e6 * torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        return torch.where((failed > 0)[:, None, None], flat, factor)
+        return factored(self.shrunk(shrinkage, index))
 
     def shrunk(self, shrinkage: Tensor, index: list[int] | None = None) -> Tensor:
         """The covariance (t, D, D), a share of which is replaced by the identity times its mean variance."""
@@ -353,7 +353,7 @@ class LinearSums(NamedTuple):
     def read(self, weights: Tensor, offset: Tensor) -> Tensor:
         """Held-out logits (R, N, C) by weights (T, D, C) and offsets (T, C): every row by the sets that may read it."""
         sets = self.sets
-        if sets.cells is None:
+        if not sets.is_in_pieces:
             return sets.held_out(self.scores(weights, offset))
         logits = self.rows.new_empty(len(sets.readers), len(self.rows), weights.shape[2])
         by_class = weights.mT.contiguous()
@@ -364,38 +364,11 @@ class LinearSums(NamedTuple):
         return logits
 
 
-def _is_for_another_library(columns: int) -> bool:
-    return columns >= MANY_COLUMNS and torch.get_num_threads() == 1
-
-
-def _cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factors (t, D, D) of matrices, which they may replace, and (t,) where there is none: not 0."""
-    if matrices.device.type != "cpu" or not _is_for_another_library(matrices.shape[1]):
-        return torch.linalg.cholesky_ex(matrices)
-    # SciPy factors a large matrix in half of the time; it is loaded where it is needed.
-    from scipy.linalg import lapack
-
-    failed = torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
-    for place, matrix in enumerate(matrices.numpy()):
-        # As LAPACK reads it, column by column, the matrix is its transpose.
-        factor, failed[place] = lapack.spotrf(matrix.T, lower=0, clean=1, overwrite_a=1)
-        matrix[...] = factor.T
-    return matrices, failed
-
-
-def solved(factor: Tensor, right: Tensor) -> Tensor:
-    """The solutions (t, D, n) of systems with Cholesky factors (t, D, D)."""
-    # Faster than `cholesky_solve`, which goes through each system column by column.
-    half = torch.linalg.solve_triangular(factor, right, upper=False)
-    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
-
-
 def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
     """left^T right over the rows of each training set: (T, D1, D2)."""
     if sets.cells is None:
-        # Without reading the sizes of the folds on the host.
         parts = [(left * (sets.fold == k)[:, None]).T @ right for k in range(sets.num_folds)]
-    elif left is right and _is_for_another_library(left.shape[1]):
+    elif sets.is_in_pieces and left is right and is_for_another_library(left.shape[1]):
         # NumPy computes half of the product of a matrix with itself.
         wide = left.numpy()
         parts = [torch.from_numpy(wide[part].T @ wide[part]) for part in sets.slices()]
@@ -407,8 +380,10 @@ def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
 def _class_sums(rows: Tensor, sets: TrainingSets) -> Tensor:
     """The sums of the rows of each class in each training set: (T, C, D)."""
     classes, folds = sets.num_classes, sets.num_folds
-    if sets.cells is not None:
-        sums = torch.stack([rows[start:end].sum(0) for start, end in pairwise(sets.cells)])
+    if sets.is_in_pieces:
+        sums = torch.stack([rows[start:end].sum(0) for start, end in pairwise(sets.cells or ())])
+    elif sets.cells is not None:
+        sums = torch.stack([sets.one_hot[part].T @ rows[part] for part in sets.slices()])
     else:
         cell = sets.fold * classes + sets.labels
         sums = rows.new_zeros(folds * classes, rows.shape[1]).index_add_(0, cell, rows)
@@ -434,7 +409,7 @@ class LinearReadouts(NamedTuple):
     weights: Tensor
     """(T, D, C): its weights."""
     tells_all: bool
-    """Whether hardly anything of the label is left for other readouts to tell; False on a GPU, where no one waits."""
+    """Whether hardly anything of the label is left for other readouts to tell."""
 
 
 def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
@@ -445,7 +420,7 @@ def linear_readouts(sums: LinearSums, log_prior: Tensor) -> LinearReadouts:
     """
     grid = torch.tensor(SHRINKAGE, dtype=sums.rows.dtype, device=sums.rows.device)
     place, loss = choose_shrinkage(sums, grid, log_prior)
-    tells_all = loss is not None and loss < MIN_LEFT
+    tells_all = loss < MIN_LEFT
     last = len(SHRINKAGE) - 1
     shrinkage, other = grid[place], grid[torch.where(place < last, place + 1, last - 1)]
     factor = sums.factor(shrinkage)
@@ -467,7 +442,7 @@ def without_noise(
     """Held-out logits (2, N, C) of a discriminant analysis whose class means are freed of noise, or none.
 
     There are none of two classes, where noise changes nothing but the length of the one direction, and where by halves
-    they do not tell what the discriminant analysis does not. On a GPU, where no one waits to know, there are.
+    they do not tell what the discriminant analysis does not.
 
     Args:
         sums: of standardized rows, for all training sets.
@@ -481,7 +456,7 @@ def without_noise(
         return []
     mixing, shift = class_mixing(gram, sets, sums.rows.shape[1], shrinkage)
     half = mixed(logits[1:], mixing[number:], shift[number:], sets.halves())
-    if logits.device.type == "cpu" and not tells_more([logits[1]], [half[0]], sets.labels, log_prior):
+    if not tells_more([logits[1]], [half[0]], sets.labels, log_prior):
         return []
     return [torch.cat([mixed(logits[:1], mixing[:number], shift[:number], sets.folds()), half])]
 
@@ -528,7 +503,6 @@ def mixed(logits: Tensor, mixing: Tensor, shift: Tensor, sets: TrainingSets) -> 
                 found[place, part] = torch.addmm(shift[reader], logits[place, part], mixing[reader])
         return found
     for number in range(len(mixing)):
-        # Without reading the number of rows on the host.
         found = torch.where(
             (sets.reader == number)[..., None], logits @ mixing[number] + shift[number], found
         )
@@ -587,10 +561,10 @@ def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior
     return bool(told[0] - told[1] > max(MIN_GAIN / rows, MIN_GAIN_PER_ROW))
 
 
-def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple[Tensor, float | None]:
+def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple[Tensor, float]:
     """The place () in `grid` of the shrinkage whose discriminant analysis tells most about held-out rows.
 
-    They are those of two folds, or of one that has enough. The second result is its log-loss in nats; None on a GPU.
+    They are those of two folds, or of one that has enough. The second result is its log-loss in nats.
     """
     sets = sums.sets
     tried = [0, sets.num_folds // 2]
@@ -617,11 +591,10 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple
     enough = len(sums.rows) >= 4 * sums.rows.shape[1]
     untold = SHRINKAGE.index(1e-3 if enough else 0.2)
     nothing = -log_prior[labels].mean() - MIN_TOLD
-    on_cpu = sums.rows.device.type == "cpu"
-    if not on_cpu or sums.rows.shape[1] <= FEW_COLUMNS:
+    if sums.rows.shape[1] <= FEW_COLUMNS:
         losses = loss(list(range(len(SHRINKAGE))))
         place = torch.where(losses.amin() < nothing, losses.argmin(), untold)
-        return place, float(losses.amin()) if on_cpu else None
+        return place, float(losses.amin())
     # From a likely place as long as it gets better. Where all around tells nothing, everywhere: beside directions of
     # large variance a side may tell something by the least shrinkage alone.
     losses_at: dict[int, float] = {}
@@ -631,7 +604,8 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple
         best = min(losses_at, key=lambda place: losses_at[place])
         near = (best - 1, best + 1) if losses_at[best] < float(nothing) else range(len(SHRINKAGE))
         missing = [p for p in near if 0 <= p < len(SHRINKAGE) and p not in losses_at]
-    return torch.tensor(best if losses_at[best] < float(nothing) else untold), losses_at[best]
+    found = best if losses_at[best] < float(nothing) else untold
+    return torch.tensor(found, device=grid.device), losses_at[best]
 
 
 def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = STEPS) -> Tensor:
@@ -686,9 +660,7 @@ def _logistic_weights(
     length = 2.0 / len(sides)
     spans, cores = [], []
     for side, factor in zip(sides, factors, strict=True):
-        span = torch.linalg.solve_triangular(
-            factor, (side.deviation * side.share.sqrt()[..., None]).mT, upper=False
-        )
+        span = half_solved(factor, (side.deviation * side.share.sqrt()[..., None]).mT)
         spans.append(span)
         cores.append(torch.eye(classes, dtype=span.dtype, device=span.device) + span.mT @ span)
 
@@ -714,9 +686,9 @@ def _logistic_weights(
         new_offset = offset_ahead + 2 * rest_sum / size.squeeze(-1)
         new = []
         for factor, span, core, slope, start in zip(factors, spans, cores, slopes, ahead, strict=True):
-            slope = torch.linalg.solve_triangular(factor, slope / size, upper=False)
+            slope = half_solved(factor, slope / size)
             slope = slope - span @ torch.linalg.solve(core, span.mT @ slope)
-            new.append(start + length * torch.linalg.solve_triangular(factor.mT, slope, upper=True))
+            new.append(start + length * transposed_solved(factor, slope))
         ahead = [n + momentum * (n - w) for n, w in zip(new, weights, strict=True)]
         offset_ahead = new_offset + momentum * (new_offset - offset)
         weights, offset = new, new_offset
@@ -822,7 +794,7 @@ def joint_discriminant(
     direction, old = z, (rest * z).sum(1, keepdim=True)
     start = (right * found).sum(1, keepdim=True)
     for _ in range(CONJUGATE_STEPS):
-        if rest.device.type == "cpu" and bool((old <= SOLVED * start).all()):
+        if bool((old <= SOLVED * start).all()):
             break
         moved = apply(direction)
         length = old / (direction * moved).sum(1, keepdim=True).clamp_min(1e-20)

@@ -16,8 +16,8 @@ import torch
 from ecsfusion_kernels import nearest, seed, uniform
 from torch import Tensor
 
+from ecsfusion.pid.cholesky import half_solved, transposed_solved
 from ecsfusion.pid.linear import LinearSums, TrainingSets
-from ecsfusion.pid.reading import may_read
 from ecsfusion.pid.shape import Shape
 from ecsfusion.pid.smooth import is_worth, smooth_readout
 
@@ -69,7 +69,7 @@ class ClassDifferences(NamedTuple):
 
 def class_differences(first: LinearSums, second: LinearSums) -> ClassDifferences:
     """The operator; of halves with many columns the matrices are never formed."""
-    if first.sets.cells is not None and first.rows.shape[1] * second.rows.shape[1] > MAX_FORMED:
+    if first.sets.is_in_pieces and first.rows.shape[1] * second.rows.shape[1] > MAX_FORMED:
         rows = _rows_of_sets(first.sets)
         if rows is not None:
             return _by_rows(first, second, rows)
@@ -154,8 +154,8 @@ def class_products(first: LinearSums, second: LinearSums) -> Tensor:
 def coordinates(first: LinearSums, second: LinearSums, number: int) -> tuple[Tensor, ...]:
     """Both sides along the directions in which their covariance differs most from class to class: (N, T, q) each.
 
-    Each coordinate is scaled by how far it stands out from noise. On a CPU there are none where the differences do not
-    recur in the rows that each set is read by; of two halves with many columns one is tried before the other.
+    Each coordinate is scaled by how far it stands out from noise. There are none where the differences do not recur in
+    the rows that each set is read by; of two halves with many columns one is tried before the other.
     """
     many = first.rows.shape[1] * second.rows.shape[1] > MAX_FORMED
     if many and first.sets.cells is not None and len(first.sets.counts) == 2:
@@ -179,8 +179,8 @@ def _coordinates(first: LinearSums, second: LinearSums, number: int, iterations:
     def whiten(factor: Tensor, vectors: Tensor, transposed: bool) -> Tensor:
         """The inverse of a factor (T, D, D), or of its transpose, applied to vectors (T, C or 1, D, w)."""
         flat = vectors.transpose(1, 2).flatten(2)
-        solved = torch.linalg.solve_triangular(factor.mT if transposed else factor, flat, upper=transposed)
-        return solved.view(len(flat), vectors.shape[2], *vectors.shape[1::2]).transpose(1, 2)
+        found = (transposed_solved if transposed else half_solved)(factor, flat)
+        return found.view(len(flat), vectors.shape[2], *vectors.shape[1::2]).transpose(1, 2)
 
     start = uniform(torch.arange(sizes[0] * width, device=first.rows.device), 7).view(sizes[0], width) - 0.5
     left = torch.linalg.qr(start.expand(len(first.center), -1, -1)).Q
@@ -205,13 +205,12 @@ def _coordinates(first: LinearSums, second: LinearSums, number: int, iterations:
     weight = ((values[..., :number] - noise).clamp_min(0) / values[..., :1].clamp_min(TINY)).sqrt()
     along, within = [], []
     for side, factor, directions in zip((first, second), factors, (left, right), strict=True):
-        weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True)
+        weights = transposed_solved(factor, directions)
         along.append(side.scores(weights, -(side.center[:, None] @ weights)[:, 0]))
         within.append(along[-1] - (side.deviation @ weights)[:, side.sets.labels].transpose(0, 1))
-    if weight.device.type == "cpu":
-        forms = rotation.flip(-1)[..., :number].mT.unsqueeze(1) @ (there.mT @ right.unsqueeze(1))
-        if not recurs(within[0], within[1], forms, first.sets):
-            return ()
+    forms = rotation.flip(-1)[..., :number].mT.unsqueeze(1) @ (there.mT @ right.unsqueeze(1))
+    if not recurs(within[0], within[1], forms, first.sets):
+        return ()
     return along[0] * weight, along[1] * weight
 
 
@@ -221,7 +220,7 @@ def recurs(left: Tensor, right: Tensor, forms: Tensor, sets: TrainingSets) -> bo
     A form is the covariance of a class minus the mean over classes, on the training rows. Without such differences the
     statistic is that of a standard normal.
     """
-    many = sets.cells is not None and len(sets.fold) >= MIN_ROWS_OF_SLICE * len(sets.cells)
+    many = sets.is_in_pieces and len(sets.fold) >= MIN_ROWS_OF_SLICE * len(sets.cells or ())
     told = (_told_by_cell if many else _told)(left, right, forms, sets)
     error = (told - told.mean()).square().mean().sqrt() / len(told) ** 0.5
     return bool(told.mean() > MIN_RECURRENCE * error)
@@ -267,13 +266,11 @@ def _leading_left_vectors(matrix: Tensor, number: int) -> Tensor:
 
 def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> Tensor:
     """A side along the leading directions of its discriminant analysis, (N, T, q), scaled by what they separate."""
-    span = torch.linalg.solve_triangular(
-        factor, (side.deviation * side.share.sqrt()[..., None]).mT, upper=False
-    )
+    span = half_solved(factor, (side.deviation * side.share.sqrt()[..., None]).mT)
     values, rotation = (part.to(span.dtype) for part in torch.linalg.eigh((span.mT @ span).double()))
     number = min(number, span.shape[-1])
     directions = span @ rotation.flip(-1)[..., :number]
-    weights = torch.linalg.solve_triangular(factor.mT, directions, upper=True)
+    weights = transposed_solved(factor, directions)
     weights = weights / values[:, None, -1:].clamp_min(TINY).sqrt()
     return side.scores(weights, -(side.center[:, None] @ weights)[:, 0])
 
@@ -323,7 +320,7 @@ def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tenso
     """
     prior = log_prior.exp()
     readers = sets.readers[0]
-    member = sets.member if sets.cells is None else None
+    member = None if sets.is_in_pieces else sets.member
     logits = torch.zeros_like(sets.one_hot)
     for number in range(len(sets.counts)):
         parts = [share[:, min(number, share.shape[1] - 1)] for share in shares]
@@ -336,7 +333,6 @@ def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tenso
                 if readers[fold] == number:
                     logits[rows] = _by_table([part[rows] for part in parts], table)
         else:
-            # Without reading the number of rows on the host.
             logits = torch.where((sets.reader[0] == number)[:, None], _by_table(parts, table), logits)
     return logits.clamp_min_(TINY).log_().sub_(log_prior)
 
@@ -484,12 +480,11 @@ def table_readouts(
         sets: T training sets, one of which reads each row.
         log_prior: (C,).
         random_seed: of the clusters.
-        wanted: boolean, one for each table; None for all of them. The others are not made; in a graph on a GPU, where
-            the host cannot know them, they are zeros.
+        wanted: boolean, one for each table; None for all of them. The others are not made.
         known: (K, N, C) held-out logits of the linear readouts, by halves, where a smooth readout is tried on few rows
             before it is made; else None.
     """
-    chosen = wanted.tolist() if wanted is not None and may_read(wanted) else None
+    chosen = None if wanted is None else wanted.tolist()
     readouts: list[Tensor] = []
     places: list[int] = []
     place = 0
@@ -500,10 +495,7 @@ def table_readouts(
                 points = search.coordinates() if points is None else points
                 if points:
                     shares = [soft_clusters(part, number, random_seed) for part in points]
-                    logits = table_readout(shares, sets, log_prior)
-                    readouts.append(
-                        logits if wanted is None or chosen is not None else logits * wanted[place]
-                    )
+                    readouts.append(table_readout(shares, sets, log_prior))
                     places.append(place)
             place += 1
         if search.is_smooth:
@@ -512,10 +504,7 @@ def table_readouts(
                 if every is not None and (
                     known is None or is_worth(every, known, sets, log_prior, random_seed)
                 ):
-                    logits = smooth_readout(every, sets, log_prior, random_seed)
-                    readouts.append(
-                        logits if wanted is None or chosen is not None else logits * wanted[place]
-                    )
+                    readouts.append(smooth_readout(every, sets, log_prior, random_seed))
                     places.append(place)
             place += 1
     return readouts, places

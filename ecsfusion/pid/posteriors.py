@@ -41,7 +41,6 @@ from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table
 from ecsfusion.pid.pooling import Pool, pool
 from ecsfusion.pid.quadratic import has_few_columns, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
-from ecsfusion.pid.reading import may_read
 from ecsfusion.pid.shape import Shape, shape_of
 from ecsfusion.pid.span import in_their_span
 from ecsfusion.pid.trial import MIN_ROWS
@@ -321,7 +320,7 @@ def _lines_of_both(first: Side, second: Side, alone: list[Tensor], log_prior: Te
     half = joint_discriminant(sums[0].halves(), sums[1].halves(), *shrinkage, products[number:])
     lines = []
     by_half = [part[1] for part in alone]
-    if labels.device.type != "cpu" or tells_more(by_half, [half[0]], labels, log_prior):
+    if tells_more(by_half, [half[0]], labels, log_prior):
         fold = joint_discriminant(sums[0].folds(), sums[1].folds(), *shrinkage, products[:number])
         lines.append(torch.cat([fold, half]))
     factors = [first.linear.factor, second.linear.factor]
@@ -348,8 +347,7 @@ def _pooled(
     """
     fold_searches, half_searches = searches
     number = lines.shape[1]
-    tried = lines[1] if may_read(lines) else None
-    tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed, known=tried)
+    tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed, known=lines[1])
     half = _pools(lines[1], tables, sets, log_prior)
     told = half.log_posterior.gather(2, sets.labels.expand(2, -1).unsqueeze(2)).sum((1, 2))
     least = max(MIN_TOLD, MIN_TOLD_PER_ROW * len(sets.labels))
@@ -374,7 +372,7 @@ def without_unseen(log_posterior: Tensor, unseen: Tensor, log_prior: Tensor) -> 
         unseen: (..., C) bool: such classes.
         log_prior: (C,).
     """
-    if unseen.device.type == "cpu" and not bool(unseen.any()):
+    if not bool(unseen.any()):
         return log_posterior
     prior = log_prior.to(log_posterior.dtype).expand_as(log_posterior)
     share = torch.logsumexp(prior.masked_fill(unseen, -torch.inf), -1, keepdim=True)

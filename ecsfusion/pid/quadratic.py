@@ -8,6 +8,7 @@ rows by class.
 import torch
 from torch import Tensor
 
+from ecsfusion.pid.cholesky import factored, half_solved, log_diagonal
 from ecsfusion.pid.linear import JITTER, LinearSums, TrainingSets
 from ecsfusion.pid.mixtures import class_products
 from ecsfusion.pid.trial import is_worth, some_rows
@@ -79,23 +80,13 @@ def _read(sums: LinearSums, differences: Tensor, rows_of_all: float) -> Tensor:
     )
     covariance = (1 - SHRINKAGE) * (within + kept * differences + (1 - kept) * change * within)
     covariance.diagonal(dim1=2, dim2=3).add_(SHRINKAGE * spread + JITTER)
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    factor = torch.where(
-        (failed > 0)[..., None, None],
-        1e6 * torch.eye(columns, dtype=factor.dtype, device=factor.device),
-        factor,
-    )
+    factor = factored(covariance)
     mean = sums.center[:, None] + sums.deviation
     logits = sums.rows.new_zeros(len(sets.readers), len(sums.rows), sets.num_classes)
     for place, readers in enumerate(sets.readers):
         for number in sorted(set(readers)):
             is_read = sets.reader[place] == number
-            if is_read.device.type == "cpu":
-                logits[place, is_read] = _log_densities(sums.rows[is_read], mean[number], factor[number])
-            else:
-                # Without reading the number of rows on the host.
-                found = _log_densities(sums.rows, mean[number], factor[number])
-                logits[place] = torch.where(is_read[:, None], found, logits[place])
+            logits[place, is_read] = _log_densities(sums.rows[is_read], mean[number], factor[number])
     return logits
 
 
@@ -104,9 +95,9 @@ def _log_densities(rows: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
 
     Few rows at a time: there are C D values for each.
     """
-    size = factor.diagonal(dim1=1, dim2=2).log().sum(-1)[:, None]
+    size = log_diagonal(factor)[:, None]
     found = []
     for part in rows.split(max(1, MAX_VALUES // mean.numel())):
-        away = torch.linalg.solve_triangular(factor, part.T - mean[:, :, None], upper=False)
+        away = half_solved(factor, part.T - mean[:, :, None])
         found.append((-0.5 * away.square_().sum(1) - size).T)
     return torch.cat(found)

@@ -15,8 +15,6 @@ import torch
 from ecsfusion_kernels import uniform
 from torch import Tensor
 
-from ecsfusion.pid.reading import may_read
-
 LEADING_DIRECTIONS = 3
 MAX_SOURCES = 4
 """The most directions that are no Gaussian."""
@@ -75,10 +73,8 @@ def shape_of(rows: Tensor, one_hot: Tensor) -> Shape:
     if sources is None:
         return Shape(leading, ())
     along = _along(rows, directions[:, :number] @ sources)
-    is_news = (_told(along, one_hot) < MAX_TOLD).any()
-    if may_read(rows):
-        return Shape(leading, (along.unsqueeze(1),) if bool(is_news) else ())
-    return Shape(leading, ((along * is_news).unsqueeze(1),))
+    is_news = bool((_told(along, one_hot) < MAX_TOLD).any())
+    return Shape(leading, (along.unsqueeze(1),) if is_news else ())
 
 
 def _told(along: Tensor, one_hot: Tensor) -> Tensor:
@@ -122,7 +118,7 @@ def _leading_coordinates(rows: Tensor, directions: Tensor) -> Tensor:
 def source_directions(points: Tensor) -> Tensor | None:
     """The directions (d, q) of points (n, d) that are no Gaussian, each scaled to variance 1.
 
-    None where there are none. In a graph on a GPU zeros in place of those that are none.
+    None where there are none.
     """
     number = len(points)
     center = points.mean(0)
@@ -146,10 +142,8 @@ def source_directions(points: Tensor) -> Tensor | None:
     contrast *= size.square().mean(1) > MIN_VARIANCE
     best = contrast.topk(min(MAX_SOURCES, len(contrast))).indices
     is_source = contrast[best] > MIN_CONTRAST * (rank / number).sqrt()
-    if may_read(points):
-        best = best[is_source]
-        return weights @ along[best].T if len(best) else None
-    return weights @ along[best].T * is_source
+    best = best[is_source]
+    return weights @ along[best].T if len(best) else None
 
 
 def _orthogonal(vectors: Tensor) -> Tensor:

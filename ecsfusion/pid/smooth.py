@@ -9,7 +9,8 @@ import torch
 from ecsfusion_kernels import uniform
 from torch import Tensor
 
-from ecsfusion.pid.linear import TrainingSets, solved, tells_more
+from ecsfusion.pid.cholesky import factored, solved
+from ecsfusion.pid.linear import TrainingSets, tells_more
 
 WAVES = 64
 """Of each width."""
@@ -41,14 +42,9 @@ def smooth_readout(points: Tensor, sets: TrainingSets, log_prior: Tensor, random
     for number in range(len(sets.counts)):
         own = points[:, min(number, points.shape[1] - 1)]
         is_read = sets.reader[0] == number
-        if own.device.type == "cpu":
-            fitted, read = _some(sets.member[:, number], MAX_FITTED_ROWS), is_read.nonzero().squeeze(1)
-            fit = SmoothFit(own[fitted], sets.one_hot[fitted], None, log_prior, random_seed)
-            logits[read] = fit.logits(own[read])
-        else:
-            # Without reading the number of rows on the host.
-            fit = SmoothFit(own, sets.one_hot, sets.member[:, number, None], log_prior, random_seed)
-            logits = torch.where(is_read[:, None], fit.logits(own), logits)
+        fitted, read = _some(sets.member[:, number], MAX_FITTED_ROWS), is_read.nonzero().squeeze(1)
+        fit = SmoothFit(own[fitted], sets.one_hot[fitted], log_prior, random_seed)
+        logits[read] = fit.logits(own[read])
     return logits
 
 
@@ -67,7 +63,7 @@ def is_worth(points: Tensor, known: Tensor, sets: TrainingSets, log_prior: Tenso
     if not len(fitted) or not len(read):
         return False
     own = points[:, 0]
-    fit = SmoothFit(own[fitted], sets.one_hot[fitted], None, log_prior, random_seed)
+    fit = SmoothFit(own[fitted], sets.one_hot[fitted], log_prior, random_seed)
     return tells_more([*known[:, read]], [fit.logits(own[read])], sets.labels[read], log_prior)
 
 
@@ -83,19 +79,12 @@ class SmoothFit:
     Args:
         points: (n, q) coordinates.
         one_hot: (n, C).
-        weight: (n, 1) 1 for the rows that count, else 0; None where all do.
         log_prior: (C,).
         random_seed: of the waves.
     """
 
-    def __init__(
-        self, points: Tensor, one_hot: Tensor, weight: Tensor | None, log_prior: Tensor, random_seed: int
-    ) -> None:
-        share = (
-            torch.full_like(points[:, :1], 1.0 / max(len(points), 1))
-            if weight is None
-            else weight / weight.sum()
-        )
+    def __init__(self, points: Tensor, one_hot: Tensor, log_prior: Tensor, random_seed: int) -> None:
+        share = torch.full_like(points[:, :1], 1.0 / max(len(points), 1))
         self._waves = waves(points.shape[1], random_seed, points.device)
         self._center = (share * points).sum(0)
         self._width = (share * (points - self._center).square()).sum(0).amax().sqrt().clamp_min(TINY)
@@ -104,7 +93,7 @@ class SmoothFit:
         columns -= mean
         metric = (columns * share).T @ columns
         metric.diagonal().add_(RIDGE)
-        factor = torch.linalg.cholesky_ex(metric).L.unsqueeze(0)
+        factor = factored(metric.unsqueeze(0))
         # Classes before rows: a softmax over a few classes is then one of long vectors.
         told, share, prior = one_hot.T.contiguous(), share.T, log_prior[:, None]
         weights = ahead = columns.new_zeros(one_hot.shape[1], columns.shape[1])
