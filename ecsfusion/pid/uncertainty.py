@@ -118,12 +118,11 @@ def _decomposed(
         limit(part[0], part[1], label_bits, error) if grows else part[0]
         for part, error in zip(parts, errors[0], strict=True)
     ]
-    is_stopped = torch.stack(
-        [
-            value >= (1 - TINY) * largest_limit(part[0], label_bits)
-            for value, part in zip(values, parts, strict=True)
-        ]
-    ).any(0)
+    is_stopped = torch.zeros_like(known.product)
+    if grows:
+        largest = [largest_limit(part[0], label_bits) for part in parts]
+        at_largest = [value >= (1 - TINY) * most for value, most in zip(values, largest, strict=True)]
+        is_stopped = torch.stack(at_largest).any(0)
     values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
