@@ -51,7 +51,7 @@ PASSES = {
     "_orthonormalize": (5,),
     "_pool_weights": (4,),
     "_match_prior": (4, 2),
-    "_lloyd_centers": (6,),
+    "_lloyd_centers": (6, 2),
 }
 """Passes of the loops that values end, the outer and the inner ones: iterations and sweeps of the solver at a tolerance
 of 1e-3 bits, sweeps of Jacobi's method, half of the evaluations of a pool (its loop goes on in two places), rescalings,
