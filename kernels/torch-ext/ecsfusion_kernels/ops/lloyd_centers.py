@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -16,23 +18,35 @@ __all__ = ["lloyd_centers"]
 
 MAX_POINTS = 4096
 """With more of them, many blocks and a launch an iteration are faster."""
-TILES = ((32, 16, 128, 16, 8), (64, 32, 128, 4, 8))
-"""The most centers and dimensions of each compilation, points of a part, parts that are added up at a time, and warps."""
+
+
+class Tile(NamedTuple):
+    """A compilation: its most centers and dimensions, points at a time, parts of the points, and warps."""
+
+    centers: int
+    dims: int
+    points: int
+    parts: int
+    num_warps: int
+
+
+TILES = (Tile(32, 16, 64, 32, 16), Tile(64, 32, 64, 16, 16))
+"""More parts are read for longer than they save."""
 
 
 @jit
 def _sums_of_members(
     points_ptr,
     begin,
+    end,
     centers,
     inside,
-    num_points,
     num_dims,
     POINTS: tl.constexpr,
     CENTERS: tl.constexpr,
     DIMS: tl.constexpr,
 ):
-    """Sums (CENTERS, DIMS) and sizes (CENTERS,) of the clusters of a part, and its squared distances as a sum.
+    """Sums (CENTERS, DIMS) and sizes (CENTERS,) of the clusters of the points from `begin` to `end`, and their inertia.
 
     The cluster of a point is argmin_k |c_k|^2 - 2 <x, c_k>.
     """
@@ -42,20 +56,24 @@ def _sums_of_members(
     finite = (bias < float("inf")) & inside
     bias = tl.where(finite, bias, float("inf"))
     transposed = tl.trans(tl.where(finite[:, None], -2.0 * centers, 0.0))
-    point = begin + tl.arange(0, POINTS)
-    here = (point < num_points)[:, None] & (entry < num_dims)[None, :]
-    x = tl.load(points_ptr + point[:, None] * num_dims + entry[None, :], here, other=0.0)
-    length = tl.sum(x * x, 1)
-    counted = (point < num_points) & (length < float("inf"))
-    # A NaN times zero is NaN: points left out must not reach the products.
-    x = tl.where(counted[:, None], x, 0.0)
-    scores = tl.dot(x, transposed, input_precision="tf32x3") + bias[None, :]
-    lowest = tl.min(scores, 1)
-    label = tl.min(tl.where(scores == lowest[:, None], index[None, :], CENTERS), 1)
-    is_member = ((label[None, :] == index[:, None]) & counted[None, :]).to(tl.float32)
-    sums = tl.dot(is_member, x, input_precision="tf32x3")
-    error = tl.sum(tl.where(counted, tl.maximum(lowest + length, 0.0), 0.0), 0)
-    return sums, tl.sum(is_member, 1), error
+    sums, sizes = tl.zeros((CENTERS, DIMS), tl.float32), tl.zeros((CENTERS,), tl.float32)
+    errors = tl.zeros((POINTS,), tl.float32)
+    for first in range(begin, end, POINTS):
+        point = first + tl.arange(0, POINTS)
+        here = (point < end)[:, None] & (entry < num_dims)[None, :]
+        x = tl.load(points_ptr + point[:, None] * num_dims + entry[None, :], here, other=0.0)
+        length = tl.sum(x * x, 1)
+        counted = (point < end) & (length < float("inf"))
+        # A NaN times zero is NaN: points left out must not reach the products.
+        x = tl.where(counted[:, None], x, 0.0)
+        scores = tl.dot(x, transposed, input_precision="ieee") + bias[None, :]
+        lowest = tl.min(scores, 1)
+        label = tl.min(tl.where(scores == lowest[:, None], index[None, :], CENTERS), 1)
+        is_member = ((label[None, :] == index[:, None]) & counted[None, :]).to(tl.float32)
+        sums = tl.dot(is_member, x, sums, input_precision="ieee")
+        sizes += tl.sum(is_member, 1)
+        errors += tl.where(counted, tl.maximum(lowest + length, 0.0), 0.0)
+    return sums, sizes, tl.sum(errors, 0)
 
 
 @jit
@@ -63,31 +81,39 @@ def _sums_of_parts(
     sums_ptr,
     sizes_ptr,
     errors_ptr,
-    first,
+    inside,
     num_parts,
+    PARTS: tl.constexpr,
     CENTERS: tl.constexpr,
     DIMS: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """Those of all parts, in an order that does not depend on who has stored them."""
-    index, entry, other = tl.arange(0, CENTERS), tl.arange(0, DIMS), tl.arange(0, PARTS)
-    offsets = index[:, None] * DIMS + entry[None, :]
-    total, size = tl.zeros((CENTERS, DIMS), tl.float32), tl.zeros((CENTERS,), tl.float32)
-    error = tl.zeros((), tl.float32)
-    for begin in range(0, num_parts, PARTS):
-        part, there = first + begin + other, begin + other < num_parts
-        place = part[:, None, None] * (CENTERS * DIMS) + offsets[None, :, :]
-        sums = tl.load(sums_ptr + place, there[:, None, None], other=0.0, cache_modifier=".cg")
-        place = part[:, None] * CENTERS + index[None, :]
-        sizes = tl.load(sizes_ptr + place, there[:, None], other=0.0, cache_modifier=".cg")
-        errors = tl.load(errors_ptr + part, there, other=0.0, cache_modifier=".cg")
-        total += tl.sum(sums, 0)
-        size += tl.sum(sizes, 0)
-        error += tl.sum(errors, 0)
-    return total, size, error
+    part, index, entry = tl.arange(0, PARTS), tl.arange(0, CENTERS), tl.arange(0, DIMS)
+    there = part < num_parts
+    place = part[:, None] * CENTERS + index[None, :]
+    stored = there[:, None] & inside[None, :]
+    sums = tl.load(
+        sums_ptr + place[:, :, None] * DIMS + entry[None, None, :],
+        stored[:, :, None],
+        other=0.0,
+        cache_modifier=".cg",
+    )
+    sizes = tl.load(sizes_ptr + place, stored, other=0.0, cache_modifier=".cg")
+    errors = tl.load(errors_ptr + part, there, other=0.0, cache_modifier=".cg")
+    return tl.sum(sums, 0), tl.sum(sizes, 0), tl.sum(errors, 0)
 
 
-@jit(do_not_specialize=["num_points", "num_dims", "num_clusters", "num_parts", "num_programs", "max_iterations"])
+@jit(
+    do_not_specialize=[
+        "num_points",
+        "num_dims",
+        "num_clusters",
+        "points_of_part",
+        "num_parts",
+        "num_programs",
+        "max_iterations",
+    ]
+)
 def _lloyd_centers(
     points_ptr,
     start_ptr,
@@ -97,6 +123,7 @@ def _lloyd_centers(
     num_points: tl.int32,
     num_dims: tl.int32,
     num_clusters: tl.int32,
+    points_of_part: tl.int32,
     num_parts: tl.int32,
     num_programs: tl.int32,
     max_iterations: tl.int32,
@@ -114,48 +141,59 @@ def _lloyd_centers(
     problem, program = (tl.program_id(0) // num_programs).to(tl.int64), tl.program_id(0) % num_programs
     points_ptr += problem * num_points * num_dims
     arrivals_ptr += problem
-    # Of each part, by turns in two places, so that a program that is ahead does not change what another still reads.
+    # Of the parts, by turns in two places, so that a program that is ahead does not change what another still reads.
     sums_ptr += problem * 2 * num_parts * (CENTERS * DIMS + CENTERS + 1)
     sizes_ptr = sums_ptr + 2 * num_parts * (CENTERS * DIMS)
     errors_ptr = sizes_ptr + 2 * num_parts * CENTERS
     index, entry = tl.arange(0, CENTERS), tl.arange(0, DIMS)
-    offsets = index[:, None] * DIMS + entry[None, :]
-    place = (problem * num_clusters + index)[:, None] * num_dims + entry[None, :]
     inside = index < num_clusters
+    place = (problem * num_clusters + index)[:, None] * num_dims + entry[None, :]
     stored = inside[:, None] & (entry < num_dims)[None, :]
     centers = tl.load(start_ptr + place, stored, other=0.0)
     inertia = tl.full((), float("inf"), tl.float32)
     iteration = 0
     while iteration < max_iterations:
-        first = iteration % 2 * num_parts
-        total, size = tl.zeros((CENTERS, DIMS), tl.float32), tl.zeros((CENTERS,), tl.float32)
+        sums, sizes = tl.zeros((CENTERS, DIMS), tl.float32), tl.zeros((CENTERS,), tl.float32)
         error = tl.zeros((), tl.float32)
+        first = iteration % 2 * num_parts
         for part in range(program, num_parts, num_programs):
-            total, size, error = _sums_of_members(
-                points_ptr, part * POINTS, centers, inside, num_points, num_dims, POINTS, CENTERS, DIMS
+            begin = part * points_of_part
+            end = tl.minimum(begin + points_of_part, num_points)
+            sums, sizes, error = _sums_of_members(
+                points_ptr, begin, end, centers, inside, num_dims, POINTS, CENTERS, DIMS
             )
             if num_parts > 1:
-                tl.store(sums_ptr + (first + part) * (CENTERS * DIMS) + offsets, total)
-                tl.store(sizes_ptr + (first + part) * CENTERS + index, size)
-                tl.store(errors_ptr + first + part, error)
+                now = first + part
+                tl.store(sums_ptr + (now * CENTERS + index)[:, None] * DIMS + entry[None, :], sums)
+                tl.store(sizes_ptr + now * CENTERS + index, sizes)
+                tl.store(errors_ptr + now, error)
         if num_parts > 1:
             wait_for_programs(arrivals_ptr, iteration + 1, num_programs)
-            total, size, error = _sums_of_parts(
-                sums_ptr, sizes_ptr, errors_ptr, first, num_parts, CENTERS, DIMS, PARTS
+            sums, sizes, error = _sums_of_parts(
+                sums_ptr + first * CENTERS * DIMS,
+                sizes_ptr + first * CENTERS,
+                errors_ptr + first,
+                inside,
+                num_parts,
+                PARTS,
+                CENTERS,
+                DIMS,
             )
         # An empty cluster keeps its center.
-        centers = tl.where((size > 0)[:, None], total / tl.maximum(size, 1.0)[:, None], centers)
+        centers = tl.where((sizes > 0)[:, None], sums / tl.maximum(sizes, 1.0)[:, None], centers)
         goes_on = inertia - error > tolerance * error
         inertia = error
         iteration = tl.where(goes_on, iteration + 1, max_iterations)
-    tl.store(centers_ptr + place, centers, stored & (program == 0))
+    if program == 0:
+        tl.store(centers_ptr + place, centers, stored)
 
 
 def configuration(num_clusters: int, num_dims: int) -> tuple[dict[str, int], int] | None:
     """The tile for so many centers and dimensions, and its warps; None where none is as large."""
-    for centers, dims, points, parts, num_warps in TILES:
-        if num_clusters <= centers and num_dims <= dims:
-            return {"POINTS": points, "CENTERS": centers, "DIMS": dims, "PARTS": parts}, num_warps
+    for tile in TILES:
+        if num_clusters <= tile.centers and num_dims <= tile.dims:
+            sizes = {"POINTS": tile.points, "CENTERS": tile.centers, "DIMS": tile.dims, "PARTS": tile.parts}
+            return sizes, tile.num_warps
     return None
 
 
@@ -169,7 +207,9 @@ def _launch_lloyd_centers(points: Tensor, centers: Tensor, max_iterations: int, 
     if not num_problems:
         return found
     # A function of the shape of a problem alone: the order of the sums must not depend on the batch.
-    num_parts = -(-num_points // constants["POINTS"])
+    tiles = -(-num_points // constants["POINTS"])
+    points_of_part = constants["POINTS"] * max(1, -(-tiles // constants["PARTS"]))
+    num_parts = -(-num_points // points_of_part)
     num_programs = max(1, min(num_parts, resident_programs(points.device) // num_problems))
     numbers = constants["CENTERS"] * (constants["DIMS"] + 1) + 1
     make_arrivals = torch.zeros if num_programs > 1 else torch.empty
@@ -182,6 +222,7 @@ def _launch_lloyd_centers(points: Tensor, centers: Tensor, max_iterations: int, 
         num_points,
         num_dims,
         num_clusters,
+        points_of_part,
         num_parts,
         num_programs,
         max_iterations,
@@ -197,9 +238,9 @@ def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     types = dict.fromkeys(("points_ptr", "start_ptr", "centers_ptr", "sums_ptr"), "*fp32")
     types |= {"arrivals_ptr": "*i32", "tolerance": "fp32"}
-    sizes = ("num_points", "num_dims", "num_clusters", "num_parts", "num_programs", "max_iterations")
-    types |= dict.fromkeys(sizes, "i32")
-    tiles = (configuration(centers, dims) for centers, dims, *_ in TILES)
+    sizes = ("num_points", "num_dims", "num_clusters", "points_of_part", "num_parts", "num_programs")
+    types |= dict.fromkeys((*sizes, "max_iterations"), "i32")
+    tiles = (configuration(tile.centers, tile.dims) for tile in TILES)
     return [Variant(_lloyd_centers, types, *tile) for tile in tiles if tile is not None]
 
 
