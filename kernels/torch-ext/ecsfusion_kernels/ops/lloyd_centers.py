@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -19,19 +17,14 @@ __all__ = ["lloyd_centers"]
 MAX_POINTS = 4096
 """With more of them, many blocks and a launch an iteration are faster."""
 
-
-class Tile(NamedTuple):
-    """A compilation: its most centers and dimensions, points at a time, parts of the points, and warps."""
-
-    centers: int
-    dims: int
-    points: int
-    parts: int
-    num_warps: int
-
-
-TILES = (Tile(32, 16, 64, 32, 16), Tile(64, 32, 64, 16, 16))
-"""More parts are read for longer than they save."""
+TILES = ((32, 16, 16), (64, 32, 8))
+"""The most centers and dimensions of each compilation, which stay in registers, and its warps."""
+POINTS = 64
+"""Of a tile."""
+MAX_PARTS = 32
+"""Of the points of a problem: every program adds up the sums of all parts."""
+MAX_TILES_ALONE = 2
+"""So few are sooner compared than another program is waited for."""
 
 
 @jit
@@ -190,10 +183,9 @@ def _lloyd_centers(
 
 def configuration(num_clusters: int, num_dims: int) -> tuple[dict[str, int], int] | None:
     """The tile for so many centers and dimensions, and its warps; None where none is as large."""
-    for tile in TILES:
-        if num_clusters <= tile.centers and num_dims <= tile.dims:
-            sizes = {"POINTS": tile.points, "CENTERS": tile.centers, "DIMS": tile.dims, "PARTS": tile.parts}
-            return sizes, tile.num_warps
+    for centers, dims, num_warps in TILES:
+        if num_clusters <= centers and num_dims <= dims:
+            return {"POINTS": POINTS, "CENTERS": centers, "DIMS": dims, "PARTS": MAX_PARTS}, num_warps
     return None
 
 
@@ -207,8 +199,8 @@ def _launch_lloyd_centers(points: Tensor, centers: Tensor, max_iterations: int, 
     if not num_problems:
         return found
     # A function of the shape of a problem alone: the order of the sums must not depend on the batch.
-    tiles = -(-num_points // constants["POINTS"])
-    points_of_part = constants["POINTS"] * max(1, -(-tiles // constants["PARTS"]))
+    tiles = -(-num_points // POINTS)
+    points_of_part = POINTS * (MAX_TILES_ALONE if tiles <= MAX_TILES_ALONE else -(-tiles // MAX_PARTS))
     num_parts = -(-num_points // points_of_part)
     num_programs = max(1, min(num_parts, resident_programs(points.device) // num_problems))
     numbers = constants["CENTERS"] * (constants["DIMS"] + 1) + 1
@@ -240,7 +232,7 @@ def variants() -> list[Variant]:
     types |= {"arrivals_ptr": "*i32", "tolerance": "fp32"}
     sizes = ("num_points", "num_dims", "num_clusters", "points_of_part", "num_parts", "num_programs")
     types |= dict.fromkeys((*sizes, "max_iterations"), "i32")
-    tiles = (configuration(tile.centers, tile.dims) for tile in TILES)
+    tiles = (configuration(centers, dims) for centers, dims, _ in TILES)
     return [Variant(_lloyd_centers, types, *tile) for tile in tiles if tile is not None]
 
 
@@ -263,8 +255,8 @@ def lloyd_centers(
 ) -> Tensor:
     """The centers that `lloyd` finds, without the labels of the points.
 
-    On a GPU a problem of up to 4 096 points, 64 centers and 32 dimensions is one program, and all its iterations one
-    launch; larger ones are those of `lloyd`.
+    On a GPU all iterations of problems of up to 4 096 points, 64 centers and 32 dimensions are one launch, whose
+    programs share the points and wait for each other; larger ones are those of `lloyd`.
 
     Args:
         points: (B, N, d) float32.
