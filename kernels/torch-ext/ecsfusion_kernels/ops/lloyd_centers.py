@@ -83,17 +83,17 @@ def _sums_of_parts(
     """Those of all parts, in an order that does not depend on who has stored them."""
     part, index, entry = tl.arange(0, PARTS), tl.arange(0, CENTERS), tl.arange(0, DIMS)
     there = part < num_parts
-    place = part[:, None] * CENTERS + index[None, :]
     stored = there[:, None] & inside[None, :]
-    sums = tl.load(
-        sums_ptr + place[:, :, None] * DIMS + entry[None, None, :],
-        stored[:, :, None],
-        other=0.0,
-        cache_modifier=".cg",
+    sizes = tl.load(
+        sizes_ptr + part[:, None] * CENTERS + index[None, :], stored, other=0.0, cache_modifier=".cg"
     )
-    sizes = tl.load(sizes_ptr + place, stored, other=0.0, cache_modifier=".cg")
     errors = tl.load(errors_ptr + part, there, other=0.0, cache_modifier=".cg")
-    return tl.sum(sums, 0), tl.sum(sizes, 0), tl.sum(errors, 0)
+    sums = tl.zeros((CENTERS, DIMS), tl.float32)
+    place = index[:, None] * DIMS + entry[None, :]
+    for i in tl.static_range(PARTS):
+        stored = inside[:, None] & (i < num_parts)
+        sums += tl.load(sums_ptr + i * CENTERS * DIMS + place, stored, other=0.0, cache_modifier=".cg")
+    return sums, tl.sum(sizes, 0), tl.sum(errors, 0)
 
 
 @jit(
