@@ -17,8 +17,9 @@ __all__ = ["lloyd_centers"]
 MAX_POINTS = 4096
 """With more of them, many blocks and a launch an iteration are faster."""
 
-TILES = ((32, 16, 16), (64, 32, 8))
-"""The most centers and dimensions of each compilation, which stay in registers, and its warps."""
+TILES = ((32, 16), (64, 32))
+"""The most centers and dimensions of each compilation, which stay in registers."""
+NUM_WARPS = 16
 POINTS = 64
 """Of a tile."""
 MAX_PARTS = 32
@@ -83,16 +84,16 @@ def _sums_of_parts(
     """Those of all parts, in an order that does not depend on who has stored them."""
     part, index, entry = tl.arange(0, PARTS), tl.arange(0, CENTERS), tl.arange(0, DIMS)
     there = part < num_parts
-    stored = there[:, None] & inside[None, :]
-    sizes = tl.load(
-        sizes_ptr + part[:, None] * CENTERS + index[None, :], stored, other=0.0, cache_modifier=".cg"
-    )
+    place = part[:, None] * CENTERS + index[None, :]
+    sizes = tl.load(sizes_ptr + place, there[:, None] & inside[None, :], other=0.0, cache_modifier=".cg")
     errors = tl.load(errors_ptr + part, there, other=0.0, cache_modifier=".cg")
     sums = tl.zeros((CENTERS, DIMS), tl.float32)
-    place = index[:, None] * DIMS + entry[None, :]
+    # A thread has the same entries of all parts, so that these sums need no other thread.
+    of_part_ptr = sums_ptr + index[:, None] * DIMS + entry[None, :]
     for i in tl.static_range(PARTS):
-        stored = inside[:, None] & (i < num_parts)
-        sums += tl.load(sums_ptr + i * CENTERS * DIMS + place, stored, other=0.0, cache_modifier=".cg")
+        # A tensor, which the interpreter needs.
+        stored = inside & (index * 0 + i < num_parts)
+        sums += tl.load(of_part_ptr + i * CENTERS * DIMS, stored[:, None], other=0.0, cache_modifier=".cg")
     return sums, tl.sum(sizes, 0), tl.sum(errors, 0)
 
 
@@ -183,9 +184,9 @@ def _lloyd_centers(
 
 def configuration(num_clusters: int, num_dims: int) -> tuple[dict[str, int], int] | None:
     """The tile for so many centers and dimensions, and its warps; None where none is as large."""
-    for centers, dims, num_warps in TILES:
+    for centers, dims in TILES:
         if num_clusters <= centers and num_dims <= dims:
-            return {"POINTS": POINTS, "CENTERS": centers, "DIMS": dims, "PARTS": MAX_PARTS}, num_warps
+            return {"POINTS": POINTS, "CENTERS": centers, "DIMS": dims, "PARTS": MAX_PARTS}, NUM_WARPS
     return None
 
 
@@ -232,7 +233,7 @@ def variants() -> list[Variant]:
     types |= {"arrivals_ptr": "*i32", "tolerance": "fp32"}
     sizes = ("num_points", "num_dims", "num_clusters", "points_of_part", "num_parts", "num_programs")
     types |= dict.fromkeys((*sizes, "max_iterations"), "i32")
-    tiles = (configuration(centers, dims) for centers, dims, _ in TILES)
+    tiles = (configuration(*tile) for tile in TILES)
     return [Variant(_lloyd_centers, types, *tile) for tile in tiles if tile is not None]
 
 
