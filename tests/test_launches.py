@@ -1,5 +1,6 @@
 """What the launchers ask of Triton, without a launch: grids that a GPU takes, and compilations that are checked."""
 
+import functools
 from collections import Counter
 
 import pytest
@@ -130,11 +131,23 @@ def test_a_probe_by_heads_is_few_launches():
     assert len(found) <= 80
 
 
-@pytest.mark.parametrize("classes", [10, 100, 1000])
-@pytest.mark.parametrize("problems", [1, 3, 40, 132, 133, MANY])
-def test_programs_that_wait_for_each_other_are_all_resident(launches, monkeypatch, problems, classes):
-    monkeypatch.setattr(language, "INTERPRETED", False)
+def matched(classes, problems):
     match_prior._launch_match_prior(of(problems, 100_000, classes).double(), of(classes).double(), 0.0, 3)
+
+
+def clustered(points, problems):
+    lloyd_centers._launch_lloyd_centers(of(problems, points, 10), of(problems, 20, 10), 2, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [functools.partial(matched, classes) for classes in (10, 100, 1000)]
+    + [functools.partial(clustered, points) for points in (2000, 4096)],
+)
+@pytest.mark.parametrize("problems", [1, 3, 40, 132, 133, MANY])
+def test_programs_that_wait_for_each_other_are_all_resident(launches, monkeypatch, problems, launch):
+    monkeypatch.setattr(language, "INTERPRETED", False)
+    launch(problems)
     ((_, arguments, (blocks,)),) = launches
     assert blocks == problems * arguments["num_programs"]
     assert arguments["launch_cooperative_grid"] == (arguments["num_programs"] > 1) == (problems <= 66)

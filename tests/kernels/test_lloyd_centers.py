@@ -1,4 +1,4 @@
-"""All iterations of k-means in one program against the reference."""
+"""All iterations of k-means in one launch against the reference."""
 
 import pytest
 import torch
@@ -14,8 +14,10 @@ def blobs(problems, rows, clusters, dimensions):
     return points, points[:, :clusters] + 1
 
 
-# More points than a tile has, and fewer than centers.
-@pytest.mark.parametrize("shape", [(2, 150, 5, 3), (1, 9, 20, 16), (1, 40, 33, 20), (1, 70, 4, 64)])
+# Three parts, parts of two tiles each, two tiles that are one part, fewer points than centers, and many dimensions.
+@pytest.mark.parametrize(
+    "shape", [(2, 150, 5, 3), (1, 2100, 5, 3), (1, 90, 4, 3), (1, 9, 20, 16), (1, 40, 33, 20), (1, 70, 4, 64)]
+)
 def test_the_kernel_finds_the_centers_of_its_reference(device, shape):
     points, start = blobs(*shape) if shape[1] > shape[2] else (blobs(1, 9, 4, 16)[0], blobs(1, 40, 20, 16)[1])
     expected = reference.lloyd_centers(points, start, 3)
@@ -49,7 +51,13 @@ def test_no_problems_no_points_and_strides(device):
     assert torch.equal(lloyd_centers(points.mT.contiguous().mT, start.flip(0).flip(0), 2), expected)
 
 
-def test_more_than_a_program_takes_are_many_launches(device, monkeypatch):
+def test_a_problem_keeps_its_bits_beside_others(device):
+    """Of many problems each has one program, alone it has several."""
+    points, start = (x.to(device) for x in blobs(140 if device.type == "cuda" else 2, 300, 5, 3))
+    assert torch.equal(lloyd_centers(points[1:2], start[1:2], 4), lloyd_centers(points, start, 4)[1:2])
+
+
+def test_many_points_are_many_launches(device, monkeypatch):
     points, start = blobs(1, 150, 3, 4)
     expected = lloyd_centers(points.to(device), start.to(device), 2)
     module = next(m for m in ops.modules() if m.__name__.endswith(".lloyd_centers"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.language import jit, tl
-from ecsfusion_kernels.ops import kmeans, match_prior
+from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior
 from ecsfusion_kernels.ops import seed as seed_module
 from uninitialized import filled
 
@@ -91,18 +91,27 @@ def test_the_order_of_programs_changes_no_bit(monkeypatch, call):
             assert torch.equal(part, other), name
 
 
-def test_programs_that_wait_for_each_other_give_the_bits_of_one(monkeypatch):
+def matched():
+    """Five parts, as in the next."""
+    prior = make(20, random_seed=1).double().softmax(-1)
+    return match_prior.match_prior(make(2, 150, 20).double().softmax(-1), prior, 0.0, 3)
+
+
+def centers():
+    return lloyd_centers.lloyd_centers(make(2, 300, 5), make(2, 9, 5, random_seed=1), 4, 0.0)
+
+
+@pytest.mark.parametrize(("module", "call"), [(match_prior, matched), (lloyd_centers, centers)])
+def test_programs_that_wait_for_each_other_give_the_bits_of_one(monkeypatch, module, call):
     """Parts that are shared evenly and unevenly, in several orders; the launch is cooperative on a GPU."""
     monkeypatch.setattr(match_prior, "TILES_OF_PART", 1)
-    rows = make(2, 150, 20).double().softmax(-1)
-    prior = make(20, random_seed=1).double().softmax(-1)
-    expected = match_prior.match_prior(rows, prior, 0.0, 3)
+    expected = call()
     for programs in (10, 6):
-        monkeypatch.setattr(match_prior, "resident_programs", lambda _, programs=programs: programs)
+        monkeypatch.setattr(module, "resident_programs", lambda _, programs=programs: programs)
         for random_seed in range(3):
             order = Interleaved(random_seed)
             with filled(), program_order(monkeypatch, order):
-                assert torch.equal(match_prior.match_prior(rows, prior, 0.0, 3), expected)
+                assert torch.equal(call(), expected)
             assert order.switches > 20
 
 
