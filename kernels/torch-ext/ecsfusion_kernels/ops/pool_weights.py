@@ -82,44 +82,45 @@ def _where(condition, first, second, NUMBER: tl.constexpr):
 
 @jit
 def _sum_over_rows(
-    vectors, NUMBER: tl.constexpr, ROWS: tl.constexpr, SUMS: tl.constexpr, LEVELS: tl.constexpr
+    vectors, FIRST: tl.constexpr, NUMBER: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr
 ):
-    """The sum (SUMS,) of each vector (ROWS,) of a tuple, in one reduction; SUMS is 2 ** LEVELS."""
-    columns = vectors
-    for _ in tl.static_range(SUMS - NUMBER):
-        columns += (tl.zeros((ROWS,), tl.float64),)
+    """The sums (2 ** LEVELS,) of as many vectors (ROWS,) from the one at FIRST, in one reduction; 0 beyond the last."""
+    columns = ()
+    for k in tl.static_range(FIRST, FIRST + (1 << LEVELS)):
+        if k < NUMBER:
+            columns += (vectors[k],)
+        else:
+            columns += (tl.zeros((ROWS,), tl.float64),)
     for level in tl.static_range(LEVELS):
         joined = ()
-        for k in tl.static_range(SUMS >> (level + 1)):
-            joined += (tl.join(columns[k], columns[k + (SUMS >> (level + 1))]),)
+        for k in tl.static_range(1 << (LEVELS - level - 1)):
+            joined += (tl.join(columns[k], columns[k + (1 << (LEVELS - level - 1))]),)
         columns = joined
-    return tl.sum(tl.reshape(columns[0], (ROWS, SUMS)), 0)
+    return tl.sum(tl.reshape(columns[0], (ROWS, 1 << LEVELS)), 0)
 
 
 @jit
-def _sum_of_parts(sums_ptr, num_parts, PARTS: tl.constexpr, SUMS: tl.constexpr):
-    """The sum (SUMS,) over the parts, in an order that does not depend on who has stored them."""
+def _store_sum_of_parts(sums_ptr, total_ptr, num_parts, PARTS: tl.constexpr, SUMS: tl.constexpr):
+    """Stores the sums over the parts where all threads can read them, after all have read what was there.
+
+    Their order does not depend on who has stored them.
+    """
     parts, index = tl.arange(0, PARTS), tl.arange(0, SUMS)
     place = sums_ptr + parts[:, None] * SUMS + index[None, :]
-    return tl.sum(tl.load(place, (parts < num_parts)[:, None], other=0.0, cache_modifier=".cg"), 0)
+    total = tl.sum(tl.load(place, (parts < num_parts)[:, None], other=0.0, cache_modifier=".cg"), 0)
+    tl.debug_barrier()
+    tl.store(total_ptr + index, total)
+    tl.debug_barrier()
 
 
 @jit
-def _numbers_of(sums, FIRST: tl.constexpr, NUMBER: tl.constexpr, SUMS: tl.constexpr):
-    """NUMBER numbers of a vector (SUMS,) as a tuple, from the one at FIRST."""
-    found = ()
-    for k in tl.static_range(NUMBER):
-        found += (tl.sum(tl.where(tl.arange(0, SUMS) == FIRST + k, sums, 0.0), 0),)
-    return found
-
-
-@jit
-def _gathered(
+def _gather(
     logits_ptr,
     labels_ptr,
     prior_ptr,
     rows_ptr,
     fitted_ptr,
+    sums_ptr,
     first,
     step,
     begin,
@@ -136,7 +137,7 @@ def _gathered(
 ):
     """Stores the logits of the fitted rows from `begin` to `end`, centered and less that of the label.
 
-    Returns the sums over the rows (SUMS,) of log p(label), and of the squares of each readout.
+    Stores at `sums_ptr` the sums over the rows of log p(label), and of the squares of each readout.
     """
     index = tl.arange(0, SUMS)
     told = tl.zeros((ROWS,), tl.float64)
@@ -171,7 +172,7 @@ def _gathered(
                     kept = fitted_ptr + (readout * num_classes + c + i) * max_fitted_rows.to(tl.int64) + place
                     tl.store(kept, logits - at_label, there)
         sums = tl.where(index == readout + 1, tl.sum(square, 0), sums)
-    return tl.where(index == 0, tl.sum(told, 0), sums)
+    tl.store(sums_ptr + index, tl.where(index == 0, tl.sum(told, 0), sums))
 
 
 @jit
@@ -195,9 +196,10 @@ def _score(prior, logits, weights, READOUTS: tl.constexpr):
 
 
 @jit
-def _moments(
+def _store_moments(
     fitted_ptr,
     prior_ptr,
+    sums_ptr,
     candidate,
     begin,
     end,
@@ -208,10 +210,10 @@ def _moments(
     PAIRS: tl.constexpr,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
-    SUMS: tl.constexpr,
+    GROUPS: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
-    """Sums (SUMS,) over the rows: the log norm, the mean of each readout, the lower triangle of their covariances.
+    """Stores sums over the rows: the log norm, the mean of each readout, the lower triangle of their covariances.
 
     Some classes are read at once, and each only once: sums of before shrink where a larger score is found.
     """
@@ -219,7 +221,7 @@ def _moments(
     for k in tl.static_range(READOUTS):
         weights += (candidate[k].to(tl.float32),)
     step = max_fitted_rows.to(tl.int64) * num_classes
-    sums = tl.zeros((SUMS,), tl.float64)
+    sums = _zeros(GROUPS, 1 << LEVELS, tl.float64)
     for start in range(begin, end, ROWS):
         row = start + tl.arange(0, ROWS)
         largest, norm = tl.full((ROWS,), -1e30, tl.float32), tl.zeros((ROWS,), tl.float32)
@@ -268,8 +270,12 @@ def _moments(
                 of_means = means[k].to(tl.float64) * means[other]
                 found += ((square[k * (k + 1) // 2 + other] * inverse).to(tl.float64) - of_means,)
         # At once: for several tiles of rows a thread has not the registers for as many float64 numbers.
-        sums += _sum_over_rows(found, 1 + READOUTS + PAIRS, ROWS, SUMS, LEVELS)
-    return sums
+        of_groups = ()
+        for group in tl.static_range(GROUPS):
+            of_groups += (_sum_over_rows(found, group << LEVELS, 1 + READOUTS + PAIRS, ROWS, LEVELS),)
+        sums = _sum(sums, of_groups, GROUPS)
+    for group in tl.static_range(GROUPS):
+        tl.store(sums_ptr + (group << LEVELS) + tl.arange(0, 1 << LEVELS), sums[group])
 
 
 @jit
@@ -308,7 +314,7 @@ def _solved(system, right, READOUTS: tl.constexpr):
 @jit
 def _step(
     weights,
-    sums,
+    sums_ptr,
     number,
     cost,
     num_readouts,
@@ -320,18 +326,18 @@ def _step(
     TINY: tl.constexpr,
     READOUTS: tl.constexpr,
     PAIRS: tl.constexpr,
-    SUMS: tl.constexpr,
 ):
-    """The weights after a damped Newton step, none of them below 0; `sums` are those at the weights."""
-    moments = sums / number
-    means = _numbers_of(moments, 1, READOUTS, SUMS)
-    covariances = _numbers_of(moments, 1 + READOUTS, PAIRS, SUMS)
+    """The weights after a damped Newton step, none of them below 0; `sums_ptr` has the sums at the weights."""
+    share = 1.0 / number
+    covariances = ()
+    for k in tl.static_range(PAIRS):
+        covariances += (tl.load(sums_ptr + 1 + READOUTS + k) * share,)
     largest = covariances[0]
     for k in tl.static_range(1, READOUTS):
         largest = tl.maximum(largest, covariances[k * (k + 1) // 2 + k])
     free, right, ridges = (), (), ()
     for k in tl.static_range(READOUTS):
-        gradient = means[k] + cost[k]
+        gradient = tl.load(sums_ptr + 1 + k) * share + cost[k]
         is_free = tl.where((weights[k] > 0) | (gradient < 0), 1.0, 0.0).to(tl.float64)
         free += (is_free,)
         right += (gradient * is_free,)
@@ -379,6 +385,7 @@ def _pool_weights(
     fitted_ptr,
     weights_ptr,
     sums_ptr,
+    totals_ptr,
     arrivals_ptr,
     num_pools: tl.int32,
     num_readouts: tl.int32,
@@ -404,6 +411,7 @@ def _pool_weights(
     CLASSES: tl.constexpr,
     PARTS: tl.constexpr,
     SUMS: tl.constexpr,
+    GROUPS: tl.constexpr,
     LEVELS: tl.constexpr,
 ):
     """Minimize mean(log sum_y p(y) exp(w z(y)) - w z(label)) + cost w over w >= 0.
@@ -426,17 +434,18 @@ def _pool_weights(
     # reads. A part without rows has sums of 0.
     size_of_sums = num_parts * SUMS
     sums_ptr += problem * 2 * size_of_sums
-    index = tl.arange(0, SUMS)
+    # Of all parts, of the weights and of what may be better, as this program has added them up.
+    totals_ptr += tl.program_id(0).to(tl.int64) * 2 * SUMS
 
-    sums = tl.zeros((SUMS,), tl.float64)
     for part in range(program, num_parts, num_programs):
         begin = part * rows_of_part
-        sums = _gathered(
+        _gather(
             logits_ptr,
             labels_ptr,
             prior_ptr,
             rows_ptr,
             fitted_ptr,
+            sums_ptr + part * SUMS,
             first,
             step,
             begin,
@@ -451,25 +460,25 @@ def _pool_weights(
             CLASSES,
             SUMS,
         )
-        tl.store(sums_ptr + part * SUMS + index, sums)
     wait_for_programs(arrivals_ptr, 1, num_programs)
-    if num_parts > 1:
-        sums = _sum_of_parts(sums_ptr, num_parts, PARTS, SUMS)
+    _store_sum_of_parts(sums_ptr, totals_ptr, num_parts, PARTS, SUMS)
     # Without a row the weights stay 0.
     number = tl.maximum(fitted, 1).to(tl.float64)
-    prior_loss = -_numbers_of(sums, 0, 1, SUMS)[0] / number
-    squares = _numbers_of(sums, 1, READOUTS, SUMS)
+    prior_loss = -tl.load(totals_ptr) / number
     cost, candidate = (), ()
     for k in tl.static_range(READOUTS):
         # Bare numbers would be rounded to float32.
-        cost += (tl.minimum(tl.sqrt(squares[k] / (number * num_classes)), 1.0) * WEIGHT_COST / number,)
+        cost += (
+            tl.minimum(tl.sqrt(tl.load(totals_ptr + 1 + k) / (number * num_classes)), 1.0)
+            * WEIGHT_COST
+            / number,
+        )
         candidate += (tl.where(k < num_readouts, tl.full((), FIRST_SUM, tl.float64) / num_readouts, 0.0),)
 
     weights = ()
     for _ in tl.static_range(READOUTS):
         weights += (tl.full((), 0.0, tl.float64),)
-    # The sums at the weights: what a thread would have to keep of gradient and curvature is too much for its registers.
-    of_weights = tl.zeros((SUMS,), tl.float64)
+    of_weights = 0
     loss = prior_loss
     damping, rejected = tl.full((), FIRST_DAMPING, tl.float64), tl.full((), 0.0, tl.float64)
     # Before the steps: 0 at the start, and 1 at the prior, where the start overflows or does worse.
@@ -479,9 +488,10 @@ def _pool_weights(
         now_ptr = sums_ptr + (times + 1) % 2 * size_of_sums
         for part in range(program, num_parts, num_programs):
             begin = part * rows_of_part
-            sums = _moments(
+            _store_moments(
                 fitted_ptr,
                 prior_ptr,
+                now_ptr + part * SUMS,
                 candidate,
                 begin,
                 tl.minimum(begin + rows_of_part, fitted),
@@ -492,22 +502,19 @@ def _pool_weights(
                 PAIRS,
                 ROWS,
                 CLASSES,
-                SUMS,
+                GROUPS,
                 LEVELS,
             )
-            if num_parts > 1:
-                tl.store(now_ptr + part * SUMS + index, sums)
-        if num_parts > 1:
-            wait_for_programs(arrivals_ptr, times, num_programs)
-            sums = _sum_of_parts(now_ptr, num_parts, PARTS, SUMS)
-        new_loss = _numbers_of(sums, 0, 1, SUMS)[0] / number + prior_loss
+        wait_for_programs(arrivals_ptr, times, num_programs)
+        _store_sum_of_parts(now_ptr, totals_ptr + (1 - of_weights) * SUMS, num_parts, PARTS, SUMS)
+        new_loss = tl.load(totals_ptr + (1 - of_weights) * SUMS) / number + prior_loss
         for k in tl.static_range(READOUTS):
             new_loss += cost[k] * candidate[k]
 
         better = new_loss < loss
         taken = better | (turn == 1)
         weights = _where(taken, candidate, weights, READOUTS)
-        of_weights = tl.where(taken, sums, of_weights)
+        of_weights = tl.where(taken, 1 - of_weights, of_weights)
         loss = tl.where(taken, new_loss, loss)
         if turn > 1:
             rejected = tl.where(better, tl.minimum(rejected, 1.0), rejected + 1.0)
@@ -515,7 +522,7 @@ def _pool_weights(
             damping = tl.minimum(tl.maximum(damping, 1e-6), 1e6)
         found = _step(
             weights,
-            of_weights,
+            totals_ptr + of_weights * SUMS,
             number,
             cost,
             num_readouts,
@@ -527,7 +534,6 @@ def _pool_weights(
             TINY,
             READOUTS,
             PAIRS,
-            SUMS,
         )
         from_prior = (turn == 0) & (better == 0)
         candidate = _where(from_prior, weights, found, READOUTS)
@@ -545,10 +551,12 @@ def configuration(num_readouts: int) -> tuple[dict[str, int], int]:
     """The constants of a pool of so many readouts, and its warps: a thread has a row, and several classes at once."""
     readouts = padded(num_readouts, 2)
     pairs = readouts * (readouts + 1) // 2
-    sums = padded(1 + readouts + pairs, 2)
+    sums = 1 + readouts + pairs
+    levels = 3 if readouts == 2 else 4
     constants = {"READOUTS": readouts, "PAIRS": pairs, "ROWS": 32 * NUM_WARPS}
     constants |= {"CLASSES": 5 if readouts <= 4 else 2, "PARTS": MAX_PARTS}
-    return constants | {"SUMS": sums, "LEVELS": sums.bit_length() - 1}, NUM_WARPS
+    constants |= {"SUMS": padded(sums), "GROUPS": -(-sums >> levels), "LEVELS": levels}
+    return constants, NUM_WARPS
 
 
 def _launch_pool_weights(
@@ -582,6 +590,7 @@ def _launch_pool_weights(
         fitted,
         found,
         found.new_empty(num_problems, 2, num_parts, constants["SUMS"]),
+        found.new_empty(num_problems * num_programs, 2, constants["SUMS"]),
         make_arrivals(num_problems, dtype=torch.int32, device=logits.device),
         num_pools,
         num_readouts,
@@ -605,7 +614,13 @@ def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     types = {f"{name}_ptr": "*fp32" for name in ("logits", "prior", "fitted")}
     types |= {f"{name}_ptr": "*i64" for name in ("labels", "rows", "bounds")}
-    types |= {"weights_ptr": "*fp64", "sums_ptr": "*fp64", "arrivals_ptr": "*i32", "num_rows": "i64"}
+    types |= {
+        "weights_ptr": "*fp64",
+        "sums_ptr": "*fp64",
+        "totals_ptr": "*fp64",
+        "arrivals_ptr": "*i32",
+        "num_rows": "i64",
+    }
     sizes = ("num_pools", "num_readouts", "num_classes", "max_fitted_rows", "rows_of_part", "num_parts")
     types |= dict.fromkeys((*sizes, "num_programs", "iterations", "by_rows"), "i32")
     return [
