@@ -316,7 +316,7 @@ def _step(
     weights,
     sums_ptr,
     number,
-    cost,
+    cost_ptr,
     num_readouts,
     damping,
     rejected,
@@ -337,7 +337,7 @@ def _step(
         largest = tl.maximum(largest, covariances[k * (k + 1) // 2 + k])
     free, right, ridges = (), (), ()
     for k in tl.static_range(READOUTS):
-        gradient = tl.load(sums_ptr + 1 + k) * share + cost[k]
+        gradient = tl.load(sums_ptr + 1 + k) * share + tl.load(cost_ptr + k)
         is_free = tl.where((weights[k] > 0) | (gradient < 0), 1.0, 0.0).to(tl.float64)
         free += (is_free,)
         right += (gradient * is_free,)
@@ -435,7 +435,7 @@ def _pool_weights(
     size_of_sums = num_parts * SUMS
     sums_ptr += problem * 2 * size_of_sums
     # Of all parts, of the weights and of what may be better, as this program has added them up.
-    totals_ptr += tl.program_id(0).to(tl.int64) * 2 * SUMS
+    totals_ptr += tl.program_id(0).to(tl.int64) * 3 * SUMS
 
     for part in range(program, num_parts, num_programs):
         begin = part * rows_of_part
@@ -465,14 +465,11 @@ def _pool_weights(
     # Without a row the weights stay 0.
     number = tl.maximum(fitted, 1).to(tl.float64)
     prior_loss = -tl.load(totals_ptr) / number
-    cost, candidate = (), ()
+    cost_ptr, candidate = totals_ptr + 2 * SUMS, ()
     for k in tl.static_range(READOUTS):
         # Bare numbers would be rounded to float32.
-        cost += (
-            tl.minimum(tl.sqrt(tl.load(totals_ptr + 1 + k) / (number * num_classes)), 1.0)
-            * WEIGHT_COST
-            / number,
-        )
+        size_of_logits = tl.sqrt(tl.load(totals_ptr + 1 + k) / (number * num_classes))
+        tl.store(cost_ptr + k, tl.minimum(size_of_logits, 1.0) * WEIGHT_COST / number)
         candidate += (tl.where(k < num_readouts, tl.full((), FIRST_SUM, tl.float64) / num_readouts, 0.0),)
 
     weights = ()
@@ -509,7 +506,7 @@ def _pool_weights(
         _store_sum_of_parts(now_ptr, totals_ptr + (1 - of_weights) * SUMS, num_parts, PARTS, SUMS)
         new_loss = tl.load(totals_ptr + (1 - of_weights) * SUMS) / number + prior_loss
         for k in tl.static_range(READOUTS):
-            new_loss += cost[k] * candidate[k]
+            new_loss += tl.load(cost_ptr + k) * candidate[k]
 
         better = new_loss < loss
         taken = better | (turn == 1)
@@ -524,7 +521,7 @@ def _pool_weights(
             weights,
             totals_ptr + of_weights * SUMS,
             number,
-            cost,
+            cost_ptr,
             num_readouts,
             damping,
             rejected,
@@ -590,7 +587,7 @@ def _launch_pool_weights(
         fitted,
         found,
         found.new_empty(num_problems, 2, num_parts, constants["SUMS"]),
-        found.new_empty(num_problems * num_programs, 2, constants["SUMS"]),
+        found.new_empty(num_problems * num_programs, 3, constants["SUMS"]),
         make_arrivals(num_problems, dtype=torch.int32, device=logits.device),
         num_pools,
         num_readouts,
