@@ -329,29 +329,31 @@ def _step(
 ):
     """The weights after a damped Newton step, none of them below 0; `sums_ptr` has the sums at the weights."""
     share = 1.0 / number
-    covariances = ()
-    for k in tl.static_range(PAIRS):
-        covariances += (tl.load(sums_ptr + 1 + READOUTS + k) * share,)
-    largest = covariances[0]
+    sums_of_pairs_ptr = sums_ptr + 1 + READOUTS
+    diagonal = ()
+    for k in tl.static_range(READOUTS):
+        diagonal += (tl.load(sums_of_pairs_ptr + k * (k + 1) // 2 + k) * share,)
+    largest = diagonal[0]
     for k in tl.static_range(1, READOUTS):
-        largest = tl.maximum(largest, covariances[k * (k + 1) // 2 + k])
+        largest = tl.maximum(largest, diagonal[k])
     free, right, ridges = (), (), ()
     for k in tl.static_range(READOUTS):
         gradient = tl.load(sums_ptr + 1 + k) * share + tl.load(cost_ptr + k)
         is_free = tl.where((weights[k] > 0) | (gradient < 0), 1.0, 0.0).to(tl.float64)
         free += (is_free,)
         right += (gradient * is_free,)
-        ridge = damping * covariances[k * (k + 1) // 2 + k] + 1e-9 * largest + 1e-12
+        ridge = damping * diagonal[k] + 1e-9 * largest + 1e-12
         # After a step that went too far no weight falls to 0 at once, however flat the loss is around it.
         ridge += CAUTION * rejected * tl.maximum(gradient, 0.0) / tl.maximum(weights[k], TINY)
         ridges += (ridge + 1.0 - is_free,)
     system = ()
     for k in tl.static_range(READOUTS):
         for other in tl.static_range(k + 1):
-            entry = covariances[k * (k + 1) // 2 + other] * free[k] * free[other]
             if other == k:
-                entry += ridges[k]
-            system += (entry,)
+                system += (diagonal[k] * free[k] + ridges[k],)
+            else:
+                covariance = tl.load(sums_of_pairs_ptr + k * (k + 1) // 2 + other) * share
+                system += (covariance * free[k] * free[other],)
     direction = _solved(system, right, READOUTS)
     found = ()
     for k in tl.static_range(READOUTS):
