@@ -553,7 +553,7 @@ def configuration(num_readouts: int) -> tuple[dict[str, int], int]:
     sums = 1 + readouts + pairs
     levels = 3 if readouts == 2 else 4
     constants = {"READOUTS": readouts, "PAIRS": pairs, "ROWS": 32 * NUM_WARPS}
-    constants |= {"CLASSES": 5 if readouts <= 4 else 2, "PARTS": MAX_PARTS}
+    constants |= {"CLASSES": {2: 5, 4: 4, 8: 2}[readouts], "PARTS": MAX_PARTS}
     constants |= {"SUMS": padded(sums), "GROUPS": -(-sums >> levels), "LEVELS": levels}
     return constants, NUM_WARPS
 
