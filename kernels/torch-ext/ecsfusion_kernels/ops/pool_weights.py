@@ -31,6 +31,7 @@ __all__ = ["pool_weights"]
 
 MAX_READOUTS = 8
 NUM_WARPS = 4
+"""Few, so that many programs share a pool, and each thread has one row."""
 MAX_PARTS = 32
 """The most parts of the rows of a pool: every program adds up the sums of all."""
 STILL = 1e-6
@@ -74,6 +75,7 @@ def _sum(first, second, NUMBER: tl.constexpr):
 
 @jit
 def _where(condition, first, second, NUMBER: tl.constexpr):
+    """One of two tuples."""
     found = ()
     for k in tl.static_range(NUMBER):
         found += (tl.where(condition, first[k], second[k]),)
@@ -269,7 +271,7 @@ def _store_moments(
             for other in tl.static_range(k + 1):
                 of_means = means[k].to(tl.float64) * means[other]
                 found += ((square[k * (k + 1) // 2 + other] * inverse).to(tl.float64) - of_means,)
-        # At once: for several tiles of rows a thread has not the registers for as many float64 numbers.
+        # For each tile of rows: a thread has not the registers to keep as many float64 numbers from one to the next.
         of_groups = ()
         for group in tl.static_range(GROUPS):
             of_groups += (_sum_over_rows(found, group << LEVELS, 1 + READOUTS + PAIRS, ROWS, LEVELS),)
@@ -436,7 +438,8 @@ def _pool_weights(
     # reads. A part without rows has sums of 0.
     size_of_sums = num_parts * SUMS
     sums_ptr += problem * 2 * size_of_sums
-    # Of all parts, of the weights and of what may be better, as this program has added them up.
+    # What this program has added up for itself: the sums over all parts, at the weights and at the candidate, which
+    # change places when it is taken, and in the third place the costs.
     totals_ptr += tl.program_id(0).to(tl.int64) * 3 * SUMS
 
     for part in range(program, num_parts, num_programs):
@@ -551,6 +554,7 @@ def configuration(num_readouts: int) -> tuple[dict[str, int], int]:
     readouts = padded(num_readouts, 2)
     pairs = readouts * (readouts + 1) // 2
     sums = 1 + readouts + pairs
+    # More than 2 ** 4 sums are reduced in groups, for which a thread has the registers.
     levels = 3 if readouts == 2 else 4
     constants = {"READOUTS": readouts, "PAIRS": pairs, "ROWS": 32 * NUM_WARPS}
     constants |= {"CLASSES": {2: 5, 4: 4}.get(readouts, 2), "PARTS": MAX_PARTS}
