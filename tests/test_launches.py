@@ -154,6 +154,16 @@ def test_programs_that_wait_for_each_other_are_all_resident(launches, monkeypatc
     assert blocks <= grid_barrier.MULTIPROCESSORS or problems > 132
 
 
+@pytest.mark.parametrize("pools", [1, 3, 40, 132, 133, MANY])
+def test_programs_of_few_warps_are_two_on_a_multiprocessor(launches, monkeypatch, pools):
+    monkeypatch.setattr(language, "INTERPRETED", False)
+    pool_weights._launch_pool_weights(of(pools, 2, 5000, 10), whole(5000), of(10), None, None, 4096, 3)
+    ((_, arguments, (blocks,)),) = launches
+    assert blocks == pools * arguments["num_programs"]
+    assert arguments["launch_cooperative_grid"] == (arguments["num_programs"] > 1) == (pools <= 132)
+    assert blocks <= 2 * grid_barrier.MULTIPROCESSORS or pools > 264
+
+
 def test_every_part_of_k_means_has_a_block(launches):
     LARGE["k-means of many parts"]()
     parts = 19_200 // 64 * (19_200 // 32)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from ecsfusion_kernels import language, pool_weights, reference
 
-SHAPES = [(1, 1, 30, 2), (2, 2, 37, 3), (1, 3, 40, 17), (1, 5, 20, 4)]
+# 300 rows are more than a part has.
+SHAPES = [(1, 1, 30, 2), (2, 2, 37, 3), (2, 2, 300, 3), (1, 3, 40, 17), (1, 5, 20, 4)]
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,13 @@ def test_layout_and_place_change_no_bit(device):
         torch.stack([given[2]] * 2)[1],
     )
     assert torch.equal(pool_weights(*strided), expected)
+
+
+def test_a_pool_has_the_same_bits_beside_others(device, large):
+    """Beside many others no program shares its rows."""
+    logits, labels, log_prior = (x.to(device) for x in readouts(300 if large else 2, 2, 300, 3))
+    together = pool_weights(logits, labels, log_prior)
+    assert torch.equal(pool_weights(logits[1:2], labels, log_prior), together[:, 1:2])
 
 
 def test_arguments_that_do_not_fit_are_named(device):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.language import jit, tl
-from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior
+from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior, pool_weights
 from ecsfusion_kernels.ops import seed as seed_module
 from uninitialized import filled
 
@@ -112,6 +112,22 @@ def test_programs_that_wait_for_each_other_give_the_bits_of_one(monkeypatch, mod
             order = Interleaved(random_seed)
             with filled(), program_order(monkeypatch, order):
                 assert torch.equal(call(), expected)
+            assert order.switches > 20
+
+
+def test_programs_that_share_a_pool_give_the_bits_of_one(monkeypatch):
+    """Three parts of two sets of rows, of which the second has rows for one; shared evenly and unevenly."""
+    generator = torch.Generator().manual_seed(0)
+    rows, bounds = torch.randperm(390, generator=generator), torch.tensor([0, 300, 390])
+    labels = torch.randint(3, (390,), generator=generator)
+    given = make(1, 2, 390, 3) + torch.eye(3)[labels], labels, torch.zeros(3), rows, bounds, 300, 3
+    expected = pool_weights.pool_weights(*given)
+    for programs in (6, 4):
+        monkeypatch.setattr(pool_weights, "resident_programs", lambda *_, programs=programs: programs)
+        for random_seed in range(3):
+            order = Interleaved(random_seed)
+            with filled(), program_order(monkeypatch, order):
+                assert torch.equal(pool_weights.pool_weights(*given), expected)
             assert order.switches > 20
 
 

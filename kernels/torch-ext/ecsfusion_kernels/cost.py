@@ -49,14 +49,14 @@ REGISTERS, THREADS, BLOCKS = 65_536, 2048, 32
 PASSES = {
     "_broja": (50, 3),
     "_orthonormalize": (5,),
-    "_pool_weights": (4,),
+    "_pool_weights": (8, 2),
     "_match_prior": (4, 2),
     "_lloyd_centers": (6, 2, 6),
 }
 """Passes of the loops that values end, the outer and the inner ones: iterations and sweeps of the solver at a tolerance
-of 1e-3 bits, sweeps of Jacobi's method, half of the evaluations of a pool (its loop goes on in two places), rescalings,
-and how often a program that waits for others looks for them, iterations of k-means (its loop goes on in three places)
-and the same in between. The first is what the tables of benchmarks/bench_kernels.py need, the others are guesses."""
+of 1e-3 bits, sweeps of Jacobi's method, evaluations of a pool, rescalings, and how often a program that waits for
+others looks for them, iterations of k-means (its loop goes on in three places) and the same in between. The first is
+what the tables of benchmarks/bench_kernels.py need, the others are guesses."""
 ACTIVE_ITERATIONS = 11
 """Of k-means, after which all problems of the probe have converged and their blocks return at once: so it is for the
 embeddings of benchmarks/bench_probe.py."""

@@ -13,6 +13,8 @@ from .language import jit, tl
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200: taken for tensors without values."""
+WARPS = 8
+"""That a multiprocessor certainly has registers for: a thread has at most 255, and there are 65 536."""
 
 
 @jit
@@ -31,10 +33,11 @@ def wait_for_programs(arrivals_ptr, times, num_programs):
         tl.debug_barrier()
 
 
-def resident_programs(device: torch.device) -> int:
-    """How many programs certainly run at the same time: one on each multiprocessor, and one in the interpreter."""
+def resident_programs(device: torch.device, num_warps: int = WARPS) -> int:
+    """How many programs of so many warps certainly run at the same time; one in the interpreter."""
     if language.INTERPRETED:
         return 1
+    on_each = max(1, WARPS // num_warps)
     if device.type != "cuda":
-        return MULTIPROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        return MULTIPROCESSORS * on_each
+    return torch.cuda.get_device_properties(device).multi_processor_count * on_each

@@ -190,13 +190,13 @@ def poisson(placed=as_it_is):
 
 
 def pool_weights(number):
-    """Two sets of rows, of which one is read in part, and two steps."""
+    """Two sets of rows and two programs each: one has rows for both, the other is read in part. And two steps."""
     generator = torch.Generator().manual_seed(number)
-    labels = torch.randint(3, (21,), generator=generator)
+    labels = torch.randint(3, (421,), generator=generator)
     quality = torch.linspace(0, 1.5, number)[:, None, None]
-    logits = quality * torch.eye(3)[labels] + torch.randn(1, number, 21, 3, generator=generator)
-    given = logits, labels, torch.tensor([0.2, 0.3, 0.5]).log(), torch.randperm(21, generator=generator)
-    limits = torch.tensor([0, 9, 21]), 9, 2
+    logits = quality * torch.eye(3)[labels] + torch.randn(1, number, 421, 3, generator=generator)
+    given = logits, labels, torch.tensor([0.2, 0.3, 0.5]).log(), torch.randperm(421, generator=generator)
+    limits = torch.tensor([0, 140, 421]), 140, 2
     return Case(
         lambda: ops.pool_weights.pool_weights(*map(unaligned, given), *limits),
         close(reference.pool_weights(*given, *limits), rtol=1e-4, atol=1e-5),

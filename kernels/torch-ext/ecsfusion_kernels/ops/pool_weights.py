@@ -1,7 +1,7 @@
-"""Weights of pooled readouts by damped Newton steps, one program a pool."""
+"""Weights of pooled readouts by damped Newton steps; programs share the rows of a pool."""
 
 # Tuples grow in kernels, where an annotation of their type means something else.
-# mypy: disable-error-code="assignment"
+# mypy: disable-error-code="assignment, misc, var-annotated"
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .._ops import add_op_namespace_prefix
+from ..grid_barrier import resident_programs, wait_for_programs
 from ..language import Variant, aligned, jit, options, padded, runs_kernels, skips_dispatch, tl
 from ..reference.pool_weights import (
     CAUTION,
@@ -29,6 +30,10 @@ from ..reference.pool_weights import pool_weights as reference_pool_weights
 __all__ = ["pool_weights"]
 
 MAX_READOUTS = 8
+NUM_WARPS = 4
+"""Few, so that many programs share a pool, and each thread has one row."""
+MAX_PARTS = 32
+"""The most parts of the rows of a pool: every program adds up the sums of all."""
 STILL = 1e-6
 """The steps of a pool end when no weight changes by more."""
 CONSTANTS = {
@@ -69,21 +74,116 @@ def _sum(first, second, NUMBER: tl.constexpr):
 
 
 @jit
-def _weights_of(weights, READOUTS: tl.constexpr):
-    """The numbers of a vector as a tuple, in float32."""
+def _where(condition, first, second, NUMBER: tl.constexpr):
+    """One of two tuples."""
     found = ()
-    for k in tl.static_range(READOUTS):
-        found += (tl.sum(tl.where(tl.arange(0, READOUTS) == k, weights, 0.0), 0).to(tl.float32),)
+    for k in tl.static_range(NUMBER):
+        found += (tl.where(condition, first[k], second[k]),)
     return found
 
 
 @jit
-def _logits_at(fitted_ptr, row, fitted, step, num_readouts, READOUTS: tl.constexpr):
-    """The logits of rows below `fitted` for one class, a vector for each readout; `step` lies between two readouts."""
+def _sum_over_rows(
+    vectors, FIRST: tl.constexpr, NUMBER: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr
+):
+    """The sums (2 ** LEVELS,) of as many vectors (ROWS,) from the one at FIRST, in one reduction; 0 beyond the last."""
+    columns = ()
+    for k in tl.static_range(FIRST, FIRST + (1 << LEVELS)):
+        if k < NUMBER:
+            columns += (vectors[k],)
+        else:
+            columns += (tl.zeros((ROWS,), tl.float64),)
+    for level in tl.static_range(LEVELS):
+        joined = ()
+        for k in tl.static_range(1 << (LEVELS - level - 1)):
+            joined += (tl.join(columns[k], columns[k + (1 << (LEVELS - level - 1))]),)
+        columns = joined
+    return tl.sum(tl.reshape(columns[0], (ROWS, 1 << LEVELS)), 0)
+
+
+@jit
+def _store_sum_of_parts(sums_ptr, total_ptr, num_parts, PARTS: tl.constexpr, SUMS: tl.constexpr):
+    """Stores the sums over the parts where all threads can read them, after all have read what was there.
+
+    Their order does not depend on who has stored them.
+    """
+    parts, index = tl.arange(0, PARTS), tl.arange(0, SUMS)
+    place = sums_ptr + parts[:, None] * SUMS + index[None, :]
+    total = tl.sum(tl.load(place, (parts < num_parts)[:, None], other=0.0, cache_modifier=".cg"), 0)
+    tl.debug_barrier()
+    tl.store(total_ptr + index, total)
+    tl.debug_barrier()
+
+
+@jit
+def _gather(
+    logits_ptr,
+    labels_ptr,
+    prior_ptr,
+    rows_ptr,
+    fitted_ptr,
+    sums_ptr,
+    first,
+    step,
+    begin,
+    end,
+    num_readouts,
+    num_rows,
+    num_classes,
+    max_fitted_rows,
+    by_rows,
+    LARGEST: tl.constexpr,
+    ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    SUMS: tl.constexpr,
+):
+    """Stores the logits of the fitted rows from `begin` to `end`, centered and less that of the label.
+
+    Stores at `sums_ptr` the sums over the rows of log p(label), and of the squares of each readout.
+    """
+    index = tl.arange(0, SUMS)
+    told = tl.zeros((ROWS,), tl.float64)
+    sums = tl.zeros((SUMS,), tl.float64)
+    for readout in range(num_readouts):
+        square = tl.zeros((ROWS,), tl.float64)
+        for start in range(begin, end, ROWS):
+            place = start + tl.arange(0, ROWS)
+            inside = place < end
+            row = first + place * step
+            if by_rows:
+                row = tl.load(rows_ptr + row, inside, other=0)
+            label = tl.load(labels_ptr + row, inside, other=0)
+            if readout == 0:
+                told += tl.load(prior_ptr + label, inside, other=0.0)
+            given = logits_ptr + (readout * num_rows + row) * num_classes
+            mean = tl.zeros((ROWS,), tl.float32)
+            for c in range(0, num_classes, CLASSES):
+                for i in tl.static_range(CLASSES):
+                    there = place < tl.where(c + i < num_classes, end, 0)
+                    mean += tl.load(given + c + i, there, other=0.0)
+            mean /= num_classes
+            at_label = _clamped(tl.load(given + label, inside, other=0.0) - mean, LARGEST)
+            for c in range(0, num_classes, CLASSES):
+                for i in tl.static_range(CLASSES):
+                    there = place < tl.where(c + i < num_classes, end, 0)
+                    logits = _clamped(tl.load(given + c + i, there, other=0.0) - mean, LARGEST)
+                    logits = tl.where(there, logits, 0.0)
+                    square += logits * logits
+                    # Rows beside rows. From the logit of the label: of rows that are told fully, sums of large logits
+                    # would leave only rounding.
+                    kept = fitted_ptr + (readout * num_classes + c + i) * max_fitted_rows.to(tl.int64) + place
+                    tl.store(kept, logits - at_label, there)
+        sums = tl.where(index == readout + 1, tl.sum(square, 0), sums)
+    tl.store(sums_ptr + index, tl.where(index == 0, tl.sum(told, 0), sums))
+
+
+@jit
+def _logits_at(of_class, row, end, step, num_readouts, READOUTS: tl.constexpr):
+    """The logits of rows below `end` for one class, a vector for each readout; `step` lies between two readouts."""
     found = ()
     for k in tl.static_range(READOUTS):
-        inside = row < fitted * (k < num_readouts)
-        found += (tl.load(fitted_ptr + k * step + row, inside, other=0.0),)
+        inside = row < tl.where(k < num_readouts, end, 0)
+        found += (tl.load(of_class + k * step + row, inside, other=0.0),)
     return found
 
 
@@ -98,72 +198,172 @@ def _score(prior, logits, weights, READOUTS: tl.constexpr):
 
 
 @jit
-def _moments(
+def _store_moments(
     fitted_ptr,
     prior_ptr,
+    sums_ptr,
     candidate,
-    fitted,
+    begin,
+    end,
     max_fitted_rows,
     num_readouts,
     num_classes,
     READOUTS: tl.constexpr,
+    PAIRS: tl.constexpr,
     ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
-    """Sums over the rows: the log norm, the mean of each readout, and the lower triangle of their covariances."""
-    weights = _weights_of(candidate, READOUTS)
+    """Stores sums over the rows: the log norm, the mean of each readout, the lower triangle of their covariances.
+
+    Some classes are read at once, and each only once: sums of before shrink where a larger score is found.
+    """
+    weights = ()
+    for k in tl.static_range(READOUTS):
+        weights += (candidate[k].to(tl.float32),)
     step = max_fitted_rows.to(tl.int64) * num_classes
-    log_norm = tl.zeros((ROWS,), tl.float64)
-    means = _zeros(READOUTS, ROWS, tl.float64)
-    covariances = _zeros(READOUTS * (READOUTS + 1) // 2, ROWS, tl.float64)
-    for start in range(0, fitted, ROWS):
+    sums = _zeros(GROUPS, 1 << LEVELS, tl.float64)
+    for start in range(begin, end, ROWS):
         row = start + tl.arange(0, ROWS)
         largest, norm = tl.full((ROWS,), -1e30, tl.float32), tl.zeros((ROWS,), tl.float32)
-        for c in range(num_classes):
-            of_class = fitted_ptr + c * max_fitted_rows.to(tl.int64)
-            logits = _logits_at(of_class, row, fitted, step, num_readouts, READOUTS)
-            score = _score(tl.load(prior_ptr + c), logits, weights, READOUTS)
-            larger = tl.maximum(largest, score)
-            norm = norm * tl.exp(largest - larger) + tl.exp(score - larger)
-            largest = larger
-        log_norm += tl.where(row < fitted, tl.log(norm) + largest, 0.0)
         mean = _zeros(READOUTS, ROWS, tl.float32)
-        square = _zeros(READOUTS * (READOUTS + 1) // 2, ROWS, tl.float32)
-        for c in range(num_classes):
-            of_class = fitted_ptr + c * max_fitted_rows.to(tl.int64)
-            logits = _logits_at(of_class, row, fitted, step, num_readouts, READOUTS)
-            score = _score(tl.load(prior_ptr + c), logits, weights, READOUTS)
-            posterior = tl.exp(score - largest) / norm
-            shares = ()
-            products = ()
+        square = _zeros(PAIRS, ROWS, tl.float32)
+        for c in range(0, num_classes, CLASSES):
+            logits, scores = (), ()
+            larger = largest
+            for i in tl.static_range(CLASSES):
+                of_class = fitted_ptr + (c + i) * max_fitted_rows.to(tl.int64)
+                there = tl.where(c + i < num_classes, end, 0)
+                of_readouts = _logits_at(of_class, row, there, step, num_readouts, READOUTS)
+                prior = tl.load(prior_ptr + c + i, c + i < num_classes, other=-float("inf"))
+                score = _score(prior, of_readouts, weights, READOUTS)
+                larger = tl.maximum(larger, score)
+                logits += (of_readouts,)
+                scores += (score,)
+            shrunk = tl.exp(largest - larger)
+            largest = larger
+            norm *= shrunk
+            grown, products = (), ()
             for k in tl.static_range(READOUTS):
-                share = posterior * logits[k]
-                shares += (share,)
+                grown += (mean[k] * shrunk,)
                 for other in tl.static_range(k + 1):
-                    products += (share * logits[other],)
-            mean = _sum(mean, shares, READOUTS)
-            square = _sum(square, products, READOUTS * (READOUTS + 1) // 2)
-        means = _sum(means, mean, READOUTS)
-        centered = ()
+                    products += (square[k * (k + 1) // 2 + other] * shrunk,)
+            for i in tl.static_range(CLASSES):
+                mass = tl.exp(scores[i] - largest)
+                norm += mass
+                shares, of_pairs = (), ()
+                for k in tl.static_range(READOUTS):
+                    share = mass * logits[i][k]
+                    shares += (share,)
+                    for other in tl.static_range(k + 1):
+                        of_pairs += (share * logits[i][other],)
+                grown = _sum(grown, shares, READOUTS)
+                products = _sum(products, of_pairs, PAIRS)
+            mean, square = grown, products
+        inverse = 1.0 / norm
+        means, found = (), (tl.where(row < end, tl.log(norm) + largest, 0.0).to(tl.float64),)
+        for k in tl.static_range(READOUTS):
+            means += (mean[k] * inverse,)
+        for k in tl.static_range(READOUTS):
+            found += (means[k].to(tl.float64),)
         for k in tl.static_range(READOUTS):
             for other in tl.static_range(k + 1):
-                of_means = mean[k].to(tl.float64) * mean[other]
-                centered += (square[k * (k + 1) // 2 + other].to(tl.float64) - of_means,)
-        covariances = _sum(covariances, centered, READOUTS * (READOUTS + 1) // 2)
-    return log_norm, means, covariances
+                of_means = means[k].to(tl.float64) * means[other]
+                found += ((square[k * (k + 1) // 2 + other] * inverse).to(tl.float64) - of_means,)
+        # For each tile of rows: a thread has not the registers to keep as many float64 numbers from one to the next.
+        of_groups = ()
+        for group in tl.static_range(GROUPS):
+            of_groups += (_sum_over_rows(found, group << LEVELS, 1 + READOUTS + PAIRS, ROWS, LEVELS),)
+        sums = _sum(sums, of_groups, GROUPS)
+    for group in tl.static_range(GROUPS):
+        tl.store(sums_ptr + (group << LEVELS) + tl.arange(0, 1 << LEVELS), sums[group])
 
 
 @jit
-def _solved(system, right, number, READOUTS: tl.constexpr):
-    """The solution (K,) of a positive definite system (K, K), by Gauss and Jordan's elimination."""
-    index = tl.arange(0, READOUTS)
-    for k in range(number):
-        pivot_row = tl.sum(tl.where((index == k)[:, None], system, 0.0), 0)
-        pivot_right = tl.sum(tl.where(index == k, right, 0.0), 0)
-        column = tl.sum(tl.where((index == k)[None, :], system, 0.0), 1)
-        factor = tl.where(index == k, 0.0, column / tl.sum(tl.where(index == k, column, 0.0), 0))
-        system -= factor[:, None] * pivot_row[None, :]
-        right -= factor * pivot_right
-    return right / tl.sum(tl.where(index[:, None] == index[None, :], system, 0.0), 1)
+def _solved(system, right, READOUTS: tl.constexpr):
+    """The solution of a positive definite system, of which the lower triangle is given, by Gauss's elimination."""
+    inverses = ()
+    for k in tl.static_range(READOUTS):
+        inverse = 1.0 / system[k * (k + 1) // 2 + k]
+        inverses += (inverse,)
+        left, left_right = (), ()
+        for i in tl.static_range(READOUTS):
+            if i > k:
+                factor = system[i * (i + 1) // 2 + k] * inverse
+                left_right += (right[i] - factor * right[k],)
+            else:
+                left_right += (right[i],)
+            for j in tl.static_range(i + 1):
+                if j > k:
+                    left += (system[i * (i + 1) // 2 + j] - factor * system[j * (j + 1) // 2 + k],)
+                else:
+                    left += (system[i * (i + 1) // 2 + j],)
+        system, right = left, left_right
+    # From the last number to the first; `found` has them in this order.
+    found = ()
+    for k in tl.static_range(READOUTS - 1, -1, -1):
+        number = right[k]
+        for i in tl.static_range(READOUTS - 1, k, -1):
+            number -= system[i * (i + 1) // 2 + k] * found[READOUTS - 1 - i]
+        found += (number * inverses[k],)
+    solution = ()
+    for k in tl.static_range(READOUTS):
+        solution += (found[READOUTS - 1 - k],)
+    return solution
+
+
+@jit
+def _step(
+    weights,
+    sums_ptr,
+    number,
+    cost_ptr,
+    num_readouts,
+    damping,
+    rejected,
+    CAUTION: tl.constexpr,
+    FIRST_SUM: tl.constexpr,
+    MAX_RISE: tl.constexpr,
+    TINY: tl.constexpr,
+    READOUTS: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """The weights after a damped Newton step, none of them below 0; `sums_ptr` has the sums at the weights."""
+    share = 1.0 / number
+    sums_of_pairs_ptr = sums_ptr + 1 + READOUTS
+    diagonal = ()
+    for k in tl.static_range(READOUTS):
+        diagonal += (tl.load(sums_of_pairs_ptr + k * (k + 1) // 2 + k) * share,)
+    largest = diagonal[0]
+    for k in tl.static_range(1, READOUTS):
+        largest = tl.maximum(largest, diagonal[k])
+    free, right, ridges = (), (), ()
+    for k in tl.static_range(READOUTS):
+        gradient = tl.load(sums_ptr + 1 + k) * share + tl.load(cost_ptr + k)
+        is_free = tl.where((weights[k] > 0) | (gradient < 0), 1.0, 0.0).to(tl.float64)
+        free += (is_free,)
+        right += (gradient * is_free,)
+        ridge = damping * diagonal[k] + 1e-9 * largest + 1e-12
+        # After a step that went too far no weight falls to 0 at once, however flat the loss is around it.
+        ridge += CAUTION * rejected * tl.maximum(gradient, 0.0) / tl.maximum(weights[k], TINY)
+        ridges += (ridge + 1.0 - is_free,)
+    system = ()
+    for k in tl.static_range(READOUTS):
+        for other in tl.static_range(k + 1):
+            if other == k:
+                system += (diagonal[k] * free[k] + ridges[k],)
+            else:
+                covariance = tl.load(sums_of_pairs_ptr + k * (k + 1) // 2 + other) * share
+                system += (covariance * free[k] * free[other],)
+    direction = _solved(system, right, READOUTS)
+    found = ()
+    for k in tl.static_range(READOUTS):
+        # Where the loss is nearly flat its curvature says nothing about what is far away.
+        begin = tl.where(k < num_readouts, tl.full((), FIRST_SUM, tl.float64) / num_readouts, 0.0)
+        most = MAX_RISE * weights[k] + begin
+        found += (tl.minimum(tl.maximum(weights[k] - direction[k], 0.0), most),)
+    return found
 
 
 @jit(
@@ -173,6 +373,9 @@ def _solved(system, right, number, READOUTS: tl.constexpr):
         "num_rows",
         "num_classes",
         "max_fitted_rows",
+        "rows_of_part",
+        "num_parts",
+        "num_programs",
         "iterations",
         "by_rows",
     ]
@@ -185,11 +388,17 @@ def _pool_weights(
     bounds_ptr,
     fitted_ptr,
     weights_ptr,
+    sums_ptr,
+    totals_ptr,
+    arrivals_ptr,
     num_pools: tl.int32,
     num_readouts: tl.int32,
     num_rows: tl.int64,
     num_classes: tl.int32,
     max_fitted_rows: tl.int32,
+    rows_of_part: tl.int32,
+    num_parts: tl.int32,
+    num_programs: tl.int32,
     iterations: tl.int32,
     by_rows: tl.int32,
     CAUTION: tl.constexpr,
@@ -201,123 +410,156 @@ def _pool_weights(
     TINY: tl.constexpr,
     WEIGHT_COST: tl.constexpr,
     READOUTS: tl.constexpr,
+    PAIRS: tl.constexpr,
     ROWS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    PARTS: tl.constexpr,
+    SUMS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
-    """Minimize mean(log sum_y p(y) exp(w z(y)) - w z(label)) + cost w over w >= 0; a program has a pool and its rows.
+    """Minimize mean(log sum_y p(y) exp(w z(y)) - w z(label)) + cost w over w >= 0.
 
-    The logits of the fitted rows, centered and less that of the label, are gathered once. Sums over rows are float64.
+    The programs of a pool share the parts of its rows. Each adds up the sums of all parts, and makes the same steps.
+    The logits of the fitted rows are gathered once. Sums over rows are float64.
     """
-    program = tl.program_id(0).to(tl.int64)
-    pool, part = program % num_pools, program // num_pools
-    first, size = part * 0, part * 0 + num_rows
+    problem, program = (tl.program_id(0) // num_programs).to(tl.int64), tl.program_id(0) % num_programs
+    pool, of_set = problem % num_pools, problem // num_pools
+    first, size = of_set * 0, of_set * 0 + num_rows
     if by_rows:
-        first = tl.load(bounds_ptr + part)
-        size = tl.load(bounds_ptr + part + 1) - first
+        first = tl.load(bounds_ptr + of_set)
+        size = tl.load(bounds_ptr + of_set + 1) - first
     step = tl.maximum((size + max_fitted_rows - 1) // max_fitted_rows, 1)
     fitted = ((size + step - 1) // step).to(tl.int32)
-    readouts = tl.arange(0, READOUTS)
     logits_ptr += pool * num_readouts * num_rows * num_classes
-    fitted_ptr += program * num_readouts * max_fitted_rows * num_classes
+    fitted_ptr += problem * num_readouts * max_fitted_rows * num_classes
+    arrivals_ptr += problem
+    # Sums of the parts, by turns in two places, so that a program that is ahead does not change what another still
+    # reads. A part without rows has sums of 0.
+    size_of_sums = num_parts * SUMS
+    sums_ptr += problem * 2 * size_of_sums
+    # What this program has added up for itself: the sums over all parts, at the weights and at the candidate, which
+    # change places when it is taken, and in the third place the costs.
+    totals_ptr += tl.program_id(0).to(tl.int64) * 3 * SUMS
 
-    told = tl.zeros((ROWS,), tl.float64)
-    squares = tl.zeros((READOUTS,), tl.float64)
-    for readout in range(num_readouts):
-        square = tl.zeros((ROWS,), tl.float64)
-        for start in range(0, fitted, ROWS):
-            place = start + tl.arange(0, ROWS)
-            inside = place < fitted
-            row = first + place * step
-            if by_rows:
-                row = tl.load(rows_ptr + row, inside, other=0)
-            label = tl.load(labels_ptr + row, inside, other=0)
-            if readout == 0:
-                told += tl.load(prior_ptr + label, inside, other=0.0)
-            given = logits_ptr + (readout * num_rows + row) * num_classes
-            mean = tl.zeros((ROWS,), tl.float32)
-            for c in range(num_classes):
-                mean += tl.load(given + c, inside, other=0.0)
-            mean /= num_classes
-            at_label = _clamped(tl.load(given + label, inside, other=0.0) - mean, LARGEST)
-            for c in range(num_classes):
-                logits = _clamped(tl.load(given + c, inside, other=0.0) - mean, LARGEST)
-                logits = tl.where(inside, logits, 0.0)
-                square += logits * logits
-                # Rows beside rows. From the logit of the label: of rows that are told fully, sums of large logits would
-                # leave only rounding.
-                kept = fitted_ptr + (readout * num_classes + c) * max_fitted_rows.to(tl.int64) + place
-                tl.store(kept, logits - at_label, inside)
-        squares = tl.where(readouts == readout, tl.sum(square, 0), squares)
-    tl.debug_barrier()
+    for part in range(program, num_parts, num_programs):
+        begin = part * rows_of_part
+        _gather(
+            logits_ptr,
+            labels_ptr,
+            prior_ptr,
+            rows_ptr,
+            fitted_ptr,
+            sums_ptr + part * SUMS,
+            first,
+            step,
+            begin,
+            tl.minimum(begin + rows_of_part, fitted),
+            num_readouts,
+            num_rows,
+            num_classes,
+            max_fitted_rows,
+            by_rows,
+            LARGEST,
+            ROWS,
+            CLASSES,
+            SUMS,
+        )
+    wait_for_programs(arrivals_ptr, 1, num_programs)
+    _store_sum_of_parts(sums_ptr, totals_ptr, num_parts, PARTS, SUMS)
     # Without a row the weights stay 0.
     number = tl.maximum(fitted, 1).to(tl.float64)
-    # Bare numbers would be rounded to float32.
-    cost = tl.minimum(tl.sqrt(squares / (number * num_classes)), 1.0) * WEIGHT_COST / number
-    prior_loss = -tl.sum(told, 0) / number
+    prior_loss = -tl.load(totals_ptr) / number
+    cost_ptr, candidate = totals_ptr + 2 * SUMS, ()
+    for k in tl.static_range(READOUTS):
+        # Bare numbers would be rounded to float32.
+        size_of_logits = tl.sqrt(tl.load(totals_ptr + 1 + k) / (number * num_classes))
+        tl.store(cost_ptr + k, tl.minimum(size_of_logits, 1.0) * WEIGHT_COST / number)
+        candidate += (tl.where(k < num_readouts, tl.full((), FIRST_SUM, tl.float64) / num_readouts, 0.0),)
 
-    begin = tl.where(readouts < num_readouts, tl.full((), FIRST_SUM, tl.float64) / num_readouts, 0.0)
-    candidate, weights = begin, tl.zeros((READOUTS,), tl.float64)
-    gradient, curvature = weights, tl.zeros((READOUTS, READOUTS), tl.float64)
+    weights = ()
+    for _ in tl.static_range(READOUTS):
+        weights += (tl.full((), 0.0, tl.float64),)
+    of_weights = 0
     loss = prior_loss
     damping, rejected = tl.full((), FIRST_DAMPING, tl.float64), tl.full((), 0.0, tl.float64)
     # Before the steps: 0 at the start, and 1 at the prior, where the start overflows or does worse.
-    turn = 0
+    turn, times = 0, 1
     while turn < iterations + 2:
-        log_norm, means, covariances = _moments(
-            fitted_ptr,
-            prior_ptr,
-            candidate,
-            fitted,
-            max_fitted_rows,
-            num_readouts,
-            num_classes,
-            READOUTS,
-            ROWS,
-        )
-        new_loss = tl.sum(log_norm, 0) / number + prior_loss + tl.sum(cost * candidate, 0)
-        new_gradient, new_curvature = cost, tl.zeros((READOUTS, READOUTS), tl.float64)
+        times += 1
+        now_ptr = sums_ptr + (times + 1) % 2 * size_of_sums
+        for part in range(program, num_parts, num_programs):
+            begin = part * rows_of_part
+            _store_moments(
+                fitted_ptr,
+                prior_ptr,
+                now_ptr + part * SUMS,
+                candidate,
+                begin,
+                tl.minimum(begin + rows_of_part, fitted),
+                max_fitted_rows,
+                num_readouts,
+                num_classes,
+                READOUTS,
+                PAIRS,
+                ROWS,
+                CLASSES,
+                GROUPS,
+                LEVELS,
+            )
+        wait_for_programs(arrivals_ptr, times, num_programs)
+        _store_sum_of_parts(now_ptr, totals_ptr + (1 - of_weights) * SUMS, num_parts, PARTS, SUMS)
+        new_loss = tl.load(totals_ptr + (1 - of_weights) * SUMS) / number + prior_loss
         for k in tl.static_range(READOUTS):
-            new_gradient += tl.where(readouts == k, tl.sum(means[k], 0) / number, 0.0)
-            for other in tl.static_range(k + 1):
-                covariance = tl.sum(covariances[k * (k + 1) // 2 + other], 0) / number
-                here = (readouts[:, None] == k) & (readouts[None, :] == other)
-                here = here | (readouts[:, None] == other) & (readouts[None, :] == k)
-                new_curvature += tl.where(here, covariance, 0.0)
+            new_loss += tl.load(cost_ptr + k) * candidate[k]
 
         better = new_loss < loss
         taken = better | (turn == 1)
-        weights = tl.where(taken, candidate, weights)
-        gradient = tl.where(taken, new_gradient, gradient)
-        curvature = tl.where(taken, new_curvature, curvature)
+        weights = _where(taken, candidate, weights, READOUTS)
+        of_weights = tl.where(taken, 1 - of_weights, of_weights)
         loss = tl.where(taken, new_loss, loss)
         if turn > 1:
             rejected = tl.where(better, tl.minimum(rejected, 1.0), rejected + 1.0)
             damping = tl.where(better, damping / 5.0, damping * 10.0)
             damping = tl.minimum(tl.maximum(damping, 1e-6), 1e6)
-        if (turn == 0) & (better == 0):
-            candidate = tl.zeros((READOUTS,), tl.float64)
-            turn = 1
-        else:
-            free = tl.where((weights > 0) | (gradient < 0), 1.0, 0.0).to(tl.float64)
-            diagonal = tl.sum(tl.where(readouts[:, None] == readouts[None, :], curvature, 0.0), 1)
-            ridge = damping * diagonal + 1e-9 * tl.max(diagonal, 0) + 1e-12
-            # After a step that went too far no weight falls to 0 at once, however flat the loss is around it.
-            ridge += CAUTION * rejected * tl.maximum(gradient, 0.0) / tl.maximum(weights, TINY)
-            system = curvature * free[:, None] * free[None, :]
-            system += tl.where(readouts[:, None] == readouts[None, :], (ridge + 1.0 - free)[:, None], 0.0)
-            direction = _solved(system, gradient * free, num_readouts, READOUTS)
-            # Where the loss is nearly flat its curvature says nothing about what is far away.
-            candidate = tl.minimum(tl.maximum(weights - direction, 0.0), MAX_RISE * weights + begin)
-            turn = tl.maximum(turn + 1, 2)
-            if tl.max(tl.abs(candidate - weights), 0) <= STILL:
-                turn = iterations + 2
-    tl.store(weights_ptr + program * num_readouts + readouts, weights, readouts < num_readouts)
+        found = _step(
+            weights,
+            totals_ptr + of_weights * SUMS,
+            number,
+            cost_ptr,
+            num_readouts,
+            damping,
+            rejected,
+            CAUTION,
+            FIRST_SUM,
+            MAX_RISE,
+            TINY,
+            READOUTS,
+            PAIRS,
+        )
+        from_prior = (turn == 0) & (better == 0)
+        candidate = _where(from_prior, weights, found, READOUTS)
+        moved = tl.abs(candidate[0] - weights[0])
+        for k in tl.static_range(1, READOUTS):
+            moved = tl.maximum(moved, tl.abs(candidate[k] - weights[k]))
+        turn = tl.where(from_prior, 1, tl.maximum(turn + 1, 2))
+        turn = tl.where((moved <= STILL) & (from_prior == 0), iterations + 2, turn)
+    if program == 0:
+        for k in tl.static_range(READOUTS):
+            tl.store(weights_ptr + problem * num_readouts + k, weights[k], k < num_readouts)
 
 
 def configuration(num_readouts: int) -> tuple[dict[str, int], int]:
-    """The constants of a pool of so many readouts, and its warps: as many as have registers for all covariances."""
+    """The constants of a pool of so many readouts, and its warps: a thread has a row, and several classes at once."""
     readouts = padded(num_readouts, 2)
-    num_warps = 16 if readouts <= 4 else 8
-    return {"READOUTS": readouts, "ROWS": 32 * num_warps}, num_warps
+    pairs = readouts * (readouts + 1) // 2
+    sums = 1 + readouts + pairs
+    # More than 2 ** 4 sums are reduced in groups, for which a thread has the registers.
+    levels = 3 if readouts == 2 else 4
+    constants = {"READOUTS": readouts, "PAIRS": pairs, "ROWS": 32 * NUM_WARPS}
+    constants |= {"CLASSES": {2: 5, 4: 4}.get(readouts, 2), "PARTS": MAX_PARTS}
+    constants |= {"SUMS": padded(sums), "GROUPS": -(-sums >> levels), "LEVELS": levels}
+    return constants, NUM_WARPS
 
 
 def _launch_pool_weights(
@@ -330,19 +572,43 @@ def _launch_pool_weights(
     iterations: int,
 ) -> Tensor:
     num_pools, num_readouts, num_rows, num_classes = logits.shape
-    num_parts = 1 if bounds is None else len(bounds) - 1
-    shape = (num_parts, num_pools, num_readouts)
-    if not logits.numel() or not num_parts:
+    num_sets = 1 if bounds is None else len(bounds) - 1
+    shape = (num_sets, num_pools, num_readouts)
+    if not logits.numel() or not num_sets:
         return torch.zeros(shape, dtype=torch.float64, device=logits.device)
     found = torch.empty(shape, dtype=torch.float64, device=logits.device)
-    most = min(max_fitted_rows, num_rows)
-    fitted = logits.new_empty(num_parts * num_pools, num_readouts, most, num_classes)
-    given = [aligned(tensor) for tensor in (logits, labels, log_prior)]
-    chosen = [given[1] if tensor is None else aligned(tensor) for tensor in (rows, bounds)]
-    sizes = (num_pools, num_readouts, num_rows, num_classes, most, iterations, int(bounds is not None))
+    most, num_problems = min(max_fitted_rows, num_rows), num_sets * num_pools
+    fitted = logits.new_empty(num_problems, num_readouts, most, num_classes)
     constants, num_warps = configuration(num_readouts)
-    _pool_weights[(num_parts * num_pools,)](
-        *given, *chosen, fitted, found, *sizes, **CONSTANTS, **constants, **options(num_warps)
+    # A function of the shape of a pool alone: the order of the sums must not depend on the batch.
+    tiles = -(-most // constants["ROWS"])
+    rows_of_part = constants["ROWS"] * -(-tiles // MAX_PARTS)
+    num_parts = -(-most // rows_of_part)
+    num_programs = max(1, min(num_parts, resident_programs(logits.device, num_warps) // num_problems))
+    make_arrivals = torch.zeros if num_programs > 1 else torch.empty
+    given = [aligned(tensor) for tensor in (logits, labels, log_prior)]
+    _pool_weights[(num_problems * num_programs,)](
+        *given,
+        *(given[1] if tensor is None else aligned(tensor) for tensor in (rows, bounds)),
+        fitted,
+        found,
+        found.new_empty(num_problems, 2, num_parts, constants["SUMS"]),
+        found.new_empty(num_problems * num_programs, 3, constants["SUMS"]),
+        make_arrivals(num_problems, dtype=torch.int32, device=logits.device),
+        num_pools,
+        num_readouts,
+        num_rows,
+        num_classes,
+        most,
+        rows_of_part,
+        num_parts,
+        num_programs,
+        iterations,
+        int(bounds is not None),
+        **CONSTANTS,
+        **constants,
+        **options(num_warps),
+        launch_cooperative_grid=num_programs > 1,
     )
     return found
 
@@ -351,8 +617,15 @@ def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
     types = {f"{name}_ptr": "*fp32" for name in ("logits", "prior", "fitted")}
     types |= {f"{name}_ptr": "*i64" for name in ("labels", "rows", "bounds")}
-    sizes = ("num_pools", "num_readouts", "num_classes", "max_fitted_rows", "iterations", "by_rows")
-    types |= {"weights_ptr": "*fp64", "num_rows": "i64", **dict.fromkeys(sizes, "i32")}
+    types |= {
+        "weights_ptr": "*fp64",
+        "sums_ptr": "*fp64",
+        "totals_ptr": "*fp64",
+        "arrivals_ptr": "*i32",
+        "num_rows": "i64",
+    }
+    sizes = ("num_pools", "num_readouts", "num_classes", "max_fitted_rows", "rows_of_part", "num_parts")
+    types |= dict.fromkeys((*sizes, "num_programs", "iterations", "by_rows"), "i32")
     return [
         Variant(_pool_weights, types, {**CONSTANTS, **constants}, num_warps)
         for constants, num_warps in map(configuration, (2, 4, MAX_READOUTS))
@@ -399,8 +672,9 @@ def pool_weights(
 ) -> Tensor:
     """The weights of B pools of K readouts, q(y | x) ~ p(y) exp(sum_k w_k z_k(y | x)), fitted on S sets of rows.
 
-    The w >= 0 minimize the log-loss, and a small cost for each. On a GPU a pool of up to 8 readouts is one program,
-    and the host reads nothing; of more, the reference is used. The result has no gradient.
+    The w >= 0 minimize the log-loss, and a small cost for each. On a GPU pools of up to 8 readouts are one launch,
+    whose programs wait for each other, and the host reads nothing; of more, the reference is used. The result has no
+    gradient.
 
     Args:
         logits: (B, K, N, C) float32: the logarithm of each readout's posterior over the prior, up to a constant by row.
