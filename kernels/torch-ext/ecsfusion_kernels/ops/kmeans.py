@@ -40,6 +40,8 @@ MAX_ASSIGN_BLOCKS = (
 
 POINTS_BY_THREAD = 1024
 """Of the tiles whose points are compared by one thread each: 8 points of up to 8 dimensions stay in its registers."""
+MAX_CENTERS_BY_THREAD = 32
+"""A thread takes 11 instructions for a point and a center, tensor cores half of that, but at least 32 centers."""
 MIN_POINTS_BY_THREAD = 100_000
 """With fewer, tiles of so many points leave multiprocessors without work."""
 
@@ -49,6 +51,25 @@ def _load_tile(ptr, row, num_rows, column, num_columns, row_stride, column_strid
     """A tile (BLOCK_ROWS, BLOCK_COLUMNS) of a matrix, zero outside of it."""
     mask = (row < num_rows)[:, None] & (column < num_columns)[None, :]
     return tl.load(ptr + row[:, None] * row_stride + column[None, :] * column_stride, mask, other=0.0)
+
+
+@jit
+def _leading(x):
+    """Rounded to 11 bits: what is left has 12 bits and a sign."""
+    return ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+
+
+@jit
+def _product(x, y, total):
+    """The products of rows of x with rows of y, added to a total: three products of TF32 numbers.
+
+    So does `input_precision="tf32x3"`, which looks for NaNs as well.
+    """
+    x_leading, y_leading = _leading(x), _leading(y)
+    x_rest, y_rest = x - x_leading, y - y_leading
+    total = tl.dot(x_rest, tl.trans(y_leading), total, input_precision="tf32")
+    total = tl.dot(x_leading, tl.trans(y_rest), total, input_precision="tf32")
+    return tl.dot(x_leading, tl.trans(y_leading), total, input_precision="tf32")
 
 
 @jit
@@ -124,17 +145,17 @@ def _assign(
     infinity = float("inf")
     if SINGLE_TILE:
         centers = _load_tile(centers_ptr, index, num_clusters, entry, num_dims, num_dims, 1)
-        bias = tl.sum(centers * centers, 1)
+        bias = 0.5 * tl.sum(centers * centers, 1)
         # No point is assigned to a center that is not finite.
         finite = (bias < infinity) & (index < num_clusters)
         bias = tl.where(finite, bias, infinity)
-        transposed = tl.trans(tl.where(finite[:, None], -2.0 * centers, 0.0))
+        centers = tl.where(finite[:, None], centers, 0.0)
         for tile in range(program, tiles, num_programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
             x = _load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
-            scores = tl.dot(x, transposed, input_precision="tf32x3") + bias[None, :]
+            scores = bias[None, :] - _product(x, centers, tl.zeros((BLOCK_N, BLOCK_K), tl.float32))
             lowest, label = _first_minimum(scores, index, BLOCK_K)
-            _store_nearest(labels_ptr, distance_ptr, point, num_points, lowest, label, tl.sum(x * x, 1))
+            _store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * lowest, label, tl.sum(x * x, 1))
     else:
         for tile in range(program, tiles, num_programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -152,23 +173,46 @@ def _assign(
                     centers = _load_tile(
                         centers_ptr, first + index, num_clusters, start + entry, num_dims, num_dims, 1
                     )
-                    scores = tl.dot(x, tl.trans(centers), scores, input_precision="tf32x3")
+                    scores = _product(x, centers, scores)
                     bias += tl.sum(centers * centers, 1)
                     length += tl.sum(x * x, 1)
                 finite = (bias < infinity) & (first + index < num_clusters)
-                scores = tl.where(finite[None, :], bias[None, :] - 2.0 * scores, infinity)
+                scores = tl.where(finite[None, :], 0.5 * bias[None, :] - scores, infinity)
                 lowest, is_member = _first_minimum(scores, index, BLOCK_K)
                 label = tl.where(lowest < best, first + is_member, label)
                 best = tl.minimum(best, lowest)
-            _store_nearest(labels_ptr, distance_ptr, point, num_points, best, label, length)
+            _store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * best, label, length)
 
 
 @jit
-def _coordinates(pointer, DIMS: tl.constexpr):
-    """A tuple of the numbers that lie at each pointer and behind it."""
+def _pair(pointer):
+    """Two numbers that lie side by side, loaded at once."""
+    both = tl.load(pointer.to(tl.pointer_type(tl.int64)))
+    return both.to(tl.int32).to(tl.float32, bitcast=True), (both >> 32).to(tl.int32).to(
+        tl.float32, bitcast=True
+    )
+
+
+@jit
+def _center(pointer, DIMS: tl.constexpr):
+    """A tuple of the numbers of one center, which all threads load."""
     found = ()
-    for j in tl.static_range(DIMS):
-        found += (tl.load(pointer + j),)
+    for j in tl.static_range(0, DIMS, 2):
+        first, second = _pair(pointer + j)
+        found += (first, second)
+    return found
+
+
+@jit
+def _coordinates(pointer, BLOCK_N: tl.constexpr, DIMS: tl.constexpr):
+    """A tuple of the numbers that lie at each of BLOCK_N pointers and behind it; a thread loads four at once."""
+    found = ()
+    for j in tl.static_range(0, DIMS, 4):
+        four = tl.load(pointer[:, None] + (j + tl.arange(0, 4))[None, :])
+        even, odd = tl.split(tl.reshape(four, (BLOCK_N, 2, 2)))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        found += (first, second, third, fourth)
     return found
 
 
@@ -213,6 +257,9 @@ def _assign_by_thread(
     if skip_inactive != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
+    # Pieces of 16 bytes, as the compiler is to know.
+    problem_stride = problem_stride // 4 * 4
+    point_stride = point_stride // 4 * 4
     points_ptr += problem * problem_stride
     centers_ptr += problem * num_clusters * DIMS
     labels_ptr += problem * num_points
@@ -221,10 +268,10 @@ def _assign_by_thread(
     for tile in range(program, tl.cdiv(num_points, BLOCK_N), num_programs):
         point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         # Those beyond the last are the last again; nothing is stored for them.
-        x = _coordinates(points_ptr + tl.minimum(point, num_points - 1) * point_stride, DIMS)
+        x = _coordinates(points_ptr + tl.minimum(point, num_points - 1) * point_stride, BLOCK_N, DIMS)
         best, label = tl.full((BLOCK_N,), -infinity, tl.float32), tl.zeros((BLOCK_N,), tl.int32)
         for k in tl.range(0, num_clusters, loop_unroll_factor=4):
-            center = _coordinates(centers_ptr + k * DIMS, DIMS)
+            center = _center(centers_ptr + k * DIMS, DIMS)
             bias = _squares(center, DIMS)
             # No point is assigned to a center that is not finite: neither -inf nor a NaN is above -inf.
             score = tl.zeros((BLOCK_N,), tl.float32) + tl.where(bias < infinity, -0.5 * bias, -infinity)
@@ -388,21 +435,24 @@ def _vector(points: Tensor) -> int:
 def assign_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
     """Constants of `_assign`, warps and pipeline stages.
 
-    Up to 32 centers of 16 dimensions stay in registers; 128 points are one tile for the 4 warps of a tensor core
-    product. Beyond, up to 128 centers are compared at once (64 registers of each of 256 threads), so that the points
-    come from the caches at most twice for 256 centers.
+    Of few dimensions up to 128 centers are one tile, which stays with the program. A thread has up to 64 scores, as
+    far as the centers leave registers. Of more dimensions 128 points are compared with up to 128 centers at once, so
+    that they come from the caches at most twice for 256. Without vector loads every number needs an address in
+    registers, and tiles are smaller.
     """
-    single_tile = num_clusters <= 32 and num_dims <= 16
-    block_k = min(
-        padded(num_clusters, 32),
-        128 if vector > 1 else 64,
-        # Without vector loads every number needs an address in registers.
-    )
-    block_d = 16 if single_tile else 32
-    blocks = {"BLOCK_N": 128 if single_tile else 64, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    largest_k, largest_d = (128, 32) if vector > 1 else (32, 16)
+    single_tile = num_clusters <= largest_k and num_dims <= largest_d
+    block_k = padded(num_clusters, 32)
+    if single_tile:
+        block_d = padded(num_dims)
+        block_n = 64 if block_k * block_d == 128 * 32 else 128
+    else:
+        block_k, block_d = min(block_k, 128 if vector > 1 else 64), 32
+        block_n = 128 if vector > 1 else 64
+    blocks = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d}
     return (
         {"VECTOR": vector, "SINGLE_TILE": single_tile, **blocks},
-        4 if single_tile else 8,
+        4 if block_k == 32 and single_tile else 8,
         4 if single_tile else 3,
     )
 
@@ -414,7 +464,8 @@ def _launch_assign(
     if labels.numel() == 0:
         return
     # By the points of a problem: how one is compared must not depend on the batch.
-    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims in (4, 8) and _vector(points) > 1
+    is_small = num_clusters <= MAX_CENTERS_BY_THREAD and num_dims in (4, 8)
+    by_thread = num_points >= MIN_POINTS_BY_THREAD and is_small and _vector(points) > 1
     tile = POINTS_BY_THREAD
     if not by_thread:
         constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
@@ -541,8 +592,10 @@ def variants() -> list[Variant]:
     for vector in (4, 1):
         # Points that are loaded by 16 bytes begin at a multiple of them.
         unaligned = () if vector > 1 else ("points_ptr",)
-        tiles = ((32, 16), (32, 32), (64, 32), (128, 32))
-        for num_clusters, num_dims in tiles if vector > 1 else tiles[:3]:
+        tiles = [(32, 16), (32, 64), (64, 64)]
+        if vector > 1:
+            tiles += [(32, 32), (64, 16), (64, 32), (128, 16), (128, 32), (128, 64)]
+        for num_clusters, num_dims in tiles:
             variant = Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
             configurations += with_unaligned(variant, unaligned)
         for num_clusters in (32, 64):
