@@ -363,12 +363,15 @@ CASES = {
         for clusters, dims in ((5, 8), (5, 24), (40, 24))
         for placed in (as_it_is, unaligned)
     },
-    "nearest 70 x 24": lambda: nearest(70, 24, as_it_is),
+    **{
+        f"nearest {clusters} x {dims}": functools.partial(nearest, clusters, dims, as_it_is)
+        for clusters, dims in ((40, 8), (70, 8), (140, 8), (70, 24), (140, 24), (140, 40))
+    },
     **{
         f"nearest by thread {clusters} x {dims}": functools.partial(
             nearest, clusters, dims, as_it_is, 1100, (BY_THREAD,)
         )
-        for clusters, dims in ((1, 4), (3, 8), (5, 8), (40, 4))
+        for clusters, dims in ((1, 4), (3, 8), (5, 8), (30, 4))
     },
     "lloyd by thread": lambda: lloyd(1100, 5, 8, (BY_THREAD, ONE_PROGRAM)),
     **{f"seed {dims} unaligned": functools.partial(seed, 300, dims, (), unaligned) for dims in (5, 12, 40)},

@@ -435,26 +435,21 @@ def _vector(points: Tensor) -> int:
 def assign_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
     """Constants of `_assign`, warps and pipeline stages.
 
-    Of few dimensions up to 128 centers are one tile, which stays with the program. A thread has up to 64 scores, as
-    far as the centers leave registers. Of more dimensions 128 points are compared with up to 128 centers at once, so
+    Centers of up to 32 dimensions and 4096 numbers are one tile, which stays with the program. A thread has up to 64
+    scores, as far as the centers leave registers. Otherwise 128 points are compared with up to 128 centers at once, so
     that they come from the caches at most twice for 256. Without vector loads every number needs an address in
     registers, and tiles are smaller.
     """
-    largest_k, largest_d = (128, 32) if vector > 1 else (32, 16)
-    single_tile = num_clusters <= largest_k and num_dims <= largest_d
-    block_k = padded(num_clusters, 32)
+    block_k, block_d = padded(num_clusters, 32), padded(num_dims)
+    numbers = block_k * block_d
+    single_tile = num_dims <= 32 and numbers <= (4096 if vector > 1 else 512)
     if single_tile:
-        block_d = padded(num_dims)
-        block_n = 64 if block_k * block_d == 128 * 32 else 128
+        block_n, num_warps = 64 if numbers == 4096 else 128, 4 if block_k == 32 else 8
     else:
-        block_k, block_d = min(block_k, 128 if vector > 1 else 64), 32
-        block_n = 128 if vector > 1 else 64
+        block_n, block_k, block_d = (128, min(block_k, 128), 32) if vector > 1 else (64, 32, 32)
+        num_warps = 8
     blocks = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d}
-    return (
-        {"VECTOR": vector, "SINGLE_TILE": single_tile, **blocks},
-        4 if block_k == 32 and single_tile else 8,
-        4 if single_tile else 3,
-    )
+    return {"VECTOR": vector, "SINGLE_TILE": single_tile, **blocks}, num_warps, 4 if single_tile else 3
 
 
 def _launch_assign(
@@ -592,9 +587,9 @@ def variants() -> list[Variant]:
     for vector in (4, 1):
         # Points that are loaded by 16 bytes begin at a multiple of them.
         unaligned = () if vector > 1 else ("points_ptr",)
-        tiles = [(32, 16), (32, 64), (64, 64)]
+        tiles = [(32, 16), (32, 64)]
         if vector > 1:
-            tiles += [(32, 32), (64, 16), (64, 32), (128, 16), (128, 32), (128, 64)]
+            tiles += [(64, 64), (128, 64), (32, 32), (64, 16), (64, 32), (128, 16), (128, 32), (256, 16)]
         for num_clusters, num_dims in tiles:
             variant = Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
             configurations += with_unaligned(variant, unaligned)
