@@ -38,7 +38,7 @@ MAX_ASSIGN_BLOCKS = (
     1056
 )
 
-POINTS_BY_THREAD = 1024
+POINTS_BY_THREAD, WARPS_BY_THREAD = 1024, 4
 """Of the tiles whose points are compared by one thread each: 8 points of up to 8 dimensions stay in its registers."""
 MAX_CENTERS_BY_THREAD = 32
 """A thread takes 11 instructions for a point and a center, tensor cores half of that, but at least 32 centers."""
@@ -396,7 +396,7 @@ def _update(
         total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
         size = tl.zeros((BLOCK_K,), tl.int64)
         error = tl.zeros((BLOCK_G,), tl.float32)
-        for first in range(0, num_groups, BLOCK_G):
+        for first in tl.range(0, num_groups, BLOCK_G, loop_unroll_factor=2):
             other = first + tl.arange(0, BLOCK_G)
             valid = other < num_groups
             source = (first_group + other)[:, None, None] * (BLOCK_K * BLOCK_D) + offsets[None, :, :]
@@ -472,7 +472,7 @@ def _launch_assign(
     skip_inactive = int(active is not None)
     if by_thread:
         sizes = (num_points, num_clusters, num_programs, skip_inactive, *points.stride()[:2])
-        _assign_by_thread[grid](*tensors, *sizes, BLOCK_N=tile, DIMS=num_dims, **options(4))
+        _assign_by_thread[grid](*tensors, *sizes, BLOCK_N=tile, DIMS=num_dims, **options(WARPS_BY_THREAD))
     else:
         sizes = (num_points, num_dims, num_clusters, num_programs, skip_inactive, *points.stride())
         _assign[grid](*tensors, *sizes, **constants, **options(num_warps, num_stages))
@@ -480,6 +480,8 @@ def _launch_assign(
 
 WARPS_OF_UPDATE = 4
 """Each multiplies points by itself: shared by the warps, so small a product would be computed several times."""
+STAGES_OF_UPDATE = 3
+"""While the points of one tile are added up, those of the next two are loaded."""
 
 
 def update_configuration(num_clusters: int, num_dims: int, vector: int) -> dict[str, int]:
@@ -543,7 +545,7 @@ def _launch_lloyd(
             int(move_centers),
             *points.stride(),
             **constants,
-            **options(WARPS_OF_UPDATE),
+            **options(WARPS_OF_UPDATE, STAGES_OF_UPDATE),
         )
 
     for iteration in range(max_iterations):
@@ -581,7 +583,7 @@ def variants() -> list[Variant]:
         name: type_ for name, type_ in assign_types.items() if name not in ("num_dims", "dim_stride")
     }
     configurations = [
-        Variant(_assign_by_thread, by_thread, {"BLOCK_N": POINTS_BY_THREAD, "DIMS": dims}, 4)
+        Variant(_assign_by_thread, by_thread, {"BLOCK_N": POINTS_BY_THREAD, "DIMS": dims}, WARPS_BY_THREAD)
         for dims in (4, 8)
     ]
     for vector in (4, 1):
@@ -596,7 +598,7 @@ def variants() -> list[Variant]:
         for num_clusters in (32, 64):
             for num_dims in (16, 32):
                 constants = update_configuration(num_clusters, num_dims, vector)
-                variant = Variant(_update, update_types, constants, WARPS_OF_UPDATE)
+                variant = Variant(_update, update_types, constants, WARPS_OF_UPDATE, STAGES_OF_UPDATE)
                 configurations += with_unaligned(variant, unaligned)
     return configurations
 
