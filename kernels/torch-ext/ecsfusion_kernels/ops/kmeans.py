@@ -424,6 +424,124 @@ def _update(
                 tl.store(next_ptr + problem, (previous - inertia > tolerance * inertia).to(tl.int32))
 
 
+@jit(
+    do_not_specialize=[
+        "num_points",
+        "num_dims",
+        "num_clusters",
+        "num_pieces",
+        "move_centers",
+        "problem_stride",
+        "point_stride",
+        "dim_stride",
+    ]
+)
+def _sum_runs(
+    points_ptr,
+    distance_ptr,
+    order_ptr,
+    begins_ptr,
+    active_ptr,
+    sums_ptr,
+    errors_ptr,
+    num_points: tl.int64,
+    num_dims: tl.int32,
+    num_clusters: tl.int32,
+    num_pieces: tl.int32,
+    move_centers: tl.int32,
+    problem_stride: tl.int64,
+    point_stride: tl.int64,
+    dim_stride: tl.int64,
+    VECTOR: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Stores the sums and the errors of the points of a cluster, which lie side by side in the order, by pieces."""
+    num_columns = tl.cdiv(num_dims, BLOCK_D)
+    column, piece = tl.program_id(0) % num_columns, tl.program_id(0) // num_columns
+    run = piece // num_pieces
+    problem = (run // num_clusters).to(tl.int64)
+    if move_centers != 0:  # noqa: SIM102
+        if tl.load(active_ptr + problem) == 0:
+            return
+    if VECTOR > 1:
+        num_dims = num_dims // VECTOR * VECTOR
+        problem_stride = problem_stride // VECTOR * VECTOR
+        point_stride = point_stride // VECTOR * VECTOR
+        dim_stride = 1
+    first = tl.load(begins_ptr + run + problem)
+    last = tl.load(begins_ptr + run + problem + 1)
+    share = tl.cdiv(last - first, num_pieces)
+    begin = first + (piece % num_pieces) * share
+    end = tl.minimum(begin + share, last)
+    points_ptr += problem * problem_stride
+    distance_ptr += problem * num_points
+    order_ptr += problem * num_points
+    entry = column * BLOCK_D + tl.arange(0, BLOCK_D)
+    sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    errors = tl.zeros((BLOCK_N,), tl.float32)
+    for tile in range(begin, end, BLOCK_N):
+        place = tile + tl.arange(0, BLOCK_N)
+        point = tl.load(order_ptr + place, place < end, other=0)
+        # Those beyond the end are beyond the last point.
+        point = tl.where(place < end, point, num_points)
+        sums += _load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
+        errors += tl.load(distance_ptr + point, place < end, other=0.0)
+    tl.store(sums_ptr + piece.to(tl.int64) * num_dims + entry, tl.sum(sums, 0), entry < num_dims)
+    if column == 0:
+        tl.store(errors_ptr + piece, tl.sum(errors, 0))
+
+
+@jit(do_not_specialize=["num_dims", "num_clusters", "num_pieces", "move_centers"])
+def _move_centers(
+    begins_ptr,
+    sums_ptr,
+    errors_ptr,
+    centers_ptr,
+    sizes_ptr,
+    inertia_ptr,
+    active_ptr,
+    next_ptr,
+    num_dims: tl.int32,
+    num_clusters: tl.int32,
+    num_pieces: tl.int32,
+    tolerance: tl.float32,
+    move_centers: tl.int32,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """The same results as those of `_update`, from the sums of `_sum_runs`: a program for each cluster."""
+    run = tl.program_id(0).to(tl.int64)
+    problem, cluster = run // num_clusters, run % num_clusters
+    if move_centers != 0:  # noqa: SIM102
+        if tl.load(active_ptr + problem) == 0:
+            return
+    size = tl.load(begins_ptr + run + problem + 1) - tl.load(begins_ptr + run + problem)
+    tl.store(sizes_ptr + run, size)
+    # An empty cluster keeps its center.
+    if (move_centers != 0) & (size > 0):
+        piece = tl.arange(0, BLOCK_P)
+        for start in range(0, num_dims, BLOCK_D):
+            entry = start + tl.arange(0, BLOCK_D)
+            pieces = _load_tile(
+                sums_ptr + run * num_pieces * num_dims, piece, num_pieces, entry, num_dims, num_dims, 1
+            )
+            center = tl.sum(pieces, 0) / size.to(tl.float32)
+            tl.store(centers_ptr + run * num_dims + entry, center, entry < num_dims)
+    if cluster == 0:
+        errors = tl.zeros((BLOCK_E,), tl.float32)
+        number = num_clusters * num_pieces
+        for start in range(0, number, BLOCK_E):
+            place = start + tl.arange(0, BLOCK_E)
+            errors += tl.load(errors_ptr + run * num_pieces + place, place < number, other=0.0)
+        previous, inertia = tl.load(inertia_ptr + problem), tl.sum(errors, 0)
+        tl.debug_barrier()
+        tl.store(inertia_ptr + problem, inertia)
+        if move_centers != 0:
+            tl.store(next_ptr + problem, (previous - inertia > tolerance * inertia).to(tl.int32))
+
+
 def _vector(points: Tensor) -> int:
     """Numbers that are loaded at once: 4 where every point is a whole number of 16-byte pieces, else 1."""
     problem_stride, point_stride, dim_stride = points.stride()
@@ -492,6 +610,22 @@ def update_configuration(num_clusters: int, num_dims: int, vector: int) -> dict[
     return {"VECTOR": vector, "WARPS": WARPS_OF_UPDATE, **blocks, "BLOCK_G": 4096 // (block_k * block_d)}
 
 
+MIN_PARTS_TO_SORT = 8
+"""With so many parts of `_update`, each of which reads all labels, sorting the points by labels takes less time."""
+MIN_POINTS_TO_SORT = 100_000
+POINTS_OF_PIECE = 256
+"""Of a run, on average, as long as it has no more than 64 pieces."""
+
+
+def sorted_configuration(num_dims: int, vector: int) -> dict[str, int]:
+    """Constants of `_sum_runs`: a thread has 32 sums."""
+    block_d = min(padded(num_dims), 128)
+    return {"VECTOR": vector, "BLOCK_N": 4096 // block_d, "BLOCK_D": block_d}
+
+
+MOVE = {"BLOCK_P": 64, "BLOCK_D": 32, "BLOCK_E": 1024}
+
+
 def _launch_lloyd(
     points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -510,6 +644,7 @@ def _launch_lloyd(
     points_per_group = block_n * -(-tiles // MAX_GROUPS)
     num_groups = max(1, -(-num_points // points_per_group))
     num_parts = -(-num_clusters // block_k) * -(-num_dims // block_d)
+    by_runs = num_parts >= MIN_PARTS_TO_SORT and num_points >= MIN_POINTS_TO_SORT
     sums = torch.empty(
         num_problems, num_parts, num_groups, block_k, block_d, dtype=torch.float32, device=device
     )
@@ -548,11 +683,60 @@ def _launch_lloyd(
             **options(WARPS_OF_UPDATE, STAGES_OF_UPDATE),
         )
 
+    # A function of N and K: the order of the sums must not depend on the batch.
+    num_pieces = min(MOVE["BLOCK_P"], max(1, -(-num_points // (POINTS_OF_PIECE * num_clusters))))
+    dtype = torch.int16 if num_clusters < 2**15 else torch.int32
+    bounds = torch.arange(num_clusters + 1, dtype=dtype, device=device).expand(num_problems, -1).contiguous()
+
+    def update_by_runs(iteration: int, move_centers: bool) -> None:
+        keys, order = torch.sort(labels.to(dtype), stable=True)
+        # Points with label -1 come before all runs.
+        begins = torch.searchsorted(keys, bounds)
+        run_sums = torch.empty(num_problems, num_clusters, num_pieces, num_dims, device=device)
+        run_errors = torch.empty(num_problems, num_clusters, num_pieces, device=device)
+        constants = sorted_configuration(num_dims, _vector(points))
+        num_columns = -(-num_dims // constants["BLOCK_D"])
+        _sum_runs[(num_problems * num_clusters * num_pieces * num_columns,)](
+            points,
+            distance,
+            order,
+            begins,
+            active[iteration],
+            run_sums,
+            run_errors,
+            num_points,
+            num_dims,
+            num_clusters,
+            num_pieces,
+            int(move_centers),
+            *points.stride(),
+            **constants,
+            **options(4),
+        )
+        _move_centers[(num_problems * num_clusters,)](
+            begins,
+            run_sums,
+            run_errors,
+            centers,
+            sizes,
+            inertia,
+            active[iteration],
+            active[iteration + move_centers],
+            num_dims,
+            num_clusters,
+            num_pieces,
+            tolerance,
+            int(move_centers),
+            **MOVE,
+            **options(4),
+        )
+
+    finish = update_by_runs if by_runs else update
     for iteration in range(max_iterations):
         _launch_assign(points, centers, labels, distance, active[iteration])
-        update(iteration, move_centers=True)
+        finish(iteration, move_centers=True)
     _launch_assign(points, centers, labels, distance, None)
-    update(max_iterations, move_centers=False)
+    finish(max_iterations, move_centers=False)
     return centers, labels, inertia, sizes
 
 
@@ -586,6 +770,16 @@ def variants() -> list[Variant]:
         Variant(_assign_by_thread, by_thread, {"BLOCK_N": POINTS_BY_THREAD, "DIMS": dims}, WARPS_BY_THREAD)
         for dims in (4, 8)
     ]
+    move_types = {"begins_ptr": "*i64", "sums_ptr": "*fp32", "errors_ptr": "*fp32"}
+    move_types |= {
+        name: update_types[name] for name in ("centers_ptr", "sizes_ptr", "inertia_ptr", "active_ptr")
+    }
+    move_types |= {"next_ptr": "*i32", "num_dims": "i32", "num_clusters": "i32", "num_pieces": "i32"}
+    move_types |= {"tolerance": "fp32", "move_centers": "i32"}
+    configurations.append(Variant(_move_centers, move_types, MOVE, 4))
+    runs_types = {"points_ptr": "*fp32", "distance_ptr": "*fp32", "order_ptr": "*i64", "begins_ptr": "*i64"}
+    runs_types |= {"active_ptr": "*i32", "sums_ptr": "*fp32", "errors_ptr": "*fp32"}
+    runs_types |= {**sizes, "num_pieces": "i32", "move_centers": "i32", **steps}
     for vector in (4, 1):
         # Points that are loaded by 16 bytes begin at a multiple of them.
         unaligned = () if vector > 1 else ("points_ptr",)
@@ -594,6 +788,9 @@ def variants() -> list[Variant]:
             tiles += [(64, 64), (128, 64), (32, 32), (64, 16), (64, 32), (128, 16), (128, 32), (256, 16)]
         for num_clusters, num_dims in tiles:
             variant = Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
+            configurations += with_unaligned(variant, unaligned)
+        for num_dims in (16, 32, 64, 128):
+            variant = Variant(_sum_runs, runs_types, sorted_configuration(num_dims, vector), 4)
             configurations += with_unaligned(variant, unaligned)
         for num_clusters in (32, 64):
             for num_dims in (16, 32):
