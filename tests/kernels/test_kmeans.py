@@ -6,11 +6,14 @@ from ecsfusion_kernels import lloyd, nearest, reference, seed
 from ecsfusion_kernels.ops import kmeans
 
 
-@pytest.fixture(autouse=True, params=["few points", "many points"])
+@pytest.fixture(autouse=True, params=["few points", "many points", "many points and parts"])
 def number_of_points(request, monkeypatch):
-    """Few points go the way of many as well."""
+    """Few points go the ways of many as well."""
     if request.param == "many points":
         monkeypatch.setattr(kmeans, "MIN_POINTS_BY_THREAD", 0)
+    if request.param == "many points and parts":
+        for name, value in {"MIN_PARTS_TO_SORT": 0, "MIN_POINTS_TO_SORT": 0, "POINTS_OF_PIECE": 16}.items():
+            monkeypatch.setattr(kmeans, name, value)
 
 
 def make(*shape, random_seed=0):

@@ -81,8 +81,9 @@ def _seed(N: int, K: int, d: int) -> list[Launch]:
 
 
 def _step(N: int, K: int, d: int) -> list[Launch]:
-    """An iteration: the first two kernels of k-means."""
-    return _kernels(launches(kmeans.lloyd, _of(1, N, d), _of(1, K, d), 1))[:2]
+    """An iteration: the first half of the kernels of k-means, which end as they began."""
+    kernels = _kernels(launches(kmeans.lloyd, _of(1, N, d), _of(1, K, d), 1))
+    return kernels[: len(kernels) // 2]
 
 
 def _histogram(N: int, K: int, C: int) -> list[Launch]:
@@ -181,6 +182,7 @@ CASES: list[tuple[str, Shape]] = [
     ("seed", {"N": MILLION, "K": 20, "d": 8}),
     ("kmeans step", {"N": MILLION, "K": 20, "d": 8}),
     ("kmeans step", {"N": MILLION, "K": 256, "d": 32}),
+    ("kmeans step", {"N": MILLION, "K": 256, "d": 128}),
     ("histogram", {"N": MILLION, "K": 20, "C": 10}),
     ("solver", {"tables": 1, "K": 20, "C": 10}),
     ("solver", {"tables": 1024, "K": 20, "C": 6}),

@@ -321,6 +321,10 @@ def groups_of_rows():
 ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 BY_THREAD = (kmeans, "MIN_POINTS_BY_THREAD", 0)
+BY_RUNS = tuple(
+    (kmeans, name, 0 if name.startswith("MIN") else 9)
+    for name in ("MIN_PARTS_TO_SORT", "MIN_POINTS_TO_SORT", "POINTS_OF_PIECE")
+)
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CASES = {
@@ -363,13 +367,17 @@ CASES = {
         for clusters, dims in ((5, 8), (5, 24), (40, 24))
         for placed in (as_it_is, unaligned)
     },
-    "nearest 70 x 24": lambda: nearest(70, 24, as_it_is),
+    **{
+        f"nearest {clusters} x {dims}": functools.partial(nearest, clusters, dims, as_it_is)
+        for clusters, dims in ((40, 8), (70, 8), (140, 8), (70, 24), (140, 24), (140, 40))
+    },
     **{
         f"nearest by thread {clusters} x {dims}": functools.partial(
             nearest, clusters, dims, as_it_is, 1100, (BY_THREAD,)
         )
-        for clusters, dims in ((1, 4), (3, 8), (5, 8), (40, 4))
+        for clusters, dims in ((1, 4), (3, 8), (5, 8), (30, 4))
     },
+    **{f"lloyd by runs {dims}": functools.partial(lloyd, 130, 5, dims, BY_RUNS) for dims in (8, 9, 40, 136)},
     "lloyd by thread": lambda: lloyd(1100, 5, 8, (BY_THREAD, ONE_PROGRAM)),
     **{f"seed {dims} unaligned": functools.partial(seed, 300, dims, (), unaligned) for dims in (5, 12, 40)},
     **{

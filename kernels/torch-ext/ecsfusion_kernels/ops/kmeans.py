@@ -38,8 +38,10 @@ MAX_ASSIGN_BLOCKS = (
     1056
 )
 
-POINTS_BY_THREAD = 1024
+POINTS_BY_THREAD, WARPS_BY_THREAD = 1024, 4
 """Of the tiles whose points are compared by one thread each: 8 points of up to 8 dimensions stay in its registers."""
+MAX_CENTERS_BY_THREAD = 32
+"""A thread takes 11 instructions for a point and a center, tensor cores half of that, but at least 32 centers."""
 MIN_POINTS_BY_THREAD = 100_000
 """With fewer, tiles of so many points leave multiprocessors without work."""
 
@@ -49,6 +51,25 @@ def _load_tile(ptr, row, num_rows, column, num_columns, row_stride, column_strid
     """A tile (BLOCK_ROWS, BLOCK_COLUMNS) of a matrix, zero outside of it."""
     mask = (row < num_rows)[:, None] & (column < num_columns)[None, :]
     return tl.load(ptr + row[:, None] * row_stride + column[None, :] * column_stride, mask, other=0.0)
+
+
+@jit
+def _leading(x):
+    """Rounded to 11 bits: what is left has 12 bits and a sign."""
+    return ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+
+
+@jit
+def _product(x, y, total):
+    """The products of rows of x with rows of y, added to a total: three products of TF32 numbers.
+
+    So does `input_precision="tf32x3"`, which looks for NaNs as well.
+    """
+    x_leading, y_leading = _leading(x), _leading(y)
+    x_rest, y_rest = x - x_leading, y - y_leading
+    total = tl.dot(x_rest, tl.trans(y_leading), total, input_precision="tf32")
+    total = tl.dot(x_leading, tl.trans(y_rest), total, input_precision="tf32")
+    return tl.dot(x_leading, tl.trans(y_leading), total, input_precision="tf32")
 
 
 @jit
@@ -124,17 +145,17 @@ def _assign(
     infinity = float("inf")
     if SINGLE_TILE:
         centers = _load_tile(centers_ptr, index, num_clusters, entry, num_dims, num_dims, 1)
-        bias = tl.sum(centers * centers, 1)
+        bias = 0.5 * tl.sum(centers * centers, 1)
         # No point is assigned to a center that is not finite.
         finite = (bias < infinity) & (index < num_clusters)
         bias = tl.where(finite, bias, infinity)
-        transposed = tl.trans(tl.where(finite[:, None], -2.0 * centers, 0.0))
+        centers = tl.where(finite[:, None], centers, 0.0)
         for tile in range(program, tiles, num_programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
             x = _load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
-            scores = tl.dot(x, transposed, input_precision="tf32x3") + bias[None, :]
+            scores = bias[None, :] - _product(x, centers, tl.zeros((BLOCK_N, BLOCK_K), tl.float32))
             lowest, label = _first_minimum(scores, index, BLOCK_K)
-            _store_nearest(labels_ptr, distance_ptr, point, num_points, lowest, label, tl.sum(x * x, 1))
+            _store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * lowest, label, tl.sum(x * x, 1))
     else:
         for tile in range(program, tiles, num_programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -152,23 +173,46 @@ def _assign(
                     centers = _load_tile(
                         centers_ptr, first + index, num_clusters, start + entry, num_dims, num_dims, 1
                     )
-                    scores = tl.dot(x, tl.trans(centers), scores, input_precision="tf32x3")
+                    scores = _product(x, centers, scores)
                     bias += tl.sum(centers * centers, 1)
                     length += tl.sum(x * x, 1)
                 finite = (bias < infinity) & (first + index < num_clusters)
-                scores = tl.where(finite[None, :], bias[None, :] - 2.0 * scores, infinity)
+                scores = tl.where(finite[None, :], 0.5 * bias[None, :] - scores, infinity)
                 lowest, is_member = _first_minimum(scores, index, BLOCK_K)
                 label = tl.where(lowest < best, first + is_member, label)
                 best = tl.minimum(best, lowest)
-            _store_nearest(labels_ptr, distance_ptr, point, num_points, best, label, length)
+            _store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * best, label, length)
 
 
 @jit
-def _coordinates(pointer, DIMS: tl.constexpr):
-    """A tuple of the numbers that lie at each pointer and behind it."""
+def _pair(pointer):
+    """Two numbers that lie side by side, loaded at once."""
+    both = tl.load(pointer.to(tl.pointer_type(tl.int64)))
+    return both.to(tl.int32).to(tl.float32, bitcast=True), (both >> 32).to(tl.int32).to(
+        tl.float32, bitcast=True
+    )
+
+
+@jit
+def _center(pointer, DIMS: tl.constexpr):
+    """A tuple of the numbers of one center, which all threads load."""
     found = ()
-    for j in tl.static_range(DIMS):
-        found += (tl.load(pointer + j),)
+    for j in tl.static_range(0, DIMS, 2):
+        first, second = _pair(pointer + j)
+        found += (first, second)
+    return found
+
+
+@jit
+def _coordinates(pointer, BLOCK_N: tl.constexpr, DIMS: tl.constexpr):
+    """A tuple of the numbers that lie at each of BLOCK_N pointers and behind it; a thread loads four at once."""
+    found = ()
+    for j in tl.static_range(0, DIMS, 4):
+        four = tl.load(pointer[:, None] + (j + tl.arange(0, 4))[None, :])
+        even, odd = tl.split(tl.reshape(four, (BLOCK_N, 2, 2)))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        found += (first, second, third, fourth)
     return found
 
 
@@ -213,6 +257,9 @@ def _assign_by_thread(
     if skip_inactive != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
+    # Pieces of 16 bytes, as the compiler is to know.
+    problem_stride = problem_stride // 4 * 4
+    point_stride = point_stride // 4 * 4
     points_ptr += problem * problem_stride
     centers_ptr += problem * num_clusters * DIMS
     labels_ptr += problem * num_points
@@ -221,10 +268,10 @@ def _assign_by_thread(
     for tile in range(program, tl.cdiv(num_points, BLOCK_N), num_programs):
         point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         # Those beyond the last are the last again; nothing is stored for them.
-        x = _coordinates(points_ptr + tl.minimum(point, num_points - 1) * point_stride, DIMS)
+        x = _coordinates(points_ptr + tl.minimum(point, num_points - 1) * point_stride, BLOCK_N, DIMS)
         best, label = tl.full((BLOCK_N,), -infinity, tl.float32), tl.zeros((BLOCK_N,), tl.int32)
         for k in tl.range(0, num_clusters, loop_unroll_factor=4):
-            center = _coordinates(centers_ptr + k * DIMS, DIMS)
+            center = _center(centers_ptr + k * DIMS, DIMS)
             bias = _squares(center, DIMS)
             # No point is assigned to a center that is not finite: neither -inf nor a NaN is above -inf.
             score = tl.zeros((BLOCK_N,), tl.float32) + tl.where(bias < infinity, -0.5 * bias, -infinity)
@@ -349,7 +396,7 @@ def _update(
         total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
         size = tl.zeros((BLOCK_K,), tl.int64)
         error = tl.zeros((BLOCK_G,), tl.float32)
-        for first in range(0, num_groups, BLOCK_G):
+        for first in tl.range(0, num_groups, BLOCK_G, loop_unroll_factor=2):
             other = first + tl.arange(0, BLOCK_G)
             valid = other < num_groups
             source = (first_group + other)[:, None, None] * (BLOCK_K * BLOCK_D) + offsets[None, :, :]
@@ -377,6 +424,124 @@ def _update(
                 tl.store(next_ptr + problem, (previous - inertia > tolerance * inertia).to(tl.int32))
 
 
+@jit(
+    do_not_specialize=[
+        "num_points",
+        "num_dims",
+        "num_clusters",
+        "num_pieces",
+        "move_centers",
+        "problem_stride",
+        "point_stride",
+        "dim_stride",
+    ]
+)
+def _sum_runs(
+    points_ptr,
+    distance_ptr,
+    order_ptr,
+    begins_ptr,
+    active_ptr,
+    sums_ptr,
+    errors_ptr,
+    num_points: tl.int64,
+    num_dims: tl.int32,
+    num_clusters: tl.int32,
+    num_pieces: tl.int32,
+    move_centers: tl.int32,
+    problem_stride: tl.int64,
+    point_stride: tl.int64,
+    dim_stride: tl.int64,
+    VECTOR: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Stores the sums and the errors of the points of a cluster, which lie side by side in the order, by pieces."""
+    num_columns = tl.cdiv(num_dims, BLOCK_D)
+    column, piece = tl.program_id(0) % num_columns, tl.program_id(0) // num_columns
+    run = piece // num_pieces
+    problem = (run // num_clusters).to(tl.int64)
+    if move_centers != 0:  # noqa: SIM102
+        if tl.load(active_ptr + problem) == 0:
+            return
+    if VECTOR > 1:
+        num_dims = num_dims // VECTOR * VECTOR
+        problem_stride = problem_stride // VECTOR * VECTOR
+        point_stride = point_stride // VECTOR * VECTOR
+        dim_stride = 1
+    first = tl.load(begins_ptr + run + problem)
+    last = tl.load(begins_ptr + run + problem + 1)
+    share = tl.cdiv(last - first, num_pieces)
+    begin = first + (piece % num_pieces) * share
+    end = tl.minimum(begin + share, last)
+    points_ptr += problem * problem_stride
+    distance_ptr += problem * num_points
+    order_ptr += problem * num_points
+    entry = column * BLOCK_D + tl.arange(0, BLOCK_D)
+    sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    errors = tl.zeros((BLOCK_N,), tl.float32)
+    for tile in range(begin, end, BLOCK_N):
+        place = tile + tl.arange(0, BLOCK_N)
+        point = tl.load(order_ptr + place, place < end, other=0)
+        # Those beyond the end are beyond the last point.
+        point = tl.where(place < end, point, num_points)
+        sums += _load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
+        errors += tl.load(distance_ptr + point, place < end, other=0.0)
+    tl.store(sums_ptr + piece.to(tl.int64) * num_dims + entry, tl.sum(sums, 0), entry < num_dims)
+    if column == 0:
+        tl.store(errors_ptr + piece, tl.sum(errors, 0))
+
+
+@jit(do_not_specialize=["num_dims", "num_clusters", "num_pieces", "move_centers"])
+def _move_centers(
+    begins_ptr,
+    sums_ptr,
+    errors_ptr,
+    centers_ptr,
+    sizes_ptr,
+    inertia_ptr,
+    active_ptr,
+    next_ptr,
+    num_dims: tl.int32,
+    num_clusters: tl.int32,
+    num_pieces: tl.int32,
+    tolerance: tl.float32,
+    move_centers: tl.int32,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """The same results as those of `_update`, from the sums of `_sum_runs`: a program for each cluster."""
+    run = tl.program_id(0).to(tl.int64)
+    problem, cluster = run // num_clusters, run % num_clusters
+    if move_centers != 0:  # noqa: SIM102
+        if tl.load(active_ptr + problem) == 0:
+            return
+    size = tl.load(begins_ptr + run + problem + 1) - tl.load(begins_ptr + run + problem)
+    tl.store(sizes_ptr + run, size)
+    # An empty cluster keeps its center.
+    if (move_centers != 0) & (size > 0):
+        piece = tl.arange(0, BLOCK_P)
+        for start in range(0, num_dims, BLOCK_D):
+            entry = start + tl.arange(0, BLOCK_D)
+            pieces = _load_tile(
+                sums_ptr + run * num_pieces * num_dims, piece, num_pieces, entry, num_dims, num_dims, 1
+            )
+            center = tl.sum(pieces, 0) / size.to(tl.float32)
+            tl.store(centers_ptr + run * num_dims + entry, center, entry < num_dims)
+    if cluster == 0:
+        errors = tl.zeros((BLOCK_E,), tl.float32)
+        number = num_clusters * num_pieces
+        for start in range(0, number, BLOCK_E):
+            place = start + tl.arange(0, BLOCK_E)
+            errors += tl.load(errors_ptr + run * num_pieces + place, place < number, other=0.0)
+        previous, inertia = tl.load(inertia_ptr + problem), tl.sum(errors, 0)
+        tl.debug_barrier()
+        tl.store(inertia_ptr + problem, inertia)
+        if move_centers != 0:
+            tl.store(next_ptr + problem, (previous - inertia > tolerance * inertia).to(tl.int32))
+
+
 def _vector(points: Tensor) -> int:
     """Numbers that are loaded at once: 4 where every point is a whole number of 16-byte pieces, else 1."""
     problem_stride, point_stride, dim_stride = points.stride()
@@ -388,23 +553,21 @@ def _vector(points: Tensor) -> int:
 def assign_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
     """Constants of `_assign`, warps and pipeline stages.
 
-    Up to 32 centers of 16 dimensions stay in registers; 128 points are one tile for the 4 warps of a tensor core
-    product. Beyond, up to 128 centers are compared at once (64 registers of each of 256 threads), so that the points
-    come from the caches at most twice for 256 centers.
+    Centers of up to 32 dimensions and 4096 numbers are one tile, which stays with the program. A thread has up to 64
+    scores, as far as the centers leave registers. Otherwise 128 points are compared with up to 128 centers at once, so
+    that they come from the caches at most twice for 256. Without vector loads every number needs an address in
+    registers, and tiles are smaller.
     """
-    single_tile = num_clusters <= 32 and num_dims <= 16
-    block_k = min(
-        padded(num_clusters, 32),
-        128 if vector > 1 else 64,
-        # Without vector loads every number needs an address in registers.
-    )
-    block_d = 16 if single_tile else 32
-    blocks = {"BLOCK_N": 128 if single_tile else 64, "BLOCK_K": block_k, "BLOCK_D": block_d}
-    return (
-        {"VECTOR": vector, "SINGLE_TILE": single_tile, **blocks},
-        4 if single_tile else 8,
-        4 if single_tile else 3,
-    )
+    block_k, block_d = padded(num_clusters, 32), padded(num_dims)
+    numbers = block_k * block_d
+    single_tile = num_dims <= 32 and numbers <= (4096 if vector > 1 else 512)
+    if single_tile:
+        block_n, num_warps = 64 if numbers == 4096 else 128, 4 if block_k == 32 else 8
+    else:
+        block_n, block_k, block_d = (128, min(block_k, 128), 32) if vector > 1 else (64, 32, 32)
+        num_warps = 8
+    blocks = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d}
+    return {"VECTOR": vector, "SINGLE_TILE": single_tile, **blocks}, num_warps, 4 if single_tile else 3
 
 
 def _launch_assign(
@@ -414,7 +577,8 @@ def _launch_assign(
     if labels.numel() == 0:
         return
     # By the points of a problem: how one is compared must not depend on the batch.
-    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims in (4, 8) and _vector(points) > 1
+    is_small = num_clusters <= MAX_CENTERS_BY_THREAD and num_dims in (4, 8)
+    by_thread = num_points >= MIN_POINTS_BY_THREAD and is_small and _vector(points) > 1
     tile = POINTS_BY_THREAD
     if not by_thread:
         constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
@@ -426,7 +590,7 @@ def _launch_assign(
     skip_inactive = int(active is not None)
     if by_thread:
         sizes = (num_points, num_clusters, num_programs, skip_inactive, *points.stride()[:2])
-        _assign_by_thread[grid](*tensors, *sizes, BLOCK_N=tile, DIMS=num_dims, **options(4))
+        _assign_by_thread[grid](*tensors, *sizes, BLOCK_N=tile, DIMS=num_dims, **options(WARPS_BY_THREAD))
     else:
         sizes = (num_points, num_dims, num_clusters, num_programs, skip_inactive, *points.stride())
         _assign[grid](*tensors, *sizes, **constants, **options(num_warps, num_stages))
@@ -434,6 +598,8 @@ def _launch_assign(
 
 WARPS_OF_UPDATE = 4
 """Each multiplies points by itself: shared by the warps, so small a product would be computed several times."""
+STAGES_OF_UPDATE = 3
+"""While the points of one tile are added up, those of the next two are loaded."""
 
 
 def update_configuration(num_clusters: int, num_dims: int, vector: int) -> dict[str, int]:
@@ -442,6 +608,22 @@ def update_configuration(num_clusters: int, num_dims: int, vector: int) -> dict[
     points = (16 if block_k == 2 * block_d == 64 else 32) * WARPS_OF_UPDATE
     blocks = {"BLOCK_N": points, "BLOCK_K": block_k, "BLOCK_D": block_d}
     return {"VECTOR": vector, "WARPS": WARPS_OF_UPDATE, **blocks, "BLOCK_G": 4096 // (block_k * block_d)}
+
+
+MIN_PARTS_TO_SORT = 8
+"""With so many parts of `_update`, each of which reads all labels, sorting the points by labels takes less time."""
+MIN_POINTS_TO_SORT = 100_000
+POINTS_OF_PIECE = 256
+"""Of a run, on average, as long as it has no more than 64 pieces."""
+
+
+def sorted_configuration(num_dims: int, vector: int) -> dict[str, int]:
+    """Constants of `_sum_runs`: a thread has 32 sums."""
+    block_d = min(padded(num_dims), 128)
+    return {"VECTOR": vector, "BLOCK_N": 4096 // block_d, "BLOCK_D": block_d}
+
+
+MOVE = {"BLOCK_P": 64, "BLOCK_D": 32, "BLOCK_E": 1024}
 
 
 def _launch_lloyd(
@@ -462,6 +644,7 @@ def _launch_lloyd(
     points_per_group = block_n * -(-tiles // MAX_GROUPS)
     num_groups = max(1, -(-num_points // points_per_group))
     num_parts = -(-num_clusters // block_k) * -(-num_dims // block_d)
+    by_runs = num_parts >= MIN_PARTS_TO_SORT and num_points >= MIN_POINTS_TO_SORT
     sums = torch.empty(
         num_problems, num_parts, num_groups, block_k, block_d, dtype=torch.float32, device=device
     )
@@ -497,14 +680,63 @@ def _launch_lloyd(
             int(move_centers),
             *points.stride(),
             **constants,
-            **options(WARPS_OF_UPDATE),
+            **options(WARPS_OF_UPDATE, STAGES_OF_UPDATE),
         )
 
+    # A function of N and K: the order of the sums must not depend on the batch.
+    num_pieces = min(MOVE["BLOCK_P"], max(1, -(-num_points // (POINTS_OF_PIECE * num_clusters))))
+    dtype = torch.int16 if num_clusters < 2**15 else torch.int32
+    bounds = torch.arange(num_clusters + 1, dtype=dtype, device=device).expand(num_problems, -1).contiguous()
+
+    def update_by_runs(iteration: int, move_centers: bool) -> None:
+        keys, order = torch.sort(labels.to(dtype), stable=True)
+        # Points with label -1 come before all runs.
+        begins = torch.searchsorted(keys, bounds)
+        run_sums = torch.empty(num_problems, num_clusters, num_pieces, num_dims, device=device)
+        run_errors = torch.empty(num_problems, num_clusters, num_pieces, device=device)
+        constants = sorted_configuration(num_dims, _vector(points))
+        num_columns = -(-num_dims // constants["BLOCK_D"])
+        _sum_runs[(num_problems * num_clusters * num_pieces * num_columns,)](
+            points,
+            distance,
+            order,
+            begins,
+            active[iteration],
+            run_sums,
+            run_errors,
+            num_points,
+            num_dims,
+            num_clusters,
+            num_pieces,
+            int(move_centers),
+            *points.stride(),
+            **constants,
+            **options(4),
+        )
+        _move_centers[(num_problems * num_clusters,)](
+            begins,
+            run_sums,
+            run_errors,
+            centers,
+            sizes,
+            inertia,
+            active[iteration],
+            active[iteration + move_centers],
+            num_dims,
+            num_clusters,
+            num_pieces,
+            tolerance,
+            int(move_centers),
+            **MOVE,
+            **options(4),
+        )
+
+    finish = update_by_runs if by_runs else update
     for iteration in range(max_iterations):
         _launch_assign(points, centers, labels, distance, active[iteration])
-        update(iteration, move_centers=True)
+        finish(iteration, move_centers=True)
     _launch_assign(points, centers, labels, distance, None)
-    update(max_iterations, move_centers=False)
+    finish(max_iterations, move_centers=False)
     return centers, labels, inertia, sizes
 
 
@@ -535,20 +767,35 @@ def variants() -> list[Variant]:
         name: type_ for name, type_ in assign_types.items() if name not in ("num_dims", "dim_stride")
     }
     configurations = [
-        Variant(_assign_by_thread, by_thread, {"BLOCK_N": POINTS_BY_THREAD, "DIMS": dims}, 4)
+        Variant(_assign_by_thread, by_thread, {"BLOCK_N": POINTS_BY_THREAD, "DIMS": dims}, WARPS_BY_THREAD)
         for dims in (4, 8)
     ]
+    move_types = {"begins_ptr": "*i64", "sums_ptr": "*fp32", "errors_ptr": "*fp32"}
+    move_types |= {
+        name: update_types[name] for name in ("centers_ptr", "sizes_ptr", "inertia_ptr", "active_ptr")
+    }
+    move_types |= {"next_ptr": "*i32", "num_dims": "i32", "num_clusters": "i32", "num_pieces": "i32"}
+    move_types |= {"tolerance": "fp32", "move_centers": "i32"}
+    configurations.append(Variant(_move_centers, move_types, MOVE, 4))
+    runs_types = {"points_ptr": "*fp32", "distance_ptr": "*fp32", "order_ptr": "*i64", "begins_ptr": "*i64"}
+    runs_types |= {"active_ptr": "*i32", "sums_ptr": "*fp32", "errors_ptr": "*fp32"}
+    runs_types |= {**sizes, "num_pieces": "i32", "move_centers": "i32", **steps}
     for vector in (4, 1):
         # Points that are loaded by 16 bytes begin at a multiple of them.
         unaligned = () if vector > 1 else ("points_ptr",)
-        tiles = ((32, 16), (32, 32), (64, 32), (128, 32))
-        for num_clusters, num_dims in tiles if vector > 1 else tiles[:3]:
+        tiles = [(32, 16), (32, 64)]
+        if vector > 1:
+            tiles += [(64, 64), (128, 64), (32, 32), (64, 16), (64, 32), (128, 16), (128, 32), (256, 16)]
+        for num_clusters, num_dims in tiles:
             variant = Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
+            configurations += with_unaligned(variant, unaligned)
+        for num_dims in (16, 32, 64, 128):
+            variant = Variant(_sum_runs, runs_types, sorted_configuration(num_dims, vector), 4)
             configurations += with_unaligned(variant, unaligned)
         for num_clusters in (32, 64):
             for num_dims in (16, 32):
                 constants = update_configuration(num_clusters, num_dims, vector)
-                variant = Variant(_update, update_types, constants, WARPS_OF_UPDATE)
+                variant = Variant(_update, update_types, constants, WARPS_OF_UPDATE, STAGES_OF_UPDATE)
                 configurations += with_unaligned(variant, unaligned)
     return configurations
 
