@@ -86,6 +86,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         values = [np.mean([line[part] for line in lines if line["kind"] == kind]) for kind in kinds]
         axes.plot(values, range(len(kinds)), marker, markersize=size, markeredgewidth=1.6, label=label)
     axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    axes.margins(y=0.02)
     axes.invert_yaxis()
     axes.set_xlabel("bits about the label")
     axes.grid(axis="y", alpha=0.3)
