@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ecsfusion.pid.binned import binned_columns
 from ecsfusion.pid.by_row import squared_sums
+from ecsfusion.pid.column_pairs import pair_readouts
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
 from ecsfusion.pid.folds import Folds, make_folds, row_keys
@@ -247,18 +248,18 @@ def read_side(
         random_seed: of the clusters.
         members: the sides of its modalities, if it has several. Their posteriors are pooled, too, and where the pool
             knows less than one of them, that is its posterior: columns of noise must not hide what a member knows.
-        is_tried: whether readouts of ranks, of covariances by class and of landmarks are tried.
+        is_tried: whether readouts of ranks, of covariances by class, of landmarks and of pairs of columns are tried.
     """
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
     lines = [*linear.logits, *(side.log_posterior - log_prior for side in members)]
     bins = None if linear.tells_all else binned_columns(sums)
-    if bins is not None:
-        lines = [*lines, *linear_readouts(LinearSums.make(bins, sets), log_prior).logits]
+    coarse = [] if bins is None else linear_readouts(LinearSums.make(bins, sets), log_prior).logits
     if is_tried and not linear.tells_all:
-        lines += rank_readouts(rows, sets, lines, log_prior)
-        lines += quadratic_readouts(sums, lines, log_prior)
-        lines += landmark_readouts(rows, sets, lines, log_prior, random_seed)
+        lines += rank_readouts(rows, sets, lines + coarse, log_prior)
+        lines += quadratic_readouts(sums, lines + coarse, log_prior)
+        coarse += landmark_readouts(rows, sets, lines + coarse, log_prior, random_seed)
+        coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
     searches: tuple[list[Search], list[Search]] = ([], [])
     shape = None if linear.tells_all else shape_of(rows, sets.one_hot)
     if shape is not None:
@@ -267,7 +268,7 @@ def read_side(
             inner_searches(sums.folds(), linear.factor[:number], shape),
             inner_searches(sums.halves(), linear.factor[number:], shape),
         )
-    pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
+    pooled = _pooled(lines, coarse, searches, sets, log_prior, random_seed)
     if members:
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
         pooled = own[best_of(own[:, 0], sets.labels)]
@@ -285,7 +286,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     sets = first.sums.sets
     alone = [side.log_posterior - log_prior for side in (first, second)]
     linear = (first.linear, second.linear)
-    lines = list(alone)
+    lines, coarse = list(alone), []
     shapes = [side.shape for side in (first, second) if side.shape is not None]
     is_told = len(shapes) < 2
     if sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear)):
@@ -295,7 +296,8 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         rows = torch.cat([first.sums.rows, second.sums.rows], 1)
         if has_few_columns(columns, sets):
             lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior)
-        lines += landmark_readouts(rows, sets, lines, log_prior, random_seed)
+        coarse += landmark_readouts(rows, sets, lines, log_prior, random_seed)
+        coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = [
@@ -304,7 +306,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]), (shapes[0], shapes[1]))
         for both, part in zip(sums, folds, strict=True)
     ]
-    pooled = _pooled(torch.stack(lines, 1), searches, sets, log_prior, random_seed)
+    pooled = _pooled(lines, coarse, searches, sets, log_prior, random_seed)
     if len(lines) == len(alone):
         return Pair(pooled[:2], pooled[2], pooled[2])
     product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
@@ -328,7 +330,8 @@ def _lines_of_both(first: Side, second: Side, alone: list[Tensor], log_prior: Te
 
 
 def _pooled(
-    lines: Tensor,
+    lines: list[Tensor],
+    coarse: list[Tensor],
     searches: Sequence[Sequence[Search]],
     sets: TrainingSets,
     log_prior: Tensor,
@@ -339,25 +342,30 @@ def _pooled(
     Tables that tell nothing by halves are not made for the folds.
 
     Args:
-        lines: (2, K, N, C) logits of the linear readouts, by folds and by halves.
+        lines: (2, N, C) each, logits of the linear and quadratic readouts, by folds and by halves.
+        coarse: the same of readouts of bins and landmarks.
         searches: of tables by folds, and by halves.
         sets: all training sets.
         log_prior: (C,).
         random_seed: of the clusters.
     """
     fold_searches, half_searches = searches
-    number = lines.shape[1]
-    tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed, known=lines[1])
-    half = _pools(lines[1], tables, sets, log_prior)
+    by_folds, by_halves = torch.stack(lines + coarse, 1)
+    number = len(by_halves)
+    tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed, known=by_halves)
+    half = _pools(by_halves, tables, sets, log_prior)
     told = half.log_posterior.gather(2, sets.labels.expand(2, -1).unsqueeze(2)).sum((1, 2))
     least = max(MIN_TOLD, MIN_TOLD_PER_ROW * len(sets.labels))
-    wanted = torch.zeros(MAX_TABLES, dtype=torch.bool, device=lines.device)
+    wanted = torch.zeros(MAX_TABLES, dtype=torch.bool, device=by_halves.device)
     wanted[places] = (half.weights[0, number:] > 0) & (told[0] - told[1] > least)
     tables, _ = table_readouts(fold_searches, sets.folds(), log_prior, random_seed, wanted)
-    fold = _pools(lines[0], tables, sets, log_prior)
+    fold = _pools(by_folds, tables, sets, log_prior)
+    by_lines = fold.log_posterior[1]
+    if coarse:
+        by_lines = pool(by_folds[None, : len(lines)], sets.labels, log_prior).log_posterior[0]
     # Both by the same kinds of readouts, or their difference would not be that of the rows.
     by_half = torch.where(wanted.any(), half.log_posterior[0], half.log_posterior[1])
-    pooled = torch.stack([fold.log_posterior[0], by_half, fold.log_posterior[1]])
+    pooled = torch.stack([fold.log_posterior[0], by_half, by_lines])
     return without_unseen(pooled, sets.unseen[[0, 1, 0]], log_prior)
 
 

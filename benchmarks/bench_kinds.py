@@ -1,0 +1,120 @@
+"""Kinds of columns that tables and embeddings have: does `fast_pid` know what classifiers prove of them?
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_kinds.py --processes 2
+
+The kinds are those of column_kinds.py, the classifiers those of bench_classifiers.py, each on held-out rows, with
+hindsight the best. Of kinds inside a modality it is what that modality tells, of kinds across two what both tell. One
+JSON line for each kind and seed in benchmarks/results/kinds.jsonl; kinds.png shows all of them.
+"""
+
+import argparse
+import json
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_classifiers import RESULTS, SLACK, proven
+from column_kinds import ALONE, KINDS
+from environment import environment
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from ecsfusion.pid.estimate import fast_pid
+
+
+def measure(kind: str, rows: int, seed: int) -> dict[str, Any]:
+    """One line."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    place = list(KINDS).index(kind)
+    first, second, labels = KINDS[kind](np.random.default_rng([seed, place]), rows)
+    first, second = (np.asarray(columns, dtype=np.float32) for columns in (first, second))
+    labels = np.asarray(labels, dtype=np.int64)
+    across = place >= len(ALONE)
+    classifiers = proven(np.concatenate([first, second], 1) if across else first, labels)
+    pid = fast_pid([torch.from_numpy(first), torch.from_numpy(second)], torch.from_numpy(labels))
+    if pid.held_out is None:
+        raise RuntimeError("fast_pid returned no held-out values.")
+    limit, held_out = (
+        float(part.joint_mutual_information if across else part.mutual_information[0])
+        for part in (pid, pid.held_out)
+    )
+    best = max(classifiers, key=lambda name: classifiers[name])
+    return {
+        "kind": kind,
+        "across": across,
+        "rows": rows,
+        "seed": seed,
+        "limit": round(limit, 4),
+        "held_out": round(held_out, 4),
+        "best": max(0.0, classifiers[best]),
+        "classifier": best,
+    }
+
+
+def report(lines: list[dict[str, Any]]) -> str:
+    """The kinds, and of how many the best classifier proves more."""
+    told = [
+        f"{line['kind']:24} seed {line['seed']}: limit {line['limit']:.2f}, proven {line['held_out']:.2f}, "
+        f"{line['classifier']} {line['best']:.2f}{'  under' if line['limit'] < line['best'] - SLACK else ''}"
+        for line in lines
+    ]
+    under = [sum(line[part] < line["best"] - SLACK for line in lines) for part in ("limit", "held_out")]
+    told.append(
+        f"{len(lines)} numbers: the limit is {SLACK} bits or more under the best classifier in {under[0]}, what is "
+        f"proven in {under[1]}"
+    )
+    return "\n".join(told)
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """A row for each kind: the best classifier, what is proven, and the limit, mean over seeds."""
+    kinds = list(dict.fromkeys(line["kind"] for line in lines))
+    figure = Figure(figsize=(8, 0.27 * len(kinds) + 1.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for part, marker, size, label in (
+        ("best", "|", 14, "best of scikit-learn's classifiers, held out"),
+        ("held_out", "o", 5, "fast_pid: proven on held-out rows"),
+        ("limit", "x", 5, "fast_pid: the limit for many rows"),
+    ):
+        values = [np.mean([line[part] for line in lines if line["kind"] == kind]) for kind in kinds]
+        axes.plot(values, range(len(kinds)), marker, markersize=size, markeredgewidth=1.6, label=label)
+    axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    axes.margins(y=0.02)
+    axes.invert_yaxis()
+    axes.set_xlabel("bits about the label")
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=3)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=2500)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="only these")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    machine = environment("scikit-learn")
+    asked = [(kind, options.rows, seed) for kind in options.kinds for seed in range(options.seeds)]
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        found = pool.map(measure, *zip(*asked, strict=True))
+        lines = [line | machine for line in tqdm(found, total=len(asked), unit=" problems")]
+    (options.output / "kinds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print(report(lines))
+    draw(lines, options.output / "kinds.png")
+
+
+if __name__ == "__main__":
+    main()
