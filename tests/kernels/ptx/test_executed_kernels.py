@@ -323,7 +323,7 @@ TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
 BY_THREAD = (kmeans, "MIN_POINTS_BY_THREAD", 0)
 BY_RUNS = tuple(
     (kmeans, name, 0 if name.startswith("MIN") else 9)
-    for name in ("MIN_PARTS_TO_SORT", "MIN_POINTS_TO_SORT", "POINTS_OF_PIECE")
+    for name in ("MIN_CLUSTERS_TO_SORT", "MIN_SUMS_TO_SORT", "MIN_POINTS_TO_SORT", "POINTS_OF_PIECE")
 )
 MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -34,14 +34,12 @@ __all__ = ["lloyd", "nearest"]
 # The most blocks of one problem that sum up its clusters; the last reads one partial sum of each.
 MAX_GROUPS = 256
 MAX_ASSIGN_BLOCKS = (
-    # The most blocks that share the points: 8 for each of the 132 multiprocessors of an H100 or H200.
-    1056
+    # The most blocks that share the points and keep the centers: 4 for each of the 132 multiprocessors of an H200.
+    528
 )
 
-POINTS_BY_THREAD, WARPS_BY_THREAD = 1024, 4
-"""Of the tiles whose points are compared by one thread each: 8 points of up to 8 dimensions stay in its registers."""
-MAX_CENTERS_BY_THREAD = 32
-"""A thread takes 11 instructions for a point and a center, tensor cores half of that, but at least 32 centers."""
+POINTS_BY_THREAD, WARPS_BY_THREAD = 1024, 2
+"""Of the tiles whose points are compared by one thread each: 16 points of up to 8 dimensions stay in its registers."""
 MIN_POINTS_BY_THREAD = 100_000
 """With fewer, tiles of so many points leave multiprocessors without work."""
 
@@ -150,10 +148,11 @@ def _assign(
         finite = (bias < infinity) & (index < num_clusters)
         bias = tl.where(finite, bias, infinity)
         centers = tl.where(finite[:, None], centers, 0.0)
+        nothing = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         for tile in range(program, tiles, num_programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
             x = _load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
-            scores = bias[None, :] - _product(x, centers, tl.zeros((BLOCK_N, BLOCK_K), tl.float32))
+            scores = bias[None, :] - _product(x, centers, nothing)
             lowest, label = _first_minimum(scores, index, BLOCK_K)
             _store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * lowest, label, tl.sum(x * x, 1))
     else:
@@ -173,7 +172,11 @@ def _assign(
                     centers = _load_tile(
                         centers_ptr, first + index, num_clusters, start + entry, num_dims, num_dims, 1
                     )
-                    scores = _product(x, centers, scores)
+                    # Tensor cores cut off what they add, but registers for a second tile of scores are few.
+                    if VECTOR > 1:
+                        scores = _product(x, centers, scores)
+                    else:
+                        scores += _product(x, centers, tl.zeros((BLOCK_N, BLOCK_K), tl.float32))
                     bias += tl.sum(centers * centers, 1)
                     length += tl.sum(x * x, 1)
                 finite = (bias < infinity) & (first + index < num_clusters)
@@ -553,16 +556,16 @@ def _vector(points: Tensor) -> int:
 def assign_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
     """Constants of `_assign`, warps and pipeline stages.
 
-    Centers of up to 32 dimensions and 4096 numbers are one tile, which stays with the program. A thread has up to 64
-    scores, as far as the centers leave registers. Otherwise 128 points are compared with up to 128 centers at once, so
-    that they come from the caches at most twice for 256. Without vector loads every number needs an address in
-    registers, and tiles are smaller.
+    Centers of up to 32 dimensions and 2048 numbers, or 16 dimensions and 4096, are one tile, which stays with the
+    program. A thread has up to 64 scores, as far as the centers leave registers. Otherwise 128 points are compared with
+    up to 128 centers at once, so that they come from the caches at most twice for 256. Without vector loads every
+    number needs an address in registers, and tiles are smaller.
     """
     block_k, block_d = padded(num_clusters, 32), padded(num_dims)
     numbers = block_k * block_d
-    single_tile = num_dims <= 32 and numbers <= (4096 if vector > 1 else 512)
+    single_tile = num_dims <= 32 and numbers <= (512 if vector == 1 else 4096 if block_d == 16 else 2048)
     if single_tile:
-        block_n, num_warps = 64 if numbers == 4096 else 128, 4 if block_k == 32 else 8
+        block_n, num_warps = 64 if block_k == 256 else 128, 4 if block_k == 32 else 8
     else:
         block_n, block_k, block_d = (128, min(block_k, 128), 32) if vector > 1 else (64, 32, 32)
         num_warps = 8
@@ -577,20 +580,20 @@ def _launch_assign(
     if labels.numel() == 0:
         return
     # By the points of a problem: how one is compared must not depend on the batch.
-    is_small = num_clusters <= MAX_CENTERS_BY_THREAD and num_dims in (4, 8)
-    by_thread = num_points >= MIN_POINTS_BY_THREAD and is_small and _vector(points) > 1
-    tile = POINTS_BY_THREAD
-    if not by_thread:
+    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims in (4, 8) and _vector(points) > 1
+    if by_thread:
+        num_programs = -(-num_points // POINTS_BY_THREAD)
+    else:
         constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
-        tile = constants["BLOCK_N"]
-    num_programs = min(-(-num_points // tile), max(1, MAX_ASSIGN_BLOCKS // num_problems))
+        num_programs = min(-(-num_points // constants["BLOCK_N"]), max(1, MAX_ASSIGN_BLOCKS // num_problems))
     grid = (num_problems * num_programs,)
     # Without flags they are not read, but are of the type that the kernel is compiled for.
     tensors = (points, centers, labels.view(torch.int32) if active is None else active, labels, distance)
     skip_inactive = int(active is not None)
     if by_thread:
         sizes = (num_points, num_clusters, num_programs, skip_inactive, *points.stride()[:2])
-        _assign_by_thread[grid](*tensors, *sizes, BLOCK_N=tile, DIMS=num_dims, **options(WARPS_BY_THREAD))
+        constants = {"BLOCK_N": POINTS_BY_THREAD, "DIMS": num_dims}
+        _assign_by_thread[grid](*tensors, *sizes, **constants, **options(WARPS_BY_THREAD))
     else:
         sizes = (num_points, num_dims, num_clusters, num_programs, skip_inactive, *points.stride())
         _assign[grid](*tensors, *sizes, **constants, **options(num_warps, num_stages))
@@ -610,8 +613,8 @@ def update_configuration(num_clusters: int, num_dims: int, vector: int) -> dict[
     return {"VECTOR": vector, "WARPS": WARPS_OF_UPDATE, **blocks, "BLOCK_G": 4096 // (block_k * block_d)}
 
 
-MIN_PARTS_TO_SORT = 8
-"""With so many parts of `_update`, each of which reads all labels, sorting the points by labels takes less time."""
+MIN_CLUSTERS_TO_SORT, MIN_SUMS_TO_SORT = 33, 2048
+"""With so many clusters, and sums K x d, sorting the points by labels takes less time than products with the labels."""
 MIN_POINTS_TO_SORT = 100_000
 POINTS_OF_PIECE = 256
 """Of a run, on average, as long as it has no more than 64 pieces."""
@@ -644,12 +647,12 @@ def _launch_lloyd(
     points_per_group = block_n * -(-tiles // MAX_GROUPS)
     num_groups = max(1, -(-num_points // points_per_group))
     num_parts = -(-num_clusters // block_k) * -(-num_dims // block_d)
-    by_runs = num_parts >= MIN_PARTS_TO_SORT and num_points >= MIN_POINTS_TO_SORT
-    sums = torch.empty(
-        num_problems, num_parts, num_groups, block_k, block_d, dtype=torch.float32, device=device
-    )
-    counts = torch.empty(num_problems, num_parts, num_groups, block_k, dtype=torch.int32, device=device)
-    errors = torch.empty(num_problems, num_parts, num_groups, dtype=torch.float32, device=device)
+    many = num_clusters >= MIN_CLUSTERS_TO_SORT and num_clusters * num_dims >= MIN_SUMS_TO_SORT
+    by_runs = many and num_points >= MIN_POINTS_TO_SORT
+    scratch = (num_problems, 0 if by_runs else num_parts, num_groups)
+    sums = torch.empty(*scratch, block_k, block_d, dtype=torch.float32, device=device)
+    counts = torch.empty(*scratch, block_k, dtype=torch.int32, device=device)
+    errors = torch.empty(scratch, dtype=torch.float32, device=device)
     arrivals = torch.zeros(num_problems, num_parts, dtype=torch.int32, device=device)
     # Whether a problem is active in an iteration. A problem that is not stays so. Each iteration's begin at a multiple
     # of 16 bytes: for others the kernels would be compiled anew.
@@ -785,7 +788,7 @@ def variants() -> list[Variant]:
         unaligned = () if vector > 1 else ("points_ptr",)
         tiles = [(32, 16), (32, 64)]
         if vector > 1:
-            tiles += [(64, 64), (128, 64), (32, 32), (64, 16), (64, 32), (128, 16), (128, 32), (256, 16)]
+            tiles += [(64, 64), (128, 64), (32, 32), (64, 16), (64, 32), (128, 16), (256, 16)]
         for num_clusters, num_dims in tiles:
             variant = Variant(_assign, assign_types, *assign_configuration(num_clusters, num_dims, vector))
             configurations += with_unaligned(variant, unaligned)
@@ -859,9 +862,9 @@ def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         labels (B, N) int64, the first center among equals, and squared distances (B, N) float32, which are differences
-        of numbers as large as |x|^2: off by about 2^-21 |x|^2, so center points that are far from the origin. A point
-        whose squared length is not finite in float32 (a NaN, an infinity, entries beyond 1e19) has label -1 and
-        distance NaN.
+        of numbers as large as |x|^2: off by about 2^-21 |x|^2, with more than 32 dimensions by twice as much, so center
+        points that are far from the origin. A point whose squared length is not finite in float32 (a NaN, an infinity,
+        entries beyond 1e19) has label -1 and distance NaN.
 
     Raises:
         TypeError: for arguments of another dtype.
