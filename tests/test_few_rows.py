@@ -95,7 +95,6 @@ def test_intervals_are_wider_where_labels_and_posteriors_disagree():
             torch.tensor(3.0).double(),
             number.double(),
             [(["a"], ["b"])],
-            torch.device("cpu"),
         )
         found = measure(posteriors).limit
         widths.append((found.redundancy_interval[:, 1] - found.redundancy_interval[:, 0]).item())

@@ -171,7 +171,6 @@ def test_each_pair_has_its_own_dependence():
     squares = squared_sums(torch.randn(4, 2, 2, 12, dtype=torch.float64), torch.arange(12))
     one = torch.ones((), dtype=torch.float64)
     sides = [(["a"], ["b"]), (["a"], ["c"])]
-    device = torch.device("cpu")
-    found = measure(Posteriors(known, squares, 12, torch.tensor(12), 2 * one, 12 * one, sides, device))
+    found = measure(Posteriors(known, squares, 12, torch.tensor(12), 2 * one, 12 * one, sides))
     torch.testing.assert_close(found.limit.dependence, torch.tensor([0.3, 0.5]).double())
     torch.testing.assert_close(found.held_out.dependence, torch.tensor([0.3, 0.5]).double())

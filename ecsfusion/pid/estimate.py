@@ -29,7 +29,7 @@ from ecsfusion.pid.inputs import (
 from ecsfusion.pid.options import EstimatorOptions
 from ecsfusion.pid.posteriors import held_out_information
 from ecsfusion.pid.threads import few_threads
-from ecsfusion.pid.uncertainty import Measured, hides_much, measure
+from ecsfusion.pid.uncertainty import Measured, hides_much, measure, on_device
 
 MAX_REPEATS = 0.2
 """The share of the rows of a modality that may repeat others before a warning asks for groups."""
@@ -239,7 +239,7 @@ def _by_posteriors(
             for name in Decomposition._fields
         }
         return PID(
-            **each,
+            **on_device(Decomposition(**each), targets.device)._asdict(),
             names=("x1", "x2"),
             num_samples=len(targets),
             num_groups=num_groups,
@@ -255,7 +255,7 @@ def _by_posteriors(
     return pid(
         [part.limit for part in measured],
         held_out=pid([part.held_out for part in measured]),
-        enough_samples=enough,
+        enough_samples=enough.to(targets.device),
     )
 
 

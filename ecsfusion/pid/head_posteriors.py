@@ -22,7 +22,7 @@ from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
 from ecsfusion.pid.inputs import check_classes
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of, change_by_labels
 from ecsfusion.pid.replayed import replayed
-from ecsfusion.pid.uncertainty import measure
+from ecsfusion.pid.uncertainty import measure, on_device
 from ecsfusion.pid.union import Solved, matched, most_captured, solve_union, union_of
 
 CALIBRATION_FOLDS = 2
@@ -80,7 +80,7 @@ def head_pids(
     posteriors = information_of_heads(
         logits, joint_logits, labels, sides, min(num_clusters, len(labels)), TOLERANCE, random_seed, groups
     )
-    measured = measure(posteriors).limit._replace(dependence=None)
+    measured = on_device(measure(posteriors).limit._replace(dependence=None), labels.device)
     pids = {}
     for place, (a, b) in enumerate(pairs):
         atoms: dict[str, Any] = {
@@ -219,7 +219,6 @@ def information_of_heads(
         label_bits,
         num_groups if independent is None else independent,
         sides,
-        labels.device,
     )
 
 

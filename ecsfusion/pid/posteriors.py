@@ -140,8 +140,6 @@ class Posteriors(NamedTuple):
     """() float64: the rows over which noise is averaged."""
     sides: Sequence[tuple[Sequence[str], Sequence[str]]]
     """The modalities of both sides of each pair."""
-    device: torch.device
-    """Of the embeddings or heads, where the result is to be."""
     unseen: Tensor | None = None
     """(C,) float64: the part of H(Y) of each class whose rows were read without another row of it; None of heads."""
 
@@ -193,7 +191,6 @@ def held_out_information(
         entropy(prior, 1),
         folds.num_groups.double(),
         sides,
-        labels.device,
         torch.where((counts == 0).any(0), -prior * log_prior.double() / LN2, 0.0),
     )
 

@@ -37,7 +37,7 @@ TINY = 1e-9
 
 
 class Measured(NamedTuple):
-    """Decompositions of P pairs; (P,) float64."""
+    """Decompositions of P pairs; (P,) float64, on the host."""
 
     limit: Decomposition
     """What readouts that are fitted on very many rows would find, with intervals and floors."""
@@ -53,9 +53,8 @@ def measure(posteriors: Posteriors) -> Measured:
     This is the algebra of a few numbers for each pair, which would be hundreds of launches on a GPU: it is done by the
     host, which waits for them once.
     """
-    known, device = posteriors.known, posteriors.device
     *parts, label_bits, num_groups, noise_rows, squares = moved(
-        [*known, posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, posteriors.squares],
+        [*posteriors.known, posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, posteriors.squares],
         "cpu",
     )
     # Heads that were fitted on other rows have no limit to grow to.
@@ -64,21 +63,15 @@ def measure(posteriors: Posteriors) -> Measured:
         squares = torch.cat([squares.new_zeros(8, squares.shape[1]), squares])
     # The rows of a group count as one.
     errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / posteriors.num_rows
-    measured = _decomposed(
+    return _decomposed(
         Known(*parts), label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides, grows
     )
-    decompositions = measured.limit, measured.held_out
-    there = iter(
-        moved(
-            [part for each in (*decompositions, [measured.enough]) for part in each if part is not None],
-            device,
-        )
-    )
-    limits, held_out = (
-        each._replace(**{name: next(there) for name, part in each._asdict().items() if part is not None})
-        for each in decompositions
-    )
-    return Measured(limits, held_out, next(there))
+
+
+def on_device(decomposition: Decomposition, device: torch.device) -> Decomposition:
+    """The parts of a decomposition on a device, by one copy."""
+    there = {name: part for name, part in decomposition._asdict().items() if part is not None}
+    return decomposition._replace(**dict(zip(there, moved(list(there.values()), device), strict=True)))
 
 
 def hides_much(posteriors: Posteriors) -> bool:
