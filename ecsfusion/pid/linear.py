@@ -5,6 +5,7 @@ logistic regression in the metric of the same covariance, which does better wher
 sum over rows is made once per fold; the readouts of all training sets come from these sums.
 """
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -63,6 +64,12 @@ BLOCK_VALUES = 1 << 16
 """Values that are standardized at a time, so many that they stay in the cache of a core,"""
 SCORED_VALUES = 1 << 19
 """and values that weights are applied to at a time."""
+
+
+@lru_cache(maxsize=64)
+def _on_device(readers: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Numbers of training sets (R, F) int64; on a GPU a copy lets the host wait, and they are asked for often."""
+    return torch.tensor(readers, dtype=torch.int64, device=device)
 
 
 class TrainingSets(NamedTuple):
@@ -125,7 +132,7 @@ class TrainingSets(NamedTuple):
     @property
     def reader(self) -> Tensor:
         """(R, N) int64: sets that a row is not in."""
-        return torch.tensor(self.readers, device=self.fold.device)[:, self.fold]
+        return _on_device(self.readers, self.fold.device)[:, self.fold]
 
     @property
     def member(self) -> Tensor:
@@ -578,12 +585,11 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple
     part = sums._replace(rows=sums.rows[chosen])
 
     def loss(places: list[int]) -> Tensor:
-        logits = []
-        for place in places:
-            fitted = sorted(set(tried))
-            scores = part.scores(*sums.discriminant(sums.factor(grid[place], fitted), fitted))
-            logits.append(torch.where(in_first, scores[:, 0], scores[:, -1]))
-        posterior = pool(torch.stack(logits).unsqueeze(1), labels, log_prior, MAX_COMPARED_ROWS).log_posterior
+        fitted = sorted(set(tried))
+        factor = factored(torch.cat([sums.shrunk(grid[place], fitted) for place in places]))
+        scores = part.scores(*sums.discriminant(factor, fitted * len(places))).unflatten(1, (len(places), -1))
+        logits = torch.where(in_first[:, None], scores[:, :, 0], scores[:, :, -1]).transpose(0, 1)
+        posterior = pool(logits.unsqueeze(1), labels, log_prior, MAX_COMPARED_ROWS).log_posterior
         return -posterior.gather(2, labels.expand(len(places), -1).unsqueeze(2)).mean((1, 2))
 
     # Where no shrinkage tells anything alone, the side may still tell something together with another: as little
