@@ -7,6 +7,7 @@ from known_answers import assert_consistent, intervals, values, widths
 
 from benchmarks.known_truth.problems import find
 from ecsfusion import fast_pid
+from ecsfusion.pid.clusters import FewSamplesWarning
 from ecsfusion.pid.decomposition import decompose
 from ecsfusion.pid.estimate import RepeatedRowsWarning, fast_pids
 from ecsfusion.pid.head_posteriors import head_pids
@@ -278,6 +279,15 @@ def test_units_beyond_the_precision_that_is_computed_in_tell_the_same(kind, fact
     base = values(fast_pid([first, second], BITS))
     found = values(fast_pid([first.astype(kind) * kind(factor), second], BITS))
     torch.testing.assert_close(found, base, rtol=0, atol=0.08)
+
+
+def test_of_several_labels_the_one_with_classes_that_cannot_be_known_is_named():
+    first = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.stack([torch.arange(300) % 3, torch.arange(300)], 1)
+    with pytest.warns(
+        FewSamplesWarning, match=r"^labels\[:, 1\] have only one distinct row .* \(300 in all\): 0, 1"
+    ):
+        fast_pid([first, first.flip(0)], labels)
 
 
 @pytest.mark.parametrize("classes", [2, 4, 200])

@@ -214,9 +214,9 @@ def _by_posteriors(
     num_clusters = options.posterior_clusters(len(targets))
     number = num_groups or len(targets)
     measured: list[Measured] = []
-    unseen: Tensor | None = None
+    unseen: tuple[str, Tensor] | None = None
     with few_threads():
-        for column in targets.reshape(len(targets), -1).T:
+        for place, column in enumerate(targets.reshape(len(targets), -1).T):
             # A class without rows is no part of the label.
             classes, label = column.unique(return_inverse=True)
             posteriors = held_out_information(
@@ -224,7 +224,8 @@ def _by_posteriors(
             )
             measured.append(measure(posteriors))
             if posteriors.unseen is not None and hides_much(posteriors):
-                unseen = classes[posteriors.unseen > 0] if unseen is None else unseen
+                label_name = "labels" if targets.ndim == 1 else f"labels[:, {place}]"
+                unseen = unseen or (label_name, classes[posteriors.unseen > 0])
                 # How many would do, nobody can know: not those that there are.
                 measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])
@@ -249,7 +250,7 @@ def _by_posteriors(
 
     enough = tensor([part.enough for part in measured])
     if unseen is not None:
-        _warn_of_unseen_classes(unseen, groups)
+        _warn_of_unseen_classes(*unseen, groups)
     else:
         _warn_of_few_samples(number, float(enough.max()), groups)
     return pid(
@@ -271,7 +272,7 @@ def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None)
         )
 
 
-def _warn_of_unseen_classes(unseen: Tensor, groups: Tensor | None) -> None:
+def _warn_of_unseen_classes(name: str, unseen: Tensor, groups: Tensor | None) -> None:
     """Warn of classes of one row or of one source, of which nothing can be known; their numbers."""
     classes = unseen.tolist()
     named = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
@@ -284,7 +285,7 @@ def _warn_of_unseen_classes(unseen: Tensor, groups: Tensor | None) -> None:
         else ("source", "give rows of more sources of each class; groups= must not follow from the labels")
     )
     warnings.warn(
-        f"labels have only one {what} of each of these classes ({len(classes)} in all): {named}; no readout can see"
+        f"{name} have only one {what} of each of these classes ({len(classes)} in all): {named}; no readout can see"
         " such a class and be judged on it, so nothing is known of them, and the intervals do not hold what they tell;"
         f" {todo}",
         FewSamplesWarning,
