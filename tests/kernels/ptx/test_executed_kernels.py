@@ -428,6 +428,21 @@ def kernels(monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("dims", [32, 256])
+def test_distances_are_as_exact_as_is_said(kernels, dims):
+    """Points and centers that lie close together and far from the origin, where products cancel most."""
+    place = make(1, 1, dims)
+    points, centers = (
+        place + 0.3 * make(1, 16, dims, random_seed=1),
+        place + 0.3 * make(1, 33, dims, random_seed=2),
+    )
+    (labels, distance), _ = kernels(Case(lambda: kmeans.nearest(points, centers), lambda _: None))
+    exact = (points - centers[0, labels]).double().square().sum(-1)
+    error = (distance - exact).abs() / points.double().square().sum(-1)
+    # Every sum of tensor cores is cut off, never rounded up.
+    assert float(error.max()) < 2.0**-25 * dims
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_executed_ptx_equals_the_reference(kernels, name):
     case = CASES[name]()

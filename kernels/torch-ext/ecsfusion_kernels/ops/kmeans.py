@@ -33,10 +33,8 @@ __all__ = ["lloyd", "nearest"]
 
 # The most blocks of one problem that sum up its clusters; the last reads one partial sum of each.
 MAX_GROUPS = 256
-MAX_ASSIGN_BLOCKS = (
-    # The most blocks that share the points and keep the centers: 4 for each of the 132 multiprocessors of an H200.
-    528
-)
+# The most blocks that share the points and keep the centers: 4 for each of the 132 multiprocessors of an H200.
+MAX_ASSIGN_BLOCKS = 528
 
 POINTS_BY_THREAD, WARPS_BY_THREAD = 1024, 2
 """Of the tiles whose points are compared by one thread each: 16 points of up to 8 dimensions stay in its registers."""
@@ -862,8 +860,8 @@ def nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         labels (B, N) int64, the first center among equals, and squared distances (B, N) float32, which are differences
-        of numbers as large as |x|^2: off by about 2^-21 |x|^2, with more than 32 dimensions by twice as much, so center
-        points that are far from the origin. A point whose squared length is not finite in float32 (a NaN, an infinity,
+        of numbers as large as |x|^2: off by about 2^-26 d |x|^2 (2^-21 |x|^2 below 32 dimensions), so center points
+        that are far from the origin. A point whose squared length is not finite in float32 (a NaN, an infinity,
         entries beyond 1e19) has label -1 and distance NaN.
 
     Raises:
