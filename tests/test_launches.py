@@ -64,6 +64,7 @@ LARGE = {
     "k-means of many problems": lambda: kmeans._launch_lloyd(of(MANY, 70, 3), of(MANY, 4, 3), 1, 1e-3),
     "k-means of many points": lambda: kmeans._launch_lloyd(of(1, 2**33, 8), of(1, 20, 8), 1, 1e-3),
     "k-means of many parts": lambda: kmeans._launch_lloyd(of(1, 64, 19_200), of(1, 19_200, 19_200), 1, 1e-3),
+    "k-means of many points and parts": lambda: kmeans._launch_lloyd(of(9, 2**27, 8), of(9, 300, 8), 1, 1e-3),
     "seed of many problems": lambda: seed._launch_seed(of(MANY, 70, 3), 4, 0),
     "seed of many points": lambda: seed._launch_seed(of(3, 2**33, 3), 4, 0),
     "histogram of many tables": lambda: histogram._launch_histogram(
@@ -168,6 +169,13 @@ def test_every_part_of_k_means_has_a_block(launches):
     LARGE["k-means of many parts"]()
     parts = 19_200 // 64 * (19_200 // 32)
     assert [grid for kernel, _, grid in launches if kernel is kmeans._update] == [(parts,)] * 2
+
+
+@pytest.mark.parametrize(("number", "kernel"), [(2**31 - 1, "_sum_runs"), (2**31, "_update")])
+def test_labels_are_sorted_where_torch_can_sort_as_many(launches, number, kernel):
+    """On a GPU it sorts at most 2^31 - 1 numbers."""
+    kmeans._launch_lloyd(of(1, number, 8), of(1, 300, 8), 1, 1e-3)
+    assert getattr(kmeans, kernel) in [launched for launched, *_ in launches]
 
 
 def shifted(x):

@@ -614,6 +614,8 @@ def update_configuration(num_clusters: int, num_dims: int, vector: int) -> dict[
 MIN_CLUSTERS_TO_SORT, MIN_SUMS_TO_SORT = 33, 2048
 """With so many clusters, and sums K x d, sorting the points by labels takes less time than products with the labels."""
 MIN_POINTS_TO_SORT = 100_000
+MAX_POINTS_TO_SORT = 2**31 - 1
+"""PyTorch sorts no more on a GPU."""
 POINTS_OF_PIECE = 256
 """Of a run, on average, as long as it has no more than 64 pieces."""
 
@@ -646,7 +648,7 @@ def _launch_lloyd(
     num_groups = max(1, -(-num_points // points_per_group))
     num_parts = -(-num_clusters // block_k) * -(-num_dims // block_d)
     many = num_clusters >= MIN_CLUSTERS_TO_SORT and num_clusters * num_dims >= MIN_SUMS_TO_SORT
-    by_runs = many and num_points >= MIN_POINTS_TO_SORT
+    by_runs = many and MIN_POINTS_TO_SORT <= num_points <= MAX_POINTS_TO_SORT
     scratch = (num_problems, 0 if by_runs else num_parts, num_groups)
     sums = torch.empty(*scratch, block_k, block_d, dtype=torch.float32, device=device)
     counts = torch.empty(*scratch, block_k, dtype=torch.int32, device=device)
