@@ -45,6 +45,17 @@ def lloyd():
     return kmeans.lloyd(make(2, 300, 20), make(2, 70, 20, random_seed=1), 2)
 
 
+def lloyd_by_runs():
+    """One point is left out, one problem has settled, and one cluster is empty."""
+    points, start = make(2, 300, 20), make(2, 9, 20, random_seed=1)
+    points[0, 7, 3], points[1], start[0, 4] = torch.nan, points[1, :1], 90.0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MIN_CLUSTERS_TO_SORT", "MIN_SUMS_TO_SORT", "MIN_POINTS_TO_SORT"):
+            patch.setattr(kmeans, name, 0)
+        patch.setattr(kmeans, "POINTS_OF_PIECE", 16)
+        return kmeans.lloyd(points, start, 3)
+
+
 def seed():
     return seed_module.seed(make(2, 2100, 9), 3, 1)
 
@@ -72,7 +83,18 @@ def broja():
     return ops.broja.broja(p.sum(2), p.sum(1), 1e-3, 2)
 
 
-CALLS = (project, nearest, lloyd, seed, histogram, random_numbers, orthonormalize, loglinear, broja)
+CALLS = (
+    project,
+    nearest,
+    lloyd,
+    lloyd_by_runs,
+    seed,
+    histogram,
+    random_numbers,
+    orthonormalize,
+    loglinear,
+    broja,
+)
 
 
 def parts(result):
