@@ -1,6 +1,6 @@
 """Programs that wait for each other: on a GPU of any size the same bits, in a graph that is replayed as well.
 
-What happens in other orders, and without a GPU, is asked by `test_program_orders.py` and by the tests of the folder ptx.
+What happens in other orders, and without a GPU, is asked by `test_program_orders.py` and by the tests in ptx.
 """
 
 import pytest
