@@ -19,6 +19,7 @@ from ecsfusion_kernels.ops import (
     lloyd_centers,
     loglinear,
     match_prior,
+    nearest,
     pointwise_union,
     poisson,
     pool_posteriors,
@@ -194,22 +195,22 @@ def points(width):
 @pytest.mark.parametrize(
     ("given", "kernel"),
     [
-        (points(4), kmeans._assign_by_thread),
-        (points(8), kmeans._assign_by_thread),
-        (points(8)[:1].expand(3, -1, -1), kmeans._assign_by_thread),
-        (points(16)[..., 4:12], kmeans._assign_by_thread),
-        (points(8)[:, :69], kmeans._assign),
-        (points(12), kmeans._assign),
-        (points(11)[..., 3:], kmeans._assign),
-        (points(16)[..., ::2], kmeans._assign),
-        (shifted(points(8)), kmeans._assign),
+        (points(4), nearest._assign_by_thread),
+        (points(8), nearest._assign_by_thread),
+        (points(8)[:1].expand(3, -1, -1), nearest._assign_by_thread),
+        (points(16)[..., 4:12], nearest._assign_by_thread),
+        (points(8)[:, :69], nearest._assign),
+        (points(12), nearest._assign),
+        (points(11)[..., 3:], nearest._assign),
+        (points(16)[..., ::2], nearest._assign),
+        (shifted(points(8)), nearest._assign),
     ],
 )
 def test_many_points_of_4_or_8_numbers_side_by_side_are_compared_by_threads(
     launches, monkeypatch, given, kernel
 ):
-    monkeypatch.setattr(kmeans, "MIN_POINTS_BY_THREAD", 70)
-    kmeans.nearest(given, torch.ones(len(given), 5, given.shape[2]))
+    monkeypatch.setattr(nearest, "MIN_POINTS_BY_THREAD", 70)
+    nearest.nearest(given, torch.ones(len(given), 5, given.shape[2]))
     ((launched, arguments, _),) = launches
     assert launched is kernel
     assert arguments["point_stride"] == given.stride(1)
@@ -228,7 +229,7 @@ GIVEN = {
             to(points(width)), to(points(width)[:, :5])
         )
         for width in (8, 16, 40)
-        for name, call in (("nearest", kmeans.nearest), ("seed", lambda x, _: seed.seed(x, 3)))
+        for name, call in (("nearest", nearest.nearest), ("seed", lambda x, _: seed.seed(x, 3)))
     },
     "hash_rows": lambda to: hash_rows.hash_rows(to(points(3)[0]), to(torch.arange(3)), 0),
     "pool_weights": lambda to: pool_weights.pool_weights(

@@ -7,6 +7,7 @@ import torch
 from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.language import jit, tl
 from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior, pool_weights
+from ecsfusion_kernels.ops import nearest as nearest_module
 from ecsfusion_kernels.ops import seed as seed_module
 from uninitialized import filled
 
@@ -37,7 +38,7 @@ def project():
 
 
 def nearest():
-    return kmeans.nearest(make(2, 150, 20), make(2, 40, 20, random_seed=1))
+    return nearest_module.nearest(make(2, 150, 20), make(2, 40, 20, random_seed=1))
 
 
 def lloyd():
