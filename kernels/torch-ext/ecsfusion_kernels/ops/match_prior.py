@@ -338,7 +338,7 @@ def match_prior(
 
     Each rescaling multiplies the classes by powers of prior / mean, and divides each row by its sum. On a GPU problems
     of up to 1 024 classes are one launch, whose programs wait for each other, and the host reads nothing. The result
-    has no gradient.
+    has no gradient, and of a problem with a NaN or an infinity it is NaN in all rows.
 
     Args:
         posteriors: (..., N, C) float64, of sum 1 over the classes.
