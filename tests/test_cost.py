@@ -16,7 +16,8 @@ if language.triton is None:
 from ecsfusion_kernels import cost, cost_cases, lloyd, nearest, project, ptx, ptx_walk, seed
 from ecsfusion_kernels.compile_check import all_variants
 from ecsfusion_kernels.launches import launcher_of, launches
-from ecsfusion_kernels.ops import kmeans, random
+from ecsfusion_kernels.ops import nearest as nearest_module
+from ecsfusion_kernels.ops import random
 
 from ecsfusion.pid import clusters
 from ecsfusion.pid.options import EstimatorOptions
@@ -141,7 +142,7 @@ def test_project_moves_the_rows_once():
 
 def test_shared_rows_and_views_of_one_memory_are_moved_once():
     found = launches(
-        kmeans._launch_assign, of(1000, 8).expand(4, -1, -1), of(4, 5, 8), *results(4, 1000), None
+        nearest_module._launch_assign, of(1000, 8).expand(4, -1, -1), of(4, 5, 8), *results(4, 1000), None
     )
     assert found[0].bytes == 1000 * 8 * 4 + 4 * 5 * 8 * 4 + 4 * 1000 * (8 + 4)
 

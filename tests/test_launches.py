@@ -19,6 +19,7 @@ from ecsfusion_kernels.ops import (
     lloyd_centers,
     loglinear,
     match_prior,
+    nearest,
     pointwise_union,
     poisson,
     pool_posteriors,
@@ -64,6 +65,7 @@ LARGE = {
     "k-means of many problems": lambda: kmeans._launch_lloyd(of(MANY, 70, 3), of(MANY, 4, 3), 1, 1e-3),
     "k-means of many points": lambda: kmeans._launch_lloyd(of(1, 2**33, 8), of(1, 20, 8), 1, 1e-3),
     "k-means of many parts": lambda: kmeans._launch_lloyd(of(1, 64, 19_200), of(1, 19_200, 19_200), 1, 1e-3),
+    "k-means of many points and parts": lambda: kmeans._launch_lloyd(of(9, 2**27, 8), of(9, 300, 8), 1, 1e-3),
     "seed of many problems": lambda: seed._launch_seed(of(MANY, 70, 3), 4, 0),
     "seed of many points": lambda: seed._launch_seed(of(3, 2**33, 3), 4, 0),
     "histogram of many tables": lambda: histogram._launch_histogram(
@@ -170,6 +172,13 @@ def test_every_part_of_k_means_has_a_block(launches):
     assert [grid for kernel, _, grid in launches if kernel is kmeans._update] == [(parts,)] * 2
 
 
+@pytest.mark.parametrize(("number", "kernel"), [(2**31 - 1, "_sum_runs"), (2**31, "_update")])
+def test_labels_are_sorted_where_torch_can_sort_as_many(launches, number, kernel):
+    """On a GPU it sorts at most 2^31 - 1 numbers."""
+    kmeans._launch_lloyd(of(1, number, 8), of(1, 300, 8), 1, 1e-3)
+    assert getattr(kmeans, kernel) in [launched for launched, *_ in launches]
+
+
 def shifted(x):
     """The same values one element later in memory: contiguous, and not at a multiple of 16 bytes."""
     memory = torch.empty(x.numel() + 1, dtype=x.dtype)
@@ -186,22 +195,22 @@ def points(width):
 @pytest.mark.parametrize(
     ("given", "kernel"),
     [
-        (points(4), kmeans._assign_by_thread),
-        (points(8), kmeans._assign_by_thread),
-        (points(8)[:1].expand(3, -1, -1), kmeans._assign_by_thread),
-        (points(16)[..., 4:12], kmeans._assign_by_thread),
-        (points(8)[:, :69], kmeans._assign),
-        (points(12), kmeans._assign),
-        (points(11)[..., 3:], kmeans._assign),
-        (points(16)[..., ::2], kmeans._assign),
-        (shifted(points(8)), kmeans._assign),
+        (points(4), nearest._assign_by_thread),
+        (points(8), nearest._assign_by_thread),
+        (points(8)[:1].expand(3, -1, -1), nearest._assign_by_thread),
+        (points(16)[..., 4:12], nearest._assign_by_thread),
+        (points(8)[:, :69], nearest._assign),
+        (points(12), nearest._assign),
+        (points(11)[..., 3:], nearest._assign),
+        (points(16)[..., ::2], nearest._assign),
+        (shifted(points(8)), nearest._assign),
     ],
 )
 def test_many_points_of_4_or_8_numbers_side_by_side_are_compared_by_threads(
     launches, monkeypatch, given, kernel
 ):
-    monkeypatch.setattr(kmeans, "MIN_POINTS_BY_THREAD", 70)
-    kmeans.nearest(given, torch.ones(len(given), 5, given.shape[2]))
+    monkeypatch.setattr(nearest, "MIN_POINTS_BY_THREAD", 70)
+    nearest.nearest(given, torch.ones(len(given), 5, given.shape[2]))
     ((launched, arguments, _),) = launches
     assert launched is kernel
     assert arguments["point_stride"] == given.stride(1)
@@ -220,7 +229,7 @@ GIVEN = {
             to(points(width)), to(points(width)[:, :5])
         )
         for width in (8, 16, 40)
-        for name, call in (("nearest", kmeans.nearest), ("seed", lambda x, _: seed.seed(x, 3)))
+        for name, call in (("nearest", nearest.nearest), ("seed", lambda x, _: seed.seed(x, 3)))
     },
     "hash_rows": lambda to: hash_rows.hash_rows(to(points(3)[0]), to(torch.arange(3)), 0),
     "pool_weights": lambda to: pool_weights.pool_weights(

@@ -51,6 +51,20 @@ def test_classes_that_no_row_or_no_prior_has(device):
     assert not found[..., 1:3].any()
 
 
+@pytest.mark.parametrize("classes", [3, 20])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_seen_in_all_rows_of_its_problem(device, classes, value):
+    """Hidden in one place, it would leave rows that look like posteriors."""
+    rows, prior = posteriors(2, 30, classes)
+    expected = reference.match_prior(rows[1:], prior)
+    rows[0, 7, 1] = value
+    found = match_prior(rows.to(device), prior.to(device)).cpu()
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1:], expected, rtol=1e-10, atol=1e-14)
+    prior[2] = torch.nan
+    assert match_prior(rows.to(device), prior.to(device)).isnan().all()
+
+
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (1, 2, 1100)])
 def test_nothing_and_more_classes_than_a_tile_has(device, shape):
     given = posteriors(*shape)

@@ -7,6 +7,7 @@ import torch
 from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.language import jit, tl
 from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior, pool_weights
+from ecsfusion_kernels.ops import nearest as nearest_module
 from ecsfusion_kernels.ops import seed as seed_module
 from uninitialized import filled
 
@@ -37,12 +38,23 @@ def project():
 
 
 def nearest():
-    return kmeans.nearest(make(2, 150, 20), make(2, 40, 20, random_seed=1))
+    return nearest_module.nearest(make(2, 150, 20), make(2, 40, 20, random_seed=1))
 
 
 def lloyd():
     """Several groups and parts: the last to arrive sums up."""
     return kmeans.lloyd(make(2, 300, 20), make(2, 70, 20, random_seed=1), 2)
+
+
+def lloyd_by_runs():
+    """One point is left out, one problem has settled, and one cluster is empty."""
+    points, start = make(2, 300, 20), make(2, 9, 20, random_seed=1)
+    points[0, 7, 3], points[1], start[0, 4] = torch.nan, points[1, :1], 90.0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MIN_CLUSTERS_TO_SORT", "MIN_SUMS_TO_SORT", "MIN_POINTS_TO_SORT"):
+            patch.setattr(kmeans, name, 0)
+        patch.setattr(kmeans, "POINTS_OF_PIECE", 16)
+        return kmeans.lloyd(points, start, 3)
 
 
 def seed():
@@ -72,7 +84,18 @@ def broja():
     return ops.broja.broja(p.sum(2), p.sum(1), 1e-3, 2)
 
 
-CALLS = (project, nearest, lloyd, seed, histogram, random_numbers, orthonormalize, loglinear, broja)
+CALLS = (
+    project,
+    nearest,
+    lloyd,
+    lloyd_by_runs,
+    seed,
+    histogram,
+    random_numbers,
+    orthonormalize,
+    loglinear,
+    broja,
+)
 
 
 def parts(result):

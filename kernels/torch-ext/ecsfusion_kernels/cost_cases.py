@@ -21,6 +21,7 @@ from .ops import (
     lloyd_centers,
     loglinear,
     match_prior,
+    nearest,
     pointwise_union,
     poisson,
     pool_posteriors,
@@ -52,7 +53,7 @@ def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32
     kmeans.lloyd(problems, seed.seed(problems, K))
     for _ in range(2):
         project.project(rows, basis, offset, radius)
-    kmeans.nearest(_of(2, N, d), _of(2, K, d))
+    nearest.nearest(_of(2, N, d), _of(2, K, d))
     index = _of(1, N, dtype=torch.int64)
     counts = histogram.histogram(index, index, index, K, K, C)
     marginal = _of(1, K, C, dtype=torch.float64)
@@ -73,7 +74,7 @@ def _project(N: int, D: int, d: int, dtype: str) -> list[Launch]:
 
 
 def _nearest(N: int, K: int, d: int) -> list[Launch]:
-    return launches(kmeans.nearest, _of(1, N, d), _of(1, K, d))
+    return launches(nearest.nearest, _of(1, N, d), _of(1, K, d))
 
 
 def _seed(N: int, K: int, d: int) -> list[Launch]:

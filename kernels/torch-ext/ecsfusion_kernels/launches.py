@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import language
-from .ops import broja, kmeans, modules, random
+from .ops import broja, modules, nearest, random
 
 
 def _broja(p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int) -> Any:
@@ -24,7 +24,7 @@ def _broja(p1y: Tensor, p2y: Tensor, tolerance: float, max_iterations: int) -> A
 def _nearest(points: Tensor, centers: Tensor) -> Any:
     labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
     distance = torch.empty(points.shape[:2], dtype=torch.float32, device=points.device)
-    kmeans._launch_assign(points, centers.contiguous(), labels, distance, None)
+    nearest._launch_assign(points, centers.contiguous(), labels, distance, None)
     return labels, distance
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from ecsfusion_kernels import language, ops, reference
 from ecsfusion_kernels.ops import kmeans, principal
+from ecsfusion_kernels.ops import nearest as nearest_module
 from ecsfusion_kernels.ops import seed as seed_module
 
 pytestmark = [
@@ -95,7 +96,7 @@ def nearest(num_clusters, num_dims, placed, num_points=70, limits=()):
     """Centers that are not aligned."""
     points, centers = make(1, num_points, num_dims), make(1, num_clusters, num_dims, random_seed=1)
     return Case(
-        lambda: kmeans.nearest(placed(points), unaligned(centers)),
+        lambda: nearest_module.nearest(placed(points), unaligned(centers)),
         close(tuple(reference.nearest(points, centers)), rtol=1e-4, atol=1e-4),
         limits,
     )
@@ -318,9 +319,9 @@ def groups_of_rows():
     )
 
 
-ONE_PROGRAM = (kmeans, "MAX_ASSIGN_BLOCKS", 1)
+ONE_PROGRAM = (nearest_module, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
-BY_THREAD = (kmeans, "MIN_POINTS_BY_THREAD", 0)
+BY_THREAD = (nearest_module, "MIN_POINTS_BY_THREAD", 0)
 BY_RUNS = tuple(
     (kmeans, name, 0 if name.startswith("MIN") else 9)
     for name in ("MIN_CLUSTERS_TO_SORT", "MIN_SUMS_TO_SORT", "MIN_POINTS_TO_SORT", "POINTS_OF_PIECE")
@@ -377,7 +378,13 @@ CASES = {
         )
         for clusters, dims in ((1, 4), (3, 8), (5, 8), (30, 4))
     },
-    **{f"lloyd by runs {dims}": functools.partial(lloyd, 130, 5, dims, BY_RUNS) for dims in (8, 9, 40, 136)},
+    **{
+        f"lloyd by runs {dims} {placed.__name__}": functools.partial(lloyd, 130, 5, dims, BY_RUNS, placed)
+        for dims, placed in (
+            *((dims, as_it_is) for dims in (8, 9, 24, 25, 40, 41, 136, 137)),
+            *((dims, unaligned) for dims in (8, 24, 40, 136)),
+        )
+    },
     "lloyd by thread": lambda: lloyd(1100, 5, 8, (BY_THREAD, ONE_PROGRAM)),
     **{f"seed {dims} unaligned": functools.partial(seed, 300, dims, (), unaligned) for dims in (5, 12, 40)},
     **{
@@ -426,6 +433,21 @@ def kernels(monkeypatch):
         return result, launches
 
     return run
+
+
+@pytest.mark.parametrize("dims", [32, 256])
+def test_distances_are_as_exact_as_is_said(kernels, dims):
+    """Points and centers that lie close together and far from the origin, where products cancel most."""
+    place = make(1, 1, dims)
+    points, centers = (
+        place + 0.3 * make(1, 16, dims, random_seed=1),
+        place + 0.3 * make(1, 33, dims, random_seed=2),
+    )
+    (labels, distance), _ = kernels(Case(lambda: nearest_module.nearest(points, centers), lambda _: None))
+    exact = (points - centers[0, labels]).double().square().sum(-1)
+    error = (distance - exact).abs() / points.double().square().sum(-1)
+    # Every sum of tensor cores is cut off, never rounded up.
+    assert float(error.max()) < 2.0**-25 * dims
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,7 +10,8 @@ from .._ops import add_op_namespace_prefix
 from ..grid_barrier import resident_programs, wait_for_programs
 from ..language import Variant, aligned, jit, options, runs_kernels, skips_dispatch, tl
 from ..reference.lloyd_centers import lloyd_centers as reference_lloyd_centers
-from .kmeans import _launch_lloyd, check
+from .kmeans import _launch_lloyd
+from .nearest import check
 
 __all__ = ["lloyd_centers"]
 

@@ -201,12 +201,14 @@ def _match_prior(
     mean = tl.maximum(sums / num_rows, TINY)
     grown = tl.maximum(1.0 - squares / num_rows / mean, TINY)
     power = tl.minimum(tl.maximum((1.0 - 1.0 / num_classes.to(tl.float64)) / grown, 1.0), LARGEST_POWER)
-    scale, before = tl.full((CLASSES,), 1.0, tl.float64), tl.full((), LARGEST_SCALE, tl.float64)
-    turn, done = 0, 0
+    # What is not finite makes all rows NaN: maxima and minima would lose it on the way.
+    is_finite = tl.abs(tl.sum(sums + prior, 0)) < float("inf")
+    scale = tl.where(is_finite, 1.0, float("nan")) + tl.zeros((CLASSES,), tl.float64)
+    before = tl.full((), LARGEST_SCALE, tl.float64)
+    turn, done = 0, tl.where(is_finite, 0, 1)
     while done == 0:
         factor = prior / mean
         distance = tl.max(tl.where(inside, tl.abs(factor - 1.0), 0.0), 0)
-        # NaN ends it.
         done = tl.where((turn < rescalings) & (distance >= nearly), 0, 1)
         if done == 0:
             power = tl.where(distance > before, 1.0, power)
@@ -336,7 +338,7 @@ def match_prior(
 
     Each rescaling multiplies the classes by powers of prior / mean, and divides each row by its sum. On a GPU problems
     of up to 1 024 classes are one launch, whose programs wait for each other, and the host reads nothing. The result
-    has no gradient.
+    has no gradient, and of a problem with a NaN or an infinity it is NaN in all rows.
 
     Args:
         posteriors: (..., N, C) float64, of sum 1 over the classes.

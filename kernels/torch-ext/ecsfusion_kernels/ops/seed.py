@@ -24,7 +24,7 @@ from ..language import (
 )
 from ..reference.random import keys
 from ..reference.seed import seed as reference_seed
-from .kmeans import check
+from .nearest import check
 from .random import uniform_at
 
 __all__ = ["seed"]
