@@ -54,7 +54,13 @@ def measure(posteriors: Posteriors) -> Measured:
     host, which waits for them once.
     """
     *parts, label_bits, num_groups, noise_rows, squares = moved(
-        [*posteriors.known, posteriors.label_bits, posteriors.num_groups, posteriors.noise_rows, posteriors.squares],
+        [
+            *posteriors.known,
+            posteriors.label_bits,
+            posteriors.num_groups,
+            posteriors.noise_rows,
+            posteriors.squares,
+        ],
         "cpu",
     )
     # Heads that were fitted on other rows have no limit to grow to.
