@@ -24,6 +24,8 @@ MAX_JUDGED_ROWS = 4096
 MAX_COUNTS = 1 << 24
 """The most counts of all tables of one number of bins, of both halves; of many columns and classes there are fewer
 bins."""
+CACHED_COUNTS = 1 << 18
+"""Counts that stay in the cache of a core."""
 MAX_TESTED = 64
 """The most pairs whose error is looked at: several times as many as have room in the readout."""
 
@@ -106,26 +108,37 @@ def _gain(bins: Tensor, number: int, labels: Tensor, half: Tensor, classes: int)
     sizes.index_add_(0, cell, torch.ones_like(cell))
     one_hot = torch.nn.functional.one_hot(bins, number).flatten(1).float()
     parts = one_hot[cell.argsort(stable=True)].split(sizes.tolist())
-    # (2, C, D B, D B)
-    counts = torch.stack([part.T @ part for part in parts]).unflatten(0, (2, classes))
-    prior = sizes.view(2, classes, 1, 1).float() + 1e-3
+    prior = sizes.view(2, classes, 1).float() + 1e-3
     prior = prior / prior.sum(1, keepdim=True)
 
     # What a row of one half is told by what the other has fitted, summed over the rows. Tables of all pairs:
-    table = counts.sum(1)
-    both = (counts.flip(0) + PRIOR_ROWS * prior.flip(0)).log_().mul_(counts).sum((0, 1))
+    cells = columns * number
+    table, both = one_hot.new_zeros(2, cells, cells), one_hot.new_zeros(cells, cells)
+    # In the cache of a CPU; all classes at once on a GPU.
+    step = max(1, CACHED_COUNTS // (2 * cells**2)) if bins.device.type == "cpu" else classes
+    single_counts = []
+    for start in range(0, classes, step):
+        some = slice(start, start + step)
+        products = [
+            [part.T @ part for part in of_half[some]] for of_half in (parts[:classes], parts[classes:])
+        ]
+        counts = torch.stack([torch.stack(of_half) for of_half in products])
+        table += counts.sum(1)
+        single_counts.append(counts.diagonal(dim1=2, dim2=3))
+        fitted = counts.flip(0).add_(PRIOR_ROWS * prior.flip(0)[:, some, None])
+        both += fitted.log_().mul_(counts).sum((0, 1))
     both -= (table * (table.flip(0) + PRIOR_ROWS).log()).sum(0)
     # Each column, (2, C, D B):
-    own = counts.diagonal(dim1=2, dim2=3)
-    share = _share(own, prior.squeeze(-1))
+    own = torch.cat(single_counts, 1)
+    share = _share(own, prior)
     single = (own * share.flip(0).log()).sum((0, 1)).unflatten(0, (columns, number)).sum(1)
-    base = (sizes.view(2, classes) * prior.flip(0).log()[..., 0, 0]).sum()
+    base = (sizes.view(2, classes) * prior.flip(0).log().squeeze(-1)).sum()
     # The product of the posteriors of two columns and its root, each divided by its sum over the classes:
-    product = (table * ((share / prior.squeeze(-1)).mT @ share).flip(0).log()).sum(0)
+    product = (table * ((share / prior).mT @ share).flip(0).log()).sum(0)
     root = (table * (share.sqrt().mT @ share.sqrt()).flip(0).log()).sum(0)
 
-    def by_pair(cells: Tensor) -> Tensor:
-        return cells.view(columns, number, columns, number).sum((1, 3))
+    def by_pair(values: Tensor) -> Tensor:
+        return values.view(columns, number, columns, number).sum((1, 3))
 
     apart = single[:, None] + single
     alone = torch.stack(
@@ -139,10 +152,13 @@ def _gain(bins: Tensor, number: int, labels: Tensor, half: Tensor, classes: int)
     best = told.topk(min(MAX_TESTED, len(told))).indices
     best = best[told[best] > MIN_TOLD]
     first, second = best // columns, best % columns
-    # (K, 2, C, B, B)
-    tables = counts.view(2, classes, columns, number, columns, number)[:, :, first, :, second]
+    # (K, n)
+    place = (torch.arange(len(best), device=bins.device)[:, None] * 2 * classes + cell) * number**2
+    place += (bins[:, first] * number + bins[:, second]).T
+    tables = torch.zeros(len(best) * 2 * classes * number**2, dtype=torch.int64, device=bins.device)
+    tables.index_add_(0, place.flatten(), torch.ones_like(place).flatten())
     found = torch.zeros_like(told)
-    found[best] = _beyond_chance(tables, prior[..., None])
+    found[best] = _beyond_chance(tables.view(-1, 2, classes, number, number).float(), prior[..., None, None])
     return found.view(columns, columns)
 
 
