@@ -6,7 +6,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ecsfusion import fast_pid
-from ecsfusion.pid.column_pairs import MAX_COUNTS, _edges, _gain, pair_readouts
+from ecsfusion.pid.column_pairs import COUNTS_PER_ROW, _edges, _gain, pair_readouts
 from ecsfusion.pid.linear import TrainingSets, standardize
 
 FOLDS = 6
@@ -101,7 +101,7 @@ def test_many_columns_and_classes_have_fewer_bins_or_none():
 
     with Counted():
         pair_readouts(values[order], sets, [torch.zeros(2, 4000, 1000)], torch.full((1000,), -6.9))
-    assert max(counted) <= MAX_COUNTS
+    assert max(counted) <= COUNTS_PER_ROW * 4000
 
 
 @pytest.mark.parametrize("seed", range(4))

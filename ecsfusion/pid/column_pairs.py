@@ -21,9 +21,9 @@ MAX_CELLS = 192
 """The most cells of all tables, which are columns of the readout."""
 MAX_JUDGED_ROWS = 4096
 """The most rows that the edges of the bins are taken of, and that judge a pair."""
-MAX_COUNTS = 1 << 24
-"""The most counts of all tables of one number of bins, of both halves; of many columns and classes there are fewer
-bins."""
+COUNTS_PER_ROW = 3000
+"""Counts of all tables of one number of bins, of both halves and each class, for each row that judges: of more columns
+and classes there are fewer bins."""
 CACHED_COUNTS = 1 << 18
 """Counts that stay in the cache of a core."""
 MAX_TESTED = 64
@@ -40,15 +40,18 @@ def pair_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_pri
         log_prior: (C,).
     """
     number, columns = rows.shape
-    sizes = [
-        size
-        for size in BINS
-        if number >= ROWS_PER_CELL * size**2 and 2 * sets.num_classes * (columns * size) ** 2 <= MAX_COUNTS
-    ]
-    if not 2 <= columns <= MAX_COLUMNS or not sizes:
+    if not 2 <= columns <= MAX_COLUMNS:
         return []
     step = max(1, -(-number // MAX_JUDGED_ROWS))
     judged = rows[::step].T.contiguous()
+    most = COUNTS_PER_ROW * judged.shape[1]
+    sizes = [
+        size
+        for size in BINS
+        if number >= ROWS_PER_CELL * size**2 and 2 * sets.num_classes * (columns * size) ** 2 <= most
+    ]
+    if not sizes:
+        return []
     edges = _edges(judged, sizes)
     labels, half = sets.labels[::step], sets.halves().reader[0][::step]
     gains = [
@@ -106,8 +109,8 @@ def _gain(bins: Tensor, number: int, labels: Tensor, half: Tensor, classes: int)
     cell = half * classes + labels
     sizes = torch.zeros(2 * classes, dtype=torch.int64, device=bins.device)
     sizes.index_add_(0, cell, torch.ones_like(cell))
-    one_hot = torch.nn.functional.one_hot(bins, number).flatten(1).float()
-    parts = one_hot[cell.argsort(stable=True)].split(sizes.tolist())
+    one_hot = torch.nn.functional.one_hot(bins[cell.argsort(stable=True)], number).flatten(1).float()
+    parts = one_hot.split(sizes.tolist())
     prior = sizes.view(2, classes, 1).float() + 1e-3
     prior = prior / prior.sum(1, keepdim=True)
 
