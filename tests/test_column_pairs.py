@@ -148,3 +148,14 @@ def test_rows_in_another_order_have_the_same_answer():
     one = fast_pid([values[:, :4], values[:, 4:]], labels)
     other = fast_pid([values[order, :4], values[order, 4:]], labels[order])
     torch.testing.assert_close(one.synergy, other.synergy, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_of_what_is_unique_knows_that_bins_are_coarse(seed):
+    """The label is a function of the first side, one bit; bins of it tell 0.9 of that."""
+    values, labels = board(1200, 2, seed, places=(0, 1))
+    other = torch.randn(1200, 4, generator=torch.Generator().manual_seed(seed))
+    pid = fast_pid([values, other], labels)
+    low, high = pid.unique_interval[0].tolist()
+    assert low <= 1.0 - 1e-3 <= high
+    assert high - low < 0.3
