@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ecsfusion import fast_pid
-from ecsfusion.pid.column_pairs import _bins, _gain, pair_readouts
+from ecsfusion.pid.column_pairs import COUNTS_PER_ROW, _edges, _gain, pair_readouts
 from ecsfusion.pid.linear import TrainingSets, standardize
 
 FOLDS = 6
@@ -28,9 +29,32 @@ def board(rows, columns, seed, places=(1, 4)):
     return torch.from_numpy(values).float(), torch.from_numpy(field.sum(1) % 2)
 
 
+def told_by_tables(bins, labels, half, number, classes):
+    """The mean and the error of what tables of the first two columns tell more than the columns, table by table."""
+    counts = np.zeros((2, classes, number, number))
+    np.add.at(counts, (half, labels, bins[:, 0], bins[:, 1]), 1)
+    prior = counts.sum((2, 3), keepdims=True) + 1e-3
+    prior /= prior.sum(1, keepdims=True)
+
+    def share(table):
+        return (table + 2 * prior) / (table.sum(1, keepdims=True) + 2)
+
+    first, second = share(counts.sum(3, keepdims=True)), share(counts.sum(2, keepdims=True))
+    product, root = first * second / prior, np.sqrt(first * second)
+    every = [first, second, product / product.sum(1, keepdims=True), root / root.sum(1, keepdims=True)]
+    place = 1 - half, labels, bins[:, 0], bins[:, 1]
+    shape = counts.shape
+    told = np.log(share(counts))[place] - np.stack(
+        [np.log(np.broadcast_to(one, shape))[place] for one in every]
+    )
+    return told.mean(1), told.std(1) / np.sqrt(len(labels))
+
+
 def gain_of(values, labels, number=4):
     order, sets = sets_of(labels)
-    return _gain(_bins(standardize(values[order]), number), number, sets)
+    columns = standardize(values[order]).T.contiguous()
+    bins = torch.searchsorted(_edges(columns, [number])[0], columns, right=True).T
+    return _gain(bins, number, sets.labels, sets.halves().reader[0], sets.num_classes)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -48,6 +72,36 @@ def test_what_columns_tell_one_by_one_is_no_gain():
     values = torch.randn(3000, 5, generator=generator) + labels[:, None]
     values[:, 4] = values[:, 3] + 0.01 * values[:, 2]
     assert not gain_of(values, labels).any()
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_the_gain_is_the_least_of_what_rows_are_told(classes):
+    generator = np.random.default_rng(classes)
+    bins, half = generator.integers(4, size=(900, 3)), generator.integers(2, size=900)
+    labels = np.where(generator.random(900) < 0.7, bins.sum(1) - bins[:, 2], bins[:, 0]) % classes
+    mean, error = told_by_tables(bins, labels, half, 4, classes)
+    assert (mean > 4 * error).all()
+    gain = _gain(torch.from_numpy(bins), 4, torch.from_numpy(labels), torch.from_numpy(half), classes)
+    assert float(gain[0, 1]) == pytest.approx(mean.min(), rel=1e-3)
+    assert not gain.tril().any()
+
+
+def test_many_columns_and_classes_have_fewer_bins_or_none():
+    """The counts of all tables of 48 columns of 8 bins, of 1000 classes, would need gigabytes."""
+    values = torch.randn(4000, 48, generator=torch.Generator().manual_seed(3))
+    order, sets = sets_of(torch.arange(4000) % 1000)
+    counted = []
+
+    class Counted(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                counted.append(found.numel())
+            return found
+
+    with Counted():
+        pair_readouts(values[order], sets, [torch.zeros(2, 4000, 1000)], torch.full((1000,), -6.9))
+    assert max(counted) <= COUNTS_PER_ROW * 4000
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -94,3 +148,14 @@ def test_rows_in_another_order_have_the_same_answer():
     one = fast_pid([values[:, :4], values[:, 4:]], labels)
     other = fast_pid([values[order, :4], values[order, 4:]], labels[order])
     torch.testing.assert_close(one.synergy, other.synergy, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_of_what_is_unique_knows_that_bins_are_coarse(seed):
+    """The label is a function of the first side, one bit; bins of it tell 0.9 of that."""
+    values, labels = board(1200, 2, seed, places=(0, 1))
+    other = torch.randn(1200, 4, generator=torch.Generator().manual_seed(seed))
+    pid = fast_pid([values, other], labels)
+    low, high = pid.unique_interval[0].tolist()
+    assert low <= 1.0 - 1e-3 <= high
+    assert high - low < 0.3

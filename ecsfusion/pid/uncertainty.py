@@ -19,8 +19,9 @@ SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
 """Tables of soft clusters may miss this share of what they tell beyond linear readouts."""
-SHARE_OF_CROSS_TABLES = 0.25
-"""The synergy may be larger by this share of what only tables of both sides tell, whose clusters are coarse."""
+SHARE_OF_COARSE = 0.25
+"""Cells whose edges are not where the label changes tell less than it does: what is unique to a side may be larger by
+this share of what only its tables tell, and the synergy by this share of what only those of both sides tell."""
 SHARE_OF_DISPLACED = 0.5
 """The union information may be wrong by this share of how far labels and posteriors disagree about it alone,"""
 CLEARLY = 4.0
@@ -137,7 +138,8 @@ def _decomposed(
     alone, together = known.beyond_lines[:2].sum(0), known.beyond_lines[2]
     # No more than what is left of the label.
     left = (label_bits - reached.joint_mutual_information).clamp_min(0.0)
-    across = torch.minimum(SHARE_OF_CROSS_TABLES * (together - alone).clamp_min(0.0), left)
+    across = torch.minimum(SHARE_OF_COARSE * (together - alone).clamp_min(0.0), left)
+    inside = torch.minimum(SHARE_OF_COARSE * known.beyond_lines[:2], left).T
     shortfall = torch.stack(
         [value - part[0] for value, part in zip(values[:3], parts[:3], strict=True)]
     ).amax(0)
@@ -157,6 +159,7 @@ def _decomposed(
         return torch.stack([value - around, value + around], -1).clamp_min(0.0)
 
     unique = torch.stack([interval(bound.unique[:, m], reached.unique[:, m], 1 + m) for m in range(2)], -2)
+    unique[..., 1] += inside
     synergy = interval(bound.synergy, reached.synergy, 3)
     synergy[..., 1] += across
     dependence = (known.joint[0] - known.product).clamp_min(0.0)
