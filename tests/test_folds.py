@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecsfusion.pid import folds as folds_module
-from ecsfusion.pid.folds import HASHED_COLUMNS, KEY_BITS, make_folds, row_keys
+from ecsfusion.pid.folds import HASHED_COLUMNS, KEY_BITS, logit_keys, make_folds, row_keys
 from ecsfusion.pid.linear import TrainingSets
 
 FOLDS = 6
@@ -39,6 +39,20 @@ def test_minus_zero_is_zero():
 def test_swapped_columns_are_another_row():
     rows = rows_of(200)
     assert (row_keys([rows], 0) != row_keys([rows.flip(1)], 0)).all()
+
+
+@pytest.mark.parametrize("classes", [HASHED_COLUMNS, HASHED_COLUMNS + 30])
+def test_keys_of_heads_tell_rows_apart_by_any_class(classes):
+    """By all columns, where those of embeddings are looked at only of rows that some columns do not tell apart."""
+    logits = rows_of(50)[:, :1].repeat(1, classes)
+    other = logits.clone()
+    other[:, 1] += 1.0
+    keys = logit_keys([logits, other], 3)
+    assert torch.equal(keys, logit_keys([logits, other], 3))
+    assert (keys != logit_keys([other, logits], 3)).all()
+    assert (keys != logit_keys([logits, logits], 3)).all()
+    assert int(keys.min()) >= 0
+    assert int(keys.max()) < 2**KEY_BITS
 
 
 def test_rows_in_another_order_get_the_same_folds():

@@ -17,7 +17,7 @@ from ecsfusion_kernels.reference.hash_rows import MULTIPLIER, mixed
 from torch import Tensor
 
 HASHED_COLUMNS = 16
-"""The columns that are hashed of every row; the others only of rows that are equal in these."""
+"""The columns of an embedding that are hashed of every row; the others only of rows that are equal in these."""
 KEY_BITS = 40
 """Bits of a key; the class of a row goes above them."""
 EVEN = 4
@@ -43,7 +43,8 @@ class Folds(NamedTuple):
 def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
     """A hash of each row over all modalities, (N,) int64 of `KEY_BITS` bits.
 
-    Rows that are equal in float32 have equal keys.
+    Rows that are equal in float32 have equal keys, on every device. The host reads whether some columns tell the rows
+    apart.
     """
     *earlier, last = embeddings
     keys = None
@@ -52,21 +53,29 @@ def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
     return _with_modality(keys, last, random_seed + len(embeddings), KEY_BITS)
 
 
+def logit_keys(logits: Sequence[Tensor], random_seed: int) -> Tensor:
+    """A hash of each row over all heads, as `row_keys`; by all columns, so that the host reads nothing."""
+    *earlier, last = logits
+    keys = None
+    for number, rows in enumerate(earlier, 1):
+        keys = hash_rows(rows, None, random_seed + number, keys)
+    return hash_rows(last, None, random_seed + len(logits), keys, KEY_BITS)
+
+
 def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: int) -> Tensor:
     """Keys (N,) int64 that depend on earlier keys and on the rows (N, D) of one more modality, mixed to so many bits.
 
     By some columns, and by all columns where these do not tell rows apart.
     """
     dimension = rows.shape[1]
-    # On a GPU the host does not wait to know whether some columns suffice.
-    if rows.device.type != "cpu" or dimension <= HASHED_COLUMNS:
+    if dimension <= HASHED_COLUMNS:
         return hash_rows(rows, None, random_seed, keys, bits)
-    some = torch.arange(HASHED_COLUMNS) * dimension // HASHED_COLUMNS
+    some = torch.arange(HASHED_COLUMNS, device=rows.device) * dimension // HASHED_COLUMNS
     found = hash_rows(rows[:, some], some, random_seed)
     ordered, order = found.sort()
     repeats = ordered[1:] == ordered[:-1]
     if bool(repeats.any()):
-        repeated = torch.zeros(len(found), dtype=torch.bool)
+        repeated = torch.zeros(len(found), dtype=torch.bool, device=rows.device)
         repeated[1:] = repeats
         repeated[:-1] |= repeats
         place = order[repeated]

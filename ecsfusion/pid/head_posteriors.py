@@ -18,7 +18,7 @@ from torch import Tensor
 from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import PID, entropy
-from ecsfusion.pid.folds import Folds, independent_rows, make_folds, row_keys
+from ecsfusion.pid.folds import Folds, independent_rows, logit_keys, make_folds
 from ecsfusion.pid.inputs import check_classes
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of, change_by_labels
 from ecsfusion.pid.replayed import replayed
@@ -181,7 +181,7 @@ def information_of_heads(
     of_groups: Sequence[Tensor] = ()
     independent = None
     if groups is not None:
-        of_groups = make_folds(row_keys(every, random_seed), labels, groups, CALIBRATION_FOLDS)
+        of_groups = make_folds(logit_keys(every, random_seed), labels, groups, CALIBRATION_FOLDS)
         independent = torch.tensor(independent_rows(groups, labels), dtype=torch.float64, device="cpu")
     found = replayed(
         _of_heads,
@@ -250,7 +250,7 @@ def _of_heads(*given: Any) -> tuple[Tensor, ...]:
     if of_groups:
         folds = Folds(*of_groups)
     else:
-        folds = make_folds(row_keys(logits, random_seed), labels, None, CALIBRATION_FOLDS)
+        folds = make_folds(logit_keys(logits, random_seed), labels, None, CALIBRATION_FOLDS)
     labels = labels[folds.order]
     # `bincount` lets the host wait for the largest label.
     counts = torch.zeros(logits[0].shape[1], dtype=torch.float64, device=labels.device)
