@@ -26,8 +26,6 @@ from ecsfusion.pid.options import EstimatorOptions
 RESULTS = Path(__file__).parent / "results"
 # Walked instruction by instruction in Python: a table of 1000 classes takes a minute.
 MAX_CLASSES = 101
-REDESIGNED = ("nearest", "kmeans step", "probe graph replay")
-"""What has other kernels since it was measured: that says nothing about the model."""
 
 
 def probe(N: int, D: int, d: int, K: int, C: int) -> list[Launch]:
@@ -71,9 +69,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         size = ", ".join(f"{key} = {value}" for key, value in row["shape"].items())
         times = [f"{row[name]:.3g}" for name in names]
         last = ["", ""]
-        if row["measured"] is not None and row["name"] in REDESIGNED:
-            last = [f"{row['measured']:.3g} before", ""]
-        elif row["measured"] is not None:
+        if row["measured"] is not None:
             factors.append(row["measured"] / row["H200"])
             last = [f"{row['measured']:.3g}", f"{factors[-1]:.2f}"]
         lines.append(f"| {' | '.join([row['name'], size, str(row['launches']), *times, *last])} |")
