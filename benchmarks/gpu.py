@@ -28,6 +28,9 @@ from environment import environment
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = [ROOT, ROOT / "kernels" / "torch-ext"]
 TESTS = ROOT / "tests" / "kernels"
+ON_A_GPU = (TESTS, ROOT / "tests" / "test_replayed.py", ROOT / "tests" / "test_on_a_gpu.py")
+"""What needs a GPU, but for `EXECUTED`, which needs none."""
+EXECUTED = TESTS / "ptx"
 # Seconds for a part to end by itself after its limit, and then after it was interrupted.
 GRACE = 15
 
@@ -43,9 +46,10 @@ class Part(NamedTuple):
 
 def parts(smoke: bool, folder: Path) -> list[Part]:
     """The parts in their order; their limits and graces add up to less than six minutes."""
-    files = TESTS / "test_random.py" if smoke else TESTS
+    files = (TESTS / "test_random.py",) if smoke else ON_A_GPU
     interpreted = {"TRITON_INTERPRET": "1"} if smoke and not torch.cuda.is_available() else {}
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--durations=15", str(files)]
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--durations=15"]
+    tests += [f"--ignore={EXECUTED}", *map(str, files)]
     if not smoke and importlib.util.find_spec("xdist"):
         # Most of their time is that of Triton's compiler.
         tests += ["-n", "8"]
