@@ -68,7 +68,7 @@ class ClassDifferences(NamedTuple):
 
 
 def class_differences(first: LinearSums, second: LinearSums) -> ClassDifferences:
-    """The operator; of halves with many columns the matrices are never formed."""
+    """The operator; of halves with many columns, that are read piece by piece, the matrices are never formed."""
     if first.sets.is_in_pieces and first.rows.shape[1] * second.rows.shape[1] > MAX_FORMED:
         rows = _rows_of_sets(first.sets)
         if rows is not None:

@@ -53,8 +53,7 @@ class Shape(NamedTuple):
     leading: Tensor
     """(N, 1, q + 1): along the directions of the largest variance, and the length of the rows."""
     sources: tuple[Tensor, ...]
-    """(N, 1, q) along directions that are no Gaussian, of variance 1; none where there are none. On a GPU, where no one
-    waits to know, zeros in place of those that are none."""
+    """(N, 1, q) along directions that are no Gaussian, of variance 1; none where there are none."""
 
 
 def shape_of(rows: Tensor, one_hot: Tensor) -> Shape:

@@ -15,7 +15,7 @@ from .._ops import add_op_namespace_prefix
 from ..language import Variant, jit, options, padded, runs_kernels, skips_dispatch, tl, with_unaligned
 from ..reference.kmeans import Clustering
 from ..reference.kmeans import lloyd as reference_lloyd
-from .nearest import STEPS, _launch_assign, _load_tile, _vector, check
+from .nearest import STEPS, _in_pieces, _launch_assign, _load_tile, _vector, check
 
 __all__ = ["lloyd"]
 
@@ -82,13 +82,9 @@ def _update(
     if move_centers != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
-    # Rows without gaps that consist of 16-byte pieces. The values do not change, but the compiler now knows that they
-    # are divisible.
-    if VECTOR > 1:
-        num_dims = num_dims // VECTOR * VECTOR
-        problem_stride = problem_stride // VECTOR * VECTOR
-        point_stride = point_stride // VECTOR * VECTOR
-        dim_stride = 1
+    num_dims, problem_stride, point_stride, dim_stride = _in_pieces(
+        num_dims, problem_stride, point_stride, dim_stride, VECTOR
+    )
     num_columns = tl.cdiv(num_dims, BLOCK_D)
     index = (part // num_columns) * BLOCK_K + tl.arange(0, BLOCK_K)
     entry = (part % num_columns) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -205,11 +201,9 @@ def _sum_runs(
     if move_centers != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
-    if VECTOR > 1:
-        num_dims = num_dims // VECTOR * VECTOR
-        problem_stride = problem_stride // VECTOR * VECTOR
-        point_stride = point_stride // VECTOR * VECTOR
-        dim_stride = 1
+    num_dims, problem_stride, point_stride, dim_stride = _in_pieces(
+        num_dims, problem_stride, point_stride, dim_stride, VECTOR
+    )
     first = tl.load(begins_ptr + run + problem)
     last = tl.load(begins_ptr + run + problem + 1)
     share = tl.cdiv(last - first, num_pieces)

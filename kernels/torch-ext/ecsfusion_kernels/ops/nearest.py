@@ -28,6 +28,20 @@ MIN_POINTS_BY_THREAD = 100_000
 
 
 @jit
+def _in_pieces(num_dims, problem_stride, point_stride, dim_stride, VECTOR: tl.constexpr):
+    """The same numbers; with VECTOR those of rows without gaps that consist of pieces of so many values.
+
+    The values do not change, but the compiler then knows that they are divisible.
+    """
+    if VECTOR > 1:
+        num_dims = num_dims // VECTOR * VECTOR
+        problem_stride = problem_stride // VECTOR * VECTOR
+        point_stride = point_stride // VECTOR * VECTOR
+        dim_stride = 1
+    return num_dims, problem_stride, point_stride, dim_stride
+
+
+@jit
 def _load_tile(ptr, row, num_rows, column, num_columns, row_stride, column_stride):
     """A tile (BLOCK_ROWS, BLOCK_COLUMNS) of a matrix, zero outside of it."""
     mask = (row < num_rows)[:, None] & (column < num_columns)[None, :]
@@ -110,13 +124,9 @@ def _assign(
     if skip_inactive != 0:  # noqa: SIM102 (no short circuit in a kernel)
         if tl.load(active_ptr + problem) == 0:
             return
-    # Rows without gaps that consist of 16-byte pieces. The values do not change, but the compiler now knows that they
-    # are divisible.
-    if VECTOR > 1:
-        num_dims = num_dims // VECTOR * VECTOR
-        problem_stride = problem_stride // VECTOR * VECTOR
-        point_stride = point_stride // VECTOR * VECTOR
-        dim_stride = 1
+    num_dims, problem_stride, point_stride, dim_stride = _in_pieces(
+        num_dims, problem_stride, point_stride, dim_stride, VECTOR
+    )
     points_ptr += problem * problem_stride
     centers_ptr += problem * num_clusters * num_dims
     labels_ptr += problem * num_points
