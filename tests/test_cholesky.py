@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecsfusion import fast_pid
-from ecsfusion.pid import cholesky, linear
+from ecsfusion.pid import cholesky, linear, quadratic
 from ecsfusion.pid.cholesky import (
     FLAT,
     _cholesky,
@@ -15,6 +15,14 @@ from ecsfusion.pid.cholesky import (
     solved,
     transposed_solved,
 )
+from ecsfusion.pid.linear import (
+    LinearSums,
+    TrainingSets,
+    choose_shrinkage,
+    logistic_path,
+    standardize,
+)
+from ecsfusion.pid.mixtures import class_products, discriminant_coordinates
 
 
 def positive(columns, seed, batch=3):
@@ -70,9 +78,41 @@ def test_large_matrices_without_a_factor_are_found_and_the_others_factored():
     assert (factor[0].triu(1) == 0).all()
 
 
+def as_a_gpu(monkeypatch):
+    """With inverses for factors, and rows that are read at once and not piece by piece."""
+    monkeypatch.setattr(cholesky, "keeps_inverse", lambda tensor: True)
+    monkeypatch.setattr(linear.TrainingSets, "is_in_pieces", property(lambda sets: False))
+
+
+@pytest.mark.parametrize("columns", [5, 70, 140])
+def test_readouts_as_a_gpu_makes_them_are_those_of_a_cpu(monkeypatch, columns):
+    generator = torch.Generator().manual_seed(columns)
+    cell = (torch.arange(900) * 18 // 900).sort().values
+    fold, labels = cell // 3, cell % 3
+    rows = torch.randn(900, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    rows[:, 0] += 30 * labels
+    log_prior = torch.full((3,), 1 / 3).log()
+
+    def made():
+        sums = LinearSums.make(standardize(rows), TrainingSets.make(fold, 6, labels, 3))
+        factor = sums.factor(torch.tensor(0.03))
+        halves = sums.halves()
+        readouts = [sums.read(*sums.discriminant(factor)), logistic_path([halves], [factor[6:]])]
+        readouts.append(quadratic._read(sums, class_products(sums, sums), 3.0))
+        losses = choose_shrinkage(sums, torch.tensor(linear.SHRINKAGE), log_prior)[1]
+        # The signs of directions are arbitrary.
+        along = discriminant_coordinates(halves, factor[6:], 2).abs()
+        return [*readouts, along, torch.tensor(losses)]
+
+    expected = made()
+    as_a_gpu(monkeypatch)
+    for ours, theirs in zip(made(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "wide", "parity across", "noise"])
 def test_an_estimate_as_a_gpu_makes_it_is_that_of_a_cpu(monkeypatch, kind):
-    """With inverses for factors, and rows that are read at once and not piece by piece."""
+    """Up to rounding, which may turn a choice between readouts that tell as much."""
     generator = torch.Generator().manual_seed(9)
     labels = torch.randint(3, (1200,), generator=generator)
     columns = 140 if kind == "wide" else 6
@@ -86,11 +126,8 @@ def test_an_estimate_as_a_gpu_makes_it_is_that_of_a_cpu(monkeypatch, kind):
         for m in (0, 1)
     ]
     expected = fast_pid(sides, labels)
-    monkeypatch.setattr(cholesky, "keeps_inverse", lambda tensor: True)
-    monkeypatch.setattr(linear.TrainingSets, "is_in_pieces", property(lambda sets: False))
+    as_a_gpu(monkeypatch)
     found = fast_pid(sides, labels)
-    for name in ("redundancy", "synergy", "mutual_information"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=2e-3)
-    torch.testing.assert_close(
-        torch.stack(list(found.unique)), torch.stack(list(expected.unique)), rtol=0, atol=2e-3
-    )
+    for name in ("redundancy", "synergy", "unique"):
+        width = getattr(expected, f"{name}_interval").diff(dim=-1).squeeze(-1)
+        assert ((getattr(found, name) - getattr(expected, name)).abs() <= 0.25 * width).all(), name
