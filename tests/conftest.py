@@ -13,8 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
-# Models and tables are tiny: a second thread only waits.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Models and tables are tiny: a second thread only waits. And a process that is forked after torch has used a second
+# one waits for it forever.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

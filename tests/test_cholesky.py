@@ -39,6 +39,22 @@ def test_the_inverse_by_blocks_is_the_inverse(columns):
     torch.testing.assert_close(found @ factor, torch.eye(columns).double().expand(3, -1, -1))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_factors_keep_their_precision(dtype, threads):
+    """With one thread another library factors matrices of 256 columns or more."""
+    matrices = positive(260, 5).to(dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        factor = factored(matrices.clone())
+    finally:
+        torch.set_num_threads(before)
+    assert factor.dtype == dtype
+    tolerance = 20 * torch.finfo(dtype).eps
+    torch.testing.assert_close(factor @ factor.mT, matrices, rtol=tolerance, atol=tolerance)
+
+
 def test_factors_without_values_have_inverses():
     assert inverted(torch.zeros(0, 5, 5)).shape == (0, 5, 5)
 

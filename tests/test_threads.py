@@ -49,3 +49,16 @@ def test_fewer_threads_stay_fewer(many):
     with few_threads():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 1
+
+
+def test_with_many_classes_several_threads_find_what_one_finds(many):
+    """After `torch.set_num_threads` torch's LU of several matrices of 150 columns or more is wrong (2.13, CPU)."""
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(800) % 200
+    means = 2 * torch.randn(200, 6, generator=generator)
+    sides = [means[labels] + torch.randn(800, 6, generator=generator) for _ in range(2)]
+    found = fast_pid(sides, labels)
+    torch.set_num_threads(1)
+    base = fast_pid(sides, labels)
+    for name in ("redundancy", "unique", "synergy", "joint_mutual_information"):
+        torch.testing.assert_close(getattr(found, name), getattr(base, name), rtol=0, atol=0.02)

@@ -92,11 +92,12 @@ def _cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
     if matrices.device.type != "cpu" or matrices.ndim > 3 or not is_for_another_library(matrices.shape[-1]):
         return torch.linalg.cholesky_ex(matrices)
     # SciPy factors a large matrix in half of the time; it is loaded where it is needed.
-    from scipy.linalg import lapack
+    from scipy.linalg.lapack import get_lapack_funcs
 
+    potrf = get_lapack_funcs("potrf", (matrices.numpy(),))
     failed = torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
     for place, matrix in enumerate(matrices.numpy()):
         # As LAPACK reads it, column by column, the matrix is its transpose.
-        factor, failed[place] = lapack.spotrf(matrix.T, lower=0, clean=1, overwrite_a=1)
+        factor, failed[place] = potrf(matrix.T, lower=0, clean=1, overwrite_a=1)
         matrix[...] = factor.T
     return matrices, failed

@@ -668,7 +668,10 @@ def _logistic_weights(
     for side, factor in zip(sides, factors, strict=True):
         span = half_solved(factor, (side.deviation * side.share.sqrt()[..., None]).mT)
         spans.append(span)
-        cores.append(torch.eye(classes, dtype=span.dtype, device=span.device) + span.mT @ span)
+        # In float64: where classes lie far apart the eigenvalues reach from 1 to millions. And no `linalg.solve`:
+        # after `torch.set_num_threads` its factors of several matrices are wrong (torch 2.13 on a CPU).
+        wide = span.double()
+        cores.append(factored(torch.eye(classes, dtype=wide.dtype, device=span.device) + wide.mT @ wide))
 
     weights = [torch.zeros_like(side.deviation.mT) for side in sides]
     ahead, offset = list(weights), torch.zeros_like(prior)
@@ -693,7 +696,7 @@ def _logistic_weights(
         new = []
         for factor, span, core, slope, start in zip(factors, spans, cores, slopes, ahead, strict=True):
             slope = half_solved(factor, slope / size)
-            slope = slope - span @ torch.linalg.solve(core, span.mT @ slope)
+            slope = slope - span @ solved(core, (span.mT @ slope).double()).to(span.dtype)
             new.append(start + length * transposed_solved(factor, slope))
         ahead = [n + momentum * (n - w) for n, w in zip(new, weights, strict=True)]
         offset_ahead = new_offset + momentum * (new_offset - offset)
