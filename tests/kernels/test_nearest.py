@@ -44,7 +44,11 @@ def assert_nearest(labels, distance, points, centers):
         (257, 31, 9),
         (65, 33, 16),
         (130, 70, 40),
+        (66, 20, 68),
         (63, 256, 128),
+        (40, 64, 128),
+        (70, 300, 16),
+        (65, 70, 132),
     ],
 )
 def test_nearest_against_float64(device, number, clusters, dimension):
@@ -61,7 +65,7 @@ def test_the_first_of_equal_centres_wins(device):
         assert not nearest(points.to(device), centers.to(device))[0].any()
 
 
-@pytest.mark.parametrize("dimension", [5, 8])
+@pytest.mark.parametrize("dimension", [5, 8, 64, 128])
 def test_points_and_centres_that_are_not_finite(device, dimension):
     points, centers = make(1, 130, dimension), make(1, 40, dimension, random_seed=1)
     points[0, 3, 2], points[0, 77, 4], points[0, 129, 0] = torch.nan, torch.inf, 1e25
@@ -73,6 +77,23 @@ def test_points_and_centres_that_are_not_finite(device, dimension):
         assert torch.nonzero(labels[0] < 0).flatten().tolist() == [3, 77, 129]
         assert torch.equal(distance.isnan(), labels < 0)
         assert not ((labels == 7) | (labels == 0)).any()
+
+
+@pytest.mark.parametrize("dimension", [8, 16, 40, 128, 132])
+def test_points_of_any_size_among_centres_of_any_size(device, dimension):
+    """Each as exact as its own length allows: neither a far center nor a large point beside it costs it digits."""
+    sizes = torch.logspace(-12, 12, 70)[None, :, None]
+    points, centers = make(1, 70, dimension) * sizes, make(1, 70, dimension, random_seed=1) * sizes
+    points[0, 5], centers[0, 9] = 0, 0
+    points[0, :, 1] *= 1e-4
+    labels, distance = (found.cpu() for found in nearest(points.to(device), centers.to(device)))
+    exact = torch.cdist(points.double(), centers.double()).square()
+    chosen = exact.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    length = points.double().square().sum(-1)
+    # The nearest center is not longer than twice the point, or about 0 is the nearest.
+    tolerance = 1e-5 * length + 1e-30
+    assert bool((chosen - exact.amin(-1) <= tolerance).all())
+    assert bool(((distance.double() - chosen).abs() <= tolerance).all())
 
 
 @pytest.mark.parametrize("dimension", [8, 16])

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 from typing import NamedTuple
 
 import torch
@@ -181,10 +182,12 @@ def executed(monkeypatch, change=unchanged, races=True, architecture=80):
     """
     kernels, launches = {variant.kernel for module in ops.modules() for variant in module.variants()}, []
     with monkeypatch.context() as patch, filled():
-        for module in ops.modules():
-            for name, value in vars(module).items():
+        # Where they are written: a file of ops may launch those of another.
+        for module in {sys.modules[kernel.fn.__module__] for kernel in kernels}:
+            for name, value in list(vars(module).items()):
                 if isinstance(value, type(next(iter(kernels)))) and value in kernels:
                     patch.setattr(module, name, Kernel(value, launches, change, races, architecture))
+        for module in ops.modules():
             if hasattr(module, "runs_kernels"):
                 patch.setattr(module, "runs_kernels", lambda _: True)
             if hasattr(module, "skips_dispatch"):

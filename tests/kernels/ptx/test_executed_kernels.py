@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from ecsfusion_kernels import language, ops, reference
+from ecsfusion_kernels import language, nearest_by_halves, ops, reference
 from ecsfusion_kernels.ops import kmeans, principal
 from ecsfusion_kernels.ops import nearest as nearest_module
 from ecsfusion_kernels.ops import seed as seed_module
@@ -321,6 +321,7 @@ def groups_of_rows():
 
 ONE_PROGRAM = (nearest_module, "MAX_ASSIGN_BLOCKS", 1)
 TWO_GROUPS = (kmeans, "MAX_GROUPS", 2)
+ONE_BLOCK = (nearest_by_halves, "MAX_BLOCKS", 1)
 BY_THREAD = (nearest_module, "MIN_POINTS_BY_THREAD", 0)
 BY_RUNS = tuple(
     (kmeans, name, 0 if name.startswith("MIN") else 9)
@@ -370,7 +371,13 @@ CASES = {
     },
     **{
         f"nearest {clusters} x {dims}": functools.partial(nearest, clusters, dims, as_it_is)
-        for clusters, dims in ((40, 8), (70, 8), (140, 8), (70, 24), (140, 24), (140, 40))
+        for clusters, dims in ((40, 8), (70, 8), (140, 8), (5, 136), (40, 136), (70, 136))
+    },
+    **{
+        f"nearest by halves {clusters} x {dims}": functools.partial(
+            nearest, clusters, dims, as_it_is, 140, (ONE_BLOCK,)
+        )
+        for clusters, dims in ((260, 8), (70, 24), (140, 24), (140, 40), (5, 72))
     },
     **{
         f"nearest by thread {clusters} x {dims}": functools.partial(
@@ -435,7 +442,7 @@ def kernels(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("dims", [32, 256])
+@pytest.mark.parametrize("dims", [32, 64, 128, 256])
 def test_distances_are_as_exact_as_is_said(kernels, dims):
     """Points and centers that lie close together and far from the origin, where products cancel most."""
     place = make(1, 1, dims)
@@ -465,6 +472,8 @@ HOPPER = (
     "project float32 17 vector",
     "lloyd 5 x 24",
     "lloyd 40 x 40",
+    "nearest by halves 140 x 24",
+    "nearest by halves 5 x 72",
     "loglinear 40 x 66 x 3",
 )
 

@@ -15,7 +15,8 @@ from .._ops import add_op_namespace_prefix
 from ..language import Variant, jit, options, padded, runs_kernels, skips_dispatch, tl, with_unaligned
 from ..reference.kmeans import Clustering
 from ..reference.kmeans import lloyd as reference_lloyd
-from .nearest import STEPS, _in_pieces, _launch_assign, _load_tile, _vector, check
+from ..tiles import STEPS, in_pieces, load_tile, vector_of
+from .nearest import _launch_assign, check
 
 __all__ = ["lloyd"]
 
@@ -82,7 +83,7 @@ def _update(
     if move_centers != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
-    num_dims, problem_stride, point_stride, dim_stride = _in_pieces(
+    num_dims, problem_stride, point_stride, dim_stride = in_pieces(
         num_dims, problem_stride, point_stride, dim_stride, VECTOR
     )
     num_columns = tl.cdiv(num_dims, BLOCK_D)
@@ -195,19 +196,23 @@ def _sum_runs(
 ):
     """Stores the sums and the errors of the points of a cluster, which lie side by side in the order, by pieces."""
     num_columns = tl.cdiv(num_dims, BLOCK_D)
-    column, piece = tl.program_id(0) % num_columns, tl.program_id(0) // num_columns
-    run = piece // num_pieces
-    problem = (run // num_clusters).to(tl.int64)
+    column, place = tl.program_id(0) % num_columns, tl.program_id(0) // num_columns
+    # The first pieces of all clusters, then the second ones: those that run at the same time read points that lie near
+    # each other, each of which is in one of them.
+    in_problem = place % (num_clusters * num_pieces)
+    problem = (place // (num_clusters * num_pieces)).to(tl.int64)
+    run = problem * num_clusters + in_problem % num_clusters
+    part = in_problem // num_clusters
     if move_centers != 0:  # noqa: SIM102
         if tl.load(active_ptr + problem) == 0:
             return
-    num_dims, problem_stride, point_stride, dim_stride = _in_pieces(
+    num_dims, problem_stride, point_stride, dim_stride = in_pieces(
         num_dims, problem_stride, point_stride, dim_stride, VECTOR
     )
     first = tl.load(begins_ptr + run + problem)
     last = tl.load(begins_ptr + run + problem + 1)
     share = tl.cdiv(last - first, num_pieces)
-    begin = first + (piece % num_pieces) * share
+    begin = first + part * share
     end = tl.minimum(begin + share, last)
     points_ptr += problem * problem_stride
     distance_ptr += problem * num_points
@@ -216,13 +221,14 @@ def _sum_runs(
     sums = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     errors = tl.zeros((BLOCK_N,), tl.float32)
     for tile in range(begin, end, BLOCK_N):
-        place = tile + tl.arange(0, BLOCK_N)
-        point = tl.load(order_ptr + place, place < end, other=0)
+        member = tile + tl.arange(0, BLOCK_N)
+        point = tl.load(order_ptr + member, member < end, other=0)
         # Those beyond the end are beyond the last point.
-        point = tl.where(place < end, point, num_points)
-        sums += _load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
-        errors += tl.load(distance_ptr + point, place < end, other=0.0)
-    tl.store(sums_ptr + piece.to(tl.int64) * num_dims + entry, tl.sum(sums, 0), entry < num_dims)
+        point = tl.where(member < end, point, num_points)
+        sums += load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
+        errors += tl.load(distance_ptr + point, member < end, other=0.0)
+    piece = run * num_pieces + part
+    tl.store(sums_ptr + piece * num_dims + entry, tl.sum(sums, 0), entry < num_dims)
     if column == 0:
         tl.store(errors_ptr + piece, tl.sum(errors, 0))
 
@@ -259,7 +265,7 @@ def _move_centers(
         piece = tl.arange(0, BLOCK_P)
         for start in range(0, num_dims, BLOCK_D):
             entry = start + tl.arange(0, BLOCK_D)
-            pieces = _load_tile(
+            pieces = load_tile(
                 sums_ptr + run * num_pieces * num_dims, piece, num_pieces, entry, num_dims, num_dims, 1
             )
             center = tl.sum(pieces, 0) / size.to(tl.float32)
@@ -320,7 +326,7 @@ def _launch_lloyd(
     sizes = torch.empty(num_problems, num_clusters, dtype=torch.int64, device=device)
     if num_problems == 0:
         return centers, labels, inertia, sizes
-    constants = update_configuration(num_clusters, num_dims, _vector(points))
+    constants = update_configuration(num_clusters, num_dims, vector_of(points))
     block_n, block_k, block_d = (constants[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_D"))
     # A function of N alone: the order of the sums must not depend on the batch.
     tiles = max(1, -(-num_points // block_n))
@@ -377,7 +383,7 @@ def _launch_lloyd(
         begins = torch.searchsorted(keys, bounds)
         run_sums = torch.empty(num_problems, num_clusters, num_pieces, num_dims, device=device)
         run_errors = torch.empty(num_problems, num_clusters, num_pieces, device=device)
-        constants = sorted_configuration(num_dims, _vector(points))
+        constants = sorted_configuration(num_dims, vector_of(points))
         num_columns = -(-num_dims // constants["BLOCK_D"])
         _sum_runs[(num_problems * num_clusters * num_pieces * num_columns,)](
             points,

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from .. import nearest_by_halves
 from .._ops import add_op_namespace_prefix
 from ..language import Variant, jit, options, padded, runs_kernels, skips_dispatch, tl, with_unaligned
 from ..reference.kmeans import nearest as reference_nearest
+from ..tiles import STEPS, first_minimum, in_pieces, load_tile, store_nearest, vector_of
 
 __all__ = ["nearest"]
 
@@ -25,27 +27,6 @@ POINTS_BY_THREAD, WARPS_BY_THREAD = 1024, 2
 """Of the tiles whose points are compared by one thread each: 16 points of up to 8 dimensions stay in its registers."""
 MIN_POINTS_BY_THREAD = 100_000
 """With fewer, tiles of so many points leave multiprocessors without work."""
-
-
-@jit
-def _in_pieces(num_dims, problem_stride, point_stride, dim_stride, VECTOR: tl.constexpr):
-    """The same numbers; with VECTOR those of rows without gaps that consist of pieces of so many values.
-
-    The values do not change, but the compiler then knows that they are divisible.
-    """
-    if VECTOR > 1:
-        num_dims = num_dims // VECTOR * VECTOR
-        problem_stride = problem_stride // VECTOR * VECTOR
-        point_stride = point_stride // VECTOR * VECTOR
-        dim_stride = 1
-    return num_dims, problem_stride, point_stride, dim_stride
-
-
-@jit
-def _load_tile(ptr, row, num_rows, column, num_columns, row_stride, column_stride):
-    """A tile (BLOCK_ROWS, BLOCK_COLUMNS) of a matrix, zero outside of it."""
-    mask = (row < num_rows)[:, None] & (column < num_columns)[None, :]
-    return tl.load(ptr + row[:, None] * row_stride + column[None, :] * column_stride, mask, other=0.0)
 
 
 @jit
@@ -65,21 +46,6 @@ def _product(x, y, total):
     total = tl.dot(x_rest, tl.trans(y_leading), total, input_precision="tf32")
     total = tl.dot(x_leading, tl.trans(y_rest), total, input_precision="tf32")
     return tl.dot(x_leading, tl.trans(y_leading), total, input_precision="tf32")
-
-
-@jit
-def _first_minimum(scores, index, END: tl.constexpr):
-    """The lowest score of each row and its index, the first among equals."""
-    lowest = tl.min(scores, 1)
-    return lowest, tl.min(tl.where(scores == lowest[:, None], index[None, :], END), 1)
-
-
-@jit
-def _store_nearest(labels_ptr, distance_ptr, point, num_points, lowest, label, length):
-    is_finite = length < float("inf")
-    distance = tl.where(is_finite, tl.maximum(lowest + length, 0.0), float("nan"))
-    tl.store(labels_ptr + point, tl.where(is_finite, label, -1).to(tl.int64), point < num_points)
-    tl.store(distance_ptr + point, distance, point < num_points)
 
 
 @jit(
@@ -124,7 +90,7 @@ def _assign(
     if skip_inactive != 0:  # noqa: SIM102 (no short circuit in a kernel)
         if tl.load(active_ptr + problem) == 0:
             return
-    num_dims, problem_stride, point_stride, dim_stride = _in_pieces(
+    num_dims, problem_stride, point_stride, dim_stride = in_pieces(
         num_dims, problem_stride, point_stride, dim_stride, VECTOR
     )
     points_ptr += problem * problem_stride
@@ -135,7 +101,7 @@ def _assign(
     index, entry = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_D)
     infinity = float("inf")
     if SINGLE_TILE:
-        centers = _load_tile(centers_ptr, index, num_clusters, entry, num_dims, num_dims, 1)
+        centers = load_tile(centers_ptr, index, num_clusters, entry, num_dims, num_dims, 1)
         bias = 0.5 * tl.sum(centers * centers, 1)
         # No point is assigned to a center that is not finite.
         finite = (bias < infinity) & (index < num_clusters)
@@ -144,10 +110,10 @@ def _assign(
         nothing = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         for tile in range(program, tiles, num_programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            x = _load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
+            x = load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
             scores = bias[None, :] - _product(x, centers, nothing)
-            lowest, label = _first_minimum(scores, index, BLOCK_K)
-            _store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * lowest, label, tl.sum(x * x, 1))
+            lowest, label = first_minimum(scores, index, BLOCK_K)
+            store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * lowest, label, tl.sum(x * x, 1))
     else:
         for tile in range(program, tiles, num_programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -159,10 +125,10 @@ def _assign(
                 bias = tl.zeros((BLOCK_K,), tl.float32)
                 length = tl.zeros((BLOCK_N,), tl.float32)
                 for start in range(0, num_dims, BLOCK_D):
-                    x = _load_tile(
+                    x = load_tile(
                         points_ptr, point, num_points, start + entry, num_dims, point_stride, dim_stride
                     )
-                    centers = _load_tile(
+                    centers = load_tile(
                         centers_ptr, first + index, num_clusters, start + entry, num_dims, num_dims, 1
                     )
                     # Tensor cores cut off what they add, but registers for a second tile of scores are few.
@@ -174,10 +140,10 @@ def _assign(
                     length += tl.sum(x * x, 1)
                 finite = (bias < infinity) & (first + index < num_clusters)
                 scores = tl.where(finite[None, :], 0.5 * bias[None, :] - scores, infinity)
-                lowest, is_member = _first_minimum(scores, index, BLOCK_K)
+                lowest, is_member = first_minimum(scores, index, BLOCK_K)
                 label = tl.where(lowest < best, first + is_member, label)
                 best = tl.minimum(best, lowest)
-            _store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * best, label, length)
+            store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * best, label, length)
 
 
 @jit
@@ -275,24 +241,16 @@ def _assign_by_thread(
                 score += x[j] * center[j]
             label = tl.where(score > best, k, label)
             best = tl.maximum(best, score)
-        _store_nearest(labels_ptr, distance_ptr, point, num_points, -2.0 * best, label, _squares(x, DIMS))
-
-
-def _vector(points: Tensor) -> int:
-    """Numbers that are loaded at once: 4 where every point is a whole number of 16-byte pieces, else 1."""
-    problem_stride, point_stride, dim_stride = points.stride()
-    steps = (points.shape[-1], problem_stride, point_stride)
-    aligned = points.data_ptr() % 16 == 0 and all(step % 4 == 0 for step in steps)
-    return 4 if aligned and dim_stride == 1 else 1
+        store_nearest(labels_ptr, distance_ptr, point, num_points, -2.0 * best, label, _squares(x, DIMS))
 
 
 def assign_configuration(num_clusters: int, num_dims: int, vector: int) -> tuple[dict[str, int], int, int]:
     """Constants of `_assign`, warps and pipeline stages.
 
     Centers of up to 32 dimensions and 2048 numbers, or 16 dimensions and 4096, are one tile, which stays with the
-    program. A thread has up to 64 scores, as far as the centers leave registers. Otherwise 128 points are compared with
-    up to 128 centers at once, so that they come from the caches at most twice for 256. Without vector loads every
-    number needs an address in registers, and tiles are smaller.
+    program. A thread has up to 64 scores, as far as the centers leave registers. Otherwise 128 points of more than 128
+    dimensions are compared with up to 128 centers at once, so that they come from the caches at most twice for 256.
+    Without vector loads every number needs an address in registers, and tiles are smaller.
     """
     block_k, block_d = padded(num_clusters, 32), padded(num_dims)
     numbers = block_k * block_d
@@ -313,11 +271,16 @@ def _launch_assign(
     if labels.numel() == 0:
         return
     # By the points of a problem: how one is compared must not depend on the batch.
-    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims in (4, 8) and _vector(points) > 1
+    vector = vector_of(points)
+    by_thread = num_points >= MIN_POINTS_BY_THREAD and num_dims in (4, 8) and vector > 1
+    constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, vector)
+    is_single = by_thread or constants["SINGLE_TILE"]
+    if vector > 1 and num_dims <= nearest_by_halves.MAX_DIMS and not is_single:
+        nearest_by_halves.launch(points, centers, labels, distance, active)
+        return
     if by_thread:
         num_programs = -(-num_points // POINTS_BY_THREAD)
     else:
-        constants, num_warps, num_stages = assign_configuration(num_clusters, num_dims, _vector(points))
         num_programs = min(-(-num_points // constants["BLOCK_N"]), max(1, MAX_ASSIGN_BLOCKS // num_problems))
     grid = (num_problems * num_programs,)
     # Without flags they are not read, but are of the type that the kernel is compiled for.
@@ -330,10 +293,6 @@ def _launch_assign(
     else:
         sizes = (num_points, num_dims, num_clusters, num_programs, skip_inactive, *points.stride())
         _assign[grid](*tensors, *sizes, **constants, **options(num_warps, num_stages))
-
-
-STEPS = dict.fromkeys(("problem_stride", "point_stride", "dim_stride"), "i64")
-"""Types of the strides of points."""
 
 
 def variants() -> list[Variant]:
@@ -349,13 +308,13 @@ def variants() -> list[Variant]:
     for vector in (4, 1):
         # Points that are loaded by 16 bytes begin at a multiple of them.
         unaligned = () if vector > 1 else ("points_ptr",)
-        tiles = [(32, 16), (32, 64)]
+        tiles = [(32, 16), (32, 256)]
         if vector > 1:
-            tiles += [(64, 64), (128, 64), (32, 32), (64, 16), (64, 32), (128, 16), (256, 16)]
+            tiles += [(64, 256), (128, 256), (32, 32), (64, 16), (64, 32), (128, 16), (256, 16)]
         for num_clusters, num_dims in tiles:
             variant = Variant(_assign, types, *assign_configuration(num_clusters, num_dims, vector))
             configurations += with_unaligned(variant, unaligned)
-    return configurations
+    return configurations + nearest_by_halves.variants()
 
 
 @custom_op(add_op_namespace_prefix("nearest"), mutates_args=())
