@@ -65,8 +65,8 @@ def timed_on_device(work: Callable[[], Any], device: torch.device, seconds: floa
         ended.synchronize()
         return started.elapsed_time(ended)
 
-    flush()
-    flush_milliseconds = between(flush)
+    # The shortest of several: a GPU that was idle is slow at first, and would be kept busy for too short a time later.
+    flush_milliseconds = min(between(flush) for _ in range(10))
     num_flushes = 1
     # Of slow work the launching does not matter.
     if min_runs == MIN_RUNS:
