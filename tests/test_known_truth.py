@@ -92,10 +92,10 @@ def test_the_limit_is_nearer_to_the_truth_than_the_bound_where_rows_are_few():
 
 
 def test_few_rows_are_named_with_the_number_that_would_settle_them():
-    first, second, labels = find("gaussian-10-d32").draw(300, 0)
-    with pytest.warns(FewSamplesWarning, match="300 samples are few .* would settle it"):
+    first, second, labels = find("gaussian-10-d32").draw(200, 0)
+    with pytest.warns(FewSamplesWarning, match="200 samples are few .* would settle it"):
         pid = fast_pid([first, second], labels)
-    assert float(pid.enough_samples) > 300
+    assert float(pid.enough_samples) > 200
     assert "few rows" in str(pid)
 
 

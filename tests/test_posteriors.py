@@ -119,9 +119,12 @@ def test_swapped_modalities_swap_their_uniqueness(drawn, base):
     assert (moved[:3] <= 0.5 * widths(base).amax()).all(), (moved, widths(base))
 
 
-def test_renamed_classes_move_little(drawn, base):
+@pytest.mark.parametrize("with_groups", [False, True], ids=["by content", "by groups"])
+def test_renamed_classes_change_nothing(drawn, with_groups):
     first, second, labels = drawn
-    assert_near(fast_pid([first, second], torch.tensor([2, 0, 3, 1])[labels]), base)
+    groups = torch.arange(ROWS) // 3 if with_groups else None
+    base = fast_pid([first, second], labels, groups=groups)
+    assert_same(fast_pid([first, second], torch.tensor([2, 0, 3, 1])[labels], groups=groups), base)
 
 
 def test_classes_that_do_not_occur_change_nothing(drawn, base):

@@ -16,7 +16,7 @@ from ecsfusion.pid.checks import check_positive
 from ecsfusion.pid.clusters import FewSamplesWarning, estimate_pairs, split_by_pair
 from ecsfusion.pid.decomposition import PID, Decomposition
 from ecsfusion.pid.discretize import pair_names
-from ecsfusion.pid.folds import row_keys
+from ecsfusion.pid.folds import numbered_by_rows, row_keys
 from ecsfusion.pid.inputs import (
     Array,
     check_cells,
@@ -216,16 +216,16 @@ def _by_posteriors(
     measured: list[Measured] = []
     unseen: tuple[str, Tensor] | None = None
     with few_threads():
+        keys = row_keys(list(named.values()), options.seed)
         for place, column in enumerate(targets.reshape(len(targets), -1).T):
-            # A class without rows is no part of the label.
-            classes, label = column.unique(return_inverse=True)
+            classes, label = numbered_by_rows(keys, column)
             posteriors = held_out_information(
                 named, label, len(classes), sides, groups, num_clusters, options.tolerance, options.seed
             )
             measured.append(measure(posteriors))
             if posteriors.unseen is not None and hides_much(posteriors):
                 label_name = "labels" if targets.ndim == 1 else f"labels[:, {place}]"
-                unseen = unseen or (label_name, classes[posteriors.unseen > 0])
+                unseen = unseen or (label_name, classes[posteriors.unseen > 0].sort().values)
                 # How many would do, nobody can know: not those that there are.
                 measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])

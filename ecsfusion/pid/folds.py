@@ -85,6 +85,18 @@ def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: in
     return mixed(found, bits) if bits else found
 
 
+def numbered_by_rows(keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The C classes that occur, ordered by the smallest key of their rows, and labels (N,) int64 in their numbers.
+
+    So neither the folds nor the order of a sum depend on what the classes are called, and a class without rows is none.
+    """
+    classes, numbered = labels.unique(return_inverse=True)
+    smallest = keys.new_full(classes.shape, 1 << KEY_BITS).scatter_reduce(0, numbered, keys, "amin")
+    order = smallest.argsort(stable=True)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return classes[order], place[numbered]
+
+
 def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: int) -> Folds:
     """Deal the groups of rows to folds, class by class, so that every fold has its share of every class.
 
