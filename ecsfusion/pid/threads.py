@@ -25,7 +25,7 @@ def few_threads() -> Iterator[None]:
         return
     # Not `torch.set_num_threads`: it tells MKL never to choose threads by itself, for good and in all threads. From
     # then on the LU of several matrices is wrong (torch 2.13): `linalg.solve`, `inv` and `det` of the whole program.
-    with _openmp().limit(limits=MOST, user_api="openmp"):
+    with _openmp().limit(limits=MOST):
         if _used_threads() <= MOST:
             yield
             return
@@ -39,8 +39,8 @@ def few_threads() -> Iterator[None]:
 
 @cache
 def _openmp() -> ThreadpoolController:
-    """The libraries of threads that are loaded, that of torch among them."""
-    return ThreadpoolController()
+    """The libraries of OpenMP that are loaded, that of torch among them; of BLAS the limit would be the process's."""
+    return ThreadpoolController().select(user_api="openmp")
 
 
 def _used_threads() -> int:
