@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -423,3 +424,39 @@ def test_a_head_is_fitted_alone_once_however_many_sets_it_is_in(monkeypatch) -> 
     fewer = {"a": torch.ones(60, dtype=torch.bool), "b": torch.ones(60, dtype=torch.bool), "c": labels < 2}
     Readout.fit(heads, labels, fewer)
     assert fits.count(1) == 4 + 2
+
+
+def test_two_fits_at_once_leave_the_threads_of_blas_as_they_were(monkeypatch) -> None:
+    """Their number is that of the whole process: a fit that began within another would put back the other's 1."""
+    log_p, targets = np.log(np.full((1, 4, 2), 0.5)), np.array([0, 1, 1, 0])
+    first_ended, second_began, fit = threading.Event(), threading.Event(), readout_weights._fit_weights
+    second = threading.Thread(target=lambda: readout_weights.pool_opinions(log_p, targets))
+
+    def within(*arguments: Any) -> np.ndarray:
+        if threading.current_thread() is second:
+            second_began.set()
+            first_ended.wait()
+        else:
+            second.start()
+            second_began.wait(0.3)
+        return fit(*arguments)
+
+    def in_blas() -> int:
+        return max(library["num_threads"] for library in readout_weights._BLAS.info())
+
+    def use(threads: int) -> None:
+        # By a thread that ends: the one that has set the number last stands in the way of others while it lives.
+        setting = threading.Thread(target=lambda: readout_weights._BLAS.limit(limits=threads))
+        setting.start()
+        setting.join()
+
+    monkeypatch.setattr(readout_weights, "_fit_weights", within)
+    before = in_blas()
+    use(2)
+    try:
+        readout_weights.pool_opinions(log_p, targets)
+        first_ended.set()
+        second.join()
+        assert in_blas() == 2
+    finally:
+        use(before)

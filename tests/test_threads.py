@@ -1,5 +1,10 @@
 """The default estimate uses few threads of a CPU, and leaves as many as it found."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -62,3 +67,52 @@ def test_with_many_classes_several_threads_find_what_one_finds(many):
     base = fast_pid(sides, labels)
     for name in ("redundancy", "unique", "synergy", "joint_mutual_information"):
         torch.testing.assert_close(getattr(found, name), getattr(base, name), rtol=0, atol=0.02)
+
+
+LEFT_AS_IT_WAS = """
+import threading, torch
+from ecsfusion import fast_pid
+from ecsfusion.pid import estimate, threads
+from test_threads import rows
+
+if torch.get_num_threads() == 1:
+    raise SystemExit("one core")
+
+def in_a_new_thread():
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return seen[0]
+
+def measure(posteriors):
+    seen.append((torch.get_num_threads(), in_a_new_thread()))
+    return whole(posteriors)
+
+seen, whole, threads.MOST, estimate.measure = [], estimate.measure, 1, measure
+fast_pid(*rows())
+assert seen == [(1, 2)], seen
+assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2)
+sides = torch.randn(4, 600, 300, generator=torch.Generator().manual_seed(0))
+matrices = sides.mT @ sides / 600 + 0.1 * torch.eye(300)
+right = sides[:, :300, :3]
+torch.testing.assert_close(matrices @ torch.linalg.solve(matrices, right), right, rtol=1e-3, atol=1e-3)
+"""
+
+
+def test_an_estimate_changes_nothing_for_the_rest_of_the_program():
+    """Neither the threads of other threads nor the LU of several matrices, which `torch.set_num_threads` breaks."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", LEFT_AS_IT_WAS]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if "one core" in done.stderr:
+        pytest.skip("torch uses one thread on one core")
+    assert done.returncode == 0, done.stderr

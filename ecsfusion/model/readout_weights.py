@@ -8,7 +8,9 @@ plain mean with the weight of one observation, and the combination is never wors
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from scipy.optimize import minimize, nnls
@@ -38,11 +40,21 @@ def min_gain(num_samples: float) -> float:
     return float(np.log(max(num_samples, 2))) / 2
 
 
-# With so few weights, synchronizing the threads of BLAS takes ten times as long as the computation.
-_BLAS = ThreadpoolController()
+_BLAS = ThreadpoolController().select(user_api="blas")
+_LOCK = threading.Lock()
 
 
-@_BLAS.wrap(limits=1, user_api="blas")
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A context with one thread of BLAS: with so few weights more take ten times as long, as they wait for each other.
+
+    Their number is that of the whole process. So one fit runs at a time: a second one would find 1, and put 1 back.
+    """
+    with _LOCK, _BLAS.limit(limits=1):
+        yield
+
+
+@_one_thread()
 def pool_opinions(
     log_p: np.ndarray,
     targets: np.ndarray,
@@ -201,7 +213,7 @@ def _fit_weights(
     return result.x
 
 
-@_BLAS.wrap(limits=1, user_api="blas")
+@_one_thread()
 def weigh_predictions(
     predictions: np.ndarray, targets: np.ndarray, share: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
