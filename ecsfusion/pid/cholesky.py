@@ -13,6 +13,8 @@ FLAT = 1e6
 """The diagonal of a factor that stands for one that cannot be found: what is divided by it is nearly 0."""
 LARGEST_BLOCK = 64
 """Columns of the blocks of a factor that are inverted at once."""
+MANY_VECTORS = 2
+"""Vectors for each column of a factor, from which it is inverted on a CPU, too."""
 
 
 def keeps_inverse(tensor: Tensor) -> bool:
@@ -33,6 +35,9 @@ def half_solved(factor: Tensor, right: Tensor) -> Tensor:
     """L^-1 right, (T, D, n), of factors (T, D, D) of matrices L L^T: covariances of the rows of the result are 1."""
     if keeps_inverse(factor):
         return factor @ right
+    if right.shape[-1] >= MANY_VECTORS * factor.shape[-1]:
+        # Of many vectors the inverse and a product take a third of the time.
+        return inverted(factor) @ right
     return torch.linalg.solve_triangular(factor, right, upper=False)
 
 

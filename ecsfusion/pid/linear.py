@@ -193,11 +193,9 @@ def standardize(rows: Tensor, order: Tensor | None = None) -> Tensor:
     on_cpu = rows.device.type == "cpu"
     step = max(1, -(-len(rows) // MAX_SAMPLED_ROWS))
     sample = rows[order[::step]].double()
-    # Not `median`, which is refused on a GPU where deterministic algorithms are asked for.
-    middle = (len(sample) + 1) // 2
-    center = sample.T.contiguous().kthvalue(middle, 1).values
+    center = _medians(sample)
     distance = (sample - center).abs()
-    unit = distance.T.contiguous().kthvalue(middle, 1).values
+    unit = _medians(distance)
     # Where half of the values are equal the others say how far is far.
     unit = torch.where(unit > 0, unit, distance.mean(0))
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
@@ -256,6 +254,16 @@ def standardize(rows: Tensor, order: Tensor | None = None) -> Tensor:
         if not far:
             break
     return scaled
+
+
+def _medians(rows: Tensor) -> Tensor:
+    """The median of each column of rows (n, D), of an even number the lower: (D,)."""
+    columns, place = rows.T.contiguous(), (len(rows) - 1) // 2
+    if columns.device.type == "cpu":
+        # Ten times faster.
+        return torch.from_numpy(np.partition(columns.numpy(), place, 1)[:, place].copy())
+    # Not `median`, which is refused on a GPU where deterministic algorithms are asked for.
+    return columns.kthvalue(place + 1, 1).values
 
 
 def _exceeds(block: Tensor, bound: float) -> bool:

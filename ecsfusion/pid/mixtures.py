@@ -307,7 +307,8 @@ def _shares(points: Tensor, centers: Tensor, size: Tensor, width: Tensor) -> Ten
     """The shares (T, n, K) of points (T, n, q), for centers (T, K, q), sizes (T, K) and squared widths (T, q)."""
     scaled = centers / width.clamp_min(TINY).unsqueeze(1)
     bias = size.log() - 0.5 * (centers * scaled).sum(-1)
-    return torch.softmax(torch.baddbmm(bias.unsqueeze(1), points, scaled.mT), -1)
+    # Clusters before rows: a softmax over a few clusters is then one of long vectors.
+    return torch.softmax(torch.baddbmm(bias.unsqueeze(2), scaled, points.mT), 1).mT
 
 
 def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tensor) -> Tensor:

@@ -222,7 +222,9 @@ def read_sides(
     every = [tuple(side) for pair in sides for side in pair]
     singles = [(name,) for side in every for name in side]
     for side in dict.fromkeys([*singles, *every]):
-        rows = in_their_span(torch.cat([columns[name] for name in side], 1))
+        # Of one modality its own rows, not a copy of them.
+        together = [columns[name] for name in side]
+        rows = together[0] if len(side) == 1 else in_their_span(torch.cat(together, 1))
         members = [read[(name,)] for name in side] if len(side) > 1 else []
         read[side] = read_side(rows, sets, log_prior, random_seed, members, is_tried)
     return folds, prior, read
