@@ -127,6 +127,23 @@ def test_renamed_classes_change_nothing(drawn, with_groups):
     assert_same(fast_pid([first, second], torch.tensor([2, 0, 3, 1])[labels], groups=groups), base)
 
 
+@pytest.mark.parametrize("kind", [list, np.asarray, lambda words: np.asarray(words, dtype=object)])
+def test_labels_may_be_the_names_of_their_classes(drawn, base, kind):
+    first, second, labels = drawn
+    words = [("pear", "fig", "plum", "apple")[label] for label in labels.tolist()]
+    assert_same(fast_pid([first, second], kind(words)), base)
+    both = [[word, f"{label % 2}"] for word, label in zip(words, labels.tolist(), strict=True)]
+    found = fast_pid([first, second], kind(both))
+    assert torch.equal(values(found), values(fast_pid([first, second], torch.stack([labels, labels % 2], 1))))
+
+
+def test_a_warning_names_classes_by_their_names():
+    first = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
+    words = [[f"kind {i % 3}", f"row {i:03}"] for i in range(300)]
+    with pytest.warns(FewSamplesWarning, match=r"^labels\[:, 1\] have only .* \(300 in all\): row 000, row 001"):
+        fast_pid([first, first.flip(0)], words)
+
+
 def test_classes_that_do_not_occur_change_nothing(drawn, base):
     first, second, labels = drawn
     for names, number in ((torch.arange(4), 7), (torch.tensor([0, 3, 4, 9]), 12)):

@@ -24,6 +24,7 @@ from ecsfusion.pid.inputs import (
     check_finite,
     class_labels,
     named_modalities,
+    numbered_words,
     row_groups,
 )
 from ecsfusion.pid.options import EstimatorOptions
@@ -71,8 +72,8 @@ def fast_pid(
     Args:
         embeddings: two modalities by name, or a sequence of two ("x1", "x2"); each (N, D_m), tensor or
             array, real, all on one device. The computation runs on that device.
-        labels: (N,) class indices from 0; (N, L) for L labels, decomposed one by one; real numbers with
-            `bins`.
+        labels: (N,) class indices from 0, or the names of classes as strings; (N, L) for L labels, decomposed one by
+            one; real numbers with `bins`.
         groups: (N,) the source of each row, such as a picture or a subject; integers or strings. Rows of one source
             stay in one fold and count as one in intervals and floors. None where every row has a source of its own.
         num_classes: C; None for the largest label + 1.
@@ -177,6 +178,7 @@ def _estimate_pairs(
     """`fast_pids` of checked embeddings."""
     start = time.perf_counter()
     first = next(iter(named.values()))
+    labels, words = (labels, None) if bins is not None else numbered_words(labels)
     targets = class_labels(labels, len(first), first.device, bins)
     if num_classes is not None:
         check_positive(num_classes, "num_classes")
@@ -194,7 +196,7 @@ def _estimate_pairs(
     else:
         if numbered is None:
             _warn_of_repeated_rows(named, options.seed)
-        pids = _by_posteriors(named, targets, num_classes, numbered, options)
+        pids = _by_posteriors(named, targets, num_classes, numbered, options, words)
     return split_by_pair(pids, pair_names(list(named)), time.perf_counter() - start)
 
 
@@ -204,8 +206,9 @@ def _by_posteriors(
     num_classes: int,
     groups: Tensor | None,
     options: EstimatorOptions,
+    words: list[list[str]] | None,
 ) -> PID:
-    """One PID of all pairs and labels, from held-out posteriors."""
+    """One PID of all pairs and labels, from held-out posteriors; a warning names classes by their words."""
     num_groups = None if groups is None else int(groups.max()) + 1
     names = list(named)
     pairs = pair_names(names)
@@ -214,7 +217,7 @@ def _by_posteriors(
     num_clusters = options.posterior_clusters(len(targets))
     number = num_groups or len(targets)
     measured: list[Measured] = []
-    unseen: tuple[str, Tensor] | None = None
+    unseen: tuple[str, list[Any]] | None = None
     with few_threads():
         keys = row_keys(list(named.values()), options.seed)
         for place, column in enumerate(targets.reshape(len(targets), -1).T):
@@ -225,7 +228,8 @@ def _by_posteriors(
             measured.append(measure(posteriors))
             if posteriors.unseen is not None and hides_much(posteriors):
                 label_name = "labels" if targets.ndim == 1 else f"labels[:, {place}]"
-                unseen = unseen or (label_name, classes[posteriors.unseen > 0].sort().values)
+                hidden = classes[posteriors.unseen > 0].sort().values.tolist()
+                unseen = unseen or (label_name, hidden if words is None else [words[place][n] for n in hidden])
                 # How many would do, nobody can know: not those that there are.
                 measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])
@@ -272,9 +276,8 @@ def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None)
         )
 
 
-def _warn_of_unseen_classes(name: str, unseen: Tensor, groups: Tensor | None) -> None:
-    """Warn of classes of one row or of one source, of which nothing can be known; their numbers."""
-    classes = unseen.tolist()
+def _warn_of_unseen_classes(name: str, classes: list[Any], groups: Tensor | None) -> None:
+    """Warn of classes of one row or of one source, of which nothing can be known."""
     named = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
     what, todo = (
         (

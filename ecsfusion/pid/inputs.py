@@ -58,6 +58,36 @@ def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[
     return named
 
 
+def numbered_words(labels: Array | Sequence[Any]) -> tuple[Array | Sequence[Any], list[list[str]] | None]:
+    """Labels (N,) or (N, L) that are strings as numbers in the order of the alphabet, and the words of each label.
+
+    Labels that are no strings stay as they are, and there are no words.
+
+    Raises:
+        TypeError: for labels of which some are strings and others are not.
+    """
+    if isinstance(labels, Tensor):
+        return labels, None
+    try:
+        array = np.asarray(labels)
+    except ValueError:
+        return labels, None
+    # NumPy makes words of numbers that stand beside words.
+    values = array.ravel() if isinstance(labels, np.ndarray) else np.asarray(labels, dtype=object).ravel()
+    is_word = [isinstance(value, str) for value in values]
+    if array.ndim not in (1, 2) or not any(is_word):
+        return labels, None
+    if not all(is_word):
+        place = is_word.index(False)
+        raise TypeError(
+            f"labels must be all integers or all strings, got {values[place]!r} beside strings in row"
+            f" {place * len(array) // len(values)}; leave this row out, or name its class"
+        )
+    columns = array.astype(str).reshape(len(array), -1).T
+    words, numbers = zip(*(np.unique(column, return_inverse=True) for column in columns), strict=True)
+    return np.stack(numbers, 1).reshape(array.shape), [found.tolist() for found in words]
+
+
 def class_labels(
     labels: Array | Sequence[Any], num_rows: int, device: torch.device, bins: int | None
 ) -> Tensor:

@@ -211,9 +211,12 @@ def _by_posteriors(
         _check_number_of_classes(len(classes), source.label)
     else:
         classes = _cuts(values, source.label, source.bins)
-    targets = _class_indices(values, classes, source.bins)
+    # Words stay words, by which a warning names classes.
+    targets: Any = values.astype(str)
+    if source.bins is not None or not _is_text(values):
+        targets = _class_indices(values, classes, source.bins).to(source.device)
     groups = None if group is None else sample[group]
-    return fast_pids(source.embeddings(sample), targets.to(source.device), groups=groups, **options)
+    return fast_pids(source.embeddings(sample), targets, groups=groups, **options)
 
 
 def _by_clusters(source: _Source, num_rows: int, options: EstimatorOptions) -> dict[str, PID]:

@@ -161,9 +161,6 @@ def _newton(
         direction = xp.linalg.solve(system, (gradient * free)[:, :, None])[:, :, 0]
         # Where the loss is nearly flat its curvature says nothing about what is far away.
         candidate = xp.minimum(xp.maximum(weights - direction, 0 * weights), MAX_RISE * weights + start)
-        # The loss is convex: no step lowers it by more than its slope there says.
-        if xp is np and (((weights - candidate) * gradient).sum(1) < SETTLED).all():
-            return candidate
         new = at(candidate)
         better = new[0] < loss
         rejected = xp.where(better, xp.clip(rejected, None, 1), rejected + 1)
