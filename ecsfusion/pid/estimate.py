@@ -229,7 +229,10 @@ def _by_posteriors(
             if posteriors.unseen is not None and hides_much(posteriors):
                 label_name = "labels" if targets.ndim == 1 else f"labels[:, {place}]"
                 hidden = classes[posteriors.unseen > 0].sort().values.tolist()
-                unseen = unseen or (label_name, hidden if words is None else [words[place][n] for n in hidden])
+                unseen = unseen or (
+                    label_name,
+                    hidden if words is None else [words[place][n] for n in hidden],
+                )
                 # How many would do, nobody can know: not those that there are.
                 measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])
