@@ -6,6 +6,8 @@ import json
 import pickle
 import re
 import struct
+import threading
+import warnings
 from pathlib import Path
 
 import datasets
@@ -522,6 +524,38 @@ def test_the_limit_of_pixels_can_be_set(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="decompression bomb"):
         read_image(png((64, 64)))
+
+
+def test_threads_that_read_images_at_once_leave_the_filters_of_warnings_as_they_were(monkeypatch):
+    """They are those of the whole process: who ends last would put back what the other one set."""
+    before, opened = list(warnings.filters), Image.open
+    first_opens, second_opens, first_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        read_image(png((8, 8)))
+        first_ended.set()
+
+    def second():
+        first_opens.wait(60)
+        read_image(png((8, 8)))
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+
+    def wait(file):
+        if threading.current_thread() is threads[0]:
+            first_opens.set()
+            second_opens.wait(60)
+        else:
+            second_opens.set()
+            first_ended.wait(60)
+        return opened(file)
+
+    monkeypatch.setattr(Image, "open", wait)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
 
 
 def test_a_large_text_in_a_png_is_an_error():
