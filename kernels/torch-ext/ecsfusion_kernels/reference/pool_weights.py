@@ -161,8 +161,8 @@ def _newton(
         direction = xp.linalg.solve(system, (gradient * free)[:, :, None])[:, :, 0]
         # Where the loss is nearly flat its curvature says nothing about what is far away.
         candidate = xp.minimum(xp.maximum(weights - direction, 0 * weights), MAX_RISE * weights + start)
-        # The loss is convex: no step lowers it by more than its slope there says.
-        if xp is np and (((weights - candidate) * gradient).sum(1) < SETTLED).all():
+        # The loss is convex: from its slope, this step lowers it by less than would be seen.
+        if xp is np and ((direction * gradient).sum(1) < SETTLED).all():
             return candidate
         new = at(candidate)
         better = new[0] < loss
