@@ -71,7 +71,7 @@ def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: in
     if dimension <= HASHED_COLUMNS:
         return hash_rows(rows, None, random_seed, keys, bits)
     some = torch.arange(HASHED_COLUMNS, device=rows.device) * dimension // HASHED_COLUMNS
-    found = hash_rows(rows[:, some], some, random_seed)
+    found = hash_rows(rows.index_select(1, some), some, random_seed)
     ordered, order = found.sort()
     repeats = ordered[1:] == ordered[:-1]
     if bool(repeats.any()):

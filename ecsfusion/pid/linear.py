@@ -374,11 +374,9 @@ class LinearSums(NamedTuple):
         by_class = weights.mT.contiguous()
         for part, readers in zip(sets.slices(), zip(*sets.readers, strict=True), strict=True):
             # By all sets that read a fold at once: its rows come from the memory once.
-            chosen = list(readers)
-            found = torch.addmm(
-                offset[chosen].flatten()[:, None], by_class[chosen].flatten(0, 1), self.rows[part].T
-            )
-            logits[:, part] = found.view(len(chosen), weights.shape[2], -1).mT
+            base, chosen = (torch.cat([of[k] for k in readers]) for of in (offset, by_class))
+            found = torch.addmm(base[:, None], chosen, self.rows[part].T)
+            logits[:, part] = found.view(len(readers), weights.shape[2], -1).mT
         return logits
 
 
@@ -386,13 +384,21 @@ def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
     """left^T right over the rows of each training set: (T, D1, D2)."""
     if sets.cells is None:
         parts = [(left * (sets.fold == k)[:, None]).T @ right for k in range(sets.num_folds)]
-    elif sets.is_in_pieces and left is right and is_for_another_library(left.shape[1]):
-        # NumPy computes half of the product of a matrix with itself.
-        wide = left.numpy()
-        parts = [torch.from_numpy(wide[part].T @ wide[part]) for part in sets.slices()]
-    else:
-        parts = [left[part].T @ right[part] for part in sets.slices()]
-    return sets.sums(torch.stack(parts))
+        return sets.sums(torch.stack(parts))
+    by_another = is_for_another_library(left.shape[1])
+    return sets.sums(products_of_slices(left, right, sets.slices(), by_another))
+
+
+def products_of_slices(left: Tensor, right: Tensor, slices: list[slice], by_another: bool) -> Tensor:
+    """left^T right over each of S slices of the rows, (S, D1, D2); `by_another` library where it is faster."""
+    if not by_another or left is not right or left.device.type != "cpu":
+        return torch.stack([left[part].T @ right[part] for part in slices])
+    # NumPy computes half of the product of a matrix with itself.
+    columns = left.shape[1]
+    rows, found = left.numpy(), np.empty((len(slices), columns, columns), np.float32)
+    for place, part in enumerate(slices):
+        np.matmul(rows[part].T, rows[part], out=found[place])
+    return torch.from_numpy(found)
 
 
 def _class_sums(rows: Tensor, sets: TrainingSets) -> Tensor:
@@ -752,7 +758,7 @@ def are_dependent(
                 """(C, n): what the means of the classes leave of the scores."""
                 means = (side.deviation[place] + side.center[place]) @ weights
                 scores = _scores_of([side], [weights[None]], torch.zeros_like(means[None, 0]), rows).T
-                return scores - means.T[:, side.sets.labels[rows]]
+                return scores - means.T.index_select(1, side.sets.labels[rows])
 
             covariance = (noise(own, weights, fitted) @ other.rows[fitted]).T / (fitted.stop - fitted.start)
             slope = solved(others.factor[place, None], covariance[None])[0]

@@ -17,7 +17,7 @@ from ecsfusion_kernels import nearest, seed, uniform
 from torch import Tensor
 
 from ecsfusion.pid.cholesky import half_solved, transposed_solved
-from ecsfusion.pid.linear import LinearSums, TrainingSets
+from ecsfusion.pid.linear import LinearSums, TrainingSets, halves_of, products_of_slices
 from ecsfusion.pid.shape import Shape
 from ecsfusion.pid.smooth import is_worth, smooth_readout
 
@@ -136,14 +136,18 @@ def class_products(first: LinearSums, second: LinearSums) -> Tensor:
     sets = first.sets
     classes, folds = sets.num_classes, sets.num_folds
     if sets.cells is not None:
-        parts = [first.rows[start:end].T @ second.rows[start:end] for start, end in pairwise(sets.cells)]
+        slices = [slice(start, end) for start, end in pairwise(sets.cells)]
+        # So few rows are summed that another library rounds as little.
+        parts = products_of_slices(first.rows, second.rows, slices, torch.get_num_threads() == 1)
     else:
-        parts = [
-            (first.rows * ((sets.fold == k)[:, None] * sets.one_hot[:, c : c + 1])).T @ second.rows
-            for k in range(folds)
-            for c in range(classes)
-        ]
-    sums = sets.sums(torch.stack(parts).view(folds, classes, *parts[0].shape))
+        parts = torch.stack(
+            [
+                (first.rows * ((sets.fold == k)[:, None] * sets.one_hot[:, c : c + 1])).T @ second.rows
+                for k in range(folds)
+                for c in range(classes)
+            ]
+        )
+    sums = sets.sums(parts.view(folds, classes, *parts.shape[1:]))
     means = [side.deviation + side.center[:, None] for side in (first, second)]
     covariance = sums.div_(sets.counts.clamp_min(1)[..., None, None])
     covariance -= means[0][..., :, None] * means[1][..., None, :]
@@ -206,12 +210,24 @@ def _coordinates(first: LinearSums, second: LinearSums, number: int, iterations:
     along, within = [], []
     for side, factor, directions in zip((first, second), factors, (left, right), strict=True):
         weights = transposed_solved(factor, directions)
-        along.append(side.scores(weights, -(side.center[:, None] @ weights)[:, 0]))
-        within.append(along[-1] - (side.deviation @ weights)[:, side.sets.labels].transpose(0, 1))
+        along.append(_scores(side, weights))
+        means = (side.deviation @ weights).index_select(1, side.sets.labels)
+        within.append(along[-1] - means.transpose(0, 1))
     forms = rotation.flip(-1)[..., :number].mT.unsqueeze(1) @ (there.mT @ right.unsqueeze(1))
     if not recurs(within[0], within[1], forms, first.sets):
         return ()
     return along[0] * weight, along[1] * weight
+
+
+def _scores(side: LinearSums, weights: Tensor) -> Tensor:
+    """A side less its centers along weights (T, D, q): (N, T, q); of half 0 alone in the rows of the other, else 0."""
+    offset = -(side.center[:, None] @ weights)[:, 0]
+    if len(weights) > 1:
+        return side.scores(weights, offset)
+    read = halves_of(side.sets)[0][1]
+    scores = offset.new_zeros(len(side.rows), *offset.shape)
+    scores[read] = side._replace(rows=side.rows[read]).scores(weights, offset)
+    return scores
 
 
 def recurs(left: Tensor, right: Tensor, forms: Tensor, sets: TrainingSets) -> bool:

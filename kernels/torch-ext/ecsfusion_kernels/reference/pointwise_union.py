@@ -22,7 +22,7 @@ def pointwise_union(
     log_prior = prior.clamp_min(LEAST).log2()
     # Whole rows at once, several times faster than `gather`.
     begins = torch.arange(len(logs), device=logs.device)[:, None] * logs.shape[1]
-    of_rows = logs.flatten(0, 1)[(clusters + begins).flatten()].view(posteriors.shape)
+    of_rows = logs.flatten(0, 1).index_select(0, (clusters + begins).flatten()).view(posteriors.shape)
     expected = -(posteriors[:batch] * log_prior).sum(-1)
     told = (posteriors * of_rows).sum(-1)
     at_label = of_rows.gather(2, labels.expand(2 * batch, -1).unsqueeze(-1)).squeeze(-1)
