@@ -72,10 +72,12 @@ def numbered_words(labels: Array | Sequence[Any]) -> tuple[Array | Sequence[Any]
         array = np.asarray(labels)
     except ValueError:
         return labels, None
+    if array.ndim not in (1, 2) or array.dtype.kind not in "OU":
+        return labels, None
     # NumPy makes words of numbers that stand beside words.
     values = array.ravel() if isinstance(labels, np.ndarray) else np.asarray(labels, dtype=object).ravel()
     is_word = [isinstance(value, str) for value in values]
-    if array.ndim not in (1, 2) or not any(is_word):
+    if not any(is_word):
         return labels, None
     if not all(is_word):
         place = is_word.index(False)
