@@ -70,7 +70,7 @@ def test_with_many_classes_several_threads_find_what_one_finds(many):
 
 
 LEFT_AS_IT_WAS = """
-import threading, torch
+import re, threading, torch
 from ecsfusion import fast_pid
 from ecsfusion.pid import estimate, threads
 from test_threads import rows
@@ -86,12 +86,13 @@ def in_a_new_thread():
     return seen[0]
 
 def measure(posteriors):
-    seen.append((torch.get_num_threads(), in_a_new_thread()))
+    mkl = re.search(r"mkl_get_max_threads\\(\\) : (\\d+)", torch.__config__.parallel_info())
+    seen.append((torch.get_num_threads(), in_a_new_thread(), int(mkl[1]) if mkl else 1))
     return whole(posteriors)
 
 seen, whole, threads.MOST, estimate.measure = [], estimate.measure, 1, measure
 fast_pid(*rows())
-assert seen == [(1, 2)], seen
+assert seen == [(1, 2, 1)], seen
 assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2)
 sides = torch.randn(4, 600, 300, generator=torch.Generator().manual_seed(0))
 matrices = sides.mT @ sides / 600 + 0.1 * torch.eye(300)
@@ -100,9 +101,10 @@ torch.testing.assert_close(matrices @ torch.linalg.solve(matrices, right), right
 """
 
 
-def test_an_estimate_changes_nothing_for_the_rest_of_the_program():
+@pytest.mark.parametrize("of_mkl", [{}, {"MKL_NUM_THREADS": "2"}], ids=["", "with a number for MKL"])
+def test_an_estimate_changes_nothing_for_the_rest_of_the_program(of_mkl):
     """Neither the threads of other threads nor the LU of several matrices, which `torch.set_num_threads` breaks."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", **of_mkl}
     command = [sys.executable, "-c", LEFT_AS_IT_WAS]
     done = subprocess.run(
         command,

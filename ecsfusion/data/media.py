@@ -263,7 +263,9 @@ def _decode_image(source: Encoded) -> Image.Image:
         # Up to twice as many Pillow only warns. A filter that makes an error of it would be that of all threads.
         most = Image.MAX_IMAGE_PIXELS
         if most is not None and image.width * image.height > most:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {most}: a decompression bomb?")
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are more than {most}: a decompression bomb?"
+            )
     except Exception as error:
         raise _unreadable(_describe(source), error) from error
     return _upright(image, _describe(source))

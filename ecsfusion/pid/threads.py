@@ -1,9 +1,11 @@
 """How many threads an estimate on a CPU uses, and which library they belong to."""
 
-import re
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from typing import cast
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -19,22 +21,19 @@ thread: the threads of two libraries wait for each other, and an estimate took u
 @contextmanager
 def few_threads() -> Iterator[None]:
     """A context in which the operations of this thread use few threads; after it as many as before."""
-    before = torch.get_num_threads()
-    if before <= MOST:
+    # Asked before a limit is set: the first time that a thread asks, torch sets its number.
+    if torch.get_num_threads() <= MOST:
         yield
         return
     # Not `torch.set_num_threads`: it tells MKL never to choose threads by itself, for good and in all threads. From
     # then on the LU of several matrices is wrong (torch 2.13): `linalg.solve`, `inv` and `det` of the whole program.
     with _openmp().limit(limits=MOST):
-        if _used_threads() <= MOST:
+        limit_mkl = _mkl()
+        of_mkl = limit_mkl(MOST)
+        try:
             yield
-            return
-    # The program has called it before, and MKL does not ask OpenMP any more; or there is no OpenMP.
-    torch.set_num_threads(MOST)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        finally:
+            limit_mkl(of_mkl)
 
 
 @cache
@@ -43,10 +42,17 @@ def _openmp() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="openmp")
 
 
-def _used_threads() -> int:
-    """The most threads of an operation of torch, with those of MKL."""
-    mkl = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
-    return max(torch.get_num_threads(), int(mkl[1]) if mkl else 1)
+@cache
+def _mkl() -> Callable[[int], int]:
+    """MKL's limit of the calling thread, which gives the one before; it does nothing where torch shows no MKL.
+
+    MKL follows OpenMP, unless a program has set its number: by MKL_NUM_THREADS or `torch.set_num_threads`.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return cast(Callable[[int], int], library.MKL_Set_Num_Threads_Local)
+    except (OSError, AttributeError):
+        return lambda number: number
 
 
 def is_for_another_library(columns: int) -> bool:
