@@ -9,7 +9,7 @@ from ecsfusion_kernels.reference.pool_weights import WEIGHT_COST
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from ecsfusion.pid.pooling import Pool, pool
+from ecsfusion.pid.pooling import Pool, pool, pool_with_part
 
 
 def readouts(rows, classes, number, random_seed, scale=1.0):
@@ -104,6 +104,21 @@ def test_a_readout_that_is_wrong_gets_none():
     found = pool_of([-logits[1]], labels, log_prior)
     assert found.weights.tolist() == [0.0]
     torch.testing.assert_close(found.log_posterior, log_prior.log_softmax(-1).expand(1000, -1))
+
+
+@pytest.mark.parametrize("max_fitted_rows", [300, 4096])
+@pytest.mark.parametrize("scale", [1.0, 3000.0])
+def test_a_pool_and_that_of_its_first_readouts_are_found_together(scale, max_fitted_rows):
+    parts, labels, log_prior = readouts(1000, 4, 3, 6, scale)
+    logits = torch.stack(parts)
+    both = pool_with_part(logits, 2, labels, log_prior, max_fitted_rows)
+    for place, number in enumerate((3, 2)):
+        one = pool(logits[None, :number], labels, log_prior, max_fitted_rows)
+        torch.testing.assert_close(both.weights[place, :number], one.weights[0], rtol=1e-2, atol=1e-2 / scale)
+        torch.testing.assert_close(
+            both.log_posterior[place].exp(), one.log_posterior[0].exp(), rtol=0, atol=5e-3
+        )
+    assert both.weights[1, 2] == 0
 
 
 def test_one_calibrated_readout_keeps_its_temperature():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ecsfusion.pid.cholesky import factored, half_solved, solved, transposed_solved
-from ecsfusion.pid.pooling import pool
+from ecsfusion.pid.pooling import pool, pool_with_part
 from ecsfusion.pid.threads import is_for_another_library
 
 SHRINKAGE = (1e-5, 1e-3, 0.03, 0.2, 0.6, 1.0)
@@ -578,9 +578,8 @@ def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior
         return False
     step = max(1, -(-len(labels) // MAX_JUDGED_ROWS))
     rows, labels = len(labels), labels[::step]
-    every = torch.stack([part[::step] for part in (*known, *new)]).repeat(2, 1, 1, 1)
-    every[1, len(known) :] = 0
-    pooled = pool(every, labels, log_prior, MAX_COMPARED_ROWS)
+    every = torch.stack([part[::step] for part in (*known, *new)])
+    pooled = pool_with_part(every, len(known), labels, log_prior, MAX_COMPARED_ROWS)
     told = pooled.log_posterior.gather(2, labels.expand(2, -1).unsqueeze(2)).double().mean((1, 2))
     return bool(told[0] - told[1] > max(MIN_GAIN / rows, MIN_GAIN_PER_ROW))
 

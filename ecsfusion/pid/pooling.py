@@ -44,9 +44,32 @@ def pool(logits: Tensor, labels: Tensor, log_prior: Tensor, max_fitted_rows: int
     return Pool(_log_posterior(logits, weights, base), weights)
 
 
+@in_full_precision
+def pool_with_part(
+    logits: Tensor, number: int, labels: Tensor, log_prior: Tensor, max_fitted_rows: int = MAX_FITTED_ROWS
+) -> Pool:
+    """Two pools: of K readouts, and of the first of them alone, whose others have a weight of 0.
+
+    Args:
+        logits: (K, N, C), as in `pool`.
+        number: of the readouts that are pooled alone.
+        labels: (N,) int64.
+        log_prior: (C,) log p(y), natural logarithm.
+        max_fitted_rows: the most rows that the weights are fitted on.
+    """
+    base = log_prior.to(logits.dtype)
+    step = max(1, -(-len(labels) // max_fitted_rows))
+    # Only what is fitted is there twice.
+    fitted = logits[:, ::step].repeat(2, 1, 1, 1)
+    fitted[1, number:] = 0
+    weights = pool_weights(fitted, labels[::step], base, max_fitted_rows=max_fitted_rows)[0]
+    weights[1, number:] = 0
+    return Pool(_log_posterior(logits.unsqueeze(0), weights, base), weights)
+
+
 def _log_posterior(logits: Tensor, weights: Tensor, base: Tensor) -> Tensor:
-    """The pooled log posteriors (B, N, C) of logits (B, K, N, C) by weights (B, K), with log p(y) in `base` (C,)."""
-    batch, _, rows, classes = logits.shape
+    """The pooled log posteriors (B, N, C) of logits (B or 1, K, N, C) by weights (B, K); `base` (C,) is log p(y)."""
+    rows, classes = logits.shape[2:]
     if logits.device.type == "cpu" and logits.numel():
         low, high = (float(end) for end in logits.aminmax())
         # The softmax does not need small logits to be centered. A NaN fails the comparison.
@@ -54,6 +77,8 @@ def _log_posterior(logits: Tensor, weights: Tensor, base: Tensor) -> Tensor:
             logits = bounded(logits)
     else:
         logits = bounded(logits)
-    pooled = (weights.to(logits.dtype).unsqueeze(1) @ logits.flatten(2)).view(batch, rows, classes) + base
+    flat, weights = logits.flatten(2), weights.to(logits.dtype)
+    pooled = weights @ flat[0] if len(flat) == 1 else (weights.unsqueeze(1) @ flat)
+    pooled = pooled.view(len(weights), rows, classes) + base
     # Of a few classes by long vectors: row by row it takes a CPU ten times as long.
     return torch.log_softmax(pooled.mT, 1).mT

@@ -39,7 +39,7 @@ from ecsfusion.pid.linear import (
     told_by_half,
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
-from ecsfusion.pid.pooling import Pool, pool
+from ecsfusion.pid.pooling import Pool, pool, pool_with_part
 from ecsfusion.pid.quadratic import has_few_columns, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
 from ecsfusion.pid.shape import Shape, shape_of
@@ -389,13 +389,11 @@ def without_unseen(log_posterior: Tensor, unseen: Tensor, log_prior: Tensor) -> 
 
 def _pools(lines: Tensor, tables: Sequence[Tensor], sets: TrainingSets, log_prior: Tensor) -> Pool:
     """The pool of linear readouts (K, N, C) and tables (N, C), and that of the linear ones alone."""
-    every = torch.cat([lines, *(table.unsqueeze(0) for table in tables)]).unsqueeze(0)
     if not tables:
-        one = pool(every, sets.labels, log_prior)
+        one = pool(lines.unsqueeze(0), sets.labels, log_prior)
         return Pool(one.log_posterior.expand(2, -1, -1), one.weights.expand(2, -1))
-    every = every.repeat(2, 1, 1, 1)
-    every[1, len(lines) :] = 0
-    return pool(every, sets.labels, log_prior)
+    every = torch.cat([lines, *(table.unsqueeze(0) for table in tables)])
+    return pool_with_part(every, len(lines), sets.labels, log_prior)
 
 
 def _joint_shrinkage(first: Side, second: Side) -> tuple[Tensor, Tensor]:
