@@ -105,6 +105,9 @@ def _inside(path: Any, data_dir: str | None, starts: Sequence[str] = ()) -> str:
     try:
         places = [Path(start) / path for start in starts or [data_dir or ""]]
         resolved = next((place for place in places if place.is_file()), places[0]).resolve()
+        if resolved.is_symlink():
+            # From Python 3.13 on a circle is followed without an error.
+            raise OSError("links that lead in a circle")
     except (OSError, RuntimeError, ValueError) as error:
         # Such as a link to itself, or a null byte in the name.
         raise ValueError(f"{str(path)!r} is no path ({error}); correct it or leave this row out") from error
