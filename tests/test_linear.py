@@ -1,6 +1,7 @@
 """Sums and screens of linear readouts: the fast ways give what the plain ones do."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -167,13 +168,13 @@ def test_the_product_of_independent_sides_is_fitted_once(monkeypatch):
     log_prior = sets.one_hot.mean(0).log()
     first, second = (posteriors.read_side(standardize(rows), sets, log_prior, 0) for rows in (one, other))
     fits = []
+
+    def counted(fit, *options):
+        fits.append(fit)
+        return fit(*options)
+
     for name in ("pool", "pool_with_part"):
-
-        def counted(*options, fit=getattr(posteriors, name)):
-            fits.append(fit)
-            return fit(*options)
-
-        monkeypatch.setattr(posteriors, name, counted)
+        monkeypatch.setattr(posteriors, name, partial(counted, getattr(posteriors, name)))
     pair = posteriors.read_pair(first, second, log_prior, 0)
     product = pool(
         torch.stack([s.log_posterior[0] - log_prior for s in (first, second)])[None], labels, log_prior
