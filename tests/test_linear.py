@@ -1,6 +1,7 @@
 """Sums and screens of linear readouts: the fast ways give what the plain ones do."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ecsfusion.pid.linear import (
     mixed,
     standardize,
 )
+from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.threads import MANY_COLUMNS
 
 ROWS, FOLDS, CLASSES = 600, 6, 3
@@ -165,21 +167,21 @@ def test_the_product_of_independent_sides_is_fitted_once(monkeypatch):
     sets = TrainingSets.make(fold, FOLDS, labels, CLASSES)
     log_prior = sets.one_hot.mean(0).log()
     first, second = (posteriors.read_side(standardize(rows), sets, log_prior, 0) for rows in (one, other))
-    shapes = []
+    fits = []
 
-    def counted(logits, *options):
-        shapes.append(logits.shape)
-        return pool(logits, *options)
+    def counted(fit, *options):
+        fits.append(fit)
+        return fit(*options)
 
-    pool = posteriors.pool
-    monkeypatch.setattr(posteriors, "pool", counted)
+    for name in ("pool", "pool_with_part"):
+        monkeypatch.setattr(posteriors, name, partial(counted, getattr(posteriors, name)))
     pair = posteriors.read_pair(first, second, log_prior, 0)
     product = pool(
         torch.stack([s.log_posterior[0] - log_prior for s in (first, second)])[None], labels, log_prior
     )
     torch.testing.assert_close(pair.product, product.log_posterior[0], rtol=0, atol=1e-3)
     # One by halves and one by folds.
-    assert len(shapes) == 2
+    assert len(fits) == 2
 
 
 def test_what_many_wide_directions_hide_is_found_with_few_rows():
