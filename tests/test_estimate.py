@@ -330,7 +330,7 @@ LABELS = np.arange(20) % 2
             ["a", None] * 10,
             {},
             TypeError,
-            "labels must be all integers or all strings, got None",
+            "labels must be all integers or all strings, .* None in row 1",
         ),
         ([GOOD, GOOD], ["a"] * 20, {"bins": 2}, TypeError, "labels must be integers"),
         ([GOOD, GOOD], ["a"] * 19, {}, ValueError, "labels must have one entry per row"),

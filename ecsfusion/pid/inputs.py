@@ -80,10 +80,13 @@ def numbered_words(labels: Array | Sequence[Any]) -> tuple[Array | Sequence[Any]
     if not any(is_word):
         return labels, None
     if not all(is_word):
-        place = is_word.index(False)
+        # The exception is what there is less of.
+        exception = 2 * sum(is_word) < len(is_word)
+        place = is_word.index(exception)
+        beside = "integers" if exception else "strings"
         raise TypeError(
-            f"labels must be all integers or all strings, got {values[place]!r} beside strings in row"
-            f" {place * len(array) // len(values)}; leave this row out, or name its class"
+            f"labels must be all integers or all strings, got {beside}, with {values[place]!r} in row"
+            f" {place * len(array) // len(values)}; leave this row out, or correct its class"
         )
     columns = array.astype(str).reshape(len(array), -1).T
     words, numbers = zip(*(np.unique(column, return_inverse=True) for column in columns), strict=True)
