@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from ecsfusion.pid import folds as folds_module
-from ecsfusion.pid.folds import HASHED_COLUMNS, KEY_BITS, logit_keys, make_folds, row_keys
+from ecsfusion.pid.folds import (
+    HASHED_COLUMNS,
+    KEY_BITS,
+    logit_keys,
+    make_folds,
+    numbered_by_rows,
+    row_keys,
+)
 from ecsfusion.pid.linear import TrainingSets
 
 FOLDS = 6
@@ -161,3 +168,18 @@ def test_very_many_groups_fill_the_folds_evenly(monkeypatch, size):
     for fold in range(FOLDS):
         others = folds.group[folds.fold != fold]
         assert not torch.isin(folds.group[folds.fold == fold], others).any()
+
+
+def test_classes_are_numbered_by_their_rows_also_where_they_share_the_first():
+    """Rows of few values stand in several classes, the one with the smallest key, too."""
+    generator = torch.Generator().manual_seed(3)
+    keys = row_keys([torch.randint(0, 4, (300, 1), generator=generator).float()], 0)
+    labels = torch.randint(0, 5, (300,), generator=generator)
+    names = torch.tensor([11, 2, 7, 0, 5])
+    classes, numbered = numbered_by_rows(keys, labels)
+    renamed, same = numbered_by_rows(keys, names[labels])
+    assert torch.equal(classes[numbered], labels)
+    assert torch.equal(renamed, names[classes])
+    assert torch.equal(same, numbered)
+    place = torch.randperm(300, generator=generator)
+    assert torch.equal(numbered_by_rows(keys[place], labels[place])[1], numbered[place])

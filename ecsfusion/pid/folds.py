@@ -86,13 +86,16 @@ def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: in
 
 
 def numbered_by_rows(keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The C classes that occur, ordered by the smallest key of their rows, and labels (N,) int64 in their numbers.
+    """The C classes that occur, ordered by the keys of their rows, and labels (N,) int64 in their numbers.
+
+    By the smallest key, and among classes that share it by the sum.
 
     So neither the folds nor the order of a sum depend on what the classes are called, and a class without rows is none.
     """
     classes, numbered = labels.unique(return_inverse=True)
     smallest = keys.new_full(classes.shape, 1 << KEY_BITS).scatter_reduce(0, numbered, keys, "amin")
-    order = smallest.argsort(stable=True)
+    total = torch.zeros_like(smallest).index_add_(0, numbered, keys)
+    order = _lexsort(total, smallest)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return classes[order], place[numbered]
 
