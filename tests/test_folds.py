@@ -183,3 +183,16 @@ def test_classes_are_numbered_by_their_rows_also_where_they_share_the_first():
     assert torch.equal(same, numbered)
     place = torch.randperm(300, generator=generator)
     assert torch.equal(numbered_by_rows(keys[place], labels[place])[1], numbered[place])
+
+
+def test_groups_that_share_rows_stay_whole():
+    """Such as rows of zeros, which several subjects have: sorted by key alone, rows of both groups alternate."""
+    generator = torch.Generator().manual_seed(4)
+    keys = row_keys([torch.randint(0, 6, (240, 1), generator=generator).float()], 0)
+    labels = torch.randint(0, 2, (240,), generator=generator)
+    groups = torch.arange(240) // 8
+    folds = make_folds(keys, labels, groups, FOLDS)
+    assert int(folds.num_groups) == 30
+    for number in range(30):
+        assert len(folds.fold[groups[folds.order] == number].unique()) == 1
+        assert len(folds.group[groups[folds.order] == number].unique()) == 1

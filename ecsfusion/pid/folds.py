@@ -93,11 +93,15 @@ def numbered_by_rows(keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     So neither the folds nor the order of a sum depend on what the classes are called, and a class without rows is none.
     """
     classes, numbered = labels.unique(return_inverse=True)
-    smallest = keys.new_full(classes.shape, 1 << KEY_BITS).scatter_reduce(0, numbered, keys, "amin")
-    total = torch.zeros_like(smallest).index_add_(0, numbered, keys)
-    order = _lexsort(total, smallest)
+    order = _by_keys(keys, numbered, len(classes))
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return classes[order], place[numbered]
+
+
+def _by_keys(keys: Tensor, parts: Tensor, number: int) -> Tensor:
+    """The order (number,) of parts of the rows, numbered by (N,): by smallest key, where it is shared by the sum."""
+    smallest = keys.new_full((number,), 1 << KEY_BITS).scatter_reduce(0, parts, keys, "amin")
+    return _lexsort(torch.zeros_like(smallest).index_add_(0, parts, keys), smallest)
 
 
 def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: int) -> Folds:
@@ -115,9 +119,10 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         # Groups are numbered by key.
         group, by_class, num_groups = groups_of_rows(keys[order], labels[order])
     else:
-        # A group is known by its smallest key.
-        smallest = torch.full_like(keys, 1 << KEY_BITS).scatter_reduce(0, groups, keys, "amin")
-        order = order[_lexsort(keys[order], smallest[groups[order]])]
+        # A group is known by its keys; its rows stand side by side, also where it shares some with another.
+        by_keys = _by_keys(keys, groups, len(keys))
+        place = torch.empty_like(by_keys).scatter_(0, by_keys, torch.arange(len(keys), device=keys.device))
+        order = order[_lexsort(keys[order], place[groups[order]])]
         group = _dense(groups[order])
         num_groups = group[-1] + 1
         if int(num_groups) < len(group):
