@@ -284,6 +284,14 @@ def test_code_in_the_card_compiles_and_loads_both_stages(facts, repo_id):
     assert (repo_id or "path/to/this/folder/unimodal") in code[1]
 
 
+def test_code_in_the_card_of_own_encoders_gives_them_again(facts):
+    own = {**facts.encoders, "pulse": EncoderFacts("Sensor", 60, own=True)}
+    for snippet in snippets(render_card(replace(facts, encoders=own))):
+        compile(snippet, "card", "exec")
+        assert snippet.rstrip().endswith(', encoders={"pulse": Sensor(...)})')
+    assert "encoders=" not in render_card(facts)
+
+
 def test_a_path_is_no_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "output" / "encoder").mkdir(parents=True)

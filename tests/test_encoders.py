@@ -461,7 +461,7 @@ def test_ones_own_encoder_and_lora_train_in_two_stages(rule, tmp_path):
     )
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "Sensor" in card
+    assert 'encoders={"sensor": Sensor(...)}' in card
     assert str(tmp_path) not in card
     peak = FusionForClassification.from_pretrained(tmp_path / "unimodal", encoders={"sensor": tiny.Sensor()})
     assert peak.config.stage == "unimodal"

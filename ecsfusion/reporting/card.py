@@ -45,6 +45,7 @@ class EncoderFacts:
             files"; otherwise "randomly initialised".
         kind: "image", "audio", "text" or another tag of the Hub for the input; None for none.
         frozen: whether its weights were not trained.
+        own: whether it is a module of the user's own, whose code is not saved: who loads the model gives it again.
     """
 
     type: str
@@ -53,6 +54,7 @@ class EncoderFacts:
     pretrained: bool = False
     kind: str | None = None
     frozen: bool = False
+    own: bool = False
 
 
 def installed_versions() -> dict[str, str]:
@@ -182,6 +184,7 @@ def render_card(facts: CardFacts, forbidden: Iterable[str | Path] = ()) -> str:
         source=facts.repo_id or "path/to/this/folder",
         on_hub=facts.repo_id is not None,
         peak_folder=facts.peak_folder,
+        own_encoders=_own_encoders(facts.encoders),
         call=", ".join(f"{name}=[...]" for name in facts.encoders),
         encoder_table=_encoder_table(facts.encoders),
         parameter_sentence=_parameter_sentence(facts),
@@ -337,6 +340,12 @@ def _way(facts: CardFacts) -> str:
     if facts.stages != "two-stage" or "scouting" not in facts.phases:
         return facts.stages
     return "scouted" if "unimodal" in facts.phases else "scouting"
+
+
+def _own_encoders(encoders: Mapping[str, EncoderFacts]) -> str:
+    """The argument by which `from_pretrained` takes the user's own modules, after a comma; empty if there is none."""
+    own = [f'"{name}": {encoder.type}(...)' for name, encoder in encoders.items() if encoder.own]
+    return f", encoders={{{', '.join(own)}}}" if own else ""
 
 
 def _encoder_table(encoders: Mapping[str, EncoderFacts]) -> str:

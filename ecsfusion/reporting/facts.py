@@ -9,6 +9,7 @@ from typing import Any
 from ecsfusion.controller.probe import Probe
 from ecsfusion.evaluation.measurement import Information
 from ecsfusion.model.encoders import main_input
+from ecsfusion.model.own_modules import OWN_MODULE
 from ecsfusion.reporting.card import CardFacts, EncoderFacts
 from ecsfusion.reporting.contributions import evaluated_contributions
 from ecsfusion.reporting.heads import score_shares
@@ -146,6 +147,7 @@ def _encoder_facts(run: ReportedRun, name: str) -> EncoderFacts:
         # After training no modality is paused.
         frozen=not any(parameter.requires_grad for parameter in encoder.parameters())
         and any(True for _ in encoder.parameters()),
+        own=run.model.config.encoders[name].get("model_type") == OWN_MODULE,
     )
 
 
