@@ -29,6 +29,8 @@ SPLITS = ("train", "validation", "test")
 LABEL = "label"
 GROUP = "group"
 PLACE = "place"
+NUMBERS = "change the column: a recipe takes pictures, sounds and texts, and numbers need Python and a module of yours"
+"""What an error says where a column holds numbers."""
 
 
 def load_splits(recipe: RecipeArguments, seed: int = 0) -> dict[str, Any]:
@@ -287,10 +289,16 @@ class RowReader:
         elif self.data_dir is not None:
             starts = [folder_of_place(raw.get(PLACE) or "", self.data_dir), self.data_dir]
         try:
-            return confined(raw[name], self.data_dir, starts)
+            value = confined(raw[name], self.data_dir, starts)
         except ValueError as error:
             remedy = "" if self.media_dir is not None else ", or name the folder of the media by media_dir"
             raise ValueError(f"{self.where}: {name}, row {index}: {error}{remedy}{where}") from error
+        if isinstance(raw[name], str) and _is_number(raw[name]) and not Path(value).is_file():
+            # A table of text has columns of numbers as text.
+            raise ValueError(
+                f"{self.where}: {name}, row {index}: {raw[name]!r} is a number and no file; {NUMBERS}{where}"
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -615,6 +623,14 @@ def _take_groups(rows: datasets.Dataset, size: int, seed: int) -> tuple[datasets
     return rows.select(np.flatnonzero(~in_part)), rows.select(np.flatnonzero(in_part))
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_kind(name: str, encoder: PreTrainedModel, feature: Any) -> None:
     """Refuse an encoder that cannot take what its column holds, as far as the column's type tells."""
     takes = media_of(name, encoder)
@@ -627,8 +643,8 @@ def _check_kind(name: str, encoder: PreTrainedModel, feature: Any) -> None:
         holds = "labels"
     elif isinstance(feature, datasets.Value) and feature.dtype not in ("string", "large_string", "binary"):
         holds = f"{feature.dtype} numbers"
-    if holds not in (None, takes):
+    if holds is not None and holds != takes:
+        remedy = NUMBERS if holds.endswith("numbers") else "change the encoder or the column"
         raise ValueError(
-            f"modalities.{name}: {type(encoder).__name__} takes {takes} but its column holds {holds}; change "
-            "the encoder or the column"
+            f"modalities.{name}: {type(encoder).__name__} takes {takes} but its column holds {holds}; {remedy}"
         )

@@ -596,7 +596,20 @@ def test_an_encoder_of_the_wrong_kind_for_its_column_is_refused(stored, tmp_path
         prepare_splits(recipe, splits, encoders, processor, show_progress=False)
     numbers = {"audio": {"column": "snr_db"}}
     recipe, _, encoders, processor, splits = load(stored(modalities=numbers), tmp_path)
-    with pytest.raises(ValueError, match=r"ASTModel takes sounds but its column holds float32 numbers"):
+    with pytest.raises(
+        ValueError, match=r"ASTModel takes sounds but its column holds float32 numbers; .* Python"
+    ):
+        prepare_splits(recipe, splits, encoders, processor, show_progress=False)
+
+
+def test_a_column_of_numbers_in_a_csv_file_is_not_taken_for_one_of_files(stored, tmp_path):
+    folder = tmp_path / "numbers"
+    folder.mkdir()
+    lines = ["radius,texture,digit", *(f"{n / 7:.3f},{n / 9:.3f},{'ab'[n % 2]}" for n in range(40))]
+    (folder / "train.csv").write_text("\n".join(lines), encoding="utf-8")
+    columns = stored(modalities={"image": {"column": "radius"}, "audio": {"column": "texture"}})
+    recipe, _, encoders, processor, splits = load([*columns, "--data_dir", folder], tmp_path)
+    with pytest.raises(ValueError, match=r"row 0: '\d\.\d+' is a number and no file; .* Python"):
         prepare_splits(recipe, splits, encoders, processor, show_progress=False)
 
 
