@@ -415,6 +415,9 @@ def test_few_groups_are_said_where_noise_reaches_what_there_is_to_know() -> None
     (few,) = few_groups(information(12, 2.0))
     assert "600 probed rows are of 12 groups: noise alone may reach 2.00 bits of the 2.00" in few.sentence
     assert "give about 48 groups" in few.sentence
+    (all_of_it,) = few_groups(information(12, 5.0))
+    assert "noise alone may reach 2.00 bits of the 2.00" in all_of_it.sentence
+    assert "give about 120 groups" in all_of_it.sentence
     (two,) = few_groups(information(2, 0.02))
     assert "give about 10 groups" in two.sentence
     (one,) = few_groups(information(1, 0.1))

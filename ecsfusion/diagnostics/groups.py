@@ -64,14 +64,17 @@ def few_groups(information: Information) -> Iterator[Finding]:
             "about other groups; give rows of more groups.",
         )
         return
-    floor, allowed = information.floor.get("synergy", 0.0), MAX_FLOOR_SHARE * math.log2(classes)
+    floor, most = information.floor.get("synergy", 0.0), math.log2(classes)
+    allowed = MAX_FLOOR_SHARE * most
     if floor > allowed or groups < MIN_GROUPS:
         needed = max(math.ceil(groups * floor / allowed), MIN_GROUPS)
+        # By clusters, the noise of few groups is extrapolated, beyond what there is to know.
+        reached = min(floor, most)
         yield Finding(
             "few groups",
             "",
-            f"the {rows} probed rows are of {groups} groups: noise alone may reach {floor:.2f} bits of the "
-            f"{math.log2(classes):.2f} that {classes} classes have at most, and other groups may differ by more than "
+            f"the {rows} probed rows are of {groups} groups: noise alone may reach {reached:.2f} bits of the "
+            f"{most:.2f} that {classes} classes have at most, and other groups may differ by more than "
             f"the intervals say; give about {needed} groups.",
         )
 
