@@ -182,8 +182,8 @@ class TestNothingKnownAlone:
         assert not first.ends_stage
         assert (second.ends_stage, second.restore, second.peak) == (True, None, True)
         assert second.reason == (
-            "stage 1 ends: no modality alone is above its noise floor (best accuracy 0.120): alone they learn "
-            "nothing; stage 2 starts from the present weights"
+            "stage 1 ends: no modality alone is above its noise floor (best accuracy 0.120): nothing shows "
+            "that they learn alone; stage 2 starts from the present weights"
         )
 
     @pytest.mark.parametrize("known", [{"unique": (0.05, 0.06)}, {"redundancy": 0.06}])
@@ -581,7 +581,8 @@ def test_where_only_both_together_know_the_label_they_train_jointly_after_scouti
     assert run.record.stage_start <= 2 * PER_EPOCH
     end = next(entry for entry in run.record.history if entry.restored is not None)
     assert (
-        "learn from them together" in end.decision.reason or "alone they learn nothing" in end.decision.reason
+        "learn from them together" in end.decision.reason
+        or "nothing shows that they learn alone" in end.decision.reason
     )
     assert end.restored == end.step == run.record.stage_start
     assert {entry.stage for entry in run.record.history if entry.trained_fused_head} == {"unimodal", "joint"}

@@ -114,6 +114,10 @@ class TestShortStage:
             "max_unimodal_share or unimodal_epochs, or more epochs in all.",
         )
 
+    def test_in_regression_the_score_is_no_accuracy(self) -> None:
+        (found,) = short_stage(stage_one(FLAT, RISING, score="r2"))
+        assert "its R² of 0.375 is 0.150 above" in found.sentence
+
     def test_information_counts_where_accuracy_does_not_rise(self) -> None:
         (found,) = short_stage(stage_one(FLAT, [0.1] * 4, bits=[0.1, 0.2, 0.4, 0.7]))
         assert found.about == "audio"
@@ -259,6 +263,13 @@ class TestNoInformation:
         (found,) = no_information([probe(**self.SILENT).reading] * 3)
         assert found.about == "audio"
         assert "(0.030 bits, noise floor 0.050; its head's accuracy is 0.120, chance 0.100)" in found.sentence
+
+    def test_of_two_classes_little_noise_may_hide_what_a_modality_knows(self) -> None:
+        silent = {"mutual_information": {"image": 0.6, "audio": 0.1}, "accuracy": self.SILENT["accuracy"]}
+        assert about(no_information([probe(floor=0.3, num_classes=4, **silent).reading])) == ["audio"]
+        assert about(no_information([probe(floor=0.2, num_classes=2, **silent).reading])) == ["audio"]
+        # 41 complete rows of 12 hospitals: a head with 78 % where the commonest class has 68 is not told from noise.
+        assert about(no_information([probe(floor=0.3, num_classes=2, **silent).reading])) == []
 
     @pytest.mark.parametrize(
         "other",

@@ -189,7 +189,10 @@ class Adaptive(Rule):
         self.state["scouting"] = False
         if not reading.information.is_above_noise:
             best = max(reading.accuracy[name] for name in self.modalities)
-            why = f"no modality alone is above its noise floor (best accuracy {best:.3f}): alone they learn nothing"
+            why = (
+                f"no modality alone is above its noise floor (best {reading.score_in_words} {best:.3f}): "
+                "nothing shows that they learn alone"
+            )
             return self.end_stage(reading, why)
         return self.train(reading, self.modalities, f"all train, each alone: {depend}, not more than {bound}")
 
@@ -208,8 +211,8 @@ class Adaptive(Rule):
         # From now on the mean accuracy is that of fewer modalities, so it is compared anew.
         self.state |= {"best_accuracy": None, "not_risen": 0}
         reason = (
-            f"{leader} waits for stage 2, from its initial weights: alone its accuracy is {accuracy:.3f}, which leaves "
-            f"nothing to learn the others from; {lead}"
+            f"{leader} waits for stage 2, from its initial weights: alone its {reading.score_in_words} is "
+            f"{accuracy:.3f}, which leaves nothing to learn the others from; {lead}"
         )
         return self.train(reading, others, reason, reset=[leader])
 
@@ -220,8 +223,9 @@ class Adaptive(Rule):
         if not is_behind(state, accuracy, self.accuracy_tolerance):
             self.mark_peak(reading)
         if readings_without_rise(state, accuracy, self.accuracy_tolerance) >= self.plateau_patience:
-            return self.end_stage(reading, plateau(state, accuracy, self.accuracy_tolerance, training))
+            why = plateau(state, accuracy, self.accuracy_tolerance, training, reading.score_in_words)
+            return self.end_stage(reading, why)
         waits = f" and {state['waiting']} waits" if state["waiting"] else ""
         verb = "trains" if len(training) == 1 else "train"
-        values = f"mean accuracy {accuracy:.3f}, {uniqueness_of(reading, self.modalities)}"
+        values = f"mean {reading.score_in_words} {accuracy:.3f}, {uniqueness_of(reading, self.modalities)}"
         return self.train(reading, training, f"{listed(training)} {verb}{waits}: {values}")

@@ -25,9 +25,11 @@ def readings_without_rise(state: dict[str, Any], accuracy: float, tolerance: flo
     return int(state["not_risen"])
 
 
-def plateau(state: dict[str, Any], accuracy: float, tolerance: float, names: Iterable[str]) -> str:
-    """The plateau in words, as a clause that follows "stage 1 ends: "."""
+def plateau(
+    state: dict[str, Any], accuracy: float, tolerance: float, names: Iterable[str], score: str = "accuracy"
+) -> str:
+    """The plateau in words, as a clause that follows "stage 1 ends: "; `score` is what the accuracy is called."""
     return (
-        f"in {state['not_risen']} readings the mean accuracy of {' and '.join(names)} has not risen by {tolerance:g} "
+        f"in {state['not_risen']} readings the mean {score} of {' and '.join(names)} has not risen by {tolerance:g} "
         f"above {state['best_accuracy']:.3f} and is {accuracy:.3f}"
     )

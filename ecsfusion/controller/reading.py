@@ -94,6 +94,11 @@ class Reading:
         """The score of each modality's own head, of the "fused" head, and of the "calibrated" combination."""
         return self.measurement.scores
 
+    @property
+    def score_in_words(self) -> str:
+        """What sentences call `accuracy`, see `Measurement.score_in_words`."""
+        return self.measurement.score_in_words
+
     def mean_accuracy(self, names: Sequence[str]) -> float:
         """The mean score of these modalities' own heads."""
         return float(sum(self.accuracy[name] for name in names) / len(names))

@@ -96,7 +96,10 @@ class WeakFirst(Rule):
         if not is_behind(state, accuracy, self.accuracy_tolerance):
             self.mark_peak(reading)
         if readings_without_rise(state, accuracy, self.accuracy_tolerance) >= self.plateau_patience:
-            return self.end_stage(reading, plateau(state, accuracy, self.accuracy_tolerance, others))
+            why = plateau(state, accuracy, self.accuracy_tolerance, others, reading.score_in_words)
+            return self.end_stage(reading, why)
         verb = "train" if len(others) > 1 else "trains"
-        reason = f"{listed(others)} {verb} and {state['leader']} waits: accuracy {accuracy:.3f}"
+        reason = (
+            f"{listed(others)} {verb} and {state['leader']} waits: {reading.score_in_words} {accuracy:.3f}"
+        )
         return self.train(reading, others, reason)

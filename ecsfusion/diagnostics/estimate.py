@@ -108,6 +108,6 @@ def atoms_below_noise(measurement: Measurement) -> Iterator[Finding]:
             "noise above the atoms",
             "",
             f"no information is above its noise floor (the largest, {kind}, is {bits} bits, floor {floor}), although "
-            f"the {head} head has an accuracy of {scores[head]:.3f}, chance "
+            f"the {head} head has an {measurement.score_in_words} of {scores[head]:.3f}, chance "
             f"{scale.chance:.3f}: these values are noise, and so are decisions by them; give more evaluation {units}.",
         )

@@ -34,7 +34,7 @@ def memorized(
     Yields:
         One finding for each such modality.
     """
-    information, scale = validation.information, validation.scale
+    information, scale, word = validation.information, validation.scale, validation.score_in_words
     if information is None:
         return
     for name, held_out_bits in information.mutual_information.items():
@@ -52,7 +52,7 @@ def memorized(
                 "memorization",
                 name,
                 f"{name} has memorized training rows: about these it says {trained_bits:.2f} bits (uniqueness "
-                f"{trained_unique:.2f}, accuracy {accuracy:.3f}), about validation rows {held_out_bits:.2f} "
+                f"{trained_unique:.2f}, {word} {accuracy:.3f}), about validation rows {held_out_bits:.2f} "
                 f"({unique:.2f}, {held_out_accuracy:.3f}); augment or regularize it, lower its rate in "
                 "modality_learning_rates, or train it for fewer steps.",
             )

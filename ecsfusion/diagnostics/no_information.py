@@ -14,8 +14,9 @@ from ecsfusion.model.names import FUSED
 
 NEGLIGIBLE_INFORMATION = 0.02
 """Information up to this many bits counts as none, even if the noise floor is lower."""
-MAX_FLOOR = 0.5
-"""Where noise alone reaches more bits, as in few groups, nothing is said of a modality: it may know as much."""
+MAX_FLOOR, MAX_FLOOR_SHARE = 0.5, 0.25
+"""Where noise alone reaches more bits, or a larger share of those of equally likely classes, as in few groups or few
+complete rows, nothing is said of a modality: it may know as much."""
 LOST_READINGS = 2
 """Readings in a row without information after which it counts as lost. A single one may follow an unlucky step."""
 
@@ -44,7 +45,7 @@ def no_information(
     for name in last.unique:
         if all(name in reading.training and _is_silent(reading, name, heads) for reading in readings):
             bits, floor = told_apart(last.mutual_information[name], last.floor[name], 3)
-            score = "R²" if last.measurement.score == "r2" else last.measurement.score
+            score = last.score_in_words
             alone = f"; its head's {score} is {last.accuracy[name]:.3f}, chance {scale.chance:.3f}"
             yield Finding(
                 "no information",
@@ -88,13 +89,14 @@ def information_lost(history: Sequence[Probe]) -> Iterator[Finding]:
         latest = [probe.reading for probe in history[-LOST_READINGS:]]
         known = [reading for reading in earlier if _clearly_knows(reading, name)]
         if known and all(_is_silent(reading, name, {name}) for reading in latest):
-            last_known, chance = known[-1], latest[-1].measurement.scale.chance
+            last_known, measurement = known[-1], latest[-1].measurement
+            score, chance = measurement.score_in_words, measurement.scale.chance
             yield Finding(
                 "information lost",
                 name,
                 f"{name} said {last_known.mutual_information[name]:.2f} bits about the label at step "
-                f"{last_known.step}, with an accuracy of {last_known.accuracy[name]:.3f}, and has said nothing since "
-                f"step {latest[0].step} (accuracy {latest[-1].accuracy[name]:.3f}, chance {chance:.3f}): check whether "
+                f"{last_known.step}, with an {score} of {last_known.accuracy[name]:.3f}, and has said nothing since "
+                f"step {latest[0].step} ({score} {latest[-1].accuracy[name]:.3f}, chance {chance:.3f}): check whether "
                 "its inputs have failed, or lower its rate in modality_learning_rates.",
             )
 
@@ -108,8 +110,9 @@ def _clearly_knows(reading: Reading, name: str) -> bool:
 
 
 def _is_silent(reading: Reading, name: str, trained_heads: Collection[str]) -> bool:
+    most = math.log2(max(reading.information.num_classes, 2))
     return (
-        reading.floor[name] <= MAX_FLOOR
+        reading.floor[name] <= min(MAX_FLOOR, MAX_FLOOR_SHARE * most)
         and reading.mutual_information[name] <= max(reading.floor[name], NEGLIGIBLE_INFORMATION)
         and reading.synergy <= max(reading.floor["synergy"], NEGLIGIBLE_SYNERGY)
         and (name not in trained_heads or reading.measurement.scale.is_chance(reading.accuracy[name]))

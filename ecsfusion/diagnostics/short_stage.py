@@ -48,7 +48,8 @@ def short_stage(history: Sequence[Probe]) -> Iterator[Finding]:
         for reading in readings
     ):
         return
-    scale = history[-1].reading.measurement.scale
+    measurement = history[-1].reading.measurement
+    scale, score = measurement.scale, measurement.score_in_words
     for name in last.unique:
         if not all(name in reading.training for reading in latest):
             continue
@@ -57,7 +58,7 @@ def short_stage(history: Sequence[Probe]) -> Iterator[Finding]:
         learned = accuracy - scale.chance
         if accuracy_rise > max(2 * scale.error(accuracy), MIN_LEARNED_SHARE * learned):
             rise = (
-                f"its accuracy of {accuracy:.3f} is {accuracy_rise:.3f} above that of the two readings before"
+                f"its {score} of {accuracy:.3f} is {accuracy_rise:.3f} above that of the two readings before"
             )
         elif bits_rise > max(last.floor[name], MIN_LEARNED_SHARE * bits):
             rise = f"its {bits:.2f} bits about the label are {bits_rise:.2f} more than in the two readings before"

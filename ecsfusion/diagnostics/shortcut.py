@@ -45,13 +45,13 @@ def shortcut(
         score, other_score = validation.scores[name], other.scores[name]
         lead, other_lead = score - validation.scale.chance, other_score - other.scale.chance
         noise = math.hypot(validation.scale.error(score), other.scale.error(other_score))
-        is_unique = unique > information.floor[name]
+        is_unique, word = unique > information.floor[name], validation.score_in_words
         if is_unique and other_lead < MIN_KEPT_SHARE * lead and lead - other_lead > 3 * noise:
             yield Finding(
                 "shortcut",
                 f"{name}, {name_of_other}",
                 f"{name} may carry a shortcut: it says {unique:.2f} bits about the label that no other modality says, "
-                f"with an accuracy of {score:.3f} on validation, but {other_score:.3f} on {name_of_other} (chance "
+                f"with an {word} of {score:.3f} on validation, but {other_score:.3f} on {name_of_other} (chance "
                 f"{other.scale.chance:.3f}); look at what the model answers there without {name}, and leave it out "
                 "if that is better.",
             )

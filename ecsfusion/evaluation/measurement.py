@@ -194,6 +194,11 @@ class Measurement:
         """The score of each modality's own head."""
         return {head: value for head, value in self.scores.items() if head not in (FUSED, CALIBRATED)}
 
+    @property
+    def score_in_words(self) -> str:
+        """What sentences call the score of a head."""
+        return "R²" if self.score == "r2" else self.score
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them."""
         return asdict(self)
