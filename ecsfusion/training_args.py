@@ -41,8 +41,9 @@ class FusionTrainingArguments(TrainingArguments):
             `lr_scheduler_kwargs` belong to `lr_scheduler_type`.
         keep_best_heads: keep each modality's best weights on validation, and let the model use them for that modality
             alone and in the readout (see `ecsfusion.training.best_heads`). It costs a second copy, and at inference a
-            second forward pass, of the encoders that were best before the end. It is switched off, with a warning, if
-            an encoder cannot be copied, and under FSDP and DeepSpeed.
+            second forward pass, of the encoders that were best before the end. Heads that nothing trains, as in plain
+            joint training, get none. It is switched off, with a warning, if an encoder cannot be copied, and under
+            FSDP and DeepSpeed.
         joint_pausing: let the rule pause modalities in stage 2 as well. The rule must define `decide_joint`, as that of
             strategy="peak-synergy" does; the default rule does not.
         auxiliary_weight: weight of each unimodal loss in stage 2; None for that of the strategy, or 0.6 if the strategy

@@ -237,6 +237,13 @@ def test_with_one_stage_and_the_best_model_at_the_end(tmp_path, stages):
         assert (name in run.model.best_heads) == (run.record.best_heads[name][0] != best)
 
 
+def test_heads_that_nothing_trains_get_no_copies(tmp_path):
+    trained = trainer(tmp_path, strategy="joint")
+    trained.train()
+    assert not trained.record.best_heads
+    assert not trained.model.best_heads
+
+
 def test_an_encoder_that_cannot_be_copied_trains_without(tmp_path, caplog):
     class Locked(torch.nn.Module):
         embedding_dim = 4

@@ -27,6 +27,7 @@ from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import quality
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.training.checkpoints import link_folder, replace_folder
+from ecsfusion.training.evaluator import untrained_heads
 from ecsfusion.training.run import Run
 
 logger = logging.get_logger(__name__)
@@ -69,12 +70,20 @@ class BestHeads:
         return [folder_of(name) for name in self._run.record.best_heads]
 
     def keep(self, evaluation: Evaluation) -> None:
-        """Write the weights of every modality whose head is better than ever before in this run."""
+        """Write the weights of every modality whose head is better than ever before in this run.
+
+        Heads that nothing trains, as in plain joint training, are best by chance: no copy is made of them.
+        """
         if not self._are_kept:
             return
         run, record, step = self._run, self._run.record, self._run.state.global_step
         model = run.model
-        qualities = {name: quality(evaluation, name, model.problem_type) for name in model.modalities}
+        untrained = untrained_heads(run)
+        qualities = {
+            name: quality(evaluation, name, model.problem_type)
+            for name in model.modalities
+            if name not in untrained
+        }
         # The first process decides for all.
         for name, quality_now in broadcast_object_list([qualities])[0].items():
             best = record.best_heads.get(name)
