@@ -41,6 +41,8 @@ def duplicate(
     Related modalities, such as two sensors of one movement, share many bits by clusters as well, but most of what each
     holds is its own. So a copy must be told by the other modality to a large share.
 
+    In few rows, clusters of independent modalities seem to share bits beyond the label: nothing is said of them.
+
     Clusters lose much of what embeddings know, uniqueness too. So nothing is reported where the heads of the model show
     that the modality has something of its own: their uniqueness is clearly above noise, or the fused head is ahead of
     each of two heads.
@@ -55,7 +57,7 @@ def duplicate(
         At most one finding.
     """
     shared = information.conditional_mutual_information
-    if not information.floor or shared is None:
+    if not information.floor or shared is None or not information.shows_dependence:
         return
     known = information.mutual_information
     copy = min(known, key=lambda name: known[name])

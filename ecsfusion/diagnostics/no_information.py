@@ -14,9 +14,10 @@ from ecsfusion.model.names import FUSED
 
 NEGLIGIBLE_INFORMATION = 0.02
 """Information up to this many bits counts as none, even if the noise floor is lower."""
-MAX_FLOOR, MAX_FLOOR_SHARE = 0.5, 0.25
-"""Where noise alone reaches more bits, or a larger share of those of equally likely classes, as in few groups or few
-complete rows, nothing is said of a modality: it may know as much."""
+MAX_FLOOR_SHARE = 0.1
+"""Where noise alone reaches a larger share of the bits of equally likely classes, as in few rows or groups, nothing is
+said of a modality: it may know as much. A head that was right in 84 % of 50 rows of two classes, and in 92 % of others
+(chance: 74 %), told less than noise might, 0.23 bits."""
 LOST_READINGS = 2
 """Readings in a row without information after which it counts as lost. A single one may follow an unlucky step."""
 
@@ -110,9 +111,8 @@ def _clearly_knows(reading: Reading, name: str) -> bool:
 
 
 def _is_silent(reading: Reading, name: str, trained_heads: Collection[str]) -> bool:
-    most = math.log2(max(reading.information.num_classes, 2))
     return (
-        reading.floor[name] <= min(MAX_FLOOR, MAX_FLOOR_SHARE * most)
+        reading.floor[name] <= MAX_FLOOR_SHARE * math.log2(max(reading.information.num_classes, 2))
         and reading.mutual_information[name] <= max(reading.floor[name], NEGLIGIBLE_INFORMATION)
         and reading.synergy <= max(reading.floor["synergy"], NEGLIGIBLE_SYNERGY)
         and (name not in trained_heads or reading.measurement.scale.is_chance(reading.accuracy[name]))
