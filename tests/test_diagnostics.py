@@ -154,6 +154,8 @@ class TestEstimate:
         assert "199 probed rows of 10 classes" in found.sentence
         assert "here 200" in found.sentence
         assert about(few_rows(decomposition(num_samples=200))) == []
+        (parts,) = few_rows(decomposition(num_samples=199), is_regression=True)
+        assert "199 probed rows of 10 classes, into which the target is cut, are too few" in parts.sentence
 
     def test_too_few_rows_for_the_cells(self) -> None:
         # 0.1 x 64 x 64 x 9 / ln 10 = 1 601

@@ -23,24 +23,28 @@ less than half of the label's entropy before the correction; with the correction
 rows, an atom is wrong by 0.2 to 0.7 bits, which is more than the noise floors say (benchmarks/diagnostics.py)."""
 
 
-def few_rows(information: Information, asks_for_dependence: bool = True) -> Iterator[Finding]:
+def few_rows(
+    information: Information, asks_for_dependence: bool = True, is_regression: bool = False
+) -> Iterator[Finding]:
     """Find that a decomposition has too few rows for its classes, or for the cells of its table.
 
     Args:
         information: the decomposition of the probe set.
         asks_for_dependence: whether the rule decides by the dependence of this reading.
+        is_regression: whether the classes are parts of the range of a target.
 
     Yields:
         At most one finding.
     """
     rows, classes = information.num_samples, information.num_classes
+    cut = ", into which the target is cut," if is_regression else ""
     if asks_for_dependence and not information.shows_dependence:
         needed = max(MIN_ROWS_FOR_DEPENDENCE, MIN_ROWS_PER_CLASS_FOR_DEPENDENCE * classes)
         yield Finding(
             "few rows",
             "",
-            f"{rows} probed rows of {classes} classes are too few to see whether the modalities depend on each other "
-            "given the label, so the probe reports a dependence of 0 bits: give at least "
+            f"{rows} probed rows of {classes} classes{cut} are too few to see whether the modalities depend on each "
+            "other given the label, so the probe reports a dependence of 0 bits: give at least "
             f"{MIN_ROWS_PER_CLASS_FOR_DEPENDENCE} rows per class and {MIN_ROWS_FOR_DEPENDENCE} in all, here {needed}.",
         )
         return
@@ -54,7 +58,7 @@ def few_rows(information: Information, asks_for_dependence: bool = True) -> Iter
         yield Finding(
             "few rows",
             "",
-            f"{rows} probed rows are too few for the {first} x {second} clusters and {classes} classes of the probe, "
+            f"{rows} probed rows are too few for the {first} x {second} clusters and {classes} classes{cut} of the probe, "
             f"so its values are wrong by tenths of a bit: give at least {needed} rows, or fewer probe_clusters.",
         )
 

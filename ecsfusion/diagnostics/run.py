@@ -181,7 +181,7 @@ class RunDiagnostics:
         latest = history[-1]
         self._warn(
             [
-                *few_rows(information, asks_for_dependence),
+                *few_rows(information, asks_for_dependence, measurement.score == "r2"),
                 *wide_certificate(information),
                 *information_lost(history),
             ]
