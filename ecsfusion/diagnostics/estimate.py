@@ -58,8 +58,8 @@ def few_rows(
         yield Finding(
             "few rows",
             "",
-            f"{rows} probed rows are too few for the {first} x {second} clusters and {classes} classes{cut} of the probe, "
-            f"so its values are wrong by tenths of a bit: give at least {needed} rows, or fewer probe_clusters.",
+            f"{rows} probed rows are too few for the {first} x {second} clusters and {classes} classes{cut} of the "
+            f"probe, so its values are wrong by tenths of a bit: give at least {needed} rows, or fewer probe_clusters.",
         )
 
 
