@@ -259,7 +259,8 @@ def _by_posteriors(
     if unseen is not None:
         _warn_of_unseen_classes(*unseen, groups)
     else:
-        _warn_of_few_samples(number, float(enough.max()), groups)
+        floor = max(float(part.limit.synergy_floor.max()) for part in measured)
+        _warn_of_few_samples(number, float(enough.max()), floor, groups)
     return pid(
         [part.limit for part in measured],
         held_out=pid([part.held_out for part in measured]),
@@ -267,13 +268,13 @@ def _by_posteriors(
     )
 
 
-def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None) -> None:
+def _warn_of_few_samples(num_samples: int, enough: float, floor: float, groups: Tensor | None) -> None:
     if num_samples < enough:
         what = "samples" if groups is None else "groups"
         warnings.warn(
             f"{num_samples} {what} are few for these embeddings: the readouts know less than the limit that is"
-            f" reported, and about {enough:.3g} would settle it; held_out has what is proven, and the intervals hold"
-            " both",
+            f" reported, or noise alone reaches {floor:.2g} bits; about {enough:.3g} would settle it; held_out has what is"
+            " proven, and the intervals hold both",
             FewSamplesWarning,
             stacklevel=5,
         )

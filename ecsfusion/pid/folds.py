@@ -38,6 +38,8 @@ class Folds(NamedTuple):
     """(N,) int64: the fold of each row of `order`, 0 to F - 1."""
     num_groups: Tensor
     """() int64."""
+    worth: Tensor
+    """(): how many independent rows they are worth; the number of groups where the user gave none."""
 
 
 def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
@@ -126,12 +128,13 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         group = _dense(groups[order])
         num_groups = group[-1] + 1
         if int(num_groups) < len(group):
-            return Folds(order, group, _deal_by_need(group, labels[order], num_folds), num_groups)
+            worth = torch.full_like(num_groups, independent_rows(group, labels[order]), dtype=torch.float64)
+            return Folds(order, group, _deal_by_need(group, labels[order], num_folds), num_groups, worth)
         by_class = dealing_key(group, labels[order], group_sizes(group))
     # Dealing them by class keeps the classes even, and by size the folds.
     dealing = by_class.argsort(stable=True)
     dealt = torch.empty_like(dealing).scatter_(0, dealing, torch.arange(len(keys), device=keys.device))
-    return Folds(order, group, dealt[group] % num_folds, num_groups)
+    return Folds(order, group, dealt[group] % num_folds, num_groups, num_groups)
 
 
 def independent_rows(groups: Tensor, labels: Tensor) -> float:
@@ -205,7 +208,9 @@ def _deal_by_need(group: Tensor, labels: Tensor, num_folds: int) -> Tensor:
     in_all = by_class.sum(1)
     for g in last.tolist():
         put(g)
-    return torch.from_numpy(fold).to(group.device)[group]
+    # Neither half of the folds is without rows where groups are fewer than folds.
+    by_half = np.argsort(np.arange(num_folds) % -(-num_folds // 2), kind="stable")
+    return torch.from_numpy(by_half[fold]).to(group.device)[group]
 
 
 def _lexsort(minor: Tensor, major: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import PID, entropy
-from ecsfusion.pid.folds import Folds, independent_rows, logit_keys, make_folds
+from ecsfusion.pid.folds import Folds, logit_keys, make_folds
 from ecsfusion.pid.inputs import check_classes
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of, change_by_labels
 from ecsfusion.pid.replayed import replayed
@@ -179,10 +179,8 @@ def information_of_heads(
     )
     chosen = tuple(pools.index(pool_) for pool_ in [*alone[::2], *alone[1::2], *together])
     of_groups: Sequence[Tensor] = ()
-    independent = None
     if groups is not None:
         of_groups = make_folds(logit_keys(every, random_seed), labels, groups, CALIBRATION_FOLDS)
-        independent = torch.tensor(independent_rows(groups, labels), dtype=torch.float64, device="cpu")
     found = replayed(
         _of_heads,
         [*every, labels, *of_groups],
@@ -191,7 +189,7 @@ def information_of_heads(
         most_captured(tolerance) if len(every) <= MAX_READOUTS else 0,
     )
     # The host reads all that it needs at once.
-    prior, known, squares, num_groups, *solved = moved(found[:-1], "cpu")
+    prior, known, squares, num_groups, worth, *solved = moved(found[:-1], "cpu")
     union = union_of(Solved._make([*solved, found[-1]]))
     label_bits = entropy(prior, 1)
     known = known.clamp_min(0.0)
@@ -216,8 +214,8 @@ def information_of_heads(
         squares,
         len(labels),
         num_groups,
-        label_bits,
-        num_groups if independent is None else independent,
+        prior,
+        worth,
         sides,
     )
 
@@ -270,7 +268,7 @@ def _of_heads(*given: Any) -> tuple[Tensor, ...]:
         random_seed,
     )
     by_row = torch.cat([rows, solved.pointwise.unsqueeze(0)]).unsqueeze(1)
-    return prior, rows.mean(-1), squared_sums(by_row, folds.group), folds.num_groups, *solved
+    return prior, rows.mean(-1), squared_sums(by_row, folds.group), folds.num_groups, folds.worth, *solved
 
 
 def _of_sides(
