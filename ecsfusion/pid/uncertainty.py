@@ -107,8 +107,10 @@ def largest_entropy(prior: Tensor, worth: Tensor) -> Tensor:
 
 
 def students_t(deviations: float, freedom: Tensor) -> Tensor:
-    """The quantile of Student's t of so many degrees of freedom, where that of the normal distribution is so many
-    deviations (Abramowitz & Stegun 26.7.5)."""
+    """The quantile of Student's t where that of the normal distribution is so many deviations.
+
+    By the expansion of Abramowitz & Stegun (26.7.5); of one degree of freedom it is a quarter too small.
+    """
     z, n = deviations, freedom.clamp_min(1)
     return (
         z
