@@ -73,9 +73,7 @@ def measure(posteriors: Posteriors) -> Measured:
         squares = torch.cat([squares.new_zeros(8, squares.shape[1]), squares])
     # The rows of a group count as one.
     errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / posteriors.num_rows
-    return _decomposed(
-        Known(*parts), prior, num_groups, worth, errors.split(4), posteriors.sides, grows
-    )
+    return _decomposed(Known(*parts), prior, num_groups, worth, errors.split(4), posteriors.sides, grows)
 
 
 def on_device(decomposition: Decomposition, device: torch.device) -> Decomposition:
