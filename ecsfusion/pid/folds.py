@@ -3,7 +3,7 @@
 Rows that are equal in every modality form one group, or rows of one source as the user says; a table of categories,
 whose rows are equal by nature, has no groups. A group lies in one fold
 as a whole, so that no readout is judged on a row that it was fitted on. The same rows in another order give the same
-folds.
+folds. Of heads it is the other way round: the same places give the same folds, whatever the heads say there.
 """
 
 from collections.abc import Sequence
@@ -162,6 +162,29 @@ def independent_rows(groups: Tensor, labels: Tensor) -> float:
     total = float(between + (typical - 1) * within)
     correlation = min(max(float(between - within) / total, 0.0), 1.0) if total > 0 else 1.0
     return max(rows / (1 + (squares / rows - 1) * correlation), float(number))
+
+
+def folds_by_place(keys: Tensor, labels: Tensor, num_folds: int) -> tuple[Folds, Tensor]:
+    """Deal rows to folds, class by class, by where they stand, and say in which order equal rows stand side by side.
+
+    So the logits of a step of training, or of another batch size, are read by the folds of the one before, and what
+    differs is not the dealing. Equal rows count as a group, but are dealt each by itself: a calibration of a few
+    weights learns nothing of a row.
+
+    Args:
+        keys: (N,) int64, equal for equal rows.
+        labels: (N,) int64 classes.
+        num_folds: F.
+
+    Returns:
+        The folds, whose groups are not in the order of the folds, but in that of the second: (N,) int64, places of
+        `Folds.order`.
+    """
+    rows = torch.arange(len(keys), device=keys.device)
+    order, by_key = labels.argsort(stable=True), keys.argsort(stable=True)
+    group, _, num_groups = groups_of_rows(keys[by_key], labels[by_key])
+    place = torch.empty_like(order).scatter_(0, order, rows)
+    return Folds(order, group, rows % num_folds, num_groups, num_groups), place[by_key]
 
 
 def _deal_by_need(group: Tensor, labels: Tensor, num_folds: int) -> Tensor:
