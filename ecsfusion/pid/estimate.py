@@ -259,7 +259,8 @@ def _by_posteriors(
     if unseen is not None:
         _warn_of_unseen_classes(*unseen, groups)
     else:
-        floor = max(float(part.limit.synergy_floor.max()) for part in measured)
+        floors = [part.limit.synergy_floor for part in measured]
+        floor = max(float(each.max()) for each in floors if each is not None)
         _warn_of_few_samples(number, float(enough.max()), floor, groups)
     return pid(
         [part.limit for part in measured],
