@@ -8,6 +8,7 @@ import scipy.stats
 import torch
 
 from ecsfusion import FewSamplesWarning, fast_pid
+from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.folds import make_folds
 from ecsfusion.pid.uncertainty import CONFIDENCE, largest_entropy, students_t
 
@@ -94,6 +95,19 @@ def test_neither_half_of_the_folds_is_empty(groups):
     folds = make_folds(keys, keys % 3, keys % groups, 6)
     sizes = torch.bincount(folds.fold // 3, minlength=2)
     assert int(sizes.min()) >= 300 // groups * (groups // 2)
+
+
+def test_errors_of_sources_of_any_size_are_those_of_the_jackknife():
+    generator = torch.Generator().manual_seed(0)
+    group = torch.repeat_interleave(torch.arange(5), torch.tensor([70, 1, 9, 15, 5]))
+    rows = torch.randn(4, 1, 1, 100, generator=generator, dtype=torch.float64) + 0.1 * group
+    found = squared_sums(rows, group, are_sources=True)
+    redundancy = (rows[0] + rows[1] - rows[3]).flatten()
+    moved = torch.stack([redundancy[group != g].mean() - redundancy.mean() for g in range(5)])
+    # As `measure` takes it: G / (G - 1) times the sums over N squared.
+    assert float(found[0]) * 5 / 4 / 100**2 == pytest.approx(float(moved.square().sum()) * 4 / 5)
+    alike = torch.arange(20).repeat_interleave(5)
+    torch.testing.assert_close(squared_sums(rows, alike, are_sources=True), squared_sums(rows, alike))
 
 
 def test_the_quantile_of_students_t():

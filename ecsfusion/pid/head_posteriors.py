@@ -272,7 +272,8 @@ def _of_heads(*given: Any) -> tuple[Tensor, ...]:
     by_row = torch.cat([rows, solved.pointwise.unsqueeze(0)]).unsqueeze(1)
     if by_group is not None:
         by_row = by_row[..., by_group]
-    return prior, rows.mean(-1), squared_sums(by_row, folds.group), folds.num_groups, folds.worth, *solved
+    squares = squared_sums(by_row, folds.group, bool(of_groups))
+    return prior, rows.mean(-1), squares, folds.num_groups, folds.worth, *solved
 
 
 def _of_sides(

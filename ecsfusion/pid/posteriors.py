@@ -185,7 +185,7 @@ def held_out_information(
     counts = next(iter(read.values())).sums.sets.folds().counts
     return Posteriors(
         Known(**stacked),
-        squared_sums(torch.stack(rows, 2)[..., by_group], folds.group[by_group]),
+        squared_sums(torch.stack(rows, 2)[..., by_group], folds.group[by_group], groups is not None),
         len(labels),
         folds.num_groups,
         prior,
