@@ -75,7 +75,8 @@ def fast_pid(
         labels: (N,) class indices from 0, or the names of classes as strings; (N, L) for L labels, decomposed one by
             one; real numbers with `bins`.
         groups: (N,) the source of each row, such as a picture or a subject; integers or strings. Rows of one source
-            stay in one fold and count as one in intervals and floors. None where every row has a source of its own.
+            stay in one fold and count as one in intervals; in floors they do where they have one label, and for more
+            where their labels are mixed. None where every row has a source of its own.
         num_classes: C; None for the largest label + 1.
         bins: the number of classes into which a real target is cut at its quantiles.
         method: "posteriors" or "clusters".
