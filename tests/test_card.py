@@ -240,9 +240,15 @@ def test_pid_sentence_ranks_what_is_clear_and_names_what_is_noise(facts):
     ) in text
     step, information = facts.information["end of training"]
     doubtful = replace(information, interval={"image": (-0.1, 1.1)})
-    assert "uniqueness of image, uniqueness of audio and synergy are not above" in render_card(
-        replace(facts, information={"end of training": (step, doubtful)})
+    assert "; uniqueness of audio and synergy are not above the noise; uniqueness of image may be zero." in (
+        render_card(replace(facts, information={"end of training": (step, doubtful)}))
     )
+    wide = dict.fromkeys(("redundancy", "image", "audio", "synergy"), (0.0, 2.0))
+    for groups, of in ((2, "rows of 2 groups"), (None, "so few rows")):
+        doubtful = replace(information, interval=wide, num_groups=groups)
+        assert f"each value may be zero: the intervals of {of} are wide." in render_card(
+            replace(facts, information={"end of training": (step, doubtful)})
+        )
     floor = {"redundancy": 9.0, "image": 9.0, "audio": 9.0, "synergy": 9.0}
     silent = replace(information, floor=floor)
     assert "nothing that the modalities say about the label rises above" in render_card(

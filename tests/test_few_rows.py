@@ -92,8 +92,8 @@ def test_intervals_are_wider_where_labels_and_posteriors_disagree():
             squares,
             1000,
             number,
-            torch.tensor(3.0).double(),
-            number.double(),
+            torch.full((8,), 1 / 8, dtype=torch.float64),
+            number,
             [(["a"], ["b"])],
         )
         found = measure(posteriors).limit

@@ -74,7 +74,7 @@ class PID:
     Zero when the modalities are independent given the label. None by clusters."""
     enough_samples: Tensor | None = None
     """(...): by held-out posteriors: the rows, or groups, with which `held_out` would be within 5 % of H(Y) of the
-    values here. With fewer, `held_out` is what is proven. None by clusters."""
+    values here, and the floors below that. With fewer, `held_out` is what is proven. None by clusters."""
     num_samples: int | None = None
     """The samples behind the table; None where it may hold probabilities."""
     num_groups: int | None = None

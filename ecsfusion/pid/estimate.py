@@ -75,7 +75,8 @@ def fast_pid(
         labels: (N,) class indices from 0, or the names of classes as strings; (N, L) for L labels, decomposed one by
             one; real numbers with `bins`.
         groups: (N,) the source of each row, such as a picture or a subject; integers or strings. Rows of one source
-            stay in one fold and count as one in intervals and floors. None where every row has a source of its own.
+            stay in one fold and count as one in intervals; in floors they do where they have one label, and for more
+            where their labels are mixed. None where every row has a source of its own.
         num_classes: C; None for the largest label + 1.
         bins: the number of classes into which a real target is cut at its quantiles.
         method: "posteriors" or "clusters".
@@ -259,7 +260,9 @@ def _by_posteriors(
     if unseen is not None:
         _warn_of_unseen_classes(*unseen, groups)
     else:
-        _warn_of_few_samples(number, float(enough.max()), groups)
+        floors = [part.limit.synergy_floor for part in measured]
+        floor = max(float(each.max()) for each in floors if each is not None)
+        _warn_of_few_samples(number, float(enough.max()), floor, groups)
     return pid(
         [part.limit for part in measured],
         held_out=pid([part.held_out for part in measured]),
@@ -267,13 +270,13 @@ def _by_posteriors(
     )
 
 
-def _warn_of_few_samples(num_samples: int, enough: float, groups: Tensor | None) -> None:
+def _warn_of_few_samples(num_samples: int, enough: float, floor: float, groups: Tensor | None) -> None:
     if num_samples < enough:
         what = "samples" if groups is None else "groups"
         warnings.warn(
             f"{num_samples} {what} are few for these embeddings: the readouts know less than the limit that is"
-            f" reported, and about {enough:.3g} would settle it; held_out has what is proven, and the intervals hold"
-            " both",
+            f" reported, or noise alone reaches {floor:.2g} bits; about {enough:.3g} would settle it; held_out has what"
+            " is proven, and the intervals hold both",
             FewSamplesWarning,
             stacklevel=5,
         )

@@ -3,7 +3,7 @@
 Rows that are equal in every modality form one group, or rows of one source as the user says; a table of categories,
 whose rows are equal by nature, has no groups. A group lies in one fold
 as a whole, so that no readout is judged on a row that it was fitted on. The same rows in another order give the same
-folds.
+folds. Of heads it is the other way round: the same places give the same folds, whatever the heads say there.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,8 @@ class Folds(NamedTuple):
     """(N,) int64: the fold of each row of `order`, 0 to F - 1."""
     num_groups: Tensor
     """() int64."""
+    worth: Tensor
+    """(): how many independent rows they are worth; the number of groups where the user gave none."""
 
 
 def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
@@ -126,12 +128,13 @@ def make_folds(keys: Tensor, labels: Tensor, groups: Tensor | None, num_folds: i
         group = _dense(groups[order])
         num_groups = group[-1] + 1
         if int(num_groups) < len(group):
-            return Folds(order, group, _deal_by_need(group, labels[order], num_folds), num_groups)
+            worth = torch.full_like(num_groups, independent_rows(group, labels[order]), dtype=torch.float64)
+            return Folds(order, group, _deal_by_need(group, labels[order], num_folds), num_groups, worth)
         by_class = dealing_key(group, labels[order], group_sizes(group))
     # Dealing them by class keeps the classes even, and by size the folds.
     dealing = by_class.argsort(stable=True)
     dealt = torch.empty_like(dealing).scatter_(0, dealing, torch.arange(len(keys), device=keys.device))
-    return Folds(order, group, dealt[group] % num_folds, num_groups)
+    return Folds(order, group, dealt[group] % num_folds, num_groups, num_groups)
 
 
 def independent_rows(groups: Tensor, labels: Tensor) -> float:
@@ -159,6 +162,29 @@ def independent_rows(groups: Tensor, labels: Tensor) -> float:
     total = float(between + (typical - 1) * within)
     correlation = min(max(float(between - within) / total, 0.0), 1.0) if total > 0 else 1.0
     return max(rows / (1 + (squares / rows - 1) * correlation), float(number))
+
+
+def folds_by_place(keys: Tensor, labels: Tensor, num_folds: int) -> tuple[Folds, Tensor]:
+    """Deal rows to folds, class by class, by where they stand, and say in which order equal rows stand side by side.
+
+    So the logits of a step of training, or of another batch size, are read by the folds of the one before, and what
+    differs is not the dealing. Equal rows count as a group, but are dealt each by itself: a calibration of a few
+    weights learns nothing of a row.
+
+    Args:
+        keys: (N,) int64, equal for equal rows.
+        labels: (N,) int64 classes.
+        num_folds: F.
+
+    Returns:
+        The folds, whose groups are not in the order of the folds, but in that of the second: (N,) int64, places of
+        `Folds.order`.
+    """
+    rows = torch.arange(len(keys), device=keys.device)
+    order, by_key = labels.argsort(stable=True), keys.argsort(stable=True)
+    group, _, num_groups = groups_of_rows(keys[by_key], labels[by_key])
+    place = torch.empty_like(order).scatter_(0, order, rows)
+    return Folds(order, group, rows % num_folds, num_groups, num_groups), place[by_key]
 
 
 def _deal_by_need(group: Tensor, labels: Tensor, num_folds: int) -> Tensor:
@@ -205,7 +231,9 @@ def _deal_by_need(group: Tensor, labels: Tensor, num_folds: int) -> Tensor:
     in_all = by_class.sum(1)
     for g in last.tolist():
         put(g)
-    return torch.from_numpy(fold).to(group.device)[group]
+    # Neither half of the folds is without rows where groups are fewer than folds.
+    by_half = np.argsort(np.arange(num_folds) % -(-num_folds // 2), kind="stable")
+    return torch.from_numpy(by_half[fold]).to(group.device)[group]
 
 
 def _lexsort(minor: Tensor, major: Tensor) -> Tensor:

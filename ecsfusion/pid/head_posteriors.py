@@ -18,7 +18,7 @@ from torch import Tensor
 from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import PID, entropy
-from ecsfusion.pid.folds import Folds, independent_rows, logit_keys, make_folds
+from ecsfusion.pid.folds import Folds, folds_by_place, logit_keys, make_folds
 from ecsfusion.pid.inputs import check_classes
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of, change_by_labels
 from ecsfusion.pid.replayed import replayed
@@ -179,10 +179,9 @@ def information_of_heads(
     )
     chosen = tuple(pools.index(pool_) for pool_ in [*alone[::2], *alone[1::2], *together])
     of_groups: Sequence[Tensor] = ()
-    independent = None
     if groups is not None:
-        of_groups = make_folds(logit_keys(every, random_seed), labels, groups, CALIBRATION_FOLDS)
-        independent = torch.tensor(independent_rows(groups, labels), dtype=torch.float64, device="cpu")
+        places = torch.arange(len(labels), device=labels.device)
+        of_groups = make_folds(places, labels, groups, CALIBRATION_FOLDS)
     found = replayed(
         _of_heads,
         [*every, labels, *of_groups],
@@ -191,7 +190,7 @@ def information_of_heads(
         most_captured(tolerance) if len(every) <= MAX_READOUTS else 0,
     )
     # The host reads all that it needs at once.
-    prior, known, squares, num_groups, *solved = moved(found[:-1], "cpu")
+    prior, known, squares, num_groups, worth, *solved = moved(found[:-1], "cpu")
     union = union_of(Solved._make([*solved, found[-1]]))
     label_bits = entropy(prior, 1)
     known = known.clamp_min(0.0)
@@ -216,8 +215,8 @@ def information_of_heads(
         squares,
         len(labels),
         num_groups,
-        label_bits,
-        num_groups if independent is None else independent,
+        prior,
+        worth,
         sides,
     )
 
@@ -247,10 +246,11 @@ def _of_heads(*given: Any) -> tuple[Tensor, ...]:
     *tensors, pools, num_clusters, tolerance, random_seed = given
     num_heads = 1 + max(number for numbers in pools.heads for number in numbers)
     logits, labels, of_groups = tensors[:num_heads], tensors[num_heads], tensors[num_heads + 1 :]
+    by_group = None
     if of_groups:
         folds = Folds(*of_groups)
     else:
-        folds = make_folds(logit_keys(logits, random_seed), labels, None, CALIBRATION_FOLDS)
+        folds, by_group = folds_by_place(logit_keys(logits, random_seed), labels, CALIBRATION_FOLDS)
     labels = labels[folds.order]
     # `bincount` lets the host wait for the largest label.
     counts = torch.zeros(logits[0].shape[1], dtype=torch.float64, device=labels.device)
@@ -270,7 +270,10 @@ def _of_heads(*given: Any) -> tuple[Tensor, ...]:
         random_seed,
     )
     by_row = torch.cat([rows, solved.pointwise.unsqueeze(0)]).unsqueeze(1)
-    return prior, rows.mean(-1), squared_sums(by_row, folds.group), folds.num_groups, *solved
+    if by_group is not None:
+        by_row = by_row[..., by_group]
+    squares = squared_sums(by_row, folds.group, bool(of_groups))
+    return prior, rows.mean(-1), squares, folds.num_groups, folds.worth, *solved
 
 
 def _of_sides(

@@ -134,10 +134,10 @@ class Posteriors(NamedTuple):
     """N."""
     num_groups: Tensor
     """() int64: the groups of rows."""
-    label_bits: Tensor
-    """() float64: H(Y)."""
-    noise_rows: Tensor
-    """() float64: the rows over which noise is averaged."""
+    prior: Tensor
+    """(C,) float64: the share of each class."""
+    worth: Tensor
+    """(): the independent rows that they are worth, over which noise is averaged, see `Folds`."""
     sides: Sequence[tuple[Sequence[str], Sequence[str]]]
     """The modalities of both sides of each pair."""
     unseen: Tensor | None = None
@@ -185,11 +185,11 @@ def held_out_information(
     counts = next(iter(read.values())).sums.sets.folds().counts
     return Posteriors(
         Known(**stacked),
-        squared_sums(torch.stack(rows, 2)[..., by_group], folds.group[by_group]),
+        squared_sums(torch.stack(rows, 2)[..., by_group], folds.group[by_group], groups is not None),
         len(labels),
         folds.num_groups,
-        entropy(prior, 1),
-        folds.num_groups.double(),
+        prior,
+        folds.worth,
         sides,
         torch.where((counts == 0).any(0), -prior * log_prior.double() / LN2, 0.0),
     )
@@ -210,14 +210,14 @@ def read_sides(
     folds = make_folds(row_keys(list(embeddings.values()), random_seed), labels, groups, NUM_FOLDS)
     # So that the rows of a fold and class are a slice.
     place = (folds.fold * num_classes + labels[folds.order]).argsort(stable=True)
-    folds = Folds(folds.order[place], folds.group[place], folds.fold[place], folds.num_groups)
+    folds = folds._replace(order=folds.order[place], group=folds.group[place], fold=folds.fold[place])
     sets = TrainingSets.make(folds.fold, NUM_FOLDS, labels[folds.order], num_classes)
     prior = sets.one_hot.double().mean(0)
     log_prior = prior.clamp_min(TINY).log().float()
     columns = {
         name: in_their_span(lifted(standardize(rows, folds.order))) for name, rows in embeddings.items()
     }
-    is_tried = (len(labels) if groups is None else int(folds.num_groups)) >= MIN_ROWS
+    is_tried = (len(labels) if groups is None else float(folds.worth)) >= MIN_ROWS
     read: dict[tuple[str, ...], Side] = {}
     every = [tuple(side) for pair in sides for side in pair]
     singles = [(name,) for side in every for name in side]

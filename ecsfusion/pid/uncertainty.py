@@ -1,5 +1,6 @@
 """From held-out information to a decomposition with limits, intervals, floors, and the rows that would settle it."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ecsfusion.pid.copies import moved
-from ecsfusion.pid.decomposition import LN2, Decomposition
+from ecsfusion.pid.decomposition import LN2, Decomposition, entropy
 from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, largest_limit, limit
 
 DEVIATIONS = 2.5
-"""Half the width of an interval in standard errors, where nothing but the rows is uncertain."""
+"""Half the width of an interval in standard errors, where nothing but the rows is uncertain,"""
+CONFIDENCE = 1.96
+"""and of that a normal distribution is within, in 95 % of cases: of few groups the errors themselves are uncertain."""
 SHARE_OF_GROWTH = 0.5
 """Where a limit for many rows stops at the largest that is believed, an atom may be wrong by this share of what a limit
 adds to the held-out information."""
@@ -45,7 +48,7 @@ class Measured(NamedTuple):
     held_out: Decomposition
     """What the readouts know about rows that they were not fitted on: lower bounds of the information."""
     enough: Tensor
-    """The rows with which the limit would be settled."""
+    """The rows, or groups, with which the limit would be settled, and noise would reach no more than that."""
 
 
 def measure(posteriors: Posteriors) -> Measured:
@@ -54,12 +57,12 @@ def measure(posteriors: Posteriors) -> Measured:
     This is the algebra of a few numbers for each pair, which would be hundreds of launches on a GPU: it is done by the
     host, which waits for them once.
     """
-    *parts, label_bits, num_groups, noise_rows, squares = moved(
+    *parts, prior, num_groups, worth, squares = moved(
         [
             *posteriors.known,
-            posteriors.label_bits,
+            posteriors.prior,
             posteriors.num_groups,
-            posteriors.noise_rows,
+            posteriors.worth,
             posteriors.squares,
         ],
         "cpu",
@@ -70,9 +73,7 @@ def measure(posteriors: Posteriors) -> Measured:
         squares = torch.cat([squares.new_zeros(8, squares.shape[1]), squares])
     # The rows of a group count as one.
     errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / posteriors.num_rows
-    return _decomposed(
-        Known(*parts), label_bits, num_groups, noise_rows, errors.split(4), posteriors.sides, grows
-    )
+    return _decomposed(Known(*parts), prior, num_groups, worth, errors.split(4), posteriors.sides, grows)
 
 
 def on_device(decomposition: Decomposition, device: torch.device) -> Decomposition:
@@ -84,7 +85,7 @@ def on_device(decomposition: Decomposition, device: torch.device) -> Decompositi
 def hides_much(posteriors: Posteriors) -> bool:
     """Whether classes that no readout could see may tell more than is settled."""
     unseen = posteriors.unseen
-    return unseen is not None and bool(unseen.sum() > _settled(posteriors.label_bits))
+    return unseen is not None and bool(unseen.sum() > _settled(entropy(posteriors.prior, 1)))
 
 
 def _settled(label_bits: Tensor) -> Tensor:
@@ -92,11 +93,36 @@ def _settled(label_bits: Tensor) -> Tensor:
     return (SETTLED_SHARE * label_bits).clamp_min(SETTLED_BITS)
 
 
+def largest_entropy(prior: Tensor, worth: Tensor) -> Tensor:
+    """The largest H(Y) in bits, (), that the shares (C,) of so many independent rows leave open: no atom has more."""
+    shares = prior[prior > 0]
+    surprise = -shares.log2()
+    bits = (shares * surprise).sum()
+    error = ((shares * (surprise - bits).square()).sum() / worth).sqrt()
+    # Entropy of shares is too small by the second term (Miller 1955).
+    found = bits + DEVIATIONS * error + (len(shares) - 1) / (2 * worth * LN2)
+    return found.clamp_max(math.log2(max(len(shares), 1)))
+
+
+def students_t(deviations: float, freedom: Tensor) -> Tensor:
+    """The quantile of Student's t where that of the normal distribution is so many deviations.
+
+    By the expansion of Abramowitz & Stegun (26.7.5); of one degree of freedom it is a quarter too small.
+    """
+    z, n = deviations, freedom.clamp_min(1)
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )
+
+
 def _decomposed(
     known: Known,
-    label_bits: Tensor,
+    prior: Tensor,
     num_groups: Tensor,
-    noise_rows: Tensor,
+    worth: Tensor,
     errors: Sequence[Tensor],
     sides: Sequence[tuple[Sequence[str], Sequence[str]]],
     grows: bool,
@@ -105,13 +131,14 @@ def _decomposed(
 
     Args:
         known: what is known.
-        label_bits: as in `Posteriors`.
+        prior: as in `Posteriors`.
         num_groups: likewise.
-        noise_rows: likewise.
+        worth: likewise.
         errors: standard errors (4, P) of the growth of the information, of that of the atoms, and of the atoms.
         sides: as in `Posteriors`.
         grows: whether more rows would tell more.
     """
+    label_bits = entropy(prior, 1)
     parts = (known.first, known.second, known.joint, known.union)
     bound = _atoms(*(part[0] for part in parts))
     values = [
@@ -132,7 +159,9 @@ def _decomposed(
 
     near = NUM_FOLDS / (NUM_FOLDS - 1)
     error = torch.hypot(errors[2], near / (2 - near) * errors[1])
-    floor = NOISE / (noise_rows * LN2)
+    deviations = DEVIATIONS * students_t(CONFIDENCE, num_groups - 1) / CONFIDENCE
+    floor = NOISE / (worth * LN2)
+    most = largest_entropy(prior, worth)
     blind = SHARE_OF_TABLES * known.beyond_lines
     disagreement = (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
     alone, together = known.beyond_lines[:2].sum(0), known.beyond_lines[2]
@@ -154,7 +183,7 @@ def _decomposed(
     def interval(held_out: Tensor, value: Tensor, place: int) -> Tensor:
         """Around the limit, and never without the held-out value; unrelated reasons of doubt add by squares."""
         tables = blind.sum(0) if place == 3 else blind[0] + blind[1]
-        apart = torch.stack([DEVIATIONS * error[place], value - held_out, tables, *doubts])
+        apart = torch.stack([deviations * error[place], value - held_out, tables, *doubts])
         around = apart.square().sum(0).sqrt() + floor
         return torch.stack([value - around, value + around], -1).clamp_min(0.0)
 
@@ -170,14 +199,14 @@ def _decomposed(
         redundancy_floor=floors,
         unique_floor=floors.unsqueeze(-1).expand(-1, 2),
         synergy_floor=floors,
-        redundancy_interval=interval(bound.redundancy, reached.redundancy, 0),
-        unique_interval=unique,
-        synergy_interval=synergy,
+        redundancy_interval=interval(bound.redundancy, reached.redundancy, 0).clamp_max(most),
+        unique_interval=unique.clamp_max(most),
+        synergy_interval=synergy.clamp_max(most),
     )
     return Measured(
         decomposition,
         bound._replace(gap=gap, dependence=dependence),
-        torch.ceil(num_groups * shortfall / _settled(label_bits)),
+        torch.ceil(num_groups * torch.maximum(shortfall, floors) / _settled(label_bits)),
     )
 
 

@@ -505,14 +505,18 @@ def _information_sentence(moments: Mapping[str, tuple[int, Information]]) -> str
     if not moments:
         return ""
     moment, (_, information) = list(moments.items())[-1]
-    clear = [
-        (key, label, bits)
-        for key, label, bits in _labeled_atoms(information)
-        if bits > max(information.floor.get(key, 0.0), 0.0)
-        and information.interval.get(key, (bits, bits))[0] > 0
+    above = [
+        atom
+        for atom in _labeled_atoms(information)
+        if atom[2] > max(information.floor.get(atom[0], 0.0), 0.0)
     ]
-    if not clear:
+    clear = [atom for atom in above if information.interval.get(atom[0], (atom[2], atom[2]))[0] > 0]
+    if not above:
         return f"At the {moment} nothing that the modalities say about the label rises above the noise floor."
+    if not clear:
+        groups = information.num_groups
+        of = "so few rows" if groups is None else f"rows of {groups} groups"
+        return f"At the {moment} each value may be zero: the intervals of {of} are wide."
     # Of more than two modalities, each is compared with all others together.
     knowers = "both modalities" if len(information.unique) == 2 else "a modality and to the others as well"
     meaning = {
@@ -523,11 +527,14 @@ def _information_sentence(moments: Mapping[str, tuple[int, Information]]) -> str
         meaning.get(key, "{bits:.2f} bits are known to {name} alone").format(bits=bits, name=key)
         for key, _, bits in sorted(clear, key=lambda atom: -atom[2])
     ]
-    clear_labels = {label for _, label, _ in clear}
-    silent = [label for _, label, _ in _labeled_atoms(information) if label not in clear_labels]
+    unsure = [label for _, label, _ in above if label not in {each for _, each, _ in clear}]
+    silent = [
+        label for _, label, _ in _labeled_atoms(information) if label not in {each for _, each, _ in above}
+    ]
     noise = (
         f"; {_enumerate(silent)} {'is' if len(silent) == 1 else 'are'} not above the noise" if silent else ""
     )
+    noise += f"; {_enumerate(unsure)} may be zero" if unsure else ""
     return f"At the {moment}, {_enumerate(parts)}{noise}."
 
 
