@@ -110,6 +110,7 @@ CALLS = {
     ),
     "match_prior": lambda: reference.match_prior(POSTERIORS, POSTERIORS[0, 0]),
     "lloyd_centers": lambda: reference.lloyd_centers(POINTS, CENTERS),
+    "lloyd_inertia": lambda: reference.lloyd_inertia(POINTS, CENTERS),
     "pointwise_union": lambda: reference.pointwise_union(
         POSTERIORS, LABELS.expand(2, -1), POSTERIORS[:1, :3], POSTERIORS[1:, :3], POSTERIORS[0, 0], LABELS
     ),

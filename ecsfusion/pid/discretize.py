@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import lloyd, nearest, project, scale_rows, seed, uniform
+from ecsfusion_kernels import lloyd_inertia, nearest, project, scale_rows, seed, uniform
 from ecsfusion_kernels import principal_directions as leading_directions
 from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
@@ -146,7 +146,7 @@ def fit_together(
 
     # This copies the points once a restart: no strides repeat each of several matrices.
     problems = points.unsqueeze(1).expand(-1, RESTARTS, -1, -1).flatten(0, 1)
-    clustering = lloyd(problems, seed(problems, num_clusters, random_seed))
+    clustering = lloyd_inertia(problems, seed(problems, num_clusters, random_seed))
     best = clustering.inertia.reshape(-1, RESTARTS).argmin(-1)
     best = best + RESTARTS * torch.arange(len(best), device=best.device)
     fitted = (radii, bases, offsets, clustering.centers[best], clustering.sizes[best])

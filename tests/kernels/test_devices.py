@@ -14,6 +14,7 @@ from ecsfusion_kernels import (
     histogram,
     lloyd,
     lloyd_centers,
+    lloyd_inertia,
     loglinear,
     match_prior,
     nearest,
@@ -59,6 +60,7 @@ OPS = {
     "match_prior": lambda to: match_prior(to(TABLES[0].flatten(0, 1)), to(TABLES[0, 0, 0])),
     "hash_rows": lambda to: hash_rows(to(POINTS[0]), to(CELLS[0, :9]), 1),
     "lloyd_centers": lambda to: lloyd_centers(to(POINTS), to(POINTS[:, :5]), max_iterations=3),
+    "lloyd_inertia": lambda to: lloyd_inertia(to(POINTS), to(POINTS[:, :5]), max_iterations=3),
     "group_squares": lambda to: group_squares(to(POINTS[0].double().mT), to(torch.arange(70) // 3)),
     "pointwise_union": lambda to: pointwise_union(
         to(TABLES[0].expand(2, 3, 4, 2)[..., 0]),

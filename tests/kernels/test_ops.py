@@ -53,6 +53,7 @@ CASES = {
     "match_prior": ([real(2, 8, 3, dtype=torch.float64)], real(3, dtype=torch.float64), 0.0, 2),
     "hash_rows": ([real(20, 9)], torch.arange(9), 3, None, 0),
     "lloyd_centers": ([real(2, 30, 5), real(2, 3, 5)], 1, 1e-3),
+    "lloyd_inertia": ([real(2, 30, 5), real(2, 3, 5)], 1, 1e-3),
     "group_squares": ([real(2, 9, dtype=torch.float64)], torch.arange(9) // 2),
     "pointwise_union": (
         [real(4, 9, 3, dtype=torch.float64), whole(4, 9), *real(2, 2, 3, 3, dtype=torch.float64)],

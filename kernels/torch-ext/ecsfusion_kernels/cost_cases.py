@@ -50,7 +50,7 @@ def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32
     for _ in range(2):
         project.project(rows[:sample], basis, offset, radius)
     problems = _of(2 * restarts, sample, d)
-    kmeans.lloyd(problems, seed.seed(problems, K))
+    lloyd_centers.lloyd_inertia(problems, seed.seed(problems, K))
     for _ in range(2):
         project.project(rows, basis, offset, radius)
     nearest.nearest(_of(2, N, d), _of(2, K, d))
