@@ -182,18 +182,17 @@ def _lloyd_centers(
                 DIMS,
             )
         turn += 1
-        if iteration < max_iterations:
-            # An empty cluster keeps its center.
-            centers = tl.where((sizes > 0)[:, None], sums / tl.maximum(sizes, 1.0)[:, None], centers)
-            goes_on = inertia - error > tolerance * error
-            inertia = error
-            iteration = tl.where(goes_on, iteration + 1, max_iterations)
-        else:
-            iteration += 1
-            if program == 0:
-                tl.store(inertia_ptr + problem, error)
-                # Numbers under 2^24 are exact in float32.
-                tl.store(found_sizes_ptr + problem * num_clusters + index, sizes.to(tl.int64), inside)
+        left = max_iterations - iteration
+        # An empty cluster keeps its center, and all do when their points are assigned once more.
+        means = sums / tl.maximum(sizes, 1.0)[:, None]
+        centers = tl.where(((sizes > 0) & (index * 0 + left > 0))[:, None], means, centers)
+        if program + left == 0:
+            tl.store(inertia_ptr + problem, error)
+            # Numbers under 2^24 are exact in float32.
+            tl.store(found_sizes_ptr + problem * num_clusters + index, sizes.to(tl.int64), inside)
+        goes_on = (inertia - error > tolerance * error) | (left == 0)
+        inertia = error
+        iteration = tl.where(goes_on, iteration + 1, max_iterations)
     if program == 0:
         tl.store(centers_ptr + place, centers, stored)
 
