@@ -10,16 +10,19 @@ from ecsfusion_kernels.launches import launches as launches_of
 from ecsfusion_kernels.ops import (
     broja,
     cluster_tables,
+    dirichlet_information,
     gather_posteriors,
     group_squares,
     groups_of_rows,
     hash_rows,
     histogram,
     kmeans,
+    label_model,
     lloyd_centers,
     loglinear,
     match_prior,
     nearest,
+    pair_tables,
     pointwise_union,
     poisson,
     pool_posteriors,
@@ -28,6 +31,7 @@ from ecsfusion_kernels.ops import (
     random,
     row_information,
     seed,
+    table_sums,
 )
 
 from ecsfusion.pid.head_posteriors import head_pids
@@ -92,6 +96,12 @@ LARGE = {
     ),
     "cluster_tables": lambda: cluster_tables._launch_cluster_tables(of(MANY, 64, 32).double()),
     "groups_of_rows": lambda: groups_of_rows._launch_groups_of_rows(whole(2**30), whole(2**30)),
+    "table_sums": lambda: table_sums._launch_table_sums(of(MANY, 3, 4, 2).double()),
+    "pair_tables": lambda: pair_tables._launch_pair_tables(of(3, 4, 2).double(), MANY),
+    "label_model": lambda: label_model._launch_label_model(of(MANY, 3, 4, 2).double(), of(2).double(), 3),
+    "dirichlet_information": lambda: dirichlet_information._launch_dirichlet_information(
+        of(MANY, 900, 2).double(), of(MANY, 900, 2).double(), of(13).double()
+    ),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
         of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
     ),
@@ -254,6 +264,14 @@ GIVEN = {
         to(points(3).double()), to(torch.arange(70) % 3), to(of(3, dtype=torch.float64, device="cpu"))
     ),
     "cluster_tables": lambda to: cluster_tables.cluster_tables(to(points(3)[:, :20].double())),
+    "table_sums": lambda to: table_sums.table_sums(to(points(3)[:, :20].double())),
+    "pair_tables": lambda to: pair_tables.pair_tables(to(points(3)[:, :30].double()), 9),
+    "label_model": lambda to: label_model.label_model(
+        to(points(3)[None, :, :30].double()), to(of(2, dtype=torch.float64, device="cpu")), 1
+    ),
+    "dirichlet_information": lambda to: dirichlet_information.dirichlet_information(
+        to(points(3).double()), to(points(3).double()), to(of(2, dtype=torch.float64, device="cpu"))
+    ),
     "lloyd_centers": lambda to: lloyd_centers.lloyd_centers(to(points(8)), to(points(8)[:, :5]), 2),
     "lloyd": lambda to: kmeans.lloyd(to(points(8)), to(points(8)[:, :5]), max_iterations=2),
 }

@@ -13,21 +13,24 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from ecsfusion_kernels import histogram
+from ecsfusion_kernels import histogram, table_sums
+from ecsfusion_kernels.language import runs_kernels
 from ecsfusion_kernels.ops.broja import MIN_TOLERANCE
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ecsfusion.pid.checks import check_positive
-from ecsfusion.pid.correction import Information, correct
+from ecsfusion.pid.correction import Information, Nulls, correct, draw_nulls
 from ecsfusion.pid.decomposition import (
     LN2,
     PID,
     Decomposition,
+    SolvedTables,
     checked_names,
-    decompose_tensors,
+    decomposition_of,
     entropy,
     normalized_table,
+    solve_tables,
 )
 from ecsfusion.pid.discretize import ModalityPairs, pair_names
 from ecsfusion.pid.inputs import (
@@ -221,10 +224,49 @@ def estimate_tensors(counts: Tensor, num_samples: Sequence[int], options: Estima
         num_samples: T numbers, the samples of each table.
         options: how the values are estimated.
     """
+    return estimate_of(observe(counts, num_samples, options), options)
+
+
+class Observed(NamedTuple):
+    """All that the estimate of T tables follows from, by operations on a few numbers of each; float64."""
+
+    tables: SolvedTables
+    """(T, ...)."""
+    nulls: Nulls
+    """(T, ...)."""
+    replicates: SolvedTables | None
+    """(R, T, ...), by bootstrap; None where none were drawn."""
+
+
+def observe(counts: Tensor, num_samples: Sequence[int], options: EstimatorOptions) -> Observed:
+    """Solve tables and draw what is to be compared with them; the arguments are those of `estimate_tensors`."""
     counts = counts.double()
-    plugin = _solve(counts, options.tolerance)
-    each = zip(counts, num_samples, plugin.mutual_information, plugin.redundancy, strict=True)
-    corrected = [correct(*table, options.num_permutations, options.seed) for table in each]
+    each = list(zip(counts, num_samples, strict=True))
+    drawn = [draw_nulls(table, n, options.num_permutations, options.seed) for table, n in each]
+    nulls = Nulls(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+    if not (options.num_replicates and options.correction):
+        return Observed(_solve(counts, options.tolerance), nulls, None)
+    replicates = [resample(table, n, options.num_replicates, options.seed + 2) for table, n in each]
+    if not runs_kernels(counts):
+        # One table is solved by other code than many, to fewer digits less.
+        solved = (_solve(tables, options.tolerance) for tables in (counts, torch.stack(replicates, 1)))
+        return Observed(next(solved), nulls, next(solved))
+    # By one launch: a table has a program to itself.
+    together = _solve(
+        torch.cat([counts.unsqueeze(0), torch.stack(replicates, 1)]).flatten(0, 1), options.tolerance
+    )
+    parts = [part.unflatten(0, (-1, len(counts))) for part in together]
+    return Observed(
+        SolvedTables(*(part[0] for part in parts)), nulls, SolvedTables(*(part[1:] for part in parts))
+    )
+
+
+def estimate_of(observed: Observed, options: EstimatorOptions) -> PIDTensors:
+    """The estimate of T tables: operations on a few numbers of each."""
+    plugin = decomposition_of(observed.tables)
+    nulls = (Nulls(*parts) for parts in zip(*observed.nulls, strict=True))
+    each = zip(nulls, plugin.mutual_information, plugin.redundancy, strict=True)
+    corrected = [correct(*table) for table in each]
     information = Information(*(torch.stack(values) for values in zip(*corrected, strict=True)))
 
     union = information.single.sum(-1) - information.redundancy
@@ -251,13 +293,10 @@ def estimate_tensors(counts: Tensor, num_samples: Sequence[int], options: Estima
         unique_floor=noise,
         synergy_floor=2 * information.joint_noise,
     )
-    if options.num_replicates and options.correction:
-        replicates = [
-            resample(table, n, options.num_replicates, options.seed + 2)
-            for table, n in zip(counts, num_samples, strict=True)
-        ]
-        pid = _with_intervals(pid, information, _solve(torch.stack(replicates, 1), options.tolerance))
-    return PIDTensors(pid, plugin, counts.sum((1, 2, 3)), _enough_samples(counts))
+    if observed.replicates is not None:
+        pid = _with_intervals(pid, information, decomposition_of(observed.replicates))
+    sums = observed.tables.sums
+    return PIDTensors(pid, plugin, sums[:, -1], _enough_samples(sums))
 
 
 def split_by_pair(pids: PID, pairs: Sequence[tuple[str, str]], seconds: float) -> dict[str, PID]:
@@ -290,15 +329,13 @@ def enough_samples(counts: Tensor) -> int:
     It is K1 K2 (C - 1) / (H ln 2) for the occupied clusters and classes of a table (K1, K2, C), because the
     first-order bias of I(X1, X2; Y) is the degrees of freedom over 2 N ln 2.
     """
-    return int(_enough_samples(counts.double()))
+    return int(_enough_samples(table_sums(counts.double())[2]))
 
 
-def _enough_samples(counts: Tensor) -> Tensor:
-    """`enough_samples` of float64 counts (..., K1, K2, C): (...) float64."""
-    rows, columns = counts.sum((-2, -1)), counts.sum((-3, -1))
-    frequency = counts.sum((-3, -2))
-    bits = entropy(frequency / frequency.sum(-1, keepdim=True).clamp_min(1.0), 1)
-    rows, columns, classes = (part.count_nonzero(-1) for part in (rows, columns, frequency))
+def _enough_samples(sums: Tensor) -> Tensor:
+    """`enough_samples` of tables, (...) float64, from their `table_sums` (..., 15)."""
+    bits = sums[..., 0] / -LN2
+    classes, rows, columns = sums[..., 7:10].unbind(-1)
     enough = torch.ceil(rows * columns * (classes - 1) / (bits * LN2))
     return torch.where(classes < 2, 0.0, enough)
 
@@ -333,10 +370,9 @@ def _with_intervals(pid: Decomposition, information: Information, spread: Decomp
     return Decomposition(**pid._asdict() | intervals)
 
 
-def _solve(counts: Tensor, tolerance: float) -> Decomposition:
+def _solve(counts: Tensor, tolerance: float) -> SolvedTables:
     # A table that stops at the limit keeps a wider certified gap, which the intervals include.
-    table = counts / counts.sum((-3, -2, -1), keepdim=True).clamp_min(1.0)
-    return decompose_tensors(table, tolerance, MAX_ITERATIONS)
+    return solve_tables(counts, tolerance, MAX_ITERATIONS)
 
 
 def _as_pid(

@@ -152,6 +152,40 @@ def loglinear(*shape):
     )
 
 
+def table_sums(*shape):
+    p = 9 * tables(*shape)
+    return Case(
+        lambda: ops.table_sums.table_sums(unaligned(p)),
+        close(reference.table_sums(p), rtol=1e-11, atol=1e-13),
+    )
+
+
+def pair_tables(*shape):
+    p = 9 * tables(*shape)[0]
+    return Case(
+        lambda: ops.pair_tables.pair_tables(unaligned(p), 9),
+        close(reference.pair_tables(p, 9), rtol=1e-12, atol=0),
+    )
+
+
+def label_model(*shape):
+    p, noise = 9 * tables(*shape), torch.tensor([0.01, 0.0], dtype=torch.float64)
+    return Case(
+        lambda: ops.label_model.label_model(unaligned(p), unaligned(noise), 2),
+        close(reference.label_model(p, noise, 2), rtol=2e-3, atol=1e-5),
+    )
+
+
+def dirichlet_information():
+    """Two parts, of which one is not full, cells without samples, and concentrations of all sizes."""
+    given = 9 * tables(10, 9, 5).flatten(1, 2), tables(10, 9, 5).flatten(1, 2)
+    grid = torch.logspace(-2, 4, 3, dtype=torch.float64)
+    return Case(
+        lambda: ops.dirichlet_information.dirichlet_information(*map(unaligned, (*given, grid))),
+        close(reference.dirichlet_information(*given, grid), rtol=1e-9, atol=1e-9),
+    )
+
+
 def broja(*shape):
     """The same state as the reference after two iterations, in float32."""
     p = tables(*shape)[:1]
@@ -419,6 +453,15 @@ CASES = {
     "row_information": row_information,
     "cluster_tables": lambda: cluster_tables(19, 5),
     "cluster_tables, large": lambda: cluster_tables(33, 18),
+    "table_sums": lambda: table_sums(5, 4, 3),
+    "table_sums, large": lambda: table_sums(18, 4, 3),
+    "pair_tables": lambda: pair_tables(5, 4, 3),
+    "pair_tables, large": lambda: pair_tables(5, 33, 3),
+    **{
+        f"label_model {'x'.join(map(str, shape))}": functools.partial(label_model, *shape)
+        for shape in ((5, 4, 3), (5, 4, 17), (18, 4, 3), (18, 4, 17), (33, 4, 3))
+    },
+    "dirichlet_information": dirichlet_information,
     "groups_of_rows": groups_of_rows,
     "histogram": histogram,
     "uniform": uniform,
