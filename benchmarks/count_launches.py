@@ -21,6 +21,7 @@ import torch
 from ecsfusion_kernels.launches import Launch, launches
 
 from ecsfusion.pid import clusters
+from ecsfusion.pid.discretize import MAX_ROWS
 from ecsfusion.pid.head_posteriors import head_pids
 from ecsfusion.pid.options import EstimatorOptions
 
@@ -39,7 +40,8 @@ def by_clusters(rows: int, classes: int) -> list[Launch]:
     named = {name: torch.empty(rows, 768, dtype=torch.bfloat16, device="meta") for name in names}
     labels = torch.empty(rows, dtype=torch.int64, device="meta")
     options = EstimatorOptions("clusters", 20, 8, True, permutations=32, bootstrap=50)
-    return launches(clusters._count_and_estimate, named, labels, 20, classes, options)
+    sampled = torch.empty(MAX_ROWS, dtype=torch.int64, device="meta") if rows > MAX_ROWS else None
+    return launches(clusters._estimate, named, labels, sampled, 20, classes, options)
 
 
 def main() -> int:

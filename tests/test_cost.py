@@ -215,7 +215,7 @@ def test_the_probe_of_the_model_starts_the_kernels_of_the_library():
     rows = {name: of(20_000, 96, dtype=torch.bfloat16) for name in "ab"}
     options = EstimatorOptions("clusters", 20, 8, True, 32, 0, 1e-3, 0)
     labels = of(20_000, dtype=torch.int64)
-    real = launches(clusters._count_and_estimate, rows, labels, 20, 10, options)
+    real = launches(clusters._observe_embeddings, *rows.values(), labels, tuple(rows), 20, 10, options)
     kernels = Counter((launch.name, launch.blocks) for launch in real if launch.kernel)
     assert (
         Counter((launch.name, launch.blocks) for launch in cost_cases.COUNTED["probe kernels"](**shape))

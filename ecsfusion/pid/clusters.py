@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from ecsfusion_kernels import histogram, table_sums
-from ecsfusion_kernels.language import runs_kernels
 from ecsfusion_kernels.ops.broja import MIN_TOLERANCE
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ecsfusion.pid.checks import check_positive
+from ecsfusion.pid.copies import moved
 from ecsfusion.pid.correction import Information, Nulls, correct, draw_nulls
 from ecsfusion.pid.decomposition import (
     LN2,
@@ -32,7 +32,7 @@ from ecsfusion.pid.decomposition import (
     normalized_table,
     solve_tables,
 )
-from ecsfusion.pid.discretize import ModalityPairs, pair_names
+from ecsfusion.pid.discretize import ModalityPairs, kept_sample, pair_names
 from ecsfusion.pid.inputs import (
     check_cells,
     check_classes,
@@ -58,18 +58,9 @@ def estimate_pairs(
     first = next(iter(named.values()))
     num_clusters = clusters_for(options, targets, num_classes)
     check_cells(num_clusters, num_clusters, num_classes)
-    runs_on_device = (
-        options.components(num_classes) <= MAX_COMPONENTS_ON_DEVICE and options.tolerance >= MIN_TOLERANCE
-    )
-    estimated = replayed(
-        _of_embeddings,
-        [*named.values(), targets],
-        (tuple(named), num_clusters, num_classes, options),
-        MAX_REPLAYED_VALUES if runs_on_device else 0,
-    )
-    # What is replayed writes these values anew in the next call.
-    estimated = tree_map(lambda part: part if part is None else part.clone(), estimated)
-    counted, enough = torch.stack([estimated.counted, estimated.enough]).tolist()
+    sampled = kept_sample(len(first), options.seed, first.device)
+    estimated = _estimate(named, targets, sampled, num_clusters, num_classes, options)
+    counted, enough = estimated.counted.tolist(), estimated.enough.tolist()
     if min(counted) < len(first):
         check_classes(targets, num_classes)
         check_finite(named)
@@ -101,6 +92,49 @@ class PIDTensors(NamedTuple):
     outside 0 .. C - 1. These are in no cell, so the table must not be used."""
     enough: Tensor
     """(T,): the samples that `enough_samples` asks for."""
+
+
+class Observed(NamedTuple):
+    """All that the estimate of T tables follows from, by operations on a few numbers of each; float64."""
+
+    tables: SolvedTables
+    """(T, ...)."""
+    nulls: Nulls
+    """(T, ...)."""
+    replicates: SolvedTables | None
+    """(R, T, ...), by bootstrap; None where none were drawn."""
+
+
+def _estimate(
+    named: dict[str, Tensor],
+    targets: Tensor,
+    sampled: Tensor | None,
+    num_clusters: int,
+    num_classes: int,
+    options: EstimatorOptions,
+) -> PIDTensors:
+    """The estimate, whose `counted` and `enough` are on the host; the rest is on the device of the embeddings.
+
+    The host waits once, for what is observed of the tables, and does the algebra of a few numbers itself.
+    """
+    runs_on_device = (
+        options.components(num_classes) <= MAX_COMPONENTS_ON_DEVICE and options.tolerance >= MIN_TOLERANCE
+    )
+    observed = replayed(
+        _observe_embeddings,
+        [*named.values(), targets, *([] if sampled is None else [sampled])],
+        (tuple(named), num_clusters, num_classes, options),
+        MAX_REPLAYED_VALUES if runs_on_device else 0,
+    )
+    parts, structure = tree_flatten(observed)
+    estimated = estimate_of(tree_unflatten(moved(parts, "cpu"), structure), options)
+    decompositions, structure = tree_flatten((estimated.corrected, estimated.plugin))
+    present = [part for part in decompositions if part is not None]
+    back = iter(moved(present, targets.device))
+    corrected, plugin = tree_unflatten(
+        [None if part is None else next(back) for part in decompositions], structure
+    )
+    return PIDTensors(corrected, plugin, estimated.counted, estimated.enough)
 
 
 def pid_tensors(
@@ -152,34 +186,29 @@ def pid_tensors(
         embeddings = named_modalities(embeddings)
         first_rows = next(iter(embeddings.values()))
         labels = class_labels(labels, len(first_rows), first_rows.device, None)
-    return _count_and_estimate(embeddings, labels, num_clusters, num_classes, options)
+    given = (*embeddings.values(), labels, tuple(embeddings), num_clusters, num_classes, options)
+    return estimate_of(_observe_embeddings(*given), options)
 
 
-def _of_embeddings(*given: Any) -> PIDTensors:
-    """`_count_and_estimate` of embeddings and labels, and then of the names of the former and the other arguments."""
-    *embeddings, labels, names, num_clusters, num_classes, options = given
-    return _count_and_estimate(
-        dict(zip(names, embeddings, strict=True)), labels, num_clusters, num_classes, options
-    )
+def _observe_embeddings(*given: Any) -> Observed:
+    """What the clusters of embeddings show.
 
-
-def _count_and_estimate(
-    embeddings: Mapping[str, Tensor],
-    labels: Tensor,
-    num_clusters: int,
-    num_classes: int,
-    options: EstimatorOptions,
-) -> PIDTensors:
-    """The arithmetic of `pid_tensors`, without checks."""
+    Args:
+        given: the embeddings of each modality; labels; the rows of `kept_sample`, if there are any; the names of the
+            modalities, the numbers of clusters and classes, and the options.
+    """
+    *tensors, names, num_clusters, num_classes, options = given
+    embeddings = dict(zip(names, tensors, strict=False))
+    labels, *sampled = tensors[len(names) :]
     components = options.components(num_classes)
-    pairs = ModalityPairs.fit(embeddings, num_clusters, components, options.seed)
+    pairs = ModalityPairs.fit(embeddings, num_clusters, components, options.seed, *sampled)
     first, second = pairs.assign(embeddings)
     sizes = (num_clusters, num_clusters, num_classes)
     # (L, N)
     by_label = labels.reshape(len(labels), -1).mT
     counts = histogram(first.unsqueeze(1), second.unsqueeze(1), by_label, *sizes)
     num_samples = [len(labels)] * (len(counts) * len(by_label))
-    return estimate_tensors(counts.flatten(0, 1), num_samples, options)
+    return observe(counts.flatten(0, 1), num_samples, options)
 
 
 def estimate(
@@ -227,17 +256,6 @@ def estimate_tensors(counts: Tensor, num_samples: Sequence[int], options: Estima
     return estimate_of(observe(counts, num_samples, options), options)
 
 
-class Observed(NamedTuple):
-    """All that the estimate of T tables follows from, by operations on a few numbers of each; float64."""
-
-    tables: SolvedTables
-    """(T, ...)."""
-    nulls: Nulls
-    """(T, ...)."""
-    replicates: SolvedTables | None
-    """(R, T, ...), by bootstrap; None where none were drawn."""
-
-
 def observe(counts: Tensor, num_samples: Sequence[int], options: EstimatorOptions) -> Observed:
     """Solve tables and draw what is to be compared with them; the arguments are those of `estimate_tensors`."""
     counts = counts.double()
@@ -247,8 +265,8 @@ def observe(counts: Tensor, num_samples: Sequence[int], options: EstimatorOption
     if not (options.num_replicates and options.correction):
         return Observed(_solve(counts, options.tolerance), nulls, None)
     replicates = [resample(table, n, options.num_replicates, options.seed + 2) for table, n in each]
-    if not runs_kernels(counts):
-        # One table is solved by other code than many, to fewer digits less.
+    if counts.device.type == "cpu":
+        # There a single table is solved by code of its own.
         solved = (_solve(tables, options.tolerance) for tables in (counts, torch.stack(replicates, 1)))
         return Observed(next(solved), nulls, next(solved))
     # By one launch: a table has a program to itself.

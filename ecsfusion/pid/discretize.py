@@ -5,6 +5,7 @@ held-out ones or the chunks of a stream. Modalities are fitted together: their r
 problems. On a GPU the host reads nothing.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -86,10 +87,15 @@ class ModalityPairs(NamedTuple):
 
     @classmethod
     def fit(
-        cls, embeddings: Mapping[str, Tensor], num_clusters: int, num_components: int, random_seed: int
+        cls,
+        embeddings: Mapping[str, Tensor],
+        num_clusters: int,
+        num_components: int,
+        random_seed: int,
+        sampled: Tensor | None = None,
     ) -> "ModalityPairs":
-        """Fit to embeddings (N, D_m) by modality name; the arguments are those of `Discretizer.fit`."""
-        options = (num_clusters, num_components, random_seed)
+        """Fit to embeddings (N, D_m) by modality name; the arguments are those of `fit_together`."""
+        options = (num_clusters, num_components, random_seed, sampled)
         names = list(embeddings)
         modalities = dict(zip(names, fit_together(list(embeddings.values()), *options), strict=True))
         partial = cls(modalities, {})
@@ -130,13 +136,21 @@ def pair_names(names: Sequence[str]) -> list[tuple[str, str]]:
 
 @in_full_precision
 def fit_together(
-    embeddings: Sequence[Tensor], num_clusters: int, num_components: int, random_seed: int
+    embeddings: Sequence[Tensor],
+    num_clusters: int,
+    num_components: int,
+    random_seed: int,
+    sampled: Tensor | None = None,
 ) -> list[Discretizer]:
-    """`Discretizer.fit` of several matrices (N, D_m) with the same N, in one batch of k-means problems."""
+    """`Discretizer.fit` of several matrices (N, D_m) with the same N, in one batch of k-means problems.
+
+    `sampled` are the rows that it is fitted to; those of `sample_rows` where it is None.
+    """
     num_rows = len(embeddings[0])
     if num_rows > MAX_ROWS:
-        chosen = sample_rows(num_rows, MAX_ROWS, random_seed, embeddings[0].device)
-        embeddings = [rows[chosen] for rows in embeddings]
+        if sampled is None:
+            sampled = sample_rows(num_rows, MAX_ROWS, random_seed, embeddings[0].device)
+        embeddings = [rows[sampled] for rows in embeddings]
     norms = torch.stack([torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) for rows in embeddings])
     radii = median_norm(norms)
     bases, offsets = _bases(embeddings, norms, radii, num_components)
@@ -243,3 +257,22 @@ def sample_rows(
         smallest.append(key.topk(min(max_rows, len(key)), largest=False, sorted=False).values)
     keys = smallest[0] if len(smallest) == 1 else torch.cat(smallest).topk(max_rows, largest=False).values
     return (keys & ((1 << (63 - KEY_BITS)) - 1)).sort().values
+
+
+def kept_sample(num_rows: int, random_seed: int, device: torch.device) -> Tensor | None:
+    """The rows of `sample_rows` that clusters are fitted to, kept for the next call; None where these are all.
+
+    Not for a CUDA graph that is being captured, nor for a function that is traced: what is kept may be given up again.
+    """
+    if num_rows <= MAX_ROWS:
+        return None
+    # What one stream computes, another may not read yet.
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _kept_sample(num_rows, random_seed, device, stream)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_sample(num_rows: int, random_seed: int, device: torch.device, stream: int) -> Tensor:
+    # Made where gradients are off, it could not be used where they are on.
+    with torch.inference_mode(False):
+        return sample_rows(num_rows, MAX_ROWS, random_seed, device)

@@ -120,6 +120,11 @@ class _Record(TorchDispatchMode):
                 return launcher_of(name)(
                     *(given.get(a.name, a.default_value) for a in func._schema.arguments)
                 )
+        # Inside a launcher PyTorch does not take apart what it hands over: a conversion, and not the copy that it is.
+        with self:
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         if name == "_to_copy" and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
             # The host goes on with what it reads.
             result: Any = torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
