@@ -234,9 +234,7 @@ def principal_directions(rows: Tensor, num_components: int) -> Tensor:
         return torch.eye(dimension, num_components, dtype=rows.dtype, device=rows.device).expand(
             batch, -1, -1
         )
-    vectors = leading_directions(rows, num_components)
-    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
-    return torch.where(largest < 0, -vectors, vectors)
+    return leading_directions(rows, num_components)
 
 
 def sample_rows(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.language import jit, tl
-from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior, pool_weights
+from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior, pool_weights, principal
 from ecsfusion_kernels.ops import nearest as nearest_module
 from ecsfusion_kernels.ops import seed as seed_module
 from uninitialized import filled
@@ -124,13 +124,20 @@ def centers():
     return lloyd_centers.lloyd_inertia(make(2, 300, 5), make(2, 9, 5, random_seed=1), 4, 0.0)
 
 
-@pytest.mark.parametrize(("module", "call"), [(match_prior, matched), (lloyd_centers, centers)])
+def directions():
+    return principal.principal_directions(make(2, 200, 40), 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "call"), [(match_prior, matched), (lloyd_centers, centers), (principal, directions)]
+)
 def test_programs_that_wait_for_each_other_give_the_bits_of_one(monkeypatch, module, call):
     """Parts that are shared evenly and unevenly, in several orders; the launch is cooperative on a GPU."""
     monkeypatch.setattr(match_prior, "TILES_OF_PART", 1)
+    monkeypatch.setattr(principal, "ITERATIONS", 2)
     expected = parts(call())
     for programs in (10, 6):
-        monkeypatch.setattr(module, "resident_programs", lambda _, programs=programs: programs)
+        monkeypatch.setattr(module, "resident_programs", lambda *_, programs=programs: programs)
         for random_seed in range(3):
             order = Interleaved(random_seed)
             with filled(), program_order(monkeypatch, order):

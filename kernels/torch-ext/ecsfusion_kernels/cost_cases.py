@@ -180,6 +180,7 @@ def _dirichlet_information(B: int, X: int, C: int, G: int) -> list[Launch]:
 Shape = dict[str, Any]
 COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "project": _project,
+    "directions": lambda B, n, D, d: launches(principal.principal_directions, _of(B, n, D), d),
     "nearest": _nearest,
     "seed": _seed,
     "kmeans step": _step,
@@ -230,6 +231,8 @@ CASES: list[tuple[str, Shape]] = [
     ("row information", {"Q": 3, "N": 20_000, "C": 10}),
     ("cluster tables", {"B": 2, "K": 24, "C": 10}),
     # Of a probe by clusters, with 32 permutation replicates.
+    ("directions", {"B": 2, "n": 4096, "D": 768, "d": 8}),
+    ("directions", {"B": 9, "n": 4096, "D": 768, "d": 8}),
     ("table sums", {"B": 51, "K": 20, "C": 10}),
     ("pair tables", {"K": 20, "C": 10}),
     ("label model", {"B": 33, "K": 20, "C": 10}),

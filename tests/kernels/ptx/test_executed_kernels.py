@@ -14,6 +14,7 @@ from ecsfusion_kernels import language, nearest_by_halves, ops, reference
 from ecsfusion_kernels.ops import kmeans, principal
 from ecsfusion_kernels.ops import nearest as nearest_module
 from ecsfusion_kernels.ops import seed as seed_module
+from ecsfusion_kernels.reference import principal as reference_principal
 
 pytestmark = [
     pytest.mark.skipif(
@@ -130,6 +131,18 @@ def orthonormalize(width, rotate):
             assert bool((squares.diagonal().diff() <= 1e-6).all())
 
     return Case(lambda: principal._launch_orthonormalize(image, rotate), check)
+
+
+def directions(dims, columns):
+    """Three parts of the rows, and dimensions of which no tile is full: programs wait for each other."""
+    rows = make(1, 150, dims) * torch.logspace(0, -2, dims)
+
+    def check(found):
+        # With as few iterations.
+        torch.testing.assert_close(found, reference.principal_directions(rows, columns), rtol=0, atol=1e-3)
+
+    limits = ((principal, "ITERATIONS", 2), (reference_principal, "ITERATIONS", 2))
+    return Case(lambda: principal.principal_directions(unaligned(rows), columns), check, limits)
 
 
 def tables(num1, num2, num_classes):
@@ -446,6 +459,11 @@ CASES = {
     **{
         f"lloyd_centers {clusters} x {dims}": functools.partial(lloyd_centers, clusters, dims)
         for clusters, dims in ((5, 3), (5, 20))
+    },
+    **{
+        f"directions {dims} x {columns}": functools.partial(directions, dims, columns)
+        for dims in (70, 72)
+        for columns in (3, 9)
     },
     "pool_posteriors": pool_posteriors,
     "group_squares": group_squares,
