@@ -16,10 +16,9 @@ import torch
 from ecsfusion_kernels import histogram, table_sums
 from ecsfusion_kernels.ops.broja import MIN_TOLERANCE
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ecsfusion.pid.checks import check_positive
-from ecsfusion.pid.copies import moved
+from ecsfusion.pid.copies import tree_moved
 from ecsfusion.pid.correction import Information, Nulls, correct, draw_nulls
 from ecsfusion.pid.decomposition import (
     LN2,
@@ -126,14 +125,8 @@ def _estimate(
         (tuple(named), num_clusters, num_classes, options),
         MAX_REPLAYED_VALUES if runs_on_device else 0,
     )
-    parts, structure = tree_flatten(observed)
-    estimated = estimate_of(tree_unflatten(moved(parts, "cpu"), structure), options)
-    decompositions, structure = tree_flatten((estimated.corrected, estimated.plugin))
-    present = [part for part in decompositions if part is not None]
-    back = iter(moved(present, targets.device))
-    corrected, plugin = tree_unflatten(
-        [None if part is None else next(back) for part in decompositions], structure
-    )
+    estimated = estimate_of(tree_moved(observed, "cpu"), options)
+    corrected, plugin = tree_moved((estimated.corrected, estimated.plugin), targets.device)
     return PIDTensors(corrected, plugin, estimated.counted, estimated.enough)
 
 

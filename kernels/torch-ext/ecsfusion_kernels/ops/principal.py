@@ -347,7 +347,7 @@ def _launch_principal_directions(rows: Tensor, num_directions: int) -> Tensor:
     if not rows.numel() or len(rows) > MAX_PROBLEMS or rows.shape[1] > MAX_ROWS or rows.shape[2] > MAX_DIMS:
         return _launch_iterations(rows, num_directions)
     (num_problems, num_rows, num_dims), width = rows.shape, num_directions + SPARE_COLUMNS
-    constants = _shared_constants(width, 4 if num_dims % 4 == 0 else 1)
+    vector = 4 if num_dims % 4 == 0 else 1
     # Functions of the shape of a problem alone: the order of the sums must not depend on the batch.
     num_parts = -(-num_rows // ROWS)
     dims_of_block = OWN * -(-num_dims // (OWN * MAX_BLOCKS))
@@ -376,8 +376,8 @@ def _launch_principal_directions(rows: Tensor, num_directions: int) -> Tensor:
         num_programs,
         ITERATIONS,
         *(signed(key) for key in keys(0)),
-        **constants,
-        **options(NUM_WARPS, _stages(constants["VECTOR"])),
+        **_shared_constants(width, vector),
+        **options(NUM_WARPS, _stages(vector)),
         launch_cooperative_grid=num_programs > 1,
     )
     return out
