@@ -133,11 +133,12 @@ def test_integers_are_computed_as_the_device_computes_them(opcode, values, resul
 
 
 def test_project_moves_the_rows_once():
-    [split, main] = launches(project, of(100_000, 768, dtype=torch.bfloat16), of(768, 8), of(8), of())
+    rows, radius = of(100_000, 768, dtype=torch.bfloat16), of(dtype=torch.float64)
+    [split, main] = launches(project, rows, of(768, 8), of(8), radius)
     rows, out, packed = 100_000 * 768 * 2, 100_000 * 8 * 4, 768 * 32 * 2
     assert (split.name, main.name) == ("_split", "_project")
     # Two vectors of 8 and the radius.
-    assert main.bytes == rows + out + packed + 2 * 8 * 4 + 4
+    assert main.bytes == rows + out + packed + 2 * 8 * 4 + 8
 
 
 def test_shared_rows_and_views_of_one_memory_are_moved_once():

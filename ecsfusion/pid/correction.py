@@ -20,7 +20,8 @@ exact on average where there is no information:
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import dirichlet_information, label_model, table_sums
+from ecsfusion_kernels import dirichlet_information, label_model, pair_noise, table_sums
+from ecsfusion_kernels.reference.pair_noise import pair_bits
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2
@@ -102,7 +103,7 @@ def draw_nulls(counts: Tensor, num_samples: int, num_replicates: int, random_see
     """
     # A table of two variables is one with a single x2.
     _, _, pairs = table_sums(shuffle_pairs(counts, num_samples, num_replicates, random_seed).unsqueeze(-2))
-    noise = pair_bias(pairs)[:2]
+    noise = pair_noise(pairs)[:2]
     # Of the table alone, and below of the table and its replicates.
     model = label_model(counts.unsqueeze(0), noise)
     expected = counts.sum(-1, keepdim=True) * model[0]
@@ -115,11 +116,6 @@ def draw_nulls(counts: Tensor, num_samples: int, num_replicates: int, random_see
     return Nulls(pairs, labels, evidence)
 
 
-def pair_bias(pairs: Tensor) -> Tensor:
-    """What chance adds to the plug-in information of each pair, (3,) bits, from the `pairs` of `Nulls`."""
-    return _pair_bits(pairs[:, 1:]).mean(-1) * _freedom_left(pairs)
-
-
 def correct(nulls: Nulls, single: Tensor, redundancy: Tensor) -> Information:
     """Correct the plug-in values of one table: operations on a few numbers.
 
@@ -128,9 +124,9 @@ def correct(nulls: Nulls, single: Tensor, redundancy: Tensor) -> Information:
         single: (2,): plug-in I(X_m; Y).
         redundancy: (): plug-in redundancy.
     """
-    bits = _pair_bits(nulls.pairs)
+    bits = pair_bits(nulls.pairs)
     observed, noise = bits[:, 0], bits[:, 1:]
-    bias_of_pairs = pair_bias(nulls.pairs)
+    bias_of_pairs = pair_noise(nulls.pairs)
     bias = bias_of_pairs[:2]
     kept = (1 - bias / single.clamp_min(1e-12)).clamp(0.0, 1.0)
     shared = redundancy * (1 - kept.amin())
@@ -192,21 +188,6 @@ def _posterior(evidence: Tensor, sums: Tensor) -> Posterior:
     )
 
 
-def _pair_bits(sums: Tensor) -> Tensor:
-    """Plug-in I(X; Y) in bits of pair tables, (...), from their `table_sums` (..., 15)."""
-    return ((sums[..., 3] - sums[..., 0] - sums[..., 1]) / LN2).clamp_min(0.0)
-
-
 def _joint_bits(sums: Tensor) -> Tensor:
     """Plug-in I(X1, X2; Y) in bits of tables, (...), from their `table_sums` (..., 15)."""
     return ((sums[..., 6] - sums[..., 0] - sums[..., 5]) / LN2).clamp_min(0.0)
-
-
-def _freedom_left(pairs: Tensor) -> Tensor:
-    """Degrees of freedom of the first of tables (3, 1 + B, 15), divided by the mean of the others; (3,).
-
-    The degrees of freedom are occupied cells - rows - columns + 1.
-    """
-    columns, rows, cells = pairs[..., 7], pairs[..., 8], pairs[..., 10]
-    freedom = cells - rows - columns + 1
-    return (freedom[:, 0] / freedom[:, 1:].mean(-1).clamp_min(1e-9)).clamp(0.0, 1.0)

@@ -11,7 +11,16 @@ from itertools import combinations
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import lloyd_inertia, nearest, project, scale_rows, seed, uniform
+from ecsfusion_kernels import (
+    lloyd_inertia,
+    median_norm,
+    nearest,
+    project,
+    scale_rows,
+    scaled_rows,
+    seed,
+    uniform,
+)
 from ecsfusion_kernels import principal_directions as leading_directions
 from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
@@ -161,9 +170,12 @@ def fit_together(
     # This copies the points once a restart: no strides repeat each of several matrices.
     problems = points.unsqueeze(1).expand(-1, RESTARTS, -1, -1).flatten(0, 1)
     clustering = lloyd_inertia(problems, seed(problems, num_clusters, random_seed))
-    best = clustering.inertia.reshape(-1, RESTARTS).argmin(-1)
-    best = best + RESTARTS * torch.arange(len(best), device=best.device)
-    fitted = (radii, bases, offsets, clustering.centers[best], clustering.sizes[best])
+    best = clustering.inertia.reshape(-1, RESTARTS).argmin(-1, keepdim=True)
+    # Of the restarts of each matrix.
+    centers, sizes = (part.unflatten(0, (-1, RESTARTS)) for part in (clustering.centers, clustering.sizes))
+    centers = centers.gather(1, best[..., None, None].expand(-1, -1, *centers.shape[2:])).squeeze(1)
+    sizes = sizes.gather(1, best[..., None].expand(-1, -1, *sizes.shape[2:])).squeeze(1)
+    fitted = (radii, bases, offsets, centers, sizes)
     return [Discretizer(*(values[m] for values in fitted)) for m in range(len(embeddings))]
 
 
@@ -187,11 +199,10 @@ def _bases(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Principal directions (D_m, d) and the projected mean (d,) of each matrix, float32."""
     norms = norms[:, :MAX_PRINCIPAL_ROWS]
-    factors = torch.hypot(norms, radii.unsqueeze(-1)).reciprocal().unsqueeze(-1)
-    # The product in float64 is finite for every finite row. Other rows count as zeros here.
+    # Rows that are not finite count as zeros here.
     scaled = [
-        (rows[:MAX_PRINCIPAL_ROWS] * factor).float().nan_to_num(0.0, 0.0, 0.0)
-        for rows, factor in zip(embeddings, factors, strict=True)
+        scaled_rows(rows[:MAX_PRINCIPAL_ROWS], norm, radius)
+        for rows, norm, radius in zip(embeddings, norms, radii, strict=True)
     ]
     bases, offsets = [norms] * len(scaled), [norms] * len(scaled)
     for dimension in dict.fromkeys(rows.shape[1] for rows in scaled):
@@ -204,16 +215,6 @@ def _bases(
         for i, m in enumerate(members):
             bases[m], offsets[m] = basis[i], offset[i]
     return bases, offsets
-
-
-def median_norm(norms: Tensor) -> Tensor:
-    """The lower median of the positive numbers among `norms` (..., n), as (...); 1 where there is none."""
-    # False for NaN.
-    counted = norms > 0
-    ordered = torch.where(counted, norms, torch.inf).sort(-1).values
-    middle = (counted.sum(-1, keepdim=True) - 1) // 2
-    median = ordered.gather(-1, middle.clamp_min(0)).squeeze(-1)
-    return torch.where(middle.squeeze(-1) < 0, 1.0, median)
 
 
 def principal_directions(rows: Tensor, num_components: int) -> Tensor:

@@ -61,6 +61,13 @@ CASES = {
         [*real(2, 2, 5, 3, dtype=torch.float64).abs()],
         torch.tensor([0.1, 10.0], dtype=torch.float64),
     ),
+    "median_norm": ([real(3, 9, dtype=torch.float64)],),
+    "pair_noise": ([real(3, 4, 15, dtype=torch.float64)],),
+    "scaled_rows": (
+        [real(9, 5)],
+        lambda rows: torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64),
+        torch.tensor(0.5, dtype=torch.float64),
+    ),
     "group_squares": ([real(2, 9, dtype=torch.float64)], torch.arange(9) // 2),
     "pointwise_union": (
         [real(4, 9, 3, dtype=torch.float64), whole(4, 9), *real(2, 2, 3, 3, dtype=torch.float64)],

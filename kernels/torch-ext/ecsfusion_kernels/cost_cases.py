@@ -22,7 +22,9 @@ from .ops import (
     label_model,
     lloyd_centers,
     match_prior,
+    median_norm,
     nearest,
+    pair_noise,
     pair_tables,
     pointwise_union,
     poisson,
@@ -32,6 +34,7 @@ from .ops import (
     project,
     random,
     row_information,
+    scaled_rows,
     seed,
     table_sums,
 )
@@ -47,8 +50,11 @@ def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32
     Between them `ecsfusion` starts several hundred small ops of PyTorch, which `benchmarks/bench_cost.py` counts.
     """
     sample, rows = min(N, 8192), _of(N, D, dtype=torch.bfloat16)
-    basis, offset, radius = _of(D, d), _of(d), _of()
+    basis, offset, radius = _of(D, d), _of(d), _double()
     random.uniform(_of(N, dtype=torch.int64), 0)
+    radii = median_norm.median_norm(_double(2, sample))
+    for of_modality in radii:
+        scaled_rows.scaled_rows(rows[: min(N, 4096)], _double(min(N, 4096)), of_modality)
     principal.principal_directions(_of(2, min(N, 4096), D), d)
     for _ in range(2):
         project.project(rows[:sample], basis, offset, radius)
@@ -66,6 +72,7 @@ def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32
     _, expected = pair_tables.pair_tables(table[0], N)
     poisson.poisson(expected, permutations, 0)
     table_sums.table_sums(_double(3, 1 + permutations, expected.shape[1], 1, expected.shape[2]))
+    pair_noise.pair_noise(_double(3, 1 + permutations, 15))
     label_model.label_model(table, _double(2))
     drawn = poisson.poisson(table[0], permutations, 0)
     table_sums.table_sums(torch.cat([table, table, drawn]))
@@ -79,7 +86,8 @@ def _kernels(found: list[Launch]) -> list[Launch]:
 
 
 def _project(N: int, D: int, d: int, dtype: str) -> list[Launch]:
-    return launches(project.project, _of(N, D, dtype=getattr(torch, dtype)), _of(D, d), _of(d), _of())
+    rows = _of(N, D, dtype=getattr(torch, dtype))
+    return launches(project.project, rows, _of(D, d), _of(d), _double())
 
 
 def _nearest(N: int, K: int, d: int) -> list[Launch]:
@@ -197,6 +205,11 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "pointwise union": _pointwise_union,
     "row information": _row_information,
     "cluster tables": _cluster_tables,
+    "median norm": lambda B, N: launches(median_norm.median_norm, _double(B, N)),
+    "scaled rows": lambda N, D: launches(
+        scaled_rows.scaled_rows, _of(N, D, dtype=torch.bfloat16), _double(N), _double()
+    ),
+    "pair noise": lambda R: launches(pair_noise.pair_noise, _double(3, 1 + R, 15)),
     "table sums": _table_sums,
     "pair tables": _pair_tables,
     "label model": _label_model,
@@ -233,6 +246,9 @@ CASES: list[tuple[str, Shape]] = [
     # Of a probe by clusters, with 32 permutation replicates.
     ("directions", {"B": 2, "n": 4096, "D": 768, "d": 8}),
     ("directions", {"B": 9, "n": 4096, "D": 768, "d": 8}),
+    ("median norm", {"B": 2, "N": 8192}),
+    ("scaled rows", {"N": 4096, "D": 768}),
+    ("pair noise", {"R": 32}),
     ("table sums", {"B": 51, "K": 20, "C": 10}),
     ("pair tables", {"K": 20, "C": 10}),
     ("label model", {"B": 33, "K": 20, "C": 10}),

@@ -199,6 +199,31 @@ def dirichlet_information():
     )
 
 
+def median_norm():
+    norms = make(2, 131, dtype=torch.float64)
+    return Case(
+        lambda: ops.median_norm.median_norm(unaligned(norms)),
+        close(reference.median_norm(norms), rtol=0, atol=0),
+    )
+
+
+def pair_noise():
+    sums = make(3, 140, 15, dtype=torch.float64).abs()
+    return Case(
+        lambda: ops.pair_noise.pair_noise(unaligned(sums)),
+        close(reference.pair_noise(sums), rtol=1e-12, atol=1e-14),
+    )
+
+
+def scaled_rows(dtype):
+    rows, norms = make(30, 70, dtype=dtype), make(30, dtype=torch.float64).exp()
+    radius = torch.tensor(0.7, dtype=torch.float64)
+    return Case(
+        lambda: ops.scaled_rows.scaled_rows(*map(unaligned, (rows, norms, radius))),
+        close(reference.scaled_rows(rows, norms, radius), rtol=1e-6, atol=1e-30),
+    )
+
+
 def broja(*shape):
     """The same state as the reference after two iterations, in float32."""
     p = tables(*shape)[:1]
@@ -471,6 +496,12 @@ CASES = {
     "row_information": row_information,
     "cluster_tables": lambda: cluster_tables(19, 5),
     "cluster_tables, large": lambda: cluster_tables(33, 18),
+    "median_norm": median_norm,
+    "pair_noise": pair_noise,
+    **{
+        f"scaled_rows {str(dtype)[6:]}": functools.partial(scaled_rows, dtype)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    },
     "table_sums": lambda: table_sums(5, 4, 3),
     "table_sums, large": lambda: table_sums(18, 4, 3),
     "pair_tables": lambda: pair_tables(5, 4, 3),
