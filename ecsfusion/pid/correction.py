@@ -101,8 +101,8 @@ def draw_nulls(counts: Tensor, num_samples: int, num_replicates: int, random_see
         num_replicates: tables drawn under each null distribution.
         random_seed: of the replicates.
     """
-    # A table of two variables is one with a single x2.
-    _, _, pairs = table_sums(shuffle_pairs(counts, num_samples, num_replicates, random_seed).unsqueeze(-2))
+    # A table of two variables is one of three with a single label.
+    _, _, pairs = table_sums(shuffle_pairs(counts, num_samples, num_replicates, random_seed).unsqueeze(-1))
     noise = pair_noise(pairs)[:2]
     # Of the table alone, and below of the table and its replicates.
     model = label_model(counts.unsqueeze(0), noise)

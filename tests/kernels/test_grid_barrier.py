@@ -7,6 +7,7 @@ import pytest
 import torch
 from ecsfusion_kernels import grid_barrier
 from ecsfusion_kernels.ops import lloyd_centers, match_prior, pool_weights, principal
+from ecsfusion_kernels.ops import seed as seed_module
 
 
 def make(*shape, random_seed=0):
@@ -36,10 +37,16 @@ def directed(dims, device):
     return lambda: principal.principal_directions(rows, 9)
 
 
+def seeded(clusters, device):
+    points = make(2, 8000, 9).to(device)
+    return lambda: seed_module.seed(points, clusters)
+
+
 CALLS = [(match_prior, matched, size) for size in (3, 100, 1000)]
 CALLS += [(pool_weights, pooled, size) for size in (2, 4, 8)]
 CALLS += [(lloyd_centers, clustered, size) for size in (20, 40)]
 CALLS += [(principal, directed, size) for size in (40, 1000)]
+CALLS += [(seed_module, seeded, size) for size in (1, 20)]
 every_call = pytest.mark.parametrize(("module", "call", "size"), CALLS)
 
 

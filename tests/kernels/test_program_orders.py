@@ -104,7 +104,7 @@ def parts(result):
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_the_order_of_programs_changes_no_bit(monkeypatch, call):
-    monkeypatch.setattr(seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
+    monkeypatch.setattr(seed_module, "MAX_POINTS_AT_ONCE", 0)
     expected = parts(call())
     assert not any(part.isnan().any() for part in expected)
     for name, make_order in ORDERS.items():
@@ -124,12 +124,17 @@ def centers():
     return lloyd_centers.lloyd_inertia(make(2, 300, 5), make(2, 9, 5, random_seed=1), 4, 0.0)
 
 
+def seeded():
+    return seed_module.seed(make(2, 2100, 9), 5, 1)
+
+
 def directions():
     return principal.principal_directions(make(2, 200, 40), 3)
 
 
 @pytest.mark.parametrize(
-    ("module", "call"), [(match_prior, matched), (lloyd_centers, centers), (principal, directions)]
+    ("module", "call"),
+    [(match_prior, matched), (lloyd_centers, centers), (principal, directions), (seed_module, seeded)],
 )
 def test_programs_that_wait_for_each_other_give_the_bits_of_one(monkeypatch, module, call):
     """Parts that are shared evenly and unevenly, in several orders; the launch is cooperative on a GPU."""

@@ -71,7 +71,7 @@ def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32
     # What is drawn with independent pairs and without interaction, and the models of the latter.
     _, expected = pair_tables.pair_tables(table[0], N)
     poisson.poisson(expected, permutations, 0)
-    table_sums.table_sums(_double(3, 1 + permutations, expected.shape[1], 1, expected.shape[2]))
+    table_sums.table_sums(_double(3, 1 + permutations, *expected.shape[1:], 1))
     pair_noise.pair_noise(_double(3, 1 + permutations, 15))
     label_model.label_model(table, _double(2))
     drawn = poisson.poisson(table[0], permutations, 0)

@@ -399,7 +399,7 @@ BY_RUNS = tuple(
     (kmeans, name, 0 if name.startswith("MIN") else 9)
     for name in ("MIN_CLUSTERS_TO_SORT", "MIN_SUMS_TO_SORT", "MIN_POINTS_TO_SORT", "POINTS_OF_PIECE")
 )
-MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
+MANY_BLOCKS = (seed_module, "MAX_POINTS_AT_ONCE", 0)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CASES = {
     **{
@@ -418,6 +418,7 @@ CASES = {
         for dims in (8, 9, 24, 25, 40, 41)
     },
     **{f"seed {dims}": functools.partial(seed, 300, dims) for dims in (5, 12, 40)},
+    "seed with blocks that wait": lambda: seed(1100, 9),
     "seed with many blocks": lambda: seed(1100, 9, (MANY_BLOCKS,)),
     **{
         f"orthonormalize {width} {rotate}": functools.partial(orthonormalize, width, rotate)

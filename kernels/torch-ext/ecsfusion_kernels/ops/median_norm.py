@@ -14,7 +14,7 @@ __all__ = ["median_norm"]
 
 MAX_NUMBERS = 1 << 14
 """Each is compared with all: more of them are sooner sorted."""
-CONSTANTS = {"OWN": 64, "BLOCK": 64}
+CONSTANTS = {"OWN": 32, "BLOCK": 64}
 
 
 @jit(do_not_specialize=["num_values", "num_blocks"])
@@ -26,7 +26,8 @@ def _median_norm(
     norms_ptr += problem * num_values
     place = block * OWN + tl.arange(0, OWN)
     own = tl.load(norms_ptr + place, place < num_values, other=0.0)
-    rank = tl.zeros((OWN,), tl.int32)
+    # Summed after the loop: a sum is for threads what many comparisons are.
+    found = tl.zeros((OWN, BLOCK), tl.int32)
     counts = tl.zeros((BLOCK,), tl.int32)
     for first in range(0, num_values, BLOCK):
         other_place = first + tl.arange(0, BLOCK)
@@ -36,7 +37,8 @@ def _median_norm(
         counts += counted.to(tl.int32)
         ties = (other[None, :] == own[:, None]) & (other_place[None, :] < place[:, None])
         before = counted[None, :] & ((other[None, :] < own[:, None]) | ties)
-        rank += tl.sum(before.to(tl.int32), 1)
+        found += before.to(tl.int32)
+    rank = tl.sum(found, 1)
     middle = (tl.sum(counts, 0) - 1) // 2
     tl.store(median_ptr + problem + place * 0, own, (own > 0) & (rank == middle))
     # None is positive.

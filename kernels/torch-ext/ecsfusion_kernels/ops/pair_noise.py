@@ -31,17 +31,17 @@ def _pair_noise(
     """The mean information of the replicates, times the freedom of the table in shares of theirs."""
     pair = tl.program_id(0)
     sums_ptr += pair * (num_replicates + 1) * NUMBERS
-    own = tl.load(sums_ptr + 10) - tl.load(sums_ptr + 7) - tl.load(sums_ptr + 8) + 1.0
+    own = tl.load(sums_ptr + 12) - tl.load(sums_ptr + 8) - tl.load(sums_ptr + 9) + 1.0
     bits, freedom = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for first in range(1, num_replicates + 1, BLOCK):
         number = first + tl.arange(0, BLOCK)
         there = number <= num_replicates
         place = sums_ptr + number * NUMBERS
-        nats = tl.load(place + 3, there, other=0.0)
-        nats -= tl.load(place, there, other=0.0) + tl.load(place + 1, there, other=0.0)
+        nats = tl.load(place + 5, there, other=0.0)
+        nats -= tl.load(place + 1, there, other=0.0) + tl.load(place + 2, there, other=0.0)
         bits += tl.maximum(nats / LN2, 0.0)
-        left = tl.load(place + 10, there, other=0.0) - tl.load(place + 7, there, other=0.0)
-        left -= tl.load(place + 8, there, other=0.0)
+        left = tl.load(place + 12, there, other=0.0) - tl.load(place + 8, there, other=0.0)
+        left -= tl.load(place + 9, there, other=0.0)
         freedom += tl.where(there, left + 1.0, 0.0)
     # Of one number, so that the functions of it are those of tensors.
     mean = tl.zeros((1,), tl.float64) + tl.sum(freedom, 0) / num_replicates
@@ -79,7 +79,7 @@ def pair_noise(sums: Tensor) -> Tensor:
     in proportion to the degrees of freedom, as in the Miller-Madow term: occupied cells - rows - columns + 1.
 
     Args:
-        sums: (P, 1 + R, 15) float64, `table_sums` of P tables (K, 1, C) of counts, each before its R replicates.
+        sums: (P, 1 + R, 15) float64, `table_sums` of P tables (K1, K2, 1) of counts, each before its R replicates.
 
     Returns:
         (P,) float64, in bits.

@@ -15,8 +15,8 @@ def pair_noise(sums: Tensor) -> Tensor:
 
 
 def pair_bits(sums: Tensor) -> Tensor:
-    """Plug-in I(X; Y) in bits of pair tables, (...), from their `table_sums` (..., 15)."""
-    return ((sums[..., 3] - sums[..., 0] - sums[..., 1]) / LN2).clamp_min(0.0)
+    """Plug-in I(X1; X2) in bits of pair tables (K1, K2, 1), (...), from their `table_sums` (..., 15)."""
+    return ((sums[..., 5] - sums[..., 1] - sums[..., 2]) / LN2).clamp_min(0.0)
 
 
 def _freedom_left(sums: Tensor) -> Tensor:
@@ -24,5 +24,5 @@ def _freedom_left(sums: Tensor) -> Tensor:
 
     The degrees of freedom are occupied cells - rows - columns + 1.
     """
-    freedom = sums[..., 10] - sums[..., 7] - sums[..., 8] + 1
+    freedom = sums[..., 12] - sums[..., 8] - sums[..., 9] + 1
     return (freedom[:, 0] / freedom[:, 1:].mean(-1).clamp_min(MIN_FREEDOM)).clamp(0.0, 1.0)
