@@ -322,7 +322,7 @@ def start_centers(points: Tensor, num_clusters: int, random_seed: int) -> Tensor
 def _shares(points: Tensor, centers: Tensor, size: Tensor, width: Tensor) -> Tensor:
     """The shares (T, n, K) of points (T, n, q), for centers (T, K, q), sizes (T, K) and squared widths (T, q)."""
     scaled = centers / width.clamp_min(TINY).unsqueeze(1)
-    bias = size.log() - 0.5 * (centers * scaled).sum(-1)
+    bias = torch.sub(size.log(), (centers * scaled).sum(-1), alpha=0.5)
     # Clusters before rows: a softmax over a few clusters is then one of long vectors.
     return torch.softmax(torch.baddbmm(bias.unsqueeze(2), scaled, points.mT), 1).mT
 
