@@ -1,7 +1,10 @@
 """What the launchers ask of Triton, without a launch: grids that a GPU takes, and compilations that are checked."""
 
 import functools
+import math
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,8 +44,12 @@ from ecsfusion.pid import clusters
 from ecsfusion.pid.head_posteriors import head_pids
 from ecsfusion.pid.options import EstimatorOptions
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
 if language.triton is None:
     pytest.skip("Triton exists for Linux only", allow_module_level=True)
+
+from launches_with_values import launches_with_values
 
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
 MANY = 70_000
@@ -187,6 +194,37 @@ def test_conversions_inside_a_launcher_are_counted():
     table = of(2, 9, dtype=torch.float32)
     names = [launch.name for launch in launches_of(poisson.poisson, table, 3, 0)]
     assert names == ["torch._to_copy", "_poisson"]
+
+
+def test_launches_of_a_call_that_reads_values():
+    """What the host reads is there, and ops of the kernel package are what their launchers start."""
+    seen = []
+
+    def estimate(rows):
+        doubled = rows * 2
+        doubled += torch.tensor([1.0], device=rows.device)
+        seen.append(doubled.device.type)
+        if bool(doubled.sum() > 10):
+            doubled = doubled.exp()
+        seen.append(doubled[0, 0].item())
+        labels = nearest.nearest(doubled[None], torch.ones(1, 2, 3, device=rows.device))[0]
+        seen.append(labels.cpu().tolist())
+        torch.arange(3, device="cpu").exp()
+
+    found = launches_with_values(estimate, torch.full((4, 3), 2.0))
+    assert seen == ["meta", pytest.approx(math.exp(5)), [[0] * 4]]
+    names = [
+        "mul",
+        "tensor",
+        "add_",
+        "sum",
+        "gt",
+        "_local_scalar_dense",
+        "exp",
+        "_local_scalar_dense",
+        "ones",
+    ]
+    assert [launch.name for launch in found] == [*(f"torch.{n}" for n in names), "_assign", "torch._to_copy"]
 
 
 def matched(classes, problems):
