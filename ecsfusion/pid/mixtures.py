@@ -295,9 +295,9 @@ def soft_clusters(points: Sequence[Tensor], num_clusters: int, random_seed: int)
     """The share of each row in K clusters, (N, T, K), of each of some points (N, T, q).
 
     The clusters are Gaussians of one shape, with one width for each coordinate, fitted by expectation maximization.
-    Points of as many coordinates are fitted together.
+    Points of one shape are fitted together.
     """
-    if len({part.shape[2] for part in points}) > 1:
+    if len({part.shape for part in points}) > 1:
         return [share for part in points for share in soft_clusters([part], num_clusters, random_seed)]
     step = max(1, -(-len(points[0]) // MAX_CLUSTERED_ROWS))
     samples = [part[::step].transpose(0, 1).contiguous() for part in points]
