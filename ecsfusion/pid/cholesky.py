@@ -69,11 +69,9 @@ def inverted(factor: Tensor) -> Tensor:
     doublings = max(0, (columns - 1).bit_length() - LARGEST_BLOCK.bit_length() + 1)
     block = -(-columns // 2**doublings)
     size = block * 2**doublings
-    whole = factor
-    if size > columns:
-        # A multiple of the blocks: with ones on the diagonal the added columns stay apart.
-        whole = torch.eye(size, dtype=factor.dtype, device=factor.device).expand(*batch, -1, -1).clone()
-        whole[..., :columns, :columns] = factor
+    # A multiple of the blocks: with ones on the diagonal the added columns stay apart.
+    whole = torch.eye(size, dtype=factor.dtype, device=factor.device).expand(*batch, -1, -1).clone()
+    whole[..., :columns, :columns] = factor
     blocks = _diagonal_blocks(whole, block)
     one = torch.eye(block, dtype=factor.dtype, device=factor.device)
     found = torch.linalg.solve_triangular(blocks, one.expand_as(blocks), upper=False)
