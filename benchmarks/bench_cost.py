@@ -34,7 +34,8 @@ def probe(N: int, D: int, d: int, K: int, C: int) -> list[Launch]:
     labels = torch.empty(N, dtype=torch.int64, device="meta")
     options = EstimatorOptions("clusters", K, d, True, 32, 0, 1e-3, 0)
     # Without the checks of `pid_tensors`, which refuse tensors without values.
-    return launches(clusters._count_and_estimate, rows, labels, K, C, options)
+    given = (*rows.values(), labels, tuple(rows), K, C, options)
+    return launches(lambda: clusters.estimate_of(clusters._observe_embeddings(*given), options))
 
 
 def rows_of(measured: dict[tuple[str, str, str], float]) -> list[dict[str, Any]]:

@@ -133,11 +133,12 @@ def test_integers_are_computed_as_the_device_computes_them(opcode, values, resul
 
 
 def test_project_moves_the_rows_once():
-    [split, main] = launches(project, of(100_000, 768, dtype=torch.bfloat16), of(768, 8), of(8), of())
+    rows, radius = of(100_000, 768, dtype=torch.bfloat16), of(dtype=torch.float64)
+    [split, main] = launches(project, rows, of(768, 8), of(8), radius)
     rows, out, packed = 100_000 * 768 * 2, 100_000 * 8 * 4, 768 * 32 * 2
     assert (split.name, main.name) == ("_split", "_project")
     # Two vectors of 8 and the radius.
-    assert main.bytes == rows + out + packed + 2 * 8 * 4 + 4
+    assert main.bytes == rows + out + packed + 2 * 8 * 4 + 8
 
 
 def test_shared_rows_and_views_of_one_memory_are_moved_once():
@@ -215,7 +216,7 @@ def test_the_probe_of_the_model_starts_the_kernels_of_the_library():
     rows = {name: of(20_000, 96, dtype=torch.bfloat16) for name in "ab"}
     options = EstimatorOptions("clusters", 20, 8, True, 32, 0, 1e-3, 0)
     labels = of(20_000, dtype=torch.int64)
-    real = launches(clusters._count_and_estimate, rows, labels, 20, 10, options)
+    real = launches(clusters._observe_embeddings, *rows.values(), labels, tuple(rows), 20, 10, options)
     kernels = Counter((launch.name, launch.blocks) for launch in real if launch.kernel)
     assert (
         Counter((launch.name, launch.blocks) for launch in cost_cases.COUNTED["probe kernels"](**shape))

@@ -1,7 +1,10 @@
 """What the launchers ask of Triton, without a launch: grids that a GPU takes, and compilations that are checked."""
 
 import functools
+import math
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,16 +13,21 @@ from ecsfusion_kernels.launches import launches as launches_of
 from ecsfusion_kernels.ops import (
     broja,
     cluster_tables,
+    dirichlet_information,
     gather_posteriors,
     group_squares,
     groups_of_rows,
     hash_rows,
     histogram,
     kmeans,
+    label_model,
     lloyd_centers,
     loglinear,
     match_prior,
+    median_norm,
     nearest,
+    pair_noise,
+    pair_tables,
     pointwise_union,
     poisson,
     pool_posteriors,
@@ -27,13 +35,21 @@ from ecsfusion_kernels.ops import (
     principal,
     random,
     row_information,
+    scaled_rows,
     seed,
+    table_sums,
 )
 
+from ecsfusion.pid import clusters
 from ecsfusion.pid.head_posteriors import head_pids
+from ecsfusion.pid.options import EstimatorOptions
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 if language.triton is None:
     pytest.skip("Triton exists for Linux only", allow_module_level=True)
+
+from launches_with_values import launches_with_values
 
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
 MANY = 70_000
@@ -92,6 +108,15 @@ LARGE = {
     ),
     "cluster_tables": lambda: cluster_tables._launch_cluster_tables(of(MANY, 64, 32).double()),
     "groups_of_rows": lambda: groups_of_rows._launch_groups_of_rows(whole(2**30), whole(2**30)),
+    "median_norm": lambda: median_norm._launch_median_norm(of(MANY, 9000).double()),
+    "pair_noise": lambda: pair_noise._launch_pair_noise(of(MANY, 3, 15).double()),
+    "scaled_rows": lambda: scaled_rows._launch_scaled_rows(of(2**30, 64), of(2**30).double(), of().double()),
+    "table_sums": lambda: table_sums._launch_table_sums(of(MANY, 3, 4, 2).double()),
+    "pair_tables": lambda: pair_tables._launch_pair_tables(of(3, 4, 2).double(), MANY),
+    "label_model": lambda: label_model._launch_label_model(of(MANY, 3, 4, 2).double(), of(2).double(), 3),
+    "dirichlet_information": lambda: dirichlet_information._launch_dirichlet_information(
+        of(MANY, 900, 2).double(), of(MANY, 900, 2).double(), of(13).double()
+    ),
     "pool_weights": lambda: pool_weights._launch_pool_weights(
         of(MANY, 2, 9, 3), whole(9), of(3), None, None, 4096, 3
     ),
@@ -131,6 +156,75 @@ def test_a_probe_by_heads_is_few_launches():
         "_group_squares": 1,
     }
     assert len(found) <= 80
+
+
+def test_a_probe_by_clusters_is_few_launches():
+    """Two modalities, 32 permutation and 50 bootstrap replicates; all tables are solved together."""
+    named = {name: of(20_000, 768, dtype=torch.bfloat16) for name in "ab"}
+    options = EstimatorOptions("clusters", 20, 8, True, permutations=32, bootstrap=50)
+    found = launches_of(clusters._estimate, named, whole(20_000), whole(8192), 20, 10, options)
+    kernels = Counter(launch.name for launch in found if launch.kernel is not None)
+    assert kernels == {
+        "_median_norm": 1,
+        "_scaled_rows": 2,
+        "_directions": 1,
+        "_split": 4,
+        "_project": 4,
+        "_seed": 1,
+        "_lloyd_centers": 1,
+        "_assign": 1,
+        "_histogram": 1,
+        "_pair_tables": 1,
+        "_pair_noise": 1,
+        "_poisson": 3,
+        "_table_sums": 3,
+        "_shrink_pairs": 2,
+        "_loglinear": 2,
+        "_labels_given": 2,
+        "_dirichlet_information": 1,
+        "_marginals": 1,
+        "_broja": 1,
+        "_certify": 1,
+    }
+    assert len(found) <= 80
+
+
+def test_conversions_inside_a_launcher_are_counted():
+    """They are copies, which PyTorch hands over under another name there."""
+    table = of(2, 9, dtype=torch.float32)
+    names = [launch.name for launch in launches_of(poisson.poisson, table, 3, 0)]
+    assert names == ["torch._to_copy", "_poisson"]
+
+
+def test_launches_of_a_call_that_reads_values():
+    """What the host reads is there, and ops of the kernel package are what their launchers start."""
+    seen = []
+
+    def estimate(rows):
+        doubled = rows * 2
+        doubled += torch.tensor([1.0], device=rows.device)
+        seen.append(doubled.device.type)
+        if bool(doubled.sum() > 10):
+            doubled = doubled.exp()
+        seen.append(doubled[0, 0].item())
+        labels = nearest.nearest(doubled[None], torch.ones(1, 2, 3, device=rows.device))[0]
+        seen.append(labels.cpu().tolist())
+        torch.arange(3, device="cpu").exp()
+
+    found = launches_with_values(estimate, torch.full((4, 3), 2.0))
+    assert seen == ["meta", pytest.approx(math.exp(5)), [[0] * 4]]
+    names = [
+        "mul",
+        "tensor",
+        "add_",
+        "sum",
+        "gt",
+        "_local_scalar_dense",
+        "exp",
+        "_local_scalar_dense",
+        "ones",
+    ]
+    assert [launch.name for launch in found] == [*(f"torch.{n}" for n in names), "_assign", "torch._to_copy"]
 
 
 def matched(classes, problems):
@@ -254,6 +348,19 @@ GIVEN = {
         to(points(3).double()), to(torch.arange(70) % 3), to(of(3, dtype=torch.float64, device="cpu"))
     ),
     "cluster_tables": lambda to: cluster_tables.cluster_tables(to(points(3)[:, :20].double())),
+    "median_norm": lambda to: median_norm.median_norm(to(points(3)[..., 0].double())),
+    "pair_noise": lambda to: pair_noise.pair_noise(to(points(15).double())),
+    "scaled_rows": lambda to: scaled_rows.scaled_rows(
+        to(points(3)[0]), to(points(3)[0, :, 0].double()), to(of(dtype=torch.float64, device="cpu"))
+    ),
+    "table_sums": lambda to: table_sums.table_sums(to(points(3)[:, :20].double())),
+    "pair_tables": lambda to: pair_tables.pair_tables(to(points(3)[:, :30].double()), 9),
+    "label_model": lambda to: label_model.label_model(
+        to(points(3)[None, :, :30].double()), to(of(2, dtype=torch.float64, device="cpu")), 1
+    ),
+    "dirichlet_information": lambda to: dirichlet_information.dirichlet_information(
+        to(points(3).double()), to(points(3).double()), to(of(2, dtype=torch.float64, device="cpu"))
+    ),
     "lloyd_centers": lambda to: lloyd_centers.lloyd_centers(to(points(8)), to(points(8)[:, :5]), 2),
     "lloyd": lambda to: kmeans.lloyd(to(points(8)), to(points(8)[:, :5]), max_iterations=2),
 }

@@ -110,6 +110,16 @@ CALLS = {
     ),
     "match_prior": lambda: reference.match_prior(POSTERIORS, POSTERIORS[0, 0]),
     "lloyd_centers": lambda: reference.lloyd_centers(POINTS, CENTERS),
+    "lloyd_inertia": lambda: reference.lloyd_inertia(POINTS, CENTERS),
+    "median_norm": lambda: reference.median_norm(TABLES.flatten(1)),
+    "pair_noise": lambda: reference.pair_noise(TABLES.flatten()[:135].view(3, 3, 15)),
+    "scaled_rows": lambda: reference.scaled_rows(POINTS[0, :9], TABLES.flatten()[:9], TABLES.flatten()[0]),
+    "table_sums": lambda: reference.table_sums(TABLES),
+    "pair_tables": lambda: reference.pair_tables(50 * TABLES[0], 50),
+    "label_model": lambda: reference.label_model(50 * TABLES, TABLES[0, 0, 0, :2], 3),
+    "dirichlet_information": lambda: reference.dirichlet_information(
+        50 * TABLES.flatten(1, 2), TABLES.flatten(1, 2), TABLES[0, 0, 0]
+    ),
     "pointwise_union": lambda: reference.pointwise_union(
         POSTERIORS, LABELS.expand(2, -1), POSTERIORS[:1, :3], POSTERIORS[1:, :3], POSTERIORS[0, 0], LABELS
     ),

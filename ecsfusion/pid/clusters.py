@@ -13,23 +13,25 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from ecsfusion_kernels import histogram
+from ecsfusion_kernels import histogram, table_sums
 from ecsfusion_kernels.ops.broja import MIN_TOLERANCE
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ecsfusion.pid.checks import check_positive
-from ecsfusion.pid.correction import Information, correct
+from ecsfusion.pid.copies import tree_moved
+from ecsfusion.pid.correction import Information, Nulls, correct, draw_nulls
 from ecsfusion.pid.decomposition import (
     LN2,
     PID,
     Decomposition,
+    SolvedTables,
     checked_names,
-    decompose_tensors,
+    decomposition_of,
     entropy,
     normalized_table,
+    solve_tables,
 )
-from ecsfusion.pid.discretize import ModalityPairs, pair_names
+from ecsfusion.pid.discretize import ModalityPairs, kept_sample, pair_names
 from ecsfusion.pid.inputs import (
     check_cells,
     check_classes,
@@ -55,18 +57,9 @@ def estimate_pairs(
     first = next(iter(named.values()))
     num_clusters = clusters_for(options, targets, num_classes)
     check_cells(num_clusters, num_clusters, num_classes)
-    runs_on_device = (
-        options.components(num_classes) <= MAX_COMPONENTS_ON_DEVICE and options.tolerance >= MIN_TOLERANCE
-    )
-    estimated = replayed(
-        _of_embeddings,
-        [*named.values(), targets],
-        (tuple(named), num_clusters, num_classes, options),
-        MAX_REPLAYED_VALUES if runs_on_device else 0,
-    )
-    # What is replayed writes these values anew in the next call.
-    estimated = tree_map(lambda part: part if part is None else part.clone(), estimated)
-    counted, enough = torch.stack([estimated.counted, estimated.enough]).tolist()
+    sampled = kept_sample(len(first), options.seed, first.device)
+    estimated = _estimate(named, targets, sampled, num_clusters, num_classes, options)
+    counted, enough = estimated.counted.tolist(), estimated.enough.tolist()
     if min(counted) < len(first):
         check_classes(targets, num_classes)
         check_finite(named)
@@ -98,6 +91,43 @@ class PIDTensors(NamedTuple):
     outside 0 .. C - 1. These are in no cell, so the table must not be used."""
     enough: Tensor
     """(T,): the samples that `enough_samples` asks for."""
+
+
+class Observed(NamedTuple):
+    """All that the estimate of T tables follows from, by operations on a few numbers of each; float64."""
+
+    tables: SolvedTables
+    """(T, ...)."""
+    nulls: Nulls
+    """(T, ...)."""
+    replicates: SolvedTables | None
+    """(R, T, ...), by bootstrap; None where none were drawn."""
+
+
+def _estimate(
+    named: dict[str, Tensor],
+    targets: Tensor,
+    sampled: Tensor | None,
+    num_clusters: int,
+    num_classes: int,
+    options: EstimatorOptions,
+) -> PIDTensors:
+    """The estimate, whose `counted` and `enough` are on the host; the rest is on the device of the embeddings.
+
+    The host waits once, for what is observed of the tables, and does the algebra of a few numbers itself.
+    """
+    runs_on_device = (
+        options.components(num_classes) <= MAX_COMPONENTS_ON_DEVICE and options.tolerance >= MIN_TOLERANCE
+    )
+    observed = replayed(
+        _observe_embeddings,
+        [*named.values(), targets, *([] if sampled is None else [sampled])],
+        (tuple(named), num_clusters, num_classes, options),
+        MAX_REPLAYED_VALUES if runs_on_device else 0,
+    )
+    estimated = estimate_of(tree_moved(observed, "cpu"), options)
+    corrected, plugin = tree_moved((estimated.corrected, estimated.plugin), targets.device)
+    return PIDTensors(corrected, plugin, estimated.counted, estimated.enough)
 
 
 def pid_tensors(
@@ -149,34 +179,29 @@ def pid_tensors(
         embeddings = named_modalities(embeddings)
         first_rows = next(iter(embeddings.values()))
         labels = class_labels(labels, len(first_rows), first_rows.device, None)
-    return _count_and_estimate(embeddings, labels, num_clusters, num_classes, options)
+    given = (*embeddings.values(), labels, tuple(embeddings), num_clusters, num_classes, options)
+    return estimate_of(_observe_embeddings(*given), options)
 
 
-def _of_embeddings(*given: Any) -> PIDTensors:
-    """`_count_and_estimate` of embeddings and labels, and then of the names of the former and the other arguments."""
-    *embeddings, labels, names, num_clusters, num_classes, options = given
-    return _count_and_estimate(
-        dict(zip(names, embeddings, strict=True)), labels, num_clusters, num_classes, options
-    )
+def _observe_embeddings(*given: Any) -> Observed:
+    """What the clusters of embeddings show.
 
-
-def _count_and_estimate(
-    embeddings: Mapping[str, Tensor],
-    labels: Tensor,
-    num_clusters: int,
-    num_classes: int,
-    options: EstimatorOptions,
-) -> PIDTensors:
-    """The arithmetic of `pid_tensors`, without checks."""
+    Args:
+        given: the embeddings of each modality; labels; the rows of `kept_sample`, if there are any; the names of the
+            modalities, the numbers of clusters and classes, and the options.
+    """
+    *tensors, names, num_clusters, num_classes, options = given
+    embeddings = dict(zip(names, tensors, strict=False))
+    labels, *sampled = tensors[len(names) :]
     components = options.components(num_classes)
-    pairs = ModalityPairs.fit(embeddings, num_clusters, components, options.seed)
+    pairs = ModalityPairs.fit(embeddings, num_clusters, components, options.seed, *sampled)
     first, second = pairs.assign(embeddings)
     sizes = (num_clusters, num_clusters, num_classes)
     # (L, N)
     by_label = labels.reshape(len(labels), -1).mT
     counts = histogram(first.unsqueeze(1), second.unsqueeze(1), by_label, *sizes)
     num_samples = [len(labels)] * (len(counts) * len(by_label))
-    return estimate_tensors(counts.flatten(0, 1), num_samples, options)
+    return observe(counts.flatten(0, 1), num_samples, options)
 
 
 def estimate(
@@ -221,10 +246,38 @@ def estimate_tensors(counts: Tensor, num_samples: Sequence[int], options: Estima
         num_samples: T numbers, the samples of each table.
         options: how the values are estimated.
     """
+    return estimate_of(observe(counts, num_samples, options), options)
+
+
+def observe(counts: Tensor, num_samples: Sequence[int], options: EstimatorOptions) -> Observed:
+    """Solve tables and draw what is to be compared with them; the arguments are those of `estimate_tensors`."""
     counts = counts.double()
-    plugin = _solve(counts, options.tolerance)
-    each = zip(counts, num_samples, plugin.mutual_information, plugin.redundancy, strict=True)
-    corrected = [correct(*table, options.num_permutations, options.seed) for table in each]
+    each = list(zip(counts, num_samples, strict=True))
+    drawn = [draw_nulls(table, n, options.num_permutations, options.seed) for table, n in each]
+    nulls = Nulls(*(torch.stack(parts) for parts in zip(*drawn, strict=True)))
+    if not (options.num_replicates and options.correction):
+        return Observed(_solve(counts, options.tolerance), nulls, None)
+    replicates = [resample(table, n, options.num_replicates, options.seed + 2) for table, n in each]
+    if counts.device.type == "cpu":
+        # There a single table is solved by code of its own.
+        solved = (_solve(tables, options.tolerance) for tables in (counts, torch.stack(replicates, 1)))
+        return Observed(next(solved), nulls, next(solved))
+    # By one launch: a table has a program to itself.
+    together = _solve(
+        torch.cat([counts.unsqueeze(0), torch.stack(replicates, 1)]).flatten(0, 1), options.tolerance
+    )
+    parts = [part.unflatten(0, (-1, len(counts))) for part in together]
+    return Observed(
+        SolvedTables(*(part[0] for part in parts)), nulls, SolvedTables(*(part[1:] for part in parts))
+    )
+
+
+def estimate_of(observed: Observed, options: EstimatorOptions) -> PIDTensors:
+    """The estimate of T tables: operations on a few numbers of each."""
+    plugin = decomposition_of(observed.tables)
+    nulls = (Nulls(*parts) for parts in zip(*observed.nulls, strict=True))
+    each = zip(nulls, plugin.mutual_information, plugin.redundancy, strict=True)
+    corrected = [correct(*table) for table in each]
     information = Information(*(torch.stack(values) for values in zip(*corrected, strict=True)))
 
     union = information.single.sum(-1) - information.redundancy
@@ -251,13 +304,10 @@ def estimate_tensors(counts: Tensor, num_samples: Sequence[int], options: Estima
         unique_floor=noise,
         synergy_floor=2 * information.joint_noise,
     )
-    if options.num_replicates and options.correction:
-        replicates = [
-            resample(table, n, options.num_replicates, options.seed + 2)
-            for table, n in zip(counts, num_samples, strict=True)
-        ]
-        pid = _with_intervals(pid, information, _solve(torch.stack(replicates, 1), options.tolerance))
-    return PIDTensors(pid, plugin, counts.sum((1, 2, 3)), _enough_samples(counts))
+    if observed.replicates is not None:
+        pid = _with_intervals(pid, information, decomposition_of(observed.replicates))
+    sums = observed.tables.sums
+    return PIDTensors(pid, plugin, sums[:, -1], _enough_samples(sums))
 
 
 def split_by_pair(pids: PID, pairs: Sequence[tuple[str, str]], seconds: float) -> dict[str, PID]:
@@ -290,15 +340,13 @@ def enough_samples(counts: Tensor) -> int:
     It is K1 K2 (C - 1) / (H ln 2) for the occupied clusters and classes of a table (K1, K2, C), because the
     first-order bias of I(X1, X2; Y) is the degrees of freedom over 2 N ln 2.
     """
-    return int(_enough_samples(counts.double()))
+    return int(_enough_samples(table_sums(counts.double())[2]))
 
 
-def _enough_samples(counts: Tensor) -> Tensor:
-    """`enough_samples` of float64 counts (..., K1, K2, C): (...) float64."""
-    rows, columns = counts.sum((-2, -1)), counts.sum((-3, -1))
-    frequency = counts.sum((-3, -2))
-    bits = entropy(frequency / frequency.sum(-1, keepdim=True).clamp_min(1.0), 1)
-    rows, columns, classes = (part.count_nonzero(-1) for part in (rows, columns, frequency))
+def _enough_samples(sums: Tensor) -> Tensor:
+    """`enough_samples` of tables, (...) float64, from their `table_sums` (..., 15)."""
+    bits = sums[..., 0] / -LN2
+    classes, rows, columns = sums[..., 7:10].unbind(-1)
     enough = torch.ceil(rows * columns * (classes - 1) / (bits * LN2))
     return torch.where(classes < 2, 0.0, enough)
 
@@ -333,10 +381,9 @@ def _with_intervals(pid: Decomposition, information: Information, spread: Decomp
     return Decomposition(**pid._asdict() | intervals)
 
 
-def _solve(counts: Tensor, tolerance: float) -> Decomposition:
+def _solve(counts: Tensor, tolerance: float) -> SolvedTables:
     # A table that stops at the limit keeps a wider certified gap, which the intervals include.
-    table = counts / counts.sum((-3, -2, -1), keepdim=True).clamp_min(1.0)
-    return decompose_tensors(table, tolerance, MAX_ITERATIONS)
+    return solve_tables(counts, tolerance, MAX_ITERATIONS)
 
 
 def _as_pid(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ecsfusion_kernels import broja
+from ecsfusion_kernels import broja, table_sums
 from ecsfusion_kernels.reference.broja import LN2
 from numpy.typing import NDArray
 from torch import Tensor
@@ -318,16 +318,35 @@ def decompose_tensors(table: Tensor, tolerance: float, max_iterations: int) -> D
     Where the solver runs as a kernel the host reads nothing.
 
     Args:
-        table: (..., K1, K2, C) float64, each table of sum 1.
+        table: (..., K1, K2, C) float64, not negative; each is divided by its sum.
         tolerance: as in `decompose`.
         max_iterations: as in `decompose`.
     """
-    p1y, p2y = table.sum(-2), table.sum(-3)
-    marginals = (p1y.sum(-2), p1y.sum(-1), p2y.sum(-1), p1y, p2y, table.sum(-1), table)
-    batch = table.ndim - 3
-    label, x1, x2, x1y, x2y, x1x2, whole = torch.stack([_nats(p.flatten(batch)) for p in marginals]) / -LN2
-    single = torch.stack([label + x1 - x1y, label + x2 - x2y], -1).clamp_min(0.0)
+    return decomposition_of(solve_tables(table, tolerance, max_iterations))
+
+
+class SolvedTables(NamedTuple):
+    """All that the decomposition of tables (...) follows from; float64."""
+
+    sums: Tensor
+    """(..., 15): those of `table_sums`."""
+    conditional_entropy: Tensor
+    """(...): a certified lower bound of the largest H_Q(Y | X1, X2), in bits."""
+    gap: Tensor
+    """(...): the certified width of it."""
+
+
+def solve_tables(table: Tensor, tolerance: float, max_iterations: int) -> SolvedTables:
+    """The entropies of tables and the solver's bounds; the arguments are those of `decompose_tensors`."""
+    p1y, p2y, sums = table_sums(table)
     solution = broja(p1y, p2y, tolerance=tolerance, max_iterations=max_iterations)
+    return SolvedTables(sums, solution.conditional_entropy, solution.gap)
+
+
+def decomposition_of(solution: SolvedTables) -> Decomposition:
+    """The atoms of solved tables: some operations on a few numbers of each."""
+    label, x1, x2, x1y, x2y, x1x2, whole = (solution.sums[..., :7] / -LN2).unbind(-1)
+    single = torch.stack([label + x1 - x1y, label + x2 - x2y], -1).clamp_min(0.0)
 
     # I_Q lies in [union - gap, union]; R, S >= 0 and U1, U2 >= 0 bound it as well, so no atom is below zero.
     larger, both = single.amax(-1), single.sum(-1)

@@ -5,12 +5,22 @@ held-out ones or the chunks of a stream. Modalities are fitted together: their r
 problems. On a GPU the host reads nothing.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import torch
-from ecsfusion_kernels import lloyd, nearest, project, scale_rows, seed, uniform
+from ecsfusion_kernels import (
+    lloyd_inertia,
+    median_norm,
+    nearest,
+    project,
+    scale_rows,
+    scaled_rows,
+    seed,
+    uniform,
+)
 from ecsfusion_kernels import principal_directions as leading_directions
 from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
@@ -86,10 +96,15 @@ class ModalityPairs(NamedTuple):
 
     @classmethod
     def fit(
-        cls, embeddings: Mapping[str, Tensor], num_clusters: int, num_components: int, random_seed: int
+        cls,
+        embeddings: Mapping[str, Tensor],
+        num_clusters: int,
+        num_components: int,
+        random_seed: int,
+        sampled: Tensor | None = None,
     ) -> "ModalityPairs":
-        """Fit to embeddings (N, D_m) by modality name; the arguments are those of `Discretizer.fit`."""
-        options = (num_clusters, num_components, random_seed)
+        """Fit to embeddings (N, D_m) by modality name; the arguments are those of `fit_together`."""
+        options = (num_clusters, num_components, random_seed, sampled)
         names = list(embeddings)
         modalities = dict(zip(names, fit_together(list(embeddings.values()), *options), strict=True))
         partial = cls(modalities, {})
@@ -130,13 +145,21 @@ def pair_names(names: Sequence[str]) -> list[tuple[str, str]]:
 
 @in_full_precision
 def fit_together(
-    embeddings: Sequence[Tensor], num_clusters: int, num_components: int, random_seed: int
+    embeddings: Sequence[Tensor],
+    num_clusters: int,
+    num_components: int,
+    random_seed: int,
+    sampled: Tensor | None = None,
 ) -> list[Discretizer]:
-    """`Discretizer.fit` of several matrices (N, D_m) with the same N, in one batch of k-means problems."""
+    """`Discretizer.fit` of several matrices (N, D_m) with the same N, in one batch of k-means problems.
+
+    `sampled` are the rows that it is fitted to; those of `sample_rows` where it is None.
+    """
     num_rows = len(embeddings[0])
     if num_rows > MAX_ROWS:
-        chosen = sample_rows(num_rows, MAX_ROWS, random_seed, embeddings[0].device)
-        embeddings = [rows[chosen] for rows in embeddings]
+        if sampled is None:
+            sampled = sample_rows(num_rows, MAX_ROWS, random_seed, embeddings[0].device)
+        embeddings = [rows[sampled] for rows in embeddings]
     norms = torch.stack([torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) for rows in embeddings])
     radii = median_norm(norms)
     bases, offsets = _bases(embeddings, norms, radii, num_components)
@@ -146,10 +169,13 @@ def fit_together(
 
     # This copies the points once a restart: no strides repeat each of several matrices.
     problems = points.unsqueeze(1).expand(-1, RESTARTS, -1, -1).flatten(0, 1)
-    clustering = lloyd(problems, seed(problems, num_clusters, random_seed))
-    best = clustering.inertia.reshape(-1, RESTARTS).argmin(-1)
-    best = best + RESTARTS * torch.arange(len(best), device=best.device)
-    fitted = (radii, bases, offsets, clustering.centers[best], clustering.sizes[best])
+    clustering = lloyd_inertia(problems, seed(problems, num_clusters, random_seed))
+    best = clustering.inertia.reshape(-1, RESTARTS).argmin(-1, keepdim=True)
+    # Of the restarts of each matrix.
+    centers, sizes = (part.unflatten(0, (-1, RESTARTS)) for part in (clustering.centers, clustering.sizes))
+    centers = centers.gather(1, best[..., None, None].expand(-1, -1, *centers.shape[2:])).squeeze(1)
+    sizes = sizes.gather(1, best[..., None].expand(-1, -1, *sizes.shape[2:])).squeeze(1)
+    fitted = (radii, bases, offsets, centers, sizes)
     return [Discretizer(*(values[m] for values in fitted)) for m in range(len(embeddings))]
 
 
@@ -173,11 +199,10 @@ def _bases(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Principal directions (D_m, d) and the projected mean (d,) of each matrix, float32."""
     norms = norms[:, :MAX_PRINCIPAL_ROWS]
-    factors = torch.hypot(norms, radii.unsqueeze(-1)).reciprocal().unsqueeze(-1)
-    # The product in float64 is finite for every finite row. Other rows count as zeros here.
+    # Rows that are not finite count as zeros here.
     scaled = [
-        (rows[:MAX_PRINCIPAL_ROWS] * factor).float().nan_to_num(0.0, 0.0, 0.0)
-        for rows, factor in zip(embeddings, factors, strict=True)
+        scaled_rows(rows[:MAX_PRINCIPAL_ROWS], norm, radius)
+        for rows, norm, radius in zip(embeddings, norms, radii, strict=True)
     ]
     bases, offsets = [norms] * len(scaled), [norms] * len(scaled)
     for dimension in dict.fromkeys(rows.shape[1] for rows in scaled):
@@ -190,16 +215,6 @@ def _bases(
         for i, m in enumerate(members):
             bases[m], offsets[m] = basis[i], offset[i]
     return bases, offsets
-
-
-def median_norm(norms: Tensor) -> Tensor:
-    """The lower median of the positive numbers among `norms` (..., n), as (...); 1 where there is none."""
-    # False for NaN.
-    counted = norms > 0
-    ordered = torch.where(counted, norms, torch.inf).sort(-1).values
-    middle = (counted.sum(-1, keepdim=True) - 1) // 2
-    median = ordered.gather(-1, middle.clamp_min(0)).squeeze(-1)
-    return torch.where(middle.squeeze(-1) < 0, 1.0, median)
 
 
 def principal_directions(rows: Tensor, num_components: int) -> Tensor:
@@ -220,9 +235,7 @@ def principal_directions(rows: Tensor, num_components: int) -> Tensor:
         return torch.eye(dimension, num_components, dtype=rows.dtype, device=rows.device).expand(
             batch, -1, -1
         )
-    vectors = leading_directions(rows, num_components)
-    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
-    return torch.where(largest < 0, -vectors, vectors)
+    return leading_directions(rows, num_components)
 
 
 def sample_rows(
@@ -243,3 +256,22 @@ def sample_rows(
         smallest.append(key.topk(min(max_rows, len(key)), largest=False, sorted=False).values)
     keys = smallest[0] if len(smallest) == 1 else torch.cat(smallest).topk(max_rows, largest=False).values
     return (keys & ((1 << (63 - KEY_BITS)) - 1)).sort().values
+
+
+def kept_sample(num_rows: int, random_seed: int, device: torch.device) -> Tensor | None:
+    """The rows of `sample_rows` that clusters are fitted to, kept for the next call; None where these are all.
+
+    Not for a CUDA graph that is being captured, nor for a function that is traced: what is kept may be given up again.
+    """
+    if num_rows <= MAX_ROWS:
+        return None
+    # What one stream computes, another may not read yet.
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _kept_sample(num_rows, random_seed, device, stream)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_sample(num_rows: int, random_seed: int, device: torch.device, stream: int) -> Tensor:
+    # Made where gradients are off, it could not be used where they are on.
+    with torch.inference_mode(False):
+        return sample_rows(num_rows, MAX_ROWS, random_seed, device)

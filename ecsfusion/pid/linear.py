@@ -700,7 +700,8 @@ def _logistic_weights(
         else:
             # Classes before rows: a softmax over a few classes is then one of long vectors.
             logits = _sum_of_scores(sides, ahead, _with_centers(sides, ahead, offset_ahead + prior))
-            rest = torch.softmax(logits, 1).neg_().add_(told).mul_(member)
+            found = torch.softmax(logits, 1)
+            rest = torch.sub(told, found, out=found).mul_(member)
             rest_sum = rest.sum(2)
             flat = rest.flatten(0, 1)
             slopes = [

@@ -291,14 +291,19 @@ def discriminant_coordinates(side: LinearSums, factor: Tensor, number: int) -> T
     return side.scores(weights, -(side.center[:, None] @ weights)[:, 0])
 
 
-def soft_clusters(points: Tensor, num_clusters: int, random_seed: int) -> Tensor:
-    """The share of each row in K clusters, (N, T, K), of points (N, T, q).
+def soft_clusters(points: Sequence[Tensor], num_clusters: int, random_seed: int) -> list[Tensor]:
+    """The share of each row in K clusters, (N, T, K), of each of some points (N, T, q).
 
     The clusters are Gaussians of one shape, with one width for each coordinate, fitted by expectation maximization.
+    Points of one shape are fitted together.
     """
-    step = max(1, -(-len(points) // MAX_CLUSTERED_ROWS))
-    sample = points[::step].transpose(0, 1).contiguous()
-    centers = start_centers(sample, num_clusters, random_seed)
+    if len({part.shape for part in points}) > 1:
+        return [share for part in points for share in soft_clusters([part], num_clusters, random_seed)]
+    step = max(1, -(-len(points[0]) // MAX_CLUSTERED_ROWS))
+    samples = [part[::step].transpose(0, 1).contiguous() for part in points]
+    # From centers of its own: where they start depends on a place in a batch.
+    starts = [start_centers(sample, num_clusters, random_seed) for sample in samples]
+    sample, centers = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (samples, starts))
     size = torch.full_like(centers[..., 0], sample.shape[1] / num_clusters)
     moment = sample.square().mean(1)
     width = (moment / moment.sum(1, keepdim=True).clamp_min(TINY)) * nearest(sample, centers)[1].mean(1)[
@@ -309,7 +314,11 @@ def soft_clusters(points: Tensor, num_clusters: int, random_seed: int) -> Tensor
         size = share.sum(1).clamp_min(0.5)
         centers = (share.mT @ sample) / size.unsqueeze(-1)
         width = moment - (size.unsqueeze(-1) * centers.square()).sum(1) / sample.shape[1]
-    return _shares(points.transpose(0, 1), centers, size, width).transpose(0, 1)
+    fitted = zip(*(values.chunk(len(points)) for values in (centers, size, width)), strict=True)
+    return [
+        _shares(part.transpose(0, 1), *values).transpose(0, 1)
+        for part, values in zip(points, fitted, strict=True)
+    ]
 
 
 def start_centers(points: Tensor, num_clusters: int, random_seed: int) -> Tensor:
@@ -322,7 +331,7 @@ def start_centers(points: Tensor, num_clusters: int, random_seed: int) -> Tensor
 def _shares(points: Tensor, centers: Tensor, size: Tensor, width: Tensor) -> Tensor:
     """The shares (T, n, K) of points (T, n, q), for centers (T, K, q), sizes (T, K) and squared widths (T, q)."""
     scaled = centers / width.clamp_min(TINY).unsqueeze(1)
-    bias = size.log() - 0.5 * (centers * scaled).sum(-1)
+    bias = torch.sub(size.log(), (centers * scaled).sum(-1), alpha=0.5)
     # Clusters before rows: a softmax over a few clusters is then one of long vectors.
     return torch.softmax(torch.baddbmm(bias.unsqueeze(2), scaled, points.mT), 1).mT
 
@@ -511,7 +520,7 @@ def table_readouts(
             if chosen is None or chosen[place]:
                 points = search.coordinates() if points is None else points
                 if points:
-                    shares = [soft_clusters(part, number, random_seed) for part in points]
+                    shares = soft_clusters(points, number, random_seed)
                     readouts.append(table_readout(shares, sets, log_prior))
                     places.append(place)
             place += 1

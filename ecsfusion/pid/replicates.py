@@ -8,7 +8,7 @@ samples is an argument, so that the host need not read the table.
 """
 
 import torch
-from ecsfusion_kernels import histogram, poisson, uniform
+from ecsfusion_kernels import histogram, pair_tables, poisson, uniform
 from torch import Tensor
 
 MAX_ROWS = 16_384
@@ -32,31 +32,16 @@ def samples(table: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
     return cells // columns % rows, cells % columns, cells // (columns * rows)
 
 
-def pair_tables(table: Tensor) -> Tensor:
-    """The counts of (x1, y), (x2, y) and (x1, x2) in a table (K1, K2, C).
-
-    Returns:
-        (3, max(K1, K2), max(C, K2)) float64, padded with empty rows and columns to one size.
-    """
-    rows, columns, classes = table.shape
-    pairs = table.new_zeros(3, max(rows, columns), max(classes, columns), dtype=torch.float64)
-    pairs[0, :rows, :classes] = table.sum(1)
-    pairs[1, :columns, :classes] = table.sum(0)
-    pairs[2, :rows, :columns] = table.sum(2)
-    return pairs
-
-
 def shuffle_pairs(table: Tensor, num_samples: int, num_replicates: int, random_seed: int = 0) -> Tensor:
     """The pair tables of `table`, and replicates in which the two variables of a pair are independent.
 
     One variable is shuffled among the samples and the other is kept.
 
     Returns:
-        (3, 1 + replicates, ...) float64, with the observed `pair_tables` first.
+        (3, 1 + replicates, max(K1, K2), max(C, K2)) float64, with the observed `pair_tables` first.
     """
-    observed = pair_tables(table)
+    observed, expected = pair_tables(table.double(), num_samples)
     if num_samples > MAX_ROWS:
-        expected = observed.sum(2, keepdim=True) * (observed.sum(1, keepdim=True) / num_samples)
         drawn = poisson(expected, num_replicates, random_seed).transpose(0, 1)
     else:
         first, second, labels = samples(table, num_samples)
@@ -70,13 +55,15 @@ def shuffle_pairs(table: Tensor, num_samples: int, num_replicates: int, random_s
 
 
 def draw_labels(
-    table: Tensor, model: Tensor, num_samples: int, num_replicates: int, random_seed: int = 0
+    table: Tensor, expected: Tensor, num_samples: int, num_replicates: int, random_seed: int = 0
 ) -> Tensor:
-    """Replicates in which every sample keeps its pair (x1, x2) and draws its label from model(y | x1, x2).
+    """Replicates in which every sample keeps its pair (x1, x2) and draws its label.
 
     Args:
         table: (K1, K2, C) counts.
-        model: (K1, K2, C) probabilities, with positive mass for every pair that occurs in the table.
+        expected: (K1, K2, C) float64, to whose numbers the probabilities of the labels of a pair are proportional; with
+            positive mass for every pair that occurs in the table, and the expectations of the counts where there are
+            over `MAX_ROWS` samples.
         num_samples: the samples of the table.
         num_replicates: the number of tables to draw.
         random_seed: of the draw.
@@ -85,9 +72,9 @@ def draw_labels(
         Counts (replicates, K1, K2, C) float64.
     """
     rows, columns, classes = table.shape
-    conditional = model / model.sum(-1, keepdim=True).clamp_min(1e-300)
     if num_samples > MAX_ROWS:
-        return poisson(table.sum(-1, keepdim=True) * conditional, num_replicates, random_seed)
+        return poisson(expected, num_replicates, random_seed)
+    conditional = expected / expected.sum(-1, keepdim=True).clamp_min(1e-300)
     first, second, _ = samples(table, num_samples)
     cell = first * columns + second
     # The label is the smallest whose cumulative probability exceeds a uniform number. Adding its index to the

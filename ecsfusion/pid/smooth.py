@@ -98,10 +98,11 @@ class SmoothFit:
         told, share, prior = one_hot.T.contiguous(), share.T, log_prior[:, None]
         weights = ahead = columns.new_zeros(one_hot.shape[1], columns.shape[1])
         for step in range(1, STEPS + 1):
-            rest = torch.softmax(torch.addmm(prior, ahead, columns.T), 0).neg_().add_(told).mul_(share)
+            found = torch.softmax(torch.addmm(prior, ahead, columns.T), 0)
+            rest = torch.sub(told, found, out=found).mul_(share)
             slope = torch.addmm(ahead, rest, columns, beta=-0.5 * RIDGE)
             # The curvature is at most half of the metric.
-            new = ahead + 2 * solved(factor, slope.T.unsqueeze(0))[0].T
+            new = torch.add(ahead, solved(factor, slope.T.unsqueeze(0))[0].T, alpha=2)
             weights, ahead = new, new + (step - 1) / (step + 2) * (new - weights)
         self._weights, self._offset = weights.T, -(weights @ mean)
 

@@ -7,16 +7,22 @@ import torch
 from ecsfusion_kernels import (
     broja,
     cluster_tables,
+    dirichlet_information,
     gather_posteriors,
     group_squares,
     groups_of_rows,
     hash_rows,
     histogram,
+    label_model,
     lloyd,
     lloyd_centers,
+    lloyd_inertia,
     loglinear,
     match_prior,
+    median_norm,
     nearest,
+    pair_noise,
+    pair_tables,
     pointwise_union,
     poisson,
     pool_posteriors,
@@ -24,7 +30,9 @@ from ecsfusion_kernels import (
     principal_directions,
     project,
     row_information,
+    scaled_rows,
     seed,
+    table_sums,
     uniform,
 )
 
@@ -59,6 +67,18 @@ OPS = {
     "match_prior": lambda to: match_prior(to(TABLES[0].flatten(0, 1)), to(TABLES[0, 0, 0])),
     "hash_rows": lambda to: hash_rows(to(POINTS[0]), to(CELLS[0, :9]), 1),
     "lloyd_centers": lambda to: lloyd_centers(to(POINTS), to(POINTS[:, :5]), max_iterations=3),
+    "lloyd_inertia": lambda to: lloyd_inertia(to(POINTS), to(POINTS[:, :5]), max_iterations=3),
+    "median_norm": lambda to: median_norm(to(TABLES.flatten(1))),
+    "pair_noise": lambda to: pair_noise(to(TABLES.flatten()[:45].view(1, 3, 15))),
+    "scaled_rows": lambda to: scaled_rows(
+        to(POINTS[0, :9]), to(TABLES.flatten()[:9]), to(TABLES[0, 0, 0, 0])
+    ),
+    "table_sums": lambda to: table_sums(to(TABLES)),
+    "pair_tables": lambda to: pair_tables(to(TABLES[0]), 9),
+    "label_model": lambda to: label_model(to(TABLES), to(TABLES[0, 0, :2, 0]), 3),
+    "dirichlet_information": lambda to: dirichlet_information(
+        to(TABLES[0]), to(TABLES[1]), to(TABLES[0, 0, :, 0])
+    ),
     "group_squares": lambda to: group_squares(to(POINTS[0].double().mT), to(torch.arange(70) // 3)),
     "pointwise_union": lambda to: pointwise_union(
         to(TABLES[0].expand(2, 3, 4, 2)[..., 0]),

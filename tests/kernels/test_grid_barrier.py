@@ -6,7 +6,8 @@ What happens in other orders, and without a GPU, is asked by `test_program_order
 import pytest
 import torch
 from ecsfusion_kernels import grid_barrier
-from ecsfusion_kernels.ops import lloyd_centers, match_prior, pool_weights
+from ecsfusion_kernels.ops import lloyd_centers, match_prior, pool_weights, principal
+from ecsfusion_kernels.ops import seed as seed_module
 
 
 def make(*shape, random_seed=0):
@@ -31,9 +32,21 @@ def clustered(clusters, device):
     return lambda: lloyd_centers.lloyd_centers(points, start, 5, -1.0)
 
 
+def directed(dims, device):
+    rows = make(2, 3000, dims).to(device)
+    return lambda: principal.principal_directions(rows, 9)
+
+
+def seeded(clusters, device):
+    points = make(2, 8000, 9).to(device)
+    return lambda: seed_module.seed(points, clusters)
+
+
 CALLS = [(match_prior, matched, size) for size in (3, 100, 1000)]
 CALLS += [(pool_weights, pooled, size) for size in (2, 4, 8)]
 CALLS += [(lloyd_centers, clustered, size) for size in (20, 40)]
+CALLS += [(principal, directed, size) for size in (40, 1000)]
+CALLS += [(seed_module, seeded, size) for size in (1, 20)]
 every_call = pytest.mark.parametrize(("module", "call", "size"), CALLS)
 
 

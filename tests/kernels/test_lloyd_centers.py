@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ecsfusion_kernels import lloyd_centers, ops, reference
+from ecsfusion_kernels import lloyd_centers, lloyd_inertia, ops, reference
 
 
 def blobs(problems, rows, clusters, dimensions):
@@ -24,6 +24,19 @@ def test_the_kernel_finds_the_centers_of_its_reference(device, shape):
     found = lloyd_centers(points.to(device), start.to(device), 3).cpu()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, start, atol=1e-2)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3, 30])
+def test_the_inertia_and_the_sizes_are_those_of_the_centers_that_are_found(device, iterations):
+    points, start = blobs(2, 150, 5, 3)
+    points[0, 7, 1] = torch.nan
+    expected = reference.lloyd_inertia(points, start, iterations)
+    found = lloyd_inertia(points.to(device), start.to(device), iterations)
+    torch.testing.assert_close(found.centers.cpu(), expected.centers, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.inertia.cpu(), expected.inertia, rtol=1e-4, atol=0)
+    assert torch.equal(found.sizes.cpu(), expected.sizes)
+    assert found.sizes.sum(1).tolist() == [149, 150]
+    assert torch.equal(found.centers, lloyd_centers(points.to(device), start.to(device), iterations))
 
 
 def test_the_iterations_end_where_the_inertia_settles(device):
@@ -61,6 +74,9 @@ def test_many_points_are_many_launches(device, monkeypatch):
     points, start = blobs(1, 150, 3, 4)
     expected = lloyd_centers(points.to(device), start.to(device), 2)
     module = next(m for m in ops.modules() if m.__name__.endswith(".lloyd_centers"))
+    measured = lloyd_inertia(points.to(device), start.to(device), 2)
     monkeypatch.setattr(module, "MAX_POINTS", 100)
     found = lloyd_centers(points.to(device), start.to(device), 2)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for one, other in zip(lloyd_inertia(points.to(device), start.to(device), 2), measured, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -53,6 +53,21 @@ CASES = {
     "match_prior": ([real(2, 8, 3, dtype=torch.float64)], real(3, dtype=torch.float64), 0.0, 2),
     "hash_rows": ([real(20, 9)], torch.arange(9), 3, None, 0),
     "lloyd_centers": ([real(2, 30, 5), real(2, 3, 5)], 1, 1e-3),
+    "lloyd_inertia": ([real(2, 30, 5), real(2, 3, 5)], 1, 1e-3),
+    "table_sums": ([real(2, 3, 4, 2, dtype=torch.float64).abs()],),
+    "pair_tables": ([real(3, 4, 2, dtype=torch.float64).abs()], 9),
+    "label_model": ([real(2, 3, 4, 2, dtype=torch.float64).abs()], torch.tensor([0.1, 0.2]).double(), 2),
+    "dirichlet_information": (
+        [*real(2, 2, 5, 3, dtype=torch.float64).abs()],
+        torch.tensor([0.1, 10.0], dtype=torch.float64),
+    ),
+    "median_norm": ([real(3, 9, dtype=torch.float64)],),
+    "pair_noise": ([real(3, 4, 15, dtype=torch.float64)],),
+    "scaled_rows": (
+        [real(9, 5)],
+        lambda rows: torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64),
+        torch.tensor(0.5, dtype=torch.float64),
+    ),
     "group_squares": ([real(2, 9, dtype=torch.float64)], torch.arange(9) // 2),
     "pointwise_union": (
         [real(4, 9, 3, dtype=torch.float64), whole(4, 9), *real(2, 2, 3, 3, dtype=torch.float64)],

@@ -34,6 +34,25 @@ def test_directions_equal_their_reference(device, batch, number, dimension, dire
     torch.testing.assert_close(found.mT @ found, identity.expand(batch, -1, -1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("limit", ["MAX_PROBLEMS", "MAX_ROWS", "MAX_DIMS"])
+def test_many_launches_find_the_directions_of_one(device, monkeypatch, limit):
+    points = rows(1, 60, 33).to(device)
+    expected = principal_directions(points, 3)
+    monkeypatch.setattr(importlib.import_module("ecsfusion_kernels.ops.principal"), limit, 0)
+    torch.testing.assert_close(principal_directions(points, 3), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dimension", [3, 20, 1100])
+def test_the_largest_entry_is_positive_and_a_problem_keeps_its_bits(device, two_iterations, dimension):
+    """Blocks of one tile of dimensions, and of two."""
+    points = rows(1, 30, dimension) if dimension < 1000 else torch.randn(1, 30, dimension)
+    points = torch.cat([torch.randn_like(points), points]).to(device)
+    found = principal_directions(points, 3)
+    largest = found.gather(1, found.abs().argmax(1, keepdim=True))
+    assert bool((largest >= 0).all())
+    assert torch.equal(principal_directions(points[1:], 3), found[1:])
+
+
 def test_directions_are_those_of_the_exact_method(device):
     points = rows(1, 200, 40, decay=2.0)
     found = principal_directions(points.to(device), 4)[0].cpu()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ecsfusion_kernels import language, ops
 from ecsfusion_kernels.language import jit, tl
-from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior, pool_weights
+from ecsfusion_kernels.ops import kmeans, lloyd_centers, match_prior, pool_weights, principal
 from ecsfusion_kernels.ops import nearest as nearest_module
 from ecsfusion_kernels.ops import seed as seed_module
 from uninitialized import filled
@@ -104,7 +104,7 @@ def parts(result):
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_the_order_of_programs_changes_no_bit(monkeypatch, call):
-    monkeypatch.setattr(seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
+    monkeypatch.setattr(seed_module, "MAX_POINTS_AT_ONCE", 0)
     expected = parts(call())
     assert not any(part.isnan().any() for part in expected)
     for name, make_order in ORDERS.items():
@@ -121,20 +121,33 @@ def matched():
 
 
 def centers():
-    return lloyd_centers.lloyd_centers(make(2, 300, 5), make(2, 9, 5, random_seed=1), 4, 0.0)
+    return lloyd_centers.lloyd_inertia(make(2, 300, 5), make(2, 9, 5, random_seed=1), 4, 0.0)
 
 
-@pytest.mark.parametrize(("module", "call"), [(match_prior, matched), (lloyd_centers, centers)])
+def seeded():
+    return seed_module.seed(make(2, 2100, 9), 5, 1)
+
+
+def directions():
+    return principal.principal_directions(make(2, 200, 40), 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [(match_prior, matched), (lloyd_centers, centers), (principal, directions), (seed_module, seeded)],
+)
 def test_programs_that_wait_for_each_other_give_the_bits_of_one(monkeypatch, module, call):
     """Parts that are shared evenly and unevenly, in several orders; the launch is cooperative on a GPU."""
     monkeypatch.setattr(match_prior, "TILES_OF_PART", 1)
-    expected = call()
+    monkeypatch.setattr(principal, "ITERATIONS", 2)
+    expected = parts(call())
     for programs in (10, 6):
-        monkeypatch.setattr(module, "resident_programs", lambda _, programs=programs: programs)
+        monkeypatch.setattr(module, "resident_programs", lambda *_, programs=programs: programs)
         for random_seed in range(3):
             order = Interleaved(random_seed)
             with filled(), program_order(monkeypatch, order):
-                assert torch.equal(call(), expected)
+                found = parts(call())
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
             assert order.switches > 20
 
 

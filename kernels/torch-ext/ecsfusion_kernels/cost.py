@@ -49,6 +49,7 @@ REGISTERS, THREADS, BLOCKS = 65_536, 2048, 32
 PASSES = {
     "_broja": (50, 3),
     "_orthonormalize": (5,),
+    "_directions": (5,),
     "_pool_weights": (8, 2),
     "_match_prior": (4, 2),
     "_lloyd_centers": (6, 2, 6),

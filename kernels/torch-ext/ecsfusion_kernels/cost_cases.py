@@ -12,16 +12,20 @@ from .launches import Launch, launches
 from .ops import (
     broja,
     cluster_tables,
+    dirichlet_information,
     gather_posteriors,
     group_squares,
     groups_of_rows,
     hash_rows,
     histogram,
     kmeans,
+    label_model,
     lloyd_centers,
-    loglinear,
     match_prior,
+    median_norm,
     nearest,
+    pair_noise,
+    pair_tables,
     pointwise_union,
     poisson,
     pool_posteriors,
@@ -30,7 +34,9 @@ from .ops import (
     project,
     random,
     row_information,
+    scaled_rows,
     seed,
+    table_sums,
 )
 
 
@@ -44,25 +50,35 @@ def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32
     Between them `ecsfusion` starts several hundred small ops of PyTorch, which `benchmarks/bench_cost.py` counts.
     """
     sample, rows = min(N, 8192), _of(N, D, dtype=torch.bfloat16)
-    basis, offset, radius = _of(D, d), _of(d), _of()
+    basis, offset, radius = _of(D, d), _of(d), _double()
     random.uniform(_of(N, dtype=torch.int64), 0)
+    radii = median_norm.median_norm(_double(2, sample))
+    for of_modality in radii:
+        scaled_rows.scaled_rows(rows[: min(N, 4096)], _double(min(N, 4096)), of_modality)
     principal.principal_directions(_of(2, min(N, 4096), D), d)
     for _ in range(2):
         project.project(rows[:sample], basis, offset, radius)
     problems = _of(2 * restarts, sample, d)
-    kmeans.lloyd(problems, seed.seed(problems, K))
+    lloyd_centers.lloyd_inertia(problems, seed.seed(problems, K))
     for _ in range(2):
         project.project(rows, basis, offset, radius)
     nearest.nearest(_of(2, N, d), _of(2, K, d))
     index = _of(1, N, dtype=torch.int64)
     counts = histogram.histogram(index, index, index, K, K, C)
-    marginal = _of(1, K, C, dtype=torch.float64)
-    broja.broja(marginal, marginal, tolerance=1e-3)
-    # The tables without interaction, of the sample and of replicates of its pairs, and what is drawn from them.
-    for tables in (1, 1 + permutations):
-        loglinear.loglinear(_of(tables, K, K), _of(tables, K, C), _of(tables, K, C))
-    poisson.poisson(_of(3, K, K, dtype=torch.float64), permutations, 0)
-    poisson.poisson(counts.double(), permutations, 0)
+    table = counts.double()
+    first, second, _ = table_sums.table_sums(table)
+    broja.broja(first, second, tolerance=1e-3)
+    # What is drawn with independent pairs and without interaction, and the models of the latter.
+    _, expected = pair_tables.pair_tables(table[0], N)
+    poisson.poisson(expected, permutations, 0)
+    table_sums.table_sums(_double(3, 1 + permutations, *expected.shape[1:], 1))
+    pair_noise.pair_noise(_double(3, 1 + permutations, 15))
+    label_model.label_model(table, _double(2))
+    drawn = poisson.poisson(table[0], permutations, 0)
+    table_sums.table_sums(torch.cat([table, table, drawn]))
+    tables = torch.cat([table, drawn])
+    prior = label_model.label_model(tables, _double(2)).flatten(1, 2)
+    dirichlet_information.dirichlet_information(tables.flatten(1, 2), prior, _double(13))
 
 
 def _kernels(found: list[Launch]) -> list[Launch]:
@@ -70,7 +86,8 @@ def _kernels(found: list[Launch]) -> list[Launch]:
 
 
 def _project(N: int, D: int, d: int, dtype: str) -> list[Launch]:
-    return launches(project.project, _of(N, D, dtype=getattr(torch, dtype)), _of(D, d), _of(d), _of())
+    rows = _of(N, D, dtype=getattr(torch, dtype))
+    return launches(project.project, rows, _of(D, d), _of(d), _double())
 
 
 def _nearest(N: int, K: int, d: int) -> list[Launch]:
@@ -151,9 +168,27 @@ def _cluster_tables(B: int, K: int, C: int) -> list[Launch]:
     return launches(cluster_tables.cluster_tables, _double(B, K, C))
 
 
+def _table_sums(B: int, K: int, C: int) -> list[Launch]:
+    return launches(table_sums.table_sums, _double(B, K, K, C))
+
+
+def _pair_tables(K: int, C: int) -> list[Launch]:
+    return launches(pair_tables.pair_tables, _double(K, K, C), 1)
+
+
+def _label_model(B: int, K: int, C: int) -> list[Launch]:
+    return launches(label_model.label_model, _double(B, K, K, C), _double(2))
+
+
+def _dirichlet_information(B: int, X: int, C: int, G: int) -> list[Launch]:
+    given = _double(B, X, C), _double(B, X, C), _double(G)
+    return launches(dirichlet_information.dirichlet_information, *given)
+
+
 Shape = dict[str, Any]
 COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "project": _project,
+    "directions": lambda B, n, D, d: launches(principal.principal_directions, _of(B, n, D), d),
     "nearest": _nearest,
     "seed": _seed,
     "kmeans step": _step,
@@ -170,6 +205,15 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "pointwise union": _pointwise_union,
     "row information": _row_information,
     "cluster tables": _cluster_tables,
+    "median norm": lambda B, N: launches(median_norm.median_norm, _double(B, N)),
+    "scaled rows": lambda N, D: launches(
+        scaled_rows.scaled_rows, _of(N, D, dtype=torch.bfloat16), _double(N), _double()
+    ),
+    "pair noise": lambda R: launches(pair_noise.pair_noise, _double(3, 1 + R, 15)),
+    "table sums": _table_sums,
+    "pair tables": _pair_tables,
+    "label model": _label_model,
+    "dirichlet information": _dirichlet_information,
     "probe kernels": lambda **shape: _kernels(launches(probe_kernels, **shape)),
 }
 """The launches of each line of benchmarks/results/kernels.jsonl, from its shape, and of the probe."""
@@ -199,5 +243,15 @@ CASES: list[tuple[str, Shape]] = [
     ("pointwise union", {"B": 1, "N": 20_000, "K": 24, "C": 10}),
     ("row information", {"Q": 3, "N": 20_000, "C": 10}),
     ("cluster tables", {"B": 2, "K": 24, "C": 10}),
+    # Of a probe by clusters, with 32 permutation replicates.
+    ("directions", {"B": 2, "n": 4096, "D": 768, "d": 8}),
+    ("directions", {"B": 9, "n": 4096, "D": 768, "d": 8}),
+    ("median norm", {"B": 2, "N": 8192}),
+    ("scaled rows", {"N": 4096, "D": 768}),
+    ("pair noise", {"R": 32}),
+    ("table sums", {"B": 51, "K": 20, "C": 10}),
+    ("pair tables", {"K": 20, "C": 10}),
+    ("label model", {"B": 33, "K": 20, "C": 10}),
+    ("dirichlet information", {"B": 33, "X": 400, "C": 10, "G": 13}),
     ("probe kernels", {"N": 20_000, "D": 768, "d": 8, "K": 20, "C": 10}),
 ]

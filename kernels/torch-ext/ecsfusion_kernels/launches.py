@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -59,6 +61,7 @@ class Launch(NamedTuple):
         kernel: the function under `@jit`; None for an op of PyTorch.
         arguments: of the kernel, by name, with num_warps and num_stages; none of an op of PyTorch.
         blocks: of the grid; 0 for an op of PyTorch.
+        place: the function that asked for it, "file.py: function"; an op of this package is its caller's.
     """
 
     name: str
@@ -66,6 +69,20 @@ class Launch(NamedTuple):
     kernel: Any
     arguments: dict[str, Any]
     blocks: int
+    place: str = ""
+
+
+def _place() -> str:
+    """Where the launch that is being recorded was asked for: the innermost function of neither package nor PyTorch."""
+    inside = ("torch.", __name__.rpartition(".")[0] + ".")
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        module, function = str(frame.f_globals.get("__name__")) + ".", frame.f_code.co_name
+        # A comprehension is its function's.
+        if not module.startswith(inside) and not function.startswith("<"):
+            return f"{module.split('.')[-2]}.py: {function}"
+        frame = frame.f_back
+    return ""
 
 
 def size_of(tensors: Any) -> int:
@@ -103,6 +120,11 @@ class _Record(TorchDispatchMode):
                 return launcher_of(name)(
                     *(given.get(a.name, a.default_value) for a in func._schema.arguments)
                 )
+        # Inside a launcher PyTorch does not take apart what it hands over: a conversion, and not the copy that it is.
+        with self:
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         if name == "_to_copy" and args[0].is_meta and kwargs.get("device") == torch.device("cpu"):
             # The host goes on with what it reads.
             result: Any = torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
@@ -115,7 +137,9 @@ class _Record(TorchDispatchMode):
         aliases = [returned.alias_info for returned in func._schema.returns]
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
         if not is_view and not name.startswith(ALLOCATIONS):
-            self.launches.append(Launch(f"torch.{name}", size_of((args, kwargs, result)), None, {}, 0))
+            self.launches.append(
+                Launch(f"torch.{name}", size_of((args, kwargs, result)), None, {}, 0, _place())
+            )
         return result
 
 
@@ -130,7 +154,7 @@ def _recorded_kernels(launches: list[Launch]) -> Iterator[None]:
         blocks = 1
         for axis in grid:
             blocks *= axis
-        launches.append(Launch(kernel.__name__, size_of(arguments), kernel, arguments, blocks))
+        launches.append(Launch(kernel.__name__, size_of(arguments), kernel, arguments, blocks, _place()))
 
     kind.run = record
     try:

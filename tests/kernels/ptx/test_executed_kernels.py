@@ -14,6 +14,7 @@ from ecsfusion_kernels import language, nearest_by_halves, ops, reference
 from ecsfusion_kernels.ops import kmeans, principal
 from ecsfusion_kernels.ops import nearest as nearest_module
 from ecsfusion_kernels.ops import seed as seed_module
+from ecsfusion_kernels.reference import principal as reference_principal
 
 pytestmark = [
     pytest.mark.skipif(
@@ -132,6 +133,18 @@ def orthonormalize(width, rotate):
     return Case(lambda: principal._launch_orthonormalize(image, rotate), check)
 
 
+def directions(dims, columns):
+    """Three parts of the rows, and dimensions of which no tile is full: programs wait for each other."""
+    rows = make(1, 150, dims) * torch.logspace(0, -2, dims)
+
+    def check(found):
+        # With as few iterations.
+        torch.testing.assert_close(found, reference.principal_directions(rows, columns), rtol=0, atol=1e-3)
+
+    limits = ((principal, "ITERATIONS", 2), (reference_principal, "ITERATIONS", 2))
+    return Case(lambda: principal.principal_directions(unaligned(rows), columns), check, limits)
+
+
 def tables(num1, num2, num_classes):
     p = (
         torch.rand(
@@ -149,6 +162,65 @@ def loglinear(*shape):
     return Case(
         lambda: ops.loglinear.loglinear(*pairs, 2),
         close(reference.loglinear(*pairs, 2), rtol=1e-4, atol=1e-8),
+    )
+
+
+def table_sums(*shape):
+    p = 9 * tables(*shape)
+    return Case(
+        lambda: ops.table_sums.table_sums(unaligned(p)),
+        close(reference.table_sums(p), rtol=1e-11, atol=1e-13),
+    )
+
+
+def pair_tables(*shape):
+    p = 9 * tables(*shape)[0]
+    return Case(
+        lambda: ops.pair_tables.pair_tables(unaligned(p), 9),
+        close(reference.pair_tables(p, 9), rtol=1e-12, atol=0),
+    )
+
+
+def label_model(*shape):
+    p, noise = 9 * tables(*shape), torch.tensor([0.01, 0.0], dtype=torch.float64)
+    return Case(
+        lambda: ops.label_model.label_model(unaligned(p), unaligned(noise), 2),
+        close(reference.label_model(p, noise, 2), rtol=2e-3, atol=1e-5),
+    )
+
+
+def dirichlet_information():
+    """Two parts, of which one is not full, cells without samples, and concentrations of all sizes."""
+    given = 9 * tables(10, 9, 5).flatten(1, 2), tables(10, 9, 5).flatten(1, 2)
+    grid = torch.logspace(-2, 4, 3, dtype=torch.float64)
+    return Case(
+        lambda: ops.dirichlet_information.dirichlet_information(*map(unaligned, (*given, grid))),
+        close(reference.dirichlet_information(*given, grid), rtol=1e-9, atol=1e-9),
+    )
+
+
+def median_norm():
+    norms = make(2, 131, dtype=torch.float64)
+    return Case(
+        lambda: ops.median_norm.median_norm(unaligned(norms)),
+        close(reference.median_norm(norms), rtol=0, atol=0),
+    )
+
+
+def pair_noise():
+    sums = make(3, 140, 15, dtype=torch.float64).abs()
+    return Case(
+        lambda: ops.pair_noise.pair_noise(unaligned(sums)),
+        close(reference.pair_noise(sums), rtol=1e-12, atol=1e-14),
+    )
+
+
+def scaled_rows(dtype):
+    rows, norms = make(30, 70, dtype=dtype), make(30, dtype=torch.float64).exp()
+    radius = torch.tensor(0.7, dtype=torch.float64)
+    return Case(
+        lambda: ops.scaled_rows.scaled_rows(*map(unaligned, (rows, norms, radius))),
+        close(reference.scaled_rows(rows, norms, radius), rtol=1e-6, atol=1e-30),
     )
 
 
@@ -257,8 +329,8 @@ def lloyd_centers(num_clusters, num_dims):
     points = 8 * make(2, num_clusters, num_dims)[:, blob] + make(2, 150, num_dims, random_seed=1)
     start = points[:, :num_clusters] + 1
     return Case(
-        lambda: ops.lloyd_centers.lloyd_centers(unaligned(points), start, 3, -1.0),
-        close(reference.lloyd_centers(points, start, 3, -1.0), rtol=1e-4, atol=1e-3),
+        lambda: ops.lloyd_centers.lloyd_inertia(unaligned(points), start, 3, -1.0),
+        close(reference.lloyd_inertia(points, start, 3, -1.0), rtol=1e-4, atol=1e-3),
     )
 
 
@@ -327,7 +399,7 @@ BY_RUNS = tuple(
     (kmeans, name, 0 if name.startswith("MIN") else 9)
     for name in ("MIN_CLUSTERS_TO_SORT", "MIN_SUMS_TO_SORT", "MIN_POINTS_TO_SORT", "POINTS_OF_PIECE")
 )
-MANY_BLOCKS = (seed_module, "MAX_SINGLE_BLOCK_POINTS", 0)
+MANY_BLOCKS = (seed_module, "MAX_POINTS_AT_ONCE", 0)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CASES = {
     **{
@@ -346,6 +418,7 @@ CASES = {
         for dims in (8, 9, 24, 25, 40, 41)
     },
     **{f"seed {dims}": functools.partial(seed, 300, dims) for dims in (5, 12, 40)},
+    "seed with blocks that wait": lambda: seed(1100, 9),
     "seed with many blocks": lambda: seed(1100, 9, (MANY_BLOCKS,)),
     **{
         f"orthonormalize {width} {rotate}": functools.partial(orthonormalize, width, rotate)
@@ -413,12 +486,32 @@ CASES = {
         f"lloyd_centers {clusters} x {dims}": functools.partial(lloyd_centers, clusters, dims)
         for clusters, dims in ((5, 3), (5, 20))
     },
+    **{
+        f"directions {dims} x {columns}": functools.partial(directions, dims, columns)
+        for dims in (70, 72)
+        for columns in (3, 9)
+    },
     "pool_posteriors": pool_posteriors,
     "group_squares": group_squares,
     "pointwise_union": pointwise_union,
     "row_information": row_information,
     "cluster_tables": lambda: cluster_tables(19, 5),
     "cluster_tables, large": lambda: cluster_tables(33, 18),
+    "median_norm": median_norm,
+    "pair_noise": pair_noise,
+    **{
+        f"scaled_rows {str(dtype)[6:]}": functools.partial(scaled_rows, dtype)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    },
+    "table_sums": lambda: table_sums(5, 4, 3),
+    "table_sums, large": lambda: table_sums(18, 4, 3),
+    "pair_tables": lambda: pair_tables(5, 4, 3),
+    "pair_tables, large": lambda: pair_tables(5, 33, 3),
+    **{
+        f"label_model {'x'.join(map(str, shape))}": functools.partial(label_model, *shape)
+        for shape in ((5, 4, 3), (5, 4, 17), (18, 4, 3), (18, 4, 17), (33, 4, 3))
+    },
+    "dirichlet_information": dirichlet_information,
     "groups_of_rows": groups_of_rows,
     "histogram": histogram,
     "uniform": uniform,

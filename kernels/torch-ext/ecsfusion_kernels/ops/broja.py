@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .._ops import add_op_namespace_prefix
-from ..factors import configuration, configurations, coupled, dot, factored, padded_to, tile_at
+from ..factors import configuration, configurations, coupled, dot, factored, tile_at
 from ..language import Variant, jit, options, runs_kernels, skips_dispatch, tl
 from ..reference.broja import LN2, BrojaSolution
 from ..reference.broja import broja as reference_broja
@@ -293,20 +293,19 @@ def _launch_broja(p1: Tensor, p2: Tensor, tolerance: float, max_iterations: int)
     (num_tables, num1, num_classes), num2 = p1.shape, p2.shape[1]
     constants, num_warps = configuration(num1, num2, num_classes)
     tile, class_block = constants["TILE"], constants["CLASSES"]
-    padded1, padded2 = padded_to(p1, tile, class_block), padded_to(p2, tile, class_block)
-    mass1, mass2, marginal_lower, marginal_upper = marginals(padded1, padded2)
-    q1, q2 = padded1.float(), padded2.float()
+    given = marginals(p1, p2, tile, class_block)
+    q1, q2, a = given.q1, given.q2, given.a
     size1, size2, width = q1.shape[1], q2.shape[1], q1.shape[2]
-    a, b, a_low, b_low = torch.zeros_like(q1), *(torch.empty_like(q) for q in (q2, q1, q2))
+    b, a_low, b_low = (torch.empty_like(q) for q in (q2, q1, q2))
     r, log_r, plain, log_w = (q1.new_empty(num_tables, size1, size2) for _ in range(4))
-    iterations = torch.empty(num_tables, dtype=torch.int32, device=p1.device)
+    iterations = torch.empty(num_tables, dtype=torch.int64, device=p1.device)
     _broja[(num_tables,)](
         q1,
         q2,
-        mass1,
-        mass2,
-        marginal_lower,
-        marginal_upper,
+        given.mass1,
+        given.mass2,
+        given.lower,
+        given.upper,
         a,
         b,
         a_low,
@@ -329,9 +328,7 @@ def _launch_broja(p1: Tensor, p2: Tensor, tolerance: float, max_iterations: int)
         **constants,
         **options(num_warps),
     )
-    lower, gap = certify(padded1, padded2, mass1, mass2, a, b, r, marginal_lower, marginal_upper)
-    a, b, r = a[:, :num1, :num_classes], b[:, :num2, :num_classes], r[:, :num1, :num2]
-    return BrojaSolution(lower, gap, a.double(), b.double(), r.double(), iterations.long())
+    return BrojaSolution(*certify(p1, p2, given, b, r), iterations)
 
 
 def variants() -> list[Variant]:
@@ -339,7 +336,7 @@ def variants() -> list[Variant]:
     names = ("q1", "q2", "a", "b", "a_low", "b_low", "r", "log_r", "plain", "log_w", "shift1", "shift2")
     types = {f"{name}_ptr": "*fp32" for name in names}
     types |= {f"{name}_ptr": "*fp64" for name in ("mass1", "mass2", "lower", "upper")}
-    types |= {"iterations_ptr": "*i32", "tolerance": "fp32"}
+    types |= {"iterations_ptr": "*i64", "tolerance": "fp32"}
     types |= dict.fromkeys(
         ("max_iterations", "num1", "num2", "num_classes", "r_stride", "factor_stride"), "i32"
     )

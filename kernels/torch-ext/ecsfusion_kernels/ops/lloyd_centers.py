@@ -9,13 +9,15 @@ from torch.library import custom_op
 from .._ops import add_op_namespace_prefix
 from ..grid_barrier import resident_programs, wait_for_programs
 from ..language import Variant, aligned, jit, options, runs_kernels, skips_dispatch, tl
+from ..reference.lloyd_centers import Centers
 from ..reference.lloyd_centers import lloyd_centers as reference_lloyd_centers
+from ..reference.lloyd_centers import lloyd_inertia as reference_lloyd_inertia
 from .kmeans import _launch_lloyd
 from .nearest import check
 
-__all__ = ["lloyd_centers"]
+__all__ = ["lloyd_centers", "lloyd_inertia"]
 
-MAX_POINTS = 4096
+MAX_POINTS = 8192
 """With more of them, many blocks and a launch an iteration are faster."""
 
 TILES = ((32, 16), (64, 32))
@@ -107,12 +109,15 @@ def _sums_of_parts(
         "num_parts",
         "num_programs",
         "max_iterations",
+        "measured",
     ]
 )
 def _lloyd_centers(
     points_ptr,
     start_ptr,
     centers_ptr,
+    inertia_ptr,
+    found_sizes_ptr,
     sums_ptr,
     arrivals_ptr,
     num_points: tl.int32,
@@ -122,6 +127,7 @@ def _lloyd_centers(
     num_parts: tl.int32,
     num_programs: tl.int32,
     max_iterations: tl.int32,
+    measured: tl.int32,
     tolerance: tl.float32,
     POINTS: tl.constexpr,
     CENTERS: tl.constexpr,
@@ -131,7 +137,7 @@ def _lloyd_centers(
     """c_k = mean of the points that are nearest to it, until the inertia hardly changes.
 
     The programs of a problem share the parts of its points. Each adds up the sums of all parts, and moves the centers
-    alike.
+    alike. If `measured`, the points are assigned once more, for the inertia and the sizes of the clusters found.
     """
     problem, program = (tl.program_id(0) // num_programs).to(tl.int64), tl.program_id(0) % num_programs
     points_ptr += problem * num_points * num_dims
@@ -146,11 +152,12 @@ def _lloyd_centers(
     stored = inside[:, None] & (entry < num_dims)[None, :]
     centers = tl.load(start_ptr + place, stored, other=0.0)
     inertia = tl.full((), float("inf"), tl.float32)
-    iteration = 0
-    while iteration < max_iterations:
+    # How often the programs have waited, which tells the two places apart.
+    iteration, turn = 0, 0
+    while iteration < max_iterations + measured:
         sums, sizes = tl.zeros((CENTERS, DIMS), tl.float32), tl.zeros((CENTERS,), tl.float32)
         error = tl.zeros((), tl.float32)
-        first = iteration % 2 * num_parts
+        first = turn % 2 * num_parts
         for part in range(program, num_parts, num_programs):
             begin = part * points_of_part
             end = tl.minimum(begin + points_of_part, num_points)
@@ -163,7 +170,7 @@ def _lloyd_centers(
                 tl.store(sizes_ptr + now * CENTERS + index, sizes)
                 tl.store(errors_ptr + now, error)
         if num_parts > 1:
-            wait_for_programs(arrivals_ptr, iteration + 1, num_programs)
+            wait_for_programs(arrivals_ptr, turn + 1, num_programs)
             sums, sizes, error = _sums_of_parts(
                 sums_ptr + first * CENTERS * DIMS,
                 sizes_ptr + first * CENTERS,
@@ -174,9 +181,16 @@ def _lloyd_centers(
                 CENTERS,
                 DIMS,
             )
-        # An empty cluster keeps its center.
-        centers = tl.where((sizes > 0)[:, None], sums / tl.maximum(sizes, 1.0)[:, None], centers)
-        goes_on = inertia - error > tolerance * error
+        turn += 1
+        left = max_iterations - iteration
+        # An empty cluster keeps its center, and all do when their points are assigned once more.
+        means = sums / tl.maximum(sizes, 1.0)[:, None]
+        centers = tl.where(((sizes > 0) & (index * 0 + left > 0))[:, None], means, centers)
+        if program + left == 0:
+            tl.store(inertia_ptr + problem, error)
+            # Numbers under 2^24 are exact in float32.
+            tl.store(found_sizes_ptr + problem * num_clusters + index, sizes.to(tl.int64), inside)
+        goes_on = (inertia - error > tolerance * error) | (left == 0)
         inertia = error
         iteration = tl.where(goes_on, iteration + 1, max_iterations)
     if program == 0:
@@ -192,14 +206,28 @@ def configuration(num_clusters: int, num_dims: int) -> tuple[dict[str, int], int
 
 
 def _launch_lloyd_centers(points: Tensor, centers: Tensor, max_iterations: int, tolerance: float) -> Tensor:
+    return _launch(points, centers, max_iterations, tolerance, False)[0]
+
+
+def _launch_lloyd_inertia(
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _launch(points, centers, max_iterations, tolerance, True)
+
+
+def _launch(
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float, measured: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The centers and, if `measured`, the inertia and the sizes."""
     (num_problems, num_points, num_dims), num_clusters = points.shape, centers.shape[1]
     tile = configuration(num_clusters, num_dims)
     if tile is None or num_points > MAX_POINTS:
-        return _launch_lloyd(points, centers, max_iterations, tolerance)[0]
+        found, _, inertia, sizes = _launch_lloyd(points, centers, max_iterations, tolerance)
+        return found, inertia, sizes
     constants, num_warps = tile
-    found = torch.empty(centers.shape, dtype=torch.float32, device=points.device)
+    found, inertia, sizes = _results(points, centers)
     if not num_problems:
-        return found
+        return found, inertia, sizes
     # A function of the shape of a problem alone: the order of the sums must not depend on the batch.
     tiles = -(-num_points // POINTS)
     points_of_part = POINTS * (MAX_TILES_ALONE if tiles <= MAX_TILES_ALONE else -(-tiles // MAX_PARTS))
@@ -211,6 +239,8 @@ def _launch_lloyd_centers(points: Tensor, centers: Tensor, max_iterations: int, 
         aligned(points),
         aligned(centers),
         found,
+        inertia,
+        sizes,
         found.new_empty(num_problems, 2 * num_parts * numbers),
         make_arrivals(num_problems, dtype=torch.int32, device=points.device),
         num_points,
@@ -220,20 +250,26 @@ def _launch_lloyd_centers(points: Tensor, centers: Tensor, max_iterations: int, 
         num_parts,
         num_programs,
         max_iterations,
+        int(measured),
         tolerance,
         **constants,
         **options(num_warps),
         launch_cooperative_grid=num_programs > 1,
     )
-    return found
+    return found, inertia, sizes
+
+
+def _results(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    found = torch.empty(centers.shape, dtype=torch.float32, device=points.device)
+    return found, found.new_empty(len(found)), found.new_empty(found.shape[:2], dtype=torch.int64)
 
 
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
-    types = dict.fromkeys(("points_ptr", "start_ptr", "centers_ptr", "sums_ptr"), "*fp32")
-    types |= {"arrivals_ptr": "*i32", "tolerance": "fp32"}
+    types = dict.fromkeys(("points_ptr", "start_ptr", "centers_ptr", "inertia_ptr", "sums_ptr"), "*fp32")
+    types |= {"found_sizes_ptr": "*i64", "arrivals_ptr": "*i32", "tolerance": "fp32"}
     sizes = ("num_points", "num_dims", "num_clusters", "points_of_part", "num_parts", "num_programs")
-    types |= dict.fromkeys((*sizes, "max_iterations"), "i32")
+    types |= dict.fromkeys((*sizes, "max_iterations", "measured"), "i32")
     tiles = (configuration(*tile) for tile in TILES)
     return [Variant(_lloyd_centers, types, *tile) for tile in tiles if tile is not None]
 
@@ -252,12 +288,49 @@ def _(points: Tensor, centers: Tensor, max_iterations: int, tolerance: float) ->
     return points.new_empty(centers.shape)
 
 
+@custom_op(add_op_namespace_prefix("lloyd_inertia"), mutates_args=())
+def _lloyd_inertia_op(
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if runs_kernels(points):
+        return _launch_lloyd_inertia(points, centers, max_iterations, tolerance)
+    found, inertia, sizes = reference_lloyd_inertia(points, centers, max_iterations, tolerance)
+    return found.clone(memory_format=torch.contiguous_format), inertia, sizes
+
+
+@_lloyd_inertia_op.register_fake
+def _(
+    points: Tensor, centers: Tensor, max_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(points, centers)
+
+
+def lloyd_inertia(
+    points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: float = 1e-3
+) -> Centers:
+    """`lloyd` without the labels of the points: `lloyd_centers` with the inertia of each problem, by which to choose.
+
+    Args:
+        points: (B, N, d) float32.
+        centers: (B, K, d) float32, the start.
+        max_iterations: as in `lloyd_centers`.
+        tolerance: as in `lloyd_centers`.
+
+    Raises:
+        TypeError: for arguments of another dtype.
+        ValueError: for arguments of another shape.
+    """
+    check(points, centers)
+    function = reference_lloyd_inertia if skips_dispatch(points, centers) else _lloyd_inertia_op
+    return Centers(*function(points, centers, max_iterations, tolerance))
+
+
 def lloyd_centers(
     points: Tensor, centers: Tensor, max_iterations: int = 30, tolerance: float = 1e-3
 ) -> Tensor:
     """The centers that `lloyd` finds, without the labels of the points.
 
-    On a GPU all iterations of problems of up to 4 096 points, 64 centers and 32 dimensions are one launch, whose
+    On a GPU all iterations of problems of up to 8 192 points, 64 centers and 32 dimensions are one launch, whose
     programs share the points and wait for each other; larger ones are those of `lloyd`.
 
     Args:

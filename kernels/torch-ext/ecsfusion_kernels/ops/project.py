@@ -169,7 +169,7 @@ def _project(
     inside = row < num_rows
     block = tl.program_id(1).to(tl.int64)
     packed_ptr += block * num_dims * WIDTH
-    radius = tl.load(radius_ptr)
+    radius = tl.load(radius_ptr).to(tl.float32)
 
     ones = tl.full((BLOCK_N,), 1.0, tl.float32)
     products, squares = _products(
@@ -283,7 +283,7 @@ def _launch_project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: T
         packed,
         unscale,
         offset.to(torch.float32).contiguous(),
-        radius.to(device, torch.float32),
+        radius.to(device, torch.float64),
         out,
         num_rows,
         num_dims,
@@ -304,7 +304,8 @@ def variants() -> list[Variant]:
             for vector in (True, False):
                 constants, num_warps, num_stages = configuration(dtype, num_columns, vector)
                 constants["EMULATED"] = False
-                pointers = dict.fromkeys(("unscale_ptr", "offset_ptr", "radius_ptr", "out_ptr"), "*fp32")
+                pointers = dict.fromkeys(("unscale_ptr", "offset_ptr", "out_ptr"), "*fp32")
+                pointers["radius_ptr"] = "*fp64"
                 strides = {"row_stride": "i64", "column_stride": "i64"}
                 types = {"rows_ptr": f"*{name}", "packed_ptr": f"*{name}", **pointers, "num_rows": "i64"}
                 types |= {"num_dims": "i32", "num_columns": "i32", **strides}
@@ -342,7 +343,8 @@ def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | 
             in float32.
         basis: (D, d) float32, one direction per column.
         offset: (d,) float32, subtracted at the end: the projection of the mean.
-        radius: a number, or a tensor of no dimensions on the device of the embeddings (never read by the host).
+        radius: a number, or a float64 tensor of no dimensions on the device of the embeddings (never read by the host);
+            other dtypes are converted.
 
     Returns:
         (N, d) float32.
@@ -363,8 +365,7 @@ def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | 
             f"offset must be ({basis.shape[1]},), one per column of basis, got {tuple(offset.shape)}"
         )
     if not isinstance(radius, Tensor):
-        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-        radius = torch.full((), radius, dtype=dtype, device=embeddings.device)
+        radius = torch.full((), radius, dtype=torch.float64, device=embeddings.device)
     elif radius.numel() != 1:
         raise ValueError(f"radius must be one number, got a tensor of shape {tuple(radius.shape)}")
     return _project_op(embeddings, basis, offset, radius.reshape(()))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .._ops import add_op_namespace_prefix
+from ..grid_barrier import resident_programs, wait_for_programs
 from ..language import (
     Variant,
     jit,
@@ -31,10 +32,8 @@ __all__ = ["seed"]
 
 # The most blocks of one problem that draw a center; the next launch reads one candidate of each.
 MAX_BLOCKS = 1024
-MAX_SINGLE_BLOCK_POINTS = (
-    # Up to this number of points one block draws all centers; for more, every center is a launch of many blocks.
-    8192
-)
+MAX_POINTS_AT_ONCE = 8192
+"""Up to this number of points one launch draws all centers; for more, every center is a launch of many blocks."""
 
 
 @jit(
@@ -46,6 +45,7 @@ MAX_SINGLE_BLOCK_POINTS = (
         "last_step",
         "points_per_block",
         "num_blocks",
+        "num_waiting",
         "num_problems",
         "key1",
         "key2",
@@ -60,6 +60,7 @@ def _seed(
     weight_ptr,
     wait_ptr,
     index_ptr,
+    arrivals_ptr,
     num_points: tl.int64,
     num_dims: tl.int32,
     num_clusters: tl.int32,
@@ -67,6 +68,7 @@ def _seed(
     last_step: tl.int32,
     points_per_block: tl.int64,
     num_blocks: tl.int32,
+    num_waiting: tl.int32,
     num_problems: tl.int32,
     key1: tl.int32,
     key2: tl.int32,
@@ -80,7 +82,7 @@ def _seed(
     """Step k: take center k - 1, the point with the least E / D^2; D^2 = min(D^2, |x - c|^2); draw for center k.
 
     Each block leaves the best of its share of the points, and in the next step every block compares all of these.
-    Steps from `first` to `last`: one per launch, or all in one launch where a problem has only one block.
+    Steps from `first` to `last`: one per launch, or all in one launch, whose blocks of a problem wait for each other.
     """
     problem, part = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
     points_ptr += problem.to(tl.int64) * problem_stride
@@ -145,8 +147,7 @@ def _seed(
             own_slot = ((k % 2) * num_problems + problem).to(tl.int64) * num_blocks + part
             tl.store(wait_ptr + own_slot, wait)
             tl.store(index_ptr + own_slot, winner)
-            # Where there is a single block, its next step reads what it has just stored.
-            tl.debug_barrier()
+            wait_for_programs(arrivals_ptr + problem, k + 1, num_waiting)
 
 
 def configuration(num_dims: int) -> tuple[dict[str, int], int]:
@@ -168,20 +169,20 @@ def _launch_seed(points: Tensor, num_clusters: int, seed: int) -> Tensor:
     if centers.numel() == 0:
         return centers
     constants, num_warps = configuration(num_dims)
-    # One block per problem, as long as that takes less time than a launch for each center.
-    points_per_block = (
-        num_points
-        if num_points <= MAX_SINGLE_BLOCK_POINTS
-        else max(-(-num_points // MAX_BLOCKS), constants["BLOCK_N"])
-    )
+    in_one_launch = num_points <= MAX_POINTS_AT_ONCE
+    most_blocks = max(1, resident_programs(device) // num_problems) if in_one_launch else MAX_BLOCKS
+    points_per_block = max(-(-num_points // most_blocks), constants["BLOCK_N"])
     num_blocks = -(-num_points // points_per_block)
+    waits = in_one_launch and num_blocks > 1
+    make_arrivals = torch.zeros if waits else torch.empty
+    arrivals = make_arrivals(num_problems, dtype=torch.int32, device=device)
     weight = torch.empty(num_problems, num_points, dtype=torch.float32, device=device)
     wait = torch.empty(2, num_problems, num_blocks, dtype=torch.float32, device=device)
     winner = torch.empty(2, num_problems, num_blocks, dtype=torch.int64, device=device)
     key1, key2 = (signed(key) for key in keys(seed))
     steps = num_clusters + 1
-    for first_step in range(0, steps, steps if num_blocks == 1 else 1):
-        last_step = steps if num_blocks == 1 else first_step + 1
+    for first_step in range(0, steps, steps if in_one_launch else 1):
+        last_step = steps if in_one_launch else first_step + 1
         # The last step only takes the last center, which needs one block of each problem; the others do nothing.
         _seed[(num_problems * num_blocks,)](
             points,
@@ -189,6 +190,7 @@ def _launch_seed(points: Tensor, num_clusters: int, seed: int) -> Tensor:
             weight,
             wait,
             winner,
+            arrivals,
             num_points,
             num_dims,
             num_clusters,
@@ -196,12 +198,14 @@ def _launch_seed(points: Tensor, num_clusters: int, seed: int) -> Tensor:
             last_step,
             points_per_block,
             num_blocks,
+            num_blocks if waits else 1,
             num_problems,
             key1,
             key2,
             *points.stride(),
             **constants,
             **options(num_warps),
+            launch_cooperative_grid=waits,
         )
     return centers
 
@@ -217,6 +221,8 @@ def variants() -> list[Variant]:
         "first_step": "i32",
     }
     types |= {
+        "arrivals_ptr": "*i32",
+        "num_waiting": "i32",
         "last_step": "i32",
         "points_per_block": "i64",
         "num_blocks": "i32",

@@ -24,15 +24,15 @@ def principal_directions(rows: Tensor, num_directions: int) -> Tensor:
         V <- orthonormal basis of X^T (X V), 10 times, with 8 columns to spare; the last basis is that of the
         principal components of X V, in the order of their variance
 
-    The D x D matrix is never formed. Directions whose variance is under 3e-7 of the largest cannot be resolved in
-    float32 and are zeros, as are those beyond D.
+    The D x D matrix is never formed. The largest entry of each direction is positive. Directions whose variance is
+    under 3e-7 of the largest cannot be resolved in float32 and are zeros, as are those beyond D.
 
     Args:
         rows: (B, n, D) float32, finite, each problem of mean zero.
         num_directions: d, at least 1.
 
     Returns:
-        (B, D, d) float32, orthonormal columns, each with an arbitrary sign.
+        (B, D, d) float32, orthonormal columns.
     """
     vectors = start(rows, num_directions)
     for _ in range(ITERATIONS):
@@ -42,7 +42,13 @@ def principal_directions(rows: Tensor, num_directions: int) -> Tensor:
         is_resolved = values > MIN_SQUARE * values[..., :1]
         scale = torch.where(is_resolved, values, torch.inf).rsqrt()
         vectors = (image @ (rotation * scale.unsqueeze(-2))).to(torch.float32)
-    return vectors[..., :num_directions].contiguous()
+    return with_largest_positive(vectors[..., :num_directions])
+
+
+def with_largest_positive(vectors: Tensor) -> Tensor:
+    """Columns (B, D, d) with the signs for which the entry of the largest size is positive, contiguous."""
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return torch.where(largest < 0, -vectors, vectors).contiguous()
 
 
 def start(rows: Tensor, num_directions: int) -> Tensor:
