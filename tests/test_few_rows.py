@@ -1,12 +1,13 @@
 """fast_pid of many classes with a few rows each, whose readouts misplace the classes independently on either side."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from known_answers import assert_consistent, intervals, true_values, values
 
-from benchmarks.known_truth.problems import gaussian
+from benchmarks.known_truth.problems import find, gaussian
 from ecsfusion import fast_pid
 from ecsfusion.pid.posteriors import Known, Posteriors, change_by_labels
 from ecsfusion.pid.uncertainty import measure
@@ -100,3 +101,17 @@ def test_intervals_are_wider_where_labels_and_posteriors_disagree():
         widths.append((found.redundancy_interval[:, 1] - found.redundancy_interval[:, 0]).item())
     # Half of it on either side.
     assert widths[1] - widths[0] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("name", ["gaussian-10-d256", "gaussian-28-d768", "gaussian-10-d768"])
+def test_what_few_rows_of_many_columns_hide_is_in_the_intervals(name):
+    """The weaker modality has far more to tell than twice of what readouts of so few rows can show."""
+    problem = find(name)
+    first, second, labels = problem.draw(500, 0)
+    pid = fast_pid([first, second], labels)
+    truth = true_values(problem.truth())
+    assert float(pid.mutual_information.amin()) < float(truth[:2].amin()) - 0.1
+    low, high = intervals(pid).T
+    assert bool((low <= truth[3:] + 0.01).all())
+    assert bool((truth[3:] <= high + 0.01).all())
+    assert float(high.amax()) <= math.log2(len(labels.unique())) + 1e-6

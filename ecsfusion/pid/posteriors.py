@@ -497,9 +497,9 @@ def limit(
     return torch.where((halves < folds) & (folds > 1e-6), torch.maximum(found, folds), folds)
 
 
-def largest_limit(folds: Tensor, label_bits: Tensor) -> Tensor:
-    """The largest `limit` that is believed; the arguments are as there."""
-    return label_bits * -torch.expm1(-MAX_GROWTH * _separation(folds, label_bits))
+def largest_limit(folds: Tensor, label_bits: Tensor, growth: float = MAX_GROWTH) -> Tensor:
+    """The largest `limit` that is believed, by the growth of the separation; the other arguments are as there."""
+    return label_bits * -torch.expm1(-growth * _separation(folds, label_bits))
 
 
 def _separation(bits: Tensor, label_bits: Tensor) -> Tensor:

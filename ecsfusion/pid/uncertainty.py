@@ -18,6 +18,9 @@ CONFIDENCE = 1.96
 SHARE_OF_GROWTH = 0.5
 """Where a limit for many rows stops at the largest that is believed, an atom may be wrong by this share of what a limit
 adds to the held-out information."""
+DOUBTED_GROWTH = 6.0
+"""Where a limit stops at the largest that is believed, which is so where rows are far fewer than columns, as many times
+the separation of the held-out posteriors may be there to know."""
 SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
@@ -146,10 +149,15 @@ def _decomposed(
         for part, error in zip(parts, errors[0], strict=True)
     ]
     is_stopped = torch.zeros_like(known.product)
+    hidden = [torch.zeros_like(known.product)] * len(parts)
     if grows:
         largest = [largest_limit(part[0], label_bits) for part in parts]
         at_largest = [value >= (1 - TINY) * most for value, most in zip(values, largest, strict=True)]
         is_stopped = torch.stack(at_largest).any(0)
+        hidden = [
+            torch.where(stops, largest_limit(part[0], label_bits, DOUBTED_GROWTH) - value, 0.0)
+            for part, value, stops in zip(parts, values, at_largest, strict=True)
+        ]
     values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
@@ -187,10 +195,20 @@ def _decomposed(
         around = apart.square().sum(0).sqrt() + floor
         return torch.stack([value - around, value + around], -1).clamp_min(0.0)
 
+    redundancy = interval(bound.redundancy, reached.redundancy, 0)
     unique = torch.stack([interval(bound.unique[:, m], reached.unique[:, m], 1 + m) for m in range(2)], -2)
     unique[..., 1] += inside
     synergy = interval(bound.synergy, reached.synergy, 3)
     synergy[..., 1] += across
+    # What is hidden of one side may be its own, or the other has it, too.
+    of_sides = torch.stack(hidden[:2], -1)
+    unique[..., 1] = torch.maximum(unique[..., 1], reached.unique + of_sides)
+    unique[..., 0] = torch.minimum(unique[..., 0], (reached.unique - of_sides.flip(-1)).clamp_min(0.0))
+    shared = (reached.mutual_information + of_sides).amin(-1)
+    redundancy[..., 1] = torch.where(
+        of_sides.sum(-1) > 0, torch.maximum(redundancy[..., 1], shared), redundancy[..., 1]
+    )
+    synergy[..., 1] = torch.maximum(synergy[..., 1], reached.synergy + hidden[2])
     dependence = (known.joint[0] - known.product).clamp_min(0.0)
     floors = floor.expand_as(dependence)
     decomposition = reached._replace(
@@ -199,7 +217,7 @@ def _decomposed(
         redundancy_floor=floors,
         unique_floor=floors.unsqueeze(-1).expand(-1, 2),
         synergy_floor=floors,
-        redundancy_interval=interval(bound.redundancy, reached.redundancy, 0).clamp_max(most),
+        redundancy_interval=redundancy.clamp_max(most),
         unique_interval=unique.clamp_max(most),
         synergy_interval=synergy.clamp_max(most),
     )
