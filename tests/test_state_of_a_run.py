@@ -233,7 +233,7 @@ class FullAfterBetterHeads(TrainerCallback):
 
 
 def test_a_retry_of_a_resumed_run_has_the_heads_of_the_checkpoint(tmp_path):
-    options = {"max_steps": 4, "strategy": "joint", "save_strategy": "steps", "save_steps": 2}
+    options = {"max_steps": 4, "strategy": "joint-auxiliary", "save_strategy": "steps", "save_steps": 2}
     killed = trainer(tmp_path, callbacks=[StopAfterSaving(2)], **options)
     with pytest.raises(KeyboardInterrupt):
         killed.train()

@@ -61,9 +61,9 @@ def variants() -> list[Variant]:
 
 @custom_op(add_op_namespace_prefix("scaled_rows"), mutates_args=())
 def _scaled_rows_op(embeddings: Tensor, norms: Tensor, radius: Tensor) -> Tensor:
-    return (_launch_scaled_rows if runs_kernels(embeddings) else reference_scaled_rows)(
-        embeddings, norms, radius
-    )
+    if runs_kernels(embeddings):
+        return _launch_scaled_rows(embeddings, norms, radius)
+    return reference_scaled_rows(embeddings, norms, radius).contiguous()
 
 
 @_scaled_rows_op.register_fake
