@@ -55,8 +55,9 @@ def head_pids(
         labels: (N,) int64 class indices.
         pairs: names of two modalities, or of one and then "rest", all the others.
         num_clusters: clusters of posteriors in the union information; None for two per class, at least 24.
-        random_seed: of folds and clusters.
+        random_seed: of clusters, and of the keys by which equal rows are found.
         groups: (N,) int64 numbers from 0 of the source of each row, see `make_folds`; None where every row has its own.
+            Rows are dealt to folds by where they stand, so that the values are those of rows in this order.
 
     Returns:
         A PID for each pair, by name ("image, audio"), with floors and intervals. Its values are what the heads prove on
@@ -153,7 +154,7 @@ def information_of_heads(
         sides: pairs of sides; a side is some modalities.
         num_clusters: clusters of posteriors in the union information.
         tolerance: of the solver, in bits.
-        random_seed: of folds and clusters.
+        random_seed: of clusters, and of the keys by which equal rows are found.
         groups: as in `head_pids`.
     """
     names = list(logits)
@@ -241,7 +242,7 @@ def _of_heads(*given: Any) -> tuple[Tensor, ...]:
 
     Returns:
         p(y), (C,); what the first sides of P pairs, the second, and both together tell about the labels, (3, P) in
-        bits; `squared_sums`, (4, P); the number of groups; and the parts of `Solved`.
+        bits; `squared_sums`, (4, P); the number of groups, and what they are worth; and the parts of `Solved`.
     """
     *tensors, pools, num_clusters, tolerance, random_seed = given
     num_heads = 1 + max(number for numbers in pools.heads for number in numbers)
