@@ -19,6 +19,7 @@ from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.binned import binned_columns
+from ecsfusion.pid.boosted_trees import tree_readouts
 from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.column_pairs import pair_readouts
 from ecsfusion.pid.copies import moved
@@ -259,6 +260,7 @@ def read_side(
         lines += quadratic_readouts(sums, lines + coarse, log_prior)
         coarse += landmark_readouts(rows, sets, lines + coarse, log_prior, random_seed)
         coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
+        coarse += tree_readouts(rows, sets, lines + coarse, log_prior)
     searches: tuple[list[Search], list[Search]] = ([], [])
     shape = None if linear.tells_all else shape_of(rows, sets.one_hot)
     if shape is not None:
@@ -297,6 +299,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
             lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior)
         coarse += landmark_readouts(rows, sets, lines, log_prior, random_seed)
         coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
+        coarse += tree_readouts(rows, sets, lines + coarse, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = [
