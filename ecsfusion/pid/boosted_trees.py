@@ -18,32 +18,22 @@ from ecsfusion.pid.trial import is_worth, some_rows
 
 MAX_COLUMNS = 128
 """With more columns no tree is grown: no single column of an embedding has a meaning."""
-ROUNDS = 24
 DEPTH = 6
-STEP = 0.3
 FINE_BINS = 256
 """Of each column, with about equally many values."""
 JOINED = 8
 """Neighbouring bins that are joined for a tree, each time others, so that trees together have fine thresholds."""
-MAX_SPLIT_COLUMNS = 32
-"""Of more columns, those whose best threshold tells most in the first trees are split further, by training set."""
-SCREENING_ROUNDS = 1
 MAX_ROWS = 4096
 """The most rows that choose the splits of a tree, each time others; all rows fill its leaves."""
 MIN_ROWS_OF_LEAF = 5
 PRIOR_ROWS = 1.0
 """Rows without a gradient that every leaf starts with."""
-MAX_GRADIENTS = 6
-"""The most gradients, or combinations of them, that choose the splits."""
 MAX_VALUES = 1 << 22
 """The most rows times classes; each is a logit of every training set."""
 UNIT = 2.0**-18
 """Of the integers that stand for gradients: sums of `MAX_ROWS` of them stay under 2^31."""
 MAX_TRIAL_ROWS = 2048
-"""The most rows of a trial,"""
-TRIAL_ROUNDS = 4
-"""which takes few and whole steps."""
-TRIAL_STEP = 1.0
+"""The most rows of a trial."""
 
 
 class Trees(NamedTuple):
@@ -53,10 +43,25 @@ class Trees(NamedTuple):
     """(T, 2^l) int64 of each level: the column of a node,"""
     thresholds: list[Tensor]
     """(T, 2^l) int64: and the largest of its fine bins that goes to the first child."""
-    leaf: Tensor
-    """(T, R) int64: the leaves of the rows that the tree was grown on."""
     told: Tensor
-    """(T, D): the most that one threshold of each column tells at a node."""
+    """(T, M): the most that one threshold of each column tells at a node."""
+
+
+class Plan(NamedTuple):
+    """How trees are grown."""
+
+    rounds: int
+    """Trees of each training set."""
+    step: float
+    """How much of a Newton step a leaf takes."""
+    columns: int
+    """Of more columns, those whose best threshold tells most in the first tree are split further, by training set."""
+    gradients: int
+    """The most gradients, or combinations of them, that choose the splits."""
+
+
+TRIAL = Plan(4, 1.0, 16, 2)
+WHOLE = Plan(24, 0.3, 32, 4)
 
 
 def tree_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
@@ -73,13 +78,13 @@ def tree_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_pri
     bins = fine_bins(rows)
     places = some_rows(len(rows), rows.device, MAX_TRIAL_ROWS)
     own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes).halves()
-    trial = boosted(bins[places], own, TRIAL_ROUNDS, TRIAL_STEP)
+    trial = boosted(bins[places], own, TRIAL)
     if not is_worth([trial], known, sets, places, log_prior):
         return []
-    halves = boosted(bins, sets.halves(), ROUNDS, STEP)
+    halves = boosted(bins, sets.halves(), WHOLE)
     if not tells_more([part[1] for part in known], [halves], sets.labels, log_prior):
         return []
-    return [torch.stack([boosted(bins, sets.folds(), ROUNDS, STEP), halves])]
+    return [torch.stack([boosted(bins, sets.folds(), WHOLE), halves])]
 
 
 def fine_bins(rows: Tensor) -> Tensor:
@@ -90,126 +95,122 @@ def fine_bins(rows: Tensor) -> Tensor:
     return torch.searchsorted(edges, rows.T.contiguous()).T.to(torch.uint8).contiguous()
 
 
-def boosted(bins: Tensor, sets: TrainingSets, rounds: int, step: float) -> Tensor:
+def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> Tensor:
     """Logits (N, C) of each row, less the prior, by trees of the training set that reads it.
 
     Args:
         bins: (N, D) uint8, of `fine_bins`.
         sets: T training sets with one reader of each row.
-        rounds: trees of each set.
-        step: how much of a Newton step a leaf takes.
+        plan: of the trees.
     """
-    number = len(bins)
+    number, columns = bins.shape
     member = sets.member.T.contiguous()
+    each = torch.arange(len(member), device=bins.device).unsqueeze(1)
+    # (T, R): the rows of each set, and of smaller ones some that are not in it.
+    own = member.argsort(dim=1, descending=True, stable=True)[:, : int(sets.sizes.max())]
+    stride = max(1, -(-own.shape[1] // MAX_ROWS))
     start = sets.log_prior.unsqueeze(1)
     logits = torch.zeros(len(member), number, sets.num_classes, device=bins.device)
-    stride = max(1, -(-number // MAX_ROWS))
-    kept = torch.arange(bins.shape[1], device=bins.device).expand(len(member), -1)
-    told = torch.zeros(kept.shape, device=bins.device)
-    for turn in range(rounds):
+    kept = torch.arange(columns, device=bins.device).expand(len(member), -1)
+    for turn in range(plan.rounds):
         posterior = torch.softmax(logits + start, 2)
         gradient = (sets.one_hot - posterior).mul_(member.unsqueeze(2))
-        some = slice(turn % stride, None, stride)
-        trees = grow(bins[some], member[:, some], _combined(gradient[:, some], turn), kept, DEPTH, turn)
-        leaf = trees.leaf if stride == 1 else route(bins, trees)
-        curvature = (posterior * (1 - posterior)).mul_(member.unsqueeze(2))
-        logits += step * _steps(leaf, gradient, curvature)
-        told += trees.told
-        if turn + 1 == SCREENING_ROUNDS and bins.shape[1] > MAX_SPLIT_COLUMNS:
-            kept = told.topk(MAX_SPLIT_COLUMNS).indices
-            told = told.gather(1, kept)
-    reader = sets.reader[0]
-    return logits[reader, torch.arange(number, device=bins.device)]
+        some = own[:, turn % stride :: stride]
+        values = _combined(gradient[each, some], plan.gradients, turn)
+        trees = grow(bins[some.unsqueeze(2), kept.unsqueeze(1)], member[each, some], values, kept, turn)
+        curvature = posterior.mul_(1 - posterior).mul_(member.unsqueeze(2))
+        logits.add_(_steps(route(bins, trees), gradient, curvature), alpha=plan.step)
+        if not turn and columns > plan.columns:
+            kept = trees.told.topk(plan.columns).indices
+    return logits[sets.reader[0], torch.arange(number, device=bins.device)]
 
 
-def grow(bins: Tensor, member: Tensor, gradient: Tensor, kept: Tensor, depth: int, turn: int = 0) -> Trees:
-    """Grow a tree for each of T training sets.
+def grow(bins: Tensor, member: Tensor, gradient: Tensor, kept: Tensor, turn: int) -> Trees:
+    """Grow a tree for each of T training sets on some of its rows.
 
     Args:
-        bins: (R, D) uint8.
-        member: (T, R) float32: 1 where a row is in the set.
-        gradient: (T, R, G) float32, 0 where a row is not in the set.
-        kept: (T, M) int64: the columns that each set splits.
-        depth: levels.
+        bins: (T, R, M) uint8, of the columns that are kept.
+        member: (T, R) float32: 0 where a row is not in the set after all.
+        gradient: (T, R, G) float32, 0 there.
+        kept: (T, M) int64: the columns.
         turn: of the joined bins.
     """
+    sets, _, columns = bins.shape
     device = bins.device
-    sets, columns = kept.shape
     shift = (turn * 5) % JOINED
-    joined = (bins.int() + shift) // JOINED
     width = FINE_BINS // JOINED + 1
-    own = joined.T[kept].mT if columns < bins.shape[1] else joined.expand(sets, -1, -1)
-    cell = own + torch.arange(columns, device=device) * width
+    cell = (bins.short() + shift) >> JOINED.bit_length() - 1
+    cell = cell + torch.arange(columns, device=device) * width
     each = torch.arange(sets, device=device).unsqueeze(1)
-    values = (torch.cat([gradient, member.unsqueeze(2)], 2) / UNIT).round_().int()
-    channels = [part.unsqueeze(2).expand(cell.shape).flatten() for part in values.unbind(2)]
+    channels = [
+        (part / UNIT).round_().int().unsqueeze(2).expand(cell.shape).flatten()
+        for part in (member, *gradient.unbind(2))
+    ]
     node = torch.zeros(member.shape, dtype=torch.int64, device=device)
     chosen, thresholds = [], []
     told = torch.zeros(kept.shape, device=device)
-    for level in range(depth):
+    for level in range(DEPTH):
         nodes = 1 << level
-        place = ((each * nodes + node) * (columns * width)).unsqueeze(2) + cell
-        place = place.flatten()
-        size = sets * nodes * columns * width
-        sums = torch.stack(
-            [
-                torch.zeros(size, dtype=torch.int32, device=device).scatter_add_(0, place, channel)
-                for channel in channels
-            ]
-        )
-        gain = _gain(sums.view(len(channels), sets, nodes, columns, width))
+        place = (cell + ((each * nodes + node) * (columns * width)).unsqueeze(2)).flatten()
+        shape = (sets, nodes, columns, width)
+        empty = torch.zeros(sets * nodes * columns * width, dtype=torch.int32, device=device)
+        gain = _gain([empty.scatter_add(0, place, channel).view(shape) for channel in channels])
         told = torch.maximum(told, gain.amax((1, 3)))
         best, where = gain.flatten(2).max(2)
-        column = kept.gather(1, where // width)
+        column = where // width
         # A node that is not worth splitting sends all rows to its first child.
         threshold = (where % width + 1) * JOINED - 1 - shift
         threshold = torch.where(best > 0, threshold, FINE_BINS)
-        chosen.append(column)
+        chosen.append(kept.gather(1, column))
         thresholds.append(threshold)
-        node = _children(bins, node, column, threshold)
-    return Trees(chosen, thresholds, node, told)
+        value = bins.gather(2, column.gather(1, node).unsqueeze(2)).squeeze(2)
+        node = 2 * node + (value > threshold.gather(1, node))
+    return Trees(chosen, thresholds, told)
 
 
 def route(bins: Tensor, trees: Trees) -> Tensor:
     """The leaf (T, N) int64 of each row of `bins` (N, D) in each tree."""
-    node = torch.zeros(len(trees.leaf), len(bins), dtype=torch.int64, device=bins.device)
+    number, columns = bins.shape
+    first = torch.arange(number, device=bins.device) * columns
+    node = torch.zeros(len(trees.told), number, dtype=torch.int64, device=bins.device)
     for column, threshold in zip(trees.columns, trees.thresholds, strict=True):
-        node = _children(bins, node, column, threshold)
+        value = bins.flatten()[first + column.gather(1, node)]
+        node = 2 * node + (value > threshold.gather(1, node))
     return node
 
 
-def _children(bins: Tensor, node: Tensor, column: Tensor, threshold: Tensor) -> Tensor:
-    """The nodes (T, N) of the next level; `column` and `threshold` are (T, nodes)."""
-    rows = torch.arange(len(bins), device=bins.device)
-    value = bins.flatten()[rows * bins.shape[1] + column.gather(1, node)]
-    return 2 * node + (value > threshold.gather(1, node))
-
-
-def _gain(sums: Tensor) -> Tensor:
+def _gain(sums: list[Tensor]) -> Tensor:
     """What each threshold tells at each node: by how much squared gradients per row grow; (T, nodes, D, bins).
 
     Args:
-        sums: (G + 1, T, nodes, D, bins) int32: of gradients and rows.
+        sums: (T, nodes, D, bins) int32 each: the rows in each bin, and the sums of their gradients.
     """
-    left = sums.cumsum(4, dtype=torch.int32).float().mul_(UNIT)
-    whole = left[..., -1:]
-    right = whole - left
-    rows = torch.stack([left[-1], right[-1]])
-    split = left[:-1].square().sum(0) / (rows[0] + PRIOR_ROWS) + right[:-1].square().sum(0) / (rows[1] + PRIOR_ROWS)
-    split -= whole[:-1].square().sum(0) / (whole[-1] + PRIOR_ROWS)
-    return torch.where(rows.amin(0) >= MIN_ROWS_OF_LEAF, split, 0.0).clamp_min_(0.0)
+    rows = sums[0].cumsum(3, dtype=torch.int32).float().mul_(UNIT)
+    whole = rows[..., -1:]
+    others = whole - rows
+    is_large = torch.minimum(rows, others) >= MIN_ROWS_OF_LEAF
+    left, right, together = torch.zeros_like(rows), torch.zeros_like(rows), torch.zeros_like(whole)
+    for part in sums[1:]:
+        below = part.cumsum(3, dtype=torch.int32).float()
+        every = below[..., -1:]
+        together.addcmul_(every, every)
+        above = every - below
+        left.addcmul_(below, below)
+        right.addcmul_(above, above)
+    gain = left.div_(rows.add_(PRIOR_ROWS)).add_(right.div_(others.add_(PRIOR_ROWS)))
+    return gain.sub_(together / (whole + PRIOR_ROWS)).mul_(is_large).clamp_min_(0.0)
 
 
-def _combined(gradient: Tensor, turn: int) -> Tensor:
-    """The gradients (T, R, G) that choose the splits, of those of the classes (T, R, C)."""
+def _combined(gradient: Tensor, most: int, turn: int) -> Tensor:
+    """The gradients (T, R, G) that choose the splits, at most so many, of those of the classes (T, R, C)."""
     classes = gradient.shape[2]
     if classes == 2:
         return gradient[..., 1:]
-    if classes <= MAX_GRADIENTS:
+    if classes <= most:
         return gradient
-    counter = torch.arange(classes * MAX_GRADIENTS, device=gradient.device)
-    signs = (uniform(counter, turn) < 0.5).float().mul_(2).sub_(1).view(classes, MAX_GRADIENTS)
-    return (gradient @ signs) / MAX_GRADIENTS
+    counter = torch.arange(classes * most, device=gradient.device)
+    signs = (uniform(counter, turn) < 0.5).float().mul_(2).sub_(1).view(classes, most)
+    return (gradient @ signs) / 2
 
 
 def _steps(leaf: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
