@@ -227,6 +227,7 @@ MILLION = 1_000_000
 CASES: list[tuple[str, Shape]] = [
     ("project", {"N": 20_000, "D": 768, "d": 8, "dtype": "bfloat16"}),
     ("project", {"N": MILLION, "D": 768, "d": 8, "dtype": "bfloat16"}),
+    ("project nearest", {"N": MILLION, "D": 128, "d": 8, "K": 20, "dtype": "bfloat16"}),
     ("project nearest", {"N": 20_000, "D": 768, "d": 8, "K": 20, "dtype": "bfloat16"}),
     ("project nearest", {"N": MILLION, "D": 768, "d": 8, "K": 20, "dtype": "bfloat16"}),
     ("nearest", {"N": 20_000, "K": 20, "d": 8}),
