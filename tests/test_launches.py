@@ -33,6 +33,7 @@ from ecsfusion_kernels.ops import (
     pool_posteriors,
     pool_weights,
     principal,
+    project,
     project_nearest,
     random,
     row_information,
@@ -330,15 +331,14 @@ GIVEN = {
         for name, call in (("nearest", nearest.nearest), ("seed", lambda x, _: seed.seed(x, 3)))
     },
     **{
-        f"project_nearest {dtype} {width}": lambda to, dtype=dtype, width=width: (
-            project_nearest.project_nearest(
-                to(points(width)[0].to(dtype)),
-                points(width)[0, :width, :5].contiguous(),
-                to(points(5)[0, 0]),
-                to(of(dtype=torch.float64, device="cpu")),
-                to(points(5)[0, :3]),
-            )
+        f"{name} {dtype} {width}": lambda to, name=name, call=call, dtype=dtype, width=width: call(
+            to(points(width)[0].to(dtype)),
+            to(points(width)[0, :width, :5]),
+            to(points(5)[0, 0]),
+            to(of(dtype=torch.float64, device="cpu")),
+            *([to(points(5)[0, :3])] if name == "project_nearest" else []),
         )
+        for name, call in (("project", project.project), ("project_nearest", project_nearest.project_nearest))
         for dtype in (torch.bfloat16, torch.float16, torch.float32)
         for width in (8, 9)
     },

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .._ops import add_op_namespace_prefix
-from ..language import INTERPRETED, Variant, jit, options, padded, runs_kernels, tl
+from ..language import INTERPRETED, Variant, jit, options, padded, runs_kernels, tl, with_unaligned
 from ..reference.project import project as reference_project
 
 __all__ = ["project"]
@@ -30,7 +30,7 @@ def exponent_of(x):
     return x.to(tl.int32, bitcast=True) >> 23
 
 
-@jit(do_not_specialize=["num_dims", "num_columns", "row_stride", "column_stride"])
+@jit(do_not_specialize=["basis_ptr", "num_dims", "num_columns", "row_stride", "column_stride"])
 def _split(
     basis_ptr,
     packed_ptr,
@@ -231,7 +231,17 @@ def projected(
     return out / length[:, None] * unscale[None, :] - offset[None, :], row, inside, column, is_used
 
 
-@jit(do_not_specialize=["num_rows", "num_dims", "num_columns", "row_stride", "column_stride"])
+@jit(
+    do_not_specialize=[
+        "offset_ptr",
+        "radius_ptr",
+        "num_rows",
+        "num_dims",
+        "num_columns",
+        "row_stride",
+        "column_stride",
+    ]
+)
 def _project(
     rows_ptr,
     packed_ptr,
@@ -367,7 +377,7 @@ def _launch_project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: T
 
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
-    configurations: dict[str, Variant] = {}
+    configurations: dict[str, list[Variant]] = {}
     for dtype, name in TYPES.items():
         for num_columns in (8, 128):
             for vector in (True, False):
@@ -379,14 +389,16 @@ def variants() -> list[Variant]:
                 types = {"rows_ptr": f"*{name}", "packed_ptr": f"*{name}", **pointers, "num_rows": "i64"}
                 types |= {"num_dims": "i32", "num_columns": "i32", **strides}
                 variant = Variant(_project, types, constants, num_warps, num_stages)
-                configurations[f"project {name} {num_columns} {vector}"] = variant
+                # Rows that are loaded by 16 bytes begin at a multiple of them.
+                unaligned = () if vector else ("rows_ptr",)
+                configurations[f"project {name} {num_columns} {vector}"] = with_unaligned(variant, unaligned)
                 types = {"basis_ptr": "*fp32", "packed_ptr": f"*{name}", "unscale_ptr": "*fp32"}
                 types |= {"num_dims": "i32", "num_columns": "i32", **strides}
                 split_constants = {key: constants[key] for key in ("TERMS", "WIDTH")}
-                configurations[f"split {name} {num_columns}"] = Variant(
-                    _split, types, {**split_constants, "BLOCK": 1024}, 4
-                )
-    return list(configurations.values())
+                configurations[f"split {name} {num_columns}"] = [
+                    Variant(_split, types, {**split_constants, "BLOCK": 1024}, 4)
+                ]
+    return [variant for found in configurations.values() for variant in found]
 
 
 @custom_op(add_op_namespace_prefix("project"), mutates_args=())
