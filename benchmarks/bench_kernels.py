@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ecsfusion_kernels import broja, histogram, lloyd, nearest, project, reference, seed
+from ecsfusion_kernels import broja, histogram, lloyd, nearest, project, project_nearest, reference, seed
 from environment import environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -86,6 +86,27 @@ def measure_project(sizes: Sizes, device: torch.device) -> Iterator[Line]:
             "bytes": 2 * rows.numel() + 4 * n * sizes.d,
             "work": lambda a=(rows, basis, offset, radius): project(*a),
             "baselines": {"torch": lambda a=(rows, basis, offset, radius): reference.project(*a)},
+        }
+
+
+def measure_project_nearest(sizes: Sizes, device: torch.device) -> Iterator[Line]:
+    """Embeddings in bfloat16 to the nearest of K centers among 8 coordinates, against N and against D."""
+    shapes = [(n, sizes.width) for n in sizes.rows] + [(sizes.rows[-2], width) for width in sizes.widths]
+    for n, width in dict.fromkeys(shapes):
+        rows = torch.randn(n, width, device=device).to(torch.bfloat16)
+        basis = torch.linalg.qr(torch.randn(width, sizes.d, device=device)).Q.contiguous()
+        offset, radius = torch.zeros(sizes.d, device=device), torch.ones((), device=device)
+        centers = project(rows[: sizes.k], basis, offset, radius)
+        arguments = (rows, basis, offset, radius)
+        yield {
+            "benchmark": "project nearest",
+            "shape": {"N": n, "D": width, "d": sizes.d, "K": sizes.k, "dtype": "bfloat16"},
+            "bytes": 2 * rows.numel() + 8 * n,
+            "work": lambda a=arguments, c=centers: project_nearest(*a, c),
+            "baselines": {
+                "torch": lambda a=arguments, c=centers: reference.project_nearest(*a, c),
+                "project, then nearest": lambda a=arguments, c=centers: nearest(project(*a)[None], c[None]),
+            },
         }
 
 
@@ -265,8 +286,11 @@ def draw(lines: list[Line], bandwidth: float, path: Path) -> None:
     FigureCanvasAgg(figure)
     ours = [line for line in lines if line.get("baseline") == "torch"]
     panels = [
-        ("N", [("project", "D"), ("nearest", "K"), ("histogram", "K"), ("seed", "K")]),
-        ("D", [("project", "N")]),
+        (
+            "N",
+            [("project", "D"), ("project nearest", "D"), ("nearest", "K"), ("histogram", "K"), ("seed", "K")],
+        ),
+        ("D", [("project", "N"), ("project nearest", "N")]),
         ("K", [("nearest", "N"), ("kmeans step", "d")]),
         ("C", [("solver", "tables")]),
     ]
@@ -317,7 +341,15 @@ def main() -> int:
     seconds = sizes.seconds if options.limit == math.inf else min(sizes.seconds, 0.15)
     failures = 0
     started = time.perf_counter()
-    parts = (measure_project, measure_nearest, measure_seed, measure_step, measure_histogram, measure_solver)
+    parts = (
+        measure_project,
+        measure_project_nearest,
+        measure_nearest,
+        measure_seed,
+        measure_step,
+        measure_histogram,
+        measure_solver,
+    )
     with (folder / "kernels.jsonl").open("w") as file:
         print(json.dumps(lines[0]), file=file)
         for number, part in enumerate(parts, 1):
@@ -340,12 +372,12 @@ def main() -> int:
                 failures += 1
                 traceback.print_exc()
     draw(lines, bandwidth, folder / "kernels.png")
-    print(f"{'':14}{'shape':44}{'ms':>10}{'of copy':>9}  speedup")
+    print(f"{'':16}{'shape':44}{'ms':>10}{'of copy':>9}  speedup")
     for line in lines[1:]:
         shape = ", ".join(f"{key} {value}" for key, value in line["shape"].items())
         share = f"{100 * line['bandwidth_share']:.0f} %" if "bandwidth_share" in line else ""
         told = f"{line['speedup']:8.1f}x over {line['baseline']}"
-        print(f"{line['benchmark']:14}{shape:44}{line['milliseconds']:10.4f}{share:>9}{told}")
+        print(f"{line['benchmark']:16}{shape:44}{line['milliseconds']:10.4f}{share:>9}{told}")
     print(
         f"copy: {bandwidth / 1e6:.0f} GB/s; {time.perf_counter() - started:.0f} s; {folder / 'kernels.jsonl'}"
     )

@@ -97,6 +97,9 @@ CALLS = {
     "principal_directions": lambda: reference.principal_directions(POINTS, 3),
     "project": lambda: reference.project(POINTS[0], BASIS, OFFSET, 0.5),
     "lloyd": lambda: reference.lloyd(POINTS, CENTERS),
+    "project_nearest": lambda: reference.project_nearest(
+        POINTS[0], BASIS, OFFSET, 0.5, BASIS.mT[:, : len(OFFSET)]
+    ),
     "nearest": lambda: reference.nearest(POINTS, CENTERS),
     "seed": lambda: reference.seed(POINTS, 4),
     "broja": lambda: reference.broja(TABLES.sum(2), TABLES.sum(1), tolerance=1e-3),

@@ -14,8 +14,8 @@ import torch
 from ecsfusion_kernels import (
     lloyd_inertia,
     median_norm,
-    nearest,
     project,
+    project_nearest,
     scale_rows,
     scaled_rows,
     seed,
@@ -78,7 +78,10 @@ class Discretizer(NamedTuple):
 
     def assign(self, embeddings: Tensor) -> Tensor:
         """Cluster indices (N,) int64 of embeddings (N, D); -1 for a row with NaN or infinite values."""
-        return assign_together([self], [embeddings])[0]
+        chunk_size = CPU_ROWS if embeddings.device.type == "cpu" else max(len(embeddings), 1)
+        fitted = (self.basis, self.offset, self.radius, self.centers)
+        parts = [project_nearest(rows, *fitted) for rows in embeddings.split(chunk_size)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class ModalityPairs(NamedTuple):
@@ -120,12 +123,11 @@ class ModalityPairs(NamedTuple):
 
     def assign(self, embeddings: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Cluster indices of both sides of every pair, (pairs, N) int64 each."""
-        names = list(self.modalities)
-        single = assign_together(list(self.modalities.values()), [embeddings[name] for name in names])
+        single = [fitted.assign(embeddings[name]) for name, fitted in self.modalities.items()]
         if not self.rests:
-            return single[:1], single[1:]
-        rest = assign_together(list(self.rests.values()), [self.rest(embeddings, name) for name in names])
-        index_pairs = list(combinations(range(len(names)), 2))
+            return single[0].unsqueeze(0), single[1].unsqueeze(0)
+        rest = [fitted.assign(self.rest(embeddings, name)) for name, fitted in self.rests.items()]
+        index_pairs = list(combinations(range(len(single)), 2))
         first = [*(single[a] for a, _ in index_pairs), *single]
         second = [*(single[b] for _, b in index_pairs), *rest]
         return torch.stack(first), torch.stack(second)
@@ -177,21 +179,6 @@ def fit_together(
     sizes = sizes.gather(1, best[..., None].expand(-1, -1, *sizes.shape[2:])).squeeze(1)
     fitted = (radii, bases, offsets, centers, sizes)
     return [Discretizer(*(values[m] for values in fitted)) for m in range(len(embeddings))]
-
-
-@in_full_precision
-def assign_together(fitted: Sequence[Discretizer], embeddings: Sequence[Tensor]) -> Tensor:
-    """`Discretizer.assign` of each matrix (N, D_m) by its own map; (M, N) int64."""
-    centers = torch.stack([discretizer.centers for discretizer in fitted])
-    chunk_size = CPU_ROWS if centers.device.type == "cpu" else max(len(embeddings[0]), 1)
-    parts = []
-    for chunk in zip(*(rows.split(chunk_size) for rows in embeddings), strict=True):
-        points = [
-            project(rows, discretizer.basis, discretizer.offset, discretizer.radius)
-            for rows, discretizer in zip(chunk, fitted, strict=True)
-        ]
-        parts.append(nearest(torch.stack(points), centers)[0])
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _bases(

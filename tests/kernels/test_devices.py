@@ -29,6 +29,7 @@ from ecsfusion_kernels import (
     pool_weights,
     principal_directions,
     project,
+    project_nearest,
     row_information,
     scaled_rows,
     seed,
@@ -50,6 +51,17 @@ OPS = {
     "project float64": lambda to: project(
         to(POINTS[0].double()), to(POINTS[1, :9, :4]), to(POINTS[0, 0, :4])
     ),
+    **{
+        f"project_nearest {clusters} {dtype}": lambda to, clusters=clusters, dtype=dtype: project_nearest(
+            to(POINTS[0].to(dtype)),
+            to(POINTS[1, :9, :4]),
+            to(POINTS[0, 0, :4]),
+            0.5,
+            to(POINTS[1, :clusters, 4:8]),
+        )
+        for clusters in (5, 70)
+        for dtype in (torch.float32, torch.float64)
+    },
     "seed": lambda to: seed(to(POINTS), 4),
     "nearest": lambda to: nearest(to(POINTS), to(POINTS[:, :5])),
     "lloyd": lambda to: lloyd(to(POINTS), to(POINTS[:, :5]), max_iterations=3),

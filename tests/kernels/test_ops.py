@@ -22,6 +22,8 @@ CASES = {
     "poisson": ([50 * real(4, 6)], 2, 0),
     "histogram": ([whole(2, 30), whole(2, 30), whole(2, 30)], 3, 3, 3),
     "project": ([real(20, 9)], real(9, 4), real(4), torch.tensor(0.5)),
+    "project_nearest": ([real(20, 9)], real(9, 4), real(4), torch.tensor(0.5), real(3, 4)),
+    "project_nearest of many centers": ([real(20, 9)], real(9, 4), real(4), torch.tensor(0.5), real(70, 4)),
     "principal_directions": ([real(2, 20, 9) - 0.5], 3),
     "seed": ([real(2, 30, 5)], 2, 0),
     "nearest": ([real(2, 30, 5), real(2, 3, 5)],),

@@ -37,6 +37,11 @@ def project():
     return ops.project.project(make(150, 70).bfloat16(), make(70, 8, random_seed=1), make(8))
 
 
+def project_nearest():
+    rows, basis, centers = make(150, 70).bfloat16(), make(70, 8, random_seed=1), make(40, 8, random_seed=2)
+    return ops.project_nearest.project_nearest(rows, basis, make(8), 1.0, centers)
+
+
 def nearest():
     return nearest_module.nearest(make(2, 150, 20), make(2, 40, 20, random_seed=1))
 
@@ -86,6 +91,7 @@ def broja():
 
 CALLS = (
     project,
+    project_nearest,
     nearest,
     lloyd,
     lloyd_by_runs,

@@ -74,9 +74,9 @@ def all_variants() -> list[Variant]:
 
 
 def _is_aligned(variant: Variant, parameter: Any) -> bool:
-    """Whether an argument is divisible by 16: a pointer, or an integer that is specialized."""
+    """Whether an argument is divisible by 16: a pointer or an integer that is specialized."""
     type_ = variant.types.get(parameter.name, "constexpr")
-    is_specialized = type_.startswith("*") or (type_ in ("i32", "i64") and not parameter.do_not_specialize)
+    is_specialized = (type_.startswith("*") or type_ in ("i32", "i64")) and not parameter.do_not_specialize
     return is_specialized and parameter.name not in variant.unaligned
 
 

@@ -32,6 +32,7 @@ from .ops import (
     pool_weights,
     principal,
     project,
+    project_nearest,
     random,
     row_information,
     scaled_rows,
@@ -61,8 +62,7 @@ def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32
     problems = _of(2 * restarts, sample, d)
     lloyd_centers.lloyd_inertia(problems, seed.seed(problems, K))
     for _ in range(2):
-        project.project(rows, basis, offset, radius)
-    nearest.nearest(_of(2, N, d), _of(2, K, d))
+        project_nearest.project_nearest(rows, basis, offset, radius, _of(K, d))
     index = _of(1, N, dtype=torch.int64)
     counts = histogram.histogram(index, index, index, K, K, C)
     table = counts.double()
@@ -88,6 +88,11 @@ def _kernels(found: list[Launch]) -> list[Launch]:
 def _project(N: int, D: int, d: int, dtype: str) -> list[Launch]:
     rows = _of(N, D, dtype=getattr(torch, dtype))
     return launches(project.project, rows, _of(D, d), _of(d), _double())
+
+
+def _project_nearest(N: int, D: int, d: int, K: int, dtype: str) -> list[Launch]:
+    rows = _of(N, D, dtype=getattr(torch, dtype))
+    return launches(project_nearest.project_nearest, rows, _of(D, d), _of(d), _double(), _of(K, d))
 
 
 def _nearest(N: int, K: int, d: int) -> list[Launch]:
@@ -188,6 +193,7 @@ def _dirichlet_information(B: int, X: int, C: int, G: int) -> list[Launch]:
 Shape = dict[str, Any]
 COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "project": _project,
+    "project nearest": _project_nearest,
     "directions": lambda B, n, D, d: launches(principal.principal_directions, _of(B, n, D), d),
     "nearest": _nearest,
     "seed": _seed,
@@ -221,6 +227,10 @@ MILLION = 1_000_000
 CASES: list[tuple[str, Shape]] = [
     ("project", {"N": 20_000, "D": 768, "d": 8, "dtype": "bfloat16"}),
     ("project", {"N": MILLION, "D": 768, "d": 8, "dtype": "bfloat16"}),
+    ("project nearest", {"N": MILLION, "D": 128, "d": 8, "K": 20, "dtype": "bfloat16"}),
+    ("project nearest", {"N": 20_000, "D": 768, "d": 8, "K": 20, "dtype": "bfloat16"}),
+    ("project nearest", {"N": MILLION, "D": 768, "d": 8, "K": 20, "dtype": "bfloat16"}),
+    ("nearest", {"N": 20_000, "K": 20, "d": 8}),
     ("nearest", {"N": MILLION, "K": 20, "d": 8}),
     ("nearest", {"N": MILLION, "K": 256, "d": 8}),
     ("seed", {"N": 20_000, "K": 20, "d": 8}),

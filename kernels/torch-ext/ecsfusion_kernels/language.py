@@ -51,9 +51,9 @@ def jit(function: Callable[..., Any] | None = None, *, do_not_specialize: Sequen
 
     Args:
         function: the kernel; None for use as `@jit(do_not_specialize=[...])`.
-        do_not_specialize: integer arguments for whose value nothing is compiled anew. Triton compiles a kernel once
-            more for integers that are divisible by 16. That pays for strides, since loads are then wide, but would
-            compile it twice for different numbers of samples.
+        do_not_specialize: arguments for whose value nothing is compiled anew. Triton compiles a kernel once more for
+            integers, and addresses, that are divisible by 16. That pays for strides, since loads are then wide, but
+            would compile it twice for different numbers of samples, and for where a few numbers lie.
     """
     if function is None:
         return functools.partial(jit, do_not_specialize=do_not_specialize)

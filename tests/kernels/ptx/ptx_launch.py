@@ -48,8 +48,8 @@ def of_variant(variant):
     specialized = {
         parameter.name
         for parameter in variant.kernel.params
-        if types.get(parameter.name, "").startswith("*")
-        or (types.get(parameter.name) in ("i32", "i64") and not parameter.do_not_specialize)
+        if not parameter.do_not_specialize
+        and (types.get(parameter.name, "").startswith("*") or types.get(parameter.name) in ("i32", "i64"))
     }
     return compilation(
         variant.kernel,
@@ -70,7 +70,7 @@ def of_launch(kernel, values, num_warps, num_stages):
             constants[parameter.name] = value
         elif isinstance(value, torch.Tensor):
             types[parameter.name] = f"*{TYPES[value.dtype]}"
-            if value.data_ptr() % 16 == 0:
+            if value.data_ptr() % 16 == 0 and not parameter.do_not_specialize:
                 aligned.add(parameter.name)
         elif isinstance(value, float):
             types[parameter.name] = parameter.annotation_type or "fp32"

@@ -57,7 +57,7 @@ def close(expected, **tolerances):
     return lambda found: torch.testing.assert_close(found, expected, **tolerances)
 
 
-def project(dtype, columns, vector):
+def project(dtype, columns, vector, placed):
     """More tiles of dimensions than there are buffers, a block of rows that is not full, rows that are scaled."""
     size = 128 // dtype.itemsize
     rows = make(140 if columns == 8 else 70, 6 * size + 8 if vector else 3 * size + 5, dtype=dtype)
@@ -70,7 +70,22 @@ def project(dtype, columns, vector):
         expected = reference.project(rows.double(), basis.double(), offset.double(), 0.0)
         assert float(((found.double() - expected).abs() / scale).max()) < 4e-7
 
-    return Case(lambda: ops.project.project(rows, basis, offset), check)
+    return Case(lambda: ops.project.project(placed(rows), unaligned(basis), unaligned(offset)), check)
+
+
+def project_nearest(dtype, vector, placed):
+    """The same, two tiles of centers, and rows that are not finite."""
+    size = 128 // dtype.itemsize
+    rows = make(140, 6 * size + 8 if vector else 3 * size + 5, dtype=dtype)
+    rows[3], rows[132] = rows[3].clamp(-2, 2) * (3e4 if dtype == torch.float16 else 1e25), 0
+    rows[7, 1], rows[139, -1] = torch.nan, -torch.inf
+    basis, offset = make(rows.shape[1], 9, random_seed=1), make(9)
+    centers = make(40, 9, random_seed=2) - offset
+    expected = reference.project_nearest(rows, basis, offset, 0.5, centers)
+    assert expected[[7, 139]].tolist() == [-1, -1]
+    assert int((expected >= 32).sum()) > 5
+    given = placed(rows), basis, unaligned(offset), 0.5, unaligned(centers)
+    return Case(lambda: ops.project_nearest.project_nearest(*given), close(expected))
 
 
 def lloyd(num_points, num_clusters, num_dims, limits=(), placed=as_it_is):
@@ -401,14 +416,19 @@ BY_RUNS = tuple(
 )
 MANY_BLOCKS = (seed_module, "MAX_POINTS_AT_ONCE", 0)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Of rows: whether they are pieces of 16 bytes, and where they lie.
+LOADS = {"vector": (True, as_it_is), "scalar": (False, as_it_is), "unaligned": (False, unaligned)}
 CASES = {
     **{
-        f"project {str(dtype)[6:]} {columns} {'vector' if vector else 'scalar'}": functools.partial(
-            project, dtype, columns, vector
-        )
+        f"project {str(dtype)[6:]} {columns} {name}": functools.partial(project, dtype, columns, *loads)
         for dtype in DTYPES
         for columns in (8, 17)
-        for vector in (True, False)
+        for name, loads in LOADS.items()
+    },
+    **{
+        f"project_nearest {str(dtype)[6:]} {name}": functools.partial(project_nearest, dtype, *loads)
+        for dtype in DTYPES
+        for name, loads in LOADS.items()
     },
     "lloyd pipelined": lambda: lloyd(700, 5, 8, (ONE_PROGRAM, TWO_GROUPS)),
     "lloyd of several parts": lambda: lloyd(80, 66, 72),
@@ -562,6 +582,7 @@ def test_executed_ptx_equals_the_reference(kernels, name):
 HOPPER = (
     *(f"project {str(dtype)[6:]} 8 vector" for dtype in DTYPES),
     "project bfloat16 17 vector",
+    *(f"project_nearest {str(dtype)[6:]} vector" for dtype in DTYPES),
     "project float32 17 vector",
     "lloyd 5 x 24",
     "lloyd 40 x 40",

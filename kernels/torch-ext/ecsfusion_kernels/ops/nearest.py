@@ -36,7 +36,7 @@ def _leading(x):
 
 
 @jit
-def _product(x, y, total):
+def three_products(x, y, total):
     """The products of rows of x with rows of y, added to a total: three products of TF32 numbers.
 
     So does `input_precision="tf32x3"`, which looks for NaNs as well.
@@ -111,7 +111,7 @@ def _assign(
         for tile in range(program, tiles, num_programs):
             point = tile * BLOCK_N + tl.arange(0, BLOCK_N)
             x = load_tile(points_ptr, point, num_points, entry, num_dims, point_stride, dim_stride)
-            scores = bias[None, :] - _product(x, centers, nothing)
+            scores = bias[None, :] - three_products(x, centers, nothing)
             lowest, label = first_minimum(scores, index, BLOCK_K)
             store_nearest(labels_ptr, distance_ptr, point, num_points, 2.0 * lowest, label, tl.sum(x * x, 1))
     else:
@@ -133,9 +133,9 @@ def _assign(
                     )
                     # Tensor cores cut off what they add, but registers for a second tile of scores are few.
                     if VECTOR > 1:
-                        scores = _product(x, centers, scores)
+                        scores = three_products(x, centers, scores)
                     else:
-                        scores += _product(x, centers, tl.zeros((BLOCK_N, BLOCK_K), tl.float32))
+                        scores += three_products(x, centers, tl.zeros((BLOCK_N, BLOCK_K), tl.float32))
                     bias += tl.sum(centers * centers, 1)
                     length += tl.sum(x * x, 1)
                 finite = (bias < infinity) & (first + index < num_clusters)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from .._ops import add_op_namespace_prefix
-from ..language import INTERPRETED, Variant, jit, options, padded, runs_kernels, tl
+from ..language import INTERPRETED, Variant, jit, options, padded, runs_kernels, tl, with_unaligned
 from ..reference.project import project as reference_project
 
 __all__ = ["project"]
@@ -28,7 +30,7 @@ def exponent_of(x):
     return x.to(tl.int32, bitcast=True) >> 23
 
 
-@jit(do_not_specialize=["num_dims", "num_columns", "row_stride", "column_stride"])
+@jit(do_not_specialize=["basis_ptr", "num_dims", "num_columns", "row_stride", "column_stride"])
 def _split(
     basis_ptr,
     packed_ptr,
@@ -137,19 +139,18 @@ def _products(
     return products + lost, tl.sum(squares, 1)
 
 
-@jit(do_not_specialize=["num_rows", "num_dims", "num_columns", "row_stride", "column_stride"])
-def _project(
+@jit
+def projected(
     rows_ptr,
     packed_ptr,
     unscale_ptr,
     offset_ptr,
     radius_ptr,
-    out_ptr,
-    num_rows: tl.int64,
-    num_dims: tl.int32,
-    num_columns: tl.int32,
-    row_stride: tl.int64,
-    column_stride: tl.int64,
+    num_rows,
+    num_dims,
+    num_columns,
+    row_stride,
+    column_stride,
     VECTOR: tl.constexpr,
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -158,7 +159,10 @@ def _project(
     BLOCK_D: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """Stores out = x / sqrt(|x|^2 + radius^2) @ basis - offset, for BLOCK_N rows and WIDTH // TERMS columns."""
+    """The program's BLOCK_N rows and WIDTH // TERMS columns of x / sqrt(|x|^2 + radius^2) @ basis - offset.
+
+    Returns a tile (BLOCK_N, OUT), its rows and which of these there are, and the same of its columns.
+    """
     # Loads of 16 bytes: rows without gaps between entries, each beginning at a multiple of 16 bytes.
     if VECTOR > 1:
         # The value does not change, but the compiler now knows that it is divisible.
@@ -224,7 +228,60 @@ def _project(
         out += tl.gather(products, tl.broadcast_to(slot[None, :], (BLOCK_N, OUT)), 1)
     unscale = tl.load(unscale_ptr + column, is_used, other=0.0)
     offset = tl.load(offset_ptr + column, is_used, other=0.0)
-    out = out / length[:, None] * unscale[None, :] - offset[None, :]
+    return out / length[:, None] * unscale[None, :] - offset[None, :], row, inside, column, is_used
+
+
+@jit(
+    do_not_specialize=[
+        "offset_ptr",
+        "radius_ptr",
+        "num_rows",
+        "num_dims",
+        "num_columns",
+        "row_stride",
+        "column_stride",
+    ]
+)
+def _project(
+    rows_ptr,
+    packed_ptr,
+    unscale_ptr,
+    offset_ptr,
+    radius_ptr,
+    out_ptr,
+    num_rows: tl.int64,
+    num_dims: tl.int32,
+    num_columns: tl.int32,
+    row_stride: tl.int64,
+    column_stride: tl.int64,
+    VECTOR: tl.constexpr,
+    TERMS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """Stores out = x / sqrt(|x|^2 + radius^2) @ basis - offset, for BLOCK_N rows and WIDTH // TERMS columns."""
+    out, row, inside, column, is_used = projected(
+        rows_ptr,
+        packed_ptr,
+        unscale_ptr,
+        offset_ptr,
+        radius_ptr,
+        num_rows,
+        num_dims,
+        num_columns,
+        row_stride,
+        column_stride,
+        VECTOR,
+        TERMS,
+        WIDTH,
+        OUT,
+        BLOCK_N,
+        BLOCK_D,
+        EMULATED,
+    )
     tl.store(out_ptr + row[:, None] * num_columns + column[None, :], out, inside[:, None] & is_used[None, :])
 
 
@@ -251,12 +308,28 @@ def configuration(dtype: torch.dtype, num_columns: int, vector: bool) -> tuple[d
     return constants, 4 if vector and width < 128 else 8, 4 if width < 128 else 3
 
 
-def _launch_project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
+class Prepared(NamedTuple):
+    """What a kernel that projects rows is launched with.
+
+    Attributes:
+        tensors: its first arguments: rows, packed basis and the scale of its columns, offset and radius.
+        sizes: those after `num_rows`: `num_dims`, `num_columns`, `row_stride`, `column_stride`.
+        grid: programs by blocks of rows and by blocks of columns.
+        constants: of `projected`.
+        options: of the compiler.
+    """
+
+    tensors: tuple[Tensor, ...]
+    sizes: tuple[int, ...]
+    grid: tuple[int, int]
+    constants: dict[str, int]
+    options: dict[str, Any]
+
+
+def prepare(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Prepared:
+    """Split the basis into terms of the dtype of the embeddings, (N, D) with N, D and d at least 1, in one launch."""
     (num_rows, num_dims), num_columns = embeddings.shape, basis.shape[1]
     device = embeddings.device
-    out = torch.empty(num_rows, num_columns, dtype=torch.float32, device=device)
-    if out.numel() == 0:
-        return out
     (row_stride, column_stride), alignment = embeddings.stride(), 16 // embeddings.dtype.itemsize
     aligned = embeddings.data_ptr() % 16 == 0 and row_stride % alignment == 0 and num_dims % alignment == 0
     constants, num_warps, num_stages = configuration(
@@ -278,27 +351,33 @@ def _launch_project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: T
         BLOCK=1024,
         **options(4),
     )
-    _project[(-(-num_rows // constants["BLOCK_N"]), blocks)](
-        embeddings,
-        packed,
-        unscale,
-        offset.to(torch.float32).contiguous(),
-        radius.to(device, torch.float64),
-        out,
-        num_rows,
-        num_dims,
-        num_columns,
-        row_stride,
-        column_stride,
-        **constants,
-        **options(num_warps, num_stages),
+    return Prepared(
+        (
+            embeddings,
+            packed,
+            unscale,
+            offset.to(torch.float32).contiguous(),
+            radius.to(device, torch.float64),
+        ),
+        (num_dims, num_columns, row_stride, column_stride),
+        (-(-num_rows // constants["BLOCK_N"]), blocks),
+        constants,
+        options(num_warps, num_stages),
     )
+
+
+def _launch_project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
+    out = torch.empty(len(embeddings), basis.shape[1], dtype=torch.float32, device=embeddings.device)
+    if out.numel() == 0:
+        return out
+    tensors, sizes, grid, constants, compiler = prepare(embeddings, basis, offset, radius)
+    _project[grid](*tensors, out, len(out), *sizes, **constants, **compiler)
     return out
 
 
 def variants() -> list[Variant]:
     """Every compilation that the launcher can ask for."""
-    configurations: dict[str, Variant] = {}
+    configurations: dict[str, list[Variant]] = {}
     for dtype, name in TYPES.items():
         for num_columns in (8, 128):
             for vector in (True, False):
@@ -310,14 +389,16 @@ def variants() -> list[Variant]:
                 types = {"rows_ptr": f"*{name}", "packed_ptr": f"*{name}", **pointers, "num_rows": "i64"}
                 types |= {"num_dims": "i32", "num_columns": "i32", **strides}
                 variant = Variant(_project, types, constants, num_warps, num_stages)
-                configurations[f"project {name} {num_columns} {vector}"] = variant
+                # Rows that are loaded by 16 bytes begin at a multiple of them.
+                unaligned = () if vector else ("rows_ptr",)
+                configurations[f"project {name} {num_columns} {vector}"] = with_unaligned(variant, unaligned)
                 types = {"basis_ptr": "*fp32", "packed_ptr": f"*{name}", "unscale_ptr": "*fp32"}
                 types |= {"num_dims": "i32", "num_columns": "i32", **strides}
                 split_constants = {key: constants[key] for key in ("TERMS", "WIDTH")}
-                configurations[f"split {name} {num_columns}"] = Variant(
-                    _split, types, {**split_constants, "BLOCK": 1024}, 4
-                )
-    return list(configurations.values())
+                configurations[f"split {name} {num_columns}"] = [
+                    Variant(_split, types, {**split_constants, "BLOCK": 1024}, 4)
+                ]
+    return [variant for found in configurations.values() for variant in found]
 
 
 @custom_op(add_op_namespace_prefix("project"), mutates_args=())
@@ -353,6 +434,16 @@ def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | 
         TypeError: for embeddings that are no floating point tensor.
         ValueError: for arguments that do not fit together.
     """
+    return _project_op(embeddings, basis, offset, check(embeddings, basis, offset, radius))
+
+
+def check(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | float) -> Tensor:
+    """Check the arguments of `project`; the radius as a tensor of no dimensions.
+
+    Raises:
+        TypeError: for embeddings that are no floating point tensor.
+        ValueError: for arguments that do not fit together.
+    """
     if not embeddings.is_floating_point():
         raise TypeError(f"embeddings must be floating point, got {embeddings.dtype}")
     if embeddings.ndim != 2 or basis.ndim != 2 or embeddings.shape[1] != basis.shape[0] or not len(basis):
@@ -368,4 +459,4 @@ def project(embeddings: Tensor, basis: Tensor, offset: Tensor, radius: Tensor | 
         radius = torch.full((), radius, dtype=torch.float64, device=embeddings.device)
     elif radius.numel() != 1:
         raise ValueError(f"radius must be one number, got a tensor of shape {tuple(radius.shape)}")
-    return _project_op(embeddings, basis, offset, radius.reshape(()))
+    return radius.reshape(())
