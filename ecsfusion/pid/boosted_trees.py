@@ -23,14 +23,16 @@ FINE_BINS = 256
 """Of each column, with about equally many values."""
 JOINED = 8
 """Neighbouring bins that are joined for a tree, each time others, so that trees together have fine thresholds."""
-MAX_ROWS = 4096
+MAX_ROWS = 16384
 """The most rows that choose the splits of a tree, each time others; all rows fill its leaves."""
+MAX_SAMPLED_ROWS = 4096
+"""The most rows that the edges of the bins are taken of."""
 MIN_ROWS_OF_LEAF = 5
 PRIOR_ROWS = 1.0
 """Rows without a gradient that every leaf starts with."""
 MAX_VALUES = 1 << 22
 """The most rows times classes; each is a logit of every training set."""
-UNIT = 2.0**-18
+UNIT = 2.0**-16
 """Of the integers that stand for gradients: sums of `MAX_ROWS` of them stay under 2^31."""
 MAX_TRIAL_ROWS = 2048
 """The most rows of a trial."""
@@ -61,7 +63,7 @@ class Plan(NamedTuple):
 
 
 TRIAL = Plan(4, 1.0, 16, 2)
-WHOLE = Plan(24, 0.3, 32, 4)
+WHOLE = Plan(32, 0.3, 32, 4)
 
 
 def tree_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
@@ -89,7 +91,7 @@ def tree_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_pri
 
 def fine_bins(rows: Tensor) -> Tensor:
     """The bin (N, D) uint8 of each value among those of its column."""
-    sample = sorted_columns(rows[some_rows(len(rows), rows.device, MAX_ROWS)].T.contiguous())
+    sample = sorted_columns(rows[some_rows(len(rows), rows.device, MAX_SAMPLED_ROWS)].T.contiguous())
     places = torch.linspace(0, sample.shape[1] - 1, FINE_BINS + 1, dtype=torch.float32, device=rows.device)
     edges = sample[:, places.long()[1:-1]].contiguous()
     return torch.searchsorted(edges, rows.T.contiguous()).T.to(torch.uint8).contiguous()
