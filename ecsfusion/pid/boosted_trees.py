@@ -77,12 +77,12 @@ def tree_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_pri
     """
     if rows.shape[1] > MAX_COLUMNS or len(rows) * sets.num_classes > MAX_VALUES:
         return []
-    bins = fine_bins(rows)
     places = some_rows(len(rows), rows.device, MAX_TRIAL_ROWS)
     own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes).halves()
-    trial = boosted(bins[places], own, TRIAL)
+    trial = boosted(fine_bins(rows[places]), own, TRIAL)
     if not is_worth([trial], known, sets, places, log_prior):
         return []
+    bins = fine_bins(rows)
     halves = boosted(bins, sets.halves(), WHOLE)
     if not tells_more([part[1] for part in known], [halves], sets.labels, log_prior):
         return []
@@ -107,48 +107,46 @@ def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> Tensor:
     """
     number, columns = bins.shape
     member = sets.member.T.contiguous()
-    each = torch.arange(len(member), device=bins.device).unsqueeze(1)
     # (T, R): the rows of each set, and of smaller ones some that are not in it.
     own = member.argsort(dim=1, descending=True, stable=True)[:, : int(sets.sizes.max())]
     stride = max(1, -(-own.shape[1] // MAX_ROWS))
-    start = sets.log_prior.unsqueeze(1)
-    logits = torch.zeros(len(member), number, sets.num_classes, device=bins.device)
+    label = sets.one_hot.T.contiguous()
+    start = sets.log_prior.unsqueeze(2)
+    # (T, C, N)
+    logits = torch.zeros(len(member), sets.num_classes, number, device=bins.device)
     kept = torch.arange(columns, device=bins.device).expand(len(member), -1)
     for turn in range(plan.rounds):
-        posterior = torch.softmax(logits + start, 2)
-        gradient = (sets.one_hot - posterior).mul_(member.unsqueeze(2))
+        posterior = torch.softmax(logits + start, 1)
+        gradient = (label - posterior).mul_(member.unsqueeze(1))
         some = own[:, turn % stride :: stride]
-        values = _combined(gradient[each, some], plan.gradients, turn)
-        trees = grow(bins[some.unsqueeze(2), kept.unsqueeze(1)], member[each, some], values, kept, turn)
-        curvature = posterior.mul_(1 - posterior).mul_(member.unsqueeze(2))
+        values = torch.cat([member.unsqueeze(1), _combined(gradient, plan.gradients, turn)], 1)
+        values = (values / UNIT).round_().int().gather(2, some.unsqueeze(1).expand(-1, values.shape[1], -1))
+        trees = grow(bins[some.unsqueeze(2), kept.unsqueeze(1)], values, kept, turn)
+        curvature = posterior.mul_(1 - posterior).mul_(member.unsqueeze(1))
         logits.add_(_steps(route(bins, trees), gradient, curvature), alpha=plan.step)
         if not turn and columns > plan.columns:
             kept = trees.told.topk(plan.columns).indices
-    return logits[sets.reader[0], torch.arange(number, device=bins.device)]
+    return logits[sets.reader[0], :, torch.arange(number, device=bins.device)]
 
 
-def grow(bins: Tensor, member: Tensor, gradient: Tensor, kept: Tensor, turn: int) -> Trees:
+def grow(bins: Tensor, values: Tensor, kept: Tensor, turn: int) -> Trees:
     """Grow a tree for each of T training sets on some of its rows.
 
     Args:
         bins: (T, R, M) uint8, of the columns that are kept.
-        member: (T, R) float32: 0 where a row is not in the set after all.
-        gradient: (T, R, G) float32, 0 there.
+        values: (T, 1 + G, R) int32: one of each row, and its gradients; 0 of rows that are not in the set after all.
         kept: (T, M) int64: the columns.
         turn: of the joined bins.
     """
-    sets, _, columns = bins.shape
+    sets, rows, columns = bins.shape
     device = bins.device
     shift = (turn * 5) % JOINED
     width = FINE_BINS // JOINED + 1
     cell = (bins.short() + shift) >> JOINED.bit_length() - 1
     cell = cell + torch.arange(columns, device=device) * width
     each = torch.arange(sets, device=device).unsqueeze(1)
-    channels = [
-        (part / UNIT).round_().int().unsqueeze(2).expand(cell.shape).flatten()
-        for part in (member, *gradient.unbind(2))
-    ]
-    node = torch.zeros(member.shape, dtype=torch.int64, device=device)
+    channels = [part.unsqueeze(2).expand(cell.shape).flatten() for part in values.unbind(1)]
+    node = torch.zeros(sets, rows, dtype=torch.int64, device=device)
     chosen, thresholds = [], []
     told = torch.zeros(kept.shape, device=device)
     for level in range(DEPTH):
@@ -187,13 +185,13 @@ def _gain(sums: list[Tensor]) -> Tensor:
     Args:
         sums: (T, nodes, D, bins) int32 each: the rows in each bin, and the sums of their gradients.
     """
-    rows = sums[0].cumsum(3, dtype=torch.int32).float().mul_(UNIT)
+    rows = sums[0].float().mul_(UNIT).cumsum(3)
     whole = rows[..., -1:]
     others = whole - rows
     is_large = torch.minimum(rows, others) >= MIN_ROWS_OF_LEAF
     left, right, together = torch.zeros_like(rows), torch.zeros_like(rows), torch.zeros_like(whole)
     for part in sums[1:]:
-        below = part.cumsum(3, dtype=torch.int32).float()
+        below = part.float().mul_(UNIT).cumsum(3)
         every = below[..., -1:]
         together.addcmul_(every, every)
         above = every - below
@@ -204,25 +202,24 @@ def _gain(sums: list[Tensor]) -> Tensor:
 
 
 def _combined(gradient: Tensor, most: int, turn: int) -> Tensor:
-    """The gradients (T, R, G) that choose the splits, at most so many, of those of the classes (T, R, C)."""
-    classes = gradient.shape[2]
+    """The gradients (T, G, N) that choose the splits, at most so many, of those of the classes (T, C, N)."""
+    classes = gradient.shape[1]
     if classes == 2:
-        return gradient[..., 1:]
+        return gradient[:, 1:]
     if classes <= most:
         return gradient
-    counter = torch.arange(classes * most, device=gradient.device)
-    signs = (uniform(counter, turn) < 0.5).float().mul_(2).sub_(1).view(classes, most)
-    return (gradient @ signs) / 2
+    counter = torch.arange(most * classes, device=gradient.device)
+    signs = (uniform(counter, turn) < 0.5).float().mul_(2).sub_(1).view(most, classes)
+    return (signs @ gradient) / 2
 
 
 def _steps(leaf: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
-    """What a tree adds to the logits (T, N, C), by leaves (T, N), gradients and curvatures (T, N, C)."""
-    sets, _, classes = gradient.shape
-    place = leaf + torch.arange(sets, device=leaf.device).unsqueeze(1) * (1 << DEPTH)
+    """What a tree adds to the logits (T, C, N), by leaves (T, N), gradients and curvatures (T, C, N)."""
+    sets, classes, _ = gradient.shape
+    place = leaf.unsqueeze(1).expand(gradient.shape)
     sums = []
     for part in (gradient, curvature):
-        whole = torch.zeros(sets << DEPTH, classes, dtype=torch.int64, device=leaf.device)
-        whole.index_add_(0, place.flatten(), (part / UNIT).round_().long().flatten(0, 1))
-        sums.append(whole.float().mul_(UNIT))
+        whole = torch.zeros(sets, classes, 1 << DEPTH, dtype=torch.int64, device=leaf.device)
+        sums.append(whole.scatter_add_(2, place, (part / UNIT).round_().long()).float().mul_(UNIT))
     share = (classes - 1) / classes
-    return (share * sums[0] / (sums[1] + PRIOR_ROWS))[place]
+    return (share * sums[0] / (sums[1] + PRIOR_ROWS)).gather(2, place)
