@@ -18,7 +18,6 @@ from ecsfusion.pid.trial import is_worth, some_rows
 
 MAX_COLUMNS = 128
 """With more columns no tree is grown: no single column of an embedding has a meaning."""
-DEPTH = 6
 FINE_BINS = 256
 """Of each column, with about equally many values."""
 JOINED = 8
@@ -56,14 +55,16 @@ class Plan(NamedTuple):
     """Trees of each training set."""
     step: float
     """How much of a Newton step a leaf takes."""
+    depth: int
+    """Levels of splits."""
     columns: int
     """Of more columns, those whose best threshold tells most in the first tree are split further, by training set."""
     gradients: int
     """The most gradients, or combinations of them, that choose the splits."""
 
 
-TRIAL = Plan(4, 1.0, 16, 2)
-WHOLE = Plan(32, 0.3, 32, 4)
+TRIAL = Plan(rounds=4, step=1.0, depth=5, columns=16, gradients=2)
+WHOLE = Plan(rounds=32, step=0.3, depth=6, columns=32, gradients=4)
 
 
 def tree_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
@@ -121,21 +122,22 @@ def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> Tensor:
         some = own[:, turn % stride :: stride]
         values = torch.cat([member.unsqueeze(1), _combined(gradient, plan.gradients, turn)], 1)
         values = (values / UNIT).round_().int().gather(2, some.unsqueeze(1).expand(-1, values.shape[1], -1))
-        trees = grow(bins[some.unsqueeze(2), kept.unsqueeze(1)], values, kept, turn)
+        trees = grow(bins[some.unsqueeze(2), kept.unsqueeze(1)], values, kept, plan.depth, turn)
         curvature = posterior.mul_(1 - posterior).mul_(member.unsqueeze(1))
-        logits.add_(_steps(route(bins, trees), gradient, curvature), alpha=plan.step)
+        logits.add_(_steps(route(bins, trees), gradient, curvature, 1 << plan.depth), alpha=plan.step)
         if not turn and columns > plan.columns:
             kept = trees.told.topk(plan.columns).indices
     return logits[sets.reader[0], :, torch.arange(number, device=bins.device)]
 
 
-def grow(bins: Tensor, values: Tensor, kept: Tensor, turn: int) -> Trees:
+def grow(bins: Tensor, values: Tensor, kept: Tensor, depth: int, turn: int) -> Trees:
     """Grow a tree for each of T training sets on some of its rows.
 
     Args:
         bins: (T, R, M) uint8, of the columns that are kept.
         values: (T, 1 + G, R) int32: one of each row, and its gradients; 0 of rows that are not in the set after all.
         kept: (T, M) int64: the columns.
+        depth: levels of splits.
         turn: of the joined bins.
     """
     sets, rows, columns = bins.shape
@@ -149,7 +151,7 @@ def grow(bins: Tensor, values: Tensor, kept: Tensor, turn: int) -> Trees:
     node = torch.zeros(sets, rows, dtype=torch.int64, device=device)
     chosen, thresholds = [], []
     told = torch.zeros(kept.shape, device=device)
-    for level in range(DEPTH):
+    for level in range(depth):
         nodes = 1 << level
         place = (cell + ((each * nodes + node) * (columns * width)).unsqueeze(2)).flatten()
         shape = (sets, nodes, columns, width)
@@ -213,13 +215,13 @@ def _combined(gradient: Tensor, most: int, turn: int) -> Tensor:
     return (signs @ gradient) / 2
 
 
-def _steps(leaf: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
-    """What a tree adds to the logits (T, C, N), by leaves (T, N), gradients and curvatures (T, C, N)."""
+def _steps(leaf: Tensor, gradient: Tensor, curvature: Tensor, leaves: int) -> Tensor:
+    """What a tree adds to the logits (T, C, N), by the leaf (T, N), gradients and curvatures (T, C, N) of rows."""
     sets, classes, _ = gradient.shape
     place = leaf.unsqueeze(1).expand(gradient.shape)
     sums = []
     for part in (gradient, curvature):
-        whole = torch.zeros(sets, classes, 1 << DEPTH, dtype=torch.int64, device=leaf.device)
+        whole = torch.zeros(sets, classes, leaves, dtype=torch.int64, device=leaf.device)
         sums.append(whole.scatter_add_(2, place, (part / UNIT).round_().long()).float().mul_(UNIT))
     share = (classes - 1) / classes
     return (share * sums[0] / (sums[1] + PRIOR_ROWS)).gather(2, place)
