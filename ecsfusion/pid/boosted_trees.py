@@ -3,7 +3,7 @@
 Gradient boosting of the log-loss (Friedman 2001) with histograms of binned columns. One tree a round splits all classes
 at once: its splits serve the squared sums of their gradients, of many classes of a few random combinations of these
 (SketchBoost, Iosipoi and Vakhrushev 2022), and its leaves hold a Newton step of each class. The trees of all training
-sets grow side by side. Sums are of integers, so that every device and order of rows gives the same trees.
+sets grow side by side. Sums are of integers, so that the order of rows changes nothing.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ MAX_SAMPLED_ROWS = 4096
 MIN_ROWS_OF_LEAF = 5
 PRIOR_ROWS = 1.0
 """Rows without a gradient that every leaf starts with."""
-MAX_VALUES = 1 << 22
+MAX_VALUES = 1 << 21
 """The most rows times classes; each is a logit of every training set."""
 UNIT = 2.0**-16
 """Of the integers that stand for gradients: sums of `MAX_ROWS` of them stay under 2^31."""
@@ -188,7 +188,7 @@ def _gain(sums: list[Tensor]) -> Tensor:
         sums: (T, nodes, D, bins) int32 each: the rows in each bin, and the sums of their gradients.
     """
     rows = sums[0].float().mul_(UNIT).cumsum(3)
-    whole = rows[..., -1:]
+    whole = rows[..., -1:].clone()
     others = whole - rows
     is_large = torch.minimum(rows, others) >= MIN_ROWS_OF_LEAF
     left, right, together = torch.zeros_like(rows), torch.zeros_like(rows), torch.zeros_like(whole)
