@@ -63,6 +63,36 @@ def test_a_rule_of_both_modalities_is_synergy():
     assert float(pid.synergy) > 0.6
 
 
+def random_tree(rows, columns, depth, classes, seed):
+    """Columns of noise, labels drawn from the shares of the leaves of a random tree, and what it tells in bits."""
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(rows, columns))
+    leaf = np.zeros(rows, dtype=np.int64)
+    for _ in range(depth):
+        before, leaf = leaf, leaf * 2
+        for node in np.unique(before):
+            mine, column = before == node, generator.integers(columns)
+            threshold = np.quantile(values[mine, column], generator.uniform(0.3, 0.7))
+            leaf += mine & (values[:, column] > threshold)
+    shares = generator.dirichlet(np.full(classes, 0.3), size=1 << depth)
+    labels = np.array([generator.choice(classes, p=shares[place]) for place in leaf])
+    weight = np.bincount(leaf, minlength=1 << depth) / rows
+    ratio = np.log2(np.maximum(shares, 1e-12) / (weight @ shares))
+    return values, labels, float((weight[:, None] * shares * ratio).sum())
+
+
+def test_intervals_know_that_there_may_be_more_rules_than_rows_show():
+    held = 0
+    for seed in range(6):
+        values, labels, truth = random_tree(2500, 10, 5, 3, seed)
+        pid = fast_pid([values, np.random.default_rng(seed).normal(size=(2500, 2))], labels)
+        low, high = pid.unique_interval[0].tolist()
+        held += low <= truth <= high
+        assert float(pid.held_out.mutual_information[0]) < truth + 0.02
+        assert 0.5 * truth < float(pid.unique[0])
+    assert held >= 5
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("classes", [2, 7])
 def test_noise_grows_no_trees(seed, classes):
