@@ -254,7 +254,8 @@ def read_side(
         random_seed: of the clusters.
         members: the sides of its modalities, if it has several. Their posteriors are pooled, too, and where the pool
             knows less than one of them, that is its posterior: columns of noise must not hide what a member knows.
-        is_tried: whether readouts of ranks, of covariances by class, of landmarks and of pairs of columns are tried.
+        is_tried: whether readouts of ranks, of covariances by class, of landmarks, of pairs of columns and by trees are
+            tried.
     """
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
@@ -354,7 +355,7 @@ def _pooled(
 
     Args:
         lines: (2, N, C) each, logits of the linear and quadratic readouts, by folds and by halves.
-        coarse: the same of readouts of bins and landmarks.
+        coarse: the same of readouts of bins, landmarks, pairs of columns and trees.
         searches: of tables by folds, and by halves.
         sets: all training sets.
         log_prior: (C,).
