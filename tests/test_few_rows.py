@@ -84,6 +84,7 @@ def test_intervals_are_wider_where_labels_and_posteriors_disagree():
             0 * two,
             1.5 * two[0],
             torch.zeros(3, 1).double(),
+            torch.zeros(3, 1).double(),
             0 * two[0],
             displaced * two[0],
         )

@@ -192,9 +192,8 @@ def test_each_pair_has_its_own_dependence():
     """What both sides know beyond the product of their posteriors; of two pairs."""
     same = torch.tensor([[0.5, 0.2]] * 2, dtype=torch.float64)
     joint, product = torch.tensor([[1.0, 0.9]] * 2, dtype=torch.float64), torch.tensor([0.7, 0.4]).double()
-    known = Known(
-        same, same, joint, same, 0 * same, product, torch.zeros(3, 2).double(), 0 * product, 0 * product
-    )
+    nothing = torch.zeros(3, 2, dtype=torch.float64)
+    known = Known(same, same, joint, same, 0 * same, product, nothing, nothing, 0 * product, 0 * product)
     squares = squared_sums(torch.randn(4, 2, 2, 12, dtype=torch.float64), torch.arange(12))
     one = torch.ones((), dtype=torch.float64)
     sides = [(["a"], ["b"]), (["a"], ["c"])]

@@ -195,6 +195,7 @@ def information_of_heads(
     union = union_of(Solved._make([*solved, found[-1]]))
     label_bits = entropy(prior, 1)
     known = known.clamp_min(0.0)
+    nothing = torch.zeros_like(known)
     change = change_by_labels(union, known[:2], label_bits)
 
     def twice(part: Tensor) -> Tensor:
@@ -209,7 +210,8 @@ def information_of_heads(
             union=twice(union.value + change),
             lost=twice(union.high - union.low),
             product=known[2],
-            beyond_lines=torch.zeros_like(known),
+            beyond_lines=nothing,
+            rules=nothing,
             unresolved=union.unresolved,
             displaced=(union.change - change).abs(),
         ),

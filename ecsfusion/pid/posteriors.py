@@ -19,6 +19,7 @@ from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.binned import binned_columns
+from ecsfusion.pid.boosted_trees import tree_readouts
 from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.column_pairs import pair_readouts
 from ecsfusion.pid.copies import moved
@@ -85,6 +86,8 @@ class Side(NamedTuple):
     """Of its rows; None where hardly anything of the label is left to tell."""
     is_tried: bool
     """Whether there are rows enough, of enough sources, to try further readouts."""
+    has_rules: bool
+    """Whether trees of thresholds tell what no other readout does."""
 
 
 class Pair(NamedTuple):
@@ -96,6 +99,8 @@ class Pair(NamedTuple):
     """(N, C) float32, as in `Side`."""
     product: Tensor
     """(N, C) float32: the product of the posteriors of the sides, as if they were independent given the label."""
+    has_rules: bool
+    """As in `Side`."""
 
 
 class Known(NamedTuple):
@@ -118,6 +123,8 @@ class Known(NamedTuple):
     """(P,): what the product of the posteriors of both sides knows."""
     beyond_lines: Tensor
     """(3, P): what the first, the second and both sides know beyond their linear readouts."""
+    rules: Tensor
+    """(3, P): 1 where trees of thresholds tell of the first, the second or both sides what no other readout does."""
     unresolved: Tensor
     """(P,): how far what clusters lose leaves the union information open."""
     displaced: Tensor
@@ -247,18 +254,21 @@ def read_side(
         random_seed: of the clusters.
         members: the sides of its modalities, if it has several. Their posteriors are pooled, too, and where the pool
             knows less than one of them, that is its posterior: columns of noise must not hide what a member knows.
-        is_tried: whether readouts of ranks, of covariances by class, of landmarks and of pairs of columns are tried.
+        is_tried: whether readouts of ranks, of covariances by class, of landmarks, of pairs of columns and by trees are
+            tried.
     """
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
     lines = [*linear.logits, *(side.log_posterior - log_prior for side in members)]
     bins = None if linear.tells_all else binned_columns(sums)
     coarse = [] if bins is None else linear_readouts(LinearSums.make(bins, sets), log_prior).logits
+    rules: list[Tensor] = []
     if is_tried and not linear.tells_all:
         lines += rank_readouts(rows, sets, lines + coarse, log_prior)
         lines += quadratic_readouts(sums, lines + coarse, log_prior)
         coarse += landmark_readouts(rows, sets, lines + coarse, log_prior, random_seed)
         coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
+        rules = tree_readouts(rows, sets, lines + coarse, log_prior)
     searches: tuple[list[Search], list[Search]] = ([], [])
     shape = None if linear.tells_all else shape_of(rows, sets.one_hot)
     if shape is not None:
@@ -267,11 +277,12 @@ def read_side(
             inner_searches(sums.folds(), linear.factor[:number], shape),
             inner_searches(sums.halves(), linear.factor[number:], shape),
         )
-    pooled = _pooled(lines, coarse, searches, sets, log_prior, random_seed)
+    pooled = _pooled(lines, coarse + rules, searches, sets, log_prior, random_seed)
+    has_rules = bool(rules) or any(member.has_rules for member in members)
     if members:
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
         pooled = own[best_of(own[:, 0], sets.labels)]
-    return Side(sums, linear, pooled[:2], pooled[2], shape, is_tried)
+    return Side(sums, linear, pooled[:2], pooled[2], shape, is_tried, has_rules)
 
 
 def best_of(log_posteriors: Tensor, labels: Tensor) -> Tensor:
@@ -286,6 +297,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     alone = [side.log_posterior - log_prior for side in (first, second)]
     linear = (first.linear, second.linear)
     lines, coarse = list(alone), []
+    rules: list[Tensor] = []
     shapes = [side.shape for side in (first, second) if side.shape is not None]
     is_told = len(shapes) < 2
     if sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear)):
@@ -297,6 +309,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
             lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior)
         coarse += landmark_readouts(rows, sets, lines, log_prior, random_seed)
         coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
+        rules = tree_readouts(rows, sets, lines + coarse, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = [
@@ -305,11 +318,11 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]), (shapes[0], shapes[1]))
         for both, part in zip(sums, folds, strict=True)
     ]
-    pooled = _pooled(lines, coarse, searches, sets, log_prior, random_seed)
+    pooled = _pooled(lines, coarse + rules, searches, sets, log_prior, random_seed)
     if len(lines) == len(alone):
-        return Pair(pooled[:2], pooled[2], pooled[2])
+        return Pair(pooled[:2], pooled[2], pooled[2], bool(rules))
     product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
-    return Pair(pooled[:2], pooled[2], without_unseen(product, sets.unseen[0], log_prior))
+    return Pair(pooled[:2], pooled[2], without_unseen(product, sets.unseen[0], log_prior), bool(rules))
 
 
 def _lines_of_both(first: Side, second: Side, alone: list[Tensor], log_prior: Tensor) -> list[Tensor]:
@@ -342,7 +355,7 @@ def _pooled(
 
     Args:
         lines: (2, N, C) each, logits of the linear and quadratic readouts, by folds and by halves.
-        coarse: the same of readouts of bins and landmarks.
+        coarse: the same of readouts of bins, landmarks, pairs of columns and trees.
         searches: of tables by folds, and by halves.
         sets: all training sets.
         log_prior: (C,).
@@ -447,6 +460,9 @@ def known_of(
         lost=union.high - union.low,
         product=product,
         beyond_lines=(known[:, 0] - by_lines).clamp_min(0.0),
+        rules=torch.tensor(
+            [float(part.has_rules) for part in (first, second, pair)], dtype=known.dtype, device=known.device
+        ),
         unresolved=union.unresolved[0],
         displaced=(union.change - change).abs()[0],
     )
