@@ -154,7 +154,7 @@ class Readout:
                 weights = pool_opinions(flat, targets[chosen].reshape(-1), reference, share, weighed, alone)
             weight = dict(zip(weighed, weights.tolist(), strict=True))
             fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
-        return cls(modalities, C, fitted, problem_type, offsets, _prior(targets, C, problem_type))
+        return cls(modalities, C, fitted, problem_type, offsets, prior_of(labels, C, problem_type))
 
     @property
     def fused_head_alone(self) -> bool:
@@ -540,8 +540,9 @@ def _check_targets(
     return values.numpy() if problem_type == REGRESSION else (values > 0.5).long().numpy()
 
 
-def _prior(targets: np.ndarray, num_classes: int, problem_type: str) -> list[float]:
-    """What is answered without any modality, (C,), from targets as `_check_targets` returns them."""
+def prior_of(labels: Tensor | np.ndarray, num_classes: int, problem_type: str) -> list[float]:
+    """What is answered without any modality, (C,), where the labels of the rows are these, as in `Readout.fit`."""
+    targets = _check_targets(labels, len(labels), num_classes, problem_type)
     if problem_type == REGRESSION:
         return [float(mean) for mean in targets.mean(axis=0)]
     if problem_type == MULTI_LABEL:
