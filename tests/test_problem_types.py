@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -193,6 +194,11 @@ def test_scores():
     assert score(y[:, None], y, REGRESSION) == 1
     assert score(torch.full((4, 1), 2.5), y, REGRESSION) == 0
     assert score(y.flip(0)[:, None], y, REGRESSION) == pytest.approx(-3)
+    # Where a target is the same in all rows there is no variance to explain.
+    constant = torch.stack([y, torch.full((4,), 1.0)], dim=1)
+    assert score(torch.stack([y, y], dim=1), constant, REGRESSION) == 1
+    assert score(y[:, None], constant[:, 1], REGRESSION) == 0
+    assert math.isnan(score(y[:0, None], y[:0], REGRESSION))
 
 
 @pytest.mark.parametrize("modalities", [2, 3])

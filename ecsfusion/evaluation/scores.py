@@ -24,7 +24,8 @@ def score_name(problem_type: str) -> str:
 def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
     """The score of answers, which is 1 at best: the share of right decisions, or in regression R^2.
 
-    R^2 is 1 - (squared error) / (variance), the mean over the targets. The score is NaN if there are no rows.
+    R^2 is 1 - (squared error) / (variance), the mean over the targets that are not the same in all rows; 0 where there
+    are none. The score is NaN if there are no rows.
 
     Args:
         answers: probabilities (N, C), or predictions in regression.
@@ -38,7 +39,10 @@ def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> flo
     targets = labels.double().reshape(answers.shape)
     error = (answers.double() - targets).square().sum(dim=0)
     spread = (targets - targets.mean(dim=0)).square().sum(dim=0)
-    return float((1 - error / spread.clamp_min(torch.finfo(torch.float64).tiny)).mean())
+    varies = (targets != targets[:1]).any(dim=0)
+    if len(targets) and not bool(varies.any()):
+        return 0.0
+    return float((1 - error / spread)[varies].mean())
 
 
 def scale_of(evaluation: Evaluation, problem_type: str) -> Scale:
