@@ -29,7 +29,8 @@ def no_information(
 
     Its information is within its noise floor, and the accuracy of its head, if that is trained, is within three
     standard errors of chance. Synergy must be within its floor too, and the fused head must not be ahead of every
-    single head: if the label needs several modalities together, each says nothing alone, and that is no failure.
+    single head: if the label needs several modalities together, each says nothing alone, and that is no failure. Rows
+    of a single class have nothing to say.
 
     Args:
         readings: successive readings, or a single reading of the trained model.
@@ -41,7 +42,7 @@ def no_information(
     last = readings[-1]
     scale = last.measurement.scale
     heads = set(last.unique if trained_heads is None else trained_heads)
-    if fusion_is_ahead(last.measurement, heads & set(last.unique)):
+    if scale.chance == 1.0 or fusion_is_ahead(last.measurement, heads & set(last.unique)):
         return
     for name in last.unique:
         if all(name in reading.training and _is_silent(reading, name, heads) for reading in readings):
