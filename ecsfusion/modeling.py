@@ -20,6 +20,7 @@ from ecsfusion.model.answers import answer_of, labelled
 from ecsfusion.model.batch_norm import running_statistics_for_one_value
 from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.model.contributions import row_contributions
+from ecsfusion.model.dtypes import describe_dtypes, set_dtypes
 from ecsfusion.model.encoder_errors import encoder_error
 from ecsfusion.model.encoders import (
     build_encoder,
@@ -170,6 +171,7 @@ class FusionForClassification(PreTrainedModel):
             own = copy.deepcopy(own_encoders.get(name))
             encoder = build_encoder(name, config.encoders[name], config.adapters.get(name), own)
             self.best_heads[name] = _best_heads(encoder, nn.Linear(dims[name], config.num_labels))
+        set_dtypes(self, config.dtypes)
         if attention is not None:
             self.set_attn_implementation(attention)
         self.label_smoothing = 0.0
@@ -321,8 +323,8 @@ class FusionForClassification(PreTrainedModel):
     ) -> Any:
         """Load a model as `PreTrainedModel.from_pretrained` does; models that older versions saved are read too.
 
-        Weights are read from safetensors files only, never from pickles. Parameters that the user froze before saving
-        are not frozen again.
+        Weights are read from safetensors files only, never from pickles, and have the types that they were saved in,
+        unless `dtype` is given. Parameters that the user froze before saving are not frozen again.
 
         Args:
             pretrained_model_name_or_path: a folder or the name of a repository on the Hub.
@@ -354,6 +356,9 @@ class FusionForClassification(PreTrainedModel):
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
         model: FusionForClassification = loaded[0]
+        asked = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        if model.config.dtypes and asked not in (None, "auto"):
+            model.to(getattr(torch, asked) if isinstance(asked, str) else asked)
         model._hub_options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
         info: dict[str, Any] = loaded[1]
         new = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
@@ -440,6 +445,7 @@ class FusionForClassification(PreTrainedModel):
         """
         if state_dict is None and not distributed_checkpoint:
             check_whole(self, "save_pretrained")
+        self.config.dtypes = describe_dtypes(self, self.dtype)
         super().save_pretrained(
             save_directory,
             is_main_process=is_main_process,
@@ -472,6 +478,11 @@ class FusionForClassification(PreTrainedModel):
             chosen = getattr(getattr(self.encoders[name], "config", None), "_attn_implementation", None)
             if chosen is not None:
                 set_attention({name: cast("nn.ModuleDict", part)["encoder"]}, chosen)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the heads; encoders may have others."""
+        return cast("nn.Linear", self.heads[self.modalities[0]]).weight.dtype
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -326,6 +326,29 @@ def test_a_model_in_half_precision_takes_what_processors_give(tmp_path):
     torch.testing.assert_close(logits.float(), expected, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize(("left", "right"), [("bfloat16", "float32"), ("float32", "float16")])
+def test_every_weight_is_loaded_in_the_precision_that_it_was_saved_in(tmp_path, left, right):
+    """Encoders come from the Hub in the precision of their checkpoint; the heads and adapters are float32."""
+    torch.manual_seed(0)
+    encoders = {
+        name: tiny_vit().to(getattr(torch, kind)) for name, kind in (("left", left), ("right", right))
+    }
+    model = FusionForClassification.from_modality_pretrained(encoders, num_labels=NUM_CLASSES).eval()
+    # As an adapter inside of an encoder.
+    layer = model.encoders["left"].layernorm.float()
+    layer.weight.data.mul_(1 + 1e-6)
+    parts = torch.nn.ModuleDict({"encoder": model.encoders["right"], "head": model.heads["right"]})
+    model.set_best_heads({"right": parts.state_dict()})
+    model.save_pretrained(tmp_path)
+    again = FusionForClassification.from_pretrained(tmp_path).eval()
+    assert again.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        assert again.state_dict()[name].dtype == value.dtype, name
+        assert torch.equal(again.state_dict()[name], value), name
+    asked = FusionForClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in asked.parameters()} == {torch.bfloat16}
+
+
 def test_auto_model_loads_it(tmp_path):
     model = two_views().eval()
     model.save_pretrained(tmp_path)
