@@ -34,7 +34,7 @@ from ecsfusion.model.encoders import (
 )
 from ecsfusion.model.fused_heads import build_fusion_head
 from ecsfusion.model.losses import HeadLoss, Present, loss_of_fused_head, sum_of_losses
-from ecsfusion.model.names import FUSED, check_modality_name
+from ecsfusion.model.names import FUSED, check_modality_names
 from ecsfusion.model.own_modules import OWN_MODULE, unsaved_buffers
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.model.readout import Readout
@@ -140,8 +140,7 @@ class FusionForClassification(PreTrainedModel):
                 "fusion needs at least two."
             )
         check_problem(config)
-        for name in config.encoders:
-            check_modality_name(name)
+        check_modality_names([*config.encoders])
         unknown = [name for name in own_encoders if name not in config.encoders]
         if unknown:
             raise ValueError(f"encoders has the keys {unknown}, but the modalities are {config.modalities}.")
@@ -278,8 +277,7 @@ class FusionForClassification(PreTrainedModel):
                     f"num_labels is {num_labels} but id2label names {len(names)} classes; give one of them."
                 )
             labels = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
-        for name in encoders:
-            check_modality_name(name)
+        check_modality_names([*encoders])
         modules = {name: load_encoder(name, encoder, trust_remote_code) for name, encoder in encoders.items()}
         for name, module in modules.items():
             same = [other for other in modules if modules[other] is module and other != name]
@@ -673,6 +671,12 @@ class FusionForClassification(PreTrainedModel):
                 f"the encoder {type(encoder).__name__} of modality {name!r} returned embeddings of shape "
                 f"{tuple(embeddings.shape)}, but declares the width {width}; set its attribute `embedding_dim` to "
                 f"{embeddings.shape[1]}."
+            )
+        size = next(iter(inputs.values())).shape[0]
+        if not torch.compiler.is_compiling() and embeddings.shape[0] != size:
+            raise ValueError(
+                f"the encoder {type(encoder).__name__} of modality {name!r} returned embeddings of shape "
+                f"{tuple(embeddings.shape)} for {size} rows; let it return one for each."
             )
         return embeddings
 

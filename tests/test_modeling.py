@@ -264,11 +264,40 @@ def test_convolutional_maps_are_averaged_over_space():
             ),
             "'type' cannot name a modality: torch.nn modules have an attribute",
         ),
+        (
+            lambda: two_views().embed("left", torch.zeros(3, 1, 4, 4), _FirstRow()),
+            r"encoder _FirstRow of modality 'left' returned embeddings of shape \(1, 16\) for 3 rows",
+        ),
     ],
 )
 def test_bad_input_is_named(action, message):
     with pytest.raises(ValueError, match=message):
         action()
+
+
+class _FirstRow(torch.nn.Module):
+    """An encoder that loses rows."""
+
+    def forward(self, values):
+        return values.flatten(1)[:1]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["self", "b"], "'self' cannot name a modality"),
+        (["training", "b"], "'training' cannot name a modality: torch.nn modules have an attribute"),
+        (["a", "b", "rest"], "'rest' cannot name one of 3 modalities: there it stands for all others"),
+        (["floor_b", "b"], r"\['floor_b', 'b'\] would log two values as 'unique_floor_b'; rename"),
+    ],
+)
+def test_names_that_mean_something_else_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        FusionForClassification.from_modality_pretrained({name: tiny_vit() for name in names}, num_labels=2)
+
+
+def test_two_modalities_have_no_rest():
+    FusionForClassification.from_modality_pretrained({"a": tiny_vit(), "rest": tiny_vit()}, num_labels=2)
 
 
 def test_an_encoder_of_the_wrong_kind_is_named():
