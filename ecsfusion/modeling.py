@@ -21,7 +21,7 @@ from ecsfusion.model.batch_norm import running_statistics_for_one_value
 from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.model.contributions import row_contributions
 from ecsfusion.model.dtypes import describe_dtypes, set_dtypes
-from ecsfusion.model.encoder_errors import encoder_error
+from ecsfusion.model.encoder_errors import encoder_error, warn_without_gradient
 from ecsfusion.model.encoders import (
     build_encoder,
     describe_adapters,
@@ -835,6 +835,8 @@ class FusionForClassification(PreTrainedModel):
         if index is not None:
             inputs = take(inputs, index)
         embeddings = self.embed(name, inputs, encoder)
+        if self.training and torch.is_grad_enabled():
+            warn_without_gradient(name, encoder, embeddings)
         kind = embeddings.device.type
         by_autocast = torch.is_autocast_enabled(kind) and embeddings.dtype == torch.get_autocast_dtype(kind)
         # An encoder of the user's own may compute in another precision.
