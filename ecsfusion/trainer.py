@@ -325,6 +325,12 @@ class FusionTrainer(ResumableTrainer):
             batch_size = args.train_batch_size if name == "train_dataset" else args.eval_batch_size
             check_not_all_dropped(name, dataset, batch_size * args.world_size)
 
+    def _check_class_names(self, other_sets: Mapping[str, Any]) -> None:
+        # A collator of the user's own may make other numbers of them.
+        if isinstance(self.data_collator, FusionCollator | TensorCollator):
+            sets = {"train_dataset": self.train_dataset, **self.evaluation_sets(), **other_sets}
+            check_class_names(sets, self.model.config.id2label)
+
     def evaluation_sets(self) -> dict[str, Any]:
         """The evaluation sets, by their names in error messages. The first one is the probe set."""
         sets = self.eval_dataset
@@ -479,9 +485,9 @@ class FusionTrainer(ResumableTrainer):
             else:
                 collate = self.groups.without_column(self.data_collator)
                 check_collated(dataset, collate, self.model.modalities, name)
+        self._check_class_names({})
         if isinstance(self.data_collator, FusionCollator | TensorCollator):
             sets = {"train_dataset": self.train_dataset, **self.evaluation_sets()}
-            check_class_names(sets, self.model.config.id2label)
             check_label_columns(sets, self.model.config.num_labels, self.model.problem_type)
             for dataset in list(self.evaluation_sets().values())[: self.is_in_train]:
                 check_rows_to_decide_on(self, dataset)
@@ -929,7 +935,8 @@ class FusionTrainer(ResumableTrainer):
         """The loader of an evaluation set, as `transformers.Trainer` makes it.
 
         Raises:
-            ValueError: it has no rows, or `dataloader_drop_last` would drop all of them.
+            ValueError: it has no rows, `dataloader_drop_last` would drop all of them, or its classes have other numbers
+                than those that were trained on.
         """
         named = eval_dataset is None or isinstance(eval_dataset, str)
         sets = self.evaluation_sets() if named else {"eval_dataset": eval_dataset}
@@ -937,6 +944,7 @@ class FusionTrainer(ResumableTrainer):
             check_has_rows(dataset, name)
             self._check_dropped_rows(dataset, name)
         if not named:
+            self._check_class_names(sets)
             # With persistent workers, the Trainer keeps loaders under a name that all sets without a name share.
             kept = self.__dict__.pop("_eval_dataloaders", None)
         loader = super().get_eval_dataloader(eval_dataset)
@@ -945,6 +953,15 @@ class FusionTrainer(ResumableTrainer):
             if kept is not None:
                 self._eval_dataloaders = kept
         return loader
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The loader of a test set, as `transformers.Trainer` makes it.
+
+        Raises:
+            ValueError: its classes have other numbers than those that were trained on.
+        """
+        self._check_class_names({"test_dataset": test_dataset})
+        return super().get_test_dataloader(test_dataset)
 
     def _preprocess_outputs(self, outputs: Any, labels: Any) -> Any:
         return self.evaluator.preprocess(self, outputs, labels)
