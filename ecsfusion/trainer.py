@@ -774,6 +774,12 @@ class FusionTrainer(ResumableTrainer):
             self._awaited = set(self._prefixes())
         try:
             metrics = super()._evaluate(*args, **kwargs)
+            if self._probe_prefix() in self._awaited and self.record.stage == "unimodal":
+                raise ValueError(
+                    f"{type(self).__name__}.evaluate did not evaluate the probe set (the first evaluation set), so "
+                    "that no rule gets a reading; give eval_dataset and metric_key_prefix on to super().evaluate as "
+                    "they are, and evaluate other rows beside."
+                )
         finally:
             self._awaited = set()
         check_reported(self.args.metric_for_best_model, metrics)
@@ -824,8 +830,11 @@ class FusionTrainer(ResumableTrainer):
         check_ignored_outputs("ignore_keys", ignore_keys)
         is_probe_set = self._is_probe_set(eval_dataset, prefix)
         # The Trainer itself evaluates its own sets, each of them once.
-        is_own = prefix in self._awaited and (eval_dataset is None or isinstance(eval_dataset, str))
-        self._awaited.discard(prefix)
+        own_sets = [None, *self.evaluation_sets().values()]
+        is_named = isinstance(eval_dataset, str) or any(eval_dataset is each for each in own_sets)
+        is_own = prefix in self._awaited and is_named
+        if is_own:
+            self._awaited.discard(prefix)
         # A second evaluation of the same weights, such as at the end of a stream, is no further reading.
         history = self.record.history
         is_read = bool(history) and history[-1].reading.step == self.state.global_step
