@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -209,14 +210,17 @@ class FusionTrainer(ResumableTrainer):
         """Weights and random state that a run with `auto_find_batch_size` began with."""
         self._loaded_best = False
         """Whether the model got the best weights of the run at its end."""
-        super().__init__(
-            model=model,
-            args=args,
-            processing_class=processing_class,  # type: ignore[arg-type]
-            data_collator=data_collator or collator_for(processing_class, model),
-            compute_metrics=self._compute_metrics,
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            # The model smooths several labels, too.
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label")
+            super().__init__(
+                model=model,
+                args=args,
+                processing_class=processing_class,  # type: ignore[arg-type]
+                data_collator=data_collator or collator_for(processing_class, model),
+                compute_metrics=self._compute_metrics,
+                **kwargs,
+            )
         check_model(self.model)
         check_overrides(self, FusionTrainer)
         self.plan: Plan = self._make_plan()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_label_smoothing_in_each_problem():
     torch.testing.assert_close(
         model.head_loss(z, labels), F.binary_cross_entropy_with_logits(z, 0.8 * labels + 0.1)
     )
+    # transformers says that it smooths no label, and it does not: the model does.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        FusionTrainer(
+            model,
+            FusionTrainingArguments(
+                label_smoothing_factor=0.2,
+                strategy="joint",
+                eval_strategy="no",
+                use_cpu=True,
+                report_to="none",
+            ),
+        )
     model = model_for(REGRESSION)
     model.label_smoothing = 0.2
     with pytest.raises(ValueError, match="a real target has no classes"):

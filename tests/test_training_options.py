@@ -371,6 +371,23 @@ def test_a_loss_function_is_applied_to_every_head_as_the_models_own(tmp_path, ac
     assert logged(given, "eval_loss") == pytest.approx(logged(own, "eval_loss"), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda outputs, labels, num_items_in_batch=None: outputs.loss, "returned None"),
+        (
+            lambda outputs, labels, num_items_in_batch=None: F.cross_entropy(
+                outputs.logits, labels, reduction="none"
+            ),
+            r"returned a tensor of shape \(16,\)",
+        ),
+    ],
+)
+def test_a_loss_function_without_a_scalar_is_named(tmp_path, loss, message):
+    with pytest.raises(TypeError, match=f"compute_loss_func {message}; let it make a scalar tensor"):
+        run_with(tmp_path, compute_loss_func=loss)
+
+
 def test_class_weights_move_every_head_to_the_heavy_class(tmp_path):
     class Noise(TwoViews):
         def __init__(self, rows: int, seed: int) -> None:
