@@ -34,6 +34,7 @@ from ecsfusion.diagnostics.long_warm_up import long_warm_up
 from ecsfusion.diagnostics.probed_training_rows import probed_training_rows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.diagnostics.starved_heads import starved_heads
+from ecsfusion.diagnostics.untrained_modality import absent_from, untrained_modality
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import score_name
@@ -198,6 +199,8 @@ class FusionTrainer(ResumableTrainer):
         self._grad_norms: dict[str, torch.Tensor] = {}
         self._step_followed = 0
         """The latest optimizer step for which `Strategy.after_step` was called."""
+        self._unseen: list[str] = []
+        """The modalities that no row of the present run has had in training."""
         self._start_step = 0
         """The optimizer step at which the present run began, or was resumed."""
         self._awaited: set[str] = set()
@@ -415,6 +418,7 @@ class FusionTrainer(ResumableTrainer):
         self._loaded_best = False
         self._awaited = set()
         self._step_followed = self._start_step = 0
+        self._unseen = [*self.model.modalities]
         if self.args.auto_find_batch_size and self._sharded_by() is None:
             self._start_over(kwargs.get("resume_from_checkpoint"))
         self.__dict__.pop("_eval_dataloaders", None)
@@ -694,6 +698,7 @@ class FusionTrainer(ResumableTrainer):
                 f"a batch of train_dataset has {sorted(inputs)} but no labels; add 'labels' or 'label' to its rows."
             )
         if training:
+            self._unseen = absent_from(inputs, self._unseen)
             inputs = self.plan.strategy.prepare_inputs(self.model, inputs)
         # Pass a copy, because the Trainer removes the labels if the user gave a loss function.
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
@@ -862,6 +867,7 @@ class FusionTrainer(ResumableTrainer):
             self.evaluator.keep(self, prefix, evaluated)
         if is_reading:
             self.stages.read(evaluated.measurement)
+            self.diagnostics.before_rows(untrained_modality(self._unseen))
             self.diagnostics.after_probe(
                 evaluated.outputs, evaluated.measurement, evaluated.asks_for_dependence
             )

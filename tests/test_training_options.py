@@ -1057,6 +1057,32 @@ def test_a_class_without_rows_in_the_probe_set_is_named(tmp_path):
     )
 
 
+def test_a_class_whose_rows_lack_a_modality_is_named_among_the_rows_of_a_probe(tmp_path):
+    class Gaps(TwoViews):
+        def __getitem__(self, index: int) -> dict:
+            row = super().__getitem__(index)
+            return {**row, "right": None} if row["labels"] == 2 else row
+
+    with pytest.raises(
+        ValueError, match=r"no row of class 2 \(LABEL_2\) among the \d+ of 80 that a probe reads"
+    ):
+        run_with(tmp_path, evaluation=Gaps(80, 1))
+
+
+def test_a_modality_that_every_training_row_lacks_is_said(tmp_path):
+    class Gaps(TwoViews):
+        def __getitem__(self, index: int) -> dict:
+            return {**super().__getitem__(index), "right": None}
+
+    class RareGaps(Gaps):
+        def __getitem__(self, index: int) -> dict:
+            return super().__getitem__(index) if index else TwoViews.__getitem__(self, index)
+
+    for kind, about in ((Gaps, ["right"]), (RareGaps, [])):
+        run = run_with(tmp_path, train=kind(ROWS, 0), num_train_epochs=2)
+        assert [w["about"] for w in run.record.warnings if w["diagnostic"] == "no training rows"] == about
+
+
 def test_a_probe_set_that_is_too_small_is_named_with_the_number_needed(tmp_path):
     with pytest.raises(ValueError, match=r"has 9 usable rows, too few.*at least 12"):
         run_with(tmp_path, evaluation=TwoViews(9, 1))

@@ -237,7 +237,8 @@ class Evaluator:
             evaluation.check_complete_rows()
             if _needs_every_class(run):
                 names = {int(index): name for index, name in config.id2label.items()}
-                check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
+                labels = evaluation.labels.numpy()
+                check_probe_set(labels[rows], names, args.probe_clusters, len(labels))
         # The first process measures for all, so that all processes decide by the same numbers.
         measured: list[Any] = [None]
         if run.is_world_process_zero():
