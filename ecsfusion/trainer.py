@@ -34,10 +34,12 @@ from ecsfusion.diagnostics.long_warm_up import long_warm_up
 from ecsfusion.diagnostics.probed_training_rows import probed_training_rows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.diagnostics.starved_heads import starved_heads
+from ecsfusion.diagnostics.untrained_classes import untrained_classes
 from ecsfusion.diagnostics.untrained_modality import absent_from, untrained_modality
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import score_name
+from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
@@ -65,7 +67,7 @@ from ecsfusion.training.even_batches import (
 )
 from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
-from ecsfusion.training.labels import LabelCheckingCollator, check_label_columns
+from ecsfusion.training.labels import LabelCheckingCollator, check_label_columns, class_column
 from ecsfusion.training.overrides import check_overrides
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
 from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, head_rates, make_plan
@@ -499,7 +501,11 @@ class FusionTrainer(ResumableTrainer):
             check_label_columns(sets, self.model.config.num_labels, self.model.problem_type)
             for dataset in list(self.evaluation_sets().values())[: self.is_in_train]:
                 check_rows_to_decide_on(self, dataset)
-        findings = [*self.groups.begin(), *probed_training_rows(self.train_dataset, self.evaluation_sets())]
+        findings = [
+            *self.groups.begin(),
+            *probed_training_rows(self.train_dataset, self.evaluation_sets()),
+            *self._untrained_classes(),
+        ]
         if self.is_in_train:
             self.diagnostics.before_rows([*findings, *starved])
         if self.optimizer_cls_and_kwargs is not None:
@@ -515,6 +521,13 @@ class FusionTrainer(ResumableTrainer):
         if self._sharded_by() != FSDP2:
             self._begin_with_weights()
         return optimizer
+
+    def _untrained_classes(self) -> Iterator[Finding]:
+        known = isinstance(self.data_collator, FusionCollator | TensorCollator)
+        if known and self.model.problem_type == SINGLE_LABEL:
+            sets = {name: class_column(dataset) for name, dataset in self.evaluation_sets().items()}
+            names = {int(index): name for index, name in self.model.config.id2label.items()}
+            yield from untrained_classes(class_column(self.train_dataset), sets, names)
 
     def _prepare_sharding(self) -> None:
         """Let all processes start from the same weights, and say which layers are sharded one by one."""
