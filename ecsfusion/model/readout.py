@@ -27,7 +27,7 @@ from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_problem_type
 from ecsfusion.model.readout_weights import pool_opinions, weigh_predictions
 from ecsfusion.model.rows import join_rows
-from ecsfusion.pid.inputs import as_tensor
+from ecsfusion.pid.inputs import as_tensor, check_not_masked
 
 MAX_PREDICTION = 1e100
 """Largest absolute prediction in regression: squares of larger ones overflow."""
@@ -441,6 +441,7 @@ def log_probabilities(logits: Tensor, name: str, problem_type: str, num_classes:
 
 def _as_tensor(values: Any, name: str) -> Tensor:
     """`values` detached on the CPU; raises TypeError or ValueError with `name` in it."""
+    check_not_masked(values, name)
     try:
         is_array = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
         tensor = as_tensor(values) if is_array else torch.as_tensor(values)
