@@ -260,6 +260,10 @@ class FusionForClassification(PreTrainedModel):
                 "encoders must map names of modalities to encoders, like "
                 f'{{"image": ..., "audio": ...}}; found {type(encoders).__name__}.'
             )
+        if label2id is not None and len({*map(int, label2id.values())}) < len(label2id):
+            raise ValueError(
+                f"label2id is {dict(label2id)}, in which two classes have one number; give each its own."
+            )
         inverse = None if label2id is None else {int(index): str(label) for label, index in label2id.items()}
         if id2label is None:
             id2label = inverse
@@ -275,6 +279,10 @@ class FusionForClassification(PreTrainedModel):
             if num_labels is not None and num_labels != len(names):
                 raise ValueError(
                     f"num_labels is {num_labels} but id2label names {len(names)} classes; give one of them."
+                )
+            if sorted(names) != [*range(len(names))] or len({*names.values()}) < len(names):
+                raise ValueError(
+                    f"id2label is {names}; number the classes from 0 to {len(names) - 1}, and give each its own name."
                 )
             labels = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
         check_modality_names([*encoders])

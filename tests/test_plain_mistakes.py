@@ -242,6 +242,10 @@ def test_names_of_classes_in_both_directions():
     [
         ({"num_labels": 3, "problem_type": "multi"}, "problem_type is 'multi'; give one of"),
         ({"num_labels": 0}, "num_labels is 0"),
+        ({"id2label": {0: "cat", 2: "dog"}}, "id2label is .*; number the classes from 0 to 1"),
+        ({"label2id": {"cat": 1, "dog": 2}}, "id2label is .*; number the classes from 0 to 1"),
+        ({"id2label": {0: "cat", 1: "cat"}}, "id2label is .* give each its own name"),
+        ({"label2id": {"cat": 0, "dog": 0}}, "label2id is .*, in which two classes have one number"),
     ],
 )
 def test_a_problem_that_there_is_not(options, message):
