@@ -451,6 +451,17 @@ def test_bad_arguments_are_named(tmp_path, overrides, message):
         trainer(tmp_path, **overrides)
 
 
+def test_a_checkpoint_behind_the_last_step_is_told(tmp_path, caplog):
+    """The epochs of a resumed run count from the beginning, not from the checkpoint."""
+    trainer(tmp_path, num_train_epochs=2, save_strategy="epoch", strategy="joint").train()
+    for epochs, is_told in ((2, False), (1, True)):
+        caplog.clear()
+        run = trainer(tmp_path, num_train_epochs=epochs, save_strategy="epoch", strategy="joint")
+        run.train(resume_from_checkpoint=True)
+        assert run.state.global_step == 2 * STEPS_PER_EPOCH
+        assert ("behind the last step of this run, 4: nothing is trained" in caplog.text) == is_told
+
+
 def subclass_that_evaluates(choose) -> type[FusionTrainer]:
     class Subclass(FusionTrainer):
         def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
