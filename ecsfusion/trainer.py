@@ -81,8 +81,10 @@ from ecsfusion.training.setup import (
     check_ignored_outputs,
     check_model,
     check_not_all_dropped,
+    check_set_names,
     collator_for,
     warn_of_older_checkpoint,
+    warn_of_other_columns,
 )
 from ecsfusion.training.sharding import (
     DEEPSPEED,
@@ -227,6 +229,8 @@ class FusionTrainer(ResumableTrainer):
                 **kwargs,
             )
         check_model(self.model)
+        if isinstance(self.eval_dataset, Mapping):
+            check_set_names(self.eval_dataset)
         check_overrides(self, FusionTrainer)
         self.plan: Plan = self._make_plan()
         self._user_optimizer, self._user_scheduler = self.optimizer, self.lr_scheduler
@@ -339,6 +343,13 @@ class FusionTrainer(ResumableTrainer):
         if isinstance(self.data_collator, FusionCollator | TensorCollator):
             sets = {"train_dataset": self.train_dataset, **self.evaluation_sets(), **other_sets}
             check_class_names(sets, self.model.config.id2label)
+
+    def _check_other_set(self, name: str, dataset: Any) -> None:
+        """Check a set that is no evaluation set of the run."""
+        self._check_class_names({name: dataset})
+        own = isinstance(self.data_collator, FusionCollator | TensorCollator)
+        if own and not any(dataset is each for each in self.evaluation_sets().values()):
+            warn_of_other_columns(dataset, self.model.modalities, self.groups.column, name)
 
     def evaluation_sets(self) -> dict[str, Any]:
         """The evaluation sets, by their names in error messages. The first one is the probe set."""
@@ -967,16 +978,18 @@ class FusionTrainer(ResumableTrainer):
         """The loader of an evaluation set, as `transformers.Trainer` makes it.
 
         Raises:
-            ValueError: it has no rows, `dataloader_drop_last` would drop all of them, or its classes have other numbers
-                than those that were trained on.
+            ValueError: there is no set of this name, it has no rows, `dataloader_drop_last` would drop all of them, or
+                its classes have other numbers than those that were trained on.
         """
         named = eval_dataset is None or isinstance(eval_dataset, str)
+        if isinstance(eval_dataset, str):
+            check_set_names(self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}, eval_dataset)
         sets = self.evaluation_sets() if named else {"eval_dataset": eval_dataset}
         for name, dataset in sets.items():
             check_has_rows(dataset, name)
             self._check_dropped_rows(dataset, name)
         if not named:
-            self._check_class_names(sets)
+            self._check_other_set("eval_dataset", eval_dataset)
             # With persistent workers, the Trainer keeps loaders under a name that all sets without a name share.
             kept = self.__dict__.pop("_eval_dataloaders", None)
         loader = super().get_eval_dataloader(eval_dataset)
@@ -992,7 +1005,7 @@ class FusionTrainer(ResumableTrainer):
         Raises:
             ValueError: its classes have other numbers than those that were trained on.
         """
-        self._check_class_names({"test_dataset": test_dataset})
+        self._check_other_set("test_dataset", test_dataset)
         return super().get_test_dataloader(test_dataset)
 
     def _preprocess_outputs(self, outputs: Any, labels: Any) -> Any:
