@@ -34,6 +34,7 @@ from ecsfusion.diagnostics.long_warm_up import long_warm_up
 from ecsfusion.diagnostics.probed_training_rows import probed_training_rows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.diagnostics.starved_heads import starved_heads
+from ecsfusion.diagnostics.unfrozen_late import unfrozen_late
 from ecsfusion.diagnostics.untrained_classes import untrained_classes
 from ecsfusion.diagnostics.untrained_modality import absent_from, untrained_modality
 from ecsfusion.evaluation.measurement import Measurement
@@ -100,7 +101,13 @@ from ecsfusion.training.sharding import (
     reshard,
     saved_buffers,
 )
-from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages, check_trainable
+from ecsfusion.training.stages import (
+    INITIAL_FOLDER,
+    UNIMODAL_FOLDER,
+    Stages,
+    check_trainable,
+    weights_of,
+)
 from ecsfusion.training.trackio_alerts import alert_on_trackio
 from ecsfusion.training.untouched import (
     StartOfRun,
@@ -540,6 +547,11 @@ class FusionTrainer(ResumableTrainer):
             names = {int(index): name for index, name in self.model.config.id2label.items()}
             yield from untrained_classes(class_column(self.train_dataset), sets, names)
 
+    def _unfrozen_late(self) -> Iterator[Finding]:
+        # Sharding puts other parameters in the place of these.
+        if self._user_optimizer is None and self._sharded_by() is None:
+            yield from unfrozen_late(self._parts, weights_of(self.optimizer) or ())
+
     def _prepare_sharding(self) -> None:
         """Let all processes start from the same weights, and say which layers are sharded one by one."""
         plugin = self.accelerator.state.fsdp_plugin
@@ -891,7 +903,7 @@ class FusionTrainer(ResumableTrainer):
             self.evaluator.keep(self, prefix, evaluated)
         if is_reading:
             self.stages.read(evaluated.measurement)
-            self.diagnostics.before_rows(untrained_modality(self._unseen))
+            self.diagnostics.before_rows([*untrained_modality(self._unseen), *self._unfrozen_late()])
             self.diagnostics.after_probe(
                 evaluated.outputs, evaluated.measurement, evaluated.asks_for_dependence
             )

@@ -1069,6 +1069,21 @@ def test_a_class_whose_rows_lack_a_modality_is_named_among_the_rows_of_a_probe(t
         run_with(tmp_path, evaluation=Gaps(80, 1))
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_weights_that_are_unfrozen_too_late_are_said(tmp_path, is_frozen):
+    class Unfreezes(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step:
+                model.encoders["left"].requires_grad_(True)
+
+    model = two_views()
+    model.encoders["left"].requires_grad_(not is_frozen)
+    run = run_with(tmp_path, model=model, callbacks=[Unfreezes()], num_train_epochs=3)
+    told = [w for w in run.record.warnings if w["diagnostic"] == "unfrozen late"]
+    assert [w["about"] for w in told] == ["left"] * is_frozen
+    assert all(w["step"] > STEPS_PER_EPOCH for w in told)
+
+
 def test_a_modality_that_every_training_row_lacks_is_said(tmp_path):
     class Gaps(TwoViews):
         def __getitem__(self, index: int) -> dict:
