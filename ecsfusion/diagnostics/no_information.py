@@ -15,9 +15,9 @@ from ecsfusion.model.names import FUSED
 NEGLIGIBLE_INFORMATION = 0.02
 """Information up to this many bits counts as none, even if the noise floor is lower."""
 MAX_FLOOR_SHARE = 0.1
-"""Where noise alone reaches a larger share of the bits of equally likely classes, as in few rows or groups, nothing is
-said of a modality: it may know as much. A head that was right in 84 % of 50 rows of two classes, and in 92 % of others
-(chance: 74 %), told less than noise might, 0.23 bits."""
+"""Where noise alone reaches a larger share of the bits of the label, as in few rows or groups, or few rows of a rare
+class, nothing is said of a modality: it may know as much. A head that was right in 84 % of 50 rows of two classes, and
+in 92 % of others (chance: 74 %), told less than noise might, 0.23 bits."""
 LOST_READINGS = 2
 """Readings in a row without information after which it counts as lost. A single one may follow an unlucky step."""
 
@@ -42,7 +42,7 @@ def no_information(
     last = readings[-1]
     scale = last.measurement.scale
     heads = set(last.unique if trained_heads is None else trained_heads)
-    if scale.chance == 1.0 or fusion_is_ahead(last.measurement, heads & set(last.unique)):
+    if fusion_is_ahead(last.measurement, heads & set(last.unique)):
         return
     for name in last.unique:
         if all(name in reading.training and _is_silent(reading, name, heads) for reading in readings):
@@ -113,8 +113,17 @@ def _clearly_knows(reading: Reading, name: str) -> bool:
 
 def _is_silent(reading: Reading, name: str, trained_heads: Collection[str]) -> bool:
     return (
-        reading.floor[name] <= MAX_FLOOR_SHARE * math.log2(max(reading.information.num_classes, 2))
+        reading.floor[name] <= MAX_FLOOR_SHARE * _label_bits(reading)
         and reading.mutual_information[name] <= max(reading.floor[name], NEGLIGIBLE_INFORMATION)
         and reading.synergy <= max(reading.floor["synergy"], NEGLIGIBLE_SYNERGY)
         and (name not in trained_heads or reading.measurement.scale.is_chance(reading.accuracy[name]))
     )
+
+
+def _label_bits(reading: Reading) -> float:
+    """The most bits that a label can have, whose commonest class is as frequent as chance says."""
+    classes = max(reading.information.num_classes, 2)
+    # Chance is 0 for a real target, whose classes are equally frequent.
+    commonest = max(reading.measurement.scale.chance, 1 / classes)
+    shares = [commonest, *[(1 - commonest) / (classes - 1)] * (classes - 1)]
+    return -sum(share * math.log2(share) for share in shares if share > 0)
