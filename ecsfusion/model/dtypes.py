@@ -12,6 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+FSDP_WRAPPER = "_fsdp_wrapped_module"
+"""The name under which FSDP version 1 holds a module; it is no part of the names of saved weights."""
+
 
 def describe_dtypes(module: nn.Module, usual: torch.dtype, prefix: str = "") -> dict[str, str]:
     """The types of weights and buffers that have another one than the usual, by the beginning of their names.
@@ -26,18 +29,38 @@ def describe_dtypes(module: nn.Module, usual: torch.dtype, prefix: str = "") -> 
     Returns:
         Such as `{"encoders.image": "bfloat16", "encoders.image.layers.0.lora_A": "float32"}`.
     """
-    counts = Counter(value.dtype for value in module.state_dict().values() if value.is_floating_point())
+    counts = Counter(value.dtype for part in module.modules() for value in _own_values(part).values())
     if not counts:
         return {}
     commonest = counts.most_common(1)[0][0]
     found = {} if commonest == usual else {prefix: str(commonest).removeprefix("torch.")}
     if len(counts) > 1:
         for name, part in module.named_children():
-            found |= describe_dtypes(part, commonest, f"{prefix}.{name}" if prefix else name)
-        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if value.is_floating_point() and value.dtype != commonest:
-                found[f"{prefix}.{name}" if prefix else name] = str(value.dtype).removeprefix("torch.")
+            found |= describe_dtypes(
+                part, commonest, prefix if name == FSDP_WRAPPER else _joined(prefix, name)
+            )
+        for name, value in _own_values(module).items():
+            if value.dtype != commonest:
+                found[_joined(prefix, name)] = str(value.dtype).removeprefix("torch.")
     return found
+
+
+def _own_values(module: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers of a module itself that are saved and have a floating-point type.
+
+    Not by `state_dict`, for which FSDP version 1 waits for all processes.
+    """
+    buffers = {
+        name: value
+        for name, value in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+    values = {**dict(module.named_parameters(recurse=False)), **buffers}
+    return {name: value for name, value in values.items() if value.is_floating_point()}
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
 
 
 @torch.no_grad()
