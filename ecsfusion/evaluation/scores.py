@@ -99,9 +99,8 @@ def calibrated_answers(
 ) -> torch.Tensor:
     """The probabilities or predictions (N, C) of the calibrated combination of the heads.
 
-    Without a readout, one is fitted on the odd rows for the even rows and the other way round, so that no row is used
-    both to fit and to judge; with groups on one half of the groups for the other. A single row gets the answer of the
-    fused head.
+    Without a readout, one is fitted on each half of the rows for the other, so that no row is used both to fit and to
+    judge; with groups on one half of the groups for the other. A single row gets the answer of the fused head.
 
     Args:
         heads: logits (N, C) by head.
@@ -191,11 +190,14 @@ def combine(
 
 
 def _halves(labels: torch.Tensor, groups: torch.Tensor | None, problem_type: str) -> tuple[Any, Any]:
-    """Two halves of the rows: the even and the odd ones, or whole groups, with even shares of the classes."""
+    """Two halves of the rows, or of whole groups, with even shares of the classes, whatever the order of the rows."""
+    first = torch.zeros(len(labels), dtype=torch.bool)
     if groups is None:
-        return slice(0, None, 2), slice(1, None, 2)
+        # Not every second row: classes may alternate.
+        order = labels.unique(dim=0, return_inverse=True)[1].argsort(stable=True)
+        first[order[::2]] = True
+        return first, ~first
     classes = labels if problem_type == SINGLE_LABEL else torch.zeros_like(groups)
     folds = make_folds(torch.arange(len(groups)), classes, groups, 2)
-    first = torch.empty(len(groups), dtype=torch.bool)
     first[folds.order] = folds.fold == 0
     return first, ~first
