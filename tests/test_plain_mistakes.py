@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 import torch
 from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_bert, tiny_vit, two_views
@@ -256,6 +257,17 @@ def test_a_problem_that_there_is_not(options, message):
 def quiet(folder, **options) -> FusionTrainer:
     args = FusionTrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True)
     return FusionTrainer(two_views(), args, train_dataset=TwoViews(8, 0), **options)
+
+
+def test_rows_of_a_data_set_with_the_format_of_pandas(tmp_path):
+    """Its first row alone is a table, and its batches are rows."""
+    encoders = {name: torch.nn.Linear(3, 4) for name in ("left", "right")}
+    model = FusionForClassification.from_modality_pretrained(encoders, num_labels=2)
+    columns = {name: torch.randn(40, 3).tolist() for name in encoders} | {"label": [0, 1] * 20}
+    rows = datasets.Dataset.from_dict(columns).with_format("pandas")
+    args = FusionTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, max_steps=2)
+    trainer = FusionTrainer(model, args, train_dataset=rows, eval_dataset=rows)
+    assert trainer.train().global_step == 2
 
 
 def test_a_test_set_of_other_columns_is_told(tmp_path, caplog):

@@ -87,7 +87,8 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
             "datasets.Dataset.from_pandas(...) of it, or a list of dictionaries."
         )
     column_names = getattr(dataset, "column_names", None)
-    if _can_be_indexed(dataset):
+    # A single row of a `datasets.Dataset` with the format "pandas" is a table; its batches are rows.
+    if not column_names and _can_be_indexed(dataset):
         check_row(_first_row(dataset), modalities, f"row 0 of {argument}")
     columns = keys_of_first_row(dataset)
     columns = list(column_names or ()) if columns is None else columns
