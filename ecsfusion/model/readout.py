@@ -293,8 +293,10 @@ class Readout:
             names = {FUSED}
         if not names:
             raise ValueError("present and logits have no head in common; give at least one modality.")
+        # A modality comes before the fused head, which its NaN reaches.
         heads = {
-            name: log_probabilities(logits[name], name, self.problem_type, self.num_classes) for name in names
+            name: log_probabilities(logits[name], name, self.problem_type, self.num_classes)
+            for name in sorted(names, key=lambda name: (name == FUSED, name))
         }
         for name, head in heads.items():
             bad = head.detach().isnan().flatten(1).any(-1).nonzero()
