@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 FUSED = "fused"
@@ -13,6 +12,9 @@ CALIBRATED = "calibrated"
 
 REST = "rest"
 """All other modalities than one, where there are three or more."""
+
+FLOOR = "floor_"
+"""What stands between "unique_" and a modality in the name of the noise floor of its uniqueness."""
 
 RESERVED_NAMES = frozenset(
     {
@@ -41,8 +43,6 @@ def check_modality_names(names: Sequence[str]) -> None:
     # Imported here, because the controller reads the names above without torch.
     from torch import nn
 
-    from ecsfusion.evaluation.logged_values import logged_names
-
     # A submodule's name becomes an attribute of the nn.ModuleDict, which has others already, such as "type".
     attributes = {*dir(nn.ModuleDict())}
     for name in names:
@@ -58,10 +58,9 @@ def check_modality_names(names: Sequence[str]) -> None:
         raise ValueError(
             f"{REST!r} cannot name one of {len(names)} modalities: there it stands for all others of one; rename it."
         )
-    counts = Counter(logged_names(names, "accuracy"))
-    for key, count in counts.items():
-        if count > 1:
+    for name in names:
+        if name.removeprefix(FLOOR) in names and name.startswith(FLOOR):
             raise ValueError(
-                f"the modalities {[*names]} would log two values as {key!r}; rename the one whose name begins with "
-                "'floor_'."
+                f"the modalities {[*names]} would log two values as {f'unique_{name}'!r}, the uniqueness of one and "
+                "the noise floor of the other; rename one."
             )
