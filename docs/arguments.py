@@ -210,7 +210,9 @@ ARGUMENTS: dict[str, Argument] = {
         WORKS, "any logged value; a misspelt one is named", f"{TRAINER}::test_bad_arguments_are_named"
     ),
     "greater_is_better": Argument(
-        WORKS, "as everywhere", f"{OPTIONS}::test_early_stopping_counts_in_stage_two_only"
+        WORKS,
+        "None is False for losses and calibration errors",
+        "test_arguments.py::test_less_calibration_error_is_better",
     ),
     "ignore_data_skip": Argument(WORKS, "a resumed run then sees rows again, and differs", SAME),
     "restore_callback_states_from_checkpoint": Argument(

@@ -65,7 +65,7 @@ class _PerModality(evaluate.Metric):
         return super().compute(**self._checked(inputs))
 
     def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs with matrices as float32 arrays and references as int64; other entries are not changed."""
+        """The inputs with matrices as float64 arrays and references as int64; other entries are not changed."""
         names = (*self.modalities, "references")
         missing = [name for name in names if inputs.get(name) is None]
         # All of them were added before.
@@ -94,7 +94,8 @@ class _PerModality(evaluate.Metric):
                 row = first_of_other_length(value)
                 where = "" if row is None else f", first in row {row}"
                 raise ValueError(f"{name} is no matrix ({error}){where}; give rows of one length") from error
-        matrix = as_embeddings(value, name).cpu().float().numpy()
+        # float32 would not tell apart what is far from zero, such as times.
+        matrix = as_embeddings(value, name).cpu().double().numpy()
         if np.isnan(matrix).any():
             raise ValueError(
                 f"{name} holds NaN, first in row {int(np.isnan(matrix).any(-1).argmax())}; remove such rows"
@@ -102,7 +103,7 @@ class _PerModality(evaluate.Metric):
         return matrix
 
     def _info(self) -> evaluate.MetricInfo:
-        matrix = datasets.Sequence(datasets.Value("float32"))
+        matrix = datasets.Sequence(datasets.Value("float64"))
         features = {**dict.fromkeys(self.modalities, matrix), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
             description=self.description,
@@ -110,6 +111,13 @@ class _PerModality(evaluate.Metric):
             inputs_description=f"{', '.join(self.modalities)}: (N, D) floats; references: (N,) class indices",
             features=datasets.Features(features),
         )
+
+
+def _narrow(matrix: np.ndarray) -> np.ndarray:
+    """A float64 matrix as float32, where that holds all of its values."""
+    with np.errstate(over="ignore"):
+        narrow = matrix.astype(np.float32)
+    return narrow if (narrow == matrix).all() else matrix
 
 
 class PIDMetric(_PerModality):
@@ -122,7 +130,7 @@ class PIDMetric(_PerModality):
 
         Other inputs than the embeddings are options of `fast_pids`.
         """
-        embeddings = {name: np.asarray(inputs.pop(name), dtype=np.float32) for name in self.modalities}
+        embeddings = {name: _narrow(self._matrix(inputs.pop(name), name)) for name in self.modalities}
         pids = {name: pid.to_dict() for name, pid in fast_pids(embeddings, references, **inputs).items()}
         return next(iter(pids.values())) if len(pids) == 1 else pids
 

@@ -20,7 +20,8 @@ from ecsfusion.model.answers import answer_of, labelled
 from ecsfusion.model.batch_norm import running_statistics_for_one_value
 from ecsfusion.model.configuration import FusionConfig
 from ecsfusion.model.contributions import row_contributions
-from ecsfusion.model.encoder_errors import encoder_error
+from ecsfusion.model.dtypes import describe_dtypes, set_dtypes
+from ecsfusion.model.encoder_errors import encoder_error, warn_without_gradient
 from ecsfusion.model.encoders import (
     build_encoder,
     describe_adapters,
@@ -33,7 +34,7 @@ from ecsfusion.model.encoders import (
 )
 from ecsfusion.model.fused_heads import build_fusion_head
 from ecsfusion.model.losses import HeadLoss, Present, loss_of_fused_head, sum_of_losses
-from ecsfusion.model.names import FUSED, check_modality_name
+from ecsfusion.model.names import FUSED, check_modality_names
 from ecsfusion.model.own_modules import OWN_MODULE, unsaved_buffers
 from ecsfusion.model.problem_types import REGRESSION, check_labels, check_problem, mean_loss, problem_type_of
 from ecsfusion.model.readout import Readout
@@ -139,8 +140,7 @@ class FusionForClassification(PreTrainedModel):
                 "fusion needs at least two."
             )
         check_problem(config)
-        for name in config.encoders:
-            check_modality_name(name)
+        check_modality_names([*config.encoders])
         unknown = [name for name in own_encoders if name not in config.encoders]
         if unknown:
             raise ValueError(f"encoders has the keys {unknown}, but the modalities are {config.modalities}.")
@@ -170,6 +170,7 @@ class FusionForClassification(PreTrainedModel):
             own = copy.deepcopy(own_encoders.get(name))
             encoder = build_encoder(name, config.encoders[name], config.adapters.get(name), own)
             self.best_heads[name] = _best_heads(encoder, nn.Linear(dims[name], config.num_labels))
+        set_dtypes(self, config.dtypes)
         if attention is not None:
             self.set_attn_implementation(attention)
         self.label_smoothing = 0.0
@@ -259,6 +260,10 @@ class FusionForClassification(PreTrainedModel):
                 "encoders must map names of modalities to encoders, like "
                 f'{{"image": ..., "audio": ...}}; found {type(encoders).__name__}.'
             )
+        if label2id is not None and len({*map(int, label2id.values())}) < len(label2id):
+            raise ValueError(
+                f"label2id is {dict(label2id)}, in which two classes have one number; give each its own."
+            )
         inverse = None if label2id is None else {int(index): str(label) for label, index in label2id.items()}
         if id2label is None:
             id2label = inverse
@@ -275,9 +280,12 @@ class FusionForClassification(PreTrainedModel):
                 raise ValueError(
                     f"num_labels is {num_labels} but id2label names {len(names)} classes; give one of them."
                 )
+            if sorted(names) != [*range(len(names))] or len({*names.values()}) < len(names):
+                raise ValueError(
+                    f"id2label is {names}; number the classes from 0 to {len(names) - 1}, and give each its own name."
+                )
             labels = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
-        for name in encoders:
-            check_modality_name(name)
+        check_modality_names([*encoders])
         modules = {name: load_encoder(name, encoder, trust_remote_code) for name, encoder in encoders.items()}
         for name, module in modules.items():
             same = [other for other in modules if modules[other] is module and other != name]
@@ -321,8 +329,8 @@ class FusionForClassification(PreTrainedModel):
     ) -> Any:
         """Load a model as `PreTrainedModel.from_pretrained` does; models that older versions saved are read too.
 
-        Weights are read from safetensors files only, never from pickles. Parameters that the user froze before saving
-        are not frozen again.
+        Weights are read from safetensors files only, never from pickles, and have the types that they were saved in,
+        unless `dtype` is given. Parameters that the user froze before saving are not frozen again.
 
         Args:
             pretrained_model_name_or_path: a folder or the name of a repository on the Hub.
@@ -354,6 +362,9 @@ class FusionForClassification(PreTrainedModel):
         for module, name, value in buffers:
             module.get_buffer(name).copy_(value)
         model: FusionForClassification = loaded[0]
+        asked = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        if model.config.dtypes and asked not in (None, "auto"):
+            model.to(getattr(torch, asked) if isinstance(asked, str) else asked)
         model._hub_options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
         info: dict[str, Any] = loaded[1]
         new = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
@@ -440,6 +451,7 @@ class FusionForClassification(PreTrainedModel):
         """
         if state_dict is None and not distributed_checkpoint:
             check_whole(self, "save_pretrained")
+        self.config.dtypes = describe_dtypes(self, self.dtype)
         super().save_pretrained(
             save_directory,
             is_main_process=is_main_process,
@@ -472,6 +484,11 @@ class FusionForClassification(PreTrainedModel):
             chosen = getattr(getattr(self.encoders[name], "config", None), "_attn_implementation", None)
             if chosen is not None:
                 set_attention({name: cast("nn.ModuleDict", part)["encoder"]}, chosen)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the heads; encoders may have others."""
+        return cast("nn.Linear", self.heads[self.modalities[0]]).weight.dtype
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -663,6 +680,12 @@ class FusionForClassification(PreTrainedModel):
                 f"{tuple(embeddings.shape)}, but declares the width {width}; set its attribute `embedding_dim` to "
                 f"{embeddings.shape[1]}."
             )
+        size = next(iter(inputs.values())).shape[0]
+        if not torch.compiler.is_compiling() and embeddings.shape[0] != size:
+            raise ValueError(
+                f"the encoder {type(encoder).__name__} of modality {name!r} returned embeddings of shape "
+                f"{tuple(embeddings.shape)} for {size} rows; let it return one for each."
+            )
         return embeddings
 
     def head_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -820,6 +843,8 @@ class FusionForClassification(PreTrainedModel):
         if index is not None:
             inputs = take(inputs, index)
         embeddings = self.embed(name, inputs, encoder)
+        if self.training and torch.is_grad_enabled():
+            warn_without_gradient(name, encoder, embeddings)
         kind = embeddings.device.type
         by_autocast = torch.is_autocast_enabled(kind) and embeddings.dtype == torch.get_autocast_dtype(kind)
         # An encoder of the user's own may compute in another precision.

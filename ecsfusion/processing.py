@@ -210,7 +210,10 @@ class FusionProcessor(PushToHubMixin):
             features = processor(rows, return_tensors="pt", **options)
         except Exception as error:
             # Processors raise errors of any type, which do not name the modality and the row.
-            where = _culprit(places, rows, lambda row: processor([row], return_tensors="pt", **options))
+            kind_of = _kind_of_numbers if isinstance(processor, ArrayProcessor) else None
+            where = _culprit(
+                places, rows, lambda row: processor([row], return_tensors="pt", **options), kind_of
+            )
             raise ValueError(
                 f"{name}, {where}: {type(processor).__name__} failed ({error}); check the processor's options against "
                 "the shape and length of this row"
@@ -574,7 +577,7 @@ def _places(first_row: int | Sequence[int | str], size: int) -> list[str]:
 def _culprit(
     places: Sequence[str], rows: Sequence[Any], alone: Any = None, kind_of: Callable[[Any], Any] | None = None
 ) -> str:
-    """The row for which a batch could not be made: the first that fails alone, or that is unlike the first row.
+    """The row for which a batch could not be made: the first that fails alone, or that is unlike most rows.
 
     Args:
         places: what to call the rows.
@@ -589,7 +592,8 @@ def _culprit(
             except Exception:
                 return place
     kinds = [(kind_of or _kind_of)(row) for row in rows]
-    other = next((place for place, kind in zip(places, kinds, strict=True) if kind != kinds[0]), None)
+    usual = max(kinds, key=kinds.count)
+    other = next((place for place, kind in zip(places, kinds, strict=True) if kind != usual), None)
     return other or (places[0] if len(places) == 1 else f"{places[0]} to {places[-1]}")
 
 
@@ -599,6 +603,12 @@ def _kind_of(row: Any) -> Any:
         return {key: _kind_of(value) for key, value in row.items()}
     # The size of a PIL image.
     return type(row), getattr(row, "shape", getattr(row, "size", None))
+
+
+def _kind_of_numbers(row: Any) -> Any:
+    """What rows of numbers have in common: the shape, without the length of series."""
+    shape = np.shape(row)
+    return shape if len(shape) == 1 else (None, *shape[1:])
 
 
 def _shown(value: Any) -> str:

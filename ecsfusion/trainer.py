@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,9 +34,13 @@ from ecsfusion.diagnostics.long_warm_up import long_warm_up
 from ecsfusion.diagnostics.probed_training_rows import probed_training_rows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.diagnostics.starved_heads import starved_heads
+from ecsfusion.diagnostics.unfrozen_late import unfrozen_late
+from ecsfusion.diagnostics.untrained_classes import untrained_classes
+from ecsfusion.diagnostics.untrained_modality import absent_from, untrained_modality
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import score_name
+from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
@@ -63,7 +68,7 @@ from ecsfusion.training.even_batches import (
 )
 from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
-from ecsfusion.training.labels import LabelCheckingCollator, check_label_columns
+from ecsfusion.training.labels import LabelCheckingCollator, check_label_columns, class_column
 from ecsfusion.training.overrides import check_overrides
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
 from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, head_rates, make_plan
@@ -77,8 +82,10 @@ from ecsfusion.training.setup import (
     check_ignored_outputs,
     check_model,
     check_not_all_dropped,
+    check_set_names,
     collator_for,
     warn_of_older_checkpoint,
+    warn_of_other_columns,
 )
 from ecsfusion.training.sharding import (
     DEEPSPEED,
@@ -94,7 +101,13 @@ from ecsfusion.training.sharding import (
     reshard,
     saved_buffers,
 )
-from ecsfusion.training.stages import INITIAL_FOLDER, UNIMODAL_FOLDER, Stages, check_trainable
+from ecsfusion.training.stages import (
+    INITIAL_FOLDER,
+    UNIMODAL_FOLDER,
+    Stages,
+    check_trainable,
+    weights_of,
+)
 from ecsfusion.training.trackio_alerts import alert_on_trackio
 from ecsfusion.training.untouched import (
     StartOfRun,
@@ -197,6 +210,8 @@ class FusionTrainer(ResumableTrainer):
         self._grad_norms: dict[str, torch.Tensor] = {}
         self._step_followed = 0
         """The latest optimizer step for which `Strategy.after_step` was called."""
+        self._unseen: list[str] = []
+        """The modalities that no row of the present run has had in training."""
         self._start_step = 0
         """The optimizer step at which the present run began, or was resumed."""
         self._awaited: set[str] = set()
@@ -209,15 +224,20 @@ class FusionTrainer(ResumableTrainer):
         """Weights and random state that a run with `auto_find_batch_size` began with."""
         self._loaded_best = False
         """Whether the model got the best weights of the run at its end."""
-        super().__init__(
-            model=model,
-            args=args,
-            processing_class=processing_class,  # type: ignore[arg-type]
-            data_collator=data_collator or collator_for(processing_class, model),
-            compute_metrics=self._compute_metrics,
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            # The model smooths several labels, too.
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label")
+            super().__init__(
+                model=model,
+                args=args,
+                processing_class=processing_class,  # type: ignore[arg-type]
+                data_collator=data_collator or collator_for(processing_class, model),
+                compute_metrics=self._compute_metrics,
+                **kwargs,
+            )
         check_model(self.model)
+        if isinstance(self.eval_dataset, Mapping):
+            check_set_names(self.eval_dataset)
         check_overrides(self, FusionTrainer)
         self.plan: Plan = self._make_plan()
         self._user_optimizer, self._user_scheduler = self.optimizer, self.lr_scheduler
@@ -325,6 +345,19 @@ class FusionTrainer(ResumableTrainer):
             batch_size = args.train_batch_size if name == "train_dataset" else args.eval_batch_size
             check_not_all_dropped(name, dataset, batch_size * args.world_size)
 
+    def _check_class_names(self, other_sets: Mapping[str, Any]) -> None:
+        # A collator of the user's own may make other numbers of them.
+        if isinstance(self.data_collator, FusionCollator | TensorCollator):
+            sets = {"train_dataset": self.train_dataset, **self.evaluation_sets(), **other_sets}
+            check_class_names(sets, self.model.config.id2label)
+
+    def _check_other_set(self, name: str, dataset: Any) -> None:
+        """Check a set that is no evaluation set of the run."""
+        self._check_class_names({name: dataset})
+        own = isinstance(self.data_collator, FusionCollator | TensorCollator)
+        if own and not any(dataset is each for each in self.evaluation_sets().values()):
+            warn_of_other_columns(dataset, self.model.modalities, self.groups.column, name)
+
     def evaluation_sets(self) -> dict[str, Any]:
         """The evaluation sets, by their names in error messages. The first one is the probe set."""
         sets = self.eval_dataset
@@ -405,6 +438,7 @@ class FusionTrainer(ResumableTrainer):
         self._loaded_best = False
         self._awaited = set()
         self._step_followed = self._start_step = 0
+        self._unseen = [*self.model.modalities]
         if self.args.auto_find_batch_size and self._sharded_by() is None:
             self._start_over(kwargs.get("resume_from_checkpoint"))
         self.__dict__.pop("_eval_dataloaders", None)
@@ -479,13 +513,17 @@ class FusionTrainer(ResumableTrainer):
             else:
                 collate = self.groups.without_column(self.data_collator)
                 check_collated(dataset, collate, self.model.modalities, name)
+        self._check_class_names({})
         if isinstance(self.data_collator, FusionCollator | TensorCollator):
             sets = {"train_dataset": self.train_dataset, **self.evaluation_sets()}
-            check_class_names(sets, self.model.config.id2label)
             check_label_columns(sets, self.model.config.num_labels, self.model.problem_type)
             for dataset in list(self.evaluation_sets().values())[: self.is_in_train]:
                 check_rows_to_decide_on(self, dataset)
-        findings = [*self.groups.begin(), *probed_training_rows(self.train_dataset, self.evaluation_sets())]
+        findings = [
+            *self.groups.begin(),
+            *probed_training_rows(self.train_dataset, self.evaluation_sets()),
+            *self._untrained_classes(),
+        ]
         if self.is_in_train:
             self.diagnostics.before_rows([*findings, *starved])
         if self.optimizer_cls_and_kwargs is not None:
@@ -501,6 +539,18 @@ class FusionTrainer(ResumableTrainer):
         if self._sharded_by() != FSDP2:
             self._begin_with_weights()
         return optimizer
+
+    def _untrained_classes(self) -> Iterator[Finding]:
+        known = isinstance(self.data_collator, FusionCollator | TensorCollator)
+        if known and self.model.problem_type == SINGLE_LABEL:
+            sets = {name: class_column(dataset) for name, dataset in self.evaluation_sets().items()}
+            names = {int(index): name for index, name in self.model.config.id2label.items()}
+            yield from untrained_classes(class_column(self.train_dataset), sets, names)
+
+    def _unfrozen_late(self) -> Iterator[Finding]:
+        # Sharding puts other parameters in the place of these.
+        if self._user_optimizer is None and self._sharded_by() is None:
+            yield from unfrozen_late(self._parts, weights_of(self.optimizer) or ())
 
     def _prepare_sharding(self) -> None:
         """Let all processes start from the same weights, and say which layers are sharded one by one."""
@@ -684,6 +734,7 @@ class FusionTrainer(ResumableTrainer):
                 f"a batch of train_dataset has {sorted(inputs)} but no labels; add 'labels' or 'label' to its rows."
             )
         if training:
+            self._unseen = absent_from(inputs, self._unseen)
             inputs = self.plan.strategy.prepare_inputs(self.model, inputs)
         # Pass a copy, because the Trainer removes the labels if the user gave a loss function.
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
@@ -768,6 +819,12 @@ class FusionTrainer(ResumableTrainer):
             self._awaited = set(self._prefixes())
         try:
             metrics = super()._evaluate(*args, **kwargs)
+            if self._probe_prefix() in self._awaited and self.record.stage == "unimodal":
+                raise ValueError(
+                    f"{type(self).__name__}.evaluate did not evaluate the probe set (the first evaluation set), so "
+                    "that no rule gets a reading; give eval_dataset and metric_key_prefix on to super().evaluate as "
+                    "they are, and evaluate other rows beside."
+                )
         finally:
             self._awaited = set()
         check_reported(self.args.metric_for_best_model, metrics)
@@ -818,8 +875,11 @@ class FusionTrainer(ResumableTrainer):
         check_ignored_outputs("ignore_keys", ignore_keys)
         is_probe_set = self._is_probe_set(eval_dataset, prefix)
         # The Trainer itself evaluates its own sets, each of them once.
-        is_own = prefix in self._awaited and (eval_dataset is None or isinstance(eval_dataset, str))
-        self._awaited.discard(prefix)
+        own_sets = [None, *self.evaluation_sets().values()]
+        is_named = isinstance(eval_dataset, str) or any(eval_dataset is each for each in own_sets)
+        is_own = prefix in self._awaited and is_named
+        if is_own:
+            self._awaited.discard(prefix)
         # A second evaluation of the same weights, such as at the end of a stream, is no further reading.
         history = self.record.history
         is_read = bool(history) and history[-1].reading.step == self.state.global_step
@@ -843,6 +903,7 @@ class FusionTrainer(ResumableTrainer):
             self.evaluator.keep(self, prefix, evaluated)
         if is_reading:
             self.stages.read(evaluated.measurement)
+            self.diagnostics.before_rows([*untrained_modality(self._unseen), *self._unfrozen_late()])
             self.diagnostics.after_probe(
                 evaluated.outputs, evaluated.measurement, evaluated.asks_for_dependence
             )
@@ -929,14 +990,18 @@ class FusionTrainer(ResumableTrainer):
         """The loader of an evaluation set, as `transformers.Trainer` makes it.
 
         Raises:
-            ValueError: it has no rows, or `dataloader_drop_last` would drop all of them.
+            ValueError: there is no set of this name, it has no rows, `dataloader_drop_last` would drop all of them, or
+                its classes have other numbers than those that were trained on.
         """
         named = eval_dataset is None or isinstance(eval_dataset, str)
+        if isinstance(eval_dataset, str):
+            check_set_names(self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}, eval_dataset)
         sets = self.evaluation_sets() if named else {"eval_dataset": eval_dataset}
         for name, dataset in sets.items():
             check_has_rows(dataset, name)
             self._check_dropped_rows(dataset, name)
         if not named:
+            self._check_other_set("eval_dataset", eval_dataset)
             # With persistent workers, the Trainer keeps loaders under a name that all sets without a name share.
             kept = self.__dict__.pop("_eval_dataloaders", None)
         loader = super().get_eval_dataloader(eval_dataset)
@@ -945,6 +1010,15 @@ class FusionTrainer(ResumableTrainer):
             if kept is not None:
                 self._eval_dataloaders = kept
         return loader
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The loader of a test set, as `transformers.Trainer` makes it.
+
+        Raises:
+            ValueError: its classes have other numbers than those that were trained on.
+        """
+        self._check_other_set("test_dataset", test_dataset)
+        return super().get_test_dataloader(test_dataset)
 
     def _preprocess_outputs(self, outputs: Any, labels: Any) -> Any:
         return self.evaluator.preprocess(self, outputs, labels)

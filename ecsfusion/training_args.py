@@ -122,6 +122,9 @@ class FusionTrainingArguments(TrainingArguments):
         if self.disable_tqdm is None and not is_in_notebook() and not (sys.stderr and sys.stderr.isatty()):
             # A log file has no use for bars; `ecsfusion.training.callbacks.LinesOfProgress` takes their place.
             self.disable_tqdm = True
+        if self.greater_is_better is None and "calibration_error" in (self.metric_for_best_model or ""):
+            # transformers takes every metric but a loss for one of which more is better.
+            self.greater_is_better = False
         super().__post_init__()
         if not torch.accelerator.is_available():
             # Without an accelerator, pinned memory has no effect and torch logs a warning.

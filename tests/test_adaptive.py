@@ -238,6 +238,8 @@ class TestWaiting:
             # Noise
             ({"unique": (0.0, 0.9), "accuracy": (0.5, 0.99), "floor": 0.95}, {}),
             ({"unique": (0.2, 0.9), "accuracy": (0.5, 0.97)}, {"saturation": 0.98}),
+            # Most rows are of one class.
+            ({"unique": (0.0, 0.2), "accuracy": (0.96, 0.97), "chance": 0.96, "rows": 300}, {}),
         ],
     )
     def test_one_that_is_merely_ahead_goes_on(self, values: dict[str, Any], options: dict[str, Any]) -> None:

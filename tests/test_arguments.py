@@ -227,3 +227,18 @@ def test_stage_one_ends_although_evaluations_are_put_off(tmp_path):
     )
     run.train()
     assert [(probe.step, probe.stage) for probe in run.record.history][:2] == [(2, "unimodal"), (3, "joint")]
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "found"),
+    [
+        ("accuracy", None, True),
+        ("loss", None, False),
+        ("calibration_error_calibrated", None, False),
+        ("validation_calibration_error", None, False),
+        ("calibration_error", True, True),
+    ],
+)
+def test_less_calibration_error_is_better(tmp_path, metric, given, found):
+    args = arguments(tmp_path, metric_for_best_model=metric, greater_is_better=given)
+    assert args.greater_is_better is found

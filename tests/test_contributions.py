@@ -79,6 +79,16 @@ class TestOfAModel:
         chance = float(labels.bincount().max()) / len(labels)
         assert sum(score.values()) == pytest.approx(right - chance, abs=0.01)
 
+    def test_the_commonest_answer_is_that_of_all_rows_where_classes_are_equally_frequent(self):
+        # The rows of a half that cross-fitting fits to have most of the class of which the other half has least.
+        labels = torch.tensor([0, 0, 0, 1, 1, 1] * 10)[
+            torch.randperm(60, generator=torch.Generator().manual_seed(1))
+        ]
+        heads = {name: 9.0 * torch.nn.functional.one_hot(labels, 2).double() for name in ("a", "b", FUSED)}
+        found = contributions_of(evaluation_of(heads, labels), None)
+        assert 1 - sum(found["score"].values()) == pytest.approx(0.5)
+        assert sum(found["bits"].values()) == pytest.approx(1.0, abs=1e-3)
+
     def test_a_copy_shares_what_both_know(self):
         heads, labels = exact_heads(2000, {"image": 2.0})
         copies = {"image": heads["image"], "copy": heads["image"], FUSED: heads["image"]}

@@ -529,6 +529,32 @@ class TestAdviceToLeaveOut:
         assert about(duplicate(pair, measurement(unique=nothing, accuracy=ahead, **by_heads))) == []
 
 
+def test_rows_of_one_class_say_nothing_of_a_modality() -> None:
+    perfect = {"image": 1.0, "audio": 0.93, "fused": 1.0}
+    assert about(shortcut(measurement(), measurement(accuracy=perfect, chance=1.0), "one class")) == []
+    silent = {"mutual_information": {"image": 0.0, "audio": 0.0}, "unique": {"image": 0.0, "audio": 0.0}}
+    for chance, names in ((0.9, ["audio"]), (1.0, [])):
+        reading = probe(accuracy=perfect, chance=chance, synergy=0.0, redundancy=0.0, **silent).reading
+        assert about(no_information([reading])) == names
+
+
+def test_few_rows_of_a_rare_class_are_no_silence() -> None:
+    """Of a label of 0.56 bits noise reaches 0.075, and the modality may know as much."""
+    knows = {"mutual_information": {"image": 0.35, "audio": 0.055}, "unique": {"image": 0.3, "audio": 0.0}}
+    told = {"accuracy": {"image": 0.883, "audio": 0.864, "fused": 0.883}, "synergy": 0.04, "floor": 0.075}
+    for chance, names in ((0.87, []), (0.6, ["audio"])):
+        right = {**told["accuracy"], "audio": chance}
+        reading = probe(num_classes=2, chance=chance, **knows, **{**told, "accuracy": right}).reading
+        assert about(no_information([reading])) == names
+
+
+def test_a_lead_is_a_share_of_what_there_is_to_gain() -> None:
+    """Most rows of the other set are of one class, so that nobody is far ahead of chance."""
+    for image, names in ((0.96, []), (0.88, ["image, night"])):
+        elsewhere = measurement(accuracy={"image": image, "audio": 0.95, "fused": 0.97}, chance=0.9)
+        assert about(shortcut(measurement(), elsewhere, "night")) == names
+
+
 def test_no_shortcut_of_heads_that_never_trained() -> None:
     elsewhere = measurement(accuracy={"image": 0.11, "audio": 0.42, "fused": 0.3})
     assert about(shortcut(measurement(), elsewhere, "night")) == ["image, night"]

@@ -238,6 +238,46 @@ def test_a_module_of_ones_own_keeps_what_is_not_saved(tmp_path):
     assert float(again.encoders["it"].scale) == 0.5
 
 
+class Shifts(torch.nn.Module):
+    """An encoder of one's own that writes to its inputs."""
+
+    embedding_dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.linear(values.sub_(10.0))
+
+
+def test_a_module_of_ones_own_may_write_to_its_inputs():
+    model = FusionForClassification.from_modality_pretrained(
+        {"a": Shifts(), "b": Shifts()}, num_labels=2
+    ).eval()
+    inputs = {"a": torch.randn(3, 4), "b": torch.randn(3, 4)}
+    expected = model(**inputs).unimodal_logits
+    part = torch.nn.ModuleDict({"encoder": model.encoders["a"], "head": model.heads["a"]})
+    model.set_best_heads({"a": part.state_dict()})
+    again = model(**inputs).unimodal_logits
+    assert all(torch.equal(again[name], expected[name]) for name in "ab")
+
+
+class Detached(Shifts):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return super().forward(values).detach()
+
+
+def test_an_encoder_without_a_gradient_is_said_once(caplog):
+    for name, is_frozen in (("loose", False), ("frozen", True)):
+        encoders = {name: Detached().requires_grad_(not is_frozen), "b": Shifts()}
+        model = FusionForClassification.from_modality_pretrained(encoders, num_labels=2)
+        for is_training in (False, True, True):
+            model.train(is_training)(**{each: torch.randn(3, 4) for each in encoders})
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("The embeddings of the encoder Detached of modality 'loose' carry no gradient")
+
+
 def test_own_modules_are_copies_that_build_the_model_again(tmp_path):
     model = fused(tiny.Sensor())
     model.save_pretrained(tmp_path)

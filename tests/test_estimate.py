@@ -4,6 +4,7 @@ import json
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -333,6 +334,24 @@ LABELS = np.arange(20) % 2
             "labels must be all integers or all strings, .* None in row 1",
         ),
         ([GOOD, GOOD], ["a"] * 20, {"bins": 2}, TypeError, "labels must be integers"),
+        ([GOOD, GOOD], None, {}, TypeError, "labels must be a sequence of one class per row, got NoneType"),
+        ([GOOD, GOOD], np.where(LABELS, np.nan, 1), {}, ValueError, "labels must .* NaN in row 1; remove"),
+        (
+            [GOOD, GOOD],
+            pd.Series(pd.to_datetime(["2020-01-01"] * 20), index=[f"row {i}" for i in range(20)]),
+            {},
+            TypeError,
+            "labels must be integers from 0, got dtype datetime64",
+        ),
+        ([GOOD, GOOD], np.ma.masked_equal(LABELS, 1), {}, ValueError, "labels has masked .* in row 1"),
+        (
+            [GOOD, np.ma.masked_equal(GOOD, GOOD[7, 1])],
+            LABELS,
+            {},
+            ValueError,
+            r"\['x2'\] has masked .* in row 7",
+        ),
+        ({0: GOOD, "0": GOOD, 1: GOOD}, LABELS, {}, ValueError, r"the same as text, got \[0, '0', 1\]"),
         ([GOOD, GOOD], ["a"] * 19, {}, ValueError, "labels must have one entry per row"),
         ([GOOD, GOOD], LABELS.reshape(20, 1, 1), {}, ValueError, "labels must have the shape"),
         ([GOOD, GOOD], LABELS, {"num_classes": 1}, ValueError, "below num_classes=1"),
@@ -365,6 +384,36 @@ LABELS = np.arange(20) % 2
 def test_bad_input_is_refused_with_its_name(embeddings, labels, options, error, message):
     with pytest.raises(error, match=message):
         fast_pid(embeddings, labels, **options)
+
+
+def test_large_integers_are_told_apart():
+    """Times and identifiers are far from zero, where float32 has steps of thousands."""
+    generator = np.random.default_rng(0)
+    state = generator.integers(0, 2, 400)
+    near = np.stack([100 * state + generator.integers(0, 50, 400)] * 2, 1)
+    far = [fast_pid([near + (1 << shift), GOOD.repeat(20, 0)], state) for shift in (0, 40)]
+    assert float(far[0].mutual_information[0]) > 0.9
+    np.testing.assert_allclose(atoms(far[1]), atoms(far[0]), atol=0.03)
+
+
+@pytest.fixture
+def _every_warning():
+    """torch shows some warnings once a process."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("_every_warning")
+def test_arrays_of_pandas_and_numbers_of_numpy_are_taken_without_a_warning():
+    """The arrays of pandas 3 may not be written to, and `labels.max() + 1` is no int."""
+    rows, labels = pd.DataFrame(GOOD).to_numpy(), pd.Series(LABELS).to_numpy()
+    rows.flags.writeable = labels.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".* are few for ")
+        found = fast_pid([rows, GOOD], labels, num_classes=labels.max() + 1)
+    assert atoms(found) == atoms(fast_pid([GOOD, GOOD], LABELS))
 
 
 @pytest.mark.filterwarnings("ignore:.* are few for ")

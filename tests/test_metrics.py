@@ -58,3 +58,19 @@ def test_accuracy_per_modality(data, tmp_path):
 def test_names_are_checked(names):
     with pytest.raises(ValueError, match="modalities must be different names"):
         PIDMetric(names)
+
+
+def test_batches_of_another_width_are_named(data, tmp_path):
+    embeddings, labels = data
+    metric = PIDMetric(("image", "audio"), cache_dir=str(tmp_path))
+    metric.add_batch(**embeddings, references=labels)
+    metric.add_batch(**{**embeddings, "audio": embeddings["audio"][:, :2]}, references=labels)
+    with pytest.raises(ValueError, match=r"audio is no matrix .*, first in row 240; give rows of one length"):
+        metric.compute()
+
+
+def test_what_is_far_from_zero_is_told_apart(data, tmp_path):
+    embeddings, labels = data
+    far = {name: rows.astype(np.float64) + 1e9 for name, rows in embeddings.items()}
+    found = PIDMetric(("image", "audio"), cache_dir=str(tmp_path)).compute(**far, references=labels)
+    assert found["unique"]["image"] > 0.8

@@ -264,11 +264,40 @@ def test_convolutional_maps_are_averaged_over_space():
             ),
             "'type' cannot name a modality: torch.nn modules have an attribute",
         ),
+        (
+            lambda: two_views().embed("left", torch.zeros(3, 1, 4, 4), _FirstRow()),
+            r"encoder _FirstRow of modality 'left' returned embeddings of shape \(1, 16\) for 3 rows",
+        ),
     ],
 )
 def test_bad_input_is_named(action, message):
     with pytest.raises(ValueError, match=message):
         action()
+
+
+class _FirstRow(torch.nn.Module):
+    """An encoder that loses rows."""
+
+    def forward(self, values):
+        return values.flatten(1)[:1]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["self", "b"], "'self' cannot name a modality"),
+        (["training", "b"], "'training' cannot name a modality: torch.nn modules have an attribute"),
+        (["a", "b", "rest"], "'rest' cannot name one of 3 modalities: there it stands for all others"),
+        (["floor_b", "b"], r"\['floor_b', 'b'\] would log two values as 'unique_floor_b', .* rename"),
+    ],
+)
+def test_names_that_mean_something_else_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        FusionForClassification.from_modality_pretrained({name: tiny_vit() for name in names}, num_labels=2)
+
+
+def test_two_modalities_have_no_rest():
+    FusionForClassification.from_modality_pretrained({"a": tiny_vit(), "rest": tiny_vit()}, num_labels=2)
 
 
 def test_an_encoder_of_the_wrong_kind_is_named():
@@ -324,6 +353,29 @@ def test_a_model_in_half_precision_takes_what_processors_give(tmp_path):
         logits, expected = half(**inputs).logits, model(**inputs).logits
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(("left", "right"), [("bfloat16", "float32"), ("float32", "float16")])
+def test_every_weight_is_loaded_in_the_precision_that_it_was_saved_in(tmp_path, left, right):
+    """Encoders come from the Hub in the precision of their checkpoint; the heads and adapters are float32."""
+    torch.manual_seed(0)
+    encoders = {
+        name: tiny_vit().to(getattr(torch, kind)) for name, kind in (("left", left), ("right", right))
+    }
+    model = FusionForClassification.from_modality_pretrained(encoders, num_labels=NUM_CLASSES).eval()
+    # As an adapter inside of an encoder.
+    layer = model.encoders["left"].layernorm.float()
+    layer.weight.data.mul_(1 + 1e-6)
+    parts = torch.nn.ModuleDict({"encoder": model.encoders["right"], "head": model.heads["right"]})
+    model.set_best_heads({"right": parts.state_dict()})
+    model.save_pretrained(tmp_path)
+    again = FusionForClassification.from_pretrained(tmp_path).eval()
+    assert again.dtype == torch.float32
+    for name, value in model.state_dict().items():
+        assert again.state_dict()[name].dtype == value.dtype, name
+        assert torch.equal(again.state_dict()[name], value), name
+    asked = FusionForClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in asked.parameters()} == {torch.bfloat16}
 
 
 def test_auto_model_loads_it(tmp_path):

@@ -195,6 +195,12 @@ def test_more_iterations_needed_is_a_warning_and_the_interval_holds() -> None:
         (np.ones((2, 2, 2), dtype=complex), {}, TypeError, "joint must be real numbers"),
         (torch.ones(2, 2, 2, dtype=torch.complex64), {}, TypeError, "joint must be real numbers"),
         (np.array([[["a"]]]), {}, TypeError, "joint must be real numbers"),
+        (
+            np.ma.masked_equal(np.eye(8).reshape(4, 8, 2), 1),
+            {},
+            ValueError,
+            "joint has masked values, first in row 0",
+        ),
         (torch.ones(2, 2), {}, ValueError, r"joint must have the shape \(..., K1, K2, C\), got \(2, 2\)"),
         (torch.ones(2, 0, 2), {}, ValueError, r"joint must have the shape"),
         (torch.full((2, 2, 2), torch.nan), {}, ValueError, "joint must be finite"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 import torch
 from fusion_fixtures import NUM_CLASSES, TwoViews, tiny_bert, tiny_vit, two_views
@@ -67,7 +68,7 @@ def nan_in_row_five(index: int, row: dict) -> dict:
             TypeError,
             r"is a tuple.* \{'left': ..., 'right': ..., 'labels': ...\}",
         ),
-        ((16, same), (40, without_names), TypeError, "is a tuple"),
+        ((16, same), (40, without_names), TypeError, "row 0 of eval_dataset is a tuple"),
         (
             (16, other_size),
             (40, same),
@@ -242,11 +243,52 @@ def test_names_of_classes_in_both_directions():
     [
         ({"num_labels": 3, "problem_type": "multi"}, "problem_type is 'multi'; give one of"),
         ({"num_labels": 0}, "num_labels is 0"),
+        ({"id2label": {0: "cat", 2: "dog"}}, "id2label is .*; number the classes from 0 to 1"),
+        ({"label2id": {"cat": 1, "dog": 2}}, "id2label is .*; number the classes from 0 to 1"),
+        ({"id2label": {0: "cat", 1: "cat"}}, "id2label is .* give each its own name"),
+        ({"label2id": {"cat": 0, "dog": 0}}, "label2id is .*, in which two classes have one number"),
     ],
 )
 def test_a_problem_that_there_is_not(options, message):
     with pytest.raises(ValueError, match=message):
         FusionForClassification.from_modality_pretrained({"left": tiny_vit(), "right": tiny_vit()}, **options)
+
+
+def quiet(folder, **options) -> FusionTrainer:
+    args = FusionTrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True)
+    return FusionTrainer(two_views(), args, train_dataset=TwoViews(8, 0), **options)
+
+
+def test_rows_of_a_data_set_with_the_format_of_pandas(tmp_path):
+    """Its first row alone is a table, and its batches are rows."""
+    encoders = {name: torch.nn.Linear(3, 4) for name in ("left", "right")}
+    model = FusionForClassification.from_modality_pretrained(encoders, num_labels=2)
+    columns = {name: torch.randn(40, 3).tolist() for name in encoders} | {"label": [0, 1] * 20}
+    rows = datasets.Dataset.from_dict(columns).with_format("pandas")
+    args = FusionTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, max_steps=2)
+    trainer = FusionTrainer(model, args, train_dataset=rows, eval_dataset=rows)
+    assert trainer.train().global_step == 2
+
+
+def test_a_test_set_of_other_columns_is_told(tmp_path, caplog):
+    """Its rows are answered without a modality, as rows may be, and the scores would look like those of the model."""
+    trainer = quiet(tmp_path, eval_dataset=TwoViews(40, 1))
+    rows = [TwoViews(4, 2)[i] for i in range(4)]
+    renamed = [{"left": row["left"], "rihgt": row["right"], "labels": row["labels"]} for row in rows]
+    for name, ask in (("eval", trainer.evaluate), ("test", trainer.predict)):
+        caplog.clear()
+        ask([{"left": row["left"], "labels": row["labels"]} for row in rows])
+        ask(rows)
+        assert "has the columns" not in caplog.text
+        ask(renamed)
+        assert f"{name}_dataset has the columns ['left', 'rihgt', 'labels'] but no 'right'" in caplog.text
+
+
+def test_names_of_evaluation_sets(tmp_path):
+    with pytest.raises(TypeError, match="eval_dataset has the name 1; give its sets texts as names"):
+        quiet(tmp_path, eval_dataset={1: TwoViews(40, 1)})
+    with pytest.raises(ValueError, match=r"eval_dataset has no set 'tset'; it has \['test'\]"):
+        quiet(tmp_path, eval_dataset={"test": TwoViews(40, 1)}).evaluate("tset")
 
 
 def test_a_data_frame_is_answered_by_what_to_give(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 
 import numpy as np
 import pytest
@@ -54,6 +56,19 @@ def test_label_smoothing_in_each_problem():
     torch.testing.assert_close(
         model.head_loss(z, labels), F.binary_cross_entropy_with_logits(z, 0.8 * labels + 0.1)
     )
+    # transformers says that it smooths no label, and it does not: the model does.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        FusionTrainer(
+            model,
+            FusionTrainingArguments(
+                label_smoothing_factor=0.2,
+                strategy="joint",
+                eval_strategy="no",
+                use_cpu=True,
+                report_to="none",
+            ),
+        )
     model = model_for(REGRESSION)
     model.label_smoothing = 0.2
     with pytest.raises(ValueError, match="a real target has no classes"):
@@ -193,6 +208,11 @@ def test_scores():
     assert score(y[:, None], y, REGRESSION) == 1
     assert score(torch.full((4, 1), 2.5), y, REGRESSION) == 0
     assert score(y.flip(0)[:, None], y, REGRESSION) == pytest.approx(-3)
+    # Where a target is the same in all rows there is no variance to explain.
+    constant = torch.stack([y, torch.full((4,), 1.0)], dim=1)
+    assert score(torch.stack([y, y], dim=1), constant, REGRESSION) == 1
+    assert score(y[:, None], constant[:, 1], REGRESSION) == 0
+    assert math.isnan(score(y[:0, None], y[:0], REGRESSION))
 
 
 @pytest.mark.parametrize("modalities", [2, 3])

@@ -609,11 +609,27 @@ def test_a_row_of_a_shuffled_batch_is_named_by_its_number_in_the_data_set(
             collate(batch)
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_columns_that_are_far_from_zero_keep_their_differences(kind):
+    """Such as times in seconds, of which float32 tells those of two minutes apart."""
+    near = np.random.default_rng(0).integers(0, 100, (50, 2))
+    far = (near + 1_700_000_000).astype(kind)
+    values = [ArrayProcessor.fit(rows)(rows)["values"] for rows in (near, far)]
+    torch.testing.assert_close(values[0], values[1])
+
+
 def test_tensors_that_do_not_fit_are_named_by_their_row(processor):
     rows = [{"left": torch.zeros(3), "labels": 0} for _ in range(9)]
     rows[5]["left"] = torch.zeros(4)
-    with pytest.raises(ValueError, match=r"rows of 'left' cannot be stacked \(.*see row 5\)"):
-        TensorCollator()(NumberedRows(rows).__getitems__([8, 5, 2]))
+    for order in ([8, 5, 2], [5, 8, 2]):
+        with pytest.raises(ValueError, match=r"rows of 'left' cannot be stacked \(.*see row 5\)"):
+            TensorCollator()(NumberedRows(rows).__getitems__(order))
+    series = [{"motion": np.zeros((4 + i, 3)), "label": 0} for i in range(9)]
+    series[5]["motion"] = np.zeros((4, 2))
+    with pytest.raises(ValueError, match=r"^motion, row 5: ArrayProcessor failed"):
+        FusionCollator(FusionProcessor({"motion": ArrayProcessor()}))(
+            NumberedRows(series).__getitems__([8, 2, 5])
+        )
     processed = [{"image": {"pixel_values": torch.zeros(1, 8, 8)}} for _ in range(9)]
     processed[5]["image"]["pixel_mask"] = torch.zeros(8, 8)
     collate = FusionCollator(processor)

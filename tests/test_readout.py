@@ -460,3 +460,15 @@ def test_two_fits_at_once_leave_the_threads_of_blas_as_they_were(monkeypatch) ->
         assert in_blas() == 2
     finally:
         use(before)
+
+
+def test_of_what_is_not_a_number_the_modality_is_named():
+    """Its NaN reaches the fused head, too."""
+    generator = torch.Generator().manual_seed(0)
+    logits = {name: torch.randn(40, 3, generator=generator) for name in ("a", "b", "fused")}
+    readout = Readout.fit(logits, torch.arange(40) % 3)
+    for broken in ("a", "b"):
+        with_nan = {**logits, "fused": logits["fused"].clone(), broken: logits[broken].clone()}
+        with_nan["fused"][5] = with_nan[broken][5] = torch.nan
+        with pytest.raises(ValueError, match=rf"logits\['{broken}'\] holds NaN in 1 rows"):
+            readout(with_nan)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from readings import make_measurement
 
+from ecsfusion.evaluation.scores import calibrated_answers
+from ecsfusion.model.problem_types import SINGLE_LABEL
 from ecsfusion.model.readout import expected_calibration_error
 from ecsfusion.reporting.reliability import answers_by_confidence, plot_reliability
 
@@ -62,3 +65,21 @@ def test_the_picture_shows_every_bin_and_names_the_errors(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 5_000
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_reliability(make_measurement(score="r2", reliability={}), "test")
+
+
+def test_rows_whose_classes_alternate_are_calibrated_as_others():
+    """Every second row would be of one class, and a head that leans to it would seem to be all that is needed."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    onehot = torch.nn.functional.one_hot(labels, 2)
+    heads = {name: 2 * (onehot + torch.randn(400, 2, generator=generator)) for name in ("a", "b")}
+    heads["a"][:, 0] += 2.0
+    heads["fused"] = heads["a"] + heads["b"]
+    present = {name: np.ones(400, dtype=bool) for name in "ab"}
+
+    def loss(order):
+        rows = {name: z[order] for name, z in heads.items()}
+        answers = calibrated_answers(rows, labels[order], None, present, SINGLE_LABEL)
+        return float(-answers.gather(1, labels[order, None]).log2().mean())
+
+    assert loss(torch.arange(400)) == pytest.approx(loss(labels.argsort(stable=True)), abs=0.02)

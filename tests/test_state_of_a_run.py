@@ -559,6 +559,26 @@ def test_a_probe_of_the_training_rows_is_said():
     assert not [*probed_training_rows(rows, {"eval_dataset": TwoViews(4, 1), "watched": rows})]
 
 
+def test_a_class_without_training_rows_is_told(tmp_path):
+    """Rows that are sorted by class were split by their place; the labels are a column of a list of rows."""
+    rows = sorted((TwoViews(90, 0)[i] for i in range(90)), key=lambda row: row["labels"])
+    labels = [row["labels"] for row in rows]
+    few = labels.index(2)
+    for train, told in ((rows[:few], 1), (rows[: few + 1], 0)):
+        run = FusionTrainer(
+            two_views(),
+            FusionTrainingArguments(output_dir=str(tmp_path), strategy="joint", max_steps=1, use_cpu=True),
+            train_dataset=train,
+            eval_dataset=rows,
+        )
+        run.train()
+        found = [w["sentence"] for w in run.record.warnings if w["diagnostic"] == "no training rows"]
+        assert len(found) == told
+        assert all(
+            f"no row of class 2 (LABEL_2), of which eval_dataset has {90 - few}," in each for each in found
+        )
+
+
 def test_too_few_rows_and_absent_classes_of_the_probe_set_are_said_before_the_first_step(tmp_path):
     rows = [{"left": 0, "right": 0, "label": i % 2} for i in range(24)]
     for given, message in (

@@ -451,6 +451,53 @@ def test_bad_arguments_are_named(tmp_path, overrides, message):
         trainer(tmp_path, **overrides)
 
 
+def test_a_checkpoint_behind_the_last_step_is_told(tmp_path, caplog):
+    """The epochs of a resumed run count from the beginning, not from the checkpoint."""
+    trainer(tmp_path, num_train_epochs=2, save_strategy="epoch", strategy="joint").train()
+    for epochs, is_told in ((2, False), (1, True)):
+        caplog.clear()
+        run = trainer(tmp_path, num_train_epochs=epochs, save_strategy="epoch", strategy="joint")
+        run.train(resume_from_checkpoint=True)
+        assert run.state.global_step == 2 * STEPS_PER_EPOCH
+        assert ("behind the last step of this run, 4: nothing is trained" in caplog.text) == is_told
+
+
+def subclass_that_evaluates(choose) -> type[FusionTrainer]:
+    class Subclass(FusionTrainer):
+        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+            return super().evaluate(choose(self, eval_dataset), ignore_keys, metric_key_prefix)
+
+    return Subclass
+
+
+def run_of(kind: type[FusionTrainer], folder: Path, evaluation) -> FusionTrainer:
+    options = {"train_dataset": TwoViews(ROWS, seed=0), "eval_dataset": evaluation}
+    run = kind(two_views(), arguments(folder, num_train_epochs=2), strategy=Scripted([{}, {}]), **options)
+    run.train()
+    return run
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_subclass_may_hand_on_the_evaluation_set_itself(tmp_path, several):
+    """As Trainers do that look at it first: `eval_dataset = self.eval_dataset if eval_dataset is None else ...`."""
+    evaluation = TwoViews(80, seed=1)
+    sets = {"first": evaluation, "second": TwoViews(40, seed=2)} if several else evaluation
+    kind = subclass_that_evaluates(lambda self, given: self.eval_dataset if given is None else given)
+    run, plain = (run_of(each, tmp_path / each.__name__, sets) for each in (kind, FusionTrainer))
+    assert [probe.step for probe in run.record.history] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+    assert [probe.reading.unique for probe in run.record.history] == [
+        probe.reading.unique for probe in plain.record.history
+    ]
+
+
+def test_a_subclass_that_never_evaluates_the_probe_set_is_named(tmp_path):
+    other = TwoViews(40, seed=2)
+    with pytest.raises(
+        ValueError, match=r"Subclass\.evaluate did not evaluate the probe set .* no rule gets a reading"
+    ):
+        run_of(subclass_that_evaluates(lambda self, given: other), tmp_path, TwoViews(80, seed=1))
+
+
 def test_a_missing_evaluation_set_is_named(tmp_path):
     with pytest.raises(ValueError, match="eval_dataset is missing"):
         FusionTrainer(model=two_views(), args=arguments(tmp_path), train_dataset=TwoViews(ROWS, seed=0))

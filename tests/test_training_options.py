@@ -371,6 +371,23 @@ def test_a_loss_function_is_applied_to_every_head_as_the_models_own(tmp_path, ac
     assert logged(given, "eval_loss") == pytest.approx(logged(own, "eval_loss"), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda outputs, labels, num_items_in_batch=None: outputs.loss, "returned None"),
+        (
+            lambda outputs, labels, num_items_in_batch=None: F.cross_entropy(
+                outputs.logits, labels, reduction="none"
+            ),
+            r"returned a tensor of shape \(16,\)",
+        ),
+    ],
+)
+def test_a_loss_function_without_a_scalar_is_named(tmp_path, loss, message):
+    with pytest.raises(TypeError, match=f"compute_loss_func {message}; let it make a scalar tensor"):
+        run_with(tmp_path, compute_loss_func=loss)
+
+
 def test_class_weights_move_every_head_to_the_heavy_class(tmp_path):
     class Noise(TwoViews):
         def __init__(self, rows: int, seed: int) -> None:
@@ -1038,6 +1055,47 @@ def test_a_class_without_rows_in_the_probe_set_is_named(tmp_path):
         run_with(tmp_path, evaluation=TwoClasses(80, 1), strategy="joint-auxiliary", num_train_epochs=1).pid
         is not None
     )
+
+
+def test_a_class_whose_rows_lack_a_modality_is_named_among_the_rows_of_a_probe(tmp_path):
+    class Gaps(TwoViews):
+        def __getitem__(self, index: int) -> dict:
+            row = super().__getitem__(index)
+            return {**row, "right": None} if row["labels"] == 2 else row
+
+    with pytest.raises(
+        ValueError, match=r"no row of class 2 \(LABEL_2\) among the \d+ of 80 that a probe reads"
+    ):
+        run_with(tmp_path, evaluation=Gaps(80, 1))
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_weights_that_are_unfrozen_too_late_are_said(tmp_path, is_frozen):
+    class Unfreezes(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step:
+                model.encoders["left"].requires_grad_(True)
+
+    model = two_views()
+    model.encoders["left"].requires_grad_(not is_frozen)
+    run = run_with(tmp_path, model=model, callbacks=[Unfreezes()], num_train_epochs=3)
+    told = [w for w in run.record.warnings if w["diagnostic"] == "unfrozen late"]
+    assert [w["about"] for w in told] == ["left"] * is_frozen
+    assert all(w["step"] > STEPS_PER_EPOCH for w in told)
+
+
+def test_a_modality_that_every_training_row_lacks_is_said(tmp_path):
+    class Gaps(TwoViews):
+        def __getitem__(self, index: int) -> dict:
+            return {**super().__getitem__(index), "right": None}
+
+    class RareGaps(Gaps):
+        def __getitem__(self, index: int) -> dict:
+            return super().__getitem__(index) if index else TwoViews.__getitem__(self, index)
+
+    for kind, about in ((Gaps, ["right"]), (RareGaps, [])):
+        run = run_with(tmp_path, train=kind(ROWS, 0), num_train_epochs=2)
+        assert [w["about"] for w in run.record.warnings if w["diagnostic"] == "no training rows"] == about
 
 
 def test_a_probe_set_that_is_too_small_is_named_with_the_number_needed(tmp_path):

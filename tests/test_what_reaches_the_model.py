@@ -205,10 +205,38 @@ def test_a_class_has_one_number_everywhere():
     ):
         check_class_names(sets, {0: "cat", 1: "bird", 2: "dog"})
     check_class_names({**sets, "eval_dataset": rows("bird", "cat")}, {"0": "bird"})
+    with pytest.raises(
+        ValueError, match="number 1 is the class 'dog' in eval_dataset and 'cat' in train_dataset"
+    ):
+        check_class_names(
+            {"train_dataset": rows("bird", "cat"), "eval_dataset": rows("bird", "dog")}, unnamed
+        )
     # A transform may make other numbers of them.
     check_class_names(
         {**sets, "eval_dataset": sets["eval_dataset"].with_transform(lambda batch: batch)}, unnamed
     )
+
+
+def test_a_set_that_is_evaluated_later_has_the_same_classes(tmp_path):
+    def rows(number: int, *names: str) -> datasets.Dataset:
+        plain = [TwoViews(number, 0)[i] for i in range(number)]
+        features = {"labels": datasets.ClassLabel(names=[*names])}
+        columns = {"labels": [row["labels"] for row in plain]}
+        for name in ("left", "right"):
+            columns[name] = [row[name] for row in plain]
+            features[name] = {"pixel_values": datasets.Array3D((1, 4, 4), "float32")}
+        return datasets.Dataset.from_dict(columns, datasets.Features(features)).with_format("torch")
+
+    names = ("bird", "cat", "dog")
+    args = FusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    run = FusionTrainer(two_views(), args, train_dataset=rows(4, *names), eval_dataset=rows(40, *names))
+    other = rows(4, *reversed(names))
+    for ask in (run.evaluate, run.evaluate_rows, run.predict):
+        with pytest.raises(
+            ValueError, match=r"class 'dog' has the number 0 in (eval|test)_dataset and 2 in train"
+        ):
+            ask(other)
+    assert run.predict(rows(4, *names)).predictions.shape == (4, 3)
 
 
 # ---- streams ----

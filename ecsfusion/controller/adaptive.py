@@ -47,10 +47,10 @@ class Adaptive(Rule):
 
     *A modality that soon knows nearly everything waits.* Fused training learns from errors, and a modality that is
     right in nearly every row leaves no errors from which the others could learn. Therefore one modality may be put
-    back to its initial weights and paused until stage 2. It is the first that has an accuracy of `saturation` in a
-    reading of stage 1, is above its noise floor, and leads every other by more than `ratio` and by more than `margin`
-    bits of uniqueness. (A modality that is only ahead is not paused: the encoders share nothing in stage 1, so a pause
-    would not help the others.)
+    back to its initial weights and paused until stage 2. It is the first that has an accuracy of `saturation`, above
+    chance, in a reading of stage 1, is above its noise floor, and leads every other by more than `ratio` and by more
+    than `margin` bits of uniqueness. (A modality that is only ahead is not paused: the encoders share nothing in stage
+    1, so a pause would not help the others.)
 
     *Otherwise* all modalities train alone. Stage 1 ends when the mean accuracy of those that train has not risen by
     `accuracy_tolerance` in `plateau_patience` readings, or when `max_unimodal_share` of the budget is used. If
@@ -203,6 +203,9 @@ class Adaptive(Rule):
         lead = Lead.over(reading, leader, others)
         accuracy = reading.accuracy[leader]
         if accuracy < self.saturation or not lead.is_clear(self.ratio, self.margin):
+            return None
+        if reading.measurement.scale.is_chance(accuracy):
+            # Where most rows are of one class, this is the accuracy of saying so of every row.
             return None
         if reading.progress >= self._end_while_waiting(reading.progress) - 1e-9:
             # Stage 1 ends at this reading, so a pause would have no effect.

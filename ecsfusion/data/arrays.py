@@ -62,7 +62,7 @@ class ArrayProcessor:
                 raise ValueError(
                     f"row {row} has {width} features and row 0 has {widths[0]}; give as many in every row."
                 )
-        steps = np.concatenate([np.atleast_2d(array) for array in arrays]).astype(np.float64)
+        steps = np.concatenate([np.atleast_2d(array) for array in arrays])
         std = steps.std(axis=0)
         # A feature counts as constant if float32 cannot divide by its standard deviation.
         return cls(steps.mean(axis=0).tolist(), np.where(std > np.finfo(np.float32).tiny, std, 1.0).tolist())
@@ -138,7 +138,7 @@ class ArrayProcessor:
                 raise ValueError(
                     f"a row has {features} features, but the processor was made for {values.size}."
                 )
-        normalized = ((row.astype(np.float64) - self.mean) / self.std).astype(np.float64)
+        normalized = (row - self.mean) / self.std
         if np.abs(normalized).max() > np.finfo(np.float32).max:
             raise ValueError(
                 "the row has values that are too large for float32 after normalization; rescale them."
@@ -147,7 +147,7 @@ class ArrayProcessor:
 
 
 def _statistic(values: Any, name: str) -> np.ndarray:
-    """One finite number, or one per feature, (1,) or (D,) float32."""
+    """One finite number, or one per feature, (1,) or (D,) float64."""
     try:
         array = np.atleast_1d(np.asarray(values, dtype=np.float64))
     except (TypeError, ValueError) as error:
@@ -155,7 +155,7 @@ def _statistic(values: Any, name: str) -> np.ndarray:
     # The comparison is false for NaN too.
     if not array.size or not (np.abs(array) <= np.finfo(np.float32).max).all():
         raise ValueError(f"{name} must be a finite number or one per feature, got {values!r}.")
-    return array.astype(np.float32)
+    return array
 
 
 def _read_rows(rows: Any) -> list[np.ndarray]:
@@ -201,7 +201,7 @@ def to_float32(array: np.ndarray) -> np.ndarray:
 
 
 def read_array(value: Any) -> np.ndarray:
-    """One row of numbers, (D,), (T,) or (T, D), as float32.
+    """One row of numbers, (D,), (T,) or (T, D), as float64: float32 would not tell apart what is far from zero.
 
     Raises:
         ValueError: another shape, or a number that is NaN or infinite.
@@ -216,7 +216,7 @@ def read_array(value: Any) -> np.ndarray:
         raise ValueError(
             f"the row has shape {array.shape}; give features (D,) or a series (T, D) of at least one"
         )
-    array = to_float32(array)
+    array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise ValueError("the row has values that are NaN or infinite; fill them in or leave this row out")
     return array

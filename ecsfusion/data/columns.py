@@ -79,7 +79,7 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
 
     Raises:
         ValueError: a modality or the labels are missing.
-        TypeError: the data set is a data frame.
+        TypeError: the data set is a data frame, or its rows have no keys.
     """
     if hasattr(dataset, "iloc"):
         raise TypeError(
@@ -87,6 +87,9 @@ def check_columns(dataset: Any, modalities: Sequence[str], argument: str) -> Non
             "datasets.Dataset.from_pandas(...) of it, or a list of dictionaries."
         )
     column_names = getattr(dataset, "column_names", None)
+    # A single row of a `datasets.Dataset` with the format "pandas" is a table; its batches are rows.
+    if not column_names and _can_be_indexed(dataset):
+        check_row(_first_row(dataset), modalities, f"row 0 of {argument}")
     columns = keys_of_first_row(dataset)
     columns = list(column_names or ()) if columns is None else columns
     if not columns:
@@ -213,9 +216,13 @@ def keys_of_first_row(dataset: Any) -> list[str] | None:
     """The keys of the first row; None if the data set cannot be indexed, or its rows have no keys."""
     if not _can_be_indexed(dataset):
         return None
-    with _unchanged_random_state():
-        row = dataset[0]
+    row = _first_row(dataset)
     return [str(key) for key in row] if isinstance(row, Mapping) else None
+
+
+def _first_row(dataset: Any) -> Any:
+    with _unchanged_random_state():
+        return dataset[0]
 
 
 def has_transform(dataset: Any) -> bool:

@@ -15,9 +15,9 @@ from ecsfusion.model.names import FUSED
 NEGLIGIBLE_INFORMATION = 0.02
 """Information up to this many bits counts as none, even if the noise floor is lower."""
 MAX_FLOOR_SHARE = 0.1
-"""Where noise alone reaches a larger share of the bits of equally likely classes, as in few rows or groups, nothing is
-said of a modality: it may know as much. A head that was right in 84 % of 50 rows of two classes, and in 92 % of others
-(chance: 74 %), told less than noise might, 0.23 bits."""
+"""Where noise alone reaches a larger share of the bits of the label, as in few rows or groups, or few rows of a rare
+class, nothing is said of a modality: it may know as much. A head that was right in 84 % of 50 rows of two classes, and
+in 92 % of others (chance: 74 %), told less than noise might, 0.23 bits."""
 LOST_READINGS = 2
 """Readings in a row without information after which it counts as lost. A single one may follow an unlucky step."""
 
@@ -29,7 +29,8 @@ def no_information(
 
     Its information is within its noise floor, and the accuracy of its head, if that is trained, is within three
     standard errors of chance. Synergy must be within its floor too, and the fused head must not be ahead of every
-    single head: if the label needs several modalities together, each says nothing alone, and that is no failure.
+    single head: if the label needs several modalities together, each says nothing alone, and that is no failure. Rows
+    of a single class have nothing to say.
 
     Args:
         readings: successive readings, or a single reading of the trained model.
@@ -112,8 +113,17 @@ def _clearly_knows(reading: Reading, name: str) -> bool:
 
 def _is_silent(reading: Reading, name: str, trained_heads: Collection[str]) -> bool:
     return (
-        reading.floor[name] <= MAX_FLOOR_SHARE * math.log2(max(reading.information.num_classes, 2))
+        reading.floor[name] <= MAX_FLOOR_SHARE * _label_bits(reading)
         and reading.mutual_information[name] <= max(reading.floor[name], NEGLIGIBLE_INFORMATION)
         and reading.synergy <= max(reading.floor["synergy"], NEGLIGIBLE_SYNERGY)
         and (name not in trained_heads or reading.measurement.scale.is_chance(reading.accuracy[name]))
     )
+
+
+def _label_bits(reading: Reading) -> float:
+    """The most bits that a label can have, whose commonest class is as frequent as chance says."""
+    classes = max(reading.information.num_classes, 2)
+    # Chance is 0 for a real target, whose classes are equally frequent.
+    commonest = max(reading.measurement.scale.chance, 1 / classes)
+    shares = [commonest, *[(1 - commonest) / (classes - 1)] * (classes - 1)]
+    return -sum(share * math.log2(share) for share in shares if share > 0)

@@ -10,7 +10,8 @@ from ecsfusion.evaluation.measurement import Measurement
 
 MIN_KEPT_SHARE = 0.5
 """The least share of its lead over chance that a head should keep on another set. Other data may be harder, but a head
-that loses most of its lead relied on something that only the first set has."""
+that loses most of its lead relied on something that only the first set has. A lead is a share of what there is to gain,
+so that a set of few classes, or mostly of one, can be compared; one of a single class cannot."""
 
 
 def shortcut(
@@ -34,7 +35,8 @@ def shortcut(
         One finding for each such modality.
     """
     information = validation.information
-    if information is None:
+    gains = 1 - validation.scale.chance, 1 - other.scale.chance
+    if information is None or not all(gains):
         return
     for name, unique in information.unique.items():
         if trained_heads is not None and name not in trained_heads:
@@ -43,8 +45,13 @@ def shortcut(
             # No row of the other set has this modality.
             continue
         score, other_score = validation.scores[name], other.scores[name]
-        lead, other_lead = score - validation.scale.chance, other_score - other.scale.chance
-        noise = math.hypot(validation.scale.error(score), other.scale.error(other_score))
+        lead, other_lead = (
+            (score - validation.scale.chance) / gains[0],
+            (other_score - other.scale.chance) / gains[1],
+        )
+        noise = math.hypot(
+            validation.scale.error(score) / gains[0], other.scale.error(other_score) / gains[1]
+        )
         is_unique, word = unique > information.floor[name], validation.score_in_words
         if is_unique and other_lead < MIN_KEPT_SHARE * lead and lead - other_lead > 3 * noise:
             yield Finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import combine, cross_fitted, score
 from ecsfusion.model.contributions import MAX_MODALITIES, log2_probability, only, shapley_values
 from ecsfusion.model.problem_types import REGRESSION, SINGLE_LABEL
-from ecsfusion.model.readout import Readout
+from ecsfusion.model.readout import Readout, prior_of
 
 
 def contributions_of(
@@ -42,9 +43,12 @@ def contributions_of(
     groups = evaluation.group_numbers()
     parts: list[tuple[Any, Readout]] = [] if readout is None else [(slice(None), readout)]
     if readout is None:
-        parts = cross_fitted(
+        fitted = cross_fitted(
             heads, labels, evaluation.present, problem_type, evaluation.excluded_from_readout, groups
         )
+        # Of all rows: where classes are equally frequent, the commonest of one half is the rarest of the other.
+        prior = prior_of(labels, next(iter(heads.values())).shape[1], problem_type)
+        parts = [(rows, replace(half, prior=prior)) for rows, half in fitted]
 
     def value(present: tuple[str, ...]) -> Tensor:
         answers = combine(heads, only(evaluation.present, present), parts)

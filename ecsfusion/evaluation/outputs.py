@@ -169,13 +169,16 @@ def check_enough_rows(number: int, num_classes: int, clusters: int | None) -> No
         )
 
 
-def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int | None) -> None:
+def check_probe_set(
+    labels: np.ndarray, names: Mapping[int, str], clusters: int | None, num_rows: int | None = None
+) -> None:
     """Check that a probe set has enough rows of every class for decisions.
 
     Args:
         labels: the class labels (N,) of the rows that are decomposed.
         names: the names of all classes, by index.
         clusters: the number of clusters per modality, if the user chose one.
+        num_rows: of the probe set; None for N.
 
     Raises:
         ValueError: there are too few rows, or a class has no row.
@@ -184,7 +187,12 @@ def check_probe_set(labels: np.ndarray, names: Mapping[int, str], clusters: int 
     classes = set(np.unique(labels).tolist())
     missing = [f"{index} ({names[index]})" for index in sorted(names) if index not in classes]
     if missing:
+        among = (
+            ""
+            if num_rows in (None, len(labels))
+            else f" among the {len(labels)} of {num_rows} that a probe reads (with every modality, at most probe_rows)"
+        )
         raise ValueError(
-            f"the probe set (the first evaluation set) has no row of class {', '.join(missing)}; give rows of every "
-            "class, for instance by a stratified split, or train jointly, with strategy='joint-auxiliary'."
+            f"the probe set (the first evaluation set) has no row of class {', '.join(missing)}{among}; give rows of "
+            "every class, for instance by a stratified split, or train jointly, with strategy='joint-auxiliary'."
         )

@@ -24,7 +24,8 @@ def score_name(problem_type: str) -> str:
 def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> float:
     """The score of answers, which is 1 at best: the share of right decisions, or in regression R^2.
 
-    R^2 is 1 - (squared error) / (variance), the mean over the targets. The score is NaN if there are no rows.
+    R^2 is 1 - (squared error) / (variance), the mean over the targets that are not the same in all rows; 0 where there
+    are none. The score is NaN if there are no rows.
 
     Args:
         answers: probabilities (N, C), or predictions in regression.
@@ -38,7 +39,10 @@ def score(answers: torch.Tensor, labels: torch.Tensor, problem_type: str) -> flo
     targets = labels.double().reshape(answers.shape)
     error = (answers.double() - targets).square().sum(dim=0)
     spread = (targets - targets.mean(dim=0)).square().sum(dim=0)
-    return float((1 - error / spread.clamp_min(torch.finfo(torch.float64).tiny)).mean())
+    varies = (targets != targets[:1]).any(dim=0)
+    if len(targets) and not bool(varies.any()):
+        return 0.0
+    return float((1 - error / spread)[varies].mean())
 
 
 def scale_of(evaluation: Evaluation, problem_type: str) -> Scale:
@@ -95,9 +99,8 @@ def calibrated_answers(
 ) -> torch.Tensor:
     """The probabilities or predictions (N, C) of the calibrated combination of the heads.
 
-    Without a readout, one is fitted on the odd rows for the even rows and the other way round, so that no row is used
-    both to fit and to judge; with groups on one half of the groups for the other. A single row gets the answer of the
-    fused head.
+    Without a readout, one is fitted on each half of the rows for the other, so that no row is used both to fit and to
+    judge; with groups on one half of the groups for the other. A single row gets the answer of the fused head.
 
     Args:
         heads: logits (N, C) by head.
@@ -187,11 +190,14 @@ def combine(
 
 
 def _halves(labels: torch.Tensor, groups: torch.Tensor | None, problem_type: str) -> tuple[Any, Any]:
-    """Two halves of the rows: the even and the odd ones, or whole groups, with even shares of the classes."""
+    """Two halves of the rows, or of whole groups, with even shares of the classes, whatever the order of the rows."""
+    first = torch.zeros(len(labels), dtype=torch.bool)
     if groups is None:
-        return slice(0, None, 2), slice(1, None, 2)
+        # Not every second row: classes may alternate.
+        order = labels.unique(dim=0, return_inverse=True)[1].argsort(stable=True)
+        first[order[::2]] = True
+        return first, ~first
     classes = labels if problem_type == SINGLE_LABEL else torch.zeros_like(groups)
     folds = make_folds(torch.arange(len(groups)), classes, groups, 2)
-    first = torch.empty(len(groups), dtype=torch.bool)
     first[folds.order] = folds.fold == 0
     return first, ~first

@@ -25,6 +25,8 @@ class FusionConfig(PreTrainedConfig):
         best_heads: modalities whose unimodal logits come from a second copy of their encoder and head, with the
             weights of another step (see `ecsfusion.training.best_heads`). Models that earlier versions saved have it
             under the name `standalone`, which is read too.
+        dtypes: floating-point types of saved weights that have another one than the heads, by the beginning of their
+            names.
         auxiliary_weight: weight of each unimodal loss in the joint stage (arXiv 2509.20840 uses 0.6).
         stage: "unimodal" (stage 1) or "joint" (stage 2): the stage that these weights come from.
         step: optimizer step at which these weights were saved, or None.
@@ -57,6 +59,7 @@ class FusionConfig(PreTrainedConfig):
         embedding_dims: dict[str, int] | None = None,
         unpadded: list[str] | None = None,
         best_heads: list[str] | None = None,
+        dtypes: dict[str, str] | None = None,
         auxiliary_weight: float = 0.6,
         stage: str = "joint",
         step: int | None = None,
@@ -73,6 +76,7 @@ class FusionConfig(PreTrainedConfig):
         self.embedding_dims = dict(embedding_dims or {})
         self.unpadded = list(unpadded or ())
         self.best_heads = list(best_heads or older_best_heads or ())
+        self.dtypes = dict(dtypes or {})
         self.auxiliary_weight = auxiliary_weight
         self.stage = stage
         self.step = step

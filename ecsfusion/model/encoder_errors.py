@@ -1,4 +1,7 @@
-"""Errors that an encoder raises, with the name of its modality, what it was given, and a remedy where one is likely."""
+"""Errors that an encoder raises, with the name of its modality, what it was given, and a remedy where one is likely.
+
+Also a warning of one that does not train.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 DEVICE_ERROR_WORDS = ("memory", "CUDA", "cuDNN", "CUBLAS", "NCCL", "HIP", "Triton")
 """Words in a `RuntimeError` that is about the device and not about the inputs."""
@@ -53,6 +59,22 @@ def encoder_error(
     # Subclasses, such as torch.OutOfMemoryError, are looked for by their type.
     error.add_note(sentence)
     return None
+
+
+def warn_without_gradient(name: str, encoder: nn.Module, embeddings: Tensor) -> None:
+    """Warn once of an encoder whose weights would train, but whose embeddings carry no gradient to them.
+
+    Args:
+        name: the modality.
+        encoder: its encoder.
+        embeddings: what it returned in training.
+    """
+    if not embeddings.requires_grad and any(p.requires_grad for p in encoder.parameters()):
+        logger.warning_once(
+            f"The embeddings of the encoder {type(encoder).__name__} of modality {name!r} carry no gradient, so that "
+            "it does not train: leave no_grad() and detach() out of its forward, or freeze it, "
+            "encoder.requires_grad_(False)."
+        )
 
 
 def _remedy(encoder: nn.Module, inputs: Mapping[str, Tensor], text: str) -> str:

@@ -269,7 +269,12 @@ def embed(encoder: nn.Module, inputs: Mapping[str, Tensor], unpadded: bool = Fal
     """
     # Processors return float32, whatever the precision that the model was loaded in.
     dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
-    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+    # A module of the user's own may write to its inputs, which its second copy reads after it.
+    is_own = not isinstance(encoder, PreTrainedModel)
+    inputs = {
+        key: value.to(dtype if value.is_floating_point() else value.dtype, copy=is_own)
+        for key, value in inputs.items()
+    }
     if is_sentence_transformer(encoder):
         inputs = padded_on_the_right(inputs)
         return pool(encoder, _outputs(encoder, next(iter(inputs)), inputs))

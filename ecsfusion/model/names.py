@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 FUSED = "fused"
 """The fused head."""
 
 CALIBRATED = "calibrated"
 """The calibrated combination of all heads."""
+
+REST = "rest"
+"""All other modalities than one, where there are three or more."""
+
+FLOOR = "floor_"
+"""What stands between "unique_" and a modality in the name of the noise floor of its uniqueness."""
 
 RESERVED_NAMES = frozenset(
     {
@@ -18,6 +26,7 @@ RESERVED_NAMES = frozenset(
         "labels",
         "present",
         "redundancy",
+        "self",
         "synergy",
         "unimodal",
     }
@@ -25,19 +34,33 @@ RESERVED_NAMES = frozenset(
 """Names that inputs, metrics, the readout, parameter groups or the folders of a run use."""
 
 
-def check_modality_name(name: str) -> None:
-    """Check that a modality can have this name.
+def check_modality_names(names: Sequence[str]) -> None:
+    """Check that modalities can have these names.
 
     Raises:
-        ValueError: it is no Python identifier, or it is used for something else.
+        ValueError: one is no Python identifier, or is used for something else, or two would log under one name.
     """
     # Imported here, because the controller reads the names above without torch.
     from torch import nn
 
-    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_NAMES:
-        raise ValueError(
-            f"{name!r} cannot name a modality: use a Python identifier other than {sorted(RESERVED_NAMES)}."
-        )
     # A submodule's name becomes an attribute of the nn.ModuleDict, which has others already, such as "type".
-    if hasattr(nn.ModuleDict, name):
-        raise ValueError(f"{name!r} cannot name a modality: torch.nn modules have an attribute of this name.")
+    attributes = {*dir(nn.ModuleDict())}
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_NAMES:
+            raise ValueError(
+                f"{name!r} cannot name a modality: use a Python identifier other than {sorted(RESERVED_NAMES)}."
+            )
+        if name in attributes:
+            raise ValueError(
+                f"{name!r} cannot name a modality: torch.nn modules have an attribute of this name."
+            )
+    if len(names) > 2 and REST in names:
+        raise ValueError(
+            f"{REST!r} cannot name one of {len(names)} modalities: there it stands for all others of one; rename it."
+        )
+    for name in names:
+        if name.removeprefix(FLOOR) in names and name.startswith(FLOOR):
+            raise ValueError(
+                f"the modalities {[*names]} would log two values as {f'unique_{name}'!r}, the uniqueness of one and "
+                "the noise floor of the other; rename one."
+            )

@@ -27,7 +27,7 @@ from ecsfusion.model.names import FUSED
 from ecsfusion.model.problem_types import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_problem_type
 from ecsfusion.model.readout_weights import pool_opinions, weigh_predictions
 from ecsfusion.model.rows import join_rows
-from ecsfusion.pid.inputs import as_tensor
+from ecsfusion.pid.inputs import as_tensor, check_not_masked
 
 MAX_PREDICTION = 1e100
 """Largest absolute prediction in regression: squares of larger ones overflow."""
@@ -154,7 +154,7 @@ class Readout:
                 weights = pool_opinions(flat, targets[chosen].reshape(-1), reference, share, weighed, alone)
             weight = dict(zip(weighed, weights.tolist(), strict=True))
             fitted[frozenset(names)] = {name: weight.get(name, 0.0) for name in names}
-        return cls(modalities, C, fitted, problem_type, offsets, _prior(targets, C, problem_type))
+        return cls(modalities, C, fitted, problem_type, offsets, prior_of(labels, C, problem_type))
 
     @property
     def fused_head_alone(self) -> bool:
@@ -293,8 +293,10 @@ class Readout:
             names = {FUSED}
         if not names:
             raise ValueError("present and logits have no head in common; give at least one modality.")
+        # A modality comes before the fused head, which its NaN reaches.
         heads = {
-            name: log_probabilities(logits[name], name, self.problem_type, self.num_classes) for name in names
+            name: log_probabilities(logits[name], name, self.problem_type, self.num_classes)
+            for name in sorted(names, key=lambda name: (name == FUSED, name))
         }
         for name, head in heads.items():
             bad = head.detach().isnan().flatten(1).any(-1).nonzero()
@@ -441,6 +443,7 @@ def log_probabilities(logits: Tensor, name: str, problem_type: str, num_classes:
 
 def _as_tensor(values: Any, name: str) -> Tensor:
     """`values` detached on the CPU; raises TypeError or ValueError with `name` in it."""
+    check_not_masked(values, name)
     try:
         is_array = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
         tensor = as_tensor(values) if is_array else torch.as_tensor(values)
@@ -540,8 +543,9 @@ def _check_targets(
     return values.numpy() if problem_type == REGRESSION else (values > 0.5).long().numpy()
 
 
-def _prior(targets: np.ndarray, num_classes: int, problem_type: str) -> list[float]:
-    """What is answered without any modality, (C,), from targets as `_check_targets` returns them."""
+def prior_of(labels: Tensor | np.ndarray, num_classes: int, problem_type: str) -> list[float]:
+    """What is answered without any modality, (C,), where the labels of the rows are these, as in `Readout.fit`."""
+    targets = _check_targets(labels, len(labels), num_classes, problem_type)
     if problem_type == REGRESSION:
         return [float(mean) for mean in targets.mean(axis=0)]
     if problem_type == MULTI_LABEL:

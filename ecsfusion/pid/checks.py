@@ -15,12 +15,12 @@ def is_whole(value: Any) -> bool:
 
 
 def check_positive(value: int, name: str) -> None:
-    """Check that `value` is an int of at least 1.
+    """Check that `value` is a whole number, of Python or NumPy, of at least 1.
 
     Raises:
         ValueError: if it is not. The message names the argument `name`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ecsfusion.data.values import check_values
 from ecsfusion.extras import extra_for
 from ecsfusion.pid.checks import check_tolerance, is_whole
-from ecsfusion.pid.inputs import as_tensor
+from ecsfusion.pid.inputs import as_tensor, check_not_masked
 
 
 @dataclass(frozen=True)
@@ -373,6 +373,7 @@ def normalized_table(joint: Tensor | NDArray[Any]) -> Tensor:
         ValueError: for a `joint` that is no non-negative finite table with mass.
     """
     if isinstance(joint, np.ndarray):
+        check_not_masked(joint, "joint")
         if joint.dtype.kind not in "biuf":
             raise TypeError(f"joint must be real numbers, got dtype {joint.dtype}")
         joint = as_tensor(joint)

@@ -38,6 +38,10 @@ def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[
         )
     if isinstance(embeddings, Mapping):
         pairs = [(str(name), value) for name, value in embeddings.items()]
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError(
+                f"embeddings has names that are the same as text, got {list(embeddings)}; rename one of them"
+            )
     else:
         pairs = [(f"x{i + 1}", value) for i, value in enumerate(embeddings)]
     if len(pairs) < 2:
@@ -112,6 +116,7 @@ def class_labels(
         given = labels.detach()
         check_values(given, "labels")
     else:
+        check_not_masked(labels, "labels")
         try:
             array = np.asarray(labels)
         except ValueError as error:
@@ -121,11 +126,12 @@ def class_labels(
             raise ValueError(
                 f"labels are no array of one shape ({error}){where}; give one class per row"
             ) from error
+        if not array.ndim:
+            raise TypeError(f"labels must be a sequence of one class per row, got {type(labels).__name__}")
         if array.dtype.kind not in "biuf":
-            row = next((i for i, label in enumerate(labels) if not _is_numeric(label)), 0)
-            value = array.ravel()[0] if not array.ndim else labels[row]
+            row = next((i for i, label in enumerate(array) if not _is_numeric(label)), 0)
             raise TypeError(
-                f"labels must be integers from 0, got dtype {array.dtype}, with {value!r} in row {row}; map the "
+                f"labels must be integers from 0, got dtype {array.dtype}, with {array[row]!r} in row {row}; map the "
                 "classes to 0 .. C - 1, or leave this row out"
             )
         given = as_tensor(array).to(device)
@@ -139,6 +145,9 @@ def class_labels(
         raise ValueError(f"labels are on {given.device}, embeddings on {device}; move them to one device")
     if bins is not None:
         return quantile_bins(given, bins)
+    if given.is_floating_point() and given.device.type == "cpu" and bool(given.isnan().any()):
+        row, _ = _first(given, given.isnan())
+        raise ValueError(f"labels must be integers from 0, found NaN in row {row}; remove unlabelled rows")
     if given.is_floating_point() or given.is_complex():
         raise TypeError(
             f"labels must be integers from 0, got dtype {given.dtype}; convert classes, as labels.long() does, and for "
@@ -159,6 +168,7 @@ def row_groups(groups: Array | Sequence[Any], num_rows: int, device: torch.devic
         TypeError: for groups that are neither integers nor strings.
         ValueError: for another length or shape, and for fewer than two groups.
     """
+    check_not_masked(groups, "groups")
     array = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
     if array.dtype.kind not in "biuOUS":
         raise TypeError(
@@ -267,13 +277,15 @@ def quantile_bins(target: Tensor, bins: int) -> Tensor:
 def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
     """A matrix (N, D) as a detached tensor on its device.
 
-    Floating dtypes of at least 16 bits are kept; 8-bit floats, integers and booleans become float32.
+    Floating dtypes of at least 16 bits are kept; 8-bit floats, booleans and integers of up to 16 bits become float32,
+    wider integers float64, because float32 does not tell large ones apart.
 
     Raises:
         TypeError: if `value` is no tensor or array of real numbers. The message names the argument `name`.
         ValueError: for another shape, no columns, or a tensor without values.
     """
     if isinstance(value, np.ndarray):
+        check_not_masked(value, name)
         if value.dtype.kind not in "biuf":
             raise TypeError(
                 f"{name} must hold real numbers, got dtype {value.dtype}; convert it to a float array"
@@ -294,9 +306,17 @@ def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
         raise ValueError(
             f"{name} has no columns, got the shape {tuple(value.shape)}; give at least one feature"
         )
-    # Nothing is computed in 8 bits.
-    is_wide = value.is_floating_point() and value.itemsize > 1
-    return value.detach() if is_wide else value.detach().to(torch.float32)
+    if value.is_floating_point():
+        # Nothing is computed in 8 bits.
+        return value.detach() if value.itemsize > 1 else value.detach().to(torch.float32)
+    return value.detach().to(torch.float32 if value.itemsize <= 2 else torch.float64)
+
+
+def check_not_masked(value: Any, name: str) -> None:
+    """Raises ValueError for a masked array of NumPy in which something is masked: below a mask lies any value."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        row = int(np.ma.getmaskarray(value).reshape(len(value), -1).any(-1).argmax())
+        raise ValueError(f"{name} has masked values, first in row {row}; remove these rows everywhere")
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
@@ -306,8 +326,9 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
     """
     long = array.dtype.kind == "f" and array.dtype.itemsize > 8
     dtype = np.dtype(np.float64) if long else array.dtype.newbyteorder("=")
-    # NumPy may take negative strides for contiguous where there is one row; torch does not.
-    if min(array.strides, default=0) < 0:
+    # NumPy may take negative strides for contiguous where there is one row; torch does not. And torch warns of arrays
+    # that may not be written to, such as those of pandas.
+    if min(array.strides, default=0) < 0 or not array.flags.writeable:
         array = array.copy()
     return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
 

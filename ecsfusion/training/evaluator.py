@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -18,8 +17,6 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from ecsfusion.data.columns import LABEL_COLUMNS, has_transform
-from ecsfusion.data.groups import column_of
 from ecsfusion.evaluation.contributions import contributions_of
 from ecsfusion.evaluation.embeddings import HeldEmbeddings
 from ecsfusion.evaluation.logged_values import log_values
@@ -33,6 +30,7 @@ from ecsfusion.model.readout import Readout
 from ecsfusion.pid.clusters import FewSamplesWarning
 from ecsfusion.pid.decomposition import PID
 from ecsfusion.reporting.reliability import reliability_of
+from ecsfusion.training.labels import class_column
 from ecsfusion.training.run import Run
 
 logger = logging.get_logger(__name__)
@@ -237,7 +235,8 @@ class Evaluator:
             evaluation.check_complete_rows()
             if _needs_every_class(run):
                 names = {int(index): name for index, name in config.id2label.items()}
-                check_probe_set(evaluation.labels.numpy()[rows], names, args.probe_clusters)
+                labels = evaluation.labels.numpy()
+                check_probe_set(labels[rows], names, args.probe_clusters, len(labels))
         # The first process measures for all, so that all processes decide by the same numbers.
         measured: list[Any] = [None]
         if run.is_world_process_zero():
@@ -366,18 +365,9 @@ def check_rows_to_decide_on(run: Run, dataset: Any) -> None:
     args, names = run.args, {int(index): name for index, name in run.model.config.id2label.items()}
     number = min(len(dataset), args.probe_rows or len(dataset))
     check_enough_rows(number, len(names), args.probe_clusters)
-    labels = None if has_transform(dataset) else _labels_of(dataset)
+    labels = class_column(dataset)
     if labels is not None:
         check_probe_set(labels, names, args.probe_clusters)
-
-
-def _labels_of(dataset: Any) -> np.ndarray | None:
-    """The class labels (N,) of a data set; None where they cannot be read as a column, or are no whole numbers."""
-    for column in LABEL_COLUMNS:
-        values = column_of(dataset, column)
-        if values is not None and all(isinstance(value, Integral) for value in values):
-            return np.asarray(values)
-    return None
 
 
 def checked_values(values: Any) -> dict[str, Any]:

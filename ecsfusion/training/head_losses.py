@@ -31,7 +31,11 @@ class LossOfAllHeads:
     def __call__(
         self, outputs: FusionOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The loss of a batch, a scalar."""
+        """The loss of a batch, a scalar.
+
+        Raises:
+            TypeError: the function of the user returned no scalar tensor, such as `outputs.loss`, which is None here.
+        """
 
         def head_loss(logits: Tensor, head_labels: Tensor) -> Tensor:
             items: Tensor | float | None = num_items_in_batch
@@ -40,7 +44,13 @@ class LossOfAllHeads:
                 # over these rows. The user's sum is divided by the items of the whole batch, so it must not be
                 # reduced twice.
                 items = items * (len(head_labels) / len(labels))
-            return self.function(FusionOutput(logits=logits), head_labels, num_items_in_batch=items)
+            loss = self.function(FusionOutput(logits=logits), head_labels, num_items_in_batch=items)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+                raise TypeError(
+                    f"compute_loss_func returned {what}; let it make a scalar tensor of outputs.logits and labels."
+                )
+            return loss
 
         unimodal_logits = outputs.unimodal_logits or {}
         present = outputs.present or dict.fromkeys(unimodal_logits)

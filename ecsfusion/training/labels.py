@@ -7,8 +7,10 @@ without a word, and any other class that does not exist would end the process.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ecsfusion.data.columns import LABEL_COLUMNS, has_transform
@@ -42,6 +44,15 @@ def check_label_columns(datasets: Mapping[str, Any], num_labels: int, problem_ty
             except (TypeError, ValueError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"{argument}, {error}") from error
+
+
+def class_column(dataset: Any) -> np.ndarray | None:
+    """The class labels (N,) of a data set; None where they cannot be read as a column, or are no whole numbers."""
+    for column in [] if has_transform(dataset) else LABEL_COLUMNS:
+        values = column_of(dataset, column)
+        if values is not None and all(isinstance(value, Integral) for value in values):
+            return np.asarray(values)
+    return None
 
 
 def check_labels_of_rows(labels: Tensor, rows: Sequence[Any], num_labels: int, problem_type: str) -> None:

@@ -144,6 +144,13 @@ class ResumableTrainer(Trainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._init_training_state(*args, **kwargs)
         self._find_best_checkpoint()
+        step, last = self.state.global_step, self.state.max_steps
+        if step > last and self.is_world_process_zero():
+            logger.warning(
+                f"The checkpoint is at step {step}, behind the last step of this run, {last}: nothing is trained. "
+                "num_train_epochs and max_steps count from the beginning of the training, not from the checkpoint; "
+                "give more."
+            )
         return result
 
     def _find_best_checkpoint(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from ecsfusion.data.columns import LABEL_COLUMNS, keys_of_first_row
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.processing import FusionCollator, FusionProcessor, TensorCollator
 from ecsfusion.strategies import stages_of
@@ -168,3 +169,38 @@ def warn_of_older_checkpoint(checkpoint: str, absent: Sequence[str]) -> None:
         f"{checkpoint} was saved by an older version, which did not save {', '.join(absent)}: training goes on, but "
         "its result may differ from that of a run without an interruption."
     )
+
+
+def warn_of_other_columns(
+    dataset: Any, modalities: Sequence[str], group_column: str | None, argument: str
+) -> None:
+    """Warn where the rows of a set lack a modality, and have a key that may be another name for it.
+
+    Args:
+        dataset: an evaluation or test set; one that cannot be indexed is not looked at.
+        modalities: names of the model's modalities.
+        group_column: the column of what rows share, or None.
+        argument: what to call the set.
+    """
+    columns = keys_of_first_row(dataset) or []
+    missing = [name for name in modalities if name not in columns]
+    others = [name for name in columns if name not in (*modalities, *LABEL_COLUMNS, group_column)]
+    if missing and others:
+        logger.warning(
+            f"{argument} has the columns {columns} but no {' and no '.join(map(repr, missing))}, so that its rows are "
+            f"answered without; if that is one of {others}, rename the column."
+        )
+
+
+def check_set_names(sets: Mapping[Any, Any], name: str | None = None) -> None:
+    """Check the names of several evaluation sets, and that this one is among them.
+
+    Raises:
+        TypeError: a name that is no text.
+        ValueError: there is no set of this name.
+    """
+    wrong = [each for each in sets if not isinstance(each, str)]
+    if wrong:
+        raise TypeError(f"eval_dataset has the name {wrong[0]!r}; give its sets texts as names.")
+    if name is not None and name not in sets:
+        raise ValueError(f"eval_dataset has no set {name!r}; it has {[*sets]}.")

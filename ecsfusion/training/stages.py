@@ -248,7 +248,7 @@ def trainable_modalities(
     model: FusionForClassification, optimizer: torch.optim.Optimizer | None = None
 ) -> frozenset[str]:
     """The modalities that have a weight that the user has not frozen, and that the optimizer holds, if it is given."""
-    held = _weights_of(optimizer)
+    held = weights_of(optimizer)
     return frozenset(
         name
         for name in model.modalities
@@ -291,7 +291,7 @@ def check_trainable(
             f"All weights of {' and '.join(frozen)} are frozen, the head included: they do not change in this run"
             + (", and no decision lets them train alone." if first_stage == "unimodal" else ".")
         )
-    held = _weights_of(optimizer)
+    held = weights_of(optimizer)
     if held is not None:
         every = fused | {
             key: p
@@ -316,7 +316,8 @@ def check_trainable(
     return " ".join(sentences) or None
 
 
-def _weights_of(optimizer: torch.optim.Optimizer | None) -> set[int] | None:
+def weights_of(optimizer: torch.optim.Optimizer | None) -> set[int] | None:
+    """The ids of the parameters of an optimizer; None where there is none."""
     return None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
