@@ -81,7 +81,7 @@ def draw(panels: dict[str, list[dict[str, Any]]], path: Path) -> None:
     kinds = [list(dict.fromkeys(line["kind"] for line in lines)) for lines in panels.values()]
     figure = Figure(figsize=(8 * len(panels), 0.27 * max(map(len, kinds)) + 1.3), layout="constrained")
     FigureCanvasAgg(figure)
-    sides = figure.subplots(ncols=len(panels), squeeze=False)[0]
+    sides = figure.subplots(ncols=len(panels), sharex=True, squeeze=False)[0]
     for axes, names, (title, lines) in zip(sides, kinds, panels.items(), strict=True):
         for part, marker, size, label in (
             ("best", "|", 14, "best of scikit-learn's classifiers, held out"),
@@ -97,7 +97,8 @@ def draw(panels: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.set_xlabel("bits about the label")
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*sides[0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=3)
+    handles = sides[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", frameon=False, fontsize=8, ncols=3)
     figure.savefig(path, dpi=130)
 
 
