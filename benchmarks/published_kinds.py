@@ -1,4 +1,4 @@
-"""Kinds of columns that others published as problems for classifiers, and whose rules are known.
+"""Kinds of columns that are, or are like, problems that others published for classifiers; their rules are known.
 
 Each is a function of a generator and a number of rows, to columns (N, D) and labels (N,), as in column_kinds.py. Where
 a rule is drawn, each generator draws another.
