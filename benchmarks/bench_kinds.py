@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_kinds.py --processes 2
 
-The kinds are those of column_kinds.py, the classifiers those of bench_classifiers.py, each on held-out rows, with
-hindsight the best. Of kinds inside a modality it is what that modality tells, of kinds across two what both tell. One
-JSON line for each kind and seed in benchmarks/results/kinds.jsonl; kinds.png shows all of them.
+The kinds are those of column_kinds.py, which were made for this, and those of published_kinds.py, which others
+published. The classifiers are those of bench_classifiers.py, each on held-out rows, with hindsight the best. Of kinds
+inside a modality it is what that modality tells, of kinds across two what both tell. One JSON line for each kind and
+seed in benchmarks/results/kinds.jsonl; kinds.png shows all of them.
 """
 
 import argparse
@@ -18,24 +19,27 @@ from typing import Any
 import numpy as np
 import torch
 from bench_classifiers import RESULTS, SLACK, proven
-from column_kinds import ALONE, KINDS
+from column_kinds import ACROSS, KINDS, named
 from environment import environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from published_kinds import PUBLISHED
 from tqdm import tqdm
 
 from ecsfusion.pid.estimate import fast_pid
+
+ALL = KINDS | PUBLISHED
 
 
 def measure(kind: str, rows: int, seed: int) -> dict[str, Any]:
     """One line."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    place = list(KINDS).index(kind)
-    first, second, labels = KINDS[kind](np.random.default_rng([seed, place]), rows)
+    place = list(ALL).index(kind)
+    first, second, labels = ALL[kind](np.random.default_rng([seed, place]), rows)
     first, second = (np.asarray(columns, dtype=np.float32) for columns in (first, second))
     labels = np.asarray(labels, dtype=np.int64)
-    across = place >= len(ALONE)
+    across = kind in named(*ACROSS)
     classifiers = proven(np.concatenate([first, second], 1) if across else first, labels)
     pid = fast_pid([torch.from_numpy(first), torch.from_numpy(second)], torch.from_numpy(labels))
     if pid.held_out is None:
@@ -72,26 +76,29 @@ def report(lines: list[dict[str, Any]]) -> str:
     return "\n".join(told)
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """A row for each kind: the best classifier, what is proven, and the limit, mean over seeds."""
-    kinds = list(dict.fromkeys(line["kind"] for line in lines))
-    figure = Figure(figsize=(8, 0.27 * len(kinds) + 1.3), layout="constrained")
+def draw(panels: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """A panel for each title, with a row for each kind: the best classifier, what is proven, and the limit."""
+    kinds = [list(dict.fromkeys(line["kind"] for line in lines)) for lines in panels.values()]
+    figure = Figure(figsize=(8 * len(panels), 0.27 * max(map(len, kinds)) + 1.3), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for part, marker, size, label in (
-        ("best", "|", 14, "best of scikit-learn's classifiers, held out"),
-        ("held_out", "o", 5, "fast_pid: proven on held-out rows"),
-        ("limit", "x", 5, "fast_pid: the limit for many rows"),
-    ):
-        values = [np.mean([line[part] for line in lines if line["kind"] == kind]) for kind in kinds]
-        axes.plot(values, range(len(kinds)), marker, markersize=size, markeredgewidth=1.6, label=label)
-    axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
-    axes.margins(y=0.02)
-    axes.invert_yaxis()
-    axes.set_xlabel("bits about the label")
-    axes.grid(axis="y", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=3)
+    sides = figure.subplots(ncols=len(panels), sharex=True, squeeze=False)[0]
+    for axes, names, (title, lines) in zip(sides, kinds, panels.items(), strict=True):
+        for part, marker, size, label in (
+            ("best", "|", 14, "best of scikit-learn's classifiers, held out"),
+            ("held_out", "o", 5, "fast_pid: proven on held-out rows"),
+            ("limit", "x", 5, "fast_pid: the limit for many rows"),
+        ):
+            values = [np.mean([line[part] for line in lines if line["kind"] == name]) for name in names]
+            axes.plot(values, range(len(names)), marker, markersize=size, markeredgewidth=1.6, label=label)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.margins(y=0.02)
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("bits about the label")
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = sides[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", frameon=False, fontsize=8, ncols=3)
     figure.savefig(path, dpi=130)
 
 
@@ -102,7 +109,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="only these")
+    parser.add_argument("--kinds", nargs="+", choices=ALL, default=list(ALL), help="only these")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -113,7 +120,11 @@ def main() -> None:
         lines = [line | machine for line in tqdm(found, total=len(asked), unit=" problems")]
     (options.output / "kinds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     print(report(lines))
-    draw(lines, options.output / "kinds.png")
+    panels = {
+        title: [line for line in lines if line["kind"] in group]
+        for title, group in (("made for this", KINDS), ("published by others", PUBLISHED))
+    }
+    draw({title: group for title, group in panels.items() if group}, options.output / "kinds.png")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def main() -> None:
     ]
     (options.output / "real_tables.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     print(report(lines))
-    draw(lines, options.output / "real_tables.png")
+    draw({"": lines}, options.output / "real_tables.png")
 
 
 if __name__ == "__main__":

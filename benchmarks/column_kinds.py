@@ -1,7 +1,8 @@
 """Kinds of columns that real tables and embeddings have, in two modalities: skewed, discrete, curved, in thresholds.
 
 Each is a function of a generator and a number of rows, to columns (N, D1) and (N, D2) and labels (N,). Of most the
-truth is not known, so what they tell is compared with what classifiers prove.
+truth is not known, so what they tell is compared with what classifiers prove. Problems that others published are in
+published_kinds.py.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Draw = Callable[[Generator, int], tuple[Array, Array, Array]]
+
+
+def named(*draws: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Functions by their names, as words."""
+    return {draw.__name__.replace("_", " "): draw for draw in draws}
 
 
 def beside_noise(draw: Callable[[Generator, int], tuple[Array, Array]]) -> Draw:
@@ -279,7 +285,7 @@ ALONE = (
 )
 ACROSS = (board_across, board_across_in_noise, spiral_across, correlation, rotations, product, distance)
 KINDS: dict[str, Draw] = {
-    **{draw.__name__.replace("_", " "): beside_noise(draw) for draw in ALONE},
-    **{draw.__name__.replace("_", " "): draw for draw in ACROSS},
+    **{name: beside_noise(draw) for name, draw in named(*ALONE).items()},
+    **named(*ACROSS),
 }
 """By name: those of one modality beside noise, and those across two."""

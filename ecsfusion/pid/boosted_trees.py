@@ -67,7 +67,9 @@ TRIAL = Plan(rounds=4, step=1.0, depth=5, columns=16, gradients=2)
 WHOLE = Plan(rounds=32, step=0.3, depth=6, columns=32, gradients=4)
 
 
-def tree_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
+def tree_readouts(
+    rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor, with_trial: bool = True
+) -> list[Tensor]:
     """Held-out logits (2, N, C) by boosted trees, or none where by halves they tell nothing new.
 
     Args:
@@ -75,19 +77,26 @@ def tree_readouts(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_pri
         sets: all training sets.
         known: (2, N, C) each, held-out logits of other readouts.
         log_prior: (C,).
+        with_trial: whether a trial on some rows decides first.
     """
     if rows.shape[1] > MAX_COLUMNS or len(rows) * sets.num_classes > MAX_VALUES:
         return []
-    places = some_rows(len(rows), rows.device, MAX_TRIAL_ROWS)
-    own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes).halves()
-    trial = boosted(fine_bins(rows[places]), own, TRIAL)
-    if not is_worth([trial], known, sets, places, log_prior):
+    if with_trial and not _trial_tells_more(rows, sets, known, log_prior):
         return []
     bins = fine_bins(rows)
     halves = boosted(bins, sets.halves(), WHOLE)
     if not tells_more([part[1] for part in known], [halves], sets.labels, log_prior):
         return []
     return [torch.stack([boosted(bins, sets.folds(), WHOLE), halves])]
+
+
+def _trial_tells_more(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> bool:
+    """Whether a few trees, grown on half of some rows, tell more of the other half than is known."""
+    number = min(len(rows), MAX_TRIAL_ROWS)
+    places = torch.arange(number, device=rows.device) * len(rows) // number
+    own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes)
+    trial = boosted(fine_bins(rows[places]), own.halves(), TRIAL)
+    return is_worth([trial], known, sets, places, log_prior)
 
 
 def fine_bins(rows: Tensor) -> Tensor:

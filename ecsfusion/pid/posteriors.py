@@ -180,6 +180,13 @@ def held_out_information(
     for names in sides:
         first, second = (read[tuple(side)] for side in names)
         both = read_pair(first, second, log_prior, random_seed)
+        if both.has_rules:
+            # Or what a side tells alone by rules, which its own trial has not shown, would seem to be synergy.
+            told = with_rules(first, log_prior), with_rules(second, log_prior)
+            if told[0] is not first or told[1] is not second:
+                first, second = told
+                read.update(zip(map(tuple, names), told, strict=True))
+                both = read_pair(first, second, log_prior, random_seed)
         known, by_row = known_of(first, second, both, prior, num_clusters, tolerance, random_seed)
         values.append(known)
         rows.append(by_row)
@@ -283,6 +290,18 @@ def read_side(
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
         pooled = own[best_of(own[:, 0], sets.labels)]
     return Side(sums, linear, pooled[:2], pooled[2], shape, is_tried, has_rules)
+
+
+def with_rules(side: Side, log_prior: Tensor) -> Side:
+    """The side with trees, without a trial, where these tell more by halves; else as it is."""
+    if side.has_rules or not side.is_tried or side.shape is None:
+        return side
+    sets, known = side.sums.sets, side.log_posterior - log_prior
+    rules = tree_readouts(side.sums.rows, sets, [known], log_prior, with_trial=False)
+    if not rules:
+        return side
+    pooled = pool(torch.stack([known, *rules], 1), sets.labels, log_prior).log_posterior
+    return side._replace(log_posterior=without_unseen(pooled, sets.unseen, log_prior), has_rules=True)
 
 
 def best_of(log_posteriors: Tensor, labels: Tensor) -> Tensor:
