@@ -33,6 +33,8 @@ MAX_VALUES = 1 << 21
 """The most rows times classes; each is a logit of every training set."""
 UNIT = 2.0**-16
 """Of the integers that stand for gradients: sums of `MAX_ROWS` of them stay under 2^31."""
+MIN_GAIN = 8.0
+"""Log-likelihood, in nats, that trees must add by halves: of rows that stand twice chance adds twice as much."""
 MAX_TRIAL_ROWS = 2048
 """The most rows of a trial."""
 
@@ -85,7 +87,7 @@ def tree_readouts(
         return []
     bins = fine_bins(rows)
     halves = boosted(bins, sets.halves(), WHOLE)
-    if not tells_more([part[1] for part in known], [halves], sets.labels, log_prior):
+    if not tells_more([part[1] for part in known], [halves], sets.labels, log_prior, MIN_GAIN):
         return []
     return [torch.stack([boosted(bins, sets.folds(), WHOLE), halves])]
 

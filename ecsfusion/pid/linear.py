@@ -572,8 +572,13 @@ def _scores_of(sides: list[LinearSums], weights: list[Tensor], offset: Tensor, r
     return _sum_of_scores(chosen, weights, offset)[0].T
 
 
-def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior: Tensor) -> bool:
-    """Whether held-out logits (N, C) tell the labels better with others than without them, by more than chance."""
+def tells_more(
+    known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior: Tensor, min_gain: float = MIN_GAIN
+) -> bool:
+    """Whether held-out logits (N, C) tell the labels better with others than without them, by more than chance.
+
+    In nats that are summed over the rows it must be more than `min_gain`.
+    """
     if not len(labels):
         return False
     step = max(1, -(-len(labels) // MAX_JUDGED_ROWS))
@@ -581,7 +586,7 @@ def tells_more(known: list[Tensor], new: list[Tensor], labels: Tensor, log_prior
     every = torch.stack([part[::step] for part in (*known, *new)])
     pooled = pool_with_part(every, len(known), labels, log_prior, MAX_COMPARED_ROWS)
     told = pooled.log_posterior.gather(2, labels.expand(2, -1).unsqueeze(2)).double().mean((1, 2))
-    return bool(told[0] - told[1] > max(MIN_GAIN / rows, MIN_GAIN_PER_ROW))
+    return bool(told[0] - told[1] > max(min_gain / rows, MIN_GAIN_PER_ROW))
 
 
 def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple[Tensor, float]:
