@@ -63,6 +63,20 @@ def test_a_rule_of_both_modalities_is_synergy():
     assert float(pid.synergy) > 0.6
 
 
+def test_a_rule_that_the_trial_of_a_side_has_missed_is_no_synergy(monkeypatch):
+    values, labels = rules(2500, 6, 2)
+    noise = torch.randn(2500, 2, generator=torch.Generator().manual_seed(1))
+    trial = boosted_trees._trial_tells_more
+
+    def of_both_alone(rows, *rest):
+        return rows.shape[1] > 6 and trial(rows, *rest)
+
+    monkeypatch.setattr(boosted_trees, "_trial_tells_more", of_both_alone)
+    pid = fast_pid([values, noise], labels)
+    assert float(pid.unique[0]) > 0.85 * bits_of(labels)
+    assert float(pid.synergy) < 0.02
+
+
 def random_tree(rows, columns, depth, classes, seed):
     """Columns of noise, labels drawn from the shares of the leaves of a random tree, and what it tells in bits."""
     generator = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2
-from ecsfusion.pid.posteriors import TINY, read_pair, read_sides
+from ecsfusion.pid.posteriors import TINY, read_both, read_sides
 
 
 @in_full_precision
@@ -38,8 +38,7 @@ def held_out_dependence(
     log_prior = prior.clamp_min(TINY).log().float()
     values = []
     for names in sides:
-        first, second = (read[tuple(side)] for side in names)
-        pair = read_pair(first, second, log_prior, random_seed)
+        first, _, pair = read_both(read, names, log_prior, random_seed)
         own = first.sums.sets.labels[:, None]
         gain = (pair.log_posterior[0] - pair.product).gather(1, own).double()
         values.append((gain.mean() / LN2).clamp_min(0.0))

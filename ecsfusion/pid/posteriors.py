@@ -178,15 +178,7 @@ def held_out_information(
     log_prior = prior.clamp_min(TINY).log().float()
     values, rows = [], []
     for names in sides:
-        first, second = (read[tuple(side)] for side in names)
-        both = read_pair(first, second, log_prior, random_seed)
-        if both.has_rules:
-            # Or what a side tells alone by rules, which its own trial has not shown, would seem to be synergy.
-            told = with_rules(first, log_prior), with_rules(second, log_prior)
-            if told[0] is not first or told[1] is not second:
-                first, second = told
-                read.update(zip(map(tuple, names), told, strict=True))
-                both = read_pair(first, second, log_prior, random_seed)
+        first, second, both = read_both(read, names, log_prior, random_seed)
         known, by_row = known_of(first, second, both, prior, num_clusters, tolerance, random_seed)
         values.append(known)
         rows.append(by_row)
@@ -290,6 +282,28 @@ def read_side(
         own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
         pooled = own[best_of(own[:, 0], sets.labels)]
     return Side(sums, linear, pooled[:2], pooled[2], shape, is_tried, has_rules)
+
+
+def read_both(
+    read: dict[tuple[str, ...], Side],
+    names: tuple[Sequence[str], Sequence[str]],
+    log_prior: Tensor,
+    random_seed: int,
+) -> tuple[Side, Side, Pair]:
+    """Two of the sides that `read_sides` read, and both together.
+
+    Where trees tell something of both, the sides are read with trees, too, and kept so: what a side tells alone by
+    rules, which its own trial has not shown, would seem to be synergy.
+    """
+    first, second = (read[tuple(side)] for side in names)
+    both = read_pair(first, second, log_prior, random_seed)
+    if both.has_rules:
+        told = with_rules(first, log_prior), with_rules(second, log_prior)
+        if told[0] is not first or told[1] is not second:
+            first, second = told
+            read.update(zip(map(tuple, names), told, strict=True))
+            both = read_pair(first, second, log_prior, random_seed)
+    return first, second, both
 
 
 def with_rules(side: Side, log_prior: Tensor) -> Side:
