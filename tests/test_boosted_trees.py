@@ -277,7 +277,7 @@ class Sums(TorchDispatchMode):
 
 
 def test_only_integers_are_cumulated():
-    values, labels = rules(400, 4, 1)
+    values, labels = rules(400, 6, 1)
     order, sets = sets_of(labels)
     with Sums() as sums:
         boosted(fine_bins(values[order]), sets.folds(), TRIAL)
