@@ -62,6 +62,7 @@ def test_a_rule_of_both_modalities_is_synergy():
     pid = fast_pid([first, second], labels)
     assert 0.8 < float(pid.held_out.joint_mutual_information) <= bits_of(torch.from_numpy(labels))
     assert float(pid.synergy) > 0.6
+    assert float(pid.synergy_interval[0]) > 0.6
 
 
 def random_tree(rows, columns, depth, classes, seed):
@@ -93,6 +94,16 @@ def test_intervals_know_that_there_may_be_more_rules_than_rows_show():
         assert float(pid.held_out.mutual_information[0]) < truth + 0.02
         assert 0.5 * truth < float(pid.unique[0])
     assert held >= 5
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are few")
+@pytest.mark.parametrize("seed", [0, 2])
+def test_rules_that_both_sides_together_show_better_may_be_no_synergy(seed):
+    """Each modality tells its own half of the label, which for the other is noise that hides its rules."""
+    first, one, _ = random_tree(1500, 6, 3, 3, seed)
+    second, other, _ = random_tree(1500, 6, 3, 3, seed + 100)
+    pid = fast_pid([first, second], 3 * one + other)
+    assert float(pid.synergy_interval[0]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*samples are few")

@@ -136,7 +136,10 @@ def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> list[Tensor]:
         values = (values / UNIT).round_().int().gather(2, some.unsqueeze(1).expand(-1, values.shape[1], -1))
         trees = grow(bins[some.unsqueeze(2), kept.unsqueeze(1)], values, kept, plan.depth, turn)
         curvature = posterior.mul_(1 - posterior).mul_(member.unsqueeze(1))
-        logits.add_(_steps(route(bins, trees), gradient, curvature, 1 << plan.depth), alpha=plan.stages[len(stages)][1])
+        logits.add_(
+            _steps(route(bins, trees), gradient, curvature, 1 << plan.depth),
+            alpha=plan.stages[len(stages)][1],
+        )
         if not turn and columns > plan.columns:
             kept = trees.told.topk(plan.columns).indices
         if turn + 1 == ends[len(stages)]:
