@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecsfusion import fast_pid
 from ecsfusion.pid import boosted_trees
@@ -61,6 +62,7 @@ def test_a_rule_of_both_modalities_is_synergy():
     pid = fast_pid([first, second], labels)
     assert 0.8 < float(pid.held_out.joint_mutual_information) <= bits_of(torch.from_numpy(labels))
     assert float(pid.synergy) > 0.6
+    assert float(pid.synergy_interval[0]) > 0.5
 
 
 def test_a_rule_that_the_trial_of_a_side_has_missed_is_no_synergy(monkeypatch):
@@ -95,6 +97,7 @@ def random_tree(rows, columns, depth, classes, seed):
     return values, labels, float((weight[:, None] * shares * ratio).sum())
 
 
+@pytest.mark.filterwarnings("ignore:.*samples are few")
 def test_intervals_know_that_there_may_be_more_rules_than_rows_show():
     held = 0
     for seed in range(6):
@@ -105,6 +108,26 @@ def test_intervals_know_that_there_may_be_more_rules_than_rows_show():
         assert float(pid.held_out.mutual_information[0]) < truth + 0.02
         assert 0.5 * truth < float(pid.unique[0])
     assert held >= 5
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are few")
+@pytest.mark.parametrize("seed", [0, 2])
+def test_rules_that_both_sides_together_show_better_may_be_no_synergy(seed):
+    """Each modality tells its own half of the label, which for the other is noise that hides its rules."""
+    first, one, _ = random_tree(1500, 6, 3, 3, seed)
+    second, other, _ = random_tree(1500, 6, 3, 3, seed + 100)
+    pid = fast_pid([first, second], 3 * one + other)
+    assert float(pid.synergy_interval[0]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are few")
+@pytest.mark.parametrize("seed", [0, 2])
+def test_rules_of_noisy_labels_are_not_learned_by_heart(seed):
+    """What trees of one modality have learned by heart the trees of both average out: it seems to be synergy."""
+    values, labels, truth = random_tree(3000, 10, 4, 10, seed)
+    pid = fast_pid([values, np.random.default_rng(seed).normal(size=(3000, 2))], labels)
+    assert float(pid.held_out.mutual_information[0]) > 0.71 * truth
+    assert float(pid.synergy) < 0.01
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -125,7 +148,7 @@ def test_a_row_is_read_by_trees_that_have_not_seen_its_label(plan):
     mine = sets.fold == 2
     other = torch.where(mine, (sets.labels + 1) % sets.num_classes, sets.labels)
     renamed = TrainingSets.make(sets.fold, FOLDS, other, sets.num_classes).folds()
-    before, after = boosted(bins, sets.folds(), plan), boosted(bins, renamed, plan)
+    before, after = boosted(bins, sets.folds(), plan)[-1], boosted(bins, renamed, plan)[-1]
     assert torch.equal(before[mine], after[mine])
     assert not torch.equal(before[~mine], after[~mine])
 
@@ -137,7 +160,7 @@ def test_halves_read_each_other():
     first = sets.fold < FOLDS // 2
     other = torch.where(first, sets.labels.flip(0), sets.labels)
     renamed = TrainingSets.make(sets.fold, FOLDS, other, sets.num_classes).halves()
-    before, after = boosted(bins, sets.halves(), TRIAL), boosted(bins, renamed, TRIAL)
+    before, after = boosted(bins, sets.halves(), TRIAL)[-1], boosted(bins, renamed, TRIAL)[-1]
     assert torch.equal(before[first], after[first])
     assert not torch.equal(before[~first], after[~first])
 
@@ -146,7 +169,7 @@ def test_more_rounds_tell_more():
     values, labels = rules(3000, 6, 4)
     order, sets = sets_of(labels)
     bins = fine_bins(values[order])
-    few, many = (boosted(bins, sets.folds(), WHOLE._replace(rounds=rounds)) for rounds in (2, 24))
+    few, many = boosted(bins, sets.folds(), WHOLE._replace(stages=((2, 0.3), (22, 0.3))))
     prior = float((sets.one_hot.mean(0).log() * sets.one_hot.mean(0)).sum())
     assert prior + 0.3 < told(few, sets) < told(many, sets) - 0.1
 
@@ -210,12 +233,12 @@ def test_rows_that_are_not_in_a_set_change_nothing():
 def test_order_of_rows_changes_nothing_and_that_of_columns_only_ties():
     values, labels = rules(1200, 7, 8)
     order, sets = sets_of(labels)
-    logits = boosted(fine_bins(values[order]), sets.folds(), WHOLE)
+    logits = boosted(fine_bins(values[order]), sets.folds(), WHOLE)[-1]
     mixed = torch.randperm(1200, generator=torch.Generator().manual_seed(3))
     other = TrainingSets.make(sets.fold[mixed], FOLDS, sets.labels[mixed], sets.num_classes)
-    again = boosted(fine_bins(values[order][mixed]), other.folds(), WHOLE)
+    again = boosted(fine_bins(values[order][mixed]), other.folds(), WHOLE)[-1]
     torch.testing.assert_close(again, logits[mixed], rtol=0, atol=1e-3)
-    columns = boosted(fine_bins(values[order].flip(1)), sets.folds(), WHOLE)
+    columns = boosted(fine_bins(values[order].flip(1)), sets.folds(), WHOLE)[-1]
     assert told(columns, sets) == pytest.approx(told(logits, sets), abs=0.02)
 
 
@@ -223,11 +246,11 @@ def test_many_rows_take_turns_in_choosing_splits(monkeypatch):
     values, labels = rules(3000, 6, 9)
     order, sets = sets_of(labels)
     bins = fine_bins(values[order])
-    whole = told(boosted(bins, sets.folds(), WHOLE), sets)
+    whole = told(boosted(bins, sets.folds(), WHOLE)[-1], sets)
     monkeypatch.setattr(boosted_trees, "MAX_ROWS", 1000)
-    turns = told(boosted(bins, sets.folds(), WHOLE), sets)
+    turns = told(boosted(bins, sets.folds(), WHOLE)[-1], sets)
     monkeypatch.setattr(boosted_trees, "MAX_ROWS", 64)
-    few = told(boosted(bins, sets.folds(), WHOLE), sets)
+    few = told(boosted(bins, sets.folds(), WHOLE)[-1], sets)
     assert whole - 0.1 < turns
     assert few < turns
 
@@ -261,5 +284,27 @@ def test_more_classes_than_gradients():
     values = generator.random((4000, 4))
     labels = (values[:, 0] * 3).astype(int) * 4 + (values[:, 1] * 4).astype(int)
     order, sets = sets_of(torch.from_numpy(labels))
-    logits = boosted(fine_bins(torch.from_numpy(values)[order].float()), sets.folds(), WHOLE)
+    logits = boosted(fine_bins(torch.from_numpy(values)[order].float()), sets.folds(), WHOLE)[-1]
     assert float((logits.argmax(1) == sets.labels).float().mean()) > 0.9
+
+
+class Sums(TorchDispatchMode):
+    """The dtypes of what is cumulated: of floats a GPU refuses it in deterministic mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name.removeprefix("aten::") in ("cumsum", "cumsum_"):
+            self.dtypes.add(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_integers_are_cumulated():
+    values, labels = rules(400, 6, 1)
+    order, sets = sets_of(labels)
+    with Sums() as sums:
+        boosted(fine_bins(values[order]), sets.folds(), TRIAL)
+    assert sums.dtypes
+    assert not any(dtype.is_floating_point for dtype in sums.dtypes)

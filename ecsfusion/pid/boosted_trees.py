@@ -6,6 +6,7 @@ at once: its splits serve the squared sums of their gradients, of many classes o
 sets grow side by side. Sums are of integers, so that the order of rows changes nothing.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -53,10 +54,8 @@ class Trees(NamedTuple):
 class Plan(NamedTuple):
     """How trees are grown."""
 
-    rounds: int
-    """Trees of each training set."""
-    step: float
-    """How much of a Newton step a leaf takes."""
+    stages: tuple[tuple[int, float], ...]
+    """Of each stage how many trees a training set grows, and how much of a Newton step their leaves take."""
     depth: int
     """Levels of splits."""
     columns: int
@@ -65,14 +64,15 @@ class Plan(NamedTuple):
     """The most gradients, or combinations of them, that choose the splits."""
 
 
-TRIAL = Plan(rounds=4, step=1.0, depth=5, columns=16, gradients=2)
-WHOLE = Plan(rounds=32, step=0.3, depth=6, columns=32, gradients=4)
+TRIAL = Plan(stages=((4, 1.0),), depth=5, columns=16, gradients=2)
+# What is known after the first stage is little fitted to noise, and after the second intricate rules are known, too.
+WHOLE = Plan(stages=((10, 0.1), (22, 0.4)), depth=6, columns=32, gradients=4)
 
 
 def tree_readouts(
     rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor, with_trial: bool = True
 ) -> list[Tensor]:
-    """Held-out logits (2, N, C) by boosted trees, or none where by halves they tell nothing new.
+    """Held-out logits (2, N, C) by boosted trees, of each stage, or none where by halves they tell nothing new.
 
     Args:
         rows: (N, D) standardized rows.
@@ -87,9 +87,10 @@ def tree_readouts(
         return []
     bins = fine_bins(rows)
     halves = boosted(bins, sets.halves(), WHOLE)
-    if not tells_more([part[1] for part in known], [halves], sets.labels, log_prior, MIN_GAIN):
+    if not tells_more([part[1] for part in known], halves, sets.labels, log_prior, MIN_GAIN):
         return []
-    return [torch.stack([boosted(bins, sets.folds(), WHOLE), halves])]
+    folds = boosted(bins, sets.folds(), WHOLE)
+    return [torch.stack(stage) for stage in zip(folds, halves, strict=True)]
 
 
 def _trial_tells_more(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> bool:
@@ -98,7 +99,7 @@ def _trial_tells_more(rows: Tensor, sets: TrainingSets, known: list[Tensor], log
     places = torch.arange(number, device=rows.device) * len(rows) // number
     own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes)
     trial = boosted(fine_bins(rows[places]), own.halves(), TRIAL)
-    return is_worth([trial], known, sets, places, log_prior)
+    return is_worth(trial, known, sets, places, log_prior)
 
 
 def fine_bins(rows: Tensor) -> Tensor:
@@ -109,8 +110,8 @@ def fine_bins(rows: Tensor) -> Tensor:
     return torch.searchsorted(edges, rows.T.contiguous()).T.to(torch.uint8).contiguous()
 
 
-def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> Tensor:
-    """Logits (N, C) of each row, less the prior, by trees of the training set that reads it.
+def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> list[Tensor]:
+    """Logits (N, C) of each row, less the prior, by all trees of its reader up to the end of each stage.
 
     Args:
         bins: (N, D) uint8, of `fine_bins`.
@@ -127,7 +128,9 @@ def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> Tensor:
     # (T, C, N)
     logits = torch.zeros(len(member), sets.num_classes, number, device=bins.device)
     kept = torch.arange(columns, device=bins.device).expand(len(member), -1)
-    for turn in range(plan.rounds):
+    stages: list[Tensor] = []
+    ends = list(accumulate(rounds for rounds, _ in plan.stages))
+    for turn in range(ends[-1]):
         posterior = torch.softmax(logits + start, 1)
         gradient = (label - posterior).mul_(member.unsqueeze(1))
         some = own[:, turn % stride :: stride]
@@ -135,10 +138,15 @@ def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> Tensor:
         values = (values / UNIT).round_().int().gather(2, some.unsqueeze(1).expand(-1, values.shape[1], -1))
         trees = grow(bins[some.unsqueeze(2), kept.unsqueeze(1)], values, kept, plan.depth, turn)
         curvature = posterior.mul_(1 - posterior).mul_(member.unsqueeze(1))
-        logits.add_(_steps(route(bins, trees), gradient, curvature, 1 << plan.depth), alpha=plan.step)
+        logits.add_(
+            _steps(route(bins, trees), gradient, curvature, 1 << plan.depth),
+            alpha=plan.stages[len(stages)][1],
+        )
         if not turn and columns > plan.columns:
             kept = trees.told.topk(plan.columns).indices
-    return logits[sets.reader[0], :, torch.arange(number, device=bins.device)]
+        if turn + 1 == ends[len(stages)]:
+            stages.append(logits[sets.reader[0], :, torch.arange(number, device=bins.device)])
+    return stages
 
 
 def grow(bins: Tensor, values: Tensor, kept: Tensor, depth: int, turn: int) -> Trees:
@@ -198,13 +206,14 @@ def _gain(sums: list[Tensor]) -> Tensor:
     Args:
         sums: (T, nodes, D, bins) int32 each: the rows in each bin, and the sums of their gradients.
     """
-    rows = sums[0].float().mul_(UNIT).cumsum(3)
+    # Of integers: deterministic mode refuses cumulated floats on a GPU.
+    rows = sums[0].cumsum(3, dtype=torch.int32).float().mul_(UNIT)
     whole = rows[..., -1:].clone()
     others = whole - rows
     is_large = torch.minimum(rows, others) >= MIN_ROWS_OF_LEAF
     left, right, together = torch.zeros_like(rows), torch.zeros_like(rows), torch.zeros_like(whole)
     for part in sums[1:]:
-        below = part.float().mul_(UNIT).cumsum(3)
+        below = part.cumsum(3, dtype=torch.int32).float().mul_(UNIT)
         every = below[..., -1:]
         together.addcmul_(every, every)
         above = every - below

@@ -153,6 +153,7 @@ def _decomposed(
     ]
     is_stopped = torch.zeros_like(known.product)
     hidden = [torch.zeros_like(known.product)] * len(parts)
+    rules = hidden[:3]
     if grows:
         largest = [largest_limit(part[0], label_bits) for part in parts]
         at_largest = [value >= (1 - TINY) * most for value, most in zip(values, largest, strict=True)]
@@ -164,9 +165,11 @@ def _decomposed(
         is_ruled = known.rules.bool()
         is_ruled[2] &= known.joint[0] - known.product > NOISE / (worth * LN2)
         share = (RULE_ROWS / worth).sqrt().clamp_max(1.0)
-        for place, value in enumerate(values[:3]):
-            rules = torch.where(is_ruled[place], share * (label_bits - value), 0.0)
-            hidden[place] = torch.maximum(hidden[place], rules)
+        rules = [
+            torch.where(is_ruled[place], share * (label_bits - value), 0.0)
+            for place, value in enumerate(values[:3])
+        ]
+        hidden[:3] = [torch.maximum(some, other) for some, other in zip(hidden[:3], rules, strict=True)]
     values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
@@ -218,6 +221,8 @@ def _decomposed(
         of_sides.sum(-1) > 0, torch.maximum(redundancy[..., 1], shared), redundancy[..., 1]
     )
     synergy[..., 1] = torch.maximum(synergy[..., 1], reached.synergy + hidden[2])
+    # What is hidden of a side both may show together: there the rules of the other explain noise that hides its own.
+    synergy[..., 0] = torch.minimum(synergy[..., 0], (reached.synergy - rules[0] - rules[1]).clamp_min(0.0))
     dependence = (known.joint[0] - known.product).clamp_min(0.0)
     floors = floor.expand_as(dependence)
     decomposition = reached._replace(
