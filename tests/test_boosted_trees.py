@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ecsfusion import fast_pid
+from ecsfusion import fast_pid, fast_pids
 from ecsfusion.pid import boosted_trees
 from ecsfusion.pid.boosted_trees import TRIAL, UNIT, WHOLE, boosted, fine_bins, grow, route, tree_readouts
+from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.linear import TrainingSets, standardize
 
 FOLDS = 6
@@ -77,6 +78,36 @@ def test_a_rule_that_the_trial_of_a_side_has_missed_is_no_synergy(monkeypatch):
     pid = fast_pid([values, noise], labels)
     assert float(pid.unique[0]) > 0.85 * bits_of(labels)
     assert float(pid.synergy) < 0.02
+
+
+@pytest.fixture
+def trials_see_rules_of_both_alone(monkeypatch):
+    """Of the 6 columns of rules a trial sees nothing, and of them beside 3 others it does."""
+    monkeypatch.setattr(boosted_trees, "_trial_tells_more", lambda rows, *_: rows.shape[1] == 9)
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are few")
+@pytest.mark.usefixtures("trials_see_rules_of_both_alone")
+def test_a_modality_tells_the_same_in_all_pairs():
+    """It is read with trees once the pair with the fewest columns has rules; with the 60 others no trees are grown."""
+    values, labels = rules(1500, 6, 2)
+    generator = torch.Generator().manual_seed(0)
+    wide, narrow = (torch.randn(1500, columns, generator=generator) for columns in (60, 3))
+    pids = fast_pids({"table": values, "wide": wide, "narrow": narrow}, labels)
+    told = [float(pids[f"table, {other}"].mutual_information[0]) for other in ("wide", "narrow", "rest")]
+    assert told[0] == told[1] == told[2]
+    assert 0.8 * bits_of(labels) < told[0]
+    assert float(pids["wide, rest"].mutual_information[1]) >= told[0]
+    assert float(pids["wide, rest"].synergy) < 0.02
+
+
+@pytest.mark.usefixtures("trials_see_rules_of_both_alone")
+def test_a_rule_of_one_modality_is_no_dependence():
+    values, labels = rules(1500, 6, 2)
+    narrow = torch.randn(1500, 3, generator=torch.Generator().manual_seed(0))
+    sides = [(("table",), ("narrow",))]
+    found = held_out_dependence({"table": values, "narrow": narrow}, labels, 4, sides, 0)
+    assert float(found[0]) < 0.02
 
 
 def random_tree(rows, columns, depth, classes, seed):

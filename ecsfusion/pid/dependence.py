@@ -12,7 +12,7 @@ from ecsfusion_kernels.precision import in_full_precision
 from torch import Tensor
 
 from ecsfusion.pid.decomposition import LN2
-from ecsfusion.pid.posteriors import TINY, read_both, read_sides
+from ecsfusion.pid.posteriors import TINY, Pair, Side, of_pairs, read_sides
 
 
 @in_full_precision
@@ -36,10 +36,10 @@ def held_out_dependence(
     """
     _, prior, read = read_sides(embeddings, labels, num_classes, sides, groups, random_seed)
     log_prior = prior.clamp_min(TINY).log().float()
-    values = []
-    for names in sides:
-        first, _, pair = read_both(read, names, log_prior, random_seed)
+
+    def beyond_product(first: Side, second: Side, both: Pair) -> Tensor:
         own = first.sums.sets.labels[:, None]
-        gain = (pair.log_posterior[0] - pair.product).gather(1, own).double()
-        values.append((gain.mean() / LN2).clamp_min(0.0))
-    return torch.stack(values)
+        gain = (both.log_posterior[0] - both.product).gather(1, own).double()
+        return (gain.mean() / LN2).clamp_min(0.0)
+
+    return torch.stack(of_pairs(beyond_product, sides, read, log_prior, random_seed))

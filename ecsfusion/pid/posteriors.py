@@ -10,8 +10,8 @@ Readouts fitted on half of the rows know less than those fitted on nearly all of
 many rows.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from ecsfusion_kernels import row_information
@@ -47,6 +47,8 @@ from ecsfusion.pid.shape import Shape, shape_of
 from ecsfusion.pid.span import in_their_span
 from ecsfusion.pid.trial import MIN_ROWS
 from ecsfusion.pid.union import Union, matched, union_information
+
+T = TypeVar("T")
 
 NUM_FOLDS = 6
 MAX_GROWTH = 2.0
@@ -176,12 +178,11 @@ def held_out_information(
     """
     folds, prior, read = read_sides(embeddings, labels, num_classes, sides, groups, random_seed)
     log_prior = prior.clamp_min(TINY).log().float()
-    values, rows = [], []
-    for names in sides:
-        first, second, both = read_both(read, names, log_prior, random_seed)
-        known, by_row = known_of(first, second, both, prior, num_clusters, tolerance, random_seed)
-        values.append(known)
-        rows.append(by_row)
+
+    def measured(first: Side, second: Side, both: Pair) -> tuple[Known, Tensor]:
+        return known_of(first, second, both, prior, num_clusters, tolerance, random_seed)
+
+    values, rows = zip(*of_pairs(measured, sides, read, log_prior, random_seed), strict=True)
     of_pair = ("product", "unresolved", "displaced")
     stacked = {
         name: torch.stack([getattr(v, name) for v in values], 0 if name in of_pair else 1)
@@ -236,6 +237,48 @@ def read_sides(
     return folds, prior, read
 
 
+def of_pairs(
+    measured: Callable[[Side, Side, Pair], T],
+    sides: Sequence[tuple[Sequence[str], Sequence[str]]],
+    read: dict[tuple[str, ...], Side],
+    log_prior: Tensor,
+    random_seed: int,
+) -> list[T]:
+    """What is measured of each pair of sides, which is read here.
+
+    Sides of a pair that has rules are read with trees, too: or what one tells alone by rules, which its own trial has
+    not shown, would seem to be synergy. Then so they are in all pairs, whatever the order of these.
+
+    Args:
+        measured: of both sides and of them together.
+        sides: pairs of sides; a side is some modalities.
+        read: each side by its modalities. Those that are read with trees, too, are replaced.
+        log_prior: (C,).
+        random_seed: of clusters.
+    """
+
+    def one(names: tuple[Sequence[str], Sequence[str]]) -> tuple[bool, T]:
+        first, second = (read[tuple(side)] for side in names)
+        both = read_pair(first, second, log_prior, random_seed)
+        return both.has_rules, measured(first, second, both)
+
+    found = [one(names) for names in sides]
+    before = dict(read)
+    with_trees = [
+        tuple(side) for names, (has_rules, _) in zip(sides, found, strict=True) for side in names if has_rules
+    ]
+    read.update({side: with_rules(read[side], log_prior) for side in dict.fromkeys(with_trees)})
+    for side in read:
+        members = [read[(name,)] for name in side]
+        if len(members) > 1 and any(read[(name,)] is not before[(name,)] for name in side):
+            read[side] = not_below_members(read[side], members)
+    is_new = [any(read[tuple(side)] is not before[tuple(side)] for side in names) for names in sides]
+    return [
+        one(names)[1] if again else value
+        for names, (_, value), again in zip(sides, found, is_new, strict=True)
+    ]
+
+
 def read_side(
     rows: Tensor,
     sets: TrainingSets,
@@ -277,33 +320,19 @@ def read_side(
             inner_searches(sums.halves(), linear.factor[number:], shape),
         )
     pooled = _pooled(lines, coarse + rules, searches, sets, log_prior, random_seed)
-    has_rules = bool(rules) or any(member.has_rules for member in members)
-    if members:
-        own = torch.stack([pooled, *(torch.cat([m.log_posterior, m.by_lines[None]]) for m in members)])
-        pooled = own[best_of(own[:, 0], sets.labels)]
-    return Side(sums, linear, pooled[:2], pooled[2], shape, is_tried, has_rules)
+    side = Side(sums, linear, pooled[:2], pooled[2], shape, is_tried, bool(rules))
+    return not_below_members(side, members) if members else side
 
 
-def read_both(
-    read: dict[tuple[str, ...], Side],
-    names: tuple[Sequence[str], Sequence[str]],
-    log_prior: Tensor,
-    random_seed: int,
-) -> tuple[Side, Side, Pair]:
-    """Two of the sides that `read_sides` read, and both together.
-
-    Where trees tell something of both, the sides are read with trees, too, and kept so: what a side tells alone by
-    rules, which its own trial has not shown, would seem to be synergy.
-    """
-    first, second = (read[tuple(side)] for side in names)
-    both = read_pair(first, second, log_prior, random_seed)
-    if both.has_rules:
-        told = with_rules(first, log_prior), with_rules(second, log_prior)
-        if told[0] is not first or told[1] is not second:
-            first, second = told
-            read.update(zip(map(tuple, names), told, strict=True))
-            both = read_pair(first, second, log_prior, random_seed)
-    return first, second, both
+def not_below_members(side: Side, members: Sequence[Side]) -> Side:
+    """The side with the posterior of that of its members that knows most, where this knows more than its own."""
+    every = [side, *members]
+    best = int(best_of(torch.stack([part.log_posterior[0] for part in every]), side.sums.sets.labels))
+    return side._replace(
+        log_posterior=every[best].log_posterior,
+        by_lines=every[best].by_lines,
+        has_rules=any(part.has_rules for part in every),
+    )
 
 
 def with_rules(side: Side, log_prior: Tensor) -> Side:
