@@ -30,7 +30,7 @@ MAX_SAMPLED_ROWS = 4096
 MIN_ROWS_OF_LEAF = 5
 PRIOR_ROWS = 1.0
 """Rows without a gradient that every leaf starts with."""
-MAX_VALUES = 1 << 21
+MAX_VALUES = 1 << 20
 """The most rows times classes; each is a logit of every training set."""
 UNIT = 2.0**-16
 """Of the integers that stand for gradients: sums of `MAX_ROWS` of them stay under 2^31."""
