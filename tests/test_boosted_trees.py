@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sorted_sets import FOLDS, sets_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecsfusion import fast_pid, fast_pids
@@ -10,16 +11,6 @@ from ecsfusion.pid import boosted_trees
 from ecsfusion.pid.boosted_trees import TRIAL, UNIT, WHOLE, boosted, fine_bins, grow, route, tree_readouts
 from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.linear import TrainingSets, standardize
-
-FOLDS = 6
-
-
-def sets_of(labels, seed=0):
-    """Training sets of rows that are sorted by fold and class, and the order of the rows."""
-    generator = torch.Generator().manual_seed(seed)
-    fold = torch.randint(FOLDS, labels.shape, generator=generator)
-    order = (fold * (int(labels.max()) + 1) + labels).argsort(stable=True)
-    return order, TrainingSets.make(fold[order], FOLDS, labels[order], int(labels.max()) + 1)
 
 
 def rules(rows, columns, seed):
@@ -171,29 +162,17 @@ def test_noise_grows_no_trees(seed, classes):
     assert tree_readouts(rows, sets, [torch.zeros(2, 1500, classes)], sets.one_hot.mean(0).log()) == []
 
 
-@pytest.mark.parametrize("plan", [TRIAL, WHOLE])
-def test_a_row_is_read_by_trees_that_have_not_seen_its_label(plan):
-    values, labels = rules(700, 6, 0)
+@pytest.mark.parametrize(("kind", "plan"), [("folds", TRIAL), ("folds", WHOLE), ("halves", TRIAL)])
+def test_a_row_is_read_by_trees_that_have_not_seen_its_label(kind, plan):
+    values, labels = rules(900, 6, 0)
     order, sets = sets_of(labels)
     bins = fine_bins(values[order])
-    mine = sets.fold == 2
+    mine = sets.fold == 2 if kind == "folds" else sets.fold < FOLDS // 2
     other = torch.where(mine, (sets.labels + 1) % sets.num_classes, sets.labels)
-    renamed = TrainingSets.make(sets.fold, FOLDS, other, sets.num_classes).folds()
-    before, after = boosted(bins, sets.folds(), plan)[-1], boosted(bins, renamed, plan)[-1]
+    renamed = TrainingSets.make(sets.fold, FOLDS, other, sets.num_classes)
+    before, after = (boosted(bins, getattr(each, kind)(), plan)[-1] for each in (sets, renamed))
     assert torch.equal(before[mine], after[mine])
     assert not torch.equal(before[~mine], after[~mine])
-
-
-def test_halves_read_each_other():
-    values, labels = rules(900, 6, 3)
-    order, sets = sets_of(labels)
-    bins = fine_bins(values[order])
-    first = sets.fold < FOLDS // 2
-    other = torch.where(first, sets.labels.flip(0), sets.labels)
-    renamed = TrainingSets.make(sets.fold, FOLDS, other, sets.num_classes).halves()
-    before, after = boosted(bins, sets.halves(), TRIAL)[-1], boosted(bins, renamed, TRIAL)[-1]
-    assert torch.equal(before[first], after[first])
-    assert not torch.equal(before[~first], after[~first])
 
 
 def test_more_rounds_tell_more():

@@ -3,21 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from sorted_sets import sets_of
 from torch.overrides import TorchFunctionMode
 
 from ecsfusion import fast_pid
 from ecsfusion.pid.column_pairs import COUNTS_PER_ROW, _edges, _gain, pair_readouts
-from ecsfusion.pid.linear import TrainingSets, standardize
-
-FOLDS = 6
-
-
-def sets_of(labels, seed=0):
-    """Training sets of rows that are sorted by fold and class, and the order of the rows."""
-    generator = torch.Generator().manual_seed(seed)
-    fold = torch.randint(FOLDS, labels.shape, generator=generator)
-    order = (fold * (int(labels.max()) + 1) + labels).argsort(stable=True)
-    return order, TrainingSets.make(fold[order], FOLDS, labels[order], int(labels.max()) + 1)
+from ecsfusion.pid.linear import standardize
 
 
 def board(rows, columns, seed, places=(1, 4)):
