@@ -14,6 +14,7 @@ from ecsfusion_kernels import uniform
 from torch import Tensor
 
 from ecsfusion.pid.binned import sorted_columns
+from ecsfusion.pid.components import components
 from ecsfusion.pid.linear import TrainingSets, tells_more
 from ecsfusion.pid.trial import is_worth, some_rows
 
@@ -72,7 +73,10 @@ WHOLE = Plan(stages=((10, 0.1), (22, 0.4)), depth=6, columns=32, gradients=4)
 def tree_readouts(
     rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor, with_trial: bool = True
 ) -> list[Tensor]:
-    """Held-out logits (2, N, C) by boosted trees, of each stage, or none where by halves they tell nothing new.
+    """Held-out logits (2, N, C) by boosted trees, or none where by halves they tell nothing new.
+
+    They are the components of those of each stage: what trees learn of noise between some classes would hide what they
+    tell of others.
 
     Args:
         rows: (N, D) standardized rows.
@@ -90,7 +94,11 @@ def tree_readouts(
     if not tells_more([part[1] for part in known], halves, sets.labels, log_prior, MIN_GAIN):
         return []
     folds = boosted(bins, sets.folds(), WHOLE)
-    return [torch.stack(stage) for stage in zip(folds, halves, strict=True)]
+    return [
+        torch.stack(both)
+        for stage in zip(folds, halves, strict=True)
+        for both in zip(*(components(logits, sets) for logits in stage), strict=True)
+    ]
 
 
 def _trial_tells_more(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> bool:
