@@ -90,15 +90,16 @@ def tree_readouts(
     if with_trial and not _trial_tells_more(rows, sets, known, log_prior):
         return []
     bins = fine_bins(rows)
-    halves = boosted(bins, sets.halves(), WHOLE)
+    halves = _components(boosted(bins, sets.halves(), WHOLE), sets)
     if not tells_more([part[1] for part in known], halves, sets.labels, log_prior, MIN_GAIN):
         return []
-    folds = boosted(bins, sets.folds(), WHOLE)
-    return [
-        torch.stack(both)
-        for stage in zip(folds, halves, strict=True)
-        for both in zip(*(components(logits, sets) for logits in stage), strict=True)
-    ]
+    folds = _components(boosted(bins, sets.folds(), WHOLE), sets)
+    return [torch.stack(both) for both in zip(folds, halves, strict=True)]
+
+
+def _components(stages: list[Tensor], sets: TrainingSets) -> list[Tensor]:
+    """The components (N, C) of the logits (N, C) of each stage."""
+    return [part for logits in stages for part in components(logits, sets)]
 
 
 def _trial_tells_more(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> bool:
@@ -106,7 +107,7 @@ def _trial_tells_more(rows: Tensor, sets: TrainingSets, known: list[Tensor], log
     number = min(len(rows), MAX_TRIAL_ROWS)
     places = torch.arange(number, device=rows.device) * len(rows) // number
     own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes)
-    trial = boosted(fine_bins(rows[places]), own.halves(), TRIAL)
+    trial = _components(boosted(fine_bins(rows[places]), own.halves(), TRIAL), own)
     return is_worth(trial, known, sets, places, log_prior)
 
 
