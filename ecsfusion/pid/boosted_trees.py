@@ -16,10 +16,12 @@ from torch import Tensor
 from ecsfusion.pid.binned import sorted_columns
 from ecsfusion.pid.components import components
 from ecsfusion.pid.linear import TrainingSets, tells_more
-from ecsfusion.pid.trial import is_worth, some_rows
+from ecsfusion.pid.pooling import pool
+from ecsfusion.pid.screening import telling_columns
+from ecsfusion.pid.trial import some_rows
 
 MAX_COLUMNS = 128
-"""With more columns no tree is grown: no single column of an embedding has a meaning."""
+"""Of more columns, those that tell most by one threshold are split, by training set."""
 FINE_BINS = 256
 """Of each column, with about equally many values."""
 JOINED = 8
@@ -37,6 +39,12 @@ UNIT = 2.0**-16
 """Of the integers that stand for gradients: sums of `MAX_ROWS` of them stay under 2^31."""
 MIN_GAIN = 8.0
 """Log-likelihood, in nats, that trees must add by halves: of rows that stand twice chance adds twice as much."""
+MIN_GAIN_OF_TRIAL = 2.0
+"""And in a trial, which costs little."""
+MIN_GAIN_OF_COMPONENTS = 16.0
+"""And that the components of their logits must add, whose weights take chance for more,"""
+MIN_GAIN_OF_COMPONENTS_OF_TRIAL = 8.0
+"""and in a trial."""
 MAX_TRIAL_ROWS = 2048
 """The most rows of a trial."""
 
@@ -50,6 +58,19 @@ class Trees(NamedTuple):
     """(T, 2^l) int64: and the largest of its fine bins that goes to the first child."""
     told: Tensor
     """(T, M): the most that one threshold of each column tells at a node."""
+
+
+class Bins(NamedTuple):
+    """Rows by the bins of their columns."""
+
+    rows: Tensor
+    """(N, D) uint8."""
+    kept: Tensor
+    """(T, M) int64: the columns of each training set that may be split."""
+
+    def of_sets(self, some: slice) -> "Bins":
+        """Those of some training sets."""
+        return self._replace(kept=self.kept[some])
 
 
 class Plan(NamedTuple):
@@ -85,16 +106,17 @@ def tree_readouts(
         log_prior: (C,).
         with_trial: whether a trial on some rows decides first.
     """
-    if rows.shape[1] > MAX_COLUMNS or len(rows) * sets.num_classes > MAX_VALUES:
+    if len(rows) * sets.num_classes > MAX_VALUES:
         return []
     if with_trial and not _trial_tells_more(rows, sets, known, log_prior):
         return []
-    bins = fine_bins(rows)
-    halves = _components(boosted(bins, sets.halves(), WHOLE), sets)
-    if not tells_more([part[1] for part in known], halves, sets.labels, log_prior, MIN_GAIN):
+    bins, number = binned(rows, sets), sets.num_folds
+    halves = boosted(bins.of_sets(slice(number, None)), sets.halves(), WHOLE)
+    if not _tell_more(halves, [part[1] for part in known], sets, log_prior, MIN_GAIN, MIN_GAIN_OF_COMPONENTS):
         return []
-    folds = _components(boosted(bins, sets.folds(), WHOLE), sets)
-    return [torch.stack(both) for both in zip(folds, halves, strict=True)]
+    folds = boosted(bins.of_sets(slice(number)), sets.folds(), WHOLE)
+    parts = [_components(stages, sets) for stages in (folds, halves)]
+    return [torch.stack(both) for both in zip(*parts, strict=True)]
 
 
 def _components(stages: list[Tensor], sets: TrainingSets) -> list[Tensor]:
@@ -102,13 +124,46 @@ def _components(stages: list[Tensor], sets: TrainingSets) -> list[Tensor]:
     return [part for logits in stages for part in components(logits, sets)]
 
 
+def _tell_more(
+    stages: list[Tensor],
+    known: list[Tensor],
+    sets: TrainingSets,
+    log_prior: Tensor,
+    min_gain: float,
+    min_gain_of_components: float,
+) -> bool:
+    """Whether logits (N, C) of trees tell what others (N, C) do not, or their components what those of these do not.
+
+    Both are held out, by halves.
+    """
+    if tells_more(known, stages, sets.labels, log_prior, min_gain):
+        return True
+    if sets.num_classes < 3:
+        return False
+    pooled = pool(torch.stack(known).unsqueeze(0), sets.labels, log_prior).log_posterior[0] - log_prior
+    base, parts = components(pooled, sets), _components(stages, sets)
+    return tells_more(base, parts, sets.labels, log_prior, min_gain_of_components)
+
+
 def _trial_tells_more(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> bool:
     """Whether a few trees, grown on half of some rows, tell more of the other half than is known."""
     number = min(len(rows), MAX_TRIAL_ROWS)
     places = torch.arange(number, device=rows.device) * len(rows) // number
     own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes)
-    trial = _components(boosted(fine_bins(rows[places]), own.halves(), TRIAL), own)
-    return is_worth(trial, known, sets, places, log_prior)
+    halves = own.halves()
+    trial = boosted(binned(rows[places], halves), halves, TRIAL)
+    least = MIN_GAIN_OF_TRIAL, MIN_GAIN_OF_COMPONENTS_OF_TRIAL
+    return _tell_more(trial, [part[1, places] for part in known], own, log_prior, *least)
+
+
+def binned(rows: Tensor, sets: TrainingSets) -> Bins:
+    """The bins of rows (N, D), of those columns alone that some of the training sets keep."""
+    columns = rows.shape[1]
+    if columns <= MAX_COLUMNS:
+        return Bins(fine_bins(rows), torch.arange(columns, device=rows.device).expand(len(sets.counts), -1))
+    kept = telling_columns(rows, sets, MAX_COLUMNS)
+    used = kept.unique()
+    return Bins(fine_bins(rows[:, used]), torch.searchsorted(used, kept))
 
 
 def fine_bins(rows: Tensor) -> Tensor:
@@ -119,15 +174,16 @@ def fine_bins(rows: Tensor) -> Tensor:
     return torch.searchsorted(edges, rows.T.contiguous()).T.to(torch.uint8).contiguous()
 
 
-def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> list[Tensor]:
+def boosted(bins: Bins, sets: TrainingSets, plan: Plan) -> list[Tensor]:
     """Logits (N, C) of each row, less the prior, by all trees of its reader up to the end of each stage.
 
     Args:
-        bins: (N, D) uint8, of `fine_bins`.
+        bins: of all rows, and of these training sets.
         sets: T training sets with one reader of each row.
         plan: of the trees.
     """
-    number, columns = bins.shape
+    rows, kept = bins
+    number = len(rows)
     member = sets.member.T.contiguous()
     # (T, R): the rows of each set, and of smaller ones some that are not in it.
     own = member.argsort(dim=1, descending=True, stable=True)[:, : int(sets.sizes.max())]
@@ -135,8 +191,7 @@ def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> list[Tensor]:
     label = sets.one_hot.T.contiguous()
     start = sets.log_prior.unsqueeze(2)
     # (T, C, N)
-    logits = torch.zeros(len(member), sets.num_classes, number, device=bins.device)
-    kept = torch.arange(columns, device=bins.device).expand(len(member), -1)
+    logits = torch.zeros(len(member), sets.num_classes, number, device=rows.device)
     stages: list[Tensor] = []
     ends = list(accumulate(rounds for rounds, _ in plan.stages))
     for turn in range(ends[-1]):
@@ -145,16 +200,16 @@ def boosted(bins: Tensor, sets: TrainingSets, plan: Plan) -> list[Tensor]:
         some = own[:, turn % stride :: stride]
         values = torch.cat([member.unsqueeze(1), _combined(gradient, plan.gradients, turn)], 1)
         values = (values / UNIT).round_().int().gather(2, some.unsqueeze(1).expand(-1, values.shape[1], -1))
-        trees = grow(bins[some.unsqueeze(2), kept.unsqueeze(1)], values, kept, plan.depth, turn)
+        trees = grow(rows[some.unsqueeze(2), kept.unsqueeze(1)], values, kept, plan.depth, turn)
         curvature = posterior.mul_(1 - posterior).mul_(member.unsqueeze(1))
         logits.add_(
-            _steps(route(bins, trees), gradient, curvature, 1 << plan.depth),
+            _steps(route(rows, trees), gradient, curvature, 1 << plan.depth),
             alpha=plan.stages[len(stages)][1],
         )
-        if not turn and columns > plan.columns:
-            kept = trees.told.topk(plan.columns).indices
+        if not turn and kept.shape[1] > plan.columns:
+            kept = kept.gather(1, trees.told.topk(plan.columns).indices)
         if turn + 1 == ends[len(stages)]:
-            stages.append(logits[sets.reader[0], :, torch.arange(number, device=bins.device)])
+            stages.append(logits[sets.reader[0], :, torch.arange(number, device=rows.device)])
     return stages
 
 
