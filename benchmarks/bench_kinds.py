@@ -6,6 +6,11 @@ The kinds are those of column_kinds.py, which were made for this, and those of p
 published. The classifiers are those of bench_classifiers.py, each on held-out rows, with hindsight the best. Of kinds
 inside a modality it is what that modality tells, of kinds across two what both tell. One JSON line for each kind and
 seed in benchmarks/results/kinds.jsonl; kinds.png shows all of them.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_kinds.py --columns 300 --seeds 1 --processes 2
+
+measures the kinds inside a modality among columns of noise, 300 in all, each a shuffled copy of a column that is there;
+in kinds_wide.jsonl and kinds_wide.png.
 """
 
 import argparse
@@ -23,21 +28,32 @@ from column_kinds import ACROSS, KINDS, named
 from environment import environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from published_kinds import PUBLISHED
 from tqdm import tqdm
 
 from ecsfusion.pid.estimate import fast_pid
 
 ALL = KINDS | PUBLISHED
+Columns = NDArray[np.float32]
 
 
-def measure(kind: str, rows: int, seed: int) -> dict[str, Any]:
+def among_noise(columns: Columns, number: int, generator: np.random.Generator) -> Columns:
+    """The columns (N, D), and so many shuffled copies of them in turn that there are `number`."""
+    copied = columns[:, np.arange(number - columns.shape[1]) % columns.shape[1]]
+    return np.concatenate([columns, generator.permuted(copied, axis=0)], 1)
+
+
+def measure(kind: str, rows: int, seed: int, columns: int | None) -> dict[str, Any]:
     """One line."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     place = list(ALL).index(kind)
-    first, second, labels = ALL[kind](np.random.default_rng([seed, place]), rows)
-    first, second = (np.asarray(columns, dtype=np.float32) for columns in (first, second))
+    generator = np.random.default_rng([seed, place])
+    first, second, labels = ALL[kind](generator, rows)
+    first, second = (np.asarray(part, dtype=np.float32) for part in (first, second))
+    if columns is not None and columns > first.shape[1]:
+        first = among_noise(first, columns, generator)
     labels = np.asarray(labels, dtype=np.int64)
     across = kind in named(*ACROSS)
     classifiers = proven(np.concatenate([first, second], 1) if across else first, labels)
@@ -53,6 +69,7 @@ def measure(kind: str, rows: int, seed: int) -> dict[str, Any]:
         "kind": kind,
         "across": across,
         "rows": rows,
+        "columns": first.shape[1],
         "seed": seed,
         "limit": round(limit, 4),
         "held_out": round(held_out, 4),
@@ -110,21 +127,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=ALL, default=list(ALL), help="only these")
+    parser.add_argument(
+        "--columns", type=int, help="of noise and the kind together, of kinds inside a modality"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     machine = environment("scikit-learn")
-    asked = [(kind, options.rows, seed) for kind in options.kinds for seed in range(options.seeds)]
+    kinds = [kind for kind in options.kinds if options.columns is None or kind not in named(*ACROSS)]
+    asked = [(kind, options.rows, seed, options.columns) for kind in kinds for seed in range(options.seeds)]
+    name = "kinds" if options.columns is None else "kinds_wide"
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         found = pool.map(measure, *zip(*asked, strict=True))
         lines = [line | machine for line in tqdm(found, total=len(asked), unit=" problems")]
-    (options.output / "kinds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (options.output / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     print(report(lines))
     panels = {
         title: [line for line in lines if line["kind"] in group]
         for title, group in (("made for this", KINDS), ("published by others", PUBLISHED))
     }
-    draw({title: group for title, group in panels.items() if group}, options.output / "kinds.png")
+    draw({title: group for title, group in panels.items() if group}, options.output / f"{name}.png")
 
 
 if __name__ == "__main__":
