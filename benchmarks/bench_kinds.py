@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_classifiers import RESULTS, SLACK, proven
+from bench_classifiers import MAX_BOOSTED, RESULTS, SLACK, proven
 from column_kinds import ACROSS, KINDS, named
 from environment import environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +56,8 @@ def measure(kind: str, rows: int, seed: int, columns: int | None) -> dict[str, A
         first = among_noise(first, columns, generator)
     labels = np.asarray(labels, dtype=np.int64)
     across = kind in named(*ACROSS)
-    classifiers = proven(np.concatenate([first, second], 1) if across else first, labels)
+    both = np.concatenate([first, second], 1) if across else first
+    classifiers = proven(both, labels, MAX_BOOSTED if columns is None else 16 * columns)
     pid = fast_pid([torch.from_numpy(first), torch.from_numpy(second)], torch.from_numpy(labels))
     if pid.held_out is None:
         raise RuntimeError("fast_pid returned no held-out values.")
