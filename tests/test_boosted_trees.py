@@ -8,7 +8,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecsfusion import fast_pid, fast_pids
 from ecsfusion.pid import boosted_trees
-from ecsfusion.pid.boosted_trees import TRIAL, UNIT, WHOLE, boosted, fine_bins, grow, route, tree_readouts
+from ecsfusion.pid.boosted_trees import (
+    TRIAL,
+    UNIT,
+    WHOLE,
+    binned,
+    boosted,
+    fine_bins,
+    grow,
+    route,
+    tree_readouts,
+)
 from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.linear import TrainingSets, standardize
 
@@ -34,7 +44,7 @@ def told(logits, sets):
     return float(torch.log_softmax(logits + log_prior, 1).gather(1, sets.labels[:, None]).mean())
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(3000, 8), (3000, 100)])
+@pytest.mark.parametrize(("rows", "columns"), [(3000, 8), (3000, 100), (3000, 400)])
 def test_rules_of_several_columns_are_known(rows, columns):
     values, labels = rules(rows, columns, rows + columns)
     noise = torch.randn(rows, 3, generator=torch.Generator().manual_seed(1))
@@ -55,6 +65,21 @@ def test_a_rule_of_both_modalities_is_synergy():
     assert 0.8 < float(pid.held_out.joint_mutual_information) <= bits_of(torch.from_numpy(labels))
     assert float(pid.synergy) > 0.6
     assert float(pid.synergy_interval[0]) > 0.5
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are few")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rows", [600, 2000])
+def test_two_rules_of_which_each_modality_tells_one_are_unique(rows, seed):
+    """Each side learns noise about the other's rule, which the two together do not: it seemed to be synergy."""
+    generator = np.random.default_rng(seed)
+    first, second = generator.normal(size=(2, rows, 6))
+    one, other = (np.where(part[:, 0] > 0.2, part[:, 1] > 0, part[:, 2] > 0) for part in (first, second))
+    pid = fast_pid([first, second], (2 * one + other).astype(np.int64))
+    assert float(pid.synergy_interval[0]) < 0.01
+    assert float(pid.synergy) < 0.06
+    assert float(pid.redundancy) < 0.06
+    assert float(pid.unique.min()) > 0.85
 
 
 def test_a_rule_that_the_trial_of_a_side_has_missed_is_no_synergy(monkeypatch):
@@ -163,14 +188,15 @@ def test_noise_grows_no_trees(seed, classes):
 
 
 @pytest.mark.parametrize(("kind", "plan"), [("folds", TRIAL), ("folds", WHOLE), ("halves", TRIAL)])
-def test_a_row_is_read_by_trees_that_have_not_seen_its_label(kind, plan):
-    values, labels = rules(900, 6, 0)
+@pytest.mark.parametrize("columns", [6, 200])
+def test_a_row_is_read_by_trees_that_have_not_seen_its_label(columns, kind, plan):
+    values, labels = rules(900, columns, 0)
     order, sets = sets_of(labels)
-    bins = fine_bins(values[order])
     mine = sets.fold == 2 if kind == "folds" else sets.fold < FOLDS // 2
     other = torch.where(mine, (sets.labels + 1) % sets.num_classes, sets.labels)
     renamed = TrainingSets.make(sets.fold, FOLDS, other, sets.num_classes)
-    before, after = (boosted(bins, getattr(each, kind)(), plan)[-1] for each in (sets, renamed))
+    some = [getattr(each, kind)() for each in (sets, renamed)]
+    before, after = (boosted(binned(values[order], each), each, plan)[-1] for each in some)
     assert torch.equal(before[mine], after[mine])
     assert not torch.equal(before[~mine], after[~mine])
 
@@ -178,8 +204,8 @@ def test_a_row_is_read_by_trees_that_have_not_seen_its_label(kind, plan):
 def test_more_rounds_tell_more():
     values, labels = rules(3000, 6, 4)
     order, sets = sets_of(labels)
-    bins = fine_bins(values[order])
-    few, many = boosted(bins, sets.folds(), WHOLE._replace(stages=((2, 0.3), (22, 0.3))))
+    sets = sets.folds()
+    few, many = boosted(binned(values[order], sets), sets, WHOLE._replace(stages=((2, 0.3), (22, 0.3))))
     prior = float((sets.one_hot.mean(0).log() * sets.one_hot.mean(0)).sum())
     assert prior + 0.3 < told(few, sets) < told(many, sets) - 0.1
 
@@ -243,24 +269,26 @@ def test_rows_that_are_not_in_a_set_change_nothing():
 def test_order_of_rows_changes_nothing_and_that_of_columns_only_ties():
     values, labels = rules(1200, 7, 8)
     order, sets = sets_of(labels)
-    logits = boosted(fine_bins(values[order]), sets.folds(), WHOLE)[-1]
+    sets = sets.folds()
+    logits = boosted(binned(values[order], sets), sets, WHOLE)[-1]
     mixed = torch.randperm(1200, generator=torch.Generator().manual_seed(3))
     other = TrainingSets.make(sets.fold[mixed], FOLDS, sets.labels[mixed], sets.num_classes)
-    again = boosted(fine_bins(values[order][mixed]), other.folds(), WHOLE)[-1]
+    again = boosted(binned(values[order][mixed], other.folds()), other.folds(), WHOLE)[-1]
     torch.testing.assert_close(again, logits[mixed], rtol=0, atol=1e-3)
-    columns = boosted(fine_bins(values[order].flip(1)), sets.folds(), WHOLE)[-1]
+    columns = boosted(binned(values[order].flip(1), sets), sets, WHOLE)[-1]
     assert told(columns, sets) == pytest.approx(told(logits, sets), abs=0.02)
 
 
 def test_many_rows_take_turns_in_choosing_splits(monkeypatch):
     values, labels = rules(3000, 6, 9)
     order, sets = sets_of(labels)
-    bins = fine_bins(values[order])
-    whole = told(boosted(bins, sets.folds(), WHOLE)[-1], sets)
+    sets = sets.folds()
+    bins = binned(values[order], sets)
+    whole = told(boosted(bins, sets, WHOLE)[-1], sets)
     monkeypatch.setattr(boosted_trees, "MAX_ROWS", 1000)
-    turns = told(boosted(bins, sets.folds(), WHOLE)[-1], sets)
+    turns = told(boosted(bins, sets, WHOLE)[-1], sets)
     monkeypatch.setattr(boosted_trees, "MAX_ROWS", 64)
-    few = told(boosted(bins, sets.folds(), WHOLE)[-1], sets)
+    few = told(boosted(bins, sets, WHOLE)[-1], sets)
     assert whole - 0.1 < turns
     assert few < turns
 
@@ -281,11 +309,10 @@ def test_bins_have_equally_many_rows_and_keep_the_order():
     )
 
 
-@pytest.mark.parametrize("shape", [(400, 129, 2), (40_000, 2, 60)])
-def test_too_much_grows_no_trees(shape):
-    rows, columns, classes = shape
+def test_too_much_grows_no_trees():
+    rows, classes = 40_000, 60
     order, sets = sets_of(torch.arange(rows) % classes)
-    values = (torch.arange(rows) % classes)[order, None].expand(-1, columns).float()
+    values = (torch.arange(rows) % classes)[order, None].float()
     assert tree_readouts(values, sets, [torch.zeros(2, rows, classes)], torch.full((classes,), -1.0)) == []
 
 
@@ -294,7 +321,8 @@ def test_more_classes_than_gradients():
     values = generator.random((4000, 4))
     labels = (values[:, 0] * 3).astype(int) * 4 + (values[:, 1] * 4).astype(int)
     order, sets = sets_of(torch.from_numpy(labels))
-    logits = boosted(fine_bins(torch.from_numpy(values)[order].float()), sets.folds(), WHOLE)[-1]
+    sets = sets.folds()
+    logits = boosted(binned(torch.from_numpy(values)[order].float(), sets), sets, WHOLE)[-1]
     assert float((logits.argmax(1) == sets.labels).float().mean()) > 0.9
 
 
@@ -315,6 +343,6 @@ def test_only_integers_are_cumulated():
     values, labels = rules(400, 6, 1)
     order, sets = sets_of(labels)
     with Sums() as sums:
-        boosted(fine_bins(values[order]), sets.folds(), TRIAL)
+        boosted(binned(values[order], sets.folds()), sets.folds(), TRIAL)
     assert sums.dtypes
     assert not any(dtype.is_floating_point for dtype in sums.dtypes)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ecsfusion.pid.cholesky import half_solved, transposed_solved
 from ecsfusion.pid.linear import LinearSums, TrainingSets
 
-SHRINKAGE = 1e-3
+SHRINKAGE = 0.03
 """The share of the covariance of logits that is replaced by the identity: logits of C classes have C - 1 directions."""
 
 
