@@ -6,6 +6,7 @@ at once: its splits serve the squared sums of their gradients, of many classes o
 sets grow side by side. Sums are of integers, so that the order of rows changes nothing.
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -92,7 +93,11 @@ WHOLE = Plan(stages=((10, 0.1), (22, 0.4)), depth=6, columns=32, gradients=4)
 
 
 def tree_readouts(
-    rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor, with_trial: bool = True
+    sides: Sequence[Tensor],
+    sets: TrainingSets,
+    known: list[Tensor],
+    log_prior: Tensor,
+    with_trial: bool = True,
 ) -> list[Tensor]:
     """Held-out logits (2, N, C) by boosted trees, or none where by halves they tell nothing new.
 
@@ -100,17 +105,17 @@ def tree_readouts(
     tell of others.
 
     Args:
-        rows: (N, D) standardized rows.
+        sides: (N, D_s) standardized rows, of one side or of several together.
         sets: all training sets.
         known: (2, N, C) each, held-out logits of other readouts.
         log_prior: (C,).
         with_trial: whether a trial on some rows decides first.
     """
-    if len(rows) * sets.num_classes > MAX_VALUES:
+    if len(sets.labels) * sets.num_classes > MAX_VALUES:
         return []
-    if with_trial and not _trial_tells_more(rows, sets, known, log_prior):
+    if with_trial and not _trial_tells_more(sides, sets, known, log_prior):
         return []
-    bins, number = binned(rows, sets), sets.num_folds
+    bins, number = binned(sides, sets), sets.num_folds
     halves = boosted(bins.of_sets(slice(number, None)), sets.halves(), WHOLE)
     if not _tell_more(halves, [part[1] for part in known], sets, log_prior, MIN_GAIN, MIN_GAIN_OF_COMPONENTS):
         return []
@@ -145,25 +150,34 @@ def _tell_more(
     return tells_more(base, parts, sets.labels, log_prior, min_gain_of_components)
 
 
-def _trial_tells_more(rows: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor) -> bool:
+def _trial_tells_more(
+    sides: Sequence[Tensor], sets: TrainingSets, known: list[Tensor], log_prior: Tensor
+) -> bool:
     """Whether a few trees, grown on half of some rows, tell more of the other half than is known."""
-    number = min(len(rows), MAX_TRIAL_ROWS)
-    places = torch.arange(number, device=rows.device) * len(rows) // number
+    rows = len(sets.labels)
+    number = min(rows, MAX_TRIAL_ROWS)
+    places = torch.arange(number, device=sets.labels.device) * rows // number
     own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes)
     halves = own.halves()
-    trial = boosted(binned(rows[places], halves), halves, TRIAL)
+    trial = boosted(binned([rows[places] for rows in sides], halves), halves, TRIAL)
     least = MIN_GAIN_OF_TRIAL, MIN_GAIN_OF_COMPONENTS_OF_TRIAL
     return _tell_more(trial, [part[1, places] for part in known], own, log_prior, *least)
 
 
-def binned(rows: Tensor, sets: TrainingSets) -> Bins:
-    """The bins of rows (N, D), of those columns alone that some of the training sets keep."""
-    columns = rows.shape[1]
+def binned(sides: Sequence[Tensor], sets: TrainingSets) -> Bins:
+    """The bins of the rows (N, D_s) of all sides, of those columns alone that some of the training sets keep."""
+    columns = sum(rows.shape[1] for rows in sides)
     if columns <= MAX_COLUMNS:
-        return Bins(fine_bins(rows), torch.arange(columns, device=rows.device).expand(len(sets.counts), -1))
-    kept = telling_columns(rows, sets, MAX_COLUMNS)
+        kept = torch.arange(columns, device=sets.labels.device).expand(len(sets.counts), -1)
+        return Bins(fine_bins(torch.cat(list(sides), 1)), kept)
+    kept = telling_columns(sides, sets, MAX_COLUMNS)
     used = kept.unique()
-    return Bins(fine_bins(rows[:, used]), torch.searchsorted(used, kept))
+    chosen, start = [], 0
+    for rows in sides:
+        own = used[(used >= start) & (used < start + rows.shape[1])] - start
+        chosen.append(rows[:, own])
+        start += rows.shape[1]
+    return Bins(fine_bins(torch.cat(chosen, 1)), torch.searchsorted(used, kept))
 
 
 def fine_bins(rows: Tensor) -> Tensor:

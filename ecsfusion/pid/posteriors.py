@@ -310,7 +310,7 @@ def read_side(
         lines += quadratic_readouts(sums, lines + coarse, log_prior)
         coarse += landmark_readouts(rows, sets, lines + coarse, log_prior, random_seed)
         coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
-        rules = tree_readouts(rows, sets, lines + coarse, log_prior)
+        rules = tree_readouts([rows], sets, lines + coarse, log_prior)
     searches: tuple[list[Search], list[Search]] = ([], [])
     shape = None if linear.tells_all else shape_of(rows, sets.one_hot)
     if shape is not None:
@@ -340,7 +340,7 @@ def with_rules(side: Side, log_prior: Tensor) -> Side:
     if side.has_rules or not side.is_tried or side.shape is None:
         return side
     sets, known = side.sums.sets, side.log_posterior - log_prior
-    rules = tree_readouts(side.sums.rows, sets, [known], log_prior, with_trial=False)
+    rules = tree_readouts([side.sums.rows], sets, [known], log_prior, with_trial=False)
     if not rules:
         return side
     pooled = pool(torch.stack([known, *rules], 1), sets.labels, log_prior).log_posterior
@@ -371,7 +371,9 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
             lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior)
         coarse += landmark_readouts(rows, sets, lines, log_prior, random_seed)
         coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
-        rules = tree_readouts(rows, sets, lines + coarse, log_prior)
+    if first.is_tried and not is_told:
+        both = [side.sums.rows for side in (first, second)]
+        rules = tree_readouts(both, sets, lines + coarse, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = [
