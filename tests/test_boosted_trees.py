@@ -68,6 +68,19 @@ def test_a_rule_of_both_modalities_is_synergy():
 
 
 @pytest.mark.filterwarnings("ignore:.*samples are few")
+@pytest.mark.parametrize("columns", [40, 300])
+def test_a_rule_of_modalities_of_many_columns_is_synergy(columns):
+    """The one says which half of the other holds: alone it tells nothing, and the other tells half a bit."""
+    generator = np.random.default_rng(columns)
+    first, second = generator.normal(size=(2, 3000, columns))
+    labels = np.where(first[:, 0] > 0, second[:, 1] > 0, second[:, 2] > 0).astype(np.int64)
+    pid = fast_pid([first, second], labels)
+    assert float(pid.synergy) == pytest.approx(0.5, abs=0.07)
+    assert float(pid.unique[1]) == pytest.approx(0.5, abs=0.07)
+    assert float(pid.unique[0]) + float(pid.redundancy) < 0.02
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are few")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rows", [600, 2000])
 def test_two_rules_of_which_each_modality_tells_one_are_unique(rows, seed):
@@ -87,8 +100,8 @@ def test_a_rule_that_the_trial_of_a_side_has_missed_is_no_synergy(monkeypatch):
     noise = torch.randn(2500, 2, generator=torch.Generator().manual_seed(1))
     trial = boosted_trees._trial_tells_more
 
-    def of_both_alone(rows, *rest):
-        return rows.shape[1] > 6 and trial(rows, *rest)
+    def of_both_alone(sides, *rest):
+        return len(sides) > 1 and trial(sides, *rest)
 
     monkeypatch.setattr(boosted_trees, "_trial_tells_more", of_both_alone)
     pid = fast_pid([values, noise], labels)
@@ -99,7 +112,9 @@ def test_a_rule_that_the_trial_of_a_side_has_missed_is_no_synergy(monkeypatch):
 @pytest.fixture
 def trials_see_rules_of_both_alone(monkeypatch):
     """Of the 6 columns of rules a trial sees nothing, and of them beside 3 others it does."""
-    monkeypatch.setattr(boosted_trees, "_trial_tells_more", lambda rows, *_: rows.shape[1] == 9)
+    monkeypatch.setattr(
+        boosted_trees, "_trial_tells_more", lambda sides, *_: sum(rows.shape[1] for rows in sides) == 9
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*samples are few")
@@ -184,7 +199,7 @@ def test_noise_grows_no_trees(seed, classes):
     labels = torch.randint(classes, (1500,), generator=generator)
     order, sets = sets_of(labels, seed)
     rows = standardize(torch.randn(1500, 9, generator=generator)[order])
-    assert tree_readouts(rows, sets, [torch.zeros(2, 1500, classes)], sets.one_hot.mean(0).log()) == []
+    assert tree_readouts([rows], sets, [torch.zeros(2, 1500, classes)], sets.one_hot.mean(0).log()) == []
 
 
 @pytest.mark.parametrize(("kind", "plan"), [("folds", TRIAL), ("folds", WHOLE), ("halves", TRIAL)])
@@ -196,7 +211,7 @@ def test_a_row_is_read_by_trees_that_have_not_seen_its_label(columns, kind, plan
     other = torch.where(mine, (sets.labels + 1) % sets.num_classes, sets.labels)
     renamed = TrainingSets.make(sets.fold, FOLDS, other, sets.num_classes)
     some = [getattr(each, kind)() for each in (sets, renamed)]
-    before, after = (boosted(binned(values[order], each), each, plan)[-1] for each in some)
+    before, after = (boosted(binned([values[order]], each, 128), each, plan)[-1] for each in some)
     assert torch.equal(before[mine], after[mine])
     assert not torch.equal(before[~mine], after[~mine])
 
@@ -205,7 +220,9 @@ def test_more_rounds_tell_more():
     values, labels = rules(3000, 6, 4)
     order, sets = sets_of(labels)
     sets = sets.folds()
-    few, many = boosted(binned(values[order], sets), sets, WHOLE._replace(stages=((2, 0.3), (22, 0.3))))
+    few, many = boosted(
+        binned([values[order]], sets, 128), sets, WHOLE._replace(stages=((2, 0.3), (22, 0.3)))
+    )
     prior = float((sets.one_hot.mean(0).log() * sets.one_hot.mean(0)).sum())
     assert prior + 0.3 < told(few, sets) < told(many, sets) - 0.1
 
@@ -270,12 +287,12 @@ def test_order_of_rows_changes_nothing_and_that_of_columns_only_ties():
     values, labels = rules(1200, 7, 8)
     order, sets = sets_of(labels)
     sets = sets.folds()
-    logits = boosted(binned(values[order], sets), sets, WHOLE)[-1]
+    logits = boosted(binned([values[order]], sets, 128), sets, WHOLE)[-1]
     mixed = torch.randperm(1200, generator=torch.Generator().manual_seed(3))
     other = TrainingSets.make(sets.fold[mixed], FOLDS, sets.labels[mixed], sets.num_classes)
-    again = boosted(binned(values[order][mixed], other.folds()), other.folds(), WHOLE)[-1]
+    again = boosted(binned([values[order][mixed]], other.folds(), 128), other.folds(), WHOLE)[-1]
     torch.testing.assert_close(again, logits[mixed], rtol=0, atol=1e-3)
-    columns = boosted(binned(values[order].flip(1), sets), sets, WHOLE)[-1]
+    columns = boosted(binned([values[order].flip(1)], sets, 128), sets, WHOLE)[-1]
     assert told(columns, sets) == pytest.approx(told(logits, sets), abs=0.02)
 
 
@@ -283,7 +300,7 @@ def test_many_rows_take_turns_in_choosing_splits(monkeypatch):
     values, labels = rules(3000, 6, 9)
     order, sets = sets_of(labels)
     sets = sets.folds()
-    bins = binned(values[order], sets)
+    bins = binned([values[order]], sets, 128)
     whole = told(boosted(bins, sets, WHOLE)[-1], sets)
     monkeypatch.setattr(boosted_trees, "MAX_ROWS", 1000)
     turns = told(boosted(bins, sets, WHOLE)[-1], sets)
@@ -313,7 +330,7 @@ def test_too_much_grows_no_trees():
     rows, classes = 40_000, 60
     order, sets = sets_of(torch.arange(rows) % classes)
     values = (torch.arange(rows) % classes)[order, None].float()
-    assert tree_readouts(values, sets, [torch.zeros(2, rows, classes)], torch.full((classes,), -1.0)) == []
+    assert tree_readouts([values], sets, [torch.zeros(2, rows, classes)], torch.full((classes,), -1.0)) == []
 
 
 def test_more_classes_than_gradients():
@@ -322,7 +339,7 @@ def test_more_classes_than_gradients():
     labels = (values[:, 0] * 3).astype(int) * 4 + (values[:, 1] * 4).astype(int)
     order, sets = sets_of(torch.from_numpy(labels))
     sets = sets.folds()
-    logits = boosted(binned(torch.from_numpy(values)[order].float(), sets), sets, WHOLE)[-1]
+    logits = boosted(binned([torch.from_numpy(values)[order].float()], sets, 128), sets, WHOLE)[-1]
     assert float((logits.argmax(1) == sets.labels).float().mean()) > 0.9
 
 
@@ -343,6 +360,6 @@ def test_only_integers_are_cumulated():
     values, labels = rules(400, 6, 1)
     order, sets = sets_of(labels)
     with Sums() as sums:
-        boosted(binned(values[order], sets.folds()), sets.folds(), TRIAL)
+        boosted(binned([values[order]], sets.folds(), 128), sets.folds(), TRIAL)
     assert sums.dtypes
     assert not any(dtype.is_floating_point for dtype in sums.dtypes)

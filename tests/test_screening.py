@@ -32,7 +32,7 @@ def test_they_have_the_greatest_chi_square(classes):
     rows[:, 30:] += 0.3 * torch.randn(classes, 10, generator=generator)[labels]
     rows[:, 39] = (labels == 0) & (rows[:, 38] > 2)
     rows = standardize(rows[order])
-    kept = telling_columns(rows, sets, 12)
+    kept = telling_columns([rows[:, :7], rows[:, 7:]], sets, 12)
     assert kept.shape == (FOLDS + 2, 12)
     for place in range(FOLDS):
         mine = sets.fold != place
@@ -46,7 +46,7 @@ def test_a_training_set_chooses_by_its_own_labels():
     rows = standardize(torch.randn(600, 60, generator=torch.Generator().manual_seed(0)))
     mine = sets.fold == 1
     renamed = TrainingSets.make(sets.fold, FOLDS, torch.where(mine, (sets.labels + 1) % 3, sets.labels), 3)
-    before, after = (telling_columns(rows, each, 8) for each in (sets, renamed))
+    before, after = (telling_columns([rows[:, :7], rows[:, 7:]], each, 8) for each in (sets, renamed))
     assert torch.equal(before[1], after[1])
     assert not torch.equal(before[0], after[0])
 
@@ -57,4 +57,6 @@ def test_rows_in_any_order_choose_the_same():
     rows = standardize(torch.randn(500, 50, generator=torch.Generator().manual_seed(1)))
     mixed = torch.randperm(500, generator=torch.Generator().manual_seed(2))
     other = TrainingSets.make(sets.fold[mixed], FOLDS, sets.labels[mixed], 4)
-    assert torch.equal(telling_columns(rows, sets, 9), telling_columns(rows[mixed], other, 9))
+    assert torch.equal(
+        telling_columns([rows[:, :7], rows[:, 7:]], sets, 9), telling_columns([rows[mixed]], other, 9)
+    )

@@ -21,8 +21,6 @@ from ecsfusion.pid.pooling import pool
 from ecsfusion.pid.screening import telling_columns
 from ecsfusion.pid.trial import some_rows
 
-MAX_COLUMNS = 128
-"""Of more columns, those that tell most by one threshold are split, by training set."""
 FINE_BINS = 256
 """Of each column, with about equally many values."""
 JOINED = 8
@@ -81,15 +79,17 @@ class Plan(NamedTuple):
     """Of each stage how many trees a training set grows, and how much of a Newton step their leaves take."""
     depth: int
     """Levels of splits."""
+    screened: int
+    """Of more columns, those that tell most by one threshold are split, by training set."""
     columns: int
-    """Of more columns, those whose best threshold tells most in the first tree are split further, by training set."""
+    """Of more, those whose best threshold tells most in the first tree are split further."""
     gradients: int
     """The most gradients, or combinations of them, that choose the splits."""
 
 
-TRIAL = Plan(stages=((4, 1.0),), depth=5, columns=16, gradients=2)
+TRIAL = Plan(stages=((4, 1.0),), depth=5, screened=32, columns=16, gradients=2)
 # What is known after the first stage is little fitted to noise, and after the second intricate rules are known, too.
-WHOLE = Plan(stages=((10, 0.1), (22, 0.4)), depth=6, columns=32, gradients=4)
+WHOLE = Plan(stages=((10, 0.1), (22, 0.4)), depth=6, screened=128, columns=32, gradients=4)
 
 
 def tree_readouts(
@@ -115,7 +115,7 @@ def tree_readouts(
         return []
     if with_trial and not _trial_tells_more(sides, sets, known, log_prior):
         return []
-    bins, number = binned(sides, sets), sets.num_folds
+    bins, number = binned(sides, sets, WHOLE.screened), sets.num_folds
     halves = boosted(bins.of_sets(slice(number, None)), sets.halves(), WHOLE)
     if not _tell_more(halves, [part[1] for part in known], sets, log_prior, MIN_GAIN, MIN_GAIN_OF_COMPONENTS):
         return []
@@ -159,18 +159,19 @@ def _trial_tells_more(
     places = torch.arange(number, device=sets.labels.device) * rows // number
     own = TrainingSets.make(sets.fold[places], sets.num_folds, sets.labels[places], sets.num_classes)
     halves = own.halves()
-    trial = boosted(binned([rows[places] for rows in sides], halves), halves, TRIAL)
+    bins = binned([rows[places] for rows in sides], halves, TRIAL.screened)
+    trial = boosted(bins, halves, TRIAL)
     least = MIN_GAIN_OF_TRIAL, MIN_GAIN_OF_COMPONENTS_OF_TRIAL
     return _tell_more(trial, [part[1, places] for part in known], own, log_prior, *least)
 
 
-def binned(sides: Sequence[Tensor], sets: TrainingSets) -> Bins:
-    """The bins of the rows (N, D_s) of all sides, of those columns alone that some of the training sets keep."""
+def binned(sides: Sequence[Tensor], sets: TrainingSets, screened: int) -> Bins:
+    """The bins of the rows (N, D_s) of all sides, of so many columns of each training set."""
     columns = sum(rows.shape[1] for rows in sides)
-    if columns <= MAX_COLUMNS:
+    if columns <= screened:
         kept = torch.arange(columns, device=sets.labels.device).expand(len(sets.counts), -1)
         return Bins(fine_bins(torch.cat(list(sides), 1)), kept)
-    kept = telling_columns(sides, sets, MAX_COLUMNS)
+    kept = telling_columns(sides, sets, screened)
     used = kept.unique()
     chosen, start = [], 0
     for rows in sides:
