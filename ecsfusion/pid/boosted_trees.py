@@ -18,7 +18,7 @@ from ecsfusion.pid.binned import sorted_columns
 from ecsfusion.pid.components import components
 from ecsfusion.pid.linear import TrainingSets, tells_more
 from ecsfusion.pid.pooling import pool
-from ecsfusion.pid.screening import telling_columns
+from ecsfusion.pid.screening import columns_of, telling_columns
 from ecsfusion.pid.trial import some_rows
 
 FINE_BINS = 256
@@ -173,12 +173,7 @@ def binned(sides: Sequence[Tensor], sets: TrainingSets, screened: int) -> Bins:
         return Bins(fine_bins(torch.cat(list(sides), 1)), kept)
     kept = telling_columns(sides, sets, screened)
     used = kept.unique()
-    chosen, start = [], 0
-    for rows in sides:
-        own = used[(used >= start) & (used < start + rows.shape[1])] - start
-        chosen.append(rows[:, own])
-        start += rows.shape[1]
-    return Bins(fine_bins(torch.cat(chosen, 1)), torch.searchsorted(used, kept))
+    return Bins(fine_bins(columns_of(sides, used)), torch.searchsorted(used, kept))
 
 
 def fine_bins(rows: Tensor) -> Tensor:
