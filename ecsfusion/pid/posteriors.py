@@ -319,7 +319,7 @@ def read_side(
             inner_searches(sums.folds(), linear.factor[:number], shape),
             inner_searches(sums.halves(), linear.factor[number:], shape),
         )
-    pooled = _pooled(lines, coarse + rules, searches, sets, log_prior, random_seed)
+    pooled = _pooled(lines, coarse, rules, searches, sets, log_prior, random_seed)
     side = Side(sums, linear, pooled[:2], pooled[2], shape, is_tried, bool(rules))
     return not_below_members(side, members) if members else side
 
@@ -382,7 +382,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]), (shapes[0], shapes[1]))
         for both, part in zip(sums, folds, strict=True)
     ]
-    pooled = _pooled(lines, coarse + rules, searches, sets, log_prior, random_seed)
+    pooled = _pooled(lines, coarse, rules, searches, sets, log_prior, random_seed)
     if len(lines) == len(alone):
         return Pair(pooled[:2], pooled[2], pooled[2], bool(rules))
     product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
@@ -408,6 +408,7 @@ def _lines_of_both(first: Side, second: Side, alone: list[Tensor], log_prior: Te
 def _pooled(
     lines: list[Tensor],
     coarse: list[Tensor],
+    rules: list[Tensor],
     searches: Sequence[Sequence[Search]],
     sets: TrainingSets,
     log_prior: Tensor,
@@ -415,29 +416,35 @@ def _pooled(
 ) -> Tensor:
     """Log posteriors (3, N, C) of pools: of all readouts by folds, of all by halves, of the linear ones by folds.
 
-    Tables that tell nothing by halves are not made for the folds.
+    Tables that tell nothing by halves are not made for the folds. Trees that do so by luck hide no table: those of the
+    folds may have none.
 
     Args:
         lines: (2, N, C) each, logits of the linear and quadratic readouts, by folds and by halves.
-        coarse: the same of readouts of bins, landmarks, pairs of columns and trees.
+        coarse: the same of readouts of bins, landmarks and pairs of columns.
+        rules: the same of trees.
         searches: of tables by folds, and by halves.
         sets: all training sets.
         log_prior: (C,).
         random_seed: of the clusters.
     """
     fold_searches, half_searches = searches
-    by_folds, by_halves = torch.stack(lines + coarse, 1)
-    number = len(by_halves)
-    tables, places = table_readouts(half_searches, sets.halves(), log_prior, random_seed, known=by_halves)
-    half = _pools(by_halves, tables, sets, log_prior)
+    by_folds, by_halves = torch.stack(lines + coarse + rules, 1)
+    number = len(lines + coarse)
+    tables, places = table_readouts(
+        half_searches, sets.halves(), log_prior, random_seed, known=by_halves[:number]
+    )
+    half = _pools(by_halves[:number], tables, sets, log_prior)
     told = half.log_posterior.gather(2, sets.labels.expand(2, -1).unsqueeze(2)).sum((1, 2))
     least = max(MIN_TOLD, MIN_TOLD_PER_ROW * len(sets.labels))
     wanted = torch.zeros(MAX_TABLES, dtype=torch.bool, device=by_halves.device)
     wanted[places] = (half.weights[0, number:] > 0) & (told[0] - told[1] > least)
+    if rules:
+        half = _pools(by_halves, tables, sets, log_prior)
     tables, _ = table_readouts(fold_searches, sets.folds(), log_prior, random_seed, wanted)
     fold = _pools(by_folds, tables, sets, log_prior)
     by_lines = fold.log_posterior[1]
-    if coarse:
+    if coarse or rules:
         by_lines = pool(by_folds[None, : len(lines)], sets.labels, log_prior).log_posterior[0]
     # Both by the same kinds of readouts, or their difference would not be that of the rows.
     by_half = torch.where(wanted.any(), half.log_posterior[0], half.log_posterior[1])
