@@ -107,10 +107,12 @@ class TestKnownAnswers:
     def test_a_useful_predictor_keeps_its_weight_where_groups_are_few(self) -> None:
         generator = torch.Generator().manual_seed(0)
         targets = torch.randn(400, 1, generator=generator)
-        noise = {"image": 0.8, "audio": 1.2}
-        heads = {name: targets + std * torch.randn(400, 1, generator=generator) for name, std in noise.items()}
+        noise = {"image": 0.8, "audio": 1.6}
+        heads = {
+            name: targets + std * torch.randn(400, 1, generator=generator) for name, std in noise.items()
+        }
         readout = Readout.fit(heads, targets, problem_type="regression", groups=torch.arange(400) % 2)
-        assert readout.weights()["audio"] > 0.2
+        assert readout.weights()["audio"] > 0.1
 
     def test_a_constant_head_gets_weight_zero(self) -> None:
         logits, labels = gaussian_views(300, {"image": 1.5})
