@@ -64,6 +64,13 @@ class TestScouting:
         )
         assert (first.peak, second.peak) == (False, False)
 
+    def test_too_few_rows_to_tell_are_not_called_no_dependence(self) -> None:
+        rule = adaptive()
+        rule.decide(seen(10))
+        assert rule.decide(seen(20, dependence=0.9, num_samples=63)).reason == (
+            "all train, each alone: too few rows to see whether the modalities depend on each other given the label"
+        )
+
     @pytest.mark.parametrize("number", [1, 3])
     def test_its_length_is_an_option(self, number: int) -> None:
         rule = adaptive(scouting_readings=number)

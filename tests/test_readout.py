@@ -98,6 +98,22 @@ class TestKnownAnswers:
             zeros += weights["audio"] == 0
         assert zeros >= 8
 
+    @pytest.mark.parametrize("num_groups", [2, 4])
+    def test_a_useful_modality_keeps_its_weight_where_groups_are_few(self, num_groups: int) -> None:
+        logits, labels = gaussian_views(400, {"image": 1.5, "audio": 0.7})
+        weights = Readout.fit(logits, labels, groups=torch.arange(400) % num_groups).weights()
+        assert weights["audio"] > 0.3
+
+    def test_a_useful_predictor_keeps_its_weight_where_groups_are_few(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        targets = torch.randn(400, 1, generator=generator)
+        noise = {"image": 0.8, "audio": 1.6}
+        heads = {
+            name: targets + std * torch.randn(400, 1, generator=generator) for name, std in noise.items()
+        }
+        readout = Readout.fit(heads, targets, problem_type="regression", groups=torch.arange(400) % 2)
+        assert readout.weights()["audio"] > 0.1
+
     def test_a_constant_head_gets_weight_zero(self) -> None:
         logits, labels = gaussian_views(300, {"image": 1.5})
         logits["audio"] = torch.zeros(300, 5)

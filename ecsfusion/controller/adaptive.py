@@ -194,7 +194,10 @@ class Adaptive(Rule):
                 "nothing shows that they learn alone"
             )
             return self.end_stage(reading, why)
-        return self.train(reading, self.modalities, f"all train, each alone: {depend}, not more than {bound}")
+        why = f"{depend}, not more than {bound}"
+        if not reading.information.shows_dependence:
+            why = "too few rows to see whether the modalities depend on each other given the label"
+        return self.train(reading, self.modalities, f"all train, each alone: {why}")
 
     def _saturated(self, reading: Reading) -> Decision | None:
         """The decision to reset and pause the leader, if it knows nearly everything and leads clearly; else None."""

@@ -103,7 +103,7 @@ class Readout:
                 modalities, the fused head also answers rows that lack some. "fused" among them is a fused head that
                 nothing has trained.
             groups: (N,) whole numbers, equal for rows of one source such as a subject. Rows of a group then count as
-                one where a head must lower the loss enough to get a weight, and in the pull towards equal weights.
+                one in the pull.
 
         Returns:
             The fitted readout.

@@ -31,13 +31,14 @@ MIN_WEIGHT_ALONE = 1e-3
 """The smallest weight of a head that answers alone. It leaves the probabilities near 1/C and keeps their order."""
 
 
-def min_gain(num_samples: float) -> float:
-    """Nats by which a head must lower the loss of the whole validation set to keep a weight: (log N) / 2.
+def min_gain(num_samples: int) -> float:
+    """Nats a sample by which a head must lower the loss to keep a weight: (log N) / 2 over all N samples.
 
     That is Schwarz's criterion (1978). It drops a second head that only makes certain probabilities more certain, and
-    would do so where it errs as well.
+    would do so where it errs as well. Rows of a group count here by themselves: two subjects as two samples would ask
+    for 0.17 nats a row, and drop most heads.
     """
-    return float(np.log(max(num_samples, 2))) / 2
+    return float(np.log(max(num_samples, 2))) / (2 * num_samples)
 
 
 _BLAS = ThreadpoolController().select(user_api="blas")
@@ -92,10 +93,10 @@ def pool_opinions(
     if reference is not None:
         return _around_the_fused(log_p, targets, reference, N, alone)
     heads = _Heads(log_p, targets)
-    weights, kept = _fit_useful(heads, N, np.full(H, 1 / H), RIDGE, min_gain(N))
+    weights, kept = _fit_useful(heads, N, np.full(H, 1 / H), RIDGE, min_gain(samples))
     singles = np.diag(alone)
     bound = min(heads.cross_entropy(single) for single in singles)
-    needed_gain = (kept.sum() - 1) * min_gain(N) / N
+    needed_gain = (kept.sum() - 1) * min_gain(samples)
     if heads.cross_entropy(weights) + needed_gain > bound:
         weights = min(singles, key=lambda single: heads.cross_entropy(single))
     best = max(singles, key=heads.accuracy)
@@ -175,7 +176,7 @@ class _Heads:
 def _fit_useful(
     heads: _Heads, N: float, center: np.ndarray, strength: float, needed: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (H,) of heads that lower the loss by more than `needed` nats, else zero; and which, (H,) bool."""
+    """Weights (H,) of heads that lower the loss by more than `needed` nats a sample, else 0; and which, (H,) bool."""
     H = len(heads)
     kept = np.ones(H, dtype=bool)
     weights = _fit_weights(heads, N, center, strength)
@@ -183,7 +184,7 @@ def _fit_useful(
         loss = heads.cross_entropy(weights)
         cost = np.full(H, np.inf)
         for h in np.flatnonzero(kept):
-            cost[h] = N * (heads.cross_entropy(np.where(np.arange(H) == h, 0.0, weights)) - loss)
+            cost[h] = heads.cross_entropy(np.where(np.arange(H) == h, 0.0, weights)) - loss
         if cost.min() > needed:
             break
         kept[cost.argmin()] = False
@@ -245,8 +246,8 @@ def weigh_predictions(
         for h in np.flatnonzero(kept):
             ratio = (error(np.where(np.arange(H) == h, 0.0, weights)) + 1e-12) / (error(weights) + 1e-12)
             # The gain in the log-likelihood of a normal distribution with the residual variance.
-            cost[h] = share * N * L / 2 * np.log(ratio)
-        if cost.min() >= min_gain(share * N * L):
+            cost[h] = np.log(ratio) / 2
+        if cost.min() >= min_gain(N * L):
             break
         kept[cost.argmin()] = False
         weights = np.zeros(H)
