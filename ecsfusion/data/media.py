@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ecsfusion.data.arrays import array_of, to_float32
+from ecsfusion.data.missing_files import no_file
 from ecsfusion.extras import extra_for
 
 MAX_SAMPLES = 1 << 28
@@ -246,7 +247,7 @@ def _open(source: Encoded) -> io.BytesIO | Path:
         # Such as a name that is too long or contains a null byte.
         is_file = False
     if not is_file:
-        raise ValueError(f"there is no file {os.fspath(source)!r}; give an existing file, or its bytes")
+        raise ValueError(no_file(os.fsdecode(source)))
     return Path(source)
 
 
