@@ -388,6 +388,24 @@ def test_auto_model_loads_it(tmp_path):
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
 
+class _Columns(torch.nn.Linear):
+    embedding_dim = 5
+
+    def __init__(self):
+        super().__init__(4, 5)
+
+
+def test_auto_model_takes_modules_of_the_users_own(tmp_path):
+    """The configuration has a field of the same name, into which transformers put the modules."""
+    own = {name: _Columns() for name in ("left", "right")}
+    model = FusionForClassification.from_modality_pretrained(own, num_labels=3).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, encoders={name: _Columns() for name in own}).eval()
+    values = {name: torch.randn(3, 4) for name in own}
+    with torch.no_grad():
+        assert torch.equal(again(**values).logits, model(**values).logits)
+
+
 def test_one_encoder_for_two_modalities_is_refused():
     encoder = tiny_vit()
     with pytest.raises(ValueError, match=r"encoders\['left'\] and encoders\['right'\] are the same object"):
