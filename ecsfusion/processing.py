@@ -554,7 +554,8 @@ def _stack(name: str, values: Sequence[Any], places: Sequence[str]) -> Any:
         stacked = default_collate(list(values))
         parts = list(stacked.values()) if isinstance(stacked, Mapping) else [stacked]
         if not parts or not all(isinstance(part, torch.Tensor) for part in parts):
-            raise TypeError(f"they are {type(values[0]).__name__}, not tensors")
+            form = ", which with_format('torch') of a data set changes" if isinstance(values[0], list) else ""
+            raise TypeError(f"they are {type(values[0]).__name__}, not tensors{form}")
         return stacked
     except Exception as error:
         # torch raises errors of any type for values that it cannot stack.

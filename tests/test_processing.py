@@ -624,6 +624,10 @@ def test_tensors_that_do_not_fit_are_named_by_their_row(processor):
     for order in ([8, 5, 2], [5, 8, 2]):
         with pytest.raises(ValueError, match=r"rows of 'left' cannot be stacked \(.*see row 5\)"):
             TensorCollator()(NumberedRows(rows).__getitems__(order))
+    with pytest.raises(
+        ValueError, match=r"they are list, not tensors, which with_format\('torch'\) of a data set"
+    ):
+        TensorCollator()([{"left": [0.0, 1.0], "labels": 0}])
     series = [{"motion": np.zeros((4 + i, 3)), "label": 0} for i in range(9)]
     series[5]["motion"] = np.zeros((4, 2))
     with pytest.raises(ValueError, match=r"^motion, row 5: ArrayProcessor failed"):
