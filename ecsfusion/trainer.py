@@ -777,10 +777,16 @@ class FusionTrainer(ResumableTrainer):
         # A scaler skips a step whose gradients are not finite.
         if self.accelerator.scaler is None and not bool(norm.isfinite()):
             broken = [name for name, value in self._grad_norms.items() if not bool(value.isfinite())]
+            other = (
+                ""
+                if self.args.world_size == 1
+                else " in this process; where it was not in another, that one says why"
+            )
             raise_divergence(
                 self,
                 f"the gradient of {' and '.join(broken)} is not finite",
-                "the loss was finite; lower its rate in modality_learning_rates, or look for a division by zero",
+                f"the loss was finite{other}; lower its rate in modality_learning_rates, or look for a division by "
+                "zero",
             )
         return norm
 
