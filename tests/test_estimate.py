@@ -342,7 +342,13 @@ LABELS = np.arange(20) % 2
             TypeError,
             "labels must be all integers or all strings, .* None in row 1",
         ),
-        ([GOOD, GOOD], ["a"] * 20, {"bins": 2}, TypeError, "labels must be integers"),
+        (
+            [GOOD, GOOD],
+            ["a"] * 20,
+            {"bins": 2},
+            TypeError,
+            "labels must be real numbers to be binned, .*'a'.* in row 0",
+        ),
         ([GOOD, GOOD], None, {}, TypeError, "labels must be a sequence of one class per row, got NoneType"),
         ([GOOD, GOOD], np.where(LABELS, np.nan, 1), {}, ValueError, "labels must .* NaN in row 1; remove"),
         (
@@ -429,6 +435,12 @@ def test_arrays_of_pandas_and_numbers_of_numpy_are_taken_without_a_warning():
 def test_whole_numbers_of_pandas_objects_are_classes():
     found = fast_pid([GOOD, GOOD], pd.Series(LABELS.tolist(), dtype=object))
     assert {**found.to_dict(), "seconds": 0} == {**fast_pid([GOOD, GOOD], LABELS).to_dict(), "seconds": 0}
+    target = GOOD[:, 0]
+    found = fast_pid([GOOD, GOOD], pd.Series(target, dtype=object), bins=2)
+    assert {**found.to_dict(), "seconds": 0} == {
+        **fast_pid([GOOD, GOOD], target, bins=2).to_dict(),
+        "seconds": 0,
+    }
 
 
 @pytest.mark.filterwarnings("ignore:.* are few for ")
@@ -501,6 +513,9 @@ def test_rows_that_are_in_order_but_not_alike_ask_for_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RepeatedRowsWarning)
         fast_pid([known[by_class], known[by_class, ::-1]], labels[by_class])
+        # Rows that are there four times stay together in any case.
+        four = np.repeat(np.arange(300), 4)
+        fast_pid([known[four], known[four, ::-1]], labels[four])
         fast_pid([autocorrelated(1000, 8, 0), autocorrelated(1000, 8, 1)], at_random)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecsfusion.data.values import check_values
-from ecsfusion.pid.checks import check_positive, is_whole
+from ecsfusion.pid.checks import check_positive, is_number, is_whole
 
 Array = Tensor | NDArray[Any]
 
@@ -137,11 +137,17 @@ def class_labels(
         ):
             # As pandas stores a column that has held other values, too.
             array = array.astype(np.int64)
+        if array.dtype.kind == "O" and bins is not None and all(map(is_number, array.ravel())):
+            array = array.astype(np.float64)
         if array.dtype.kind not in "biuf":
             row = next((i for i, label in enumerate(array) if not _is_numeric(label)), 0)
+            found = f"got dtype {array.dtype}, with {array[row]!r} in row {row}"
+            if bins is not None:
+                raise TypeError(
+                    f"labels must be real numbers to be binned, {found}; convert them, or leave bins out"
+                )
             raise TypeError(
-                f"labels must be integers from 0, got dtype {array.dtype}, with {array[row]!r} in row {row}; map the "
-                "classes to 0 .. C - 1, or leave this row out"
+                f"labels must be integers from 0, {found}; map the classes to 0 .. C - 1, or leave this row out"
             )
         given = as_tensor(array).to(device)
     if given.ndim not in (1, 2) or 0 in given.shape[1:]:

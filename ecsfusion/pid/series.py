@@ -29,15 +29,19 @@ def alike_neighbours(embeddings: Mapping[str, Tensor], labels: Tensor) -> tuple[
         return None
     first = torch.arange(num_pairs, device=labels.device) * (len(labels) - 1) // num_pairs
     classes = torch.stack([labels[first], labels[first + 1]]).cpu()
-    is_same = classes[0] == classes[1]
+    pairs = {
+        name: torch.stack([rows[first], rows[first + 1]]).cpu().double() for name, rows in embeddings.items()
+    }
+    # Rows that are equal in all that there is stay in one fold in any case.
+    is_equal = torch.stack([(one == other).all(1) for one, other in pairs.values()]).all(0)
+    is_same = (classes[0] == classes[1]) & ~is_equal
     shares = torch.bincount(classes.flatten()).double() / classes.numel()
     chance = float((shares**2).sum())
     same = int(is_same.sum())
     if same < MIN_PAIRS or same / num_pairs < chance + SURE * (chance * (1 - chance) / num_pairs) ** 0.5:
         return None
-    for name, rows in embeddings.items():
-        pairs = torch.stack([rows[first], rows[first + 1]]).cpu().double()
-        products = _standardized(pairs.flatten(0, 1), classes.flatten()).unflatten(0, (2, -1)).prod(0)
+    for name, rows in pairs.items():
+        products = _standardized(rows.flatten(0, 1), classes.flatten()).unflatten(0, (2, -1)).prod(0)
         alike = products[is_same].mean(1)
         correlation = float(alike.mean())
         if correlation > max(MIN_CORRELATION, SURE * float(alike.std()) / same**0.5):
