@@ -106,6 +106,11 @@ class FusionProcessor(PushToHubMixin):
     ) -> None:
         if not processors:
             raise ValueError("processors is empty; give at least one, as in {'image': image_processor}")
+        if not isinstance(processors, Mapping):
+            raise TypeError(
+                f"processors must map names of modalities to processors, as in {{'image': image_processor}}; found "
+                f"{type(processors).__name__}"
+            )
         for name, processor in processors.items():
             if not name.isidentifier() or name in (*LABEL_COLUMNS, "present"):
                 raise ValueError(f"modality {name!r} cannot be an argument's name; choose one like 'image'")

@@ -378,6 +378,24 @@ def test_every_weight_is_loaded_in_the_precision_that_it_was_saved_in(tmp_path, 
     assert {p.dtype for p in asked.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            {"id2label": ["x", "y"]},
+            r"id2label is a list; give a mapping, .* id2label=dict\(enumerate\(names\)\)",
+        ),
+        ({"label2id": ["x", "y"]}, "label2id is a list; give a mapping"),
+        ({"num_labels": "3"}, "num_labels is '3'; give the number of classes, a whole number"),
+        ({"num_labels": 3.0}, "num_labels is 3.0; give the number of classes, a whole number"),
+    ],
+)
+def test_classes_of_another_kind_are_refused(labels, message):
+    encoders = {"left": tiny_vit(), "right": tiny_vit()}
+    with pytest.raises(TypeError, match=message):
+        FusionForClassification.from_modality_pretrained(encoders, **labels)
+
+
 def test_auto_model_loads_it(tmp_path):
     model = two_views().eval()
     model.save_pretrained(tmp_path)

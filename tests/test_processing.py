@@ -548,6 +548,16 @@ def test_a_folder_without_a_fusion_processor_is_refused(tmp_path):
         ({"audio": "absent.wav"}, ValueError, "audio, row 0: there is no file 'absent.wav'"),
         ({"audio": b"not a sound"}, ValueError, "audio, row 0: 11 bytes cannot be decoded as sound"),
         ({"audio": np.zeros((2, 800))}, ValueError, r"audio, row 0: the sound has shape \(2, 800\)"),
+        (
+            {"audio": [(np.zeros(800), 8000)]},
+            ValueError,
+            "audio, row 0: the sound is a pair, as of samples and",
+        ),
+        (
+            {"audio": {"raw": np.zeros(800)}},
+            ValueError,
+            r"the keys \['raw'\] holds no media; .* of a sound \"array\"",
+        ),
         ({"audio": np.zeros(0)}, ValueError, "audio, row 0: the sound has no samples"),
         ({"audio": np.full(800, np.nan)}, ValueError, "audio, row 0: the sound has samples that are NaN"),
         ({"audio": {"array": np.zeros(800)}}, ValueError, 'no "sampling_rate"; add it'),
@@ -689,6 +699,10 @@ def test_a_frame_that_cannot_be_read_is_named(image):
 
 
 def test_processors_of_the_wrong_kind_are_refused(processor, tmp_path):
+    with pytest.raises(
+        TypeError, match=r"processors must map names of modalities to processors, .* found list"
+    ):
+        FusionProcessor([ArrayProcessor()])
     with pytest.raises(ValueError, match="processors is empty"):
         FusionProcessor({})
     with pytest.raises(TypeError, match=r"the processor of 'image' is a str; give an image processor"):

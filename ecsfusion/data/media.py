@@ -181,6 +181,10 @@ def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:
             value = _bytes_or_path(value)
         if isinstance(value, Encoded):
             samples, rate = _decode_audio(value)
+        elif isinstance(value, tuple) and len(value) == 2 and any(np.ndim(part) for part in value):
+            raise ValueError(
+                'the sound is a pair, as of samples and their rate; give a mapping with "array" and "sampling_rate"'
+            )
         elif isinstance(value, (np.ndarray, torch.Tensor, list, tuple)):
             samples, rate = _samples(value), sampling_rate
         else:
@@ -235,7 +239,9 @@ def _bytes_or_path(value: Mapping[str, Any]) -> bytes | str:
         return value["bytes"]
     if value.get("path") is not None:
         return value["path"]
-    raise ValueError(f'a mapping with the keys {sorted(value)} holds no media; fill "bytes" or "path"')
+    raise ValueError(
+        f'a mapping with the keys {sorted(value)} holds no media; fill "bytes" or "path", or of a sound "array"'
+    )
 
 
 def _open(source: Encoded) -> io.BytesIO | Path:
@@ -362,7 +368,9 @@ def _soundfile() -> Any:
 def _samples(value: Any) -> np.ndarray:
     array = array_of(value, "the sound")
     if array.ndim != 1:
-        raise ValueError(f"the sound has shape {array.shape}; give mono samples (T,)")
+        raise ValueError(
+            f"the sound has shape {array.shape}; give mono samples (T,), such as the mean of its channels"
+        )
     if np.issubdtype(array.dtype, np.signedinteger):
         # Silence is silence in any range.
         if (
