@@ -352,6 +352,8 @@ def test_what_is_wrong_on_the_command_line_is_named(tmp_path):
             r"the command line: unknown key 'learning_rat'; did you mean 'learning_rate'\?",
         ),
         (["--learning_rate", "fast"], r"argument --learning_rate\S*: invalid float value: 'fast'"),
+        (["--epochs", "1"], "unknown key 'epochs'; did you mean 'num_train_epochs' or 'unimodal_epochs'"),
+        (["--batch_size", "1"], "unknown key 'batch_size'; did you mean .* or 'per_device_train_batch_size'"),
         (["--zzzz", "1"], "unknown key 'zzzz'; --help lists those that are allowed"),
         (["--modalities.image.encoder"], "image.encoder on the command line has no value"),
         (["--modalities.image.encoder", "--seed", "1"], "image.encoder on the command line has no value"),
