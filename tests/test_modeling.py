@@ -314,7 +314,10 @@ def test_config_is_plain_json():
     ("labels", "message"),
     [
         (torch.tensor([0, 1, 3]), "labels hold the class 3, but the model has 3"),
-        (torch.tensor([0, -1, 2]), "labels hold the class -1"),
+        (
+            torch.tensor([0, -1, 2]),
+            "labels hold the class -1, but classes .* leave 'labels' out of rows that have none",
+        ),
         (torch.tensor([0.0, 1.0, 2.0]), "one class index per row"),
         # cross_entropy would take them for probabilities.
         (torch.eye(3), "one class index per row"),
