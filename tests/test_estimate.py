@@ -516,7 +516,8 @@ def test_rows_that_are_in_order_but_not_alike_ask_for_nothing():
         # Rows that are there four times stay together in any case.
         four = np.repeat(np.arange(300), 4)
         fast_pid([known[four], known[four, ::-1]], labels[four])
-        fast_pid([autocorrelated(1000, 8, 0), autocorrelated(1000, 8, 1)], at_random)
+        for each in (at_random, np.zeros_like(at_random)):
+            fast_pid([autocorrelated(1000, 8, 0), autocorrelated(1000, 8, 1)], each)
 
 
 @pytest.mark.parametrize(

@@ -29,16 +29,19 @@ def alike_neighbours(embeddings: Mapping[str, Tensor], labels: Tensor) -> tuple[
         return None
     first = torch.arange(num_pairs, device=labels.device) * (len(labels) - 1) // num_pairs
     classes = torch.stack([labels[first], labels[first + 1]]).cpu()
+    is_same = classes[0] == classes[1]
+    shares = torch.bincount(classes.flatten()).double() / classes.numel()
+    chance = float((shares**2).sum())
+    if float(is_same.double().mean()) <= chance + SURE * (chance * (1 - chance) / num_pairs) ** 0.5:
+        return None
     pairs = {
         name: torch.stack([rows[first], rows[first + 1]]).cpu().double() for name, rows in embeddings.items()
     }
     # Rows that are equal in all that there is stay in one fold in any case.
     is_equal = torch.stack([(one == other).all(1) for one, other in pairs.values()]).all(0)
-    is_same = (classes[0] == classes[1]) & ~is_equal
-    shares = torch.bincount(classes.flatten()).double() / classes.numel()
-    chance = float((shares**2).sum())
+    is_same &= ~is_equal
     same = int(is_same.sum())
-    if same < MIN_PAIRS or same / num_pairs < chance + SURE * (chance * (1 - chance) / num_pairs) ** 0.5:
+    if same < MIN_PAIRS:
         return None
     for name, rows in pairs.items():
         products = _standardized(rows.flatten(0, 1), classes.flatten()).unflatten(0, (2, -1)).prod(0)
