@@ -42,6 +42,7 @@ from ecsfusion.model.readout_table import Table, look_up, readout_table
 from ecsfusion.model.rows import mask_rows, rows_present, size_and_device, spread, take
 from ecsfusion.model.shared_weights import check_not_shared, tied_weights
 from ecsfusion.model.whole_weights import check_whole
+from ecsfusion.pid.checks import is_whole
 from ecsfusion.processing import FusionProcessor
 
 logger = logging.get_logger(__name__)
@@ -260,6 +261,14 @@ class FusionForClassification(PreTrainedModel):
                 "encoders must map names of modalities to encoders, like "
                 f'{{"image": ..., "audio": ...}}; found {type(encoders).__name__}.'
             )
+        for argument, given in (("id2label", id2label), ("label2id", label2id)):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(
+                    f"{argument} is a {type(given).__name__}; give a mapping, of names in the order of the classes "
+                    "id2label=dict(enumerate(names))."
+                )
+        if num_labels is not None and not is_whole(num_labels):
+            raise TypeError(f"num_labels is {num_labels!r}; give the number of classes, a whole number.")
         if label2id is not None and len({*map(int, label2id.values())}) < len(label2id):
             raise ValueError(
                 f"label2id is {dict(label2id)}, in which two classes have one number; give each its own."
@@ -679,6 +688,11 @@ class FusionForClassification(PreTrainedModel):
                 f"the encoder {type(encoder).__name__} of modality {name!r} returned embeddings of shape "
                 f"{tuple(embeddings.shape)}, but declares the width {width}; set its attribute `embedding_dim` to "
                 f"{embeddings.shape[1]}."
+            )
+        if embeddings.is_complex():
+            raise TypeError(
+                f"the encoder {type(encoder).__name__} of modality {name!r} returned complex embeddings, of which "
+                "heads would read the real part alone; let it return real and imaginary parts side by side."
             )
         size = next(iter(inputs.values())).shape[0]
         if not torch.compiler.is_compiling() and embeddings.shape[0] != size:

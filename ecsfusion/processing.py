@@ -106,6 +106,11 @@ class FusionProcessor(PushToHubMixin):
     ) -> None:
         if not processors:
             raise ValueError("processors is empty; give at least one, as in {'image': image_processor}")
+        if not isinstance(processors, Mapping):
+            raise TypeError(
+                f"processors must map names of modalities to processors, as in {{'image': image_processor}}; found "
+                f"{type(processors).__name__}"
+            )
         for name, processor in processors.items():
             if not name.isidentifier() or name in (*LABEL_COLUMNS, "present"):
                 raise ValueError(f"modality {name!r} cannot be an argument's name; choose one like 'image'")
@@ -554,7 +559,8 @@ def _stack(name: str, values: Sequence[Any], places: Sequence[str]) -> Any:
         stacked = default_collate(list(values))
         parts = list(stacked.values()) if isinstance(stacked, Mapping) else [stacked]
         if not parts or not all(isinstance(part, torch.Tensor) for part in parts):
-            raise TypeError(f"they are {type(values[0]).__name__}, not tensors")
+            form = ", which with_format('torch') of a data set changes" if isinstance(values[0], list) else ""
+            raise TypeError(f"they are {type(values[0]).__name__}, not tensors{form}")
         return stacked
     except Exception as error:
         # torch raises errors of any type for values that it cannot stack.

@@ -34,13 +34,14 @@ from ecsfusion.diagnostics.long_warm_up import long_warm_up
 from ecsfusion.diagnostics.probed_training_rows import probed_training_rows
 from ecsfusion.diagnostics.run import RunDiagnostics
 from ecsfusion.diagnostics.starved_heads import starved_heads
+from ecsfusion.diagnostics.target_scale import target_scale
 from ecsfusion.diagnostics.unfrozen_late import unfrozen_late
 from ecsfusion.diagnostics.untrained_classes import untrained_classes
 from ecsfusion.diagnostics.untrained_modality import absent_from, untrained_modality
 from ecsfusion.evaluation.measurement import Measurement
 from ecsfusion.evaluation.outputs import Evaluation
 from ecsfusion.evaluation.scores import score_name
-from ecsfusion.model.problem_types import SINGLE_LABEL
+from ecsfusion.model.problem_types import REGRESSION, SINGLE_LABEL
 from ecsfusion.model.readout import Readout
 from ecsfusion.modeling import FusionForClassification
 from ecsfusion.pid.decomposition import PID
@@ -68,7 +69,7 @@ from ecsfusion.training.even_batches import (
 )
 from ecsfusion.training.groups import RunGroups, split_inputs, without_groups
 from ecsfusion.training.head_losses import LossOfAllHeads
-from ecsfusion.training.labels import LabelCheckingCollator, check_label_columns, class_column
+from ecsfusion.training.labels import LabelCheckingCollator, check_label_columns, class_column, target_column
 from ecsfusion.training.overrides import check_overrides
 from ecsfusion.training.parameter_groups import parameter_groups, parameters_by_part
 from ecsfusion.training.plan import Plan, StrategyChoice, check_plan, check_sharding, head_rates, make_plan
@@ -523,6 +524,7 @@ class FusionTrainer(ResumableTrainer):
             *self.groups.begin(),
             *probed_training_rows(self.train_dataset, self.evaluation_sets()),
             *self._untrained_classes(),
+            *self._target_scale(),
         ]
         if self.is_in_train:
             self.diagnostics.before_rows([*findings, *starved])
@@ -546,6 +548,11 @@ class FusionTrainer(ResumableTrainer):
             sets = {name: class_column(dataset) for name, dataset in self.evaluation_sets().items()}
             names = {int(index): name for index, name in self.model.config.id2label.items()}
             yield from untrained_classes(class_column(self.train_dataset), sets, names)
+
+    def _target_scale(self) -> Iterator[Finding]:
+        known = isinstance(self.data_collator, FusionCollator | TensorCollator)
+        if known and self.model.problem_type == REGRESSION:
+            yield from target_scale(target_column(self.train_dataset))
 
     def _unfrozen_late(self) -> Iterator[Finding]:
         # Sharding puts other parameters in the place of these.
@@ -770,10 +777,16 @@ class FusionTrainer(ResumableTrainer):
         # A scaler skips a step whose gradients are not finite.
         if self.accelerator.scaler is None and not bool(norm.isfinite()):
             broken = [name for name, value in self._grad_norms.items() if not bool(value.isfinite())]
+            other = (
+                ""
+                if self.args.world_size == 1
+                else " in this process; where it was not in another, that one says why"
+            )
             raise_divergence(
                 self,
                 f"the gradient of {' and '.join(broken)} is not finite",
-                "the loss was finite; lower its rate in modality_learning_rates, or look for a division by zero",
+                f"the loss was finite{other}; lower its rate in modality_learning_rates, or look for a division by "
+                "zero",
             )
         return norm
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -125,6 +125,13 @@ class FusionTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and "calibration_error" in (self.metric_for_best_model or ""):
             # transformers takes every metric but a loss for one of which more is better.
             self.greater_is_better = False
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, str) and type(each.default) in (int, float):
+                raise ValueError(
+                    f"{each.name} is {value!r}, which is text; give a number. (PyYAML reads 1e-3 as text, and 1.0e-3 "
+                    "as a number.)"
+                )
         super().__post_init__()
         if not torch.accelerator.is_available():
             # Without an accelerator, pinned memory has no effect and torch logs a warning.

@@ -27,6 +27,10 @@ COMPARE = ("joint",)
 MODALITY_OPTION = "--modalities."
 # More allowed keys than these are not listed in an error.
 MAX_LISTED = 40
+# A key that is so much like an allowed one is misspelt; before others that are a little like it come those that have
+# all of its words, of which so many are named.
+ALIKE = 0.8
+MAX_MEANT = 4
 
 
 @dataclass(frozen=True)
@@ -303,8 +307,17 @@ def read_modalities(section: Mapping[str, Any], path: Path) -> dict[str, Modalit
 
 def nearest(key: str, allowed: Sequence[str]) -> str:
     """What to write instead of a key that is not allowed."""
-    close = difflib.get_close_matches(key, allowed, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(sorted(allowed))}"
+    longer = [name for name in allowed if {*key.split("_")} <= {*name.split("_")}]
+    close = (
+        difflib.get_close_matches(key, allowed, n=1, cutoff=ALIKE)
+        or sorted(longer)[:MAX_MEANT]
+        or difflib.get_close_matches(key, allowed, n=1)
+    )
+    return (
+        f"did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else f"allowed are {', '.join(sorted(allowed))}"
+    )
 
 
 def _check_keys(keys: Any, allowed: Sequence[str], where: str) -> None:

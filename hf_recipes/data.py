@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ecsfusion import FusionProcessor
+from ecsfusion.data.missing_files import shortened
 from ecsfusion.data.paths import check_data_files, check_saved_files, confined
 from ecsfusion.extras import extra_for
 from hf_recipes.configuration import RecipeArguments
 from hf_recipes.encoders import media_of
-from hf_recipes.folders import KINDS, loading_options, renamed_columns, tables_of
+from hf_recipes.folders import KINDS, left_out, loading_options, renamed_columns, tables_of
 from hf_recipes.places import folder_of_place, places_of_rows, unreadable_parquet
 from hf_recipes.streams import check_stream, evaluation_rows, processed_stream
 
@@ -82,9 +83,10 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> dict[str, Any]:
     for name, split in splits.items():
         for column in [*columns.values(), *others]:
             if column not in split.column_names:
+                unread = "".join(_left_out(recipe, files).values())
                 raise ValueError(
                     f"{where}, split {name!r}: there is no column {column!r} among {split.column_names}; "
-                    "correct its name in the config"
+                    f"correct its name in the config{unread}"
                 )
     labels = {name: _whole(split[recipe.label_column]) for name, split in splits.items()}
     feature = (splits["train"] if stream is None else stream).features[recipe.label_column]
@@ -102,7 +104,8 @@ def load_splits(recipe: RecipeArguments, seed: int = 0) -> dict[str, Any]:
     if stream is not None:
         return {"train": stream, **splits}
     made = ("validation",) if recipe.test_files else ("test", "validation")
-    return datasets.DatasetDict(_complete(splits, made, recipe.validation_share, seed, where))
+    unread = {} if all(name in splits for name in made) else _left_out(recipe, files)
+    return datasets.DatasetDict(_complete(splits, made, recipe.validation_share, seed, where, unread))
 
 
 def prepare_splits(
@@ -467,6 +470,19 @@ def _load_tables(
     return loaded.rename_columns(renamed_columns(names, columns, paths))
 
 
+def _left_out(recipe: RecipeArguments, files: Mapping[str, list[str]]) -> dict[str, str]:
+    """A clause for each split of which the folder of the data has a table that is not read."""
+    folder = folder_of(recipe)
+    if folder is None or folder != recipe.data_dir:
+        return {}
+    used = [file for paths in files.values() for file in paths]
+    names = (recipe.train_split, recipe.validation_split, recipe.test_split)
+    return {
+        split: f"; for want of a column {recipe.label_column!r} there is left out {table}"
+        for split, table in left_out(Path(folder), used, names).items()
+    }
+
+
 def _first_value(loaded: datasets.DatasetDict, column: str) -> Any:
     first = next(iter(next(iter(loaded.values())).select_columns([column])), None)
     return None if first is None else first[column]
@@ -517,9 +533,10 @@ def _class_labels(
     for split, column in labels.items():
         for row, label in enumerate(column):
             if not isinstance(label, (bool, int, str)):
+                row = next((row for row, label in enumerate(column) if _is_fraction(label)), row)
                 raise ValueError(
-                    f"{where}, split {split!r}, row {row}: the label is {label!r}; give the class as a whole "
-                    "number or a string in every row"
+                    f"{where}, split {split!r}, row {row}: the label is {shortened(column[row])}; give the class as a "
+                    "whole number or a string in every row"
                 )
             if label not in index:
                 raise ValueError(
@@ -529,7 +546,20 @@ def _class_labels(
         classes[split] = [index[label] for label in column]
     if len(names) < 2:
         raise ValueError(f"{where}: there is only the class {known}; at least 2 are needed")
+    _warn_of_like_names(names, where)
     return names, classes
+
+
+def _warn_of_like_names(names: Sequence[str], where: str) -> None:
+    """Warn of two classes that a slip of the keyboard may have made of one."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            logger.warning(
+                f"{where}: the classes {other!r} and {name!r} differ in case or spaces alone; if they are one, correct "
+                "the labels"
+            )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -558,7 +588,12 @@ def _group_of(value: Any, recipe: RecipeArguments, where: str) -> str:
 
 
 def _complete(
-    splits: dict[str, datasets.Dataset], made: Sequence[str], share: float, seed: int, where: str
+    splits: dict[str, datasets.Dataset],
+    made: Sequence[str],
+    share: float,
+    seed: int,
+    where: str,
+    unread: Mapping[str, str],
 ) -> dict[str, datasets.Dataset]:
     """Split off what is absent of `made` from the training rows: whole groups where there are any, else single rows."""
     grouped = GROUP in splits["train"].features
@@ -578,7 +613,7 @@ def _complete(
             )
         logger.warning(
             f"{where} has no split {name!r}: {len(splits[name])} of its {num_train} training rows, drawn with "
-            f"seed {seed}, take its place"
+            f"seed {seed}, take its place{unread.get(name, '')}"
         )
     further = [name for name in splits if name not in SPLITS]
     return {name: splits[name] for name in (*SPLITS, *further) if name in splits}
@@ -621,6 +656,10 @@ def _take_groups(rows: datasets.Dataset, size: int, seed: int) -> tuple[datasets
             wanted -= counts[each]
     in_part = taken[group]
     return rows.select(np.flatnonzero(~in_part)), rows.select(np.flatnonzero(in_part))
+
+
+def _is_fraction(label: Any) -> bool:
+    return isinstance(label, float) and not label.is_integer()
 
 
 def _is_number(text: str) -> bool:

@@ -23,6 +23,8 @@ KINDS = {
     ".parquet": "parquet",
 }
 """What `datasets` calls the format of a table, by its suffix."""
+OTHER_TABLES = {".xlsx", ".xls", ".ods", ".pkl", ".feather", ".gz"}
+"""Suffixes of tables that are not read."""
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 SPLIT_WORDS = {
@@ -73,6 +75,26 @@ def tables_of(place: Path, split_names: Sequence[str], label_column: str) -> dic
     _check_one_data_set(place, splits, columns)
     # The first one decides the types of the columns.
     return {split: splits[split] for split in sorted(splits, key=lambda name: (name != "train", name))}
+
+
+def left_out(place: Path, used: Sequence[str], split_names: Sequence[str]) -> dict[str, str]:
+    """What is known of each table in a folder that is not among those used: its split, "" for none, to a few words.
+
+    Of several tables of one split the first.
+    """
+    said: dict[str, str] = {}
+    for path in sorted(place.rglob("*")) if place.is_dir() else []:
+        suffix = path.suffix.lower()
+        if suffix not in KINDS.keys() | OTHER_TABLES or str(path.absolute()) in used:
+            continue
+        if not _is_visible(path, place) or _is_info(path):
+            continue
+        columns = columns_of(path)
+        what = f"has the columns {columns}" if columns else "cannot be read as text in UTF-8"
+        if suffix in OTHER_TABLES:
+            what = f"is none of {', '.join(KINDS)}"
+        said.setdefault(_split_of(path.relative_to(place), split_names), f"{path.name}, which {what}")
+    return said
 
 
 def _check_one_data_set(

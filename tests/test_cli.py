@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -473,6 +475,28 @@ def test_errors_are_one_sentence(files, capsys, monkeypatch, arguments, message)
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_columns_of_single_numbers_are_answered_by_what_an_embedding_is(tmp_path, capsys):
+    (tmp_path / "wide.csv").write_text(
+        "image_0,image_1,audio_0,audio_1,label\n" + "1,2,3,4,0\n5,6,7,8,1\n" * 9
+    )
+    _, _, err = run(capsys, tmp_path / "wide.csv", "--label", "label", *MODALITIES)
+    assert err.endswith("'label']; an embedding is one column of lists of numbers: join these\n")
+
+
+def test_a_folder_is_a_data_set_from_within_too(files, tmp_path, capsys, monkeypatch):
+    shutil.copy(files / "data.parquet", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
+    expected = answer(capsys, "data.parquet", "--label", "label")
+    assert answer(capsys, ".", "--label", "label") == expected
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "data.parquet").unlink()
+    code, _, err = run(capsys, ".", "--label", "label", *MODALITIES)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("ecsfusion pid: error: the data set '.' cannot be loaded (EmptyDataError: ")
 
 
 def test_an_interrupt_that_an_import_hides_ends_in_one_line_too(files, capsys, monkeypatch):

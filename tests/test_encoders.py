@@ -312,6 +312,17 @@ def test_what_a_module_of_ones_own_needs_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"returned embeddings of shape \(2, 4\), but declares the width 9"):
         fused(steps).embed("it", torch.randn(2, 3))
 
+    class Spectrum(nn.Linear):
+        embedding_dim = 4
+
+        def forward(self, values):
+            return torch.fft.fft(super().forward(values))
+
+    with pytest.raises(
+        TypeError, match="returned complex embeddings, of which heads would read the real part"
+    ):
+        fused(Spectrum(3, 4)).embed("it", torch.randn(2, 3))
+
 
 def test_an_encoder_without_a_hidden_size_is_named():
     encoder = tiny.tiny_bert()

@@ -310,6 +310,15 @@ LABELS = np.arange(20) % 2
         ([GOOD] * 3, LABELS, {}, ValueError, "fast_pids"),
         (GOOD, LABELS, {}, TypeError, "embeddings must be a mapping"),
         ([GOOD, "text"], LABELS, {}, TypeError, r"embeddings\['x2'\] must be a torch.Tensor"),
+        ([GOOD, pd.DataFrame(GOOD)], LABELS, {}, TypeError, r"got DataFrame; convert it by its to_numpy\(\)"),
+        ([GOOD, GOOD.tolist()], LABELS, {}, TypeError, "got list; convert it by numpy.asarray"),
+        (
+            [np.eye(600)] * 2,
+            np.arange(600),
+            {},
+            ValueError,
+            "labels have 600 classes in 600 rows, .* pass bins=8",
+        ),
         ([GOOD, np.array([["a"]] * 20)], LABELS, {}, TypeError, r"embeddings\['x2'\] must hold real numbers"),
         ([GOOD, GOOD[:, 0]], LABELS, {}, ValueError, r"shape \(N, D\)"),
         ([GOOD, GOOD[:, :0]], LABELS, {}, ValueError, "no columns"),
@@ -333,7 +342,13 @@ LABELS = np.arange(20) % 2
             TypeError,
             "labels must be all integers or all strings, .* None in row 1",
         ),
-        ([GOOD, GOOD], ["a"] * 20, {"bins": 2}, TypeError, "labels must be integers"),
+        (
+            [GOOD, GOOD],
+            ["a"] * 20,
+            {"bins": 2},
+            TypeError,
+            "labels must be real numbers to be binned, .*'a'.* in row 0",
+        ),
         ([GOOD, GOOD], None, {}, TypeError, "labels must be a sequence of one class per row, got NoneType"),
         ([GOOD, GOOD], np.where(LABELS, np.nan, 1), {}, ValueError, "labels must .* NaN in row 1; remove"),
         (
@@ -417,6 +432,18 @@ def test_arrays_of_pandas_and_numbers_of_numpy_are_taken_without_a_warning():
 
 
 @pytest.mark.filterwarnings("ignore:.* are few for ")
+def test_whole_numbers_of_pandas_objects_are_classes():
+    found = fast_pid([GOOD, GOOD], pd.Series(LABELS.tolist(), dtype=object))
+    assert {**found.to_dict(), "seconds": 0} == {**fast_pid([GOOD, GOOD], LABELS).to_dict(), "seconds": 0}
+    target = GOOD[:, 0]
+    found = fast_pid([GOOD, GOOD], pd.Series(target, dtype=object), bins=2)
+    assert {**found.to_dict(), "seconds": 0} == {
+        **fast_pid([GOOD, GOOD], target, bins=2).to_dict(),
+        "seconds": 0,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.* are few for ")
 def test_no_bootstrap_may_be_asked_for_where_none_is_made():
     plain, without = (fast_pid([GOOD, GOOD], LABELS, **options) for options in ({}, {"bootstrap": 0}))
     assert {**without.to_dict(), "seconds": 0} == {**plain.to_dict(), "seconds": 0}
@@ -452,6 +479,45 @@ def test_rows_that_repeat_in_one_modality_ask_for_groups():
         grouped = fast_pid({"image": image, "text": text}, labels, groups=[f"picture {i}" for i in picture])
     assert float(leaking.mutual_information[0]) > 0.2
     assert float(grouped.mutual_information[0]) <= float(grouped.unique_floor[0])
+
+
+def autocorrelated(rows: int, columns: int, seed: int) -> np.ndarray:
+    """Noise in which each row is near the one before it."""
+    steps = np.random.default_rng(seed).normal(size=(rows, columns))
+    for row in range(1, rows):
+        steps[row] = 0.9 * steps[row - 1] + 0.19**0.5 * steps[row]
+    return steps
+
+
+def test_rows_of_a_recording_that_follow_each_other_ask_for_groups():
+    """Readouts recognize the stretch of a row of noise, and know its label from the rows beside it."""
+    sensors = {"motion": autocorrelated(1000, 8, 0), "pulse": autocorrelated(1000, 8, 1)}
+    labels = np.repeat(np.random.default_rng(2).integers(0, 3, 50), 20)
+    with pytest.warns(
+        RepeatedRowsWarning, match=r"embeddings\['motion'\] has rows that are like the rows beside"
+    ):
+        leaking = fast_pid(sensors, labels)
+    assert float(leaking.held_out.mutual_information[0]) > 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RepeatedRowsWarning)
+        grouped = fast_pid(sensors, labels, groups=np.arange(1000) // 100)
+    assert float(grouped.mutual_information[0]) <= float(grouped.unique_floor[0])
+
+
+def test_rows_that_are_in_order_but_not_alike_ask_for_nothing():
+    """Sorted by class, or labelled at random: neither makes a readout recognize a label."""
+    labels = np.arange(600) % 3
+    known = np.random.default_rng(0).normal(size=(600, 6)) + labels[:, None]
+    by_class = labels.argsort(kind="stable")
+    at_random = np.random.default_rng(1).integers(0, 3, 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RepeatedRowsWarning)
+        fast_pid([known[by_class], known[by_class, ::-1]], labels[by_class])
+        # Rows that are there four times stay together in any case.
+        four = np.repeat(np.arange(300), 4)
+        fast_pid([known[four], known[four, ::-1]], labels[four])
+        for each in (at_random, np.zeros_like(at_random)):
+            fast_pid([autocorrelated(1000, 8, 0), autocorrelated(1000, 8, 1)], each)
 
 
 @pytest.mark.parametrize(

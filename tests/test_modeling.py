@@ -314,7 +314,10 @@ def test_config_is_plain_json():
     ("labels", "message"),
     [
         (torch.tensor([0, 1, 3]), "labels hold the class 3, but the model has 3"),
-        (torch.tensor([0, -1, 2]), "labels hold the class -1"),
+        (
+            torch.tensor([0, -1, 2]),
+            "labels hold the class -1, but classes .* leave 'labels' out of rows that have none",
+        ),
         (torch.tensor([0.0, 1.0, 2.0]), "one class index per row"),
         # cross_entropy would take them for probabilities.
         (torch.eye(3), "one class index per row"),
@@ -378,6 +381,24 @@ def test_every_weight_is_loaded_in_the_precision_that_it_was_saved_in(tmp_path, 
     assert {p.dtype for p in asked.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            {"id2label": ["x", "y"]},
+            r"id2label is a list; give a mapping, .* id2label=dict\(enumerate\(names\)\)",
+        ),
+        ({"label2id": ["x", "y"]}, "label2id is a list; give a mapping"),
+        ({"num_labels": "3"}, "num_labels is '3'; give the number of classes, a whole number"),
+        ({"num_labels": 3.0}, "num_labels is 3.0; give the number of classes, a whole number"),
+    ],
+)
+def test_classes_of_another_kind_are_refused(labels, message):
+    encoders = {"left": tiny_vit(), "right": tiny_vit()}
+    with pytest.raises(TypeError, match=message):
+        FusionForClassification.from_modality_pretrained(encoders, **labels)
+
+
 def test_auto_model_loads_it(tmp_path):
     model = two_views().eval()
     model.save_pretrained(tmp_path)
@@ -386,6 +407,24 @@ def test_auto_model_loads_it(tmp_path):
     inputs = batch(3)
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+class _Columns(torch.nn.Linear):
+    embedding_dim = 5
+
+    def __init__(self):
+        super().__init__(4, 5)
+
+
+def test_auto_model_takes_modules_of_the_users_own(tmp_path):
+    """The configuration has a field of the same name, into which transformers put the modules."""
+    own = {name: _Columns() for name in ("left", "right")}
+    model = FusionForClassification.from_modality_pretrained(own, num_labels=3).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, encoders={name: _Columns() for name in own}).eval()
+    values = {name: torch.randn(3, 4) for name in own}
+    with torch.no_grad():
+        assert torch.equal(again(**values).logits, model(**values).logits)
 
 
 def test_one_encoder_for_two_modalities_is_refused():

@@ -287,6 +287,8 @@ def test_a_test_set_of_other_columns_is_told(tmp_path, caplog):
 def test_names_of_evaluation_sets(tmp_path):
     with pytest.raises(TypeError, match="eval_dataset has the name 1; give its sets texts as names"):
         quiet(tmp_path, eval_dataset={1: TwoViews(40, 1)})
+    with pytest.raises(ValueError, match="eval_dataset has no sets; give at least one by name"):
+        quiet(tmp_path, eval_dataset={})
     with pytest.raises(ValueError, match=r"eval_dataset has no set 'tset'; it has \['test'\]"):
         quiet(tmp_path, eval_dataset={"test": TwoViews(40, 1)}).evaluate("tset")
 

@@ -15,7 +15,8 @@ from fusion_fixtures import TwoViews, two_views
 from ranks import ends, start_ranks
 from safetensors.torch import load_file
 
-from ecsfusion import FusionTrainingArguments
+from ecsfusion import FusionTrainer, FusionTrainingArguments
+from ecsfusion.training.divergence import DivergenceError
 from ecsfusion.training.plan import check_sharding, make_plan
 from ecsfusion.training.sharding import DEEPSPEED, FSDP1, FSDP2
 
@@ -130,3 +131,35 @@ def test_the_trainer_asks_before_it_trains(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="asked"):
         two_processes.main(tmp_path, "--use_cpu")
+
+
+def test_a_process_whose_rows_are_sound_does_not_blame_the_rate_alone(tmp_path):
+    """Gradients are averaged, so that a row of one process breaks those of all."""
+    rows = [
+        {**row, "right": {"pixel_values": row["right"]["pixel_values"].clone()}} for row in TwoViews(32, 0)
+    ]
+    rows[0]["right"]["pixel_values"][:] = torch.nan
+
+    def train():
+        run = FusionTrainer(
+            two_views(),
+            FusionTrainingArguments(
+                str(tmp_path), strategy="joint", max_steps=1, per_device_train_batch_size=16, use_cpu=True
+            ),
+            train_dataset=rows,
+            eval_dataset=TwoViews(40, 1),
+        )
+        try:
+            run.train()
+        except DivergenceError as error:
+            (tmp_path / f"said_{run.args.process_index}").write_text(str(error))
+            # Without waiting for the other.
+            os._exit(3)
+
+    assert ends(start_ranks(train, 2)) == [3, 3]
+    said = sorted((tmp_path / f"said_{rank}").read_text() for rank in (0, 1))
+    assert (
+        "the loss was finite in this process; where it was not in another, that one says why; lower"
+        in said[0]
+    )
+    assert "the inputs of right hold NaN or infinite values, first in row 0 of train_dataset" in said[1]

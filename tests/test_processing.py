@@ -548,6 +548,16 @@ def test_a_folder_without_a_fusion_processor_is_refused(tmp_path):
         ({"audio": "absent.wav"}, ValueError, "audio, row 0: there is no file 'absent.wav'"),
         ({"audio": b"not a sound"}, ValueError, "audio, row 0: 11 bytes cannot be decoded as sound"),
         ({"audio": np.zeros((2, 800))}, ValueError, r"audio, row 0: the sound has shape \(2, 800\)"),
+        (
+            {"audio": [(np.zeros(800), 8000)]},
+            ValueError,
+            "audio, row 0: the sound is a pair, as of samples and",
+        ),
+        (
+            {"audio": {"raw": np.zeros(800)}},
+            ValueError,
+            r"the keys \['raw'\] holds no media; .* of a sound \"array\"",
+        ),
         ({"audio": np.zeros(0)}, ValueError, "audio, row 0: the sound has no samples"),
         ({"audio": np.full(800, np.nan)}, ValueError, "audio, row 0: the sound has samples that are NaN"),
         ({"audio": {"array": np.zeros(800)}}, ValueError, 'no "sampling_rate"; add it'),
@@ -624,6 +634,10 @@ def test_tensors_that_do_not_fit_are_named_by_their_row(processor):
     for order in ([8, 5, 2], [5, 8, 2]):
         with pytest.raises(ValueError, match=r"rows of 'left' cannot be stacked \(.*see row 5\)"):
             TensorCollator()(NumberedRows(rows).__getitems__(order))
+    with pytest.raises(
+        ValueError, match=r"they are list, not tensors, which with_format\('torch'\) of a data set"
+    ):
+        TensorCollator()([{"left": [0.0, 1.0], "labels": 0}])
     series = [{"motion": np.zeros((4 + i, 3)), "label": 0} for i in range(9)]
     series[5]["motion"] = np.zeros((4, 2))
     with pytest.raises(ValueError, match=r"^motion, row 5: ArrayProcessor failed"):
@@ -685,6 +699,10 @@ def test_a_frame_that_cannot_be_read_is_named(image):
 
 
 def test_processors_of_the_wrong_kind_are_refused(processor, tmp_path):
+    with pytest.raises(
+        TypeError, match=r"processors must map names of modalities to processors, .* found list"
+    ):
+        FusionProcessor([ArrayProcessor()])
     with pytest.raises(ValueError, match="processors is empty"):
         FusionProcessor({})
     with pytest.raises(TypeError, match=r"the processor of 'image' is a str; give an image processor"):

@@ -352,6 +352,8 @@ def test_what_is_wrong_on_the_command_line_is_named(tmp_path):
             r"the command line: unknown key 'learning_rat'; did you mean 'learning_rate'\?",
         ),
         (["--learning_rate", "fast"], r"argument --learning_rate\S*: invalid float value: 'fast'"),
+        (["--epochs", "1"], "unknown key 'epochs'; did you mean 'num_train_epochs' or 'unimodal_epochs'"),
+        (["--batch_size", "1"], "unknown key 'batch_size'; did you mean .* or 'per_device_train_batch_size'"),
         (["--zzzz", "1"], "unknown key 'zzzz'; --help lists those that are allowed"),
         (["--modalities.image.encoder"], "image.encoder on the command line has no value"),
         (["--modalities.image.encoder", "--seed", "1"], "image.encoder on the command line has no value"),
@@ -547,13 +549,38 @@ def test_a_label_out_of_range_is_named_by_split_and_row(stored, tmp_path, values
 
 
 def test_real_numbers_are_no_classes(stored, tmp_path):
+    """The first that is none is named, and not a whole one before it."""
+
     def change(rows, name):
-        return rows.remove_columns("digit").add_column("digit", [digit / 2 for digit in rows["digit"]])
+        labels = [float(digit) for digit in rows["digit"]]
+        return rows.remove_columns("digit").add_column("digit", [*labels[:3], 1.5, *labels[4:]])
 
     with pytest.raises(
-        ValueError, match=r"split 'train', row 0: the label is \d\.\d; give the class as a whole"
+        ValueError, match=r"split 'train', row 3: the label is 1\.5; give the class as a whole"
     ):
         load(stored(change), tmp_path)
+
+
+def test_a_label_that_is_long_is_shown_in_short(stored, tmp_path):
+    def change(rows, name):
+        return rows.remove_columns("digit").add_column("digit", [list(range(10_000))] * len(rows))
+
+    with pytest.raises(ValueError, match=r"the label is \[0, 1, .*\.\.\..* 9999\]; give the class") as raised:
+        load(stored(change), tmp_path)
+    assert len(str(raised.value)) < 1000
+
+
+def test_classes_that_differ_in_case_or_spaces_alone_are_said(stored, tmp_path, caplog):
+    names = ["seven", "Seven", "eight", "eight ", "nine"]
+
+    def change(rows, name):
+        labels = [names[row % 5] for row in range(len(rows))]
+        return rows.remove_columns("digit").add_column("digit", labels)
+
+    load(stored(change), tmp_path)
+    assert "the classes 'Seven' and 'seven' differ in case or spaces alone" in caplog.text
+    assert "the classes 'eight' and 'eight ' differ" in caplog.text
+    assert "nine" not in caplog.text
 
 
 def test_files_that_do_not_fit_together_are_reported_with_the_first_cause(stored, tmp_path):

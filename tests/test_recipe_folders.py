@@ -1,6 +1,7 @@
 """The recipe takes data as people have it: tables with paths of media, and the layouts of `datasets`."""
 
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -245,3 +246,53 @@ def test_tables_of_several_kinds_are_named(tmp_path):
     write_table(tmp_path / "data" / "test.jsonl", rows_of())
     with pytest.raises(ValueError, match=r"tables of several kinds \(test.jsonl, train.csv\); give one kind"):
         load(tmp_path, tmp_path / "data")
+
+
+def test_a_table_that_is_left_out_is_said_where_something_is_missing(tmp_path, caplog):
+    """Beside pictures a table without the label is taken for a description; often it is the table that was meant."""
+    folder = tmp_path / "data"
+    make_media(folder)
+    rows = rows_of()
+    write_table(folder / "train.csv", rows)
+    write_table(folder / "test.csv", [{key: row[key] for key in row if key != "label"} for row in rows])
+    load(tmp_path, folder)
+    assert (
+        "take its place; for want of a column 'label' there is left out test.csv, which has the"
+        in caplog.text
+    )
+
+    (folder / "test.csv").unlink()
+    shutil.rmtree(folder / "sounds")
+    # Where most files of the split are pictures, `datasets` takes the folder for one of pictures.
+    (folder / "images").rename(folder / "train")
+    (folder / "train.csv").write_text((folder / "train.csv").read_text().replace(",", ";"))
+    with pytest.raises(
+        ValueError, match=r"no column .* in the config; for want of .* left out train.csv, which has .*;label"
+    ):
+        load(tmp_path, folder)
+    (folder / "train.csv").rename(folder / "train.xlsx")
+    with pytest.raises(ValueError, match=r"train.xlsx, which is none of \.csv"):
+        load(tmp_path, folder)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("images\\0.png", r"images\\\\0.png'; with / in place of"),
+        ("https://example.com/0.png", "there is no file 'https://example.com/0.png'; addresses are not read"),
+        (
+            "data:image/png;base64," + "A" * 10_000,
+            r"'data:image/png;base64,A*\.\.\.A*'; addresses are not read",
+        ),
+    ],
+)
+def test_a_path_that_is_none_says_what_it_is(tmp_path, processor, written, said):
+    folder = tmp_path / "data"
+    make_media(folder)
+    write_table(folder / "train.csv", [{**row, "image": written} for row in rows_of()] * 3)
+    recipe, splits = load(tmp_path, folder, modalities={"image": "some/vit"})
+    used = FusionProcessor({"image": processor.processors["image"]})
+    rows = ProcessedSplit(splits["train"], used, "train", folder_of(recipe), recipe.media_dir)
+    with pytest.raises(ValueError, match=said) as raised:
+        rows[0]
+    assert len(str(raised.value)) < 1000

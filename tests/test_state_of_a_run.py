@@ -559,6 +559,35 @@ def test_a_probe_of_the_training_rows_is_said():
     assert not [*probed_training_rows(rows, {"eval_dataset": TwoViews(4, 1), "watched": rows})]
 
 
+def test_targets_far_from_where_heads_start_are_told(tmp_path):
+    """The heads' outputs begin near 0: of years and prices R² is hugely negative to the end."""
+    rows = [TwoViews(48, 0)[i] for i in range(48)]
+    for targets, told in (
+        (np.linspace(-2, 2, 48), ""),
+        (
+            np.linspace(1990, 2020, 48),
+            "the targets of train_dataset have the mean 2e+03 and the deviation 8.84",
+        ),
+        (np.linspace(-900, 900, 48), "the deviation 531"),
+        (np.linspace([-2, 9.5], [2, 10.5], 48), "targets 1 of train_dataset have the mean 10 and"),
+    ):
+        labelled = [{**row, "labels": target.tolist()} for row, target in zip(rows, targets, strict=True)]
+        run = FusionTrainer(
+            FusionForClassification.from_modality_pretrained(
+                {"left": tiny_vit(), "right": tiny_vit()},
+                num_labels=targets[0].size,
+                problem_type="regression",
+            ),
+            FusionTrainingArguments(output_dir=str(tmp_path), strategy="joint", max_steps=1, use_cpu=True),
+            train_dataset=labelled,
+            eval_dataset=labelled[:40],
+        )
+        run.train()
+        found = [w["sentence"] for w in run.record.warnings if w["diagnostic"] == "scale of targets"]
+        assert len(found) == bool(told)
+        assert all(told in sentence and "subtract the mean" in sentence for sentence in found)
+
+
 def test_a_class_without_training_rows_is_told(tmp_path):
     """Rows that are sorted by class were split by their place; the labels are a column of a list of rows."""
     rows = sorted((TwoViews(90, 0)[i] for i in range(90)), key=lambda row: row["labels"])

@@ -427,6 +427,8 @@ def test_what_is_evaluated_in_a_callback_decides_nothing(tmp_path):
         ({"metric_for_best_model": "acuracy"}, "metric_for_best_model is 'acuracy'"),
         ({"modality_learning_rates": {"audio": 0.1}}, r"names \['audio'\]"),
         ({"modality_learning_rates": {"left.heads": 0.1}}, r"names \['left.heads'\].*'left.head'"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3', which is text; give a number"),
+        ({"per_device_train_batch_size": "8"}, "per_device_train_batch_size is '8', which is text"),
         ({"head_learning_rate": -1.0}, "head_learning_rate is -1.0; give a number"),
         ({"head_learning_rate": "1e-3"}, "head_learning_rate is '1e-3'; give a number"),
         ({"head_learning_rate": float("inf")}, "head_learning_rate is inf; give a number"),

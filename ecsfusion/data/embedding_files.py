@@ -200,6 +200,7 @@ class DatasetTable:
     def __init__(self, path: str, split: str) -> None:
         with extra_for(f"the data set {path!r}"):
             from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
+            from datasets.exceptions import DatasetGenerationError
 
             from ecsfusion.data.paths import check_data_files, check_saved_files
 
@@ -213,11 +214,20 @@ class DatasetTable:
                     )
                 data = data[split]
         else:
-            files = load_dataset_builder(path).config.data_files or {}
-            check_data_files(
-                (file for paths in files.values() for file in paths), path if Path(path).is_dir() else None
-            )
-            data = load_dataset(path, split=split)
+            # datasets names a data set by the last part of its path, which "." has not.
+            folder = str(Path(path).resolve()) if Path(path).is_dir() else None
+            try:
+                files = load_dataset_builder(folder or path).config.data_files or {}
+                check_data_files((file for paths in files.values() for file in paths), folder)
+                data = load_dataset(folder or path, split=split)
+            except DatasetGenerationError as error:
+                first: BaseException = error
+                while first.__cause__ is not None:
+                    first = first.__cause__
+                message = " ".join(str(first).split())
+                raise ValueError(
+                    f"the data set {path!r} cannot be loaded ({type(first).__name__}: {message}); give one of its files"
+                ) from error
         self._data = data.with_format("arrow")
         self._split = split
         self.num_rows = len(data)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ecsfusion.data.arrays import array_of, to_float32
+from ecsfusion.data.missing_files import no_file
 from ecsfusion.extras import extra_for
 
 MAX_SAMPLES = 1 << 28
@@ -180,6 +181,10 @@ def read_audio(value: Any, sampling_rate: int | None) -> np.ndarray:
             value = _bytes_or_path(value)
         if isinstance(value, Encoded):
             samples, rate = _decode_audio(value)
+        elif isinstance(value, tuple) and len(value) == 2 and any(np.ndim(part) for part in value):
+            raise ValueError(
+                'the sound is a pair, as of samples and their rate; give a mapping with "array" and "sampling_rate"'
+            )
         elif isinstance(value, (np.ndarray, torch.Tensor, list, tuple)):
             samples, rate = _samples(value), sampling_rate
         else:
@@ -234,7 +239,9 @@ def _bytes_or_path(value: Mapping[str, Any]) -> bytes | str:
         return value["bytes"]
     if value.get("path") is not None:
         return value["path"]
-    raise ValueError(f'a mapping with the keys {sorted(value)} holds no media; fill "bytes" or "path"')
+    raise ValueError(
+        f'a mapping with the keys {sorted(value)} holds no media; fill "bytes" or "path", or of a sound "array"'
+    )
 
 
 def _open(source: Encoded) -> io.BytesIO | Path:
@@ -246,7 +253,7 @@ def _open(source: Encoded) -> io.BytesIO | Path:
         # Such as a name that is too long or contains a null byte.
         is_file = False
     if not is_file:
-        raise ValueError(f"there is no file {os.fspath(source)!r}; give an existing file, or its bytes")
+        raise ValueError(no_file(os.fsdecode(source)))
     return Path(source)
 
 
@@ -361,7 +368,9 @@ def _soundfile() -> Any:
 def _samples(value: Any) -> np.ndarray:
     array = array_of(value, "the sound")
     if array.ndim != 1:
-        raise ValueError(f"the sound has shape {array.shape}; give mono samples (T,)")
+        raise ValueError(
+            f"the sound has shape {array.shape}; give mono samples (T,), such as the mean of its channels"
+        )
     if np.issubdtype(array.dtype, np.signedinteger):
         # Silence is silence in any range.
         if (

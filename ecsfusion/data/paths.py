@@ -14,6 +14,8 @@ from typing import Any
 import datasets
 from huggingface_hub import constants
 
+from ecsfusion.data.missing_files import is_address, no_file, shortened
+
 
 def media_folders(data_dir: str | None) -> list[Path]:
     """The folders where files of a data set may be: its own, which is the first, and those of downloads."""
@@ -101,6 +103,8 @@ def _may_be_path(value: Any) -> bool:
 
 
 def _inside(path: Any, data_dir: str | None, starts: Sequence[str] = ()) -> str:
+    if is_address(path):
+        raise ValueError(no_file(path))
     folders = [*media_folders(data_dir), *map(Path, starts)]
     try:
         places = [Path(start) / path for start in starts or [data_dir or ""]]
@@ -110,7 +114,9 @@ def _inside(path: Any, data_dir: str | None, starts: Sequence[str] = ()) -> str:
             raise OSError("links that lead in a circle")
     except (OSError, RuntimeError, ValueError) as error:
         # Such as a link to itself, or a null byte in the name.
-        raise ValueError(f"{str(path)!r} is no path ({error}); correct it or leave this row out") from error
+        raise ValueError(
+            f"{shortened(str(path))} is no path ({shortened(str(error))}); correct it or leave this row out"
+        ) from error
     if not any(resolved.is_relative_to(folder.resolve()) for folder in folders):
         where = "the data set" if data_dir is None else f"the folder {data_dir!r}"
         raise ValueError(f"{str(path)!r} leads out of {where}; put the file itself into it, not a link to it")

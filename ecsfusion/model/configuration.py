@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -82,6 +83,23 @@ class FusionConfig(PreTrainedConfig):
         self.step = step
         self.readout = readout
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration; with `return_unused_kwargs` as a pair with what is meant for the model.
+
+        `AutoModel.from_pretrained(..., encoders=...)` gives it the user's own modules, which are not what `encoders`
+        and `fusion` are here.
+        """
+        modules = {key: kwargs.pop(key) for key in ("encoders", "fusion") if _holds_modules(kwargs.get(key))}
+        made: Any = super().from_dict(config_dict, **kwargs)
+        return (made[0], made[1] | modules) if kwargs.get("return_unused_kwargs") else made
+
+
+def _holds_modules(value: Any) -> bool:
+    """Whether a value is the user's own module, or has some by modality, and is no part of a configuration."""
+    values = value.values() if isinstance(value, Mapping) else [value]
+    return any(hasattr(each, "state_dict") for each in values)
 
 
 AutoConfig.register(FusionConfig.model_type, FusionConfig)

@@ -97,10 +97,15 @@ def check_labels(labels: Tensor, num_labels: int, problem_type: str) -> None:
                 f"labels have shape {shape} and dtype {labels.dtype}; give one class index per row, or build the "
                 f'model with problem_type="{MULTI_LABEL}" or "{REGRESSION}".'
             )
-        if on_cpu and (int(values.min()) < 0 or int(values.max()) >= num_labels):
-            wrong = int(values.min()) if int(values.min()) < 0 else int(values.max())
+        smallest, largest = (int(values.min()), int(values.max())) if on_cpu else (0, 0)
+        if smallest < 0:
             raise ValueError(
-                f"labels hold the class {wrong}, but the model has {num_labels} classes, from 0: correct the labels "
+                f"labels hold the class {smallest}, but classes count from 0: correct the labels, or leave 'labels' "
+                "out of rows that have none."
+            )
+        if largest >= num_labels:
+            raise ValueError(
+                f"labels hold the class {largest}, but the model has {num_labels} classes, from 0: correct the labels "
                 "or num_labels."
             )
     elif problem_type == MULTI_LABEL:

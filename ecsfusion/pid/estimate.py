@@ -22,6 +22,7 @@ from ecsfusion.pid.inputs import (
     check_cells,
     check_classes,
     check_finite,
+    check_rows_per_class,
     class_labels,
     named_modalities,
     numbered_words,
@@ -29,6 +30,7 @@ from ecsfusion.pid.inputs import (
 )
 from ecsfusion.pid.options import EstimatorOptions
 from ecsfusion.pid.posteriors import held_out_information
+from ecsfusion.pid.series import alike_neighbours
 from ecsfusion.pid.threads import few_threads
 from ecsfusion.pid.uncertainty import Measured, hides_much, measure, on_device
 
@@ -39,7 +41,7 @@ MIN_DISTINCT = 64
 
 
 class RepeatedRowsWarning(UserWarning):
-    """Many rows of a modality are equal, but their rows in another modality are not: they may share a source."""
+    """Rows may share a source: many of a modality are equal where others are not, or neighbours are alike."""
 
 
 def fast_pid(
@@ -102,7 +104,8 @@ def fast_pid(
     Warns:
         FewSamplesWarning: when there are fewer samples than `enough_samples` asks for, and when classes of one row
             or of one source hold much of the label's entropy.
-        RepeatedRowsWarning: when many rows of one modality are equal and `groups` is not given.
+        RepeatedRowsWarning: when `groups` is not given and many rows of one modality are equal, or rows that follow
+            each other are alike beyond their class, as in recordings.
     """
     named = named_modalities(embeddings)
     if len(named) != 2:
@@ -196,7 +199,7 @@ def _estimate_pairs(
         pids = estimate_pairs(named, targets, num_classes, options)
     else:
         if numbered is None:
-            _warn_of_repeated_rows(named, options.seed)
+            _warn_of_shared_sources(named, targets, options.seed)
         pids = _by_posteriors(named, targets, num_classes, numbered, options, words)
     return split_by_pair(pids, pair_names(list(named)), time.perf_counter() - start)
 
@@ -221,8 +224,10 @@ def _by_posteriors(
     unseen: tuple[str, list[Any]] | None = None
     with few_threads():
         keys = row_keys(list(named.values()), options.seed)
-        for place, column in enumerate(targets.reshape(len(targets), -1).T):
-            classes, label = numbered_by_rows(keys, column)
+        numbered = [numbered_by_rows(keys, column) for column in targets.reshape(len(targets), -1).T]
+        for classes, _ in numbered:
+            check_rows_per_class(len(targets), len(classes))
+        for place, (classes, label) in enumerate(numbered):
             posteriors = held_out_information(
                 named, label, len(classes), sides, groups, num_clusters, options.tolerance, options.seed
             )
@@ -302,18 +307,31 @@ def _warn_of_unseen_classes(name: str, classes: list[Any], groups: Tensor | None
     )
 
 
-def _warn_of_repeated_rows(named: dict[str, Tensor], random_seed: int) -> None:
-    """Warn of a modality whose rows repeat where those of another differ: cross-fitting would leak."""
-    found = repeated_rows(named, random_seed)
-    if found is not None:
-        name, number = found
-        warnings.warn(
+def _warn_of_shared_sources(named: dict[str, Tensor], targets: Tensor, random_seed: int) -> None:
+    """Warn of a modality whose rows repeat where those of another differ, or are like their neighbours.
+
+    Cross-fitting would leak.
+    """
+    leaks = "would be read by readouts that have seen them; give groups=, the source of each row"
+    repeated = repeated_rows(named, random_seed)
+    columns = targets.reshape(len(targets), -1).T
+    series = next(filter(None, (alike_neighbours(named, column) for column in columns)), None)
+    if repeated is not None:
+        name, number = repeated
+        found = (
             f"embeddings[{name!r}] has only {number} distinct rows of {len(named[name])}: rows that share a source"
-            " (a picture, a subject) would be read by readouts that have seen them; give groups=, the source of"
-            " each row",
-            RepeatedRowsWarning,
-            stacklevel=4,
+            f" (a picture, a subject) {leaks}"
         )
+    elif series is not None:
+        name, correlation = series
+        found = (
+            f"embeddings[{name!r}] has rows that are like the rows beside them, beyond their class (correlation"
+            f" {correlation:.2g}): rows of a recording, a subject or a time {leaks}, such as its recording or a longer"
+            " stretch of time; only in a table that is sorted by its values this means nothing"
+        )
+    else:
+        return
+    warnings.warn(found, RepeatedRowsWarning, stacklevel=4)
 
 
 def repeated_rows(embeddings: Mapping[str, Tensor], random_seed: int = 0) -> tuple[str, int] | None:

@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecsfusion.data.values import check_values
-from ecsfusion.pid.checks import check_positive, is_whole
+from ecsfusion.pid.checks import check_positive, is_number, is_whole
 
 Array = Tensor | NDArray[Any]
 
 MAX_BINS = 1 << 16
 MAX_CELLS = 1 << 25
 """The most cells of a joint table. Labels that are no class indices, such as identifiers, would need more."""
+MIN_ROWS_PER_CLASS = 2
+"""With fewer in the mean, labels name rows or measure something,"""
+MAX_SINGLE = 1 << 18
+"""and are refused where rows times classes are more: minutes would show that nothing is known of them."""
 
 
 def named_modalities(embeddings: Mapping[str, Array] | Sequence[Array]) -> dict[str, Tensor]:
@@ -128,11 +132,22 @@ def class_labels(
             ) from error
         if not array.ndim:
             raise TypeError(f"labels must be a sequence of one class per row, got {type(labels).__name__}")
+        if array.dtype.kind == "O" and all(
+            is_whole(label) and abs(label) < 1 << 63 for label in array.ravel()
+        ):
+            # As pandas stores a column that has held other values, too.
+            array = array.astype(np.int64)
+        if array.dtype.kind == "O" and bins is not None and all(map(is_number, array.ravel())):
+            array = array.astype(np.float64)
         if array.dtype.kind not in "biuf":
             row = next((i for i, label in enumerate(array) if not _is_numeric(label)), 0)
+            found = f"got dtype {array.dtype}, with {array[row]!r} in row {row}"
+            if bins is not None:
+                raise TypeError(
+                    f"labels must be real numbers to be binned, {found}; convert them, or leave bins out"
+                )
             raise TypeError(
-                f"labels must be integers from 0, got dtype {array.dtype}, with {array[row]!r} in row {row}; map the "
-                "classes to 0 .. C - 1, or leave this row out"
+                f"labels must be integers from 0, {found}; map the classes to 0 .. C - 1, or leave this row out"
             )
         given = as_tensor(array).to(device)
     if given.ndim not in (1, 2) or 0 in given.shape[1:]:
@@ -207,6 +222,19 @@ def check_classes(labels: Tensor, num_classes: int | None) -> int:
         row, value = _first(labels, labels >= num_classes)
         raise ValueError(f"labels must be below num_classes={num_classes}, found {value} in row {row}")
     return largest + 1 if num_classes is None else num_classes
+
+
+def check_rows_per_class(num_rows: int, num_classes: int) -> None:
+    """Check that labels that occur are classes, and not names of rows or measured values, where these would cost much.
+
+    Raises:
+        ValueError: for many classes of which most have a single row.
+    """
+    if num_rows < MIN_ROWS_PER_CLASS * num_classes and num_rows * num_classes > MAX_SINGLE:
+        raise ValueError(
+            f"labels have {num_classes} classes in {num_rows} rows, so that most have a single row; for a real target "
+            "pass bins=8, say; names of rows are no labels, and of many rare classes leave out or join the rarest"
+        )
 
 
 def check_finite(embeddings: Mapping[str, Tensor]) -> None:
@@ -292,7 +320,11 @@ def as_embeddings(value: Tensor | NDArray[Any], name: str) -> Tensor:
             )
         value = as_tensor(value)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor or numpy array (N, D), got {type(value).__name__}")
+        ways = {"to_numpy": "by its to_numpy()", "toarray": "by its toarray()"}
+        how = next((words for way, words in ways.items() if hasattr(value, way)), "by numpy.asarray")
+        raise TypeError(
+            f"{name} must be a torch.Tensor or numpy array (N, D), got {type(value).__name__}; convert it {how}"
+        )
     check_values(value, name)
     if value.is_complex():
         raise TypeError(

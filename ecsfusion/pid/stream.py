@@ -7,6 +7,7 @@ integers. So several processes, each with a part of the rows, give exactly the r
 rows.
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,8 +90,11 @@ def stream_pid(
         if column not in table.columns:
             shown = ", ".join(map(repr, table.columns[:MAX_SHOWN]))
             more = len(table.columns) - MAX_SHOWN
+            parts = [each for each in table.columns if re.fullmatch(rf"{re.escape(column)}\W?_?\d+", each)]
+            remedy = "; an embedding is one column of lists of numbers: join these" if len(parts) > 1 else ""
             raise ValueError(
                 f"there is no column {column!r}; the columns are [{shown}{f', ... {more} more' if more > 0 else ''}]"
+                f"{remedy}"
             )
     sizes = _gather(len(rows))
     num_rows, rows_before = sum(sizes), sum(sizes[: dist.get_rank()] if _distributed() else [])

@@ -7,6 +7,7 @@ without a word, and any other class that does not exist would end the process.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral
 from typing import Any
 
@@ -52,6 +53,16 @@ def class_column(dataset: Any) -> np.ndarray | None:
         values = column_of(dataset, column)
         if values is not None and all(isinstance(value, Integral) for value in values):
             return np.asarray(values)
+    return None
+
+
+def target_column(dataset: Any) -> np.ndarray | None:
+    """The targets (N,) or (N, C) of a data set, float64; None where they cannot be read as a column of numbers."""
+    for column in [] if has_transform(dataset) else LABEL_COLUMNS:
+        values = column_of(dataset, column)
+        if values is not None:
+            with suppress(TypeError, ValueError):
+                return np.asarray(list(values), dtype=np.float64)
     return None
 
 

@@ -197,8 +197,10 @@ def check_set_names(sets: Mapping[Any, Any], name: str | None = None) -> None:
 
     Raises:
         TypeError: a name that is no text.
-        ValueError: there is no set of this name.
+        ValueError: there is no set at all, or none of this name.
     """
+    if not sets and name is None:
+        raise ValueError("eval_dataset has no sets; give at least one by name, or leave eval_dataset out.")
     wrong = [each for each in sets if not isinstance(each, str)]
     if wrong:
         raise TypeError(f"eval_dataset has the name {wrong[0]!r}; give its sets texts as names.")
