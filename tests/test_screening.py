@@ -7,7 +7,7 @@ from scipy.stats import chi2_contingency
 from sorted_sets import FOLDS, sets_of
 
 from ecsfusion.pid.linear import TrainingSets, standardize
-from ecsfusion.pid.screening import MIN_ROWS, SPLIT_BY, THRESHOLDS, telling_columns
+from ecsfusion.pid.screening import MIN_ROWS, SPLIT_BY, telling_columns, thresholds
 
 
 def chi_square(above, labels, classes):
@@ -18,14 +18,14 @@ def chi_square(above, labels, classes):
     return chi2_contingency(table[:, table.sum(0) > 0], correction=False).statistic
 
 
-def expected_columns(rows, labels, number):
+def expected_columns(rows, labels, levels, number):
     """The columns of greatest chi-square, in all rows or on both sides of those that are greatest there."""
     classes = labels.max() + 1
 
     def told(part):
         return np.array(
             [
-                [chi_square((rows[part] > t)[:, k], labels[part], classes) for t in THRESHOLDS]
+                [chi_square(rows[part][:, k] > t, labels[part], classes) for t in levels[:, k]]
                 for k in range(40)
             ]
         )
@@ -33,7 +33,7 @@ def expected_columns(rows, labels, number):
     alone = told(slice(None))
     best = alone.max(1)
     for column in np.argsort(-alone.max(1))[:SPLIT_BY]:
-        above = rows[:, column] > THRESHOLDS[alone[column].argmax()]
+        above = rows[:, column] > levels[alone[column].argmax(), column]
         best = np.maximum(best, told(above).max(1) + told(~above).max(1))
     return np.sort(np.argsort(-best)[:number])
 
@@ -49,9 +49,10 @@ def test_they_have_the_greatest_chi_square(classes):
     rows = standardize(rows[order])
     kept = telling_columns([rows[:, :7], rows[:, 7:]], sets, 12)
     assert kept.shape == (FOLDS + 2, 12)
+    levels = thresholds(rows).numpy()
     for place in range(FOLDS):
         mine = sets.fold != place
-        expected = expected_columns(rows[mine].numpy(), sets.labels[mine].numpy(), 12)
+        expected = expected_columns(rows[mine].numpy(), sets.labels[mine].numpy(), levels, 12)
         assert kept[place].tolist() == expected.tolist()
 
 
@@ -85,3 +86,17 @@ def test_a_column_that_tells_only_beside_another_is_seen():
     order, sets = sets_of(labels)
     for kept in telling_columns([standardize(rows[order])], sets, 8).tolist():
         assert {10, 20, 30} <= set(kept)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.97])
+def test_two_values_are_parted_and_a_mark_of_what_is_missing_hides_nothing(share):
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(2000, 30, generator=generator)
+    rows[:, 0] = (torch.rand(2000, generator=generator) < share).float()
+    rows[torch.rand(2000, generator=generator) < 0.2, 1] = -999.0
+    rows = standardize(rows)
+    levels = thresholds(rows)
+    # Of two values one is positive.
+    assert any(torch.equal(rows[:, 0] > level, rows[:, 0] > 0) for level in levels[:, 0])
+    above = (rows[:, 1:2] > levels[:, 1]).float().mean(0)
+    assert int(((above > 0.1) & (above < 0.75)).sum()) >= 3
