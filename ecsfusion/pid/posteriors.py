@@ -72,7 +72,7 @@ SMALL_SHRINKAGE = 1e-3
 LARGEST_SHRINKAGE = 0.2
 """and with fewer at most this."""
 MOST_COLUMNS_OF_BOTH = 64
-"""With more columns both sides together are read by lines and along a few directions alone."""
+"""With more columns both sides together are read by lines, along a few directions, and by trees alone."""
 
 
 class Side(NamedTuple):
