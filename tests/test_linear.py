@@ -8,7 +8,6 @@ import torch
 
 from ecsfusion import fast_pid
 from ecsfusion.pid import linear, mixtures, posteriors
-from ecsfusion.pid.cholesky import _cholesky
 from ecsfusion.pid.linear import (
     LinearSums,
     TrainingSets,
@@ -17,10 +16,10 @@ from ecsfusion.pid.linear import (
     fold_products,
     linear_readouts,
     mixed,
+    products_of_slices,
     standardize,
 )
 from ecsfusion.pid.pooling import pool
-from ecsfusion.pid.threads import MANY_COLUMNS
 
 ROWS, FOLDS, CLASSES = 600, 6, 3
 
@@ -246,19 +245,11 @@ def test_many_classes_along_a_few_directions_are_told_with_few_rows():
     assert float(pid.mutual_information.max()) < 1.05 * truth
 
 
-def test_with_several_threads_one_library_computes(monkeypatch):
-    """Threads of two libraries wait for each other."""
-    rows = torch.randn(600, MANY_COLUMNS, generator=torch.Generator().manual_seed(4))
-    sets = TrainingSets.make(torch.arange(600) // 100, 6, torch.arange(600) % 50 // 25, 2)
-    sets = sets._replace(cells=tuple(range(0, 601, 50)))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    alone = linear.fold_products(rows, rows, sets)
-    factor, failed = _cholesky(alone / 500 + torch.eye(rows.shape[1]))
-    assert not failed.any()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(linear, "np", None)
-    monkeypatch.setattr(torch.Tensor, "numpy", None)
-    torch.testing.assert_close(linear.fold_products(rows, rows, sets), alone, rtol=1e-5, atol=1e-3)
-    again, failed = _cholesky(alone / 500 + torch.eye(rows.shape[1]))
-    assert not failed.any()
-    torch.testing.assert_close(again, factor, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("columns", [1, 255, 256, 257, 300, 900])
+def test_products_of_a_matrix_with_itself_are_exact(columns):
+    """Of many columns half is computed, by blocks."""
+    rows = torch.randn(40, columns, generator=torch.Generator().manual_seed(columns))
+    slices = [slice(0, 13), slice(13, 13), slice(13, 40)]
+    found = products_of_slices(rows, rows, slices)
+    expected = torch.stack([rows[part].double().T @ rows[part].double() for part in slices])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

@@ -7,12 +7,12 @@ stands in its place, and vectors are multiplied by it. Both are called a factor,
 import torch
 from torch import Tensor
 
-from ecsfusion.pid.threads import is_for_another_library
-
 FLAT = 1e6
 """The diagonal of a factor that stands for one that cannot be found: what is divided by it is nearly 0."""
 LARGEST_BLOCK = 64
 """Columns of the blocks of a factor that are inverted at once."""
+FACTORED_BLOCK = 96
+"""Columns of the blocks by which a CPU factors a matrix."""
 MANY_VECTORS = 2
 """Vectors for each column of a factor, from which it is inverted on a CPU, too."""
 
@@ -94,15 +94,23 @@ def _diagonal_blocks(matrices: Tensor, block: int) -> Tensor:
 
 def _cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factors (..., D, D) of matrices, which they may replace, and (...) where there is none: not 0."""
-    if matrices.device.type != "cpu" or matrices.ndim > 3 or not is_for_another_library(matrices.shape[-1]):
+    columns = matrices.shape[-1]
+    if matrices.device.type != "cpu" or columns <= FACTORED_BLOCK:
         return torch.linalg.cholesky_ex(matrices)
-    # SciPy factors a large matrix in half of the time; it is loaded where it is needed.
-    from scipy.linalg.lapack import get_lapack_funcs
-
-    potrf = get_lapack_funcs("potrf", (matrices.numpy(),))
-    failed = torch.zeros(len(matrices), dtype=torch.int32, device=matrices.device)
-    for place, matrix in enumerate(matrices.numpy()):
-        # As LAPACK reads it, column by column, the matrix is its transpose.
-        factor, failed[place] = potrf(matrix.T, lower=0, clean=1, overwrite_a=1)
-        matrix[...] = factor.T
+    # By blocks of columns most of the work are products, which every library does well.
+    failed = torch.zeros(matrices.shape[:-2], dtype=torch.int32)
+    for start in range(0, columns, FACTORED_BLOCK):
+        end = min(start + FACTORED_BLOCK, columns)
+        factor, code = torch.linalg.cholesky_ex(matrices[..., start:end, start:end])
+        failed = torch.maximum(failed, code)
+        matrices[..., start:end, start:end] = factor
+        matrices[..., start:end, end:] = 0
+        below = torch.linalg.solve_triangular(
+            factor.mT, matrices[..., end:, start:end], upper=True, left=False
+        )
+        matrices[..., end:, start:end] = below
+        for first in range(end, columns, FACTORED_BLOCK):
+            last = min(first + FACTORED_BLOCK, columns)
+            own = below[..., first - end : last - end, :]
+            matrices[..., first:, first:last] -= below[..., first - end :, :] @ own.mT
     return matrices, failed

@@ -31,7 +31,7 @@ from ecsfusion.pid.inputs import (
 from ecsfusion.pid.options import EstimatorOptions
 from ecsfusion.pid.posteriors import held_out_information
 from ecsfusion.pid.series import alike_neighbours
-from ecsfusion.pid.threads import few_threads
+from ecsfusion.pid.threads import one_thread
 from ecsfusion.pid.uncertainty import Measured, hides_much, measure, on_device
 
 MAX_REPEATS = 0.2
@@ -107,13 +107,14 @@ def fast_pid(
         RepeatedRowsWarning: when `groups` is not given and many rows of one modality are equal, or rows that follow
             each other are alike beyond their class, as in recordings.
     """
-    named = named_modalities(embeddings)
-    if len(named) != 2:
-        raise ValueError(f"embeddings must hold two modalities, got {list(named)}; fast_pids takes more")
     options = EstimatorOptions(
         method, num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
     )
-    (pid,) = _estimate_pairs(named, labels, groups, num_classes, bins, options).values()
+    with one_thread():
+        named = named_modalities(embeddings)
+        if len(named) != 2:
+            raise ValueError(f"embeddings must hold two modalities, got {list(named)}; fast_pids takes more")
+        (pid,) = _estimate_pairs(named, labels, groups, num_classes, bins, options).values()
     return pid
 
 
@@ -168,7 +169,8 @@ def fast_pids(
     options = EstimatorOptions(
         method, num_clusters, num_components, correction, permutations, bootstrap, tolerance, seed
     )
-    return _estimate_pairs(named_modalities(embeddings), labels, groups, num_classes, bins, options)
+    with one_thread():
+        return _estimate_pairs(named_modalities(embeddings), labels, groups, num_classes, bins, options)
 
 
 def _estimate_pairs(
@@ -222,25 +224,24 @@ def _by_posteriors(
     number = num_groups or len(targets)
     measured: list[Measured] = []
     unseen: tuple[str, list[Any]] | None = None
-    with few_threads():
-        keys = row_keys(list(named.values()), options.seed)
-        numbered = [numbered_by_rows(keys, column) for column in targets.reshape(len(targets), -1).T]
-        for classes, _ in numbered:
-            check_rows_per_class(len(targets), len(classes))
-        for place, (classes, label) in enumerate(numbered):
-            posteriors = held_out_information(
-                named, label, len(classes), sides, groups, num_clusters, options.tolerance, options.seed
+    keys = row_keys(list(named.values()), options.seed)
+    numbered = [numbered_by_rows(keys, column) for column in targets.reshape(len(targets), -1).T]
+    for classes, _ in numbered:
+        check_rows_per_class(len(targets), len(classes))
+    for place, (classes, label) in enumerate(numbered):
+        posteriors = held_out_information(
+            named, label, len(classes), sides, groups, num_clusters, options.tolerance, options.seed
+        )
+        measured.append(measure(posteriors))
+        if posteriors.unseen is not None and hides_much(posteriors):
+            label_name = "labels" if targets.ndim == 1 else f"labels[:, {place}]"
+            hidden = classes[posteriors.unseen > 0].sort().values.tolist()
+            unseen = unseen or (
+                label_name,
+                hidden if words is None else [words[place][n] for n in hidden],
             )
-            measured.append(measure(posteriors))
-            if posteriors.unseen is not None and hides_much(posteriors):
-                label_name = "labels" if targets.ndim == 1 else f"labels[:, {place}]"
-                hidden = classes[posteriors.unseen > 0].sort().values.tolist()
-                unseen = unseen or (
-                    label_name,
-                    hidden if words is None else [words[place][n] for n in hidden],
-                )
-                # How many would do, nobody can know: not those that there are.
-                measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
+            # How many would do, nobody can know: not those that there are.
+            measured[-1] = measured[-1]._replace(enough=measured[-1].enough.clamp_min(2 * number))
     shape = (len(pairs), *targets.shape[1:])
 
     def tensor(values: list[Tensor]) -> Tensor:

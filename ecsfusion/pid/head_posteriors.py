@@ -22,6 +22,7 @@ from ecsfusion.pid.folds import Folds, folds_by_place, logit_keys, make_folds
 from ecsfusion.pid.inputs import check_classes
 from ecsfusion.pid.posteriors import TINY, Known, Posteriors, best_of, change_by_labels
 from ecsfusion.pid.replayed import replayed
+from ecsfusion.pid.threads import one_thread
 from ecsfusion.pid.uncertainty import measure, on_device
 from ecsfusion.pid.union import Solved, matched, most_captured, solve_union, union_of
 
@@ -78,10 +79,18 @@ def head_pids(
     classes = next(iter(logits.values())).shape[1]
     if num_clusters is None:
         num_clusters = min(max(2 * classes, MIN_CLUSTERS), MAX_CLUSTERS)
-    posteriors = information_of_heads(
-        logits, joint_logits, labels, sides, min(num_clusters, len(labels)), TOLERANCE, random_seed, groups
-    )
-    measured = on_device(measure(posteriors).limit._replace(dependence=None), labels.device)
+    with one_thread():
+        posteriors = information_of_heads(
+            logits,
+            joint_logits,
+            labels,
+            sides,
+            min(num_clusters, len(labels)),
+            TOLERANCE,
+            random_seed,
+            groups,
+        )
+        measured = on_device(measure(posteriors).limit._replace(dependence=None), labels.device)
     pids = {}
     for place, (a, b) in enumerate(pairs):
         atoms: dict[str, Any] = {

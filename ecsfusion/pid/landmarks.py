@@ -15,7 +15,6 @@ from ecsfusion.pid.trial import is_worth, some_rows, told_by
 MAX_COLUMNS = 32
 """Of more columns all rows are about equally far from each other."""
 MAX_LANDMARKS = 192
-"""Fewer than `MANY_COLUMNS`, which another library multiplies: its threads and those of torch wait for each other."""
 ROWS_PER_LANDMARK = 4
 WIDTHS = (1.0, 0.5, 0.25)
 """In median distances of rows."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ecsfusion.pid.cholesky import factored, half_solved, solved, transposed_solved
 from ecsfusion.pid.pooling import pool, pool_with_part
-from ecsfusion.pid.threads import is_for_another_library
 
 SHRINKAGE = (1e-5, 1e-3, 0.03, 0.2, 0.6, 1.0)
 """Shares of the identity in the covariance that are tried on two folds."""
@@ -60,6 +59,10 @@ MAX_FITTED = 0.8
 """The largest share of its rows that a covariance is taken to be fitted to."""
 TINY = 1e-12
 JITTER = 1e-6
+SMALLEST_BLOCK = 128
+"""The fewest columns of a block of the product of a matrix with itself,"""
+MOST_BLOCKS = 6
+"""and the most blocks, unless they would be smaller."""
 BLOCK_VALUES = 1 << 16
 """Values that are standardized at a time, so many that they stay in the cache of a core,"""
 SCORED_VALUES = 1 << 19
@@ -385,20 +388,24 @@ def fold_products(left: Tensor, right: Tensor, sets: TrainingSets) -> Tensor:
     if sets.cells is None:
         parts = [(left * (sets.fold == k)[:, None]).T @ right for k in range(sets.num_folds)]
         return sets.sums(torch.stack(parts))
-    by_another = is_for_another_library(left.shape[1])
-    return sets.sums(products_of_slices(left, right, sets.slices(), by_another))
+    return sets.sums(products_of_slices(left, right, sets.slices()))
 
 
-def products_of_slices(left: Tensor, right: Tensor, slices: list[slice], by_another: bool) -> Tensor:
-    """left^T right over each of S slices of the rows, (S, D1, D2); `by_another` library where it is faster."""
-    if not by_another or left is not right or left.device.type != "cpu":
-        return torch.stack([left[part].T @ right[part] for part in slices])
-    # NumPy computes half of the product of a matrix with itself.
+def products_of_slices(left: Tensor, right: Tensor, slices: list[slice]) -> Tensor:
+    """left^T right over each of S slices of the rows, (S, D1, D2)."""
     columns = left.shape[1]
-    rows, found = left.numpy(), np.empty((len(slices), columns, columns), np.float32)
-    for place, part in enumerate(slices):
-        np.matmul(rows[part].T, rows[part], out=found[place])
-    return torch.from_numpy(found)
+    if left is not right or left.device.type != "cpu" or columns < 2 * SMALLEST_BLOCK:
+        return torch.stack([left[part].T @ right[part] for part in slices])
+    # Of the product of a matrix with itself half is computed, by blocks of its columns.
+    block = max(SMALLEST_BLOCK, -(-columns // MOST_BLOCKS))
+    found = left.new_empty(len(slices), columns, columns)
+    for product, part in zip(found, slices, strict=True):
+        rows = left[part]
+        for start in range(0, columns, block):
+            end = min(start + block, columns)
+            torch.mm(rows[:, start:].T, rows[:, start:end], out=product[start:, start:end])
+            product[start:end, end:] = product[end:, start:end].T
+    return found
 
 
 def _class_sums(rows: Tensor, sets: TrainingSets) -> Tensor:

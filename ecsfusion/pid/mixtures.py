@@ -137,8 +137,7 @@ def class_products(first: LinearSums, second: LinearSums) -> Tensor:
     classes, folds = sets.num_classes, sets.num_folds
     if sets.cells is not None:
         slices = [slice(start, end) for start, end in pairwise(sets.cells)]
-        # So few rows are summed that another library rounds as little.
-        parts = products_of_slices(first.rows, second.rows, slices, torch.get_num_threads() == 1)
+        parts = products_of_slices(first.rows, second.rows, slices)
     else:
         parts = torch.stack(
             [

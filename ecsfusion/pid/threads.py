@@ -1,4 +1,4 @@
-"""How many threads an estimate on a CPU uses, and which library they belong to."""
+"""An estimate on a CPU uses one thread."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -10,26 +10,24 @@ from typing import cast
 import torch
 from threadpoolctl import ThreadpoolController
 
-MOST = 4
-"""The default estimate is thousands of small operations, and threads that wait for each other at each of them cost more
-than they bring: with 16 threads on 16 cores wide embeddings took several times as long as with 4."""
-MANY_COLUMNS = 256
-"""With so many columns half of a Gram matrix is worth another library, whose sums are rounded more coarsely, to one
-thread: the threads of two libraries wait for each other, and an estimate took up to four times as long."""
-
 
 @contextmanager
-def few_threads() -> Iterator[None]:
-    """A context in which the operations of this thread use few threads; after it as many as before."""
+def one_thread() -> Iterator[None]:
+    """A context in which the operations of this thread use no other; after it as many as before.
+
+    An estimate is thousands of small operations. On idle cores two threads save a tenth of the time, and on busy ones
+    they wait for each other at each operation: it took 3 to 25 times as long. One gives the same values on every
+    machine, too, and works in a process that was forked from one with several.
+    """
     # Asked before a limit is set: the first time that a thread asks, torch sets its number.
-    if torch.get_num_threads() <= MOST:
+    if torch.get_num_threads() == 1:
         yield
         return
     # Not `torch.set_num_threads`: it tells MKL never to choose threads by itself, for good and in all threads. From
     # then on the LU of several matrices is wrong (torch 2.13): `linalg.solve`, `inv` and `det` of the whole program.
-    with _openmp().limit(limits=MOST):
+    with _openmp().limit(limits=1):
         limit_mkl = _mkl()
-        of_mkl = limit_mkl(MOST)
+        of_mkl = limit_mkl(1)
         try:
             yield
         finally:
@@ -53,8 +51,3 @@ def _mkl() -> Callable[[int], int]:
         return cast(Callable[[int], int], library.MKL_Set_Num_Threads_Local)
     except (OSError, AttributeError):
         return lambda number: number
-
-
-def is_for_another_library(columns: int) -> bool:
-    """Whether NumPy and SciPy multiply and factor matrices of so many columns, and not torch."""
-    return columns >= MANY_COLUMNS and torch.get_num_threads() == 1
