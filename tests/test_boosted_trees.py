@@ -21,6 +21,8 @@ from ecsfusion.pid.boosted_trees import (
 )
 from ecsfusion.pid.dependence import held_out_dependence
 from ecsfusion.pid.linear import TrainingSets, standardize
+from ecsfusion.pid.posteriors import held_out_information
+from ecsfusion.pid.uncertainty import measure
 
 
 def rules(rows, columns, seed):
@@ -173,6 +175,31 @@ def test_intervals_know_that_there_may_be_more_rules_than_rows_show():
 
 
 @pytest.mark.filterwarnings("ignore:.*samples are few")
+def test_trees_that_tell_little_hide_little():
+    """Of embeddings trees often tell a hundredth of a bit beside lines. Then no half of a bit is hidden."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(1500) % 12
+    sides = {
+        name: torch.randn(12, 6, generator=generator)[labels]
+        + 1.5 * torch.randn(1500, 6, generator=generator)
+        for name in ("image", "audio")
+    }
+    found = held_out_information(sides, labels, 12, [(["image"], ["audio"])], None, 64, 1e-3, 0)
+    assert not found.known.rules.any()
+
+    def upper_ends(told):
+        of_image = torch.tensor([[told], [0.0], [0.0]], dtype=torch.float64)
+        limit = measure(found._replace(known=found.known._replace(rules=of_image))).limit
+        return torch.stack([limit.unique_interval[0, 0, 1], limit.redundancy_interval[0, 1]]), limit
+
+    (none, limit), (little, _), (much, _) = upper_ends(0.0), upper_ends(0.01), upper_ends(1.0)
+    least = torch.stack([limit.unique[0, 0], limit.mutual_information[0, 1]])
+    assert (little <= torch.maximum(none, least + 0.1 + 1e-9)).all()
+    # By 0.3 of what is left of the label.
+    left = np.log2(12) - float(limit.mutual_information[0, 0])
+    assert float(much[0]) >= float(least[0]) + 0.3 * left
+
+
 @pytest.mark.parametrize("seed", [0, 2])
 def test_rules_that_both_sides_together_show_better_may_be_no_synergy(seed):
     """Each modality tells its own half of the label, which for the other is noise that hides its rules."""

@@ -84,6 +84,8 @@ class Side(NamedTuple):
     """(2, N, C) float32: of readouts fitted on all but one fold, and on half of the folds."""
     by_lines: Tensor
     """(N, C) float32: the first by the linear readouts alone."""
+    without_rules: Tensor
+    """(N, C) float32: the first by all readouts but trees; by all where there are no trees."""
     shape: Shape | None
     """Of its rows; None where hardly anything of the label is left to tell."""
     is_tried: bool
@@ -98,6 +100,8 @@ class Pair(NamedTuple):
     log_posterior: Tensor
     """(2, N, C) float32, as in `Side`."""
     by_lines: Tensor
+    """(N, C) float32, as in `Side`."""
+    without_rules: Tensor
     """(N, C) float32, as in `Side`."""
     product: Tensor
     """(N, C) float32: the product of the posteriors of the sides, as if they were independent given the label."""
@@ -126,7 +130,7 @@ class Known(NamedTuple):
     beyond_lines: Tensor
     """(3, P): what the first, the second and both sides know beyond their linear readouts."""
     rules: Tensor
-    """(3, P): 1 where trees of thresholds tell of the first, the second or both sides what no other readout does."""
+    """(3, P): what trees of thresholds tell of the first, the second and both sides that no other readout does."""
     unresolved: Tensor
     """(P,): how far what clusters lose leaves the union information open."""
     displaced: Tensor
@@ -320,7 +324,7 @@ def read_side(
             inner_searches(sums.halves(), linear.factor[number:], shape),
         )
     pooled = _pooled(lines, coarse, rules, searches, sets, log_prior, random_seed)
-    side = Side(sums, linear, pooled[:2], pooled[2], shape, is_tried, bool(rules))
+    side = Side(sums, linear, pooled[:2], pooled[2], pooled[3], shape, is_tried, bool(rules))
     return not_below_members(side, members) if members else side
 
 
@@ -331,6 +335,7 @@ def not_below_members(side: Side, members: Sequence[Side]) -> Side:
     return side._replace(
         log_posterior=every[best].log_posterior,
         by_lines=every[best].by_lines,
+        without_rules=every[best].without_rules,
         has_rules=any(part.has_rules for part in every),
     )
 
@@ -384,9 +389,10 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     ]
     pooled = _pooled(lines, coarse, rules, searches, sets, log_prior, random_seed)
     if len(lines) == len(alone):
-        return Pair(pooled[:2], pooled[2], pooled[2], bool(rules))
+        return Pair(pooled[:2], pooled[2], pooled[3], pooled[2], bool(rules))
     product = pool(torch.stack(alone, 1)[:1], sets.labels, log_prior).log_posterior[0]
-    return Pair(pooled[:2], pooled[2], without_unseen(product, sets.unseen[0], log_prior), bool(rules))
+    product = without_unseen(product, sets.unseen[0], log_prior)
+    return Pair(pooled[:2], pooled[2], pooled[3], product, bool(rules))
 
 
 def _lines_of_both(first: Side, second: Side, alone: list[Tensor], log_prior: Tensor) -> list[Tensor]:
@@ -414,7 +420,7 @@ def _pooled(
     log_prior: Tensor,
     random_seed: int,
 ) -> Tensor:
-    """Log posteriors (3, N, C) of pools: of all readouts by folds, of all by halves, of the linear ones by folds.
+    """Log posteriors (4, N, C) of pools: of all readouts by folds and by halves; of lines and all but trees by folds.
 
     Tables that tell nothing by halves are not made for the folds. Trees that do so by luck hide no table: those of the
     folds may have none.
@@ -446,10 +452,14 @@ def _pooled(
     by_lines = fold.log_posterior[1]
     if coarse or rules:
         by_lines = pool(by_folds[None, : len(lines)], sets.labels, log_prior).log_posterior[0]
+    without_rules = fold.log_posterior[0]
+    if rules:
+        others = torch.cat([by_folds[:number], *(table.unsqueeze(0) for table in tables)])
+        without_rules = pool(others.unsqueeze(0), sets.labels, log_prior).log_posterior[0]
     # Both by the same kinds of readouts, or their difference would not be that of the rows.
     by_half = torch.where(wanted.any(), half.log_posterior[0], half.log_posterior[1])
-    pooled = torch.stack([fold.log_posterior[0], by_half, by_lines])
-    return without_unseen(pooled, sets.unseen[[0, 1, 0]], log_prior)
+    pooled = torch.stack([fold.log_posterior[0], by_half, by_lines, without_rules])
+    return without_unseen(pooled, sets.unseen[[0, 1, 0, 0]], log_prior)
 
 
 def without_unseen(log_posterior: Tensor, unseen: Tensor, log_prior: Tensor) -> Tensor:
@@ -517,9 +527,11 @@ def known_of(
     union = union_information(
         posteriors, unsure, roots, labels, num_clusters, tolerance, MAX_ITERATIONS, random_seed
     )
-    by_lines = torch.stack([bits(part.by_lines).mean() for part in (first, second, pair)])
-    known, by_lines, product, label_bits = moved(
-        [rows.mean(-1), by_lines, bits(pair.product).mean(), entropy(prior, 1)], "cpu"
+    every = (first, second, pair)
+    by_lines = torch.stack([bits(part.by_lines).mean() for part in every])
+    without_rules = torch.stack([bits(part.without_rules).mean() for part in every])
+    known, by_lines, without_rules, product, label_bits = moved(
+        [rows.mean(-1), by_lines, without_rules, bits(pair.product).mean(), entropy(prior, 1)], "cpu"
     )
     single = (known - optimism).clamp_min(0.0)
     change = change_by_labels(union, known[:2], label_bits)
@@ -531,9 +543,7 @@ def known_of(
         lost=union.high - union.low,
         product=product,
         beyond_lines=(known[:, 0] - by_lines).clamp_min(0.0),
-        rules=torch.tensor(
-            [float(part.has_rules) for part in (first, second, pair)], dtype=known.dtype, device=known.device
-        ),
+        rules=(known[:, 0] - without_rules).clamp_min(0.0),
         unresolved=union.unresolved[0],
         displaced=(union.change - change).abs()[0],
     )

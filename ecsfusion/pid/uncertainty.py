@@ -30,7 +30,9 @@ SHARE_OF_COARSE = 0.25
 this share of what only its tables tell, and the synergy by this share of what only those of both sides tell."""
 RULE_ROWS = 150.0
 """Where trees tell what no other readout does there may be more rules than rows show, in 95 of 100 random trees at most
-a share of what is left of the label, whose square is so many per row."""
+a share of what is left of the label, whose square is so many per row,"""
+RULES_PER_RULE = 10.0
+"""and in 9 of 10 at most so many times what the trees tell. Of embeddings they often tell next to nothing."""
 SHARE_OF_DISPLACED = 0.5
 """The union information may be wrong by this share of how far labels and posteriors disagree about it alone,"""
 CLEARLY = 4.0
@@ -162,12 +164,12 @@ def _decomposed(
             torch.where(stops, largest_limit(part[0], label_bits, DOUBTED_GROWTH) - value, 0.0)
             for part, value, stops in zip(parts, values, at_largest, strict=True)
         ]
-        is_ruled = known.rules.bool()
-        is_ruled[2] &= known.joint[0] - known.product > NOISE / (worth * LN2)
+        of_both = known.joint[0] - known.product > NOISE / (worth * LN2)
+        found = [*known.rules[:2], known.rules[2] * of_both]
         share = (RULE_ROWS / worth).sqrt().clamp_max(1.0)
         rules = [
-            torch.where(is_ruled[place], share * (label_bits - value), 0.0)
-            for place, value in enumerate(values[:3])
+            torch.minimum(share * (label_bits - value), RULES_PER_RULE * told)
+            for value, told in zip(values[:3], found, strict=True)
         ]
         hidden[:3] = [torch.maximum(some, other) for some, other in zip(hidden[:3], rules, strict=True)]
     values[0], values[1] = _not_below_members(values[0], values[1], sides)
