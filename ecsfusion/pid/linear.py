@@ -18,8 +18,10 @@ from ecsfusion.pid.pooling import pool, pool_with_part
 
 SHRINKAGE = (1e-5, 1e-3, 0.03, 0.2, 0.6, 1.0)
 """Shares of the identity in the covariance that are tried on two folds."""
-STEPS = 4
+FEWEST_STEPS = 4
 """Steps of logistic regression. More of them fit the training rows more closely and tell less about others."""
+MOST_STEPS = 20
+"""Of many classes, for which a step goes less far: its bound on the curvature is that of two classes."""
 MAX_DEVIATION = 8.0
 """Values farther from the mean, in standard deviations, are moved there."""
 CONJUGATE_STEPS = 8
@@ -642,7 +644,12 @@ def choose_shrinkage(sums: LinearSums, grid: Tensor, log_prior: Tensor) -> tuple
     return torch.tensor(found, device=grid.device), losses_at[best]
 
 
-def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = STEPS) -> Tensor:
+def steps_for(classes: int) -> int:
+    """How many steps of logistic regression tell most about other rows, as was found on sentence embeddings."""
+    return min(max(FEWEST_STEPS, round(2 * classes**0.5 - 2)), MOST_STEPS)
+
+
+def logistic_path(sides: list[LinearSums], factors: list[Tensor]) -> Tensor:
     """Held-out logits (R, N, C) of a few steps of logistic regression from zero on the columns of all sides.
 
     The metric of a step is the shrunk covariance of each side, to which the covariance of the class means is added; so
@@ -651,17 +658,14 @@ def logistic_path(sides: list[LinearSums], factors: list[Tensor], steps: int = S
     Args:
         sides: the sums of one or more modalities with the same training sets.
         factors: their Cholesky factors (T, D, D).
-        steps: the number of steps.
     """
     sets = sides[0].sets
     if sets.cells is None or len(sets.counts) != 2:
-        weights, offset = _logistic_weights(sides, factors, steps)
+        weights, offset = _logistic_weights(sides, factors)
     else:
         # The halves have no rows in common: each is fitted on its own.
         each = [
-            _logistic_weights(
-                [_rows_of_half(side, half) for side in sides], [f[half, None] for f in factors], steps
-            )
+            _logistic_weights([_rows_of_half(side, half) for side in sides], [f[half, None] for f in factors])
             for half in range(2)
         ]
         weights = [torch.cat(parts) for parts in zip(*(w for w, _ in each), strict=True)]
@@ -683,9 +687,7 @@ def _rows_of_half(side: LinearSums, half: int) -> LinearSums:
     return own._replace(rows=side.rows[part], sets=rows)
 
 
-def _logistic_weights(
-    sides: list[LinearSums], factors: list[Tensor], steps: int = STEPS
-) -> tuple[list[Tensor], Tensor]:
+def _logistic_weights(sides: list[LinearSums], factors: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     """The weights (T, D, C) of each side and the offsets (T, C) of `logistic_path`."""
     sets = sides[0].sets
     size, prior = sets.sizes[:, None, None].clamp_min(1), sets.log_prior
@@ -704,7 +706,7 @@ def _logistic_weights(
     weights = [torch.zeros_like(side.deviation.mT) for side in sides]
     ahead, offset = list(weights), torch.zeros_like(prior)
     offset_ahead = offset
-    for step in range(1, steps + 1):
+    for step in range(1, steps_for(classes) + 1):
         if step == 1:
             # From weights of zero the slopes are sums that are known.
             rest_sum = sets.counts - size.squeeze(-1) * prior.exp()
