@@ -47,27 +47,35 @@ def measure(name: str, seeds: int) -> Iterator[dict[str, Any]]:
         "in turn": (columns[:, ::2], columns[:, 1::2]),
     }
     for cut, (first, second) in cuts.items():
-        sides = {"first": first, "second": second, "both": np.concatenate([first, second], 1)}
-        classifiers = {side: proven(rows, labels) for side, rows in sides.items()}
-        for seed in range(seeds):
-            pid = fast_pid([first, second], labels, seed=seed)
-            if pid.held_out is None:
-                raise RuntimeError("fast_pid returned no held-out values.")
-            told = [
-                [*part.mutual_information.tolist(), float(part.joint_mutual_information)]
-                for part in (pid, pid.held_out)
-            ]
-            for side, limit, held_out in zip(sides, *told, strict=True):
-                best = max(classifiers[side], key=lambda found: classifiers[side][found])
-                yield {
-                    "kind": f"{name}, {cut}: {side}",
-                    "rows": len(labels),
-                    "seed": seed,
-                    "limit": round(limit, 4),
-                    "held_out": round(held_out, 4),
-                    "best": max(0.0, classifiers[side][best]),
-                    "classifier": best,
-                }
+        yield from compared(f"{name}, {cut}", {"first": first, "second": second}, labels, seeds)
+
+
+def compared(
+    kind: str, modalities: dict[str, np.ndarray], labels: np.ndarray, seeds: int
+) -> Iterator[dict[str, Any]]:
+    """A line for each of two modalities (N, D), for both, and for each seed."""
+    sides = modalities | {"both": np.concatenate(list(modalities.values()), 1)}
+    classifiers = {side: proven(rows, labels) for side, rows in sides.items()}
+    for seed in range(seeds):
+        pid = fast_pid(modalities, labels, seed=seed)
+        if pid.held_out is None:
+            raise RuntimeError("fast_pid returned no held-out values.")
+        told = [
+            [*part.mutual_information.tolist(), float(part.joint_mutual_information)]
+            for part in (pid, pid.held_out)
+        ]
+        for side, limit, held_out in zip(sides, *told, strict=True):
+            best = max(classifiers[side], key=lambda found: classifiers[side][found])
+            yield {
+                "kind": f"{kind}: {side}",
+                "rows": len(labels),
+                "classes": len(np.unique(labels)),
+                "seed": seed,
+                "limit": round(limit, 4),
+                "held_out": round(held_out, 4),
+                "best": max(0.0, classifiers[side][best]),
+                "classifier": best,
+            }
 
 
 def main() -> None:
