@@ -71,7 +71,7 @@ def docstrings() -> list[Row]:
                     ]
                     if len(paragraph) >= SHORTEST:
                         found.setdefault(paragraph, (package, own_name, paragraph))
-    return list(found.values())
+    return sorted(found.values())
 
 
 def modules(package: str) -> Iterator[object]:

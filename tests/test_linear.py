@@ -9,6 +9,8 @@ import torch
 from ecsfusion import fast_pid
 from ecsfusion.pid import linear, mixtures, posteriors
 from ecsfusion.pid.linear import (
+    FEWEST_STEPS,
+    MOST_STEPS,
     LinearSums,
     TrainingSets,
     are_dependent,
@@ -18,6 +20,7 @@ from ecsfusion.pid.linear import (
     mixed,
     products_of_slices,
     standardize,
+    steps_for,
 )
 from ecsfusion.pid.pooling import pool
 
@@ -253,3 +256,27 @@ def test_products_of_a_matrix_with_itself_are_exact(columns):
     found = products_of_slices(rows, rows, slices)
     expected = torch.stack([rows[part].double().T @ rows[part].double() for part in slices])
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_of_few_classes_logistic_regression_takes_few_steps_and_of_many_more():
+    assert [steps_for(classes) for classes in (2, 10, 38, 1000)] == [
+        FEWEST_STEPS,
+        FEWEST_STEPS,
+        10,
+        MOST_STEPS,
+    ]
+
+
+def test_more_steps_tell_more_of_many_classes(monkeypatch):
+    """Of classes that are no normal distributions; here each is four of them."""
+    generator = torch.Generator().manual_seed(0)
+    labels, part = (
+        torch.randint(40, (2500,), generator=generator),
+        torch.randint(4, (2500,), generator=generator),
+    )
+    rows = torch.randn(40, 4, 60, generator=generator)[labels, part]
+    rows = rows + 1.2 * torch.randn(2500, 60, generator=generator)
+    sides = [rows, torch.randn(2500, 2, generator=generator)]
+    found = float(fast_pid(sides, labels).held_out.mutual_information[0])
+    monkeypatch.setattr(linear, "steps_for", lambda classes: FEWEST_STEPS)
+    assert found > float(fast_pid(sides, labels).held_out.mutual_information[0]) + 0.05
