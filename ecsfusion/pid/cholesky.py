@@ -98,7 +98,7 @@ def _cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
     if matrices.device.type != "cpu" or columns <= FACTORED_BLOCK:
         return torch.linalg.cholesky_ex(matrices)
     # By blocks of columns most of the work are products, which every library does well.
-    failed = torch.zeros(matrices.shape[:-2], dtype=torch.int32)
+    failed = torch.zeros(matrices.shape[:-2], dtype=torch.int32, device=matrices.device)
     for start in range(0, columns, FACTORED_BLOCK):
         end = min(start + FACTORED_BLOCK, columns)
         factor, code = torch.linalg.cholesky_ex(matrices[..., start:end, start:end])
