@@ -66,9 +66,8 @@ def docstrings() -> list[Row]:
                     *((n, v) for n, v in members if not n.startswith("_") and callable(v)),
                 ]
                 for own_name, own in public:
-                    paragraph = re.split(r"\n\s*\n", inspect.getdoc(own) or "")[0].replace("\n", " ")[
-                        :LONGEST
-                    ]
+                    text = re.split(r"\n\s*\n", inspect.getdoc(own) or "")[0]
+                    paragraph = text.replace("\n", " ")[:LONGEST]
                     if len(paragraph) >= SHORTEST:
                         found.setdefault(paragraph, (package, own_name, paragraph))
     return sorted(found.values())

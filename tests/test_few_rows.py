@@ -30,7 +30,7 @@ def test_a_noisier_copy_knows_hardly_anything_of_its_own_by_twenty_rows_a_class(
     truth = true_values(problem.truth(num_rows=50_000))
     found, own, shared, held = [], [], [], []
     # Every kind of processor draws other rows, whose values are up to 0.2 bits off: of several draws.
-    for draw in (1, 2, 3):
+    for draw in range(1, 7):
         first, second, labels = problem.draw(2000, draw)
         pid = fast_pid([first, second], labels)
         assert_consistent(pid)
@@ -43,8 +43,7 @@ def test_a_noisier_copy_knows_hardly_anything_of_its_own_by_twenty_rows_a_class(
     assert sum(own) / len(own) < 0.25
     assert sum(shared) / len(shared) > 0.85
     assert held.count(False) <= 1
-    # As close as the known-truth suite asks: 5 % of H(Y).
-    torch.testing.assert_close(torch.stack(found).mean(0), truth, rtol=0, atol=0.05 * math.log2(100))
+    torch.testing.assert_close(torch.stack(found).mean(0), truth, rtol=0, atol=0.2)
 
 
 def union_of(value, change, unsure):

@@ -15,8 +15,8 @@ from threadpoolctl import ThreadpoolController
 def one_thread() -> Iterator[None]:
     """A context in which the operations of this thread use no other; after it as many as before.
 
-    An estimate is thousands of small operations. On idle cores two threads saved a tenth of the time, and on busy
-    ones they waited for each other at each operation: it took several times as long. One gives the same values on every
+    An estimate is thousands of small operations. On idle cores two threads saved little time, and on busy ones
+    they waited for each other at each operation: it took several times as long. One gives the same values on every
     machine, too, and works in a process that was forked from one with several.
     """
     # Asked before a limit is set: the first time that a thread asks, torch sets its number.
