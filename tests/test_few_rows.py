@@ -99,6 +99,7 @@ def test_intervals_are_wider_where_labels_and_posteriors_disagree():
             torch.full((8,), 1 / 8, dtype=torch.float64),
             number,
             [(["a"], ["b"])],
+            torch.full((3, 1), 16.0, dtype=torch.float64),
         )
         found = measure(posteriors).limit
         widths.append((found.redundancy_interval[:, 1] - found.redundancy_interval[:, 0]).item())
@@ -107,10 +108,10 @@ def test_intervals_are_wider_where_labels_and_posteriors_disagree():
 
 
 @pytest.mark.parametrize("name", ["gaussian-10-d256", "gaussian-28-d768", "gaussian-10-d768"])
-def test_what_few_rows_of_many_columns_hide_is_mostly_in_the_intervals(name):
-    """The weaker modality has far more to tell than twice of what readouts of so few rows can show.
+def test_what_few_rows_of_many_columns_hide_is_in_the_intervals(name):
+    """The weaker modality has far more to tell than readouts of so few rows can show.
 
-    Of a third of the draws the redundancy is beyond its interval; every kind of processor draws other rows.
+    Columns per row say how much that may be. Every kind of processor draws other rows.
     """
     problem = find(name)
     truth = true_values(problem.truth())
@@ -122,4 +123,4 @@ def test_what_few_rows_of_many_columns_hide_is_mostly_in_the_intervals(name):
         low, high = intervals(pid).T
         held += ((low <= truth[3:] + 0.01) & (truth[3:] <= high + 0.01)).tolist()
         assert float(high.amax()) <= math.log2(len(labels.unique())) + 1e-6
-    assert held.count(False) <= 5
+    assert held.count(False) <= 1

@@ -1,4 +1,4 @@
-"""Two modalities and a label whose decomposition is known: `problems()` lists about ninety, `truth()` tells the answer.
+"""Two modalities and a label whose decomposition is known: `problems()` lists a hundred, `truth()` tells the answer.
 
     OMP_NUM_THREADS=1 python -m benchmarks.known_truth.problems      # compute truth.json anew, where it is out of date
     python -m benchmarks.known_truth.problems --table                # print the problems and their truth
@@ -578,6 +578,32 @@ def across(
     )
 
 
+def lapses(
+    name: str,
+    classes: int,
+    columns: int,
+    strengths: tuple[float, float],
+    rate: float,
+    of_pairs: bool = False,
+    suite_seed: int = 0,
+) -> Problem:
+    """A share of the labels is drawn anew, or in a share of the rows what x2 shows, which is less than x1 shows."""
+    seed = seed_of(name, suite_seed)
+    points = class_means(np.random.default_rng(seed), classes, min(classes - 1, 9), 1.0)
+    often = (1 - rate) * np.eye(classes) + rate / classes
+    a, b = np.divmod(np.arange(classes * classes), classes) if of_pairs else (np.arange(classes),) * 2
+    return from_states(
+        name,
+        "lapses",
+        (columns, columns),
+        a if of_pairs else often,
+        (strengths[0] * points[a], strengths[1] * points[b]),
+        states=often.ravel() / classes if of_pairs else None,
+        closed_form="better",
+        suite_seed=suite_seed,
+    )
+
+
 def pair(
     name: str,
     m1: float,
@@ -628,6 +654,7 @@ def problems(suite_seed: int = 0, kinds: Iterable[str] | None = None) -> list[Pr
         *_parity(suite_seed),
         *_across(suite_seed),
         *_curve(suite_seed),
+        *_lapses(suite_seed),
         *_correlated(suite_seed),
         *_special(suite_seed),
     ]
@@ -890,6 +917,20 @@ def _special(suite_seed: int) -> list[Problem]:
         noise("both-heavy-10-d32", 10, 32, 0.0, ("heavy", "heavy")),
         noise("both-clustered-28-d64", 28, 64, 0.0, ("clustered", "clustered")),
         noise("both-gaussian-10-d768", 10, 768, 0.0, ("gaussian", "gaussian")),
+    ]
+
+
+def _lapses(suite_seed: int) -> list[Problem]:
+    def make(name: str, *parts: Any, **more: Any) -> Problem:
+        return lapses(f"lapses-{name}", *parts, **more, suite_seed=suite_seed)
+
+    return [
+        make("labels-4-d16", 4, 16, (2.5, 1.8), 0.2),
+        make("labels-10-d64", 10, 64, (4.0, 3.0), 0.3),
+        make("labels-28-d128", 28, 128, (4.5, 3.5), 0.1),
+        make("pairs-2-d32", 2, 32, (1.5, 1.5), 0.4, of_pairs=True),
+        make("pairs-10-d48", 10, 48, (3.5, 3.5), 0.25, of_pairs=True),
+        make("pairs-10-d256", 10, 256, (4.0, 3.5), 0.1, of_pairs=True),
     ]
 
 

@@ -15,12 +15,6 @@ DEVIATIONS = 2.5
 """Half the width of an interval in standard errors, where nothing but the rows is uncertain,"""
 CONFIDENCE = 1.96
 """and of that a normal distribution is within, in 95 % of cases: of few groups the errors themselves are uncertain."""
-SHARE_OF_GROWTH = 0.5
-"""Where a limit for many rows stops at the largest that is believed, an atom may be wrong by this share of what a limit
-adds to the held-out information."""
-DOUBTED_GROWTH = 6.0
-"""Where a limit stops at the largest that is believed, which is so where rows are far fewer than columns, as many times
-the separation of the held-out posteriors may be there to know."""
 SHARE_OF_LOSS = 0.1
 """The union information of the rows may be wrong by this share of what their clusters lose."""
 SHARE_OF_TABLES = 0.05
@@ -43,9 +37,6 @@ SETTLED_SHARE = 0.05
 """The limit is settled where it exceeds the held-out information by at most this share of H(Y), or"""
 SETTLED_BITS = 0.05
 """by at most so many bits."""
-
-
-TINY = 1e-9
 
 
 class Measured(NamedTuple):
@@ -75,13 +66,17 @@ def measure(posteriors: Posteriors) -> Measured:
         ],
         "cpu",
     )
-    # Heads that were fitted on other rows have no limit to grow to.
-    grows = len(squares) > 4
-    if not grows:
+    columns_per_row = None
+    if posteriors.columns is not None:
+        columns_per_row = posteriors.columns / worth
+    else:
+        # Heads that were fitted on other rows have no limit to grow to.
         squares = torch.cat([squares.new_zeros(8, squares.shape[1]), squares])
     # The rows of a group count as one.
     errors = (squares * num_groups / (num_groups - 1).clamp_min(1)).sqrt() / posteriors.num_rows
-    return _decomposed(Known(*parts), prior, num_groups, worth, errors.split(4), posteriors.sides, grows)
+    return _decomposed(
+        Known(*parts), prior, num_groups, worth, errors.split(4), posteriors.sides, columns_per_row
+    )
 
 
 def on_device(decomposition: Decomposition, device: torch.device) -> Decomposition:
@@ -133,7 +128,7 @@ def _decomposed(
     worth: Tensor,
     errors: Sequence[Tensor],
     sides: Sequence[tuple[Sequence[str], Sequence[str]]],
-    grows: bool,
+    columns_per_row: Tensor | None,
 ) -> Measured:
     """`measure`, of sums over the rows.
 
@@ -144,26 +139,27 @@ def _decomposed(
         worth: likewise.
         errors: standard errors (4, P) of the growth of the information, of that of the atoms, and of the atoms.
         sides: as in `Posteriors`.
-        grows: whether more rows would tell more.
+        columns_per_row: (3, P), the columns of both sides and of them together over the independent rows; None where
+            more rows would not tell more.
     """
     label_bits = entropy(prior, 1)
     parts = (known.first, known.second, known.joint, known.union)
     bound = _atoms(*(part[0] for part in parts))
     values = [
-        limit(part[0], part[1], label_bits, error) if grows else part[0]
+        part[0] if columns_per_row is None else limit(part[0], part[1], label_bits, error)
         for part, error in zip(parts, errors[0], strict=True)
     ]
-    is_stopped = torch.zeros_like(known.product)
-    hidden = [torch.zeros_like(known.product)] * len(parts)
-    rules = hidden[:3]
-    if grows:
-        largest = [largest_limit(part[0], label_bits) for part in parts]
-        at_largest = [value >= (1 - TINY) * most for value, most in zip(values, largest, strict=True)]
-        is_stopped = torch.stack(at_largest).any(0)
+    deviations = DEVIATIONS * students_t(CONFIDENCE, num_groups - 1) / CONFIDENCE
+    hidden = rules = [torch.zeros_like(known.product)] * 3
+    if columns_per_row is not None:
+        # What more rows would show,
         hidden = [
-            torch.where(stops, largest_limit(part[0], label_bits, DOUBTED_GROWTH) - value, 0.0)
-            for part, value, stops in zip(parts, values, at_largest, strict=True)
+            largest_limit(part[0], part[1], label_bits, deviations * error, wide) - value
+            for part, error, wide, value in zip(
+                parts[:3], errors[0][:3], columns_per_row, values[:3], strict=True
+            )
         ]
+        # and what trees of more rows would.
         of_both = known.joint[0] - known.product > NOISE / (worth * LN2)
         found = [*known.rules[:2], known.rules[2] * of_both]
         share = (RULE_ROWS / worth).sqrt().clamp_max(1.0)
@@ -171,7 +167,7 @@ def _decomposed(
             torch.minimum(share * (label_bits - value), RULES_PER_RULE * told)
             for value, told in zip(values[:3], found, strict=True)
         ]
-        hidden[:3] = [torch.maximum(some, other) for some, other in zip(hidden[:3], rules, strict=True)]
+        hidden = [torch.maximum(some, other) for some, other in zip(hidden, rules, strict=True)]
     values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
@@ -181,7 +177,6 @@ def _decomposed(
 
     near = NUM_FOLDS / (NUM_FOLDS - 1)
     error = torch.hypot(errors[2], near / (2 - near) * errors[1])
-    deviations = DEVIATIONS * students_t(CONFIDENCE, num_groups - 1) / CONFIDENCE
     floor = NOISE / (worth * LN2)
     most = largest_entropy(prior, worth)
     blind = SHARE_OF_TABLES * known.beyond_lines
@@ -199,7 +194,6 @@ def _decomposed(
         SHARE_OF_LOSS * gap,
         known.unresolved,
         SHARE_OF_DISPLACED * disagreement,
-        SHARE_OF_GROWTH * shortfall * is_stopped,
     ]
 
     def interval(held_out: Tensor, value: Tensor, place: int) -> Tensor:
@@ -214,14 +208,13 @@ def _decomposed(
     unique[..., 1] += inside
     synergy = interval(bound.synergy, reached.synergy, 3)
     synergy[..., 1] += across
-    # What is hidden of one side may be its own, or the other has it, too.
+    # What is hidden of one side may be its own, or the other has it, too: nothing that is added makes them less alike.
     of_sides = torch.stack(hidden[:2], -1)
     unique[..., 1] = torch.maximum(unique[..., 1], reached.unique + of_sides)
     unique[..., 0] = torch.minimum(unique[..., 0], (reached.unique - of_sides.flip(-1)).clamp_min(0.0))
     shared = (reached.mutual_information + of_sides).amin(-1)
-    redundancy[..., 1] = torch.where(
-        of_sides.sum(-1) > 0, torch.maximum(redundancy[..., 1], shared), redundancy[..., 1]
-    )
+    shared = torch.minimum(shared, reached.redundancy + of_sides.sum(-1))
+    redundancy[..., 1] = torch.maximum(redundancy[..., 1], shared)
     synergy[..., 1] = torch.maximum(synergy[..., 1], reached.synergy + hidden[2])
     # What is hidden of a side both may show together: there the rules of the other explain noise that hides its own.
     synergy[..., 0] = torch.minimum(synergy[..., 0], (reached.synergy - rules[0] - rules[1]).clamp_min(0.0))

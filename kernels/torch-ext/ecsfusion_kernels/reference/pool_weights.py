@@ -111,7 +111,7 @@ def _fitted(logits: Tensor, y: Tensor, log_prior: Tensor, iterations: int) -> Te
         return array(loss), array(gradient), array(curvature / rows)
 
     start = torch.full((batch, number), FIRST_SUM / number, dtype=torch.float64, device=z.device)
-    weights = _newton(
+    weights = newton(
         xp,
         at,
         array(start),
@@ -122,7 +122,7 @@ def _fitted(logits: Tensor, y: Tensor, log_prior: Tensor, iterations: int) -> Te
     return torch.as_tensor(weights, device=z.device)
 
 
-def _newton(
+def newton(
     xp: Any,
     at: Callable[[Array], tuple[Array, Array, Array]],
     weights: Array,
