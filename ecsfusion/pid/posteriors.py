@@ -22,6 +22,7 @@ from torch import Tensor
 from ecsfusion.pid.binned import binned_columns
 from ecsfusion.pid.boosted_trees import tree_readouts
 from ecsfusion.pid.by_row import squared_sums
+from ecsfusion.pid.canonical import canonical_coordinates
 from ecsfusion.pid.column_pairs import pair_readouts
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
@@ -42,7 +43,7 @@ from ecsfusion.pid.linear import (
 )
 from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool, pool_with_part
-from ecsfusion.pid.quadratic import has_few_columns, quadratic_readouts
+from ecsfusion.pid.quadratic import classes_differ, has_few_columns, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
 from ecsfusion.pid.shape import Shape, shape_of
 from ecsfusion.pid.span import in_their_span
@@ -325,7 +326,7 @@ def read_side(
     rules: list[Tensor] = []
     if is_tried and not linear.tells_all:
         lines += rank_readouts(rows, sets, lines + coarse, log_prior)
-        lines += quadratic_readouts(sums, lines + coarse, log_prior)
+        lines += quadratic_readouts(sums, lines + coarse, log_prior, random_seed)
         coarse += landmark_readouts(rows, sets, lines + coarse, log_prior, random_seed)
         coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
         rules = tree_readouts([rows], sets, lines + coarse, log_prior)
@@ -384,16 +385,32 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     rules: list[Tensor] = []
     shapes = [side.shape for side in (first, second) if side.shape is not None]
     is_told = len(shapes) < 2
-    if sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear)):
-        lines += _lines_of_both(first, second, lines, log_prior)
+    is_tried = first.is_tried and not is_told
     columns = first.sums.rows.shape[1] + second.sums.rows.shape[1]
-    if first.is_tried and not is_told and columns <= MOST_COLUMNS_OF_BOTH:
-        rows = torch.cat([first.sums.rows, second.sums.rows], 1)
-        if has_few_columns(columns, sets):
-            lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior)
-        coarse += landmark_readouts(rows, sets, lines, log_prior, random_seed)
-        coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
-    if first.is_tried and not is_told:
+    has_many = columns > MOST_COLUMNS_OF_BOTH
+    are_lines = sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear))
+    if are_lines or (is_tried and has_many):
+        products = fold_products(first.sums.rows, second.sums.rows, sets)
+    if are_lines:
+        lines += _lines_of_both(first, second, products, lines, log_prior)
+    if is_tried:
+        rows = (
+            canonical_coordinates(first.sums, second.sums, products)
+            if has_many
+            else torch.cat([first.sums.rows, second.sums.rows], 1)
+        )
+        if rows is not None:
+            if has_few_columns(rows.shape[1], sets):
+                lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior, random_seed)
+            coarse += landmark_readouts(rows, sets, lines, log_prior, random_seed)
+            coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
+        if (
+            has_many
+            and has_few_columns(columns, sets)
+            and classes_differ(first.sums, second.sums, random_seed)
+        ):
+            rows = torch.cat([first.sums.rows, second.sums.rows], 1)
+            lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior, random_seed)
         both = [side.sums.rows for side in (first, second)]
         rules = tree_readouts(both, sets, lines + coarse, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
@@ -412,11 +429,12 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     return Pair(*pooled[:3], product, bool(rules))
 
 
-def _lines_of_both(first: Side, second: Side, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
+def _lines_of_both(
+    first: Side, second: Side, products: Tensor, known: list[Tensor], log_prior: Tensor
+) -> list[Tensor]:
     """Held-out logits (2, N, C) of the linear readouts of both sides together; where they tell anything by halves."""
     sums, number = (first.sums, second.sums), first.sums.sets.num_folds
     labels = first.sums.sets.labels
-    products = fold_products(first.sums.rows, second.sums.rows, first.sums.sets)
     shrinkage = _joint_shrinkage(first, second)
     half = joint_discriminant(sums[0].halves(), sums[1].halves(), *shrinkage, products[number:])
     lines = []

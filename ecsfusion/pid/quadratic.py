@@ -6,6 +6,7 @@ rows by class.
 """
 
 import torch
+from ecsfusion_kernels import uniform
 from torch import Tensor
 
 from ecsfusion.pid.cholesky import factored, half_solved, log_diagonal
@@ -13,13 +14,13 @@ from ecsfusion.pid.linear import JITTER, LinearSums, TrainingSets
 from ecsfusion.pid.mixtures import class_products
 from ecsfusion.pid.trial import is_worth, some_rows
 
-MAX_COLUMNS = 128
-"""Of more columns the covariance of every class costs too much; a few directions of them are read in `mixtures`."""
-MAX_VALUES = 1 << 22
+MANY_COLUMNS = 128
+"""Of more columns the covariance of every class is only looked at where it differs clearly on some of the rows."""
+MAX_VALUES = 1 << 23
 """The most values C x D x D of the covariances of one training set, and C x D of the rows that are read at a time."""
 MIN_ROWS_PER_COLUMN = 2.0
 """Rows per class and column below which covariances by class are noise."""
-MAX_PRODUCTS = 1 << 34
+MAX_PRODUCTS = 1 << 35
 """The most products N x C x D x D of reading all rows, which are seconds of a core."""
 MAX_TRIED_ROWS = 1024
 """The most rows that show whether anything is told."""
@@ -27,19 +28,29 @@ ROWS_OF_ALL = (0.3, 3.0)
 """Rows per column that the covariance of all classes counts for in that of each class."""
 SHRINKAGE = 0.01
 """Share of the identity in every covariance."""
+RELABELLINGS = 24
+"""Random labels of the rows, among which the true ones must stand out by"""
+MIN_DIFFERENCE = 4.0
+"""standard deviations."""
+WHITENING = 0.01
 TINY = 1e-12
 
 
-def quadratic_readouts(sums: LinearSums, known: list[Tensor], log_prior: Tensor) -> list[Tensor]:
+def quadratic_readouts(
+    sums: LinearSums, known: list[Tensor], log_prior: Tensor, random_seed: int
+) -> list[Tensor]:
     """Held-out logits (2, N, C) by quadratic functions of the rows, or none where by halves they tell nothing new.
 
     Args:
         sums: of standardized rows, for all training sets.
         known: (2, N, C) each, held-out logits of other readouts.
         log_prior: (C,).
+        random_seed: of a test.
     """
     rows, sets = sums.rows, sums.sets
     if not has_few_columns(rows.shape[1], sets):
+        return []
+    if rows.shape[1] > MANY_COLUMNS and not classes_differ(sums, sums, random_seed):
         return []
     places = some_rows(len(rows), rows.device, MAX_TRIED_ROWS)
     halves = sums.halves()
@@ -54,12 +65,51 @@ def quadratic_readouts(sums: LinearSums, known: list[Tensor], log_prior: Tensor)
     return [_read(sums, differences, share) for share in ROWS_OF_ALL]
 
 
+def classes_differ(first: LinearSums, second: LinearSums, random_seed: int) -> bool:
+    """Whether the covariance of two sides, or of one with itself, clearly differs from class to class.
+
+    Of some rows: the mean over all pairs of a class of (x1 . x1') (x2 . x2'), in whitened columns, is the size of its
+    covariance. None is formed, which of hundreds of columns costs a hundredth.
+
+    Args:
+        first: the sums of a side.
+        second: of another, or of the same.
+        random_seed: of the labels that are drawn anew.
+    """
+    sets = first.sets
+    places = some_rows(len(sets.labels), sets.labels.device, MAX_TRIED_ROWS)
+    labels, number = sets.labels[places], len(places)
+    alike = _products(first, places)
+    alike *= alike if first is second else _products(second, places)
+    alike.fill_diagonal_(0.0)
+    # Less what is due to each of the two rows, such as their lengths.
+    of_row = alike.sum(1) / (number - 2)
+    alike -= of_row[:, None] + of_row - of_row.sum() / (number - 1)
+    alike.fill_diagonal_(0.0)
+    keys = uniform(torch.arange(RELABELLINGS * number, device=labels.device), random_seed + 31)
+    values = []
+    for drawn in (labels, *labels[keys.view(RELABELLINGS, number).argsort(1)]):
+        one_hot = torch.nn.functional.one_hot(drawn, sets.num_classes).to(alike.dtype)
+        values.append(((alike @ one_hot) * one_hot / one_hot.sum(0).clamp_min(1)).sum())
+    found, chance = values[0], torch.stack(values[1:])
+    return bool(found - chance.mean() > MIN_DIFFERENCE * chance.std().clamp_min(TINY))
+
+
+def _products(sums: LinearSums, places: Tensor) -> Tensor:
+    """The inner products (n, n) of some rows about the means of their classes, in whitened columns."""
+    one = sums.one_set(0)
+    means = (one.deviation + one.center[:, None])[0]
+    factor = one.factor(one.rows.new_tensor(WHITENING))
+    white = half_solved(factor, (sums.rows[places] - means[sums.sets.labels[places]]).T[None])[0]
+    return white.T @ white
+
+
 def has_few_columns(columns: int, sets: TrainingSets) -> bool:
     """Whether there are rows enough, and not too many values, for a covariance of so many columns for every class."""
     rows, classes = sets.one_hot.shape
     enough = rows >= MIN_ROWS_PER_COLUMN * classes * columns
     values = classes * columns**2
-    return enough and columns <= MAX_COLUMNS and values <= MAX_VALUES and rows * values <= MAX_PRODUCTS
+    return enough and values <= MAX_VALUES and rows * values <= MAX_PRODUCTS
 
 
 def _read(sums: LinearSums, differences: Tensor, rows_of_all: float) -> Tensor:
