@@ -171,9 +171,9 @@ def test_the_product_of_independent_sides_is_fitted_once(monkeypatch):
     first, second = (posteriors.read_side(standardize(rows), sets, log_prior, 0) for rows in (one, other))
     fits = []
 
-    def counted(fit, *options):
+    def counted(fit, *options, **named):
         fits.append(fit)
-        return fit(*options)
+        return fit(*options, **named)
 
     for name in ("pool", "pool_with_part"):
         monkeypatch.setattr(posteriors, name, partial(counted, getattr(posteriors, name)))

@@ -73,9 +73,26 @@ def streamed():
     return stream_pid(table, {name: name for name in NAMED}, "label", **options)
 
 
+def further_problems():
+    """Labels that each need other readouts: thresholds of six classes, pairs that belong together, islands, lapses."""
+    generator = torch.Generator().manual_seed(1)
+    first, second = torch.randn(2, 700, 40, generator=generator)
+    bits = (first[:, :3] > 0.3).long()
+    second[::2, :6] = first[::2, :6] + 0.3 * second[::2, :6]
+    belongs = torch.arange(700) % 2
+    anew = torch.rand(700, generator=generator) < 0.3
+    thresholds = 2 * (bits[:, 0] + bits[:, 1] * bits[:, 2]) + bits[:, 1]
+    islands = first[:, :2].round().long().sum(1) % 2
+    lapses = torch.where(anew, torch.randint(4, (700,), generator=generator), bits.sum(1))
+    whole, few = [first, second], [first[:, :2], second[:, :3]]
+    return [(whole, thresholds), (whole, belongs), (few, islands), (whole, lapses)]
+
+
+FURTHER = further_problems()
 CLUSTERS = {"num_clusters": 4, "permutations": 4}
 CALLS = {
     "fast_pid": lambda: fast_pid(NAMED, LABELS, num_clusters=16),
+    "fast_pid of further readouts": lambda: [fast_pid(*problem) for problem in FURTHER],
     "fast_pid by clusters": lambda: fast_pid(NAMED, LABELS, method="clusters", bootstrap=3, **CLUSTERS),
     "fast_pids by clusters": lambda: fast_pids(THREE, LABELS, method="clusters", bootstrap=0, **CLUSTERS),
     "pid_tensors": lambda: pid_tensors(NAMED, LABELS, num_classes=NUM_CLASSES, bootstrap=0, **CLUSTERS),

@@ -136,7 +136,7 @@ def test_of_gaussian_classes_and_of_noise_hardly_ever_more_is_fitted(strength: f
         sums = LinearSums.make(rows, sets)
         known = [sums.read(*sums.discriminant(sums.factor(torch.tensor(0.03))))]
         ranks = rank_readouts(rows, sets, known, log_prior)
-        quadratic = quadratic_readouts(sums, known, log_prior)
+        quadratic = quadratic_readouts(sums, known, log_prior, seed)
         landmarks = landmark_readouts(rows, sets, known, log_prior, 0)
         fitted += torch.tensor([bool(found) for found in (ranks, quadratic, landmarks)])
     assert (fitted <= 5).all(), fitted

@@ -201,7 +201,7 @@ def boosted(bins: Bins, sets: TrainingSets, plan: Plan) -> list[Tensor]:
     label = sets.one_hot.T.contiguous()
     start = sets.log_prior.unsqueeze(2)
     # (T, C, N)
-    logits = torch.zeros(len(member), sets.num_classes, number, device=rows.device)
+    logits = torch.zeros(len(member), sets.num_classes, number, dtype=torch.float32, device=rows.device)
     stages: list[Tensor] = []
     ends = list(accumulate(rounds for rounds, _ in plan.stages))
     for turn in range(ends[-1]):
@@ -243,7 +243,7 @@ def grow(bins: Tensor, values: Tensor, kept: Tensor, depth: int, turn: int) -> T
     channels = [part.unsqueeze(2).expand(cell.shape).flatten() for part in values.unbind(1)]
     node = torch.zeros(sets, rows, dtype=torch.int64, device=device)
     chosen, thresholds = [], []
-    told = torch.zeros(kept.shape, device=device)
+    told = torch.zeros(kept.shape, dtype=torch.float32, device=device)
     for level in range(depth):
         nodes = 1 << level
         place = (cell + ((each * nodes + node) * (columns * width)).unsqueeze(2)).flatten()

@@ -676,10 +676,29 @@ def largest_limit(
     """
     growth = (folds - halves).clamp_min(0.0) + error
     by_growth = _continued(folds, folds - growth, label_bits, math.inf, num_folds)
+    return torch.minimum(by_growth, _by_columns(folds, label_bits, columns_per_row, num_folds))
+
+
+def unseen_limit(noise: Tensor, label_bits: Tensor, columns_per_row: Tensor) -> Tensor:
+    """What may be there where readouts tell no more than noise, because the rows are fewer than the columns.
+
+    Of more rows than columns it falls with the square of the columns per row: what is there is then rarely spread
+    evenly over all columns, as it is taken to be.
+
+    Args:
+        noise: () the bits that readouts of pure noise may tell.
+        label_bits: H(Y).
+        columns_per_row: as in `largest_limit`.
+    """
+    told = noise * columns_per_row.square().clamp_max(1.0)
+    return _by_columns(told, label_bits, columns_per_row, NUM_FOLDS)
+
+
+def _by_columns(folds: Tensor, label_bits: Tensor, columns_per_row: Tensor, num_folds: int) -> Tensor:
+    """The information that readouts would have without the noise of their weights."""
     noise = COLUMN_NOISE * columns_per_row * num_folds / (num_folds - 1)
     found = _separation(folds, label_bits)
-    by_columns = label_bits * -torch.expm1(-(found + (found**2 + 4 * noise * found).sqrt()) / 2)
-    return torch.minimum(by_growth, by_columns)
+    return label_bits * -torch.expm1(-(found + (found**2 + 4 * noise * found).sqrt()) / 2)
 
 
 def _continued(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, Decomposition, entropy
-from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, largest_limit, limit
+from ecsfusion.pid.posteriors import NUM_FOLDS, Known, Posteriors, largest_limit, limit, unseen_limit
 
 DEVIATIONS = 2.5
 """Half the width of an interval in standard errors, where nothing but the rows is uncertain,"""
@@ -150,9 +150,12 @@ def _decomposed(
         for part, error in zip(parts, errors[0], strict=True)
     ]
     deviations = DEVIATIONS * students_t(CONFIDENCE, num_groups - 1) / CONFIDENCE
+    floor = NOISE / (worth * LN2)
     hidden = rules = [torch.zeros_like(known.product)] * 3
+    unseen = torch.zeros_like(columns_per_row if columns_per_row is not None else known.rules)
     if columns_per_row is not None:
-        # What more rows would show,
+        # What more rows would show, also where these show nothing,
+        unseen = unseen_limit(floor, label_bits, columns_per_row)
         hidden = [
             largest_limit(part[0], part[1], label_bits, deviations * error, wide) - value
             for part, error, wide, value in zip(
@@ -160,14 +163,17 @@ def _decomposed(
             )
         ]
         # and what trees of more rows would.
-        of_both = known.joint[0] - known.product > NOISE / (worth * LN2)
+        of_both = known.joint[0] - known.product > floor
         found = [*known.rules[:2], known.rules[2] * of_both]
         share = (RULE_ROWS / worth).sqrt().clamp_max(1.0)
         rules = [
             torch.minimum(share * (label_bits - value), RULES_PER_RULE * told)
             for value, told in zip(values[:3], found, strict=True)
         ]
-        hidden = [torch.maximum(some, other) for some, other in zip(hidden, rules, strict=True)]
+        hidden = [
+            torch.stack([some, other, most - value]).amax(0).clamp_min(0.0)
+            for some, other, most, value in zip(hidden, rules, unseen, values[:3], strict=True)
+        ]
     values[0], values[1] = _not_below_members(values[0], values[1], sides)
     # The union can grow by no more than what the sides learn.
     learned = values[0] - parts[0][0] + values[1] - parts[1][0]
@@ -177,7 +183,6 @@ def _decomposed(
 
     near = NUM_FOLDS / (NUM_FOLDS - 1)
     error = torch.hypot(errors[2], near / (2 - near) * errors[1])
-    floor = NOISE / (worth * LN2)
     most = largest_entropy(prior, worth)
     blind = SHARE_OF_TABLES * known.beyond_lines
     disagreement = (known.displaced - CLEARLY * errors[2][0]).clamp_min(0.0)
@@ -233,7 +238,7 @@ def _decomposed(
     return Measured(
         decomposition,
         bound._replace(gap=gap, dependence=dependence),
-        torch.ceil(num_groups * torch.maximum(shortfall, floors) / _settled(label_bits)),
+        torch.ceil(num_groups * torch.stack([shortfall, floors, *unseen]).amax(0) / _settled(label_bits)),
     )
 
 
