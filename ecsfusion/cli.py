@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `ecsfusion`; those of `sys.argv` if None.
 
     Returns:
-        The exit code: 0; 2 after an error, which is printed as one sentence on stderr; 130 after Ctrl-C.
+        The exit code: 0, also where nobody reads the output any more; 2 after an error, which is printed as one
+        sentence on stderr; 130 after Ctrl-C.
 
     Raises:
         SystemExit: From argparse, with the code 0 after `--help` and 2 for arguments that it does not accept.
@@ -53,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if interrupts or isinstance(error, KeyboardInterrupt):
                 print(f"ecsfusion {options.command}: interrupted", file=sys.stderr)
                 return 130
+            if isinstance(error, BrokenPipeError):
+                # Who reads the output, such as `head`, has enough; what is left in the buffer goes nowhere.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                return 0
             if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
                 raise
             print(f"ecsfusion {options.command}: error: {error}", file=sys.stderr)

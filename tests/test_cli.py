@@ -85,6 +85,16 @@ def answer(capsys, *arguments):
     return {name: found[name] for name in ("redundancy", "unique", "synergy", "num_samples", "floor")}
 
 
+def test_a_reader_that_leaves_is_no_error(files):
+    """As of `ecsfusion pid ... | head -3`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ecsfusion", "pid", str(files / "data.npz"), "--label", "label", *MODALITIES]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @by_each_method
 def test_every_format_gives_the_answer_of_fast_pid(files, columns, capsys, monkeypatch, method):
     monkeypatch.setattr(embedding_files, "CHUNK", 333)

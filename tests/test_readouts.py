@@ -116,7 +116,7 @@ def test_of_many_rows_few_are_under_all_classes_at_a_time(monkeypatch: pytest.Mo
         return solve(factor, right, upper=upper)
 
     generator = torch.Generator().manual_seed(13)
-    mean, rows = torch.randn(10, 50, generator=generator), torch.randn(10_000, 50, generator=generator)
+    mean, rows = torch.randn(10, 50, generator=generator), torch.randn(20_000, 50, generator=generator)
     spread = 0.5 + torch.rand(10, 50, generator=generator)
     monkeypatch.setattr(torch.linalg, "solve_triangular", counted)
     found = _log_densities(rows, mean, spread.diag_embed())
