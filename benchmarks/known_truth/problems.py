@@ -604,6 +604,23 @@ def lapses(
     )
 
 
+def match(name: str, columns: int, latents: int, strength: float, suite_seed: int = 0) -> Problem:
+    """y says whether x2 shows the same signs as x1, or others that are drawn anew: a caption of another picture."""
+    signs = 2.0 * ((np.arange(2**latents)[:, None] >> np.arange(latents)) & 1) - 1
+    a, b = np.divmod(np.arange(len(signs) ** 2), len(signs))
+    anew, same = len(a), len(signs)
+    return from_states(
+        name,
+        "match",
+        (columns, columns),
+        np.repeat([0, 1], [anew, same]),
+        (strength * np.concatenate([signs[a], signs]), strength * np.concatenate([signs[b], signs])),
+        states=0.5 / np.repeat([anew, same], [anew, same]),
+        closed_form="zero",
+        suite_seed=suite_seed,
+    )
+
+
 def pair(
     name: str,
     m1: float,
@@ -655,6 +672,7 @@ def problems(suite_seed: int = 0, kinds: Iterable[str] | None = None) -> list[Pr
         *_across(suite_seed),
         *_curve(suite_seed),
         *_lapses(suite_seed),
+        *_match(suite_seed),
         *_correlated(suite_seed),
         *_special(suite_seed),
     ]
@@ -931,6 +949,14 @@ def _lapses(suite_seed: int) -> list[Problem]:
         make("pairs-2-d32", 2, 32, (1.5, 1.5), 0.4, of_pairs=True),
         make("pairs-10-d48", 10, 48, (3.5, 3.5), 0.25, of_pairs=True),
         make("pairs-10-d256", 10, 256, (4.0, 3.5), 0.1, of_pairs=True),
+    ]
+
+
+def _match(suite_seed: int) -> list[Problem]:
+    return [
+        match("match-d16", 16, 3, 2.0, suite_seed),
+        match("match-d64", 64, 3, 2.0, suite_seed),
+        match("match-d256", 256, 4, 2.0, suite_seed),
     ]
 
 
