@@ -89,7 +89,16 @@ def test_a_reader_that_leaves_is_no_error(files):
     """As of `ecsfusion pid ... | head -3`."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "ecsfusion", "pid", str(files / "data.npz"), "--label", "label", *MODALITIES]
+    command = [
+        sys.executable,
+        "-m",
+        "ecsfusion",
+        "pid",
+        str(files / "data.npz"),
+        "--label",
+        "label",
+        *MODALITIES,
+    ]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")

@@ -381,7 +381,9 @@ def _launch_lloyd(
         keys, order = torch.sort(labels.to(dtype), stable=True)
         # Points with label -1 come before all runs.
         begins = torch.searchsorted(keys, bounds)
-        run_sums = torch.empty(num_problems, num_clusters, num_pieces, num_dims, dtype=torch.float32, device=device)
+        run_sums = torch.empty(
+            num_problems, num_clusters, num_pieces, num_dims, dtype=torch.float32, device=device
+        )
         run_errors = torch.empty(num_problems, num_clusters, num_pieces, dtype=torch.float32, device=device)
         constants = sorted_configuration(num_dims, vector_of(points))
         num_columns = -(-num_dims // constants["BLOCK_D"])
