@@ -140,10 +140,10 @@ def test_labels_may_be_the_names_of_their_classes(drawn, base, kind):
 
 
 def test_a_warning_names_classes_by_their_names():
-    first = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
-    words = [[f"kind {i % 3}", f"row {i:03}"] for i in range(300)]
+    first = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    words = [[f"kind {i % 3}", f"row {i:03}"] for i in range(200)]
     with pytest.warns(
-        FewSamplesWarning, match=r"^labels\[:, 1\] have only .* \(300 in all\): row 000, row 001"
+        FewSamplesWarning, match=r"^labels\[:, 1\] have only .* \(200 in all\): row 000, row 001"
     ):
         fast_pid([first, first.flip(0)], words)
 
@@ -306,10 +306,10 @@ def test_units_beyond_the_precision_that_is_computed_in_tell_the_same(kind, fact
 
 
 def test_of_several_labels_the_one_with_classes_that_cannot_be_known_is_named():
-    first = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
-    labels = torch.stack([torch.arange(300) % 3, torch.arange(300)], 1)
+    first = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.stack([torch.arange(200) % 3, torch.arange(200)], 1)
     with pytest.warns(
-        FewSamplesWarning, match=r"^labels\[:, 1\] have only one distinct row .* \(300 in all\): 0, 1"
+        FewSamplesWarning, match=r"^labels\[:, 1\] have only one distinct row .* \(200 in all\): 0, 1"
     ):
         fast_pid([first, first.flip(0)], labels)
 

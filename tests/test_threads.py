@@ -61,9 +61,9 @@ def test_with_many_threads_an_estimate_is_that_with_one_to_the_last_bit(many, co
     """So that every machine gives the same. And torch's LU of several matrices is wrong after `torch.set_num_threads`
     (2.13, CPU), of 150 columns or more: many classes."""
     generator = torch.Generator().manual_seed(2)
-    labels = torch.arange(800) % 200
-    means = 2 * torch.randn(200, columns, generator=generator)
-    sides = [means[labels] + torch.randn(800, columns, generator=generator) for _ in range(2)]
+    labels = torch.arange(640) % 160
+    means = 2 * torch.randn(160, columns, generator=generator)
+    sides = [means[labels] + torch.randn(640, columns, generator=generator) for _ in range(2)]
     found = fast_pid(sides, labels)
     torch.set_num_threads(1)
     base = fast_pid(sides, labels)
