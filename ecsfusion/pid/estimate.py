@@ -281,8 +281,8 @@ def _warn_of_few_samples(num_samples: int, enough: float, floor: float, groups: 
         what = "samples" if groups is None else "groups"
         warnings.warn(
             f"{num_samples} {what} are few for these embeddings: the readouts know less than the limit that is"
-            f" reported, or noise alone reaches {floor:.2g} bits; about {enough:.3g} would settle it; held_out has what"
-            " is proven, and the intervals hold both",
+            f" reported, noise alone reaches {floor:.2g} bits, or so many columns hide what there is; about"
+            f" {enough:.3g} would settle it; held_out has what is proven, and the intervals hold both",
             FewSamplesWarning,
             stacklevel=5,
         )

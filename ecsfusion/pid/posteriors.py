@@ -394,32 +394,25 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     if are_lines:
         lines += _lines_of_both(first, second, products, lines, log_prior)
     if is_tried:
-        rows = (
-            canonical_coordinates(first.sums, second.sums, products)
-            if has_many
-            else torch.cat([first.sums.rows, second.sums.rows], 1)
-        )
-        if rows is not None:
-            if has_few_columns(rows.shape[1], sets):
-                lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior, random_seed)
-            coarse += landmark_readouts(rows, sets, lines, log_prior, random_seed)
-            coarse += pair_readouts(rows, sets, lines + coarse, log_prior)
-        if (
-            has_many
-            and has_few_columns(columns, sets)
-            and classes_differ(first.sums, second.sums, random_seed)
-        ):
-            rows = torch.cat([first.sums.rows, second.sums.rows], 1)
-            lines += quadratic_readouts(LinearSums.make(rows, sets), lines, log_prior, random_seed)
         both = [side.sums.rows for side in (first, second)]
+        few = canonical_coordinates(first.sums, second.sums, products) if has_many else torch.cat(both, 1)
+        if few is not None:
+            if has_few_columns(few.shape[1], sets):
+                lines += quadratic_readouts(LinearSums.make(few, sets), lines, log_prior, random_seed)
+            coarse += landmark_readouts(few, sets, lines, log_prior, random_seed)
+            coarse += pair_readouts(few, sets, lines + coarse, log_prior)
+        is_readable = has_many and has_few_columns(columns, sets)
+        if is_readable and classes_differ(first.sums, second.sums, random_seed):
+            sums = LinearSums.make(torch.cat(both, 1), sets)
+            lines += quadratic_readouts(sums, lines, log_prior, random_seed)
         rules = tree_readouts(both, sets, lines + coarse, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
-    sums = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
+    of_sets = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
     searches = [
         []
         if is_told
-        else cross_searches(*both, (linear[0].factor[part], linear[1].factor[part]), (shapes[0], shapes[1]))
-        for both, part in zip(sums, folds, strict=True)
+        else cross_searches(*sides, (linear[0].factor[part], linear[1].factor[part]), (shapes[0], shapes[1]))
+        for sides, part in zip(of_sets, folds, strict=True)
     ]
     pooled = _pooled(lines, coarse, rules, searches, sets, log_prior, random_seed, bool(kept))
     if len(lines) == len(alone):
