@@ -13,11 +13,21 @@ from torch import Tensor
 
 from ecsfusion.pid.cholesky import half_solved, transposed_solved
 from ecsfusion.pid.linear import LinearSums, covariance_between
+from ecsfusion.pid.shape import leading_directions
 
 MAX_DIRECTIONS = 32
 """Of each side."""
 WHITENING = 1e-3
 """Share of the identity in the covariance of a side."""
+LARGEST_NOISE = 0.6
+"""Where noise is correlated by more than this, because rows are few for the columns, only the directions of the largest
+variance are looked at,"""
+ROWS_PER_DIRECTION = 32
+"""one for so many rows,"""
+MIN_DIRECTIONS = 8
+"""and at least so many."""
+MAX_ROWS = 4096
+"""The most rows that show which these are."""
 ITERATIONS = 6
 MARGIN = 1.05
 """How far beyond the largest correlation of noise a correlation must be."""
@@ -34,9 +44,27 @@ def canonical_coordinates(first: LinearSums, second: LinearSums, products: Tenso
         products: (T, D1, D2), `fold_products` of both.
     """
     sides = first.one_set(0), second.one_set(0)
-    shrinkage = first.rows.new_tensor(WHITENING)
-    factors = [side.factor(shrinkage) for side in sides]
-    between = half_solved(factors[0], covariance_between(*sides, products[:1]))
+    rows = float(sides[0].sets.sizes)
+    sizes = first.rows.shape[1], second.rows.shape[1]
+    between = covariance_between(*sides, products[:1])
+    within = [side.within for side in sides]
+    leading: list[Tensor | None] = [None, None]
+    if largest_of_noise(*sizes, rows) > LARGEST_NOISE:
+        most = max(int(rows / ROWS_PER_DIRECTION), MIN_DIRECTIONS)
+        some = slice(None, None, max(1, -(-len(first.rows) // MAX_ROWS)))
+        leading = [
+            leading_directions(side.rows[some], most) if size > most else None
+            for side, size in zip(sides, sizes, strict=True)
+        ]
+        for place, basis in enumerate(leading):
+            if basis is not None:
+                within[place] = basis.T @ within[place] @ basis
+                between = basis.T @ between if place == 0 else between @ basis
+    factors = [
+        side._replace(within=own).factor(first.rows.new_tensor(WHITENING))
+        for side, own in zip(sides, within, strict=True)
+    ]
+    between = half_solved(factors[0], between)
     # (1, D2, D1): the correlations of all pairs of whitened columns.
     correlations = half_solved(factors[1], between.mT)[0]
     width = min(MAX_DIRECTIONS + 8, *correlations.shape)
@@ -45,18 +73,19 @@ def canonical_coordinates(first: LinearSums, second: LinearSums, products: Tenso
     for _ in range(ITERATIONS):
         right = torch.linalg.qr(correlations.mT @ (correlations @ right)).Q
     left, found, rotation = torch.linalg.svd(correlations @ right, full_matrices=False)
-    rows = float(sides[0].sets.sizes)
     number = min(
         MAX_DIRECTIONS,
         int((found > MARGIN * largest_of_noise(correlations.shape[0], correlations.shape[1], rows)).sum()),
     )
     if not number:
         return None
-    directions = (right @ rotation.mT)[:, :number], left[:, :number]
-    along = [
-        (side.rows - side.center) @ transposed_solved(factor, vectors[None])[0]
-        for side, factor, vectors in zip(sides, factors, directions, strict=True)
-    ]
+    along = []
+    for side, factor, basis, vectors in zip(
+        sides, factors, leading, ((right @ rotation.mT)[:, :number], left[:, :number]), strict=True
+    ):
+        directions = transposed_solved(factor, vectors[None])[0]
+        directions = directions if basis is None else basis @ directions
+        along.append((side.rows - side.center) @ directions)
     return torch.cat(along, 1)
 
 
