@@ -28,7 +28,7 @@ from launches_with_values import launches_with_values
 
 from ecsfusion.pid import clusters
 from ecsfusion.pid.discretize import MAX_ROWS
-from ecsfusion.pid.estimate import _by_posteriors, _warn_of_repeated_rows
+from ecsfusion.pid.estimate import _by_posteriors, _warn_of_shared_sources
 from ecsfusion.pid.head_posteriors import head_pids
 from ecsfusion.pid.options import EstimatorOptions
 
@@ -58,7 +58,7 @@ def by_embeddings(rows: int, classes: int, strength: float) -> list[Launch]:
 
     def estimate(labels: torch.Tensor, *embeddings: torch.Tensor) -> None:
         given = dict(zip(named, embeddings, strict=True))
-        _warn_of_repeated_rows(given, 0)
+        _warn_of_shared_sources(given, labels, 0)
         _by_posteriors(given, labels, classes, None, EstimatorOptions(), None)
 
     with warnings.catch_warnings():
