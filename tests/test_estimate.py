@@ -1,6 +1,7 @@
 """fast_pid: known answers, noise, uncertainty, inputs of every kind."""
 
 import json
+import math
 import warnings
 
 import numpy as np
@@ -545,6 +546,25 @@ def test_classes_of_which_nothing_can_be_known_are_said(labels, groups, sentence
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fast_pid([rare[:, None] + 0.1 * first, rare[:, None] + 0.1 * second], rare)
+
+
+@pytest.mark.parametrize(("categories", "rows"), [(12, 3000), (20, 3000), (50, 5000)])
+def test_whether_two_categories_are_the_same_is_synergy(categories, rows):
+    """Equal rows of tables of categories are no copies: what one fold has seen may be told of another."""
+    generator = np.random.default_rng(categories)
+    labels = np.arange(rows) % 2
+    first = generator.integers(categories, size=rows)
+    second = np.where(labels == 1, first, generator.integers(categories, size=rows))
+    pid = fast_pid([np.eye(categories)[first], np.eye(categories)[second]], labels)
+    # Half of the rows are equal, and some of the others by chance.
+    equal = 0.5 + 0.5 / categories
+    paired = 0.5 / equal
+    left = -paired * math.log2(paired) - (1 - paired) * math.log2(1 - paired)
+    truth = 1 - equal * left
+    assert float(pid.synergy) == pytest.approx(truth, abs=0.06)
+    low, high = pid.synergy_interval.tolist()
+    assert low - 0.03 <= truth <= high + 0.03
+    assert pid.num_groups is None
 
 
 def test_few_groups_are_said_where_the_result_is_read():

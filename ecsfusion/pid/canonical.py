@@ -60,10 +60,8 @@ def canonical_coordinates(first: LinearSums, second: LinearSums, products: Tenso
             if basis is not None:
                 within[place] = basis.T @ within[place] @ basis
                 between = basis.T @ between if place == 0 else between @ basis
-    factors = [
-        side._replace(within=own).factor(first.rows.new_tensor(WHITENING))
-        for side, own in zip(sides, within, strict=True)
-    ]
+    shrinkage = torch.tensor(WHITENING, dtype=first.rows.dtype, device=first.rows.device)
+    factors = [side._replace(within=own).factor(shrinkage) for side, own in zip(sides, within, strict=True)]
     between = half_solved(factors[0], between)
     # (1, D2, D1): the correlations of all pairs of whitened columns.
     correlations = half_solved(factors[1], between.mT)[0]

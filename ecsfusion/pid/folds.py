@@ -23,6 +23,10 @@ KEY_BITS = 40
 EVEN = 4
 """What folds of one size are worth against folds with the same share of each class, where a group has both to upset."""
 
+MIN_COPIES = 16
+"""With so many equal rows for each distinct one of every modality,"""
+MIN_MEETINGS = 4
+"""which meet so many of those of others, modalities are tables of categories, and rows that are equal no copies."""
 MAX_CHOSEN = 4096
 """The most groups for which a fold is chosen one by one."""
 
@@ -85,6 +89,22 @@ def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: in
     if keys is not None:
         found = keys * MULTIPLIER + found
     return mixed(found, bits) if bits else found
+
+
+def keys_of_rows(embeddings: Sequence[Tensor], labels: Tensor, random_seed: int) -> Tensor:
+    """`row_keys`; but of tables of categories each row has a key of its own, and none is in a group with its equals.
+
+    No readout may otherwise be fitted on the cell of a table that it is judged on.
+    """
+    keys = row_keys(embeddings, random_seed)
+    most = max(len(row_keys([rows], random_seed).unique()) for rows in embeddings)
+    if most * MIN_COPIES > len(keys) or len(keys.unique()) < MIN_MEETINGS * most:
+        return keys
+    order = (keys * LARGEST_CLASS + labels).argsort(stable=True)
+    ordered, place = keys[order], torch.arange(len(keys), device=keys.device)
+    is_first = torch.nn.functional.pad(ordered[1:] != ordered[:-1], (1, 0), value=True)
+    number = place - torch.where(is_first, place, 0).cummax(0).values
+    return torch.empty_like(keys).scatter_(0, order, mixed(ordered * MULTIPLIER + number, KEY_BITS))
 
 
 def numbered_by_rows(keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -343,7 +343,8 @@ class LinearSums(NamedTuple):
 
     def shrunk(self, shrinkage: Tensor, index: list[int] | None = None) -> Tensor:
         """The covariance (t, D, D), a share of which is replaced by the identity times its mean variance."""
-        within = self.within if index is None else self.within[index]
+        # Not by a list, which is a copy to a GPU that the host waits for.
+        within = self.within if index is None else torch.stack([self.within[place] for place in index])
         spread = within.diagonal(dim1=1, dim2=2).mean(-1)[:, None]
         shrunk = within * (1 - shrinkage)
         shrunk.diagonal(dim1=1, dim2=2).add_(shrinkage * spread + JITTER)
@@ -351,8 +352,10 @@ class LinearSums(NamedTuple):
 
     def discriminant(self, factor: Tensor, index: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """Weights (t, D, C) and offsets (t, C) of linear discriminant analysis, without the prior."""
-        deviation = self.deviation if index is None else self.deviation[index]
-        center = self.center if index is None else self.center[index]
+        deviation, center = (
+            part if index is None else torch.stack([part[place] for place in index])
+            for part in (self.deviation, self.center)
+        )
         weights = solved(factor, deviation.mT)
         offset = -0.5 * (deviation.mT * weights).sum(1) - (center[:, None] @ weights)[:, 0]
         return weights, offset

@@ -26,7 +26,7 @@ from ecsfusion.pid.canonical import canonical_coordinates
 from ecsfusion.pid.column_pairs import pair_readouts
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
-from ecsfusion.pid.folds import Folds, make_folds, row_keys
+from ecsfusion.pid.folds import Folds, keys_of_rows, make_folds
 from ecsfusion.pid.landmarks import landmark_readouts
 from ecsfusion.pid.lifting import lifted
 from ecsfusion.pid.linear import (
@@ -41,7 +41,7 @@ from ecsfusion.pid.linear import (
     tells_more,
     told_by_half,
 )
-from ecsfusion.pid.mixtures import Search, cross_searches, inner_searches, table_readouts
+from ecsfusion.pid.mixtures import SOURCE_CLUSTERS, Search, cross_searches, inner_searches, table_readouts
 from ecsfusion.pid.pooling import Pool, pool, pool_with_part
 from ecsfusion.pid.quadratic import classes_differ, has_few_columns, quadratic_readouts
 from ecsfusion.pid.ranks import rank_readouts
@@ -233,7 +233,8 @@ def read_sides(
 
     The arguments are those of `held_out_information`. The rows of the sides are in the order of the folds.
     """
-    folds = make_folds(row_keys(list(embeddings.values()), random_seed), labels, groups, NUM_FOLDS)
+    keys = keys_of_rows(list(embeddings.values()), labels, random_seed)
+    folds = make_folds(keys, labels, groups, NUM_FOLDS)
     # So that the rows of a fold and class are a slice.
     place = (folds.fold * num_classes + labels[folds.order]).argsort(stable=True)
     folds = folds._replace(order=folds.order[place], group=folds.group[place], fold=folds.fold[place])
@@ -414,6 +415,11 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         else cross_searches(*sides, (linear[0].factor[part], linear[1].factor[part]), (shapes[0], shapes[1]))
         for sides, part in zip(of_sets, folds, strict=True)
     ]
+    if is_tried and has_many and few is not None:
+        # What the sides have in common may be a kind of thing, and no Gaussian.
+        points = few.unsqueeze(1).chunk(2, 2)
+        for some in searches:
+            some.append(Search(lambda: points, (SOURCE_CLUSTERS,)))
     pooled = _pooled(lines, coarse, rules, searches, sets, log_prior, random_seed, bool(kept))
     if len(lines) == len(alone):
         return Pair(*pooled[:3], pooled.by_lines, bool(rules))

@@ -99,7 +99,7 @@ def _products(sums: LinearSums, places: Tensor) -> Tensor:
     """The inner products (n, n) of some rows about the means of their classes, in whitened columns."""
     one = sums.one_set(0)
     means = (one.deviation + one.center[:, None])[0]
-    factor = one.factor(one.rows.new_tensor(WHITENING))
+    factor = one.factor(torch.tensor(WHITENING, dtype=sums.rows.dtype, device=sums.rows.device))
     white = half_solved(factor, (sums.rows[places] - means[sums.sets.labels[places]]).T[None])[0]
     return white.T @ white
 
