@@ -29,8 +29,6 @@ MIN_DIRECTIONS = 8
 MAX_ROWS = 4096
 """The most rows that show which these are."""
 ITERATIONS = 6
-MARGIN = 1.05
-"""How far beyond the largest correlation of noise a correlation must be."""
 
 
 def canonical_coordinates(first: LinearSums, second: LinearSums, products: Tensor) -> Tensor | None:
@@ -71,10 +69,11 @@ def canonical_coordinates(first: LinearSums, second: LinearSums, products: Tenso
     for _ in range(ITERATIONS):
         right = torch.linalg.qr(correlations.mT @ (correlations @ right)).Q
     left, found, rotation = torch.linalg.svd(correlations @ right, full_matrices=False)
-    number = min(
-        MAX_DIRECTIONS,
-        int((found > MARGIN * largest_of_noise(correlations.shape[0], correlations.shape[1], rows)).sum()),
-    )
+    columns = correlations.shape
+    noise = largest_of_noise(columns[0], columns[1], rows)
+    # The fewer columns, the more the largest correlation of noise varies.
+    is_found = found[0] > (1 + math.prod(columns) ** (-1 / 3)) * noise
+    number = min(int(((found > noise) & is_found).sum()), MAX_DIRECTIONS)
     if not number:
         return None
     along = []
