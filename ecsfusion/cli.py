@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if interrupts or isinstance(error, KeyboardInterrupt):
                 print(f"ecsfusion {options.command}: interrupted", file=sys.stderr)
                 return 130
-            if isinstance(error, BrokenPipeError):
+            if isinstance(error, BrokenPipeError) and _has_no_reader():
                 # Who reads the output, such as `head`, has enough; what is left in the buffer goes nowhere.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 return 0
@@ -62,6 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             print(f"ecsfusion {options.command}: error: {error}", file=sys.stderr)
             return 2
+
+
+def _has_no_reader() -> bool:
+    """Whether the output is a pipe that nobody reads; a connection that breaks raises the same error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 @contextmanager

@@ -104,6 +104,15 @@ def test_a_reader_that_leaves_is_no_error(files):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_connection_that_breaks_is_an_error(monkeypatch, capsys):
+    def broken(options):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("ecsfusion.cli._push", broken)
+    assert main(["push", "folder", "you/model"]) == 2
+    assert "ecsfusion push: error: [Errno 32] Broken pipe" in capsys.readouterr().err
+
+
 @by_each_method
 def test_every_format_gives_the_answer_of_fast_pid(files, columns, capsys, monkeypatch, method):
     monkeypatch.setattr(embedding_files, "CHUNK", 333)

@@ -98,6 +98,14 @@ class Channel:
         return (1 - rate) * (-distance / 2).softmax(1) + rate / len(self.means)
 
 
+def image_and_text(classes):
+    """Two modalities that show the classes at the same distances, and labels (4000,)."""
+    generator = torch.Generator().manual_seed(classes)
+    image, text = (Channel(classes, 48, generator) for _ in range(2))
+    text.means = image.means
+    return image, text, torch.randint(classes, (4000,), generator=generator)
+
+
 def bits(likelihood, labels):
     """What the posterior of equally likely classes tells about the labels, in bits."""
     posterior = likelihood / likelihood.sum(1, keepdim=True)
@@ -116,10 +124,7 @@ def assert_atoms(pid, truth):
 
 @pytest.mark.parametrize(("classes", "rate"), [(10, 0.25), (30, 0.2)])
 def test_what_pairs_tell_of_which_some_do_not_belong_together(classes, rate):
-    generator = torch.Generator().manual_seed(classes)
-    image, text = (Channel(classes, 48, generator) for _ in range(2))
-    text.means = image.means
-    labels = torch.randint(classes, (4000,), generator=generator)
+    image, text, labels = image_and_text(classes)
     rows = image.rows(labels), text.rows(text.anew(labels, rate))
     pid = fast_pid({"image": rows[0], "text": rows[1]}, labels)
     of_image, of_text = image.likelihood(rows[0], 0.0), text.likelihood(rows[1], rate)
@@ -131,10 +136,7 @@ def test_what_pairs_tell_of_which_some_do_not_belong_together(classes, rate):
 
 @pytest.mark.parametrize(("classes", "rate"), [(10, 0.2), (10, 0.3)])
 def test_what_is_known_of_labels_of_which_some_are_wrong(classes, rate):
-    generator = torch.Generator().manual_seed(classes)
-    image, text = (Channel(classes, 48, generator) for _ in range(2))
-    text.means = image.means
-    right = torch.randint(classes, (4000,), generator=generator)
+    image, text, right = image_and_text(classes)
     rows = image.rows(right), text.rows(right)
     labels = image.anew(right, rate)
     pid = fast_pid({"image": rows[0], "text": rows[1]}, labels)

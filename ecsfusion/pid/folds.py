@@ -94,7 +94,7 @@ def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: in
 def keys_of_rows(embeddings: Sequence[Tensor], labels: Tensor, random_seed: int) -> Tensor:
     """`row_keys`; but of tables of categories each row has a key of its own, and none is in a group with its equals.
 
-    No readout may otherwise be fitted on the cell of a table that it is judged on.
+    Otherwise no readout would have seen the cell of the table that it reads.
     """
     keys = row_keys(embeddings, random_seed)
     most = max(len(row_keys([rows], random_seed).unique()) for rows in embeddings)

@@ -152,7 +152,7 @@ def _decomposed(
     deviations = DEVIATIONS * students_t(CONFIDENCE, num_groups - 1) / CONFIDENCE
     floor = NOISE / (worth * LN2)
     hidden = rules = [torch.zeros_like(known.product)] * 3
-    unseen = torch.zeros_like(columns_per_row if columns_per_row is not None else known.rules)
+    unseen = torch.zeros_like(known.rules)
     if columns_per_row is not None:
         # What more rows would show, also where these show nothing,
         unseen = unseen_limit(floor, label_bits, columns_per_row)
