@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -65,12 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _has_no_reader() -> bool:
-    """Whether the output is a pipe that nobody reads; a connection that breaks raises the same error."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    """Whether the output is a pipe that nobody reads; a connection that breaks raises the same error.
+
+    A pipe without a reader is in error. Where a system cannot say so, the error is taken for that of a connection.
+    """
+    if not hasattr(select, "poll"):
+        return False
+    waiting = select.poll()
+    waiting.register(1, 0)
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
 
 
 @contextmanager
