@@ -24,6 +24,7 @@ from ecsfusion.pid.boosted_trees import tree_readouts
 from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.canonical import canonical_coordinates
 from ecsfusion.pid.column_pairs import pair_readouts
+from ecsfusion.pid.confusions import confusion_readouts
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import LN2, entropy
 from ecsfusion.pid.folds import Folds, keys_of_rows, make_folds
@@ -322,6 +323,8 @@ def read_side(
     sums = LinearSums.make(rows, sets)
     linear = linear_readouts(sums, log_prior)
     lines = [*linear.logits, *(side.log_posterior - log_prior for side in members)]
+    if is_tried and not linear.tells_all:
+        lines += confusion_readouts(linear.logits[0], sets, log_prior)
     bins = None if linear.tells_all else binned_columns(sums)
     coarse = [] if bins is None else linear_readouts(LinearSums.make(bins, sets), log_prior).logits
     rules: list[Tensor] = []
@@ -395,6 +398,8 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     if are_lines:
         lines += _lines_of_both(first, second, products, lines, log_prior)
     if is_tried:
+        base = lines[len(alone) + len(kept)] if len(lines) > len(alone) + len(kept) else linear[0].logits[0] + linear[1].logits[0]
+        lines += confusion_readouts(base, sets, log_prior)
         both = [side.sums.rows for side in (first, second)]
         few = canonical_coordinates(first.sums, second.sums, products) if has_many else torch.cat(both, 1)
         if few is not None:
