@@ -604,6 +604,20 @@ def lapses(
     )
 
 
+def confusions(
+    name: str,
+    table: Floats,
+    columns: int,
+    strengths: tuple[float, float],
+    suite_seed: int = 0,
+) -> Problem:
+    """Labels that are confused with others: p(y | z) is a row of the table for each hidden class z."""
+    rng = np.random.default_rng(seed_of(name, suite_seed))
+    directions = min(len(table) - 1, 9)
+    first, second = (strength * class_means(rng, len(table), directions, 1.0) for strength in strengths)
+    return from_states(name, "confusions", (columns, columns), table, (first, second), suite_seed=suite_seed)
+
+
 def match(name: str, columns: int, latents: int, strength: float, suite_seed: int = 0) -> Problem:
     """y says whether x2 shows the same signs as x1, or others that are drawn anew: a caption of another picture."""
     signs = 2.0 * ((np.arange(2**latents)[:, None] >> np.arange(latents)) & 1) - 1
@@ -672,6 +686,7 @@ def problems(suite_seed: int = 0, kinds: Iterable[str] | None = None) -> list[Pr
         *_across(suite_seed),
         *_curve(suite_seed),
         *_lapses(suite_seed),
+        *_confusions(suite_seed),
         *_match(suite_seed),
         *_correlated(suite_seed),
         *_special(suite_seed),
@@ -949,6 +964,23 @@ def _lapses(suite_seed: int) -> list[Problem]:
         make("pairs-2-d32", 2, 32, (1.5, 1.5), 0.4, of_pairs=True),
         make("pairs-10-d48", 10, 48, (3.5, 3.5), 0.25, of_pairs=True),
         make("pairs-10-d256", 10, 256, (4.0, 3.5), 0.1, of_pairs=True),
+    ]
+
+
+def _confusions(suite_seed: int) -> list[Problem]:
+    def make(name: str, classes: int, others: Any, rate: float, *parts: Any) -> Problem:
+        one = np.eye(classes)
+        table = (1 - rate) * one + rate * one[others]
+        return confusions(f"confusions-{name}", table, *parts, suite_seed)
+
+    following = (np.arange(10) + 1) % 10
+    return [
+        # One class bears the name of another in half of its rows.
+        make("one-way-4-d16", 4, [1, 1, 2, 3], 0.5, 16, (2.0, 1.5)),
+        make("pairs-4-d32", 4, [1, 0, 3, 2], 0.3, 32, (2.5, 2.0)),
+        make("next-10-d32", 10, following, 0.3, 32, (3.0, 2.5)),
+        make("next-10-d256", 10, following, 0.2, 256, (4.0, 3.0)),
+        make("pairs-28-d64", 28, np.arange(28) ^ 1, 0.2, 64, (4.0, 3.5)),
     ]
 
 

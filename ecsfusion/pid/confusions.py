@@ -1,52 +1,117 @@
-"""proto"""
+"""Labels that are confused with others: a share of the rows of one class bear the name of another.
+
+Cats that are called dogs, a grade that is one too low, names of a family in place of the species: then the rows of a
+label are of several kinds, far apart, and no function of one linear score says so. Each row has a hidden class z, which
+the columns tell, and its label comes from a table T of p(y | z), as if through a noisy channel (Lawrence and Schölkopf,
+"Estimating a kernel Fisher discriminant in the presence of label noise", ICML 2001). All that lines tell of the classes
+lies in their C logits, so the Gaussians of the hidden classes are fitted to held-out logits.
+"""
+
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from ecsfusion.pid.linear import TrainingSets, tells_more
+
 from ecsfusion.pid.cholesky import factored, solved
+from ecsfusion.pid.linear import TrainingSets
+from ecsfusion.pid.trial import is_worth, some_rows
 
-import os
-ITERATIONS = int(os.environ.get('IT','15'))
-FIRST=float(os.environ.get('FIRST','0.3'))
-MAX_ROWS=8192
-PRIOR_ROWS=1.0
-TINY=1e-30
+MAX_CLASSES = 128
+"""Of more classes the table is large for the rows, and the steps cost."""
+MAX_TRIED_ROWS = 2048
+"""The most rows that show whether there are confusions,"""
+MAX_FITTED_ROWS = 8192
+"""and the most that they are fitted to."""
+FIRST_RATE = 0.3
+"""The share of the labels that is taken to be drawn at random at first."""
+ITERATIONS = 15
+"""Of expectation maximization."""
+RIDGE = 1e-3
+"""Share of the variance of the logits, averaged, that is added to it: one of C directions is empty."""
+PRIOR_ROWS = 1.0
+"""Rows of the prior p(y) that each row of the table starts with."""
+TINY = 1e-12
 
-def confusion_readouts(logits, sets, log_prior):
-    """logits (2,N,C)"""
-    number = sets.num_folds
-    half = _one(logits[1], sets.halves(), log_prior)
-    if not tells_more([logits[1]], [half], sets.labels, log_prior):
+
+class Channel(NamedTuple):
+    """T fits of hidden classes, and of the labels that come from them."""
+
+    weights: Tensor
+    """(T, C, C): the scores of hidden classes are products of logits with it,"""
+    offset: Tensor
+    """(T, C): to which this is added."""
+    table: Tensor
+    """(T, C, C): p(y | z), a row for each hidden class."""
+
+
+def confusion_readouts(logits: Tensor, sets: TrainingSets, log_prior: Tensor) -> list[Tensor]:
+    """Held-out logits (2, N, C) of labels that come from hidden classes; none where they tell nothing new by halves.
+
+    Args:
+        logits: (2, N, C) held-out logits of a linear readout, by folds and by halves.
+        sets: all training sets, one of which has read each row; none was fitted on a row that it reads.
+        log_prior: (C,).
+    """
+    if sets.num_classes > MAX_CLASSES:
         return []
-    return [torch.stack([_one(logits[0], sets.folds(), log_prior), half])]
+    centered = logits - logits.mean(2, keepdim=True)
+    halves = sets.halves()
+    places = some_rows(len(sets.fold), logits.device, MAX_TRIED_ROWS)
+    trial = halves._replace(
+        fold=sets.fold[places], labels=sets.labels[places], one_hot=sets.one_hot[places], cells=None
+    )
+    found = _read(centered[1, places], fit_channel(centered[1, places], trial, log_prior), trial, log_prior)
+    if not is_worth([found], [logits], sets, places, log_prior):
+        return []
+    fitted = some_rows(len(sets.fold), logits.device, MAX_FITTED_ROWS)
+    readouts = []
+    for own, every in zip(centered, (sets.folds(), halves), strict=True):
+        part = every._replace(
+            fold=sets.fold[fitted], labels=sets.labels[fitted], one_hot=sets.one_hot[fitted], cells=None
+        )
+        readouts.append(_read(own, fit_channel(own[fitted], part, log_prior), every, log_prior))
+    return [torch.stack(readouts)]
 
-def _one(logits, sets, log_prior):
-    x = (logits - logits.mean(1, keepdim=True)).double()
-    C = x.shape[1]
-    out = torch.zeros_like(logits)
-    prior = log_prior.double().exp()
-    for t in range(len(sets.counts)):
-        m = sets.member[:, t].bool().nonzero().squeeze(1)
-        r = (sets.reader[0] == t)
-        m = m[::max(1, -(-len(m)//MAX_ROWS))]
-        z = x[m]; y = sets.labels[m]
-        oh = torch.nn.functional.one_hot(y, C).double()
-        center = z.mean(0); z = z - center
-        S = z.T @ z / len(z)
-        S.diagonal().add_(1e-3*S.diagonal().mean())
-        n = oh.sum(0)
-        T = (1-FIRST)*torch.eye(C, dtype=z.dtype) + FIRST*prior
-        R = oh
-        for it in range(ITERATIONS):
-            n = R.sum(0).clamp_min(.5)
-            M = (R.T @ z)/n[:, None]
-            pi = n/n.sum()
-            if it:
-                T = (R.T @ oh + PRIOR_ROWS*prior)/(n[:, None]+PRIOR_ROWS)
-            W = S - (M*pi[:, None]).T @ M
-            W.diagonal().add_(1e-3*S.diagonal().mean())
-            A = torch.linalg.solve(W, M.T)
-            b = pi.log() - .5*(M.T*A).sum(0)
-            R = torch.softmax(z @ A + b + T.clamp_min(TINY).log()[:, y].T, 1)
-        q = torch.softmax((x[r]-center) @ A + b, 1) @ T
-        out[r] = (q.clamp_min(TINY).log() - log_prior).to(out.dtype)
-    return out
+
+def fit_channel(logits: Tensor, sets: TrainingSets, log_prior: Tensor) -> Channel:
+    """Fit Gaussians of one shape to logits (N, C), one for each hidden class, by expectation maximization.
+
+    Args:
+        logits: each row less its mean.
+        sets: T training sets of these rows.
+        log_prior: (C,).
+    """
+    classes = sets.num_classes
+    member, prior = sets.member.T.contiguous(), log_prior.exp()
+    size = member.sum(1).clamp_min(1)[:, None, None]
+    moment = ((member.unsqueeze(2) * logits).mT @ logits / size).double()
+    ridge = RIDGE * moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + TINY
+    ridge = ridge * torch.eye(classes, dtype=moment.dtype, device=moment.device)
+    # Hidden classes before rows: a softmax over a few of them is then one of long vectors.
+    share = sets.one_hot.T * member.unsqueeze(1)
+    table = FIRST_RATE * prior + (1 - FIRST_RATE) * torch.eye(classes, dtype=prior.dtype, device=prior.device)
+    table = table.expand(len(member), -1, -1)
+    for iteration in range(ITERATIONS):
+        number = share.sum(2, keepdim=True).clamp_min(0.5)
+        means = share @ logits / number
+        often = number / number.sum(1, keepdim=True)
+        if iteration:
+            table = (share @ sets.one_hot + PRIOR_ROWS * prior) / (number + PRIOR_ROWS)
+        wide = means.double()
+        within = moment - wide.mT @ (wide * often) + ridge
+        weights = solved(factored(within), wide.mT).to(logits.dtype)
+        offset = often.log().squeeze(2) - 0.5 * (means.mT * weights).sum(1)
+        scores = torch.baddbmm(offset.unsqueeze(2), weights.mT, logits.T.expand(len(member), -1, -1))
+        scores += table.clamp_min(TINY).log()[:, :, sets.labels]
+        share = torch.softmax(scores, 1) * member.unsqueeze(1)
+    return Channel(weights, offset, table)
+
+
+def _read(logits: Tensor, channel: Channel, sets: TrainingSets, log_prior: Tensor) -> Tensor:
+    """Held-out logits (N, C) of the labels, from logits (N, C) of each row less their mean."""
+    found = torch.empty_like(logits)
+    for number in range(len(channel.table)):
+        is_read = sets.reader[0] == number
+        hidden = torch.addmm(channel.offset[number], logits[is_read], channel.weights[number])
+        found[is_read] = torch.softmax(hidden, 1) @ channel.table[number]
+    return found.clamp_min_(TINY).log_().sub_(log_prior)

@@ -395,11 +395,13 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     are_lines = sets.cells is None or (not is_told and are_dependent(first.sums, second.sums, linear))
     if are_lines or (is_tried and has_many):
         products = fold_products(first.sums.rows, second.sums.rows, sets)
+    number = len(lines)
     if are_lines:
         lines += _lines_of_both(first, second, products, lines, log_prior)
     if is_tried:
-        base = lines[len(alone) + len(kept)] if len(lines) > len(alone) + len(kept) else linear[0].logits[0] + linear[1].logits[0]
-        lines += confusion_readouts(base, sets, log_prior)
+        # Without lines of both, noise of the sides is independent, and their logits add up.
+        of_both = lines[number] if len(lines) > number else linear[0].logits[0] + linear[1].logits[0]
+        lines += confusion_readouts(of_both, sets, log_prior)
         both = [side.sums.rows for side in (first, second)]
         few = canonical_coordinates(first.sums, second.sums, products) if has_many else torch.cat(both, 1)
         if few is not None:
