@@ -5,7 +5,7 @@ import torch
 from known_answers import assert_consistent, intervals
 
 from ecsfusion import fast_pid
-from ecsfusion.pid.confusions import MAX_CLASSES, confusion_readouts, fit_channel
+from ecsfusion.pid.confusions import confusion_readouts, fit_channel
 from ecsfusion.pid.linear import TrainingSets
 
 ROWS, FOLDS = 4000, 6
@@ -81,7 +81,7 @@ def test_the_table_is_that_of_the_labels(kind):
 @pytest.mark.parametrize("kind", ["next", "one way"])
 def test_the_readout_is_the_posterior(kind):
     logits, labels, table, log_prior = confused_logits(kind, 0.3)
-    (found,) = confusion_readouts(logits, sorted_sets(labels, 5), log_prior)
+    (found,) = confusion_readouts(logits, sorted_sets(labels, 5), [logits], log_prior)
     right = logits[0].softmax(1) @ table
     for by in found:
         assert ((by + log_prior).exp() - right).abs().mean() < 0.02
@@ -90,38 +90,40 @@ def test_the_readout_is_the_posterior(kind):
 @pytest.mark.parametrize("random_seed", range(6))
 def test_labels_without_confusions_need_no_table(random_seed):
     logits, labels, _, log_prior = confused_logits("none", 0.0, random_seed=random_seed)
-    assert confusion_readouts(logits, sorted_sets(labels, 5), log_prior) == []
+    assert confusion_readouts(logits, sorted_sets(labels, 5), [logits], log_prior) == []
 
 
 def test_the_label_of_a_row_is_not_read():
     logits, labels, _, log_prior = confused_logits("next", 0.3)
     sets = sorted_sets(labels, 5)
-    (before,) = confusion_readouts(logits, sets, log_prior)
+    (before,) = confusion_readouts(logits, sets, [logits], log_prior)
     in_first = sets.fold == 0
     # Few enough for the table to be worth it still.
     others = torch.where(torch.arange(len(labels)) % (10 * FOLDS) == 0, (labels + 2) % 5, labels)
-    (after,) = confusion_readouts(logits, sorted_sets(others, 5), log_prior)
+    (after,) = confusion_readouts(logits, sorted_sets(others, 5), [logits], log_prior)
     torch.testing.assert_close(after[0, in_first], before[0, in_first], rtol=0, atol=0)
     assert not torch.equal(after[0, ~in_first], before[0, ~in_first])
 
 
 def test_other_names_of_the_classes_change_nothing():
     logits, labels, _, log_prior = confused_logits("next", 0.3)
-    (before,) = confusion_readouts(logits, sorted_sets(labels, 5), log_prior)
+    (before,) = confusion_readouts(logits, sorted_sets(labels, 5), [logits], log_prior)
     names = torch.tensor([3, 0, 4, 1, 2])
     place = names.argsort()
-    (after,) = confusion_readouts(logits[..., place], sorted_sets(names[labels], 5), log_prior[place])
+    renamed = logits[..., place]
+    (after,) = confusion_readouts(renamed, sorted_sets(names[labels], 5), [renamed], log_prior[place])
     torch.testing.assert_close(after[..., names], before, rtol=0, atol=1e-3)
 
 
-def test_of_many_classes_no_table_is_made():
-    classes = MAX_CLASSES + 1
+def test_where_rows_are_few_for_the_cells_no_table_is_made():
+    classes = 30
     logits, labels, _, log_prior = confused_logits("next", 0.4, classes)
-    assert confusion_readouts(logits, sorted_sets(labels, classes), log_prior) == []
+    assert confusion_readouts(logits, sorted_sets(labels, classes), [logits], log_prior) == []
 
 
 @pytest.mark.parametrize(
-    ("kind", "classes", "rate"), [("next", 10, 0.2), ("pairs", 10, 0.2), ("next", 4, 0.4), ("one way", 4, 0.5)]
+    ("kind", "classes", "rate"),
+    [("next", 10, 0.2), ("pairs", 10, 0.2), ("next", 4, 0.4), ("one way", 4, 0.5)],
 )
 def test_what_confused_labels_know_is_found(kind, classes, rate):
     problem = Confused(channel(kind, classes, rate))

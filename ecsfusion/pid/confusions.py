@@ -16,8 +16,9 @@ from ecsfusion.pid.cholesky import factored, solved
 from ecsfusion.pid.linear import TrainingSets
 from ecsfusion.pid.trial import is_worth, some_rows
 
-MAX_CLASSES = 128
-"""Of more classes the table is large for the rows, and the steps cost."""
+ROWS_PER_CELL = 8
+"""With fewer rows for each cell of the table, halves of them tell so much less that a limit for many rows cannot be
+told from them."""
 MAX_TRIED_ROWS = 2048
 """The most rows that show whether there are confusions,"""
 MAX_FITTED_ROWS = 8192
@@ -44,15 +45,18 @@ class Channel(NamedTuple):
     """(T, C, C): p(y | z), a row for each hidden class."""
 
 
-def confusion_readouts(logits: Tensor, sets: TrainingSets, log_prior: Tensor) -> list[Tensor]:
+def confusion_readouts(
+    logits: Tensor, sets: TrainingSets, known: list[Tensor], log_prior: Tensor
+) -> list[Tensor]:
     """Held-out logits (2, N, C) of labels that come from hidden classes; none where they tell nothing new by halves.
 
     Args:
         logits: (2, N, C) held-out logits of a linear readout, by folds and by halves.
         sets: all training sets, one of which has read each row; none was fitted on a row that it reads.
+        known: (2, N, C) each, held-out logits of other readouts.
         log_prior: (C,).
     """
-    if sets.num_classes > MAX_CLASSES:
+    if min(len(sets.fold), MAX_FITTED_ROWS) < ROWS_PER_CELL * sets.num_classes**2:
         return []
     centered = logits - logits.mean(2, keepdim=True)
     halves = sets.halves()
@@ -61,7 +65,7 @@ def confusion_readouts(logits: Tensor, sets: TrainingSets, log_prior: Tensor) ->
         fold=sets.fold[places], labels=sets.labels[places], one_hot=sets.one_hot[places], cells=None
     )
     found = _read(centered[1, places], fit_channel(centered[1, places], trial, log_prior), trial, log_prior)
-    if not is_worth([found], [logits], sets, places, log_prior):
+    if not is_worth([found], known, sets, places, log_prior):
         return []
     fitted = some_rows(len(sets.fold), logits.device, MAX_FITTED_ROWS)
     readouts = []

@@ -45,6 +45,14 @@ MAX_FORMED = 128 * 128
 """The most values of a covariance that is formed for each class of a half."""
 PRIOR_ROWS = 2.0
 """Rows of the prior p(y) that every cell of a table starts with."""
+SHARPENINGS = 4
+"""Steps that take back what soft clusters blur. More of them fit the rows more closely and tell no more of others."""
+MAX_SHARPENED_ROWS = 8192
+"""The most rows that they look at."""
+MAX_SHARPENED_CLASSES = 32
+"""Of more classes the cells of two sides hold too few rows."""
+LEAST_SIZE = 1e-6
+"""Of a cluster, as a share of the rows."""
 MIN_ROWS_OF_SLICE = 64
 """With fewer rows for each fold and class, one product of all rows costs less than the calls of many."""
 TINY = 1e-30
@@ -352,14 +360,60 @@ def table_readout(shares: Sequence[Tensor], sets: TrainingSets, log_prior: Tenso
         counts = (
             _counts_of_cells(parts, sets, number) if member is None else _counts(parts, sets, member, number)
         )
-        table = (counts + PRIOR_ROWS * prior) / (counts.sum(-1, keepdim=True) + PRIOR_ROWS)
+        table = _sharpened(parts, counts, sets, number, prior)
         if member is None:
             for fold, rows in enumerate(sets.slices()):
                 if readers[fold] == number:
                     logits[rows] = _by_table([part[rows] for part in parts], table)
         else:
             logits = torch.where((sets.reader[0] == number)[:, None], _by_table(parts, table), logits)
+    logits /= logits.sum(1, keepdim=True).clamp_min(TINY)
     return logits.clamp_min_(TINY).log_().sub_(log_prior)
+
+
+def _sharpened(
+    parts: Sequence[Tensor], counts: Tensor, sets: TrainingSets, number: int, prior: Tensor
+) -> Tensor:
+    """Of each cell and class, p(k, y) / p(k) or p(k, l, y) / (p(k) p(l)): (K, C) or (K, L, C).
+
+    Rows between clusters are counted in all of them, which blurs the counts. A few steps of expectation maximization
+    of the shares of each class in the cells, where the clusters stay as they are, take that back.
+
+    Args:
+        parts: the shares (N, K) of the rows in the clusters of one side, or of two.
+        counts: of the rows of the training set, (K, C) or (K, L, C).
+        sets: all of them.
+        number: of the set.
+        prior: (C,).
+    """
+    member = sets.folds_in[number][sets.fold]
+    rows = member.nonzero().squeeze(1)
+    rows = rows[:: max(1, -(-len(rows) // MAX_SHARPENED_ROWS))]
+    labels, total = sets.labels[rows], counts.sum()
+    sizes = [(member @ part / member.sum().clamp_min(1)).clamp_min(LEAST_SIZE) for part in parts]
+    first, *others = (part[rows] / size for part, size in zip(parts, sizes, strict=True))
+    mass = counts.flatten(0, -2).sum(0)
+    cells = counts / mass.clamp_min(TINY)
+    if not others:
+        one_hot = sets.one_hot[rows]
+        one_hot = one_hot / one_hot.sum(0).clamp_min(1)
+        for _ in range(SHARPENINGS):
+            density = (first @ cells).gather(1, labels[:, None]).clamp_min(TINY)
+            cells = cells * ((first / density).T @ one_hot)
+    elif sets.num_classes <= MAX_SHARPENED_CLASSES:
+        order = labels.argsort(stable=True)
+        sizes_of_classes = torch.bincount(labels, minlength=sets.num_classes).tolist()
+        second = others[0][order].split(sizes_of_classes)
+        found = []
+        for own, a, b in zip(cells.unbind(-1), first[order].split(sizes_of_classes), second, strict=True):
+            for _ in range(SHARPENINGS if len(a) else 0):
+                density = ((a @ own) * b).sum(1, keepdim=True).clamp_min_(TINY)
+                own = own * ((a / density).T @ b / len(a))
+            found.append(own)
+        cells = torch.stack(found, -1)
+    expected = sizes[0] if len(sizes) == 1 else sizes[0][:, None] * sizes[1]
+    expected = expected.unsqueeze(-1) * total
+    return (cells * mass + PRIOR_ROWS * prior) / (expected + PRIOR_ROWS)
 
 
 def _counts(parts: Sequence[Tensor], sets: TrainingSets, member: Tensor, number: int) -> Tensor:
@@ -472,7 +526,7 @@ def cross_searches(
 
     @cache
     def changing() -> tuple[Tensor, ...]:
-        return coordinates(first, second, min(max(classes - 1, 2), 9)) if enough else ()
+        return coordinates(first, second, 9) if enough else ()
 
     def shaped() -> tuple[Tensor, ...]:
         if not any(shape.sources for shape in shapes):
@@ -485,7 +539,7 @@ def cross_searches(
 
     searches = [Search(by_class, (12,))]
     if enough:
-        searches.append(Search(changing, (min(max(classes + 1, 4), 16), MANY_CLUSTERS)))
+        searches.append(Search(changing, (min(max(classes + 1, 4), 16), 32)))
     searches.append(Search(shaped, (SOURCE_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 

@@ -324,7 +324,7 @@ def read_side(
     linear = linear_readouts(sums, log_prior)
     lines = [*linear.logits, *(side.log_posterior - log_prior for side in members)]
     if is_tried and not linear.tells_all:
-        lines += confusion_readouts(linear.logits[0], sets, log_prior)
+        lines += confusion_readouts(linear.logits[0], sets, lines, log_prior)
     bins = None if linear.tells_all else binned_columns(sums)
     coarse = [] if bins is None else linear_readouts(LinearSums.make(bins, sets), log_prior).logits
     rules: list[Tensor] = []
@@ -401,7 +401,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
     if is_tried:
         # Without lines of both, noise of the sides is independent, and their logits add up.
         of_both = lines[number] if len(lines) > number else linear[0].logits[0] + linear[1].logits[0]
-        lines += confusion_readouts(of_both, sets, log_prior)
+        lines += confusion_readouts(of_both, sets, lines, log_prior)
         both = [side.sums.rows for side in (first, second)]
         few = canonical_coordinates(first.sums, second.sums, products) if has_many else torch.cat(both, 1)
         if few is not None:
