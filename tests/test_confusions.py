@@ -42,7 +42,7 @@ class Confused:
         """Log densities (2, N, C) of rows (2, N, D), up to a constant by row."""
         return rows @ self.means.mT - 0.5 * self.means.square().sum(2)[:, None]
 
-    def information(self, rows=100_000):
+    def information(self, rows=40_000):
         """I1, I2 and I12 in bits, by true posteriors."""
         points, _ = self.draw(rows)
         first, second = self.scores(points).double()

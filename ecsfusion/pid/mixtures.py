@@ -45,7 +45,7 @@ MAX_FORMED = 128 * 128
 """The most values of a covariance that is formed for each class of a half."""
 PRIOR_ROWS = 2.0
 """Rows of the prior p(y) that every cell of a table starts with."""
-SHARPENINGS = 4
+SHARPENINGS = 6
 """Steps that take back what soft clusters blur. More of them fit the rows more closely and tell no more of others."""
 MAX_SHARPENED_ROWS = 8192
 """The most rows that they look at."""
