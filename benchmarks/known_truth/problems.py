@@ -618,17 +618,19 @@ def confusions(
     return from_states(name, "confusions", (columns, columns), table, (first, second), suite_seed=suite_seed)
 
 
-def match(name: str, columns: int, latents: int, strength: float, suite_seed: int = 0) -> Problem:
-    """y says whether x2 shows the same signs as x1, or others that are drawn anew: a caption of another picture."""
-    signs = 2.0 * ((np.arange(2**latents)[:, None] >> np.arange(latents)) & 1) - 1
-    a, b = np.divmod(np.arange(len(signs) ** 2), len(signs))
-    anew, same = len(a), len(signs)
+def match(name: str, columns: int, shown: Floats, suite_seed: int = 0) -> Problem:
+    """y says whether x2 shows the same as x1, or what is drawn anew: a caption of another picture.
+
+    `shown` are the points of all things that may be shown, in the directions of either side.
+    """
+    a, b = np.divmod(np.arange(len(shown) ** 2), len(shown))
+    anew, same = len(a), len(shown)
     return from_states(
         name,
         "match",
         (columns, columns),
         np.repeat([0, 1], [anew, same]),
-        (strength * np.concatenate([signs[a], signs]), strength * np.concatenate([signs[b], signs])),
+        (np.concatenate([shown[a], shown]), np.concatenate([shown[b], shown])),
         states=0.5 / np.repeat([anew, same], [anew, same]),
         closed_form="zero",
         suite_seed=suite_seed,
@@ -985,10 +987,20 @@ def _confusions(suite_seed: int) -> list[Problem]:
 
 
 def _match(suite_seed: int) -> list[Problem]:
+    def signs(latents: int) -> Floats:
+        return 2.0 * (2.0 * ((np.arange(2**latents)[:, None] >> np.arange(latents)) & 1) - 1)
+
+    def kinds(name: str, number: int, columns: int, strength: float) -> Problem:
+        """Kinds of things that are not the same number of steps apart, as objects in pictures are."""
+        points = class_means(np.random.default_rng(seed_of(name, suite_seed)), number, 9, strength)
+        return match(name, columns, points, suite_seed)
+
     return [
-        match("match-d16", 16, 3, 2.0, suite_seed),
-        match("match-d64", 64, 3, 2.0, suite_seed),
-        match("match-d256", 256, 4, 2.0, suite_seed),
+        match("match-d16", 16, signs(3), suite_seed),
+        match("match-d64", 64, signs(3), suite_seed),
+        match("match-d256", 256, signs(4), suite_seed),
+        kinds("match-kinds-5-d32", 5, 32, 4.0),
+        kinds("match-kinds-10-d128", 10, 128, 5.0),
     ]
 
 
