@@ -16,7 +16,7 @@ from ecsfusion.pid.checks import check_positive
 from ecsfusion.pid.clusters import FewSamplesWarning, estimate_pairs, split_by_pair
 from ecsfusion.pid.decomposition import PID, Decomposition
 from ecsfusion.pid.discretize import pair_names
-from ecsfusion.pid.folds import numbered_by_rows, row_keys
+from ecsfusion.pid.folds import are_categories, may_be_copies, numbered_by_rows, row_keys
 from ecsfusion.pid.inputs import (
     Array,
     check_cells,
@@ -329,6 +329,15 @@ def _warn_of_shared_sources(named: dict[str, Tensor], targets: Tensor, random_se
             f"embeddings[{name!r}] has rows that are like the rows beside them, beyond their class (correlation"
             f" {correlation:.2g}): rows of a recording, a subject or a time {leaks}, such as its recording or a longer"
             " stretch of time; only in a table that is sorted by its values this means nothing"
+        )
+    elif are_categories(list(named.values()), random_seed) and may_be_copies(
+        row_keys(list(named.values()), random_seed), columns[0]
+    ):
+        found = (
+            "embeddings have few distinct rows, as tables of categories have, and few rows that are equal in all of"
+            " them: these are read as copies of each other, so that nothing is known of what tells only in their cell;"
+            " give groups=range(len(labels)) where each row was observed by itself, or the number of the row that each"
+            " is a copy of"
         )
     else:
         return

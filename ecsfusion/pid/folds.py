@@ -26,7 +26,9 @@ EVEN = 4
 MIN_COPIES = 16
 """With so many equal rows for each distinct one of every modality,"""
 MIN_MEETINGS = 4
-"""which meet so many of those of others, modalities are tables of categories, and rows that are equal no copies."""
+"""which meet so many of those of others, modalities are tables of categories."""
+MIN_ROWS_OF_CELL = 4
+"""With so many rows for each that is distinct in all modalities together, those that are equal are no copies."""
 MAX_CHOSEN = 4096
 """The most groups for which a fold is chosen one by one."""
 
@@ -94,17 +96,36 @@ def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: in
 def keys_of_rows(embeddings: Sequence[Tensor], labels: Tensor, random_seed: int) -> Tensor:
     """`row_keys`; but of tables of categories each row has a key of its own, and none is in a group with its equals.
 
-    Otherwise no readout would have seen the cell of the table that it reads.
+    Otherwise no readout would have seen the cell of the table that it reads. Where cells have few rows, or every row is
+    there as often as the others, equal rows may be copies, which would be read by readouts that have seen their labels:
+    they stay together.
     """
     keys = row_keys(embeddings, random_seed)
-    most = max(len(row_keys([rows], random_seed).unique()) for rows in embeddings)
-    if most * MIN_COPIES > len(keys) or len(keys.unique()) < MIN_MEETINGS * most:
+    if not are_categories(embeddings, random_seed) or may_be_copies(keys, labels):
         return keys
     order = (keys * LARGEST_CLASS + labels).argsort(stable=True)
     ordered, place = keys[order], torch.arange(len(keys), device=keys.device)
     is_first = torch.nn.functional.pad(ordered[1:] != ordered[:-1], (1, 0), value=True)
     number = place - torch.where(is_first, place, 0).cummax(0).values
     return torch.empty_like(keys).scatter_(0, order, mixed(ordered * MULTIPLIER + number, KEY_BITS))
+
+
+def are_categories(embeddings: Sequence[Tensor], random_seed: int) -> bool:
+    """Whether all modalities have few distinct rows, which meet many of the others."""
+    rows = len(embeddings[0])
+    most = max(len(row_keys([part], random_seed).unique()) for part in embeddings)
+    return (
+        most * MIN_COPIES <= rows and len(row_keys(embeddings, random_seed).unique()) >= MIN_MEETINGS * most
+    )
+
+
+def may_be_copies(keys: Tensor, labels: Tensor) -> bool:
+    """Whether equal rows of a table of categories, by `row_keys` (N,) and classes (N,), may be copies of each other."""
+    _, of_cell = keys.unique(return_inverse=True)
+    cells = int(of_cell.max()) + 1
+    _, counts = (of_cell * (int(labels.max()) + 1) + labels).unique(return_counts=True)
+    # As where all rows were doubled.
+    return len(keys) < MIN_ROWS_OF_CELL * cells or int(np.gcd.reduce(counts.cpu().numpy())) > 1
 
 
 def numbered_by_rows(keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,7 @@ ENOUGH_JUDGED_ROWS = 2048
 MAX_FITTED = 0.8
 """The largest share of its rows that a covariance is taken to be fitted to."""
 TINY = 1e-12
+LARGEST = 1e38
 JITTER = 1e-6
 SMALLEST_BLOCK = 128
 """The fewest columns of a block of the product of a matrix with itself,"""
@@ -236,7 +237,9 @@ def standardize(rows: Tensor, order: Tensor | None = None) -> Tensor:
         if is_usual:
             torch.index_select(rows, 0, chosen, out=block).sub_(center).mul_(once)
         else:
-            block.copy_(rows.index_select(0, chosen).to(dtype).sub_(center).mul_(power)).mul_(scale)
+            # A value may be farther from the others, in their units, than float32 reaches.
+            moved = rows.index_select(0, chosen).to(dtype).sub_(center).mul_(power)
+            block.copy_(moved.clamp_(-LARGEST, LARGEST)).mul_(scale)
         if not on_cpu or _exceeds(block, 1.0):
             size = block.abs()
             block.copy_(torch.where(size > 1, block.sign() * (1 + size.clamp_min_(1).log_()), block))

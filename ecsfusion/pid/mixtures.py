@@ -33,6 +33,8 @@ ITERATIONS = 3
 """Of the search for directions."""
 INNER_CLUSTERS = (8, 24)
 MANY_CLUSTERS = 20
+MAX_CHANGING = 9
+"""The most directions along which the cross-covariance changes from class to class."""
 SOURCE_CLUSTERS = 32
 """Along directions that are no Gaussian; four bits, and angles of a circle, are about half as many places."""
 MAX_CLUSTERED_ROWS = 2048
@@ -524,9 +526,15 @@ def cross_searches(
         sides = zip((first, second), factors, strict=True)
         return tuple(discriminant_coordinates(side, factor, 3) for side, factor in sides)
 
+    number = min(max(classes - 1, 2), MAX_CHANGING)
+
     @cache
     def changing() -> tuple[Tensor, ...]:
-        return coordinates(first, second, 9) if enough else ()
+        return coordinates(first, second, number) if enough else ()
+
+    @cache
+    def widely() -> tuple[Tensor, ...]:
+        return coordinates(first, second, MAX_CHANGING) if changing() else ()
 
     def shaped() -> tuple[Tensor, ...]:
         if not any(shape.sources for shape in shapes):
@@ -539,7 +547,10 @@ def cross_searches(
 
     searches = [Search(by_class, (12,))]
     if enough:
-        searches.append(Search(changing, (min(max(classes + 1, 4), 16), 32)))
+        searches.append(Search(changing, (min(max(classes + 1, 4), 16), MANY_CLUSTERS)))
+        if number < MAX_CHANGING:
+            # Kinds of things that are the same or not lie along more directions than there are classes.
+            searches.append(Search(widely, (SOURCE_CLUSTERS,)))
     searches.append(Search(shaped, (SOURCE_CLUSTERS,), is_smooth=True))
     return [*searches, Search(known, (), is_smooth=True)]
 

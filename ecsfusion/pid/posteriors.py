@@ -23,6 +23,7 @@ from ecsfusion.pid.binned import binned_columns
 from ecsfusion.pid.boosted_trees import tree_readouts
 from ecsfusion.pid.by_row import squared_sums
 from ecsfusion.pid.canonical import canonical_coordinates
+from ecsfusion.pid.cells import cell_readouts
 from ecsfusion.pid.column_pairs import pair_readouts
 from ecsfusion.pid.confusions import confusion_readouts
 from ecsfusion.pid.copies import moved
@@ -413,6 +414,7 @@ def read_pair(first: Side, second: Side, log_prior: Tensor, random_seed: int) ->
         if is_readable and classes_differ(first.sums, second.sums, random_seed):
             sums = LinearSums.make(torch.cat(both, 1), sets)
             lines += quadratic_readouts(sums, lines, log_prior, random_seed)
+        coarse += cell_readouts(both[0], both[1], sets, lines + coarse, log_prior)
         rules = tree_readouts(both, sets, lines + coarse, log_prior)
     folds = slice(0, sets.num_folds), slice(sets.num_folds, None)
     of_sets = (first.sums.folds(), second.sums.folds()), (first.sums.halves(), second.sums.halves())
