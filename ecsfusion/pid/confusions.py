@@ -16,15 +16,19 @@ from ecsfusion.pid.cholesky import factored, solved
 from ecsfusion.pid.linear import TrainingSets
 from ecsfusion.pid.trial import is_worth, some_rows
 
+ROWS_PER_CLASS = 32
+"""With fewer rows for each class, halves of them tell so much less that a limit for many rows cannot be told from
+them."""
 ROWS_PER_CELL = 8
-"""With fewer rows for each cell of the table, halves of them tell so much less that a limit for many rows cannot be
-told from them."""
+"""With fewer for each cell of the table, its rows are alike but for the own class: all have a share of labels that
+come from one distribution, as where rows without a label bear the name of one class."""
 MAX_TRIED_ROWS = 2048
 """The most rows that show whether there are confusions,"""
 MAX_FITTED_ROWS = 8192
 """and the most that they are fitted to."""
 FIRST_RATE = 0.3
 """The share of the labels that is taken to be drawn at random at first."""
+MAX_RATE = 0.95
 ITERATIONS = 15
 """Of expectation maximization."""
 RIDGE = 1e-3
@@ -56,15 +60,18 @@ def confusion_readouts(
         known: (2, N, C) each, held-out logits of other readouts.
         log_prior: (C,).
     """
-    if min(len(sets.fold), MAX_FITTED_ROWS) < ROWS_PER_CELL * sets.num_classes**2:
+    rows = min(len(sets.fold), MAX_FITTED_ROWS)
+    if rows < ROWS_PER_CLASS * sets.num_classes:
         return []
+    is_free = rows >= ROWS_PER_CELL * sets.num_classes**2
     centered = logits - logits.mean(2, keepdim=True)
     halves = sets.halves()
     places = some_rows(len(sets.fold), logits.device, MAX_TRIED_ROWS)
     trial = halves._replace(
         fold=sets.fold[places], labels=sets.labels[places], one_hot=sets.one_hot[places], cells=None
     )
-    found = _read(centered[1, places], fit_channel(centered[1, places], trial, log_prior), trial, log_prior)
+    tried = centered[1, places]
+    found = _read(tried, fit_channel(tried, trial, log_prior, is_free), trial, log_prior)
     if not is_worth([found], known, sets, places, log_prior):
         return []
     fitted = some_rows(len(sets.fold), logits.device, MAX_FITTED_ROWS)
@@ -73,17 +80,19 @@ def confusion_readouts(
         part = every._replace(
             fold=sets.fold[fitted], labels=sets.labels[fitted], one_hot=sets.one_hot[fitted], cells=None
         )
-        readouts.append(_read(own, fit_channel(own[fitted], part, log_prior), every, log_prior))
+        readouts.append(_read(own, fit_channel(own[fitted], part, log_prior, is_free), every, log_prior))
     return [torch.stack(readouts)]
 
 
-def fit_channel(logits: Tensor, sets: TrainingSets, log_prior: Tensor) -> Channel:
+def fit_channel(logits: Tensor, sets: TrainingSets, log_prior: Tensor, is_free: bool = True) -> Channel:
     """Fit Gaussians of one shape to logits (N, C), one for each hidden class, by expectation maximization.
 
     Args:
         logits: each row less its mean.
         sets: T training sets of these rows.
         log_prior: (C,).
+        is_free: whether any class may bear the name of any other; else all have the same share of labels that come from
+            one distribution.
     """
     classes = sets.num_classes
     member, prior = sets.member.T.contiguous(), log_prior.exp()
@@ -93,14 +102,25 @@ def fit_channel(logits: Tensor, sets: TrainingSets, log_prior: Tensor) -> Channe
     ridge = ridge * torch.eye(classes, dtype=moment.dtype, device=moment.device)
     # Hidden classes before rows: a softmax over a few of them is then one of long vectors.
     share = sets.one_hot.T * member.unsqueeze(1)
-    table = FIRST_RATE * prior + (1 - FIRST_RATE) * torch.eye(classes, dtype=prior.dtype, device=prior.device)
-    table = table.expand(len(member), -1, -1)
+    one = torch.eye(classes, dtype=prior.dtype, device=prior.device)
+    # (T, 1, 1) and (T, 1, C): a label is drawn at random so often, and then from these.
+    rate = torch.full_like(size, FIRST_RATE)
+    drawn = prior.expand(len(member), 1, -1)
+    table = (1 - rate) * one + rate * drawn
     for iteration in range(ITERATIONS):
         number = share.sum(2, keepdim=True).clamp_min(0.5)
         means = share @ logits / number
         often = number / number.sum(1, keepdim=True)
         if iteration:
-            table = (share @ sets.one_hot + PRIOR_ROWS * prior) / (number + PRIOR_ROWS)
+            counts = share @ sets.one_hot
+            if is_free:
+                table = (counts + PRIOR_ROWS * prior) / (number + PRIOR_ROWS)
+            else:
+                at_random = (counts * (rate * drawn / table.clamp_min(TINY))).sum(1, keepdim=True)
+                at_random = at_random + PRIOR_ROWS * prior
+                rate = (at_random.sum(2, keepdim=True) / size).clamp_max(MAX_RATE)
+                drawn = at_random / at_random.sum(2, keepdim=True)
+                table = (1 - rate) * one + rate * drawn
         wide = means.double()
         within = moment - wide.mT @ (wide * often) + ridge
         weights = solved(factored(within), wide.mT).to(logits.dtype)
