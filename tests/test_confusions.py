@@ -115,9 +115,9 @@ def test_other_names_of_the_classes_change_nothing():
     torch.testing.assert_close(after[..., names], before, rtol=0, atol=1e-3)
 
 
-def test_where_rows_are_few_for_the_cells_no_table_is_made():
+def test_where_rows_are_few_for_the_classes_no_table_is_made():
     classes = 30
-    logits, labels, _, log_prior = confused_logits("next", 0.4, classes)
+    logits, labels, _, log_prior = confused_logits("next", 0.4, classes, rows=800)
     assert confusion_readouts(logits, sorted_sets(labels, classes), [logits], log_prior) == []
 
 
