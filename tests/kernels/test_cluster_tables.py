@@ -95,6 +95,14 @@ def test_strides_and_nothing(device):
     assert bits.shape == (0, 2)
 
 
+def test_what_is_no_number_stays_none(device):
+    """The problem with a NaN has no information; the one before it has its own."""
+    sums = sums_of(2, 6, 4)
+    sums[1, 2] = torch.nan
+    _, bits = (x.cpu() for x in cluster_tables(sums.to(device)))
+    assert bits[1].isnan().all()
+
+
 def test_arguments_that_do_not_fit_are_named(device):
     with pytest.raises(TypeError, match=r"sums must be float64, got torch.float32; convert with"):
         cluster_tables(torch.ones(1, 2, 3, device=device))
