@@ -67,6 +67,15 @@ def test_the_first_of_equal_centres_wins(device, dimension):
         assert not nearest(points.to(device), centers.to(device))[0].any()
 
 
+@pytest.mark.parametrize("dimension", [5, 8, 64, 132])
+def test_no_distance_is_negative(device, dimension):
+    """Of points that are centers rounding leaves as often too little as too much."""
+    points = make(1, 70, dimension).add(3).to(device)
+    labels, distance = nearest(points, points)
+    assert torch.equal(labels[0].cpu(), torch.arange(70))
+    assert (distance >= 0).all()
+
+
 @pytest.mark.parametrize("dimension", [5, 8, 64, 128])
 def test_points_and_centres_that_are_not_finite(device, dimension):
     points, centers = make(1, 130, dimension), make(1, 40, dimension, random_seed=1)
