@@ -34,7 +34,6 @@ from matplotlib.figure import Figure
 from published import published_solver
 from timing import Timing, timed_on_device
 from torch import Tensor
-from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
 # Of k-means, whose mean is a step.
@@ -354,10 +353,9 @@ def main() -> int:
         print(json.dumps(lines[0]), file=file)
         for number, part in enumerate(parts, 1):
             until = started + options.limit * number / len(parts)
+            print(part.__name__.removeprefix("measure_"), flush=True)
             try:
-                for entry in tqdm(
-                    part(sizes, device), part.__name__.removeprefix("measure_"), unit=" shapes"
-                ):
+                for entry in part(sizes, device):
                     if time.perf_counter() > until:
                         break
                     for line in measured(entry, bandwidth, device, seconds):

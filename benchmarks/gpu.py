@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py
 
-Nothing is installed: torch, triton, numpy, scikit-learn, matplotlib, tqdm and pytest suffice, and the folders of the
-library are put on the path here. Each part is a process of its own with its own limit of time, and a part that fails
-takes nothing from the others. What they print goes to benchmarks/results/gpu_PART.txt, their results to the files of
-bench_kernels.py and bench_probe.py, and one line about each part with device and versions to
+Nothing is installed: torch, triton, numpy, scikit-learn and matplotlib suffice, with pytest for the tests, and the
+folders of the library are put on the path here. Each part is a process of its own with its own limit of time, and a
+part that fails takes nothing from the others. What they print goes to benchmarks/results/gpu_PART.txt, their results to
+the files of bench_kernels.py and bench_probe.py, and one line about each part with device and versions to
 benchmarks/results/gpu.jsonl.
 
 `--smoke` runs all of it at tiny sizes, for a machine without a GPU: one file of tests in Triton's interpreter.

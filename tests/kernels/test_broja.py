@@ -166,3 +166,14 @@ def test_broja_needs_no_host(device, large):
         assert torch.equal(first, third)
     assert (expected.gap <= 1e-3).all()
     assert contains_the_optimum(BrojaSolution(*(part[:8] for part in expected)), p1y[:8].cpu(), p2y[:8].cpu())
+
+
+def test_a_table_with_a_nan_takes_nothing_from_those_beside_it():
+    """Of the reference, whose iterations are those of all tables; a program of the kernel has one."""
+    p1y, p2y = marginals(random_tables(2, (5, 4, 3), 1280))
+    p1y[0, 0, 0] = torch.nan
+    lower, gap = reference.broja(p1y, p2y, 1e-3)[:2]
+    assert lower[0].isnan()
+    alone = reference.broja(p1y[1:], p2y[1:], 1e-3).conditional_entropy
+    assert gap[1] <= 1e-3
+    torch.testing.assert_close(lower[1:], alone, rtol=0, atol=1e-3)

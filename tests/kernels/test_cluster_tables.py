@@ -48,6 +48,13 @@ def test_by_hand(device):
     assert float(bits[1]) == pytest.approx(1 - entropy, abs=1e-12)
 
 
+def test_of_equally_near_clusters_the_first_is_joined(device):
+    """The first two are alike, and all that are like them join the first, the second itself included."""
+    sums = torch.tensor([[[4, 0], [2, 0], [0, 3], [0, 1], [1, 0], [2, 0]]], dtype=torch.float64)
+    tables, _ = (x.cpu()[0] for x in cluster_tables(sums.to(device)))
+    assert (13 * tables[1]).round(decimals=9).tolist() == [[9, 0], [0, 0], [0, 4], [0, 0], [0, 0], [0, 0]]
+
+
 def test_a_cluster_that_started_between_two_others_is_found_anew(device):
     """The first stands between all; what joins it moves it, and the second round deals the others anew."""
     posteriors = torch.tensor([0.45, 0.05, 0.4, 0.3, 0.99, 0.98], dtype=torch.float64)
@@ -86,6 +93,14 @@ def test_strides_and_nothing(device):
     tables, bits = cluster_tables(sums[:0])
     assert tables.shape == (0, 2, 7, 5)
     assert bits.shape == (0, 2)
+
+
+def test_what_is_no_number_stays_none(device):
+    """The problem with a NaN has no information; the one before it has its own."""
+    sums = sums_of(2, 6, 4)
+    sums[1, 2] = torch.nan
+    _, bits = (x.cpu() for x in cluster_tables(sums.to(device)))
+    assert bits[1].isnan().all()
 
 
 def test_arguments_that_do_not_fit_are_named(device):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ecsfusion_kernels import groups_of_rows, reference
+from ecsfusion_kernels import groups_of_rows, ops, reference
 
 
 # More rows than a tile has; pairs; nearly all distinct; a table of three categories.
@@ -33,3 +33,12 @@ def test_no_rows_are_no_group_and_strides_change_no_bit(device):
     strided = torch.stack([keys] * 2, 1)[:, 0], torch.stack([labels] * 2, 1)[:, 0]
     for one, other in zip(groups_of_rows(*strided), groups_of_rows(keys, labels), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_product_beyond_32_bits_makes_no_table(device, monkeypatch):
+    """Of 134 million groups, 16 rows for each are more than 2^31; here of four, by a larger number for each."""
+    monkeypatch.setitem(ops.groups_of_rows.CONSTANTS, "MAX_COPIES", 1 << 30)
+    keys, labels = torch.tensor([2, 3, 3, 5, 9, 9]), torch.zeros(6, dtype=torch.int64)
+    group, _, number = groups_of_rows(keys.to(device), labels.to(device))
+    assert group.tolist() == [0, 1, 1, 2, 3, 3]
+    assert int(number) == 4

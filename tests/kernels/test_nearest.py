@@ -57,12 +57,23 @@ def test_nearest_against_float64(device, number, clusters, dimension):
     assert_nearest(labels.cpu(), distance.cpu(), points, centers)
 
 
-def test_the_first_of_equal_centres_wins(device):
+@pytest.mark.parametrize("dimension", [4, 5, 40, 132])
+def test_the_first_of_equal_centres_wins(device, dimension):
+    """In a tile of centers, and of several tiles that are compared one after the other."""
     # Whole numbers: no product is rounded.
-    points = torch.randint(-9, 9, (1, 40, 4)).float()
+    points = torch.randint(-9, 9, (1, 40, dimension), generator=torch.Generator().manual_seed(0)).float()
     for clusters in (8, 140):
-        centers = points[:, :1].expand(1, clusters, 4)
+        centers = points[:, :1].expand(1, clusters, dimension)
         assert not nearest(points.to(device), centers.to(device))[0].any()
+
+
+@pytest.mark.parametrize("dimension", [5, 8, 64, 132])
+def test_no_distance_is_negative(device, dimension):
+    """Of points that are centers rounding leaves as often too little as too much."""
+    points = make(1, 70, dimension).add(3).to(device)
+    labels, distance = nearest(points, points)
+    assert torch.equal(labels[0].cpu(), torch.arange(70))
+    assert (distance >= 0).all()
 
 
 @pytest.mark.parametrize("dimension", [5, 8, 64, 128])

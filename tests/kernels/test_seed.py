@@ -30,3 +30,9 @@ def test_seed_repeats_the_first_point_and_leaves_out_what_is_not_finite(device):
     assert torch.isfinite(found).all()
     assert len(found[0].unique(dim=0)) == 15
     assert torch.equal(found, reference.seed(points, 15))
+
+
+@pytest.mark.parametrize("clusters", [0, -1])
+def test_less_than_one_center_is_refused(device, clusters):
+    with pytest.raises(ValueError, match=f"num_clusters must be at least 1, got {clusters}"):
+        seed(make(1, 5, 2).to(device), clusters)

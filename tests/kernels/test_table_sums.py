@@ -51,6 +51,16 @@ def test_strides_batches_and_nothing(device):
         assert torch.equal(one, other[2])
 
 
+def test_what_is_no_number_stays_none(device):
+    """A table with a NaN has no entropies; the one beside it has its own."""
+    counts = counts_of(2, 3, 4, 2)
+    expected = table_sums(counts[1].to(device))[2].cpu()
+    counts[0, 1, 1, 1] = torch.nan
+    numbers = table_sums(counts.to(device))[2].cpu()
+    assert numbers[0, :7].isnan().all()
+    assert torch.equal(numbers[1], expected)
+
+
 def test_arguments_that_do_not_fit_are_named(device):
     with pytest.raises(TypeError, match=r"tables must be float64, got torch.float32; convert with"):
         table_sums(torch.ones(2, 3, 4, device=device))

@@ -546,10 +546,11 @@ def kernels(monkeypatch):
     from ptx_launch import executed
 
     def run(case, **options):
-        for limit in case.limits:
-            monkeypatch.setattr(*limit)
-        with executed(monkeypatch, **options) as launches:
-            result = case.call()
+        with monkeypatch.context() as patch:
+            for limit in case.limits:
+                patch.setattr(*limit)
+            with executed(patch, **options) as launches:
+                result = case.call()
         return result, launches
 
     return run
@@ -578,17 +579,18 @@ def test_executed_ptx_equals_the_reference(kernels, name):
     case.check(result)
 
 
-# Kernels whose products are those of warpgroups on Hopper. All other cases pass for sm_90, too.
+# Of every variant whose products are those of warpgroups on Hopper. All other cases pass for sm_90, too.
 HOPPER = (
-    *(f"project {str(dtype)[6:]} 8 vector" for dtype in DTYPES),
-    "project bfloat16 17 vector",
-    *(f"project_nearest {str(dtype)[6:]} vector" for dtype in DTYPES),
-    "project float32 17 vector",
-    "lloyd 5 x 24",
-    "lloyd 40 x 40",
-    "nearest by halves 140 x 24",
-    "nearest by halves 5 x 72",
+    *(f"project {str(dtype)[6:]} 8 {loads}" for dtype in DTYPES for loads in LOADS),
+    *(f"project {str(dtype)[6:]} 17 vector" for dtype in DTYPES),
+    *(f"project_nearest {str(dtype)[6:]} {loads}" for dtype in DTYPES for loads in LOADS),
+    "lloyd pipelined",
+    *(f"lloyd {size}" for size in ("5 x 9", "5 x 24", "5 x 25", "40 x 8", "40 x 24", "40 x 40")),
+    *(f"lloyd {size} unaligned" for size in ("5 x 8", "5 x 24")),
+    *(f"nearest {size}" for size in ("70 x 8", "140 x 8", "5 x 136", "40 x 136", "70 x 136")),
+    *(f"nearest by halves {size}" for size in ("260 x 8", "140 x 24", "5 x 72")),
     "loglinear 40 x 66 x 3",
+    "broja 40 x 66 x 3",
 )
 
 
@@ -601,6 +603,20 @@ def test_executed_ptx_of_hopper_equals_the_reference(kernels, name):
     result, launches = kernels(case, architecture=90)
     assert any("wgmma.mma_async" in compiled(launch, 90)[0] for launch in launches)
     case.check(result)
+
+
+def test_the_cases_of_hopper_reach_every_variant_with_such_products(kernels):
+    """Of the kernels that have them in some case."""
+    from ptx_launch import compiled, variant_compilations
+
+    def is_by_warpgroups(compilation):
+        return "wgmma.mma_async" in compiled(compilation, 90)[0]
+
+    reached = {launch for name in HOPPER for launch in kernels(CASES[name](), change=None)[1]}
+    multiplying = {launch.kernel for launch in reached if is_by_warpgroups(launch)}
+    others = [key for key in variant_compilations() if key.kernel in multiplying and key not in reached]
+    missing = [(key.kernel.__name__, key.constants) for key in others if is_by_warpgroups(key)]
+    assert not missing, f"no case of HOPPER executes {missing}"
 
 
 def test_the_cases_reach_every_variant_and_no_other(kernels):

@@ -22,8 +22,8 @@ the reference."""
 
 @jit
 def _x_log_x(x):
-    """X log x of numbers that are not negative, 0 for 0."""
-    return tl.where(x > 0, x * tl.log(tl.where(x > 0, x, 1.0)), 0.0)
+    """X log x of numbers that are not negative, 0 for 0, and NaN for NaN."""
+    return tl.where(x > 0, x * tl.log(tl.where(x > 0, x, 1.0)), x * 0.0)
 
 
 @jit

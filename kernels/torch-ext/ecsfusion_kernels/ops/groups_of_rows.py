@@ -54,7 +54,7 @@ def _groups_of_rows(
         tl.store(group_ptr + row, group.to(tl.int64), inside)
         tl.store(starts_ptr + group, row, begins > 0)
         number += tl.sum(begins, 0)
-    is_table = number * MAX_COPIES < num_rows
+    is_table = number.to(tl.int64) * MAX_COPIES < num_rows
     tl.debug_barrier()
     if is_table:
         number = num_rows
@@ -78,7 +78,7 @@ def _groups_of_rows(
 
 def _launch_groups_of_rows(keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     num_rows = len(keys)
-    group, dealing = torch.empty_like(keys), torch.empty_like(keys)
+    group, dealing = (keys.new_empty(num_rows) for _ in range(2))
     if not num_rows:
         return group, dealing, keys.new_zeros(())
     number = keys.new_empty(())

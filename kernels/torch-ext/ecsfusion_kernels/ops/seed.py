@@ -259,7 +259,7 @@ def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
 
     Args:
         points: (B, N, d) float32, any strides, N at least 1; problems may share their points (`expand`).
-        num_clusters: K.
+        num_clusters: K, at least 1.
         seed: any whole number; the result is the same for the same one, on every device up to rounding.
 
     Returns:
@@ -267,9 +267,11 @@ def seed(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
 
     Raises:
         TypeError: for `points` of another dtype.
-        ValueError: for `points` of another shape.
+        ValueError: for `points` of another shape, and for less than one center.
     """
     check(points)
+    if num_clusters < 1:
+        raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
     if points.shape[1] == 0:
         raise ValueError("points has no rows to draw centers from")
     draw = reference_seed if skips_dispatch(points) else _seed_op

@@ -190,7 +190,7 @@ def _solve(
             double = iteration == switch + 1
             t.cast(xp, xp.float64 if double else xp.float32)
             floor, tiny, noise = (-60.0, 1e-290, 1e-14) if double else (-40.0, 1e-30, 1e-6)
-            bottom = t.age[0] * 0 + floor
+            bottom = xp.zeros_like(t.age[0]) + floor
             t.log_r = xp.maximum(t.log_r, bottom)
         xp.exp(t.log_r, out=t.r)
         t.a, t.b = _fit(xp, t.r, t.q1, t.q2, t.a, t.b, 0.3 * t.change + noise, tiny)
@@ -368,7 +368,7 @@ def _fit(
 
 def certified_bounds(xp: Any, r: Array, a: Array, b: Array, p1: Array, p2: Array) -> tuple[Array, Array]:
     """Bounds of max H_Q(Y | X1, X2) in bits, (n,) float64, that hold for any R, A, B >= 0."""
-    tiny = p1[0, 0, 0] * 0 + 1e-300
+    tiny = xp.zeros_like(p1[0, 0, 0]) + 1e-300
     r, r_t = r + 0 * p1[:, :1, :1], (r + 0 * p1[:, :1, :1]).swapaxes(-1, -2)
     a, b = xp.maximum(a + 0 * p1, tiny), xp.maximum(b + 0 * p2, tiny)
 
