@@ -51,14 +51,16 @@ class Folds(NamedTuple):
 def row_keys(embeddings: Sequence[Tensor], random_seed: int) -> Tensor:
     """A hash of each row over all modalities, (N,) int64 of `KEY_BITS` bits.
 
-    Rows that are equal in float32 have equal keys, on every device. The host reads whether some columns tell the rows
-    apart.
+    Rows that are equal in float32 have equal keys, on every device, whatever the order of the modalities. The host
+    reads whether some columns tell the rows apart.
     """
-    *earlier, last = embeddings
-    keys = None
-    for number, rows in enumerate(earlier, 1):
-        keys = _with_modality(keys, rows, random_seed + number, 0)
-    return _with_modality(keys, last, random_seed + len(embeddings), KEY_BITS)
+    found = [_hashed(rows, random_seed) for rows in embeddings]
+    if len(found) > 1:
+        found.sort(key=lambda keys: int(keys.sum()))
+    first, *others = found
+    for keys in others:
+        first = first * MULTIPLIER + keys
+    return mixed(first, KEY_BITS)
 
 
 def logit_keys(logits: Sequence[Tensor], random_seed: int) -> Tensor:
@@ -70,14 +72,14 @@ def logit_keys(logits: Sequence[Tensor], random_seed: int) -> Tensor:
     return hash_rows(last, None, random_seed + len(logits), keys, KEY_BITS)
 
 
-def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: int) -> Tensor:
-    """Keys (N,) int64 that depend on earlier keys and on the rows (N, D) of one more modality, mixed to so many bits.
+def _hashed(rows: Tensor, random_seed: int) -> Tensor:
+    """A hash of each row (N, D) of one modality, (N,) int64.
 
     By some columns, and by all columns where these do not tell rows apart.
     """
     dimension = rows.shape[1]
     if dimension <= HASHED_COLUMNS:
-        return hash_rows(rows, None, random_seed, keys, bits)
+        return hash_rows(rows, None, random_seed)
     some = torch.arange(HASHED_COLUMNS, device=rows.device) * dimension // HASHED_COLUMNS
     found = hash_rows(rows.index_select(1, some), some, random_seed)
     ordered, order = found.sort()
@@ -88,9 +90,7 @@ def _with_modality(keys: Tensor | None, rows: Tensor, random_seed: int, bits: in
         repeated[:-1] |= repeats
         place = order[repeated]
         found[place] = hash_rows(rows[place], None, ~random_seed)
-    if keys is not None:
-        found = keys * MULTIPLIER + found
-    return mixed(found, bits) if bits else found
+    return found
 
 
 def keys_of_rows(embeddings: Sequence[Tensor], labels: Tensor, random_seed: int) -> Tensor:
