@@ -548,7 +548,7 @@ def test_classes_of_which_nothing_can_be_known_are_said(labels, groups, sentence
         fast_pid([rare[:, None] + 0.1 * first, rare[:, None] + 0.1 * second], rare)
 
 
-@pytest.mark.parametrize(("categories", "rows"), [(12, 3000), (20, 3000), (50, 5000)])
+@pytest.mark.parametrize(("categories", "rows"), [(12, 3000), (20, 3000), (50, 10_000)])
 def test_whether_two_categories_are_the_same_is_synergy(categories, rows):
     """Equal rows of tables of categories are no copies: what one fold has seen may be told of another."""
     generator = np.random.default_rng(categories)

@@ -16,7 +16,13 @@ from ecsfusion.pid.checks import check_positive
 from ecsfusion.pid.clusters import FewSamplesWarning, estimate_pairs, split_by_pair
 from ecsfusion.pid.decomposition import PID, Decomposition
 from ecsfusion.pid.discretize import pair_names
-from ecsfusion.pid.folds import are_categories, may_be_copies, numbered_by_rows, row_keys
+from ecsfusion.pid.folds import (
+    are_categories,
+    copies_of_rows,
+    has_sparse_cells,
+    numbered_by_rows,
+    row_keys,
+)
 from ecsfusion.pid.inputs import (
     Array,
     check_cells,
@@ -314,8 +320,23 @@ def _warn_of_shared_sources(named: dict[str, Tensor], targets: Tensor, random_se
     Cross-fitting would leak.
     """
     leaks = "would be read by readouts that have seen them; give groups=, the source of each row"
-    repeated = repeated_rows(named, random_seed)
     columns = targets.reshape(len(targets), -1).T
+    embeddings = list(named.values())
+    repeated = None
+    if are_categories(embeddings, random_seed):
+        keys = row_keys(embeddings, random_seed)
+        if any(has_sparse_cells(keys, copies_of_rows(keys, column)) for column in columns):
+            warnings.warn(
+                "embeddings have few distinct rows, as tables of categories have, and few rows that are equal in all of"
+                " them: these are read as copies of each other, so that nothing is known of what tells only in their"
+                " cell; give groups=range(len(labels)) where each row was observed by itself, or the number of the row"
+                " that each is a copy of",
+                RepeatedRowsWarning,
+                stacklevel=4,
+            )
+            return
+    else:
+        repeated = repeated_rows(named, random_seed)
     series = next(filter(None, (alike_neighbours(named, column) for column in columns)), None)
     if repeated is not None:
         name, number = repeated
@@ -329,15 +350,6 @@ def _warn_of_shared_sources(named: dict[str, Tensor], targets: Tensor, random_se
             f"embeddings[{name!r}] has rows that are like the rows beside them, beyond their class (correlation"
             f" {correlation:.2g}): rows of a recording, a subject or a time {leaks}, such as its recording or a longer"
             " stretch of time; only in a table that is sorted by its values this means nothing"
-        )
-    elif are_categories(list(named.values()), random_seed) and may_be_copies(
-        row_keys(list(named.values()), random_seed), columns[0]
-    ):
-        found = (
-            "embeddings have few distinct rows, as tables of categories have, and few rows that are equal in all of"
-            " them: these are read as copies of each other, so that nothing is known of what tells only in their cell;"
-            " give groups=range(len(labels)) where each row was observed by itself, or the number of the row that each"
-            " is a copy of"
         )
     else:
         return

@@ -29,6 +29,8 @@ MIN_MEETINGS = 4
 """which meet so many of those of others, modalities are tables of categories."""
 MIN_ROWS_OF_CELL = 4
 """With so many rows for each that is distinct in all modalities together, those that are equal are no copies."""
+MIN_COUNTS = 16
+"""Of fewer numbers of equal rows a common divisor says nothing."""
 MAX_CHOSEN = 4096
 """The most groups for which a fold is chosen one by one."""
 
@@ -96,18 +98,22 @@ def _hashed(rows: Tensor, random_seed: int) -> Tensor:
 def keys_of_rows(embeddings: Sequence[Tensor], labels: Tensor, random_seed: int) -> Tensor:
     """`row_keys`; but of tables of categories each row has a key of its own, and none is in a group with its equals.
 
-    Otherwise no readout would have seen the cell of the table that it reads. Where cells have few rows, or every row is
-    there as often as the others, equal rows may be copies, which would be read by readouts that have seen their labels:
-    they stay together.
+    Otherwise no readout would have seen the cell of the table that it reads. Copies stay together: all rows that are
+    equal where cells have few, and as many as there are of each where all are there several times.
     """
     keys = row_keys(embeddings, random_seed)
-    if not are_categories(embeddings, random_seed) or may_be_copies(keys, labels):
+    if not are_categories(embeddings, random_seed):
+        return keys
+    copies = copies_of_rows(keys, labels)
+    if has_sparse_cells(keys, copies):
         return keys
     order = (keys * LARGEST_CLASS + labels).argsort(stable=True)
     ordered, place = keys[order], torch.arange(len(keys), device=keys.device)
-    is_first = torch.nn.functional.pad(ordered[1:] != ordered[:-1], (1, 0), value=True)
+    of_class = torch.stack([ordered, labels[order]])
+    is_first = torch.nn.functional.pad((of_class[:, 1:] != of_class[:, :-1]).any(0), (1, 0), value=True)
     number = place - torch.where(is_first, place, 0).cummax(0).values
-    return torch.empty_like(keys).scatter_(0, order, mixed(ordered * MULTIPLIER + number, KEY_BITS))
+    own = mixed(ordered * MULTIPLIER + of_class[1] * LARGEST_CLASS + number // copies, KEY_BITS)
+    return torch.empty_like(keys).scatter_(0, order, own)
 
 
 def are_categories(embeddings: Sequence[Tensor], random_seed: int) -> bool:
@@ -119,13 +125,19 @@ def are_categories(embeddings: Sequence[Tensor], random_seed: int) -> bool:
     )
 
 
-def may_be_copies(keys: Tensor, labels: Tensor) -> bool:
-    """Whether equal rows of a table of categories, by `row_keys` (N,) and classes (N,), may be copies of each other."""
-    _, of_cell = keys.unique(return_inverse=True)
-    cells = int(of_cell.max()) + 1
-    _, counts = (of_cell * (int(labels.max()) + 1) + labels).unique(return_counts=True)
-    # As where all rows were doubled.
-    return len(keys) < MIN_ROWS_OF_CELL * cells or int(np.gcd.reduce(counts.cpu().numpy())) > 1
+def copies_of_rows(keys: Tensor, labels: Tensor) -> int:
+    """How often each row is there, by `row_keys` (N,) and classes (N,): 2 where all rows were doubled, mostly 1.
+
+    A few numbers of rows have a common divisor by chance.
+    """
+    _, cell = keys.unique(return_inverse=True)
+    _, counts = (cell * (int(labels.max()) + 1) + labels).unique(return_counts=True)
+    return int(np.gcd.reduce(counts.cpu().numpy())) if len(counts) >= MIN_COUNTS else 1
+
+
+def has_sparse_cells(keys: Tensor, copies: int) -> bool:
+    """Whether equal rows of a table of categories, by `row_keys` (N,), may be copies: whether they are too few."""
+    return len(keys) < MIN_ROWS_OF_CELL * copies * len(keys.unique())
 
 
 def numbered_by_rows(keys: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
