@@ -552,6 +552,7 @@ def cross_searches(
             # Kinds of things that are the same or not lie along more directions than there are classes.
             searches.append(Search(widely, (SOURCE_CLUSTERS,)))
     searches.append(Search(shaped, (SOURCE_CLUSTERS,), is_smooth=True))
+    searches.append(Search(lambda: tuple(shape.spread for shape in shapes), (SOURCE_CLUSTERS,)))
     return [*searches, Search(known, (), is_smooth=True)]
 
 

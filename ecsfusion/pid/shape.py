@@ -16,6 +16,8 @@ from ecsfusion_kernels import uniform
 from torch import Tensor
 
 LEADING_DIRECTIONS = 3
+MANY_LEADING = 9
+"""Directions of the largest variance along which kinds of things lie apart."""
 MAX_SOURCES = 4
 """The most directions that are no Gaussian."""
 FOLLOWED = 8
@@ -52,6 +54,8 @@ class Shape(NamedTuple):
 
     leading: Tensor
     """(N, 1, q + 1): along the directions of the largest variance, and the length of the rows."""
+    spread: Tensor
+    """(N, 1, q): along more directions of the largest variance, in units of the columns."""
     sources: tuple[Tensor, ...]
     """(N, 1, q) along directions that are no Gaussian, of variance 1; none where there are none."""
 
@@ -66,14 +70,15 @@ def shape_of(rows: Tensor, one_hot: Tensor) -> Shape:
     number = min(rows.shape[1], MAX_DIRECTIONS[is_wide])
     if len(used) < MIN_ROWS_PER_PAIR * number**2:
         number = math.isqrt(len(used) // ROWS_PER_PAIR)
-    directions = leading_directions(used, max(number, LEADING_DIRECTIONS))
+    directions = leading_directions(used, max(number, MANY_LEADING))
     sources = source_directions(used @ directions[:, :number]) if number else None
     leading = _leading_coordinates(rows, directions[:, :LEADING_DIRECTIONS]).unsqueeze(1)
+    spread = _along(rows, directions[:, :MANY_LEADING]).unsqueeze(1)
     if sources is None:
-        return Shape(leading, ())
+        return Shape(leading, spread, ())
     along = _along(rows, directions[:, :number] @ sources)
     is_news = bool((_told(along, one_hot) < MAX_TOLD).any())
-    return Shape(leading, (along.unsqueeze(1),) if is_news else ())
+    return Shape(leading, spread, (along.unsqueeze(1),) if is_news else ())
 
 
 def _told(along: Tensor, one_hot: Tensor) -> Tensor:
