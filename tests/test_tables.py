@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from known_answers import assert_consistent
 from sorted_sets import sets_of
 
+from ecsfusion import fast_pid
 from ecsfusion.pid.mixtures import table_readout
 
 ROWS, KINDS = 12_000, 5
@@ -63,3 +65,35 @@ def test_of_two_sides_the_posterior_is_whether_they_show_the_same_kind(spread):
     right = torch.stack([1 / (1 + same), same / (1 + same)], 1)
     # Counts alone are 0.05 bits, 0.07 and 0.01 behind.
     assert told(found, labels) > told(right, labels) - 0.02
+
+
+def objects(rows, columns, strength, random_seed, number=10):
+    """Two views of an object each, of the same kind in half of the rows, labels, and S in bits by true posteriors."""
+    generator = torch.Generator().manual_seed(random_seed)
+    means = strength / columns**0.5 * torch.randn(2, number, columns, generator=generator)
+    labels = torch.randint(2, (rows,), generator=generator)
+    first, anew = torch.randint(number, (2, rows), generator=generator)
+    kinds = torch.stack([first, torch.where(labels == 1, first, anew)])
+    views = torch.stack([m[k] for m, k in zip(means, kinds, strict=True)])
+    views += torch.randn(views.shape, generator=generator)
+    scores = views @ means.mT - 0.5 * means.square().sum(2)[:, None]
+    same = number * scores.double().softmax(2).prod(0).sum(1)
+    posterior = torch.stack([1 / (1 + same), same / (1 + same)], 1)
+    return (
+        views,
+        labels,
+        1 + float(torch.special.xlogy(posterior, posterior).sum(1).mean() / torch.tensor(2).log()),
+    )
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3000, 64), (4000, 128)])
+def test_whether_both_show_the_same_kind_of_object_is_synergy(rows, columns):
+    """Kinds are not along the directions of the label: there is none in one view."""
+    (first, second), labels, right = objects(rows, columns, 5.0, 0)
+    assert right > 0.6
+    found = fast_pid([first, second], labels)
+    assert_consistent(found)
+    assert float(found.synergy) > 0.8 * right
+    low, high = found.synergy_interval.tolist()
+    assert low - 0.03 <= right <= high + 0.03
+    assert float(found.mutual_information.max()) < 0.03
