@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ecsfusion import fast_pid
-from ecsfusion.pid import linear, mixtures, posteriors
+from ecsfusion.pid import linear, mixtures, posteriors, soft_tables
 from ecsfusion.pid.linear import (
     FEWEST_STEPS,
     MOST_STEPS,
@@ -134,8 +134,8 @@ def test_tables_counted_by_slices_are_those_counted_by_masks(together):
         torch.rand(ROWS, FOLDS, size, generator=generator).softmax(-1) for size in (4, 5)[: 1 + together]
     ]
     log_prior = torch.full((CLASSES,), 1 / CLASSES).log()
-    found = mixtures.table_readout(shares, sets, log_prior)
-    expected = mixtures.table_readout(shares, sets._replace(cells=None), log_prior)
+    found = soft_tables.table_readout(shares, sets, log_prior)
+    expected = soft_tables.table_readout(shares, sets._replace(cells=None), log_prior)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ from known_answers import assert_consistent
 from sorted_sets import sets_of
 
 from ecsfusion import fast_pid
-from ecsfusion.pid.mixtures import table_readout
+from ecsfusion.pid.soft_tables import table_readout
 
 ROWS, KINDS = 12_000, 5
 

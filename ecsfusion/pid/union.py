@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ecsfusion.pid.copies import moved
 from ecsfusion.pid.decomposition import entropy
-from ecsfusion.pid.mixtures import start_centers
 from ecsfusion.pid.replayed import MAX_VALUES, replayed
+from ecsfusion.pid.soft_tables import start_centers
 
 MAX_CLUSTERED_ROWS = 2048
 MAX_SOLVED_TOGETHER = 64
