@@ -317,7 +317,8 @@ def draw(lines: list[Line], bandwidth: float, path: Path) -> None:
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     device = lines[0]["device"]
-    figure.suptitle(f"{device}: kernels (o), plain PyTorch (x), the bandwidth of a copy (dashed)")
+    versions = ", ".join(f"{name} {lines[0]['versions'][name]}" for name in ("torch", "triton"))
+    figure.suptitle(f"{device}, {versions}: kernels (o), plain PyTorch (x), the bandwidth of a copy (dashed)")
     figure.savefig(path, dpi=130)
 
 

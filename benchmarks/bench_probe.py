@@ -255,7 +255,9 @@ def draw(lines: list[Line], base: Size, path: Path) -> None:
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     told = ", ".join(f"{name} = {value:,}" for name, value in base.items())
-    figure.suptitle(f"{lines[0]['device']}: the whole probe of two modalities\naround {told}", fontsize=10)
+    versions = ", ".join(f"{name} {lines[0]['versions'][name]}" for name in ("torch", "triton"))
+    told = f"the whole probe of two modalities\naround {told}"
+    figure.suptitle(f"{lines[0]['device']}, {versions}: {told}", fontsize=10)
     figure.savefig(path, dpi=130)
 
 

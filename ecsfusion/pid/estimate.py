@@ -322,9 +322,8 @@ def _warn_of_shared_sources(named: dict[str, Tensor], targets: Tensor, random_se
     leaks = "would be read by readouts that have seen them; give groups=, the source of each row"
     columns = targets.reshape(len(targets), -1).T
     embeddings = list(named.values())
-    repeated = None
-    if are_categories(embeddings, random_seed):
-        keys = row_keys(embeddings, random_seed)
+    repeated, keys = None, row_keys(embeddings, random_seed)
+    if are_categories(embeddings, keys, random_seed):
         if any(has_sparse_cells(keys, copies_of_rows(keys, column)) for column in columns):
             warnings.warn(
                 "embeddings have few distinct rows, as tables of categories have, and few rows that are equal in all of"

@@ -102,7 +102,7 @@ def keys_of_rows(embeddings: Sequence[Tensor], labels: Tensor, random_seed: int)
     equal where cells have few, and as many as there are of each where all are there several times.
     """
     keys = row_keys(embeddings, random_seed)
-    if not are_categories(embeddings, random_seed):
+    if not are_categories(embeddings, keys, random_seed):
         return keys
     copies = copies_of_rows(keys, labels)
     if has_sparse_cells(keys, copies):
@@ -116,13 +116,14 @@ def keys_of_rows(embeddings: Sequence[Tensor], labels: Tensor, random_seed: int)
     return torch.empty_like(keys).scatter_(0, order, own)
 
 
-def are_categories(embeddings: Sequence[Tensor], random_seed: int) -> bool:
-    """Whether all modalities have few distinct rows, which meet many of the others."""
-    rows = len(embeddings[0])
-    most = max(len(row_keys([part], random_seed).unique()) for part in embeddings)
-    return (
-        most * MIN_COPIES <= rows and len(row_keys(embeddings, random_seed).unique()) >= MIN_MEETINGS * most
-    )
+def are_categories(embeddings: Sequence[Tensor], keys: Tensor, random_seed: int) -> bool:
+    """Whether all modalities, with `row_keys` (N,), have few distinct rows, which meet many of the others."""
+    most = 0
+    for rows in embeddings:
+        most = max(most, len(row_keys([rows], random_seed).unique()))
+        if most * MIN_COPIES > len(keys):
+            return False
+    return len(keys.unique()) >= MIN_MEETINGS * most
 
 
 def copies_of_rows(keys: Tensor, labels: Tensor) -> int:

@@ -81,6 +81,28 @@ def probe_kernels(N: int, D: int, d: int, K: int, C: int, permutations: int = 32
     dirichlet_information.dirichlet_information(tables.flatten(1, 2), prior, _double(13))
 
 
+def head_probe_kernels(N: int, C: int, K: int = 24) -> None:
+    """The kernels that a probe by two heads and a joint one starts, of N rows and C classes, in K clusters.
+
+    Between them `ecsfusion` starts about fifty small ops of PyTorch (`benchmarks/count_launches.py`).
+    """
+    for _ in range(3):
+        hash_rows.hash_rows(_of(N, C), _integers(C), 0)
+    groups_of_rows.groups_of_rows(_integers(N), _integers(N))
+    gather_posteriors.gather_posteriors(_of(3, N, C), _integers(N))
+    pool_weights.pool_weights(_of(6, 3, -(-N // 6), C), _integers(-(-N // 6)), _of(C))
+    pool_posteriors.pool_posteriors(_of(3, 3, N, C), _double(2, 3, 3), _integers(N), _double(C))
+    for _ in range(2):
+        match_prior.match_prior(_double(3, N, C), _double(C))
+    lloyd_centers.lloyd_centers(_of(2, min(N, 2000), C), _of(2, K, C), 6)
+    factors = _double(1, K, C), _double(1, K, C)
+    broja.broja(*factors, tolerance=1e-3)
+    cluster_tables.cluster_tables(_double(2, K, C))
+    pointwise_union.pointwise_union(_double(2, N, C), _integers(2, N), *factors, _double(C), _integers(N))
+    row_information.row_information(_double(3, N, C), _integers(N), _double(C))
+    group_squares.group_squares(_double(12, N), _integers(N))
+
+
 def _kernels(found: list[Launch]) -> list[Launch]:
     return [launch for launch in found if launch.kernel is not None]
 
@@ -221,6 +243,7 @@ COUNTED: dict[str, Callable[..., list[Launch]]] = {
     "label model": _label_model,
     "dirichlet information": _dirichlet_information,
     "probe kernels": lambda **shape: _kernels(launches(probe_kernels, **shape)),
+    "head probe kernels": lambda **shape: _kernels(launches(head_probe_kernels, **shape)),
 }
 """The launches of each line of benchmarks/results/kernels.jsonl, from its shape, and of the probe."""
 MILLION = 1_000_000
@@ -253,6 +276,7 @@ CASES: list[tuple[str, Shape]] = [
     ("pointwise union", {"B": 1, "N": 20_000, "K": 24, "C": 10}),
     ("row information", {"Q": 3, "N": 20_000, "C": 10}),
     ("cluster tables", {"B": 2, "K": 24, "C": 10}),
+    ("head probe kernels", {"N": 20_000, "C": 10}),
     # Of a probe by clusters, with 32 permutation replicates.
     ("directions", {"B": 2, "n": 4096, "D": 768, "d": 8}),
     ("directions", {"B": 9, "n": 4096, "D": 768, "d": 8}),
