@@ -128,7 +128,7 @@ def test_where_rows_are_few_for_the_classes_no_table_is_made():
 def test_what_confused_labels_know_is_found(kind, classes, rate):
     problem = Confused(channel(kind, classes, rate))
     right = problem.information()
-    (first, second), labels = problem.draw(ROWS)
+    (first, second), labels = problem.draw(2 * ROWS)
     found = fast_pid({"first": first, "second": second}, labels)
     values = [*found.mutual_information.tolist(), float(found.joint_mutual_information)]
     assert values == pytest.approx(right, abs=0.09)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ecsfusion.pid.cholesky import factored, solved
-from ecsfusion.pid.linear import TrainingSets
-from ecsfusion.pid.trial import is_worth, some_rows
+from ecsfusion.pid.linear import TrainingSets, tells_more
+from ecsfusion.pid.trial import some_rows
 
 ROWS_PER_CLASS = 32
 """With fewer rows for each class, halves of them tell so much less that a limit for many rows cannot be told from
@@ -22,10 +22,13 @@ them."""
 ROWS_PER_CELL = 8
 """With fewer for each cell of the table, its rows are alike but for the own class: all have a share of labels that
 come from one distribution, as where rows without a label bear the name of one class."""
-MAX_TRIED_ROWS = 2048
+MAX_TRIED_ROWS = 4096
 """The most rows that show whether there are confusions,"""
 MAX_FITTED_ROWS = 8192
 """and the most that they are fitted to."""
+MIN_GAIN = 8.0
+"""Log-likelihood, in nats, that the table must add by halves. Where there is nothing to tell it adds more than other
+readouts do by luck, and confused labels add hundreds."""
 FIRST_RATE = 0.3
 """The share of the labels that is taken to be drawn at random at first."""
 MAX_RATE = 0.95
@@ -72,7 +75,8 @@ def confusion_readouts(
     )
     tried = centered[1, places]
     found = _read(tried, fit_channel(tried, trial, log_prior, is_free), trial, log_prior)
-    if not is_worth([found], known, sets, places, log_prior):
+    tried_by_half = [part[1, places] for part in known]
+    if not tells_more(tried_by_half, [found], sets.labels[places], log_prior, MIN_GAIN):
         return []
     fitted = some_rows(len(sets.fold), logits.device, MAX_FITTED_ROWS)
     readouts = []
