@@ -46,7 +46,7 @@ def test_known_truth(name):
     """The values near the truth, the intervals around it, the leader right, the bound below."""
     problem = find(name)
     truth = problem.truth()
-    first, second, labels, posteriors = problem.draw_with_posteriors(ROWS, 4)
+    first, second, labels = problem.draw(ROWS, 4)
     pid = fast_pid([first, second], labels)
     assert_consistent(pid)
     expected = true_values(truth)
