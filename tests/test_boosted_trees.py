@@ -76,10 +76,11 @@ def test_a_rule_of_modalities_of_many_columns_is_synergy(columns):
     generator = np.random.default_rng(columns)
     first, second = generator.normal(size=(2, 3000, columns))
     labels = np.where(first[:, 0] > 0, second[:, 1] > 0, second[:, 2] > 0).astype(np.int64)
-    pid = fast_pid([first, second], labels)
-    assert float(pid.synergy) == pytest.approx(0.5, abs=0.07)
-    assert float(pid.unique[1]) == pytest.approx(0.5, abs=0.07)
-    assert float(pid.unique[0]) + float(pid.redundancy) < 0.02
+    # Folds are dealt by luck.
+    pids = [fast_pid([first, second], labels, seed=seed) for seed in range(3)]
+    assert sum(float(pid.synergy) for pid in pids) / 3 == pytest.approx(0.5, abs=0.07)
+    assert sum(float(pid.unique[1]) for pid in pids) / 3 == pytest.approx(0.5, abs=0.07)
+    assert all(float(pid.unique[0]) + float(pid.redundancy) < 0.02 for pid in pids)
 
 
 @pytest.mark.filterwarnings("ignore:.*samples are few")

@@ -29,8 +29,8 @@ def test_a_noisier_copy_knows_hardly_anything_of_its_own_by_twenty_rows_a_class(
     problem = degraded(columns, 0.7)
     truth = true_values(problem.truth(num_rows=50_000))
     found, own, shared, held = [], [], [], []
-    # Every kind of processor draws other rows, whose values are up to 0.2 bits off: of several draws.
-    for draw in range(1, 5):
+    # Every kind of processor draws other rows, whose values are up to 0.2 bits off: of many draws.
+    for draw in range(1, 13):
         first, second, labels = problem.draw(2000, draw)
         pid = fast_pid([first, second], labels)
         assert_consistent(pid)
@@ -42,7 +42,8 @@ def test_a_noisier_copy_knows_hardly_anything_of_its_own_by_twenty_rows_a_class(
     # What readouts of few rows know is less than all, but hardly unique.
     assert sum(own) / len(own) < 0.25
     assert sum(shared) / len(shared) > 0.85
-    assert held.count(False) <= 1
+    # Intervals of 95 %: of 48 atoms 2 or 3 are missed.
+    assert held.count(False) <= 4
     torch.testing.assert_close(torch.stack(found).mean(0), truth, rtol=0, atol=0.2)
 
 
@@ -123,4 +124,5 @@ def test_what_few_rows_of_many_columns_hide_is_in_the_intervals(name):
         low, high = intervals(pid).T
         held += ((low <= truth[3:] + 0.01) & (truth[3:] <= high + 0.01)).tolist()
         assert float(high.amax()) <= math.log2(len(labels.unique())) + 1e-6
-    assert held.count(False) <= 1
+    # Intervals of 95 %: of 48 atoms 2 or 3 are missed.
+    assert held.count(False) <= 4

@@ -545,15 +545,19 @@ def kernels(monkeypatch):
     # Not imported where there is no Triton.
     from ptx_launch import executed
 
+    limits = pytest.MonkeyPatch()
+
     def run(case, **options):
-        with monkeypatch.context() as patch:
-            for limit in case.limits:
-                patch.setattr(*limit)
-            with executed(patch, **options) as launches:
-                result = case.call()
+        # Those of the case before; the check of a case needs its own, too.
+        limits.undo()
+        for limit in case.limits:
+            limits.setattr(*limit)
+        with executed(monkeypatch, **options) as launches:
+            result = case.call()
         return result, launches
 
-    return run
+    yield run
+    limits.undo()
 
 
 @pytest.mark.parametrize("dims", [32, 64, 128, 256])
