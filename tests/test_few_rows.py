@@ -42,8 +42,8 @@ def test_a_noisier_copy_knows_hardly_anything_of_its_own_by_twenty_rows_a_class(
     # What readouts of few rows know is less than all, but hardly unique.
     assert sum(own) / len(own) < 0.25
     assert sum(shared) / len(shared) > 0.85
-    # Intervals of 95 %: of 48 atoms 2 or 3 are missed.
-    assert held.count(False) <= 4
+    # As many as 1 of 16: of 48 atoms, intervals of 95 % miss 2 or 3.
+    assert held.count(False) <= 3
     torch.testing.assert_close(torch.stack(found).mean(0), truth, rtol=0, atol=0.2)
 
 
@@ -124,5 +124,4 @@ def test_what_few_rows_of_many_columns_hide_is_in_the_intervals(name):
         low, high = intervals(pid).T
         held += ((low <= truth[3:] + 0.01) & (truth[3:] <= high + 0.01)).tolist()
         assert float(high.amax()) <= math.log2(len(labels.unique())) + 1e-6
-    # Intervals of 95 %: of 48 atoms 2 or 3 are missed.
-    assert held.count(False) <= 4
+    assert held.count(False) <= 1

@@ -302,9 +302,13 @@ def test_units_near_the_ends_of_float32_tell_the_same(factor):
 @pytest.mark.parametrize(("kind", "factor"), [(np.float64, 1e200), (np.float64, 1e-200), (np.float32, 4e37)])
 def test_units_beyond_the_precision_that_is_computed_in_tell_the_same(kind, factor):
     first, second = signal(BITS, 3, 3), signal(BITS, 4, 4)
-    base = fast_pid([first, second], BITS)
-    # Other values are dealt to other folds.
-    assert_near(fast_pid([first.astype(kind) * kind(factor), second], BITS), base, share=0.5)
+    scaled = first.astype(kind) * kind(factor)
+    # Other values are dealt to other folds: of several deals.
+    found, base = (
+        torch.stack([values(fast_pid([rows, second], BITS, seed=seed)) for seed in range(3)]).mean(0)
+        for rows in (scaled, first)
+    )
+    torch.testing.assert_close(found, base, rtol=0, atol=0.08)
 
 
 @pytest.mark.parametrize("far", [1e30, 3e38, 1e39, 1e300])

@@ -8,11 +8,9 @@ towards what the modalities say alone.
 import torch
 from torch import Tensor
 
-from ecsfusion.pid.folds import row_keys
+from ecsfusion.pid.folds import MIN_COPIES, row_keys
 from ecsfusion.pid.linear import TrainingSets, tells_more
 
-MIN_ROWS_OF_KIND = 16
-"""With fewer rows for each distinct one of a modality its rows are no categories."""
 MAX_COUNTS = 1 << 22
 """The most counts, of cells and classes, of a training set."""
 ROWS_ALONE = (1.0, 8.0)
@@ -60,4 +58,4 @@ def _read(counts: Tensor, alone: Tensor, rows_alone: float) -> Tensor:
 def kinds_of(rows: Tensor) -> Tensor | None:
     """Which of the distinct rows each of rows (N, D) is: (N,) int64; None where most are distinct."""
     kinds, place = row_keys([rows], 0).unique(return_inverse=True)
-    return place if len(kinds) * MIN_ROWS_OF_KIND <= len(rows) else None
+    return place if len(kinds) * MIN_COPIES <= len(rows) else None
